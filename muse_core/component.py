@@ -1,0 +1,118 @@
+"""What a plugin registers and what a recipe chooses. Imports no torch: options are read for listing and checking."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import attrs
+
+KINDS = (
+    "potential",
+    "memory layer",
+    "router",
+    "initializer",
+    "kernel backend",
+    "safety monitor",
+    "layer",
+    "filter",
+    "model",
+    "stage",
+    "source",
+)
+"""Every kind of component, in the order in which listings show them."""
+
+NAMESPACE = {kind: kind for kind in KINDS} | {"memory layer": "layer"}
+"""Kinds that share names: a memory layer is a layer, so a recipe asks for either with ``use`` in a block."""
+
+
+@attrs.frozen
+class Component:
+    """A registration row that a hook yields: one implementation of a kind.
+
+    ``options`` is a frozen, keyword-only attrs class importable without torch: its fields are the recipe options, its
+    docstring the help, the strings under the fields the help of each option. ``implementation`` is ``"module:Class"``;
+    the core imports it when a recipe uses the component and calls ``Class(options, context)``.
+    """
+
+    name: str
+    options: type = attrs.field(kw_only=True)
+    implementation: str = attrs.field(kw_only=True)
+
+
+@attrs.frozen
+class Kind:
+    """Annotation that marks an options field as a choice of a component of this kind; written ``Use["filter"]``."""
+
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class Use:
+    """A component chosen by a recipe, with checked options.
+
+    An options class declares nested components as ``filters: tuple[Use["filter"], ...] = ("snr",)``: the default is
+    written as a recipe would write it (bare names or tables) and is resolved when the recipe is checked.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    implementation: str
+    options: Any
+    path: str = attrs.field(default="", eq=False)
+    """Key path in the recipe, for messages: ``model.block[1].filters[0]``."""
+
+    def __class_getitem__(cls, kind: str) -> Any:
+        if kind not in KINDS:
+            raise TypeError(f"Use[{kind!r}]: no such kind of component; the kinds are {', '.join(KINDS)}")
+        return Annotated[cls, Kind(kind)]
+
+
+@attrs.frozen
+class Requirement:
+    """A signal that a component reads from the nearest earlier layer that provides it."""
+
+    signal: str
+    optional: bool = attrs.field(default=False, kw_only=True)
+    """An optional signal without an earlier publisher reads as absent (a potential then contributes zero)."""
+
+
+def provided(options: Any, width: int) -> dict[str, tuple[int, ...]]:
+    """Signals that a layer with these options can publish: name → trailing shape after (B, N). Option classes that
+    publish define ``def provides(self, width: int) -> dict[str, tuple[int, ...]]``."""
+    return dict(options.provides(width)) if hasattr(options, "provides") else {}
+
+
+def required(options: Any) -> tuple[Requirement, ...]:
+    """Signals that a component reads, with those of the components nested in its options. Option classes that read
+    signals define ``def requires(self) -> tuple[Requirement, ...]``."""
+    own = tuple(options.requires()) if hasattr(options, "requires") else ()
+    return own + tuple(need for use in nested(options) for need in required(use.options))
+
+
+def nested(options: Any) -> tuple[Use, ...]:
+    """The components chosen directly in the fields of an options instance, in field order."""
+    found: list[Use] = []
+    for field in attrs.fields(type(options)):
+        value = getattr(options, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Use):
+                found.append(item)
+    return tuple(found)
+
+
+def load(reference: str) -> Any:
+    """Import ``"module:object"``.
+
+    Raises ImportError when the module or the object is missing; the message names both.
+    """
+    module_name, separator, attribute = reference.partition(":")
+    if not separator or not module_name or not attribute:
+        raise ImportError(f"{reference!r} is not of the form 'module:object'")
+    module = importlib.import_module(module_name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise ImportError(f"module {module_name!r} has no object {attribute!r}") from None

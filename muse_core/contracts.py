@@ -1,0 +1,299 @@
+"""What passes between rooms: named tuples of tensors and the protocols of every kind of component.
+
+Letters: B batch rows, N tokens, D width, H heads, K and M key and value width of a head, E experts.
+Everything a layer produces is returned. Parameters, buffers and state are real and at least fp32
+(``promote_types(x.dtype, float32)``); a complex quantity crosses a contract as a trailing axis of 2.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+State = Any
+"""A pytree of dicts of real tensors, or None for the start of a sequence."""
+
+
+class Tokens(NamedTuple):
+    """About the tokens, not of them."""
+
+    positions: Tensor
+    """(B, N) int: position within the document."""
+    offset: int = 0
+    """Stream position of token 0 modulo the least common multiple of the periods; 0 in permuted training."""
+    resets: Tensor | None = None
+    """(B, N) bool: a document starts here. None: no document starts inside, not even at token 0 of carried state."""
+    valid: Tensor | None = None
+    """(B, N) bool, right padding: False where a row has ended. None: all valid."""
+
+
+class Step(NamedTuple):
+    """What a layer returns."""
+
+    update: Tensor
+    """(B, N, D): the stack adds it to the residual stream."""
+    state: State
+    signals: dict[str, Tensor] = {}
+    """(B, N, …): exactly the names in ``context.publish``."""
+    losses: dict[str, Tensor] = {}
+    """Scalars, already weighted, summed over valid tokens."""
+    measures: dict[str, Tensor] = {}
+    """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
+    weighted by tokens."""
+
+
+class Period(NamedTuple):
+    """What happened to fast weights between ``before`` and ``after`` of a filter; sums restart at a reset."""
+
+    log_decay: Tensor
+    """(B, H): Σ g over the period."""
+    write_scale: Tensor
+    """(B, H): Σ e^{2(c_end − c_i)} β_i² ‖k_i‖² ‖v_i‖² / (K M), the variance a noise write would leave per entry."""
+    reset: Tensor
+    """(B,) bool: a document started in this period; then ``before`` is zero and the row's filter state restarts."""
+
+
+class Routing(NamedTuple):
+    """Which experts a token goes to."""
+
+    expert: Tensor
+    """(B, N, k) int; unused slots −1."""
+    weight: Tensor
+    """(B, N, k); unused slots 0."""
+    logits: Tensor
+    """(B, N, E)."""
+    losses: dict[str, Tensor] = {}
+    measures: dict[str, Tensor] = {}
+
+
+class Output(NamedTuple):
+    """What a model returns."""
+
+    hidden: Tensor
+    """(B, N, D): input of the head; ``model.logits(hidden)`` gives (B, N, vocabulary)."""
+    state: State
+    losses: dict[str, Tensor]
+    measures: dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """A training or evaluation batch."""
+
+    inputs: Tensor
+    """(B, N) int64 token ids."""
+    labels: Tensor
+    """(B, N) int64: the next token."""
+    counted: Tensor
+    """(B, N) bool: the label belongs to the loss (false for padding)."""
+    tokens: Tokens
+
+
+class Result(NamedTuple):
+    """What an objective returns for one micro-batch."""
+
+    total: Tensor
+    """Scalar: sum over counted tokens, in nats, of everything to minimise. The loop divides by the global count."""
+    losses: dict[str, Tensor]
+    """Detached scalar sums by name, for the records; ``"cross_entropy"`` among them for language models."""
+    measures: dict[str, Tensor]
+    state: State
+
+
+class Action(enum.IntEnum):
+    """What a monitor asks for; of several the strongest wins."""
+
+    CONTINUE = 0
+    SKIP = 1
+    ROLLBACK = 2
+    HALT = 3
+
+
+class Verdict(NamedTuple):
+    """A monitor's decision with its reason in a sentence."""
+
+    action: Action = Action.CONTINUE
+    reason: str = ""
+    monitor: str = ""
+    onset: int | None = None
+    """First step that the monitor holds responsible; a rollback goes to a certified checkpoint before it."""
+
+
+class KernelRequest(NamedTuple):
+    """What a layer asks of a kernel backend."""
+
+    operation: str
+    device: str
+    """``"cpu"`` or ``"cuda"``."""
+    dtype: str
+    """``"float32"``, ``"bfloat16"``, ``"float64"``: dtype of the tensors that will arrive."""
+    sizes: Mapping[str, int] = {}
+    """Head sizes and the like, such as ``{"key": 64, "value": 64}``."""
+    needs: frozenset[str] = frozenset({"gradient"})
+    """Among gradient, resets, group, double_backward."""
+
+
+class Document(NamedTuple):
+    """One document of a source."""
+
+    text: str
+    name: str
+    """Where it came from, for messages: a file name, or dataset and row."""
+    split: str | None = None
+    """``"train"``, ``"validation"`` or ``"test"`` when the source fixes it; None leaves it to the seeded shuffle."""
+
+
+class Layer(Protocol):
+    """A residual sub-layer, memory layers too: y = x + update(norm(x)). A torch module."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+        """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
+        ...
+
+
+class Absorbs(Protocol):
+    """Optional for every component: moving averages, bins and schedules that change between steps."""
+
+    def absorb(self, measures: Mapping[str, float], progress: float) -> None:
+        """Called once per accepted optimiser step, after reduction; ``measures`` are the component's own, without
+        prefix; ``progress`` = accepted / planned steps in [0, 1]."""
+        ...
+
+
+class Potential(Protocol):
+    """A term of the Hamiltonian's diagonal; those listed are summed. A torch module; ``context.heads`` is H."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def forward(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Returns V and Γ ≥ 0, each (B, N, H), at least fp32."""
+        ...
+
+
+class Filter(Protocol):
+    """Acts on fast weights (B, H, K, M) once a period, in absolute positions. A torch module."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def forward(
+        self, before: Tensor, after: Tensor, period: Period, state: State
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """Returns the filtered weights, the filter's state and measures; ``state`` None at the start."""
+        ...
+
+
+class Router(Protocol):
+    """Chooses experts per token. A torch module; ``context.experts`` is E."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def forward(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> Routing: ...
+
+
+class Model(Protocol):
+    """A causal language model. A torch module."""
+
+    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+        """``inputs``: ids (B, N) or embeddings (B, N, D)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """What a stage minimises."""
+
+    def __call__(self, model: Any, batch: Batch, state: State) -> Result: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Stage(Protocol):
+    """Configures the one loop: an objective, never a second loop."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def objective(self, model: Any, data: Any) -> Objective | None:
+        """None: the stage does not train (convert, evaluate)."""
+        ...
+
+    def trainable(self, name: str) -> bool:
+        """Whether the parameter of this name is trained in this stage."""
+        ...
+
+    def finish(self, model: Any) -> tuple[Any, dict[str, Tensor]] | None:
+        """A new recipe table and weights when the stage changes the architecture; None keeps both."""
+        ...
+
+
+class Initializer(Protocol):
+    """Fills the parameters whose names match. Called with full fp32 tensors on the CPU."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def __call__(self, tensor: Tensor, *, role: str, generator: Generator) -> Tensor:
+        """Returns a tensor of the same shape; role is matrix, embedding, vector or dynamics."""
+        ...
+
+
+class KernelBackend(Protocol):
+    """Implements operations of muse-kernels. ``rank`` orders the choice under ``kernels.backend = "auto"``: the
+    highest-ranked backend that does not refuse wins; equal ranks are an error."""
+
+    rank: int
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def operations(self) -> dict[str, str]:
+        """operation → ``"module:function"``, each with the signature of its muse_kernels namesake without backend."""
+        ...
+
+    def refuse(self, request: KernelRequest) -> str | None:
+        """Why this request cannot be served, in a sentence, or None."""
+        ...
+
+
+class Monitor(Protocol):
+    """Watches the loop. Judges are pure functions of globally reduced numbers, so ranks never disagree."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """On device, without synchronisation. Moments: ``"gradients"`` (values: parameter name → gradient)."""
+        ...
+
+    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        """Before the optimiser step, with every reduced number of this step, the monitor's own under
+        ``<monitor>/<name>``."""
+        ...
+
+    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool: ...
+
+    def probe(self, model: Any) -> dict[str, float]:
+        """On all ranks, in eval mode under no_grad with the random state kept."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Source(Protocol):
+    """Where text comes from."""
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def fingerprint(self) -> str:
+        """Identifies the content: equal fingerprints give equal documents. Cheap where it can be (file digests)."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """Documents in a fixed order."""
+        ...

@@ -1,0 +1,45 @@
+"""Errors for people, each with the exit code of the command that stops on it. Messages say where, what, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MuseError(Exception):
+    """A condition that a user can act on; the command prints the message without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(MuseError):
+    """Recipe, arguments or device are not usable. Carries every problem found, one sentence each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class StorageError(MuseError):
+    """Disk, run directory or checkpoint."""
+
+    exit_code = 3
+
+
+class DataError(MuseError):
+    """Corpus, tokenizer or cache."""
+
+    exit_code = 3
+
+
+class Halted(MuseError):
+    """Stopped by a gate or a monitor."""
+
+    exit_code = 4
+
+
+class PluginError(MuseError):
+    """A plugin that the run needs does not work."""
+
+    exit_code = 5

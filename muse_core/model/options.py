@@ -1,0 +1,43 @@
+"""Options of the ``stack`` model: the [model] table. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from attrs import field, validators
+
+from muse_core.component import Use
+
+
+@attrs.frozen(kw_only=True)
+class Placed:
+    """A residual layer of the block. Other keys of this table are the layer's options."""
+
+    layer: Use["layer"] = field(metadata={"inline": True})
+    """Which layer."""
+    at: str | None = field(default=None, validator=validators.optional(validators.matches_re(
+        r"-?\d+(,-?\d+)*|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")))
+    """Depths that have it: an index, indices separated by commas, or a slice (``::4`` every fourth, ``1:`` all but the
+    first). Default: every depth."""
+    name: str | None = field(default=None, validator=validators.optional(validators.matches_re(
+        r"[A-Za-z][A-Za-z0-9_-]*")))
+    """Name in parameters and measures. Default: the component's name; needed where a block repeats a layer."""
+
+
+@attrs.frozen(kw_only=True)
+class StackOptions:
+    """Embedding, ``depth`` blocks of residual layers y = x + update(norm(x)), norm, head."""
+
+    width: int = field(default=192, validator=[validators.ge(1), validators.le(65_536)])
+    """Width D of the residual stream."""
+    depth: int = field(default=4, validator=[validators.ge(1), validators.le(4096)])
+    """Number of blocks."""
+    dropout: float = field(default=0.0, validator=[validators.ge(0.0), validators.lt(1.0)])
+    """Share of each layer's update that is dropped in training."""
+    block: tuple[Placed, ...] = field(validator=validators.min_len(1))
+    """The residual layers of a block, in order."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Normalisation before each layer and the head."""
+    tie_embeddings: bool = True
+    """The head is the embedding's transpose."""

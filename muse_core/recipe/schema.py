@@ -1,0 +1,232 @@
+"""What a recipe holds: attrs classes whose fields are the keys, defaults the defaults, docstrings the help.
+
+Imports no torch. ``Use["kind"]`` marks a component; ``Choice`` a table of the core's own chosen by ``use``; a field
+annotated ``Use[...]`` and marked ``inline`` takes every key of its table that the class does not name itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import attrs
+from attrs import field, validators
+
+from muse_core.component import Use
+
+POSITIVE = validators.ge(1)
+FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
+
+
+@attrs.frozen
+class Choice:
+    """Annotation for one of the core's own tables, by ``use``; a bare string means that one with its defaults."""
+
+    options: Mapping[str, type] = attrs.field(eq=False)
+
+
+INLINE = {"inline": True}
+"""Field metadata: the component's ``use`` and options stand in this very table."""
+
+
+@attrs.frozen(kw_only=True)
+class Bytes:
+    """Every UTF-8 byte is a token; 256 tokens and one that separates documents."""
+
+
+@attrs.frozen(kw_only=True)
+class BytePair:
+    """Byte-level byte-pair encoding, trained on the training split."""
+
+    vocabulary: int = field(default=8192, validator=[validators.ge(300), validators.le(1_000_000)])
+    """Number of tokens, the separator included."""
+
+
+@attrs.frozen(kw_only=True)
+class GPT2:
+    """GPT-2's byte-pair encoding from local files."""
+
+    vocab: str
+    """Path of vocab.json."""
+    merges: str
+    """Path of merges.txt."""
+
+
+TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2}
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """Text, its tokens and their order. Other keys of this table are the source's options."""
+
+    source: Use["source"] = field(default="state-of-the-union", metadata=INLINE)
+    """Where the text comes from."""
+    tokenizer: Annotated[Any, Choice(TOKENIZERS)] = "bytes"
+    """How text becomes tokens."""
+    order: Literal["permuted", "streams"] = "permuted"
+    """permuted: windows in an order that is a function of seed, epoch and index. streams: every row of a batch reads
+    on where it stopped, its state carried along."""
+    reset_at_documents: bool = True
+    """Layers start afresh where a document starts; otherwise a window is one text."""
+    validation: float = field(default=0.05, validator=[validators.gt(0.0), validators.lt(0.5)])
+    """Share of the documents held out for validation."""
+    test: float = field(default=0.05, validator=[validators.gt(0.0), validators.lt(0.5)])
+    """Share of the documents held out for the final test."""
+    cache: str | None = None
+    """Folder of encoded corpora. Default: ``muse`` under the user's cache folder, or MUSE_CACHE."""
+
+
+@attrs.frozen(kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    beta1: float = field(default=0.9, validator=FRACTION)
+    """Decay of the first moment."""
+    beta2: float = field(default=0.95, validator=FRACTION)
+    """Decay of the second moment."""
+    epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
+    """Added to the denominator."""
+
+
+@attrs.frozen(kw_only=True)
+class Muon:
+    """Orthogonalised momentum for hidden matrices, AdamW at ``train.learning_rate`` for everything else."""
+
+    learning_rate: float = field(default=0.02, validator=validators.gt(0.0))
+    """Rate of the matrices."""
+    momentum: float = field(default=0.95, validator=FRACTION)
+    """Momentum of the matrices."""
+    beta1: float = field(default=0.9, validator=FRACTION)
+    """AdamW's decay of the first moment."""
+    beta2: float = field(default=0.95, validator=FRACTION)
+    """AdamW's decay of the second moment."""
+    epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
+    """AdamW's addition to the denominator."""
+
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+
+
+@attrs.frozen(kw_only=True)
+class Train:
+    """The loop."""
+
+    steps: int = field(default=600, validator=POSITIVE)
+    """Planned optimiser steps; the schedule spans them."""
+    batch_size: int = field(default=8, validator=POSITIVE)
+    """Sequences per optimiser step, over all ranks."""
+    micro_batch: int | None = field(default=None, validator=validators.optional(POSITIVE))
+    """Sequences per forward pass on one rank; gradients accumulate. Default: all at once."""
+    sequence_length: int = field(default=256, validator=POSITIVE)
+    """Tokens per sequence."""
+    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = "adamw"
+    """Update rule."""
+    learning_rate: float = field(default=3e-3, validator=validators.gt(0.0))
+    """Peak learning rate."""
+    warmup_steps: int = field(default=50, validator=validators.ge(0))
+    """Steps of linear warm-up."""
+    final_rate: float = field(default=0.1, validator=FRACTION)
+    """Learning rate at the last step as a share of the peak; a cosine leads there."""
+    weight_decay: float = field(default=0.1, validator=validators.ge(0.0))
+    """Decoupled decay of matrices and embeddings; vectors and dynamics have none."""
+    clip_norm: float = field(default=1.0, validator=validators.gt(0.0))
+    """Largest global gradient norm, computed in float64."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast: bf16 where the processor computes in it, otherwise fp32. Parameters stay fp32."""
+    compile: bool = False
+    """Use torch.compile."""
+    activation_checkpointing: bool = False
+    """Recompute activations of each block in the backward pass to save memory."""
+    max_seconds: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
+    """Stops the run early after this much wall clock; never alters the schedule."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+
+
+@attrs.frozen(kw_only=True)
+class Evaluate:
+    """Held-out measures."""
+
+    every: int = field(default=100, validator=POSITIVE)
+    """Steps between evaluations on validation text."""
+    tokens: int = field(default=32_768, validator=POSITIVE)
+    """Validation tokens read by each of them, the same ones each time."""
+    final_tokens: int = field(default=262_144, validator=POSITIVE)
+    """Held-out tokens read at the end, for validation and test."""
+    lengths: tuple[int, ...] = (1,)
+    """Context lengths of the final evaluation in multiples of the training length."""
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """Checkpoints in generations."""
+
+    every: int = field(default=200, validator=POSITIVE)
+    """Steps between checkpoints; one more is made at the end and when interrupted."""
+    keep: int = field(default=5, validator=POSITIVE)
+    """Generations kept; the two newest certified ones stay besides."""
+
+
+@attrs.frozen(kw_only=True)
+class Kernels:
+    """Which kernel backends may serve the layers."""
+
+    backend: Literal["auto"] | tuple[Use["kernel backend"], ...] = "auto"
+    """auto: every installed backend, the highest-ranked that does not refuse. A name or a list: those, in that order."""
+
+
+@attrs.frozen(kw_only=True)
+class Init:
+    """Starting weights."""
+
+    from_: str | None = field(default=None, alias="from")
+    """Run directory whose newest checkpoint gives the weights that fit by name and shape."""
+
+
+@attrs.frozen(kw_only=True)
+class Matched:
+    """An initializer for the parameters whose names match. Other keys of this table are its options."""
+
+    initializer: Use["initializer"] = field(metadata=INLINE)
+    """Which initializer."""
+    match: str
+    """Pattern of full parameter names, as ``blocks.*.hebbian.query.weight``; of several that match, the last wins."""
+
+
+@attrs.frozen(kw_only=True)
+class Plugins:
+    """Which installed distributions may be loaded."""
+
+    allow: tuple[str, ...] | None = None
+    """Only these distributions besides muse-core. Default: all."""
+    deny: tuple[str, ...] = ()
+    """Never these."""
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """One TOML file that says everything a run does."""
+
+    format: Literal[1] = 1
+    """Version of the recipe format."""
+    name: str = field(validator=validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"))
+    """Name of the run directory and in reports."""
+    seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**31)])
+    """One seed for weights, data order and everything random."""
+    deterministic: bool = False
+    """Refuse operations without a deterministic implementation."""
+    data: Data = field(factory=dict)
+    model: Use["model"] = "stack"
+    """The model; ``use`` defaults to the stack of residual layers."""
+    train: Train = field(factory=dict)
+    evaluate: Evaluate = field(factory=dict)
+    checkpoint: Checkpoint = field(factory=dict)
+    kernels: Kernels = field(factory=dict)
+    monitors: tuple[Use["safety monitor"], ...] = ()
+    """Judges of the loop, in the order of the records."""
+    stages: tuple[Use["stage"], ...] = ("train",)
+    """What the run does, in order."""
+    initializers: tuple[Matched, ...] = ()
+    """Initial values by parameter name."""
+    init: Init = field(factory=dict)
+    plugins: Plugins = field(factory=dict)
