@@ -42,7 +42,7 @@ class Component:
 
 @attrs.frozen
 class Kind:
-    """Annotation that marks an options field as a choice of a component of this kind; written ``Use["filter"]``."""
+    """Annotation that marks an options field as a choice of a component of this kind; written ``UseFilter``."""
 
     name: str
 
@@ -51,7 +51,7 @@ class Kind:
 class Use:
     """A component chosen by a recipe, with checked options.
 
-    An options class declares nested components as ``filters: tuple[Use["filter"], ...] = ("snr",)``: the default is
+    An options class declares nested components as ``filters: tuple[UseFilter, ...] = ("snr",)``: the default is
     written as a recipe would write it (bare names or tables) and is resolved when the recipe is checked.
     """
 
@@ -64,10 +64,18 @@ class Use:
     path: str = attrs.field(default="", eq=False)
     """Key path in the recipe, for messages: ``model.block[1].filters[0]``."""
 
-    def __class_getitem__(cls, kind: str) -> Any:
-        if kind not in KINDS:
-            raise TypeError(f"Use[{kind!r}]: no such kind of component; the kinds are {', '.join(KINDS)}")
-        return Annotated[cls, Kind(kind)]
+
+UsePotential = Annotated[Use, Kind("potential")]
+UseMemoryLayer = Annotated[Use, Kind("memory layer")]
+UseRouter = Annotated[Use, Kind("router")]
+UseInitializer = Annotated[Use, Kind("initializer")]
+UseKernelBackend = Annotated[Use, Kind("kernel backend")]
+UseMonitor = Annotated[Use, Kind("safety monitor")]
+UseLayer = Annotated[Use, Kind("layer")]
+UseFilter = Annotated[Use, Kind("filter")]
+UseModel = Annotated[Use, Kind("model")]
+UseStage = Annotated[Use, Kind("stage")]
+UseSource = Annotated[Use, Kind("source")]
 
 
 @attrs.frozen

@@ -1,7 +1,7 @@
 """What a recipe holds: attrs classes whose fields are the keys, defaults the defaults, docstrings the help.
 
 Imports no torch. ``Use["kind"]`` marks a component; ``Choice`` a table of the core's own chosen by ``use``; a field
-annotated ``Use[...]`` and marked ``inline`` takes every key of its table that the class does not name itself.
+annotated component and marked ``inline`` takes every key of its table that the class does not name itself.
 """
 
 from __future__ import annotations
