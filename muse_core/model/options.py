@@ -7,14 +7,14 @@ from typing import Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import Use
+from muse_core.component import UseLayer
 
 
 @attrs.frozen(kw_only=True)
 class Placed:
     """A residual layer of the block. Other keys of this table are the layer's options."""
 
-    layer: Use["layer"] = field(metadata={"inline": True})
+    layer: UseLayer = field(metadata={"inline": True})
     """Which layer."""
     at: str | None = field(default=None, validator=validators.optional(validators.matches_re(
         r"-?\d+(,-?\d+)*|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")))

@@ -1,7 +1,7 @@
 """What a recipe holds: attrs classes whose fields are the keys, defaults the defaults, docstrings the help.
 
-Imports no torch. ``Use["kind"]`` marks a component; ``Choice`` a table of the core's own chosen by ``use``; a field
-annotated component and marked ``inline`` takes every key of its table that the class does not name itself.
+Imports no torch. ``UseSource`` and its like mark a component; ``Choice`` a table of the core's own chosen by ``use``; a component field
+marked ``inline`` takes every key of its table that the class does not name itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import Use
+from muse_core.component import UseInitializer, UseKernelBackend, UseModel, UseMonitor, UseSource, UseStage
 
 POSITIVE = validators.ge(1)
 FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
@@ -59,7 +59,7 @@ TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2}
 class Data:
     """Text, its tokens and their order. Other keys of this table are the source's options."""
 
-    source: Use["source"] = field(default="state-of-the-union", metadata=INLINE)
+    source: UseSource = field(default="state-of-the-union", metadata=INLINE)
     """Where the text comes from."""
     tokenizer: Annotated[Any, Choice(TOKENIZERS)] = "bytes"
     """How text becomes tokens."""
@@ -171,15 +171,16 @@ class Checkpoint:
 class Kernels:
     """Which kernel backends may serve the layers."""
 
-    backend: Literal["auto"] | tuple[Use["kernel backend"], ...] = "auto"
-    """auto: every installed backend, the highest-ranked that does not refuse. A name or a list: those, in that order."""
+    backend: Literal["auto"] | tuple[UseKernelBackend, ...] = "auto"
+    """auto: of all installed backends the highest-ranked that does not refuse. A name or a list: those, in that
+    order."""
 
 
 @attrs.frozen(kw_only=True)
 class Init:
     """Starting weights."""
 
-    from_: str | None = field(default=None, alias="from")
+    from_: str | None = field(default=None, metadata={"key": "from"})
     """Run directory whose newest checkpoint gives the weights that fit by name and shape."""
 
 
@@ -187,7 +188,7 @@ class Init:
 class Matched:
     """An initializer for the parameters whose names match. Other keys of this table are its options."""
 
-    initializer: Use["initializer"] = field(metadata=INLINE)
+    initializer: UseInitializer = field(metadata=INLINE)
     """Which initializer."""
     match: str
     """Pattern of full parameter names, as ``blocks.*.hebbian.query.weight``; of several that match, the last wins."""
@@ -216,15 +217,15 @@ class Recipe:
     deterministic: bool = False
     """Refuse operations without a deterministic implementation."""
     data: Data = field(factory=dict)
-    model: Use["model"] = "stack"
+    model: UseModel = "stack"
     """The model; ``use`` defaults to the stack of residual layers."""
     train: Train = field(factory=dict)
     evaluate: Evaluate = field(factory=dict)
     checkpoint: Checkpoint = field(factory=dict)
     kernels: Kernels = field(factory=dict)
-    monitors: tuple[Use["safety monitor"], ...] = ()
+    monitors: tuple[UseMonitor, ...] = ()
     """Judges of the loop, in the order of the records."""
-    stages: tuple[Use["stage"], ...] = ("train",)
+    stages: tuple[UseStage, ...] = ("train",)
     """What the run does, in order."""
     initializers: tuple[Matched, ...] = ()
     """Initial values by parameter name."""
