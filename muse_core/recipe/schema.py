@@ -1,7 +1,7 @@
 """What a recipe holds: attrs classes whose fields are the keys, defaults the defaults, docstrings the help.
 
-Imports no torch. ``UseSource`` and its like mark a component; ``Choice`` a table of the core's own chosen by ``use``; a component field
-marked ``inline`` takes every key of its table that the class does not name itself.
+Imports no torch. ``UseSource`` and its like mark a component; ``Choice`` a table of the core's own chosen by ``use``;
+a component field marked ``inline`` takes every key of its table that the class does not name itself.
 """
 
 from __future__ import annotations
