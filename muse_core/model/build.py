@@ -1,0 +1,175 @@
+"""Recipe → model: loads implementations, binds kernels, applies initializers. Every failure names its component."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from muse_core.component import Use, load
+from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.model.context import Context
+from muse_core.model.kernels import BoundKernels, ranked
+from muse_core.model.plan import Site
+from muse_core.model.roles import parameter_roles
+from muse_core.model.seeding import generator_of, seeded
+from muse_core.model.signatures import mismatch
+from muse_core.recipe.schema import Matched, Recipe
+
+
+def construct(use: Use, context: Any) -> Any:
+    """Import and instantiate a component.
+
+    Raises PluginError naming component, distribution and key path when the import fails, the signature departs from
+    the contract or the constructor raises; MuseErrors of the constructor pass with the key path in front.
+    """
+    where = f"{use.path}: " if use.path else ""
+    title = f"{where}{use.kind} {use.name!r} of {use.distribution} {use.version}"
+    try:
+        implementation = load(use.implementation)
+    except Exception as error:
+        raise PluginError(f"{title} cannot be imported ({use.implementation}): {_reason(error)}") from error
+    sentence = mismatch(use.kind, implementation)
+    if sentence:
+        raise PluginError(f"{title} does not keep the contract: {sentence}")
+    try:
+        return implementation(use.options, context)
+    except MuseError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"{where}{use.name}: {error}") from error
+    except Exception as error:
+        raise PluginError(f"{title} failed to build: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def construct_component(use: Use, context: Context, seed: int) -> Any:
+    """``construct`` with torch's default initialisation seeded by (seed, name of the component)."""
+    with seeded(seed, f"{context.name}/{use.kind}/{use.name}"):
+        return construct(use, context)
+
+
+@attrs.frozen(kw_only=True)
+class ModelContext:
+    """Given to a model's constructor."""
+
+    vocabulary_size: int
+    sequence_length: int
+    width: int
+    depth: int
+    seed: int
+    kernels: BoundKernels
+    activation_checkpointing: bool = False
+
+    def seeded(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Seeds torch's default initialisation for the parameter or module of this name."""
+        return seeded(self.seed, name)
+
+    def layer(self, site: Site) -> nn.Module:
+        """Build the layer of a site of the plan."""
+        context = Context(
+            width=self.width,
+            depth=self.depth,
+            block=site.block,
+            name=site.full_name,
+            sequence_length=self.sequence_length,
+            generator=generator_of(self.seed, site.full_name),
+            kernels=self.kernels,
+            construct=lambda use, context: construct_component(use, context, self.seed),
+            signals=site.signals,
+            publish=site.publish,
+        )
+        return context.build(site.use)
+
+
+def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:
+    """(name, backend) pairs in the order in which they are asked."""
+    if recipe.kernels.backend != "auto":
+        return [(use.name, construct(use, None)) for use in recipe.kernels.backend]
+    uses = [registered_use(row) for row in registry.rows("kernel backend")]
+    return ranked((use.name, construct(use, None)) for use in uses)
+
+
+def registered_use(row: Any) -> Use:
+    """A registered component with its default options."""
+    return Use(
+        kind=row.kind,
+        name=row.component.name,
+        distribution=row.distribution,
+        version=row.version,
+        implementation=row.component.implementation,
+        options=row.component.options(),
+    )
+
+
+def build_model(
+    recipe: Recipe,
+    registry: Any,
+    *,
+    vocabulary_size: int,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    backends: Sequence[tuple[str, Any]] | None = None,
+) -> tuple[nn.Module, BoundKernels]:
+    """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
+
+    Initial values are computed on the CPU in fp32 and depend on (seed, name) only. Returns the model in training mode
+    and the kernels with every choice made. Raises RecipeError or PluginError.
+    """
+    device = torch.device(device)
+    chosen = kernel_backends(recipe, registry) if backends is None else backends
+    kernels = BoundKernels(chosen, device=device.type, dtype=dtype)
+    options = recipe.model.options
+    context = ModelContext(
+        vocabulary_size=vocabulary_size,
+        sequence_length=recipe.train.sequence_length,
+        width=getattr(options, "width", 0),
+        depth=getattr(options, "depth", 0),
+        seed=recipe.seed,
+        kernels=kernels,
+        activation_checkpointing=recipe.train.activation_checkpointing,
+    )
+    model = construct(recipe.model, context)
+    initialize(model, recipe.initializers, seed=recipe.seed)
+    return model.to(device), kernels
+
+
+@torch.no_grad()
+def initialize(
+    model: nn.Module, matched: Sequence[Matched], *, seed: int, make: Callable[[Use, Any], Any] = construct
+) -> dict[str, str]:
+    """Apply initializers by parameter name; of several matching, the last wins. Returns parameter → initializer.
+
+    Raises RecipeError for a pattern that matches nothing, and PluginError for a result of another shape.
+    """
+    roles = parameter_roles(model)
+    winner: dict[str, int] = {}
+    for index, entry in enumerate(matched):
+        names = [name for name in roles if fnmatch.fnmatchcase(name, entry.match)]
+        if not names:
+            raise RecipeError(
+                f"initializers[{index}].match: {entry.match!r} matches no parameter; "
+                f"they are named like {', '.join(list(roles)[:3])}"
+            )
+        winner.update(dict.fromkeys(names, index))
+    applied: dict[str, str] = {}
+    built = [make(entry.initializer, None) for entry in matched]
+    for name, index in winner.items():
+        parameter = model.get_parameter(name)
+        value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
+        if value.shape != parameter.shape:
+            raise PluginError(
+                f"initializers[{index}]: {matched[index].initializer.name} returned shape {tuple(value.shape)} "
+                f"for {name} of shape {tuple(parameter.shape)}"
+            )
+        parameter.copy_(value)
+        applied[name] = matched[index].initializer.name
+    return applied

@@ -1,0 +1,133 @@
+"""Which layer stands where, and which signals it reads and publishes. Torch-free: the recipe check uses it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from muse_core.component import Use, provided, required
+from muse_core.model.options import Placed, StackOptions
+
+RESERVED = frozenset({"norms"})
+"""Names inside a block that are not a layer's."""
+
+
+@attrs.frozen(kw_only=True)
+class Site:
+    """One residual layer at one depth."""
+
+    block: int
+    """Depth index from 0."""
+    name: str
+    """Name within the block; the full name is ``blocks.<block>.<name>``."""
+    use: Use
+    signals: Mapping[str, tuple[int, ...]]
+    """Signals that earlier layers publish, with their trailing shapes."""
+    publish: frozenset[str]
+    """Signals of this layer that later layers read from it."""
+
+    @property
+    def full_name(self) -> str:
+        return f"blocks.{self.block}.{self.name}"
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """The layers of a stack in order, and what is wrong with them."""
+
+    blocks: tuple[tuple[Site, ...], ...]
+    problems: tuple[tuple[str, str], ...]
+    """(key path, sentence) pairs; empty when the stack can be built."""
+
+
+def depths(at: str | None, depth: int) -> tuple[int, ...]:
+    """The depths that ``at`` selects among ``range(depth)``; IndexError names an index that does not exist."""
+    everything = range(depth)
+    if at is None:
+        return tuple(everything)
+    if ":" in at:
+        return tuple(everything[slice(*(int(part) if part else None for part in at.split(":")))])
+    chosen = set()
+    for part in at.split(","):
+        index = int(part)
+        if not -depth <= index < depth:
+            raise IndexError(f"depth {index} does not exist in a stack of {depth} blocks (0 to {depth - 1})")
+        chosen.add(index % depth)
+    return tuple(sorted(chosen))
+
+
+def plan(options: StackOptions) -> Plan:
+    """Lay the blocks out and connect every required signal to the nearest earlier publisher."""
+    problems: list[tuple[str, str]] = []
+    order = _placements(options, problems)
+    available: dict[str, tuple[int, tuple[int, ...]]] = {}
+    reads: dict[int, set[str]] = {}
+    before: list[dict[str, tuple[int, ...]]] = []
+    for number, (block, name, placed) in enumerate(order):
+        before.append({signal: shape for signal, (_, shape) in available.items()})
+        for need in required(placed.layer.options):
+            if need.signal in available:
+                reads.setdefault(available[need.signal][0], set()).add(need.signal)
+            elif not need.optional:
+                problems.append((placed.layer.path, _unmet(need.signal, name, block, order, options.width)))
+        for signal, shape in provided(placed.layer.options, options.width).items():
+            available[signal] = (number, shape)
+    blocks: list[list[Site]] = [[] for _ in range(options.depth)]
+    for number, (block, name, placed) in enumerate(order):
+        blocks[block].append(
+            Site(
+                block=block,
+                name=name,
+                use=placed.layer,
+                signals=before[number],
+                publish=frozenset(reads.get(number, ())),
+            )
+        )
+    empty = [index for index, sites in enumerate(blocks) if not sites]
+    if empty and not problems:
+        problems.append(("model.block", f"no layer stands at depth {empty[0]}; widen an 'at' or lower model.depth"))
+    return Plan(blocks=tuple(tuple(sites) for sites in blocks), problems=tuple(dict.fromkeys(problems)))
+
+
+def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[tuple[int, str, Placed]]:
+    """(depth, name, layer) in the order of computation; names and depths are checked."""
+    chosen: list[tuple[str, Placed, tuple[int, ...]]] = []
+    for placed in options.block:
+        name = placed.name or placed.layer.name
+        path = placed.layer.path
+        if name in RESERVED or "." in name:
+            problems.append((path, f"{name!r} cannot name a layer; set another with name = \"…\""))
+            continue
+        try:
+            where = depths(placed.at, options.depth)
+        except IndexError as error:
+            problems.append((path, f"at = {placed.at!r}: {error}"))
+            continue
+        if not where:
+            problems.append((path, f"at = {placed.at!r} selects none of the {options.depth} blocks"))
+        chosen.append((name, placed, where))
+    order = []
+    for block in range(options.depth):
+        taken: set[str] = set()
+        for name, placed, where in chosen:
+            if block not in where:
+                continue
+            if name in taken:
+                problems.append(
+                    (placed.layer.path, f"a second layer named {name!r} in one block; tell them apart with name = \"…\"")
+                )
+                continue
+            taken.add(name)
+            order.append((block, name, placed))
+    return order
+
+
+def _unmet(signal: str, name: str, block: int, order: list[tuple[int, str, Placed]], width: int) -> str:
+    providers = sorted({other for _, other, placed in order if signal in provided(placed.layer.options, width)})
+    if providers:
+        return (
+            f"{name} at depth {block} reads the signal {signal!r}, which {' and '.join(providers)} provides only "
+            f"later; place it earlier, or keep {name} out of depth {block} with at = \"{block + 1}:\""
+        )
+    return f"{name} reads the signal {signal!r}, which no layer of this model provides"

@@ -1,0 +1,63 @@
+"""Compares an implementation's methods with the protocol of its kind, so that a mistake is a sentence at build time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from muse_core import contracts
+
+METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "potential": (contracts.Potential, ("__init__", "forward")),
+    "memory layer": (contracts.Layer, ("__init__", "forward")),
+    "layer": (contracts.Layer, ("__init__", "forward")),
+    "filter": (contracts.Filter, ("__init__", "forward")),
+    "router": (contracts.Router, ("__init__", "forward")),
+    "model": (contracts.Model, ("__init__", "forward", "logits")),
+    "stage": (contracts.Stage, ("__init__", "objective", "trainable", "finish")),
+    "initializer": (contracts.Initializer, ("__init__", "__call__")),
+    "kernel backend": (contracts.KernelBackend, ("__init__", "operations", "refuse")),
+    "safety monitor": (
+        contracts.Monitor,
+        ("__init__", "measure", "judge", "wants_probe", "probe", "state_dict", "load_state_dict"),
+    ),
+    "source": (contracts.Source, ("__init__", "fingerprint", "documents")),
+}
+"""Kind → its protocol and the methods that the core calls. ``__init__`` of Model takes (options, context) too."""
+
+
+def mismatch(kind: str, implementation: type) -> str | None:
+    """How ``implementation`` departs from the protocol of ``kind``, in a sentence, or None."""
+    protocol, methods = METHODS[kind]
+    for name in methods:
+        expected = ["options", "context"] if name == "__init__" else _parameters(getattr(protocol, name))
+        method = getattr(implementation, name, None)
+        if method is None or (name == "__call__" and "__call__" not in dir(implementation)):
+            return f"{implementation.__qualname__} has no method {name}({', '.join(expected)})"
+        sentence = _difference(f"{implementation.__qualname__}.{name}", expected, method)
+        if sentence:
+            return sentence
+    return None
+
+
+def _parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def _difference(title: str, expected: list[str], method: Any) -> str | None:
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.name != "self"]
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return None
+    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    for index, name in enumerate(expected):
+        if index >= len(named):
+            return f"{title} lacks parameter {index + 1}, {name!r}; the contract is ({', '.join(expected)})"
+        if named[index] != name:
+            return (
+                f"{title}: parameter {index + 1} is {named[index]!r} where the contract has {name!r} "
+                f"({', '.join(expected)})"
+            )
+    extra = [p.name for p in parameters[len(expected) :] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if extra:
+        return f"{title}: parameter {extra[0]!r} is not in the contract ({', '.join(expected)}) and has no default"
+    return None

@@ -1,0 +1,125 @@
+"""The ``stack`` model: embedding, blocks of residual layers y = x + update(norm(x)), norm, head.
+
+Letters: B batch rows, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from muse_core.contracts import Output, State, Tokens
+from muse_core.errors import RecipeError
+from muse_core.model.options import StackOptions
+from muse_core.model.plan import Site, plan
+
+
+class Passed(NamedTuple):
+    """What a block returns."""
+
+    x: Tensor
+    state: dict[str, State]
+    signals: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    measures: dict[str, Tensor]
+
+
+def make_norm(kind: str, width: int) -> nn.Module:
+    """Normalisation over the last axis with a learned gain; ``kind`` is rms or layer."""
+    return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width)
+
+
+class Block(nn.Module):
+    """The residual layers at one depth, by name."""
+
+    def __init__(self, sites: tuple[Site, ...], options: StackOptions, context: Any):
+        super().__init__()
+        self.sites = sites
+        self.dropout = nn.Dropout(options.dropout)
+        self.norms = nn.ModuleDict()
+        for site in sites:
+            self.norms[site.name] = make_norm(options.norm, options.width)
+            self.add_module(site.name, context.layer(site))
+
+    def forward(self, x: Tensor, state: dict[str, State] | None, signals: dict[str, Tensor], tokens: Tokens) -> Passed:
+        """x (B, N, D); ``state`` by layer name, None at the start. ``signals`` are not changed: the new ones return."""
+        signals = dict(signals)
+        passed = Passed(x, {}, signals, {}, {})
+        for site in self.sites:
+            step = self.get_submodule(site.name)(
+                self.norms[site.name](x), None if state is None else state[site.name], signals, tokens
+            )
+            assert step.signals.keys() == site.publish, (
+                f"{site.full_name} returned the signals {sorted(step.signals)} where {sorted(site.publish)} are due"
+            )
+            x = x + self.dropout(step.update)
+            passed.state[site.name] = step.state
+            signals.update(step.signals)
+            passed.losses.update({f"{site.full_name}/{key}": value for key, value in step.losses.items()})
+            passed.measures.update({f"{site.full_name}/{key}": value for key, value in step.measures.items()})
+        return passed._replace(x=x)
+
+
+class Stack(nn.Module):
+    """A causal language model made of the recipe's residual layers.
+
+    ``forward(inputs, state, tokens)``: ``inputs`` are ids (B, N) or embeddings (B, N, D); ``state`` is what the last
+    call returned, None at the start. One call over N tokens, calls over pieces with the state carried, and calls token
+    by token agree to 1e-10 in float64.
+    """
+
+    def __init__(self, options: StackOptions, context: Any):
+        super().__init__()
+        laid = plan(options)
+        if laid.problems:
+            raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
+        self.options = options
+        self.activation_checkpointing = context.activation_checkpointing
+        self.embedding = nn.Embedding(context.vocabulary_size, options.width)
+        with context.seeded("embedding"):
+            nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(sites, options, context) for sites in laid.blocks)
+        self.norm = make_norm(options.norm, options.width)
+        self.head = None
+        if not options.tie_embeddings:
+            self.head = nn.Linear(options.width, context.vocabulary_size, bias=False)
+            with context.seeded("head"):
+                nn.init.normal_(self.head.weight, std=1 / math.sqrt(options.width) / 4)
+
+    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+        """See the class. ``tokens`` None: one document from position 0 in every row."""
+        x = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        if tokens is None:
+            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+            tokens = Tokens(positions)
+        new_state: dict[str, State] = {}
+        signals: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        measures: dict[str, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            arguments = (x, None if state is None else state[str(index)], signals, tokens)
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                passed = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                passed = block(*arguments)
+            x, signals = passed.x, passed.signals
+            new_state[str(index)] = passed.state
+            losses.update(passed.losses)
+            measures.update(passed.measures)
+        return Output(self.norm(x), new_state, losses, measures)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (B, N, D) → scores (B, N, vocabulary)."""
+        return hidden @ self.embedding.weight.T if self.head is None else self.head(hidden)
+
+    def absorb(self, measures: dict[str, float], progress: float) -> None:
+        """Hand each component its own reduced measures, once per accepted optimiser step."""
+        for name, module in self.named_modules():
+            if module is not self and hasattr(module, "absorb"):
+                prefix = name + "/"
+                own = {key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)}
+                module.absorb(own, progress)
