@@ -198,6 +198,10 @@ class Router(Protocol):
 class Model(Protocol):
     """A causal language model. A torch module."""
 
+    vocabulary_size: int
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
     def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
         """``inputs``: ids (B, N) or embeddings (B, N, D)."""
         ...

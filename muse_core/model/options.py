@@ -16,12 +16,15 @@ class Placed:
 
     layer: UseLayer = field(metadata={"inline": True})
     """Which layer."""
-    at: str | None = field(default=None, validator=validators.optional(validators.matches_re(
-        r"-?\d+(,-?\d+)*|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")))
+    at: str | None = field(
+        default=None,
+        validator=validators.optional(validators.matches_re(r"-?\d+(,-?\d+)*|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")),
+    )
     """Depths that have it: an index, indices separated by commas, or a slice (``::4`` every fourth, ``1:`` all but the
     first). Default: every depth."""
-    name: str | None = field(default=None, validator=validators.optional(validators.matches_re(
-        r"[A-Za-z][A-Za-z0-9_-]*")))
+    name: str | None = field(
+        default=None, validator=validators.optional(validators.matches_re(r"[A-Za-z][A-Za-z0-9_-]*"))
+    )
     """Name in parameters and measures. Default: the component's name; needed where a block repeats a layer."""
 
 

@@ -97,7 +97,7 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
         name = placed.name or placed.layer.name
         path = placed.layer.path
         if name in RESERVED or "." in name:
-            problems.append((path, f"{name!r} cannot name a layer; set another with name = \"…\""))
+            problems.append((path, f'{name!r} cannot name a layer; set another with name = "…"'))
             continue
         try:
             where = depths(placed.at, options.depth)
@@ -114,9 +114,8 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
             if block not in where:
                 continue
             if name in taken:
-                problems.append(
-                    (placed.layer.path, f"a second layer named {name!r} in one block; tell them apart with name = \"…\"")
-                )
+                sentence = f'a second layer named {name!r} in one block; tell them apart with name = "…"'
+                problems.append((placed.layer.path, sentence))
                 continue
             taken.add(name)
             order.append((block, name, placed))
@@ -128,6 +127,6 @@ def _unmet(signal: str, name: str, block: int, order: list[tuple[int, str, Place
     if providers:
         return (
             f"{name} at depth {block} reads the signal {signal!r}, which {' and '.join(providers)} provides only "
-            f"later; place it earlier, or keep {name} out of depth {block} with at = \"{block + 1}:\""
+            f'later; place it earlier, or keep {name} out of depth {block} with at = "{block + 1}:"'
         )
     return f"{name} reads the signal {signal!r}, which no layer of this model provides"

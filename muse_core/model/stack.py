@@ -77,7 +77,7 @@ class Stack(nn.Module):
         laid = plan(options)
         if laid.problems:
             raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
-        self.options = options
+        self.vocabulary_size: int = context.vocabulary_size
         self.activation_checkpointing = context.activation_checkpointing
         self.embedding = nn.Embedding(context.vocabulary_size, options.width)
         with context.seeded("embedding"):

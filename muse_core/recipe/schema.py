@@ -139,6 +139,8 @@ class Train:
     """Recompute activations of each block in the backward pass to save memory."""
     max_seconds: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
     """Stops the run early after this much wall clock; never alters the schedule."""
+    log_every: int = field(default=10, validator=POSITIVE)
+    """Steps between rows of telemetry."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""
 
@@ -152,7 +154,9 @@ class Evaluate:
     tokens: int = field(default=32_768, validator=POSITIVE)
     """Validation tokens read by each of them, the same ones each time."""
     final_tokens: int = field(default=262_144, validator=POSITIVE)
-    """Held-out tokens read at the end, for validation and test."""
+    """Held-out tokens read at the end."""
+    split: Literal["validation", "test"] = "validation"
+    """Text of the final evaluation. Leave test alone until nothing will be tuned any more."""
     lengths: tuple[int, ...] = (1,)
     """Context lengths of the final evaluation in multiples of the training length."""
 

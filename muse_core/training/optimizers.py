@@ -1,0 +1,104 @@
+"""AdamW, or Muon for hidden matrices beside AdamW for the rest, with state keyed by parameter name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.errors import RecipeError
+from muse_core.model.roles import DYNAMICS, EMBEDDING, MATRIX, VECTOR, parameter_roles
+from muse_core.recipe.schema import AdamW, Muon, Train
+
+DECAYED = (MATRIX, EMBEDDING)
+
+
+class Optimizers:
+    """One or two torch optimisers stepped together; each group's rate is its peak times a common factor."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer], names: dict[str, nn.Parameter]):
+        self.parts = parts
+        self.names = names
+        self.peaks = [[group["lr"] for group in part.param_groups] for part in parts]
+
+    def step(self, factor: float) -> None:
+        """One update at ``factor`` × the peak rates; gradients are used, not cleared."""
+        for part, peaks in zip(self.parts, self.peaks):
+            for group, peak in zip(part.param_groups, peaks):
+                group["lr"] = peak * factor
+            part.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self.names.values():
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Moments as ``<key>/<parameter name>``; what a checkpoint keeps."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.names.items():
+            for part in self.parts:
+                for key, value in part.state.get(parameter, {}).items():
+                    tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``state_tensors``. Raises KeyError for a parameter that does not exist."""
+        for part in self.parts:
+            part.state.clear()
+        owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for full, value in tensors.items():
+            key, name = full.split("/", 1)
+            parameter = self.names[name]
+            keep_on_cpu = key == "step"
+            moved = value.clone() if keep_on_cpu else value.to(parameter.device, copy=True)
+            owner[id(parameter)].state[parameter][key] = moved
+
+
+def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], bool]) -> Optimizers:
+    """Group the trainable parameters by role: matrices and embeddings decay, vectors and dynamics do not."""
+    roles = parameter_roles(model)
+    names = {name: p for name, p in model.named_parameters() if p.requires_grad and trainable(name)}
+    if not names:
+        raise RecipeError("stages: nothing to train; no parameter is trainable in this stage")
+    chosen = train.optimizer
+    parts: list[torch.optim.Optimizer] = []
+    adam = dict(names)
+    if isinstance(chosen, Muon):
+        if not hasattr(torch.optim, "Muon"):
+            raise RecipeError(f"train.optimizer: muon needs torch.optim.Muon, which torch {torch.__version__} lacks")
+        matrices = {name: p for name, p in names.items() if roles[name] == MATRIX and p.ndim == 2}
+        adam = {name: p for name, p in names.items() if name not in matrices}
+        if matrices:
+            parts.append(
+                torch.optim.Muon(
+                    matrices.values(),
+                    lr=chosen.learning_rate,
+                    momentum=chosen.momentum,
+                    weight_decay=train.weight_decay,
+                )
+            )
+    assert isinstance(chosen, AdamW | Muon)
+    groups = [
+        {
+            "params": [p for name, p in adam.items() if roles[name] in members],
+            "weight_decay": train.weight_decay if members == DECAYED else 0.0,
+        }
+        for members in (DECAYED, (VECTOR, DYNAMICS))
+    ]
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        betas = (chosen.beta1, chosen.beta2)
+        parts.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=chosen.epsilon))
+    return Optimizers(parts, names)
+
+
+def rate_factor(train: Train, accepted: int) -> float:
+    """Share of the peak rate at the update after ``accepted`` updates: linear warm-up, then a cosine that reaches
+    ``final_rate`` at the last planned step."""
+    if accepted < train.warmup_steps:
+        return (accepted + 1) / train.warmup_steps
+    span = max(1, train.steps - 1 - train.warmup_steps)
+    progress = min(1.0, (accepted - train.warmup_steps) / span)
+    return train.final_rate + (1 - train.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
