@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import attrs
@@ -101,14 +102,23 @@ def required(options: Any) -> tuple[Requirement, ...]:
 
 
 def nested(options: Any) -> tuple[Use, ...]:
-    """The components chosen directly in the fields of an options instance, in field order."""
+    """The components chosen in the fields of an options instance, in field order, also inside its plain tables."""
     found: list[Use] = []
     for field in attrs.fields(type(options)):
         value = getattr(options, field.name)
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, Use):
                 found.append(item)
+            elif attrs.has(type(item)):
+                found.extend(nested(item))
     return tuple(found)
+
+
+def walk(options: Any) -> Iterator[Use]:
+    """Every component below these options, at any depth, parents first."""
+    for use in nested(options):
+        yield use
+        yield from walk(use.options)
 
 
 def load(reference: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from muse_core.component import Use, provided, required
+from muse_core.component import Use, nested, provided, required, walk
 from muse_core.model.options import Placed, StackOptions
 
 RESERVED = frozenset({"norms"})
@@ -39,6 +39,12 @@ class Plan:
     blocks: tuple[tuple[Site, ...], ...]
     problems: tuple[tuple[str, str], ...]
     """(key path, sentence) pairs; empty when the stack can be built."""
+
+
+def periods(options: object) -> tuple[int, ...]:
+    """The distinct periods, in tokens, at which components below these options act on their state."""
+    found = {getattr(use.options, "period", None) for use in walk(options) if nested(use.options)}
+    return tuple(sorted(period for period in found if isinstance(period, int)))
 
 
 def depths(at: str | None, depth: int) -> tuple[int, ...]:

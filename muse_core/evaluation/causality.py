@@ -1,0 +1,167 @@
+"""The causality gate: before step 1 of every run, no output may depend on a later token or on another row.
+
+Two checks (contracts: causality gate). The exact one perturbs embeddings of a float64 copy and allows 1e-9. The one in
+the run's own precision and kernels changes later ids and asks for equal bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import Step, Tokens
+from muse_core.evaluation.held_out import undisturbed
+from muse_core.training.precision import Precision
+
+TOLERANCE = 1e-9
+PERTURBATION = 10.0
+
+
+@attrs.frozen(kw_only=True)
+class Leak:
+    """A dependence that must not be."""
+
+    kind: str
+    """later token | other row | own precision"""
+    layer: str
+    """The first layer whose update changed, or ``the head`` when none did."""
+    position: int
+    """Position that was changed."""
+    affected: int
+    """Earliest position whose output moved."""
+    size: float
+    """Largest change of the output there."""
+
+    def __str__(self) -> str:
+        cause = "another row of the batch" if self.kind == "other row" else f"the later token {self.position}"
+        return (
+            f"causality gate: {self.layer} lets the output at token {self.affected} depend on {cause} "
+            f"(change {self.size:.1e}, check: {self.kind})"
+        )
+
+
+def probe_length(periods: tuple[int, ...]) -> int:
+    """Tokens that the exact check reads: longer than two of the longest period, and at least 24."""
+    return max(24, 2 * max(periods, default=0) + 3)
+
+
+def probe_positions(length: int, periods: tuple[int, ...]) -> list[int]:
+    """Positions that are perturbed: both ends, the middle and either side of every period edge."""
+    chosen = {0, length // 2, length - 1}
+    for period in periods:
+        chosen |= {edge for edge in (period - 1, period, period + 1) if 0 < edge < length}
+    return sorted(chosen)
+
+
+@torch.no_grad()
+def exact_leak(model: nn.Module, width: int, periods: tuple[int, ...], *, seed: int = 0) -> Leak | None:
+    """Check a float64 model on the CPU; its near-zero parameters are replaced by random values, so that a dead branch
+    cannot hide a leak. The model is changed and should be thrown away."""
+    generator = torch.Generator().manual_seed(seed)
+    _wake(model, generator)
+    length = probe_length(periods)
+    positions = probe_positions(length, periods)
+    base = torch.randn(1, length, width, dtype=torch.float64, generator=generator)
+    with undisturbed(model):
+        alone, updates_alone = _observe(model, base)
+        for position in positions:
+            changed = base.repeat(2, 1, 1)
+            changed[1, position] += PERTURBATION * torch.randn(width, dtype=torch.float64, generator=generator)
+            together, updates = _observe(model, changed)
+            if _moved(together[0], alone[0], length):
+                return _leak("other row", position, length, (together[0], alone[0]), updates, updates_alone, row=0)
+            if _moved(together[1], alone[0], position):
+                return _leak("later token", position, position, (together[1], alone[0]), updates, updates_alone, row=1)
+    return None
+
+
+def own_precision_leak(
+    model: Any, vocabulary_size: int, length: int, precision: Precision, *, seed: int = 0, routed: bool = False
+) -> Leak | None:
+    """Check the model as it will run: change the later half of the ids; outputs before must keep their bits. Where a
+    repeat with the same input already differs, or experts are routed (data-dependent shapes), the allowance is the
+    difference of the repeat plus rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocabulary_size, (2, length), generator=generator).to(precision.device)
+    half = length // 2
+    changed = ids.clone()
+    changed[:, half:] = (ids[:, half:] + 1) % vocabulary_size
+    with undisturbed(model), precision():
+        first, again, other = (model(x).hidden.double() for x in (ids, ids, changed))
+    floor = (first - again).abs().max().item()
+    allowed = floor + (2**-7 * first.abs().max().item() if routed or floor > 0 else 0.0)
+    difference = (other - first)[:, :half].abs().amax((0, 2))
+    if math.isnan(difference.max().item()) or difference.max().item() > allowed:
+        affected = int((difference > allowed).int().argmax())
+        return Leak(
+            kind="own precision",
+            layer="the model",
+            position=half,
+            affected=affected,
+            size=difference.max().item(),
+        )
+    return None
+
+
+def _wake(model: nn.Module, generator: torch.Generator) -> None:
+    for parameter in model.parameters():
+        if parameter.numel() and parameter.abs().max() < 1e-3:
+            parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+
+
+def _observe(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output (B, N, V) of the model for embeddings x (B, N, D), and every layer's update by name."""
+    updates: dict[str, Tensor] = {}
+    with _recording(model, updates.__setitem__):
+        positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)
+        output = model(x, None, Tokens(positions))
+    return model.logits(output.hidden), updates
+
+
+@contextmanager
+def _recording(model: nn.Module, record: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Step):
+                record(name, output.update)
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moved(new: Tensor, old: Tensor, before: int) -> bool:
+    """Whether any of the first ``before`` tokens (N, …) changed by more than the tolerance, relative to their scale."""
+    if before == 0:
+        return False
+    difference = (new - old)[:before].abs().max().item()
+    return not difference <= TOLERANCE * max(1.0, old.abs().max().item())
+
+
+def _leak(
+    kind: str,
+    position: int,
+    before: int,
+    outputs: tuple[Tensor, Tensor],
+    updates: dict[str, Tensor],
+    reference: dict[str, Tensor],
+    *,
+    row: int,
+) -> Leak:
+    layer = next(
+        (name for name, update in updates.items() if _moved(update[row], reference[name][0], before)), "the head"
+    )
+    difference = (outputs[0] - outputs[1])[:before].abs().amax(-1)
+    affected = int((~(difference <= TOLERANCE)).int().argmax())
+    return Leak(kind=kind, layer=layer, position=position, affected=affected, size=difference.max().item())

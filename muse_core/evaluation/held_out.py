@@ -1,0 +1,103 @@
+"""Held-out loss, perplexity and bits per byte, with a bootstrap interval over sequences."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+
+from muse_core.contracts import Batch
+from muse_core.errors import DataError
+from muse_core.training.batches import to_device
+from muse_core.training.objective import cross_entropy
+from muse_core.training.precision import Precision
+
+RESAMPLES = 1000
+
+
+@attrs.frozen(kw_only=True)
+class HeldOut:
+    """Measures over held-out tokens. The document separator costs nats and has no bytes."""
+
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    low: float
+    """2.5 % quantile of bits per byte over resampled sequences."""
+    high: float
+    """97.5 % quantile."""
+    tokens: int
+    bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the training mode and every random state come back afterwards."""
+    training = model.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+def held_out(
+    model: Any,
+    batches: Iterable[Batch],
+    byte_lengths: np.ndarray,
+    precision: Precision,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> HeldOut | None:
+    """Read every batch once from a fresh state. None when ``interrupted`` becomes true on the way.
+
+    ``byte_lengths`` (V,): UTF-8 bytes of each token. Raises DataError when there is nothing to read.
+    """
+    nats: list[np.ndarray] = []
+    sizes: list[np.ndarray] = []
+    tokens = 0
+    with undisturbed(model):
+        for batch in batches:
+            if interrupted():
+                return None
+            there = to_device(batch, precision.device)
+            with precision():
+                output = model(there.inputs, None, there.tokens)
+                losses = cross_entropy(model, output.hidden, there, per_token=True)
+            nats.append(losses.double().sum(1).cpu().numpy())
+            counted = batch.counted.numpy()
+            sizes.append((byte_lengths[batch.labels.numpy()] * counted).sum(1))
+            tokens += int(counted.sum())
+    if tokens == 0:
+        raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
+    per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
+    low, high = _interval(per_row, bytes_per_row)
+    total_bytes = int(bytes_per_row.sum())
+    return HeldOut(
+        loss=float(per_row.sum() / tokens),
+        bits_per_byte=float(per_row.sum() / math.log(2) / max(total_bytes, 1)),
+        low=low,
+        high=high,
+        tokens=tokens,
+        bytes=total_bytes,
+    )
+
+
+def _interval(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of Σ nats / (ln 2 · Σ bytes), resampling rows, with a fixed generator."""
+    draws = np.random.default_rng(0).multinomial(len(nats), np.full(len(nats), 1 / len(nats)), size=RESAMPLES)
+    ratios = (draws @ nats) / np.log(2) / np.maximum(draws @ sizes, 1)
+    return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
