@@ -1,0 +1,150 @@
+"""Causal softmax attention within a document, over everything or a sliding window.
+
+Letters: B batch rows, N tokens, D width, H query heads, G key-value heads, K head size, W window, S cached slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_baseline.options import AttentionOptions
+from muse_baseline.rotary import rotate
+from muse_core.contracts import State, Step, Tokens
+from muse_core.model.context import Context
+
+
+class Attention(nn.Module):
+    """o_t = Σ_j softmax_j(q_t·k_j/√K) v_j over the tokens j ≤ t of t's document, and of its window if there is one.
+
+    State: ``key`` and ``value`` (B, S, G, K) in the dtype that attention reads, ``visible`` (B, S) bool: the slot holds
+    a token of the present document. S grows by N a call, or stays W with a window.
+    """
+
+    def __init__(self, options: AttentionOptions, context: Context):
+        super().__init__()
+        self.options = options
+        self.heads = options.heads
+        self.groups = options.key_value_heads or options.heads
+        if context.width % options.heads:
+            raise ValueError(f"heads = {options.heads} does not divide the width {context.width}")
+        self.size = context.width // options.heads
+        if options.rotary and self.size % 2:
+            raise ValueError(
+                f"rotary positions turn pairs, but width {context.width} / heads {options.heads} is the odd {self.size}"
+            )
+        self.query = nn.Linear(context.width, self.heads * self.size, bias=False)
+        self.key = nn.Linear(context.width, self.groups * self.size, bias=False)
+        self.value = nn.Linear(context.width, self.groups * self.size, bias=False)
+        self.output = nn.Linear(self.heads * self.size, context.width, bias=False)
+        for projection in (self.query, self.key, self.value):
+            nn.init.normal_(projection.weight, std=context.width**-0.5)
+        nn.init.normal_(self.output.weight, std=(2 * context.depth * context.width) ** -0.5)
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+        query = self.query(x).unflatten(-1, (self.heads, self.size))
+        key = self.key(x).unflatten(-1, (self.groups, self.size))
+        value = self.value(x).unflatten(-1, (self.groups, self.size))
+        if self.options.rotary:
+            query = rotate(query, tokens.positions, self.options.rotary_base)
+            key = rotate(key, tokens.positions, self.options.rotary_base)
+        if self.options.window is None and state is None and tokens.resets is None:
+            # Without a mask torch may choose a kernel that never forms the N × N scores.
+            mixed = attend(query, key, value)
+            state = {"key": key, "value": value, "visible": present(x, tokens)}
+        else:
+            mixed, state = self.attend_cached(query, key, value, state, tokens)
+        return Step(self.output(mixed.flatten(-2)), state)
+
+    def attend_cached(
+        self, query: Tensor, key: Tensor, value: Tensor, state: State, tokens: Tokens
+    ) -> tuple[Tensor, State]:
+        """Attention to cached slots and the tokens of this call; returns (B, N, H, K) and the new state."""
+        window = self.options.window
+        if state is None:
+            slots = window or 0
+            state = {
+                "key": key.new_zeros(key.shape[0], slots, *key.shape[2:]),
+                "value": value.new_zeros(value.shape[0], slots, *value.shape[2:]),
+                "visible": torch.zeros(key.shape[0], slots, dtype=torch.bool, device=key.device),
+            }
+        slots = state["visible"].shape[1]
+        own = documents(key, tokens)
+        keys = torch.cat((state["key"].to(key.dtype), key), dim=1)
+        values = torch.cat((state["value"].to(value.dtype), value), dim=1)
+        document = torch.cat((torch.where(state["visible"], 0, -1), own), dim=1)
+        if window is None:
+            mixed = attend(query, keys, values, mask=visible_to(own, document, slots))
+        else:
+            mixed = attend_window(query, keys, values, own, document, window)
+        last = own[:, -1:]
+        visible = (document == last) & torch.cat((state["visible"], present(key, tokens)), dim=1)
+        state = {"key": keys, "value": values, "visible": visible}
+        return mixed, state if window is None else newest(state, window, tokens.valid)
+
+
+def present(x: Tensor, tokens: Tokens) -> Tensor:
+    """(B, N) bool: the tokens that exist."""
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if tokens.valid is None else tokens.valid
+
+
+def documents(x: Tensor, tokens: Tokens) -> Tensor:
+    """(B, N) int: how many documents have started in this call, 0 for the one carried in; padding starts none."""
+    if tokens.resets is None:
+        return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    return (tokens.resets & present(x, tokens)).long().cumsum(dim=1)
+
+
+def visible_to(own: Tensor, document: Tensor, slots: int, window: int | None = None) -> Tensor:
+    """(…, 1, N, S + N) bool: query i (slot S + i) may read slot j: same document, not later, within the window.
+
+    ``own`` (…, N) and ``document`` (…, S + N) are document numbers of queries and slots.
+    """
+    behind = torch.arange(own.shape[-1], device=own.device)[:, None] + slots
+    behind = behind - torch.arange(document.shape[-1], device=own.device)
+    near = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return (near & (own[..., :, None] == document[..., None, :])).unsqueeze(-3)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """query (…, N, H, K), key and value (…, S, G, K), mask (…, 1, N, S) or None for causal; returns (…, N, H, K)."""
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(-3, -2),
+        key.transpose(-3, -2),
+        value.transpose(-3, -2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=query.shape[-2] != key.shape[-2],
+    )
+    return mixed.transpose(-3, -2)
+
+
+def attend_window(query: Tensor, keys: Tensor, values: Tensor, own: Tensor, document: Tensor, window: int) -> Tensor:
+    """Sliding-window attention in O(N W): blocks of queries, each against the W slots before it and itself.
+
+    query (B, N, H, K), keys and values (B, W + N, G, K), ``own`` (B, N), ``document`` (B, W + N).
+    """
+    length = query.shape[1]
+    block = min(length, window)
+    padding = -length % block
+    blocks = (length + padding) // block
+
+    def spans(slots: Tensor) -> Tensor:
+        """(B, W + N, …) → (B blocks, W + block, …)."""
+        padded = F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding))
+        return padded.unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
+
+    queries = F.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    numbers = F.pad(own, (0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    mixed = attend(queries, spans(keys), spans(values), visible_to(numbers, spans(document), window, window))
+    return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :length]
+
+
+def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:
+    """The last W slots up to each row's last valid token."""
+    if valid is None:
+        return {name: slots[:, -window:] for name, slots in state.items()}
+    index = valid.sum(dim=1, keepdim=True) + torch.arange(window, device=valid.device)
+    rows = torch.arange(index.shape[0], device=valid.device)[:, None]
+    return {name: slots[rows, index] for name, slots in state.items()}

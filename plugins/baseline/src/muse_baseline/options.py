@@ -1,0 +1,37 @@
+"""Options of the baseline layers. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen, validators
+
+
+@frozen(kw_only=True)
+class AttentionOptions:
+    """Causal multi-head softmax attention within a document."""
+
+    heads: int = field(default=4, validator=validators.ge(1))
+    """Query heads H; they divide the width."""
+    key_value_heads: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    """Heads of keys and values; each serves heads / key_value_heads queries. Default: as many as queries."""
+    window: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    """A token sees itself and the window − 1 tokens before it; state is then of fixed size. Default: all."""
+    rotary: bool = True
+    """Rotate queries and keys by their position in the document."""
+    rotary_base: float = field(default=10_000.0, validator=validators.gt(1.0))
+    """Wavelengths of the rotation run from 2π to about 2π × this, in tokens."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.heads % (self.key_value_heads or self.heads):
+            raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+
+
+@frozen(kw_only=True)
+class FeedForwardOptions:
+    """Two maps with a nonlinearity between, token by token."""
+
+    multiple: float = field(default=8 / 3, validator=validators.gt(0.0))
+    """Hidden units as a multiple of the width, rounded to a multiple of 8."""
+    activation: Literal["swiglu", "gelu", "relu-squared"] = "swiglu"
+    """swiglu has a third map, a gate; 8/3 then costs as many parameters as 4 without."""

@@ -1,0 +1,15 @@
+"""Registers the baseline layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muse_baseline.options import AttentionOptions, FeedForwardOptions
+from muse_core.component import Component
+from muse_core.hookspecs import hookimpl
+
+
+@hookimpl
+def muse_layers() -> Iterable[Component]:
+    yield Component("attention", options=AttentionOptions, implementation="muse_baseline.attention:Attention")
+    yield Component("feed-forward", options=FeedForwardOptions, implementation="muse_baseline.feed_forward:FeedForward")

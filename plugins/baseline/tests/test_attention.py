@@ -1,0 +1,202 @@
+"""Attention against a dense sum over each document, and its state."""
+
+import pytest
+import torch
+from muse_baseline.attention import Attention
+from muse_baseline.options import AttentionOptions
+from muse_baseline.rotary import rotate
+
+from muse_core.contracts import Tokens
+from muse_core.model.context import Context
+from muse_core.model.kernels import BoundKernels
+
+WIDTH = 16
+VARIANTS = {
+    "plain": AttentionOptions(),
+    "grouped": AttentionOptions(heads=4, key_value_heads=2),
+    "window": AttentionOptions(heads=2, window=5),
+    "window of one": AttentionOptions(heads=2, window=1),
+    "window beyond the text": AttentionOptions(heads=2, window=64),
+    "unrotated": AttentionOptions(rotary=False),
+}
+
+
+def build(options, width=WIDTH):
+    torch.manual_seed(0)
+    context = Context(
+        width=width,
+        depth=2,
+        block=0,
+        name="blocks.0.attention",
+        sequence_length=32,
+        generator=torch.Generator().manual_seed(0),
+        kernels=BoundKernels((), device="cpu", dtype="float64"),
+        construct=lambda use, context: None,
+    )
+    return Attention(options, context).double()
+
+
+def documents(starts, length):
+    """Tokens of rows whose documents start at the given indices."""
+    resets = torch.zeros(len(starts), length, dtype=torch.bool)
+    positions = torch.zeros(len(starts), length, dtype=torch.int64)
+    for row, indices in enumerate(starts):
+        resets[row, indices] = True
+        for token in range(length):
+            positions[row, token] = 0 if resets[row, token] else (positions[row, token - 1] + 1 if token else 0)
+    return Tokens(positions, resets=resets)
+
+
+def part(tokens, start, stop):
+    return Tokens(
+        tokens.positions[:, start:stop],
+        resets=None if tokens.resets is None else tokens.resets[:, start:stop],
+        valid=None if tokens.valid is None else tokens.valid[:, start:stop],
+    )
+
+
+def dense(layer, x, tokens):
+    """The definition, one query at a time."""
+    heads, groups, window = layer.heads, layer.groups, layer.options.window or x.shape[1]
+    query, key, value = (f(x).unflatten(-1, (-1, layer.size)) for f in (layer.query, layer.key, layer.value))
+    if layer.options.rotary:
+        query, key = (rotate(side, tokens.positions, layer.options.rotary_base) for side in (query, key))
+    mixed = torch.zeros_like(query)
+    for row in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            first = max(t - int(tokens.positions[row, t]), t - window + 1)
+            for head in range(heads):
+                group = head * groups // heads
+                scores = key[row, first : t + 1, group] @ query[row, t, head] / layer.size**0.5
+                mixed[row, t, head] = scores.softmax(0) @ value[row, first : t + 1, group]
+    return layer.output(mixed.flatten(-2))
+
+
+@pytest.fixture(params=list(VARIANTS))
+def layer(request):
+    return build(VARIANTS[request.param])
+
+
+@pytest.fixture
+def tokens():
+    return documents([[0, 7, 8], [13], []], 19)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 19, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_equals_the_definition(layer, x, tokens):
+    torch.testing.assert_close(layer(x, None, {}, tokens).update, dense(layer, x, tokens), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_equals_the_definition_without_document_starts(layer, x):
+    tokens = Tokens(torch.arange(19).expand(3, -1))
+    torch.testing.assert_close(layer(x, None, {}, tokens).update, dense(layer, x, tokens), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cuts", [(0, 6, 19), (0, 1, 8, 9, 17, 19), tuple(range(20))])
+def test_pieces_with_carried_state_equal_the_whole(layer, x, tokens, cuts):
+    state, updates = None, []
+    for start, stop in zip(cuts, cuts[1:]):
+        step = layer(x[:, start:stop], state, {}, part(tokens, start, stop))
+        state = step.state
+        updates.append(step.update)
+    torch.testing.assert_close(torch.cat(updates, 1), layer(x, None, {}, tokens).update, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_rows_do_not_meet(layer, x, tokens):
+    order = torch.tensor([2, 0, 1])
+    permuted = layer(x[order], None, {}, Tokens(tokens.positions[order], resets=tokens.resets[order]))
+    torch.testing.assert_close(permuted.update, layer(x, None, {}, tokens).update[order], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_padding_leaves_the_state_alone(layer, x, tokens):
+    """Rows end at 4, 15 and 11; what follows equals what follows the unpadded row."""
+    lengths = (4, 15, 11)
+    valid = torch.arange(19) < torch.tensor(lengths)[:, None]
+    state = layer(x, None, {}, tokens._replace(valid=valid)).state
+    positions = tokens.positions[torch.arange(3), torch.tensor(lengths) - 1]
+    following = torch.randn(3, 3, WIDTH, dtype=torch.float64)
+    after = Tokens(positions[:, None] + 1 + torch.arange(3))
+    together = layer(following, state, {}, after).update
+    for row, length in enumerate(lengths):
+        alone = slice(row, row + 1)
+        state = layer(x[alone, :length], None, {}, part(documents_of(tokens, row), 0, length)).state
+        update = layer(following[alone], state, {}, Tokens(after.positions[alone])).update
+        torch.testing.assert_close(together[alone], update, rtol=0, atol=1e-12)
+
+
+def documents_of(tokens, row):
+    return Tokens(tokens.positions[row : row + 1], resets=tokens.resets[row : row + 1])
+
+
+def test_no_gradient_from_later_tokens_or_other_documents(layer, x, tokens):
+    x = x.requires_grad_()
+    layer(x, None, {}, tokens).update[:, 10].square().sum().backward()
+    start = [8, 0, 0]
+    for row in range(3):
+        assert x.grad[row, 11:].count_nonzero() == 0
+        assert x.grad[row, : start[row]].count_nonzero() == 0
+        assert x.grad[row, 10].count_nonzero() > 0
+
+
+@torch.no_grad()
+def test_a_window_bounds_reach_and_state(x):
+    layer = build(VARIANTS["window"])
+    tokens = Tokens(torch.arange(19).expand(3, -1))
+    moved = x.clone()
+    moved[:, 3] += 1e6
+    difference = (layer(moved, None, {}, tokens).update - layer(x, None, {}, tokens).update).abs().amax((0, 2))
+    assert difference[3:8].min() > 1e-3
+    assert difference[8:].max() == 0
+    state = layer(x, None, {}, tokens).state
+    assert {name: tensor.shape[1] for name, tensor in state.items()} == {"key": 5, "value": 5, "visible": 5}
+
+
+def test_gradients_reach_every_parameter(layer, x, tokens):
+    layer(x, None, {}, tokens).update.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.abs().max() > 1e-6 or (layer.options.window == 1 and name.startswith(("query", "key")))
+
+
+def test_autocast_to_bfloat16_stays_near(layer, x, tokens):
+    exact = layer(x, None, {}, tokens).update
+    with torch.autocast("cpu", torch.bfloat16):
+        step = layer.float()(x.float(), None, {}, tokens)
+        again = layer(x[:, :2].float(), step.state, {}, Tokens(torch.zeros(3, 2, dtype=torch.int64)))
+    assert (step.update - exact).abs().max() < 0.05 * exact.abs().max()
+    assert again.update.isfinite().all()
+
+
+def test_compiles_whole(x, tokens):
+    layer = build(VARIANTS["window"])
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, None, {}, tokens).update, layer(x, None, {}, tokens).update)
+
+
+@torch.no_grad()
+def test_rotated_products_depend_on_distance():
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+    near, far = (
+        (rotate(q, torch.tensor([[i]]), 1e4) * rotate(k, torch.tensor([[i - 3]]), 1e4)).sum() for i in (3, 50_000)
+    )
+    torch.testing.assert_close(near, far, rtol=0, atol=1e-9)
+    assert abs(near - (q * k).sum()) > 1e-3
+
+
+@pytest.mark.parametrize("options, sentence", [({"heads": 3}, "does not divide"), ({"heads": 16}, "the odd 1")])
+def test_impossible_sizes_are_named(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build(AttentionOptions(**options))
+
+
+def test_key_value_heads_must_divide():
+    with pytest.raises(ValueError, match="not a multiple"):
+        AttentionOptions(heads=4, key_value_heads=3)
