@@ -1,0 +1,69 @@
+"""How fast a memory forgets and how strongly it writes, per head and token.
+
+Shapes: B batch, N tokens, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHT_STD = 0.5
+"""Standard deviation of a weight's share of the pre-activation at the start, for inputs of unit mean square."""
+
+
+class Dynamics(nn.Module):
+    """log-decay g = −(base_decay + softplus(w·x + c)) ≤ 0 and rate β = σ(u·x + b) in [0, 1], in fp32 at least.
+
+    c is set so that softplus(c) is log-spaced over the heads between the two ``initial_decay`` bounds; β starts around
+    1/2. With ``own_decay`` false only the rate is learned here and Γ comes from a signal. Source: mathematics §2, §3.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        generator: torch.Generator,
+        *,
+        initial_decay: tuple[float, float],
+        base_decay: float,
+        own_decay: bool,
+    ):
+        super().__init__()
+        self.heads = heads
+        self.base_decay = base_decay
+        self.decay = _linear(width, heads, generator) if own_decay else None
+        self.rate = _linear(width, heads, generator)
+        if self.decay is not None:
+            slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
+            start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)
+            with torch.no_grad():
+                self.decay.bias.copy_(start.expm1().log())
+
+    def forward(self, x: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, N, D), ``decay`` Γ ≥ 0 (B, N, heads of another layer) or None → g and β, each (B, N, H)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            gamma = F.softplus(self.decay(x)) if self.decay is not None else regrouped(decay, self.heads).to(x.dtype)
+            return -(self.base_decay + gamma), torch.sigmoid(self.rate(x))
+
+
+def regrouped(decay: Tensor, heads: int) -> Tensor:
+    """Γ (B, N, G) of G heads as Γ (B, N, heads): means of equal groups, or repetition when G is the smaller number.
+
+    Raises ValueError when neither number divides the other.
+    """
+    given = decay.shape[-1]
+    if given % heads == 0:
+        return decay.unflatten(-1, (heads, given // heads)).mean(-1)
+    if heads % given == 0:
+        return decay.repeat_interleave(heads // given, dim=-1)
+    raise ValueError(f"the decay signal has {given} heads, which neither divides nor is a multiple of heads = {heads}")
+
+
+def _linear(width: int, heads: int, generator: torch.Generator) -> nn.Linear:
+    linear = nn.Linear(width, heads)
+    nn.init.normal_(linear.weight, std=WEIGHT_STD / width**0.5, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
