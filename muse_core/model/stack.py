@@ -51,7 +51,7 @@ class Block(nn.Module):
         passed = Passed(x, {}, signals, {}, {})
         for site in self.sites:
             step = self.get_submodule(site.name)(
-                self.norms[site.name](x), None if state is None else state[site.name], signals, tokens
+                self.norms[site.name](x), None if state is None else state.get(site.name), signals, tokens
             )
             assert step.signals.keys() == site.publish, (
                 f"{site.full_name} returned the signals {sorted(step.signals)} where {sorted(site.publish)} are due"

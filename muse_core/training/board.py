@@ -1,0 +1,106 @@
+"""The monitors of a run: asked at defined points, the strongest verdict wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from muse_core.component import Use
+from muse_core.contracts import Action, Verdict
+from muse_core.errors import MuseError, PluginError
+from muse_core.evaluation.held_out import undisturbed
+
+STREAK = 3
+"""Consecutive non-finite steps after which skipping is not enough."""
+
+
+@attrs.define
+class FiniteJudge:
+    """The core's own judge, always active: a non-finite loss or gradient skips the step; three in a row roll back."""
+
+    streak: int = 0
+
+    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        if math.isfinite(floats["total"]) and not floats["gradient_nonfinite"]:
+            self.streak = 0
+            return Verdict()
+        what = (
+            f"loss {floats['loss']}"
+            if not math.isfinite(floats["total"])
+            else f"{floats['gradient_nonfinite']:.0f} gradient tensors not finite"
+        )
+        self.streak += 1
+        if self.streak < STREAK:
+            return Verdict(Action.SKIP, what, "finite")
+        onset = step - self.streak + 1
+        return Verdict(Action.ROLLBACK, f"{what}, {self.streak} steps in a row", "finite", onset)
+
+
+class Board:
+    """Monitors in the recipe's order behind one set of calls."""
+
+    def __init__(self, monitors: Sequence[tuple[Use, Any]]):
+        self.monitors = tuple(monitors)
+        self.finite = FiniteJudge()
+
+    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Every monitor's device numbers under ``<monitor>/<name>``."""
+        measured: dict[str, Tensor] = {}
+        for use, monitor in self.monitors:
+            found = self._call(use, "measure", monitor.measure, moment, values)
+            measured.update({f"{use.name}/{key}": value for key, value in found.items()})
+        return measured
+
+    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        """The strongest verdict; of equals the first in the recipe's order."""
+        strongest = self.finite.judge(step, floats)
+        for use, monitor in self.monitors:
+            verdict = self._call(use, "judge", monitor.judge, step, floats)
+            if verdict.action > strongest.action:
+                strongest = verdict._replace(monitor=use.name)
+        return strongest
+
+    def probe(
+        self, step: int, floats: Mapping[str, float], model: Any, warn: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Results of the probes that are due, under ``<monitor>/<name>``. A probe that raises is reported through
+        ``warn`` and changes nothing: training, random state and mode stay as they were."""
+        results: dict[str, float] = {}
+        for use, monitor in self.monitors:
+            if not self._call(use, "wants_probe", monitor.wants_probe, step, floats):
+                continue
+            try:
+                with undisturbed(model):
+                    found = monitor.probe(model)
+            except (torch.OutOfMemoryError, MuseError):
+                raise
+            except Exception as error:
+                warn(f"the probe of {use.name} ({use.distribution}) failed: {type(error).__name__}: {error}")
+                continue
+            results.update({f"{use.name}/{key}": float(value) for key, value in found.items()})
+        return results
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finite": self.finite.streak} | {use.name: m.state_dict() for use, m in self.monitors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.finite.streak = state["finite"]
+        for use, monitor in self.monitors:
+            if use.name in state:
+                monitor.load_state_dict(state[use.name])
+
+    def _call(self, use: Use, what: str, method: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except MuseError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"monitor {use.name!r} of {use.distribution} {use.version} raised in {what}: "
+                f"{type(error).__name__}: {error}"
+            ) from error

@@ -1,0 +1,58 @@
+"""Rollbacks of a run: what was undone, which data are skipped since, and when enough is enough.
+
+Incidents live in events.jsonl and not in checkpoints: restoring one would forget why it was restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from muse_core.contracts import Verdict
+from muse_core.errors import Halted
+
+MOST = 3
+"""Rollbacks within WINDOW steps before the run halts."""
+WINDOW = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Incident:
+    """One rollback."""
+
+    step: int
+    """Step at which damage was found."""
+    onset: int
+    """First step held responsible; data of the steps from here to ``step`` are skipped from then on."""
+    target: int
+    """Step of the checkpoint that was restored."""
+
+
+class Incidents:
+    """The rollbacks of a run so far."""
+
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()):
+        """``events``: rows of events.jsonl, of which the rollbacks count."""
+        self.known = [
+            Incident(step=row["step"], onset=row["onset"], target=row["target"])
+            for row in events
+            if row.get("event") == "incident"
+        ]
+
+    @property
+    def quarantine(self) -> tuple[tuple[int, int], ...]:
+        """Windows (first step, step after the last) whose data are skipped, in the order of discovery."""
+        return tuple((incident.onset, incident.step + 1) for incident in self.known)
+
+    def add(self, incident: Incident, verdict: Verdict) -> None:
+        """Remember a rollback. Raises Halted when it is one too many: a run that keeps breaking has a cause that
+        skipping data does not cure."""
+        recent = [other for other in self.known if incident.step - other.step < WINDOW]
+        if len(recent) >= MOST:
+            raise Halted(
+                f"halted at step {incident.step}: {MOST} rollbacks within {WINDOW} steps did not help "
+                f"(last: {verdict.monitor}: {verdict.reason}); lower train.learning_rate or look at the data"
+            )
+        self.known.append(incident)

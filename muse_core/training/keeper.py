@@ -1,0 +1,116 @@
+"""Between the loop and the checkpoints: takes snapshots of a run, and puts a run back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Verdict
+from muse_core.errors import Halted, StorageError
+from muse_core.training.checkpoint import Checkpoints, Generation, Snapshot
+from muse_core.training.faults import reach
+from muse_core.training.incidents import Incident
+from muse_core.training.loop import Loop, Position
+
+
+class Keeper:
+    """Commits and restores a loop. A generation counts as certified when every parameter is finite."""
+
+    def __init__(self, checkpoints: Checkpoints, digests: Mapping[str, str], stage: int = 0):
+        self.checkpoints = checkpoints
+        self.digests = dict(digests)
+        self.stage = stage
+        self.committed: int | None = None
+        """Step of the newest checkpoint of this attempt."""
+
+    def commit(self, loop: Loop) -> None:
+        """Save the run as it stands after ``loop.at.step`` steps; a step already saved is not saved again."""
+        if self.committed == loop.at.step:
+            return
+        self.checkpoints.commit(self.snapshot(loop), certified=_finite(loop.model), digests=self.digests)
+        self.committed = loop.at.step
+
+    def snapshot(self, loop: Loop) -> Snapshot:
+        """Everything that the next step depends on."""
+        random = {"random/cpu": torch.get_rng_state()}
+        if loop.precision.device.type == "cuda":
+            random["random/cuda"] = torch.cuda.get_rng_state(loop.precision.device)
+        return Snapshot(
+            step=loop.at.step,
+            model={name: _kept(value) for name, value in loop.model.state_dict().items()},
+            optimizer={name: _kept(value) for name, value in loop.optimizers.state_tensors().items()},
+            state={name: _kept(value) for name, value in (random | loop.carry.tensors()).items()},
+            json={
+                "stage": self.stage,
+                "position": attrs.asdict(loop.at),
+                "monitors": loop.board.state_dict(),
+                "objective": loop.objective.state_dict(),
+            },
+        )
+
+    def load(self, loop: Loop, snapshot: Snapshot) -> None:
+        """Put the run back to a snapshot, bit for bit."""
+        load_weights(loop.model, snapshot.model)
+        loop.optimizers.load_state_tensors(snapshot.optimizer)
+        loop.carry.load(
+            {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, loop.precision.device
+        )
+        loop.at = Position(**snapshot.json["position"])
+        loop.board.load_state_dict(snapshot.json["monitors"])
+        loop.objective.load_state_dict(snapshot.json["objective"])
+        torch.set_rng_state(snapshot.state["random/cpu"])
+        if "random/cuda" in snapshot.state and loop.precision.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot.state["random/cuda"], loop.precision.device)
+        self.committed = snapshot.step
+
+    def restore(self, loop: Loop, verdict: Verdict) -> None:
+        """Roll back to the newest certified generation at or before the onset of damage, and skip the data between.
+
+        The incident is on disk before anything is restored, so that a kill in between repeats the decision.
+        """
+        onset = loop.at.step if verdict.onset is None else verdict.onset
+        found = self.checkpoints.certified_before(onset + 1)
+        if found is None:
+            raise Halted(
+                f"halted at step {loop.at.step} by {verdict.monitor}: {verdict.reason}; "
+                f"there is no certified checkpoint at or before step {onset} to go back to"
+            )
+        generation, snapshot = found
+        incident = Incident(step=loop.at.step, onset=onset, target=snapshot.step)
+        loop.incidents.add(incident, verdict)
+        loop.records.event({"event": "incident", "generation": generation.number} | attrs.asdict(incident))
+        loop.optimizers.zero_grad()
+        reach("restore", loop.model)
+        seconds = loop.at.seconds
+        self.load(loop, snapshot)
+        loop.at.seconds = seconds
+        loop.display.say(f"restored step {snapshot.step} from {generation.name}; data of steps {onset} to "
+                         f"{incident.step} are skipped", "yellow")
+
+    def newest(self) -> tuple[Generation, Snapshot] | None:
+        """The newest generation that verifies, or None when nothing was ever committed."""
+        return self.checkpoints.newest()
+
+
+def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy weights by name. Raises StorageError naming the first tensor that does not fit."""
+    own = model.state_dict()
+    for name, value in tensors.items():
+        if name not in own or own[name].shape != value.shape:
+            there = "is not in the model" if name not in own else f"has shape {tuple(own[name].shape)} in the model"
+            raise StorageError(f"checkpoint: {name} of shape {tuple(value.shape)} {there}; the recipe has changed")
+    if missing := sorted(set(own) - set(tensors)):
+        raise StorageError(f"checkpoint: the model's {missing[0]} is not in it; the recipe has changed")
+    model.load_state_dict(dict(tensors))
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _finite(model: Any) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())

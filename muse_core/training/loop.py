@@ -1,0 +1,221 @@
+"""The one loop. It reads top to bottom; what it calls is in the files beside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+
+from muse_core.contracts import Action, Batch, Objective, Verdict
+from muse_core.errors import Halted
+from muse_core.evaluation.held_out import HeldOut
+from muse_core.recipe.schema import Recipe
+from muse_core.training import guard
+from muse_core.training.batches import micro_batches, to_device
+from muse_core.training.board import Board
+from muse_core.training.carry import Carry
+from muse_core.training.faults import reach
+from muse_core.training.incidents import Incidents
+from muse_core.training.meter import Meter
+from muse_core.training.optimizers import Optimizers, rate_factor
+from muse_core.training.precision import Precision
+from muse_core.training.progress import Display
+from muse_core.training.stop import Stop
+
+
+@attrs.define(kw_only=True)
+class Position:
+    """Where a run is."""
+
+    step: int = 0
+    """Data steps done; the next batch is that of this number."""
+    accepted: int = 0
+    """Optimiser updates done; the schedule follows them."""
+    tokens: int = 0
+    """Target tokens seen by accepted updates."""
+    seconds: float = 0.0
+    """Wall clock of the loop over all attempts."""
+
+
+@attrs.define(kw_only=True)
+class Loop:
+    """Everything that a stage's training needs, and where it is."""
+
+    recipe: Recipe
+    model: Any
+    """As built; ``forward_model`` may be its compiled form."""
+    forward_model: Any
+    objective: Objective
+    optimizers: Optimizers
+    data: Any
+    """``batch(step, quarantine)`` gives a Batch: a pure function."""
+    byte_lengths: np.ndarray
+    precision: Precision
+    board: Board
+    incidents: Incidents
+    checkpoints: Any
+    """``commit(loop)`` and ``restore(loop, verdict)``."""
+    records: Any
+    display: Display
+    stop: Stop
+    evaluate: Callable[[], HeldOut | None]
+    carry: Carry
+    stream_period: int = 1
+    """Least common multiple of the model's periods."""
+    at: Position = attrs.field(factory=Position)
+
+    def run(self) -> None:
+        """Train from ``at`` to the planned number of steps, or until a stop is requested.
+
+        Raises Halted when a monitor halts or damage cannot be undone.
+        """
+        train = self.recipe.train
+        parameters = list(self.optimizers.names.values())
+        self.model.train()
+        mark, mark_tokens = time.perf_counter(), 0
+        while self.at.step < train.steps:
+            started = time.perf_counter()
+            batch = reach("batch", self.data.batch(self.at.step, self.incidents.quarantine))
+            values = self._gradients(batch, parameters)
+            verdict = self.board.judge(self.at.step, values)
+            if verdict.action is not Action.CONTINUE:
+                self._note(verdict, values)
+            if verdict.action is Action.HALT:
+                raise Halted(f"halted at step {self.at.step} by {verdict.monitor}: {verdict.reason}")
+            if verdict.action is Action.ROLLBACK:
+                self.carry.reject()
+                self.checkpoints.restore(self, verdict)
+                continue
+            if verdict.action is Action.SKIP:
+                self.carry.reject()
+            else:
+                guard.clip(parameters, values["gradient_norm"], train.clip_norm)
+                self.optimizers.step(rate_factor(train, self.at.accepted))
+                reach("post_step", self.model)
+                self.at.accepted += 1
+                self.at.tokens += int(values["tokens"])
+                self.carry.accept()
+                if hasattr(self.model, "absorb"):
+                    self.model.absorb(values, self.at.accepted / train.steps)
+            self.optimizers.zero_grad()
+            self.at.step += 1
+            self.at.seconds += time.perf_counter() - started
+            mark_tokens += int(values["tokens"])
+            row = None
+            if self.at.step % train.log_every == 0 or self.at.step in (1, train.steps):
+                now = time.perf_counter()
+                row = self._row(values, mark_tokens / (now - mark))
+                self.records.metrics(row)
+                mark, mark_tokens = now, 0
+            self.display.step(self.at.step, row)
+            pause = time.perf_counter()
+            if self._between(values):
+                break
+            mark += time.perf_counter() - pause
+
+    def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
+        """Forward and backward over the micro-batches; every number of the step, read once."""
+        meter = Meter()
+        targets = max(int(batch.counted.sum()), 1)
+        for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
+            there = to_device(piece, self.precision.device)
+            if self.carry.streams:
+                offset = piece.tokens.offset % self.stream_period
+                there = there._replace(tokens=there.tokens._replace(offset=offset))
+            with self.precision():
+                result = reach("loss", self.objective(self.forward_model, there, self.carry.of(index)))
+            (result.total / targets).backward()
+            meter.add_result(result, there.counted.sum())
+            self.carry.propose(result.state)
+        reach("gradient", self.model)
+        gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
+        meter.add(self.board.measure("gradients", gradients))
+        meter.add(guard.gradient_numbers(parameters))
+        values = meter.read()
+        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.counted.numpy()].sum())
+        return values
+
+    def _between(self, values: Mapping[str, float]) -> bool:
+        """Checkpoint, evaluation and probes that are due after a step; True when the loop should end."""
+        recipe, step = self.recipe, self.at.step
+        last = step == recipe.train.steps
+        if self.stop.requested or last or step % recipe.checkpoint.every == 0:
+            self.checkpoints.commit(self)
+        if self.stop.requested:
+            return True
+        probed = self.board.probe(step, values, self.model, lambda text: self._warn(text))
+        if probed:
+            self.records.metrics({"event": "probe", "step": step} | probed)
+        if step % recipe.evaluate.every == 0 and not last:
+            measured = self.evaluate()
+            if measured is not None:
+                self.records.metrics({"event": "eval", "step": step} | evaluation_row(measured))
+                self.display.say(
+                    f"step {step}/{recipe.train.steps}  held out: loss {measured.loss:.4f}  "
+                    f"{measured.bits_per_byte:.3f} bits/byte"
+                )
+            if self.stop.interrupted:
+                self.checkpoints.commit(self)
+                return True
+        return False
+
+    def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
+        hidden = ("tokens", "bytes", "total", "cross_entropy")
+        rest = {key: value for key, value in values.items() if key not in hidden and key != "loss"}
+        nats = values["loss"] * values["tokens"]
+        return {
+            "event": "train",
+            "step": self.at.step,
+            "accepted": self.at.accepted,
+            "loss": values["loss"],
+            "perplexity": math.exp(min(values["loss"], 700.0)) if math.isfinite(values["loss"]) else math.nan,
+            "bits_per_byte": nats / math.log(2) / max(values["bytes"], 1.0),
+            "learning_rate": self.recipe.train.learning_rate
+            * rate_factor(self.recipe.train, max(self.at.accepted - 1, 0)),
+            "tokens_per_second": tokens_per_second,
+            "seconds": self.at.seconds,
+        } | rest
+
+    def _note(self, verdict: Verdict, values: Mapping[str, float]) -> None:
+        self.records.event(
+            {
+                "event": verdict.action.name.lower(),
+                "step": self.at.step,
+                "monitor": verdict.monitor,
+                "reason": verdict.reason,
+                "onset": verdict.onset,
+                "loss": values["loss"],
+                "gradient_norm": values["gradient_norm"],
+            }
+        )
+        self.display.say(
+            f"step {self.at.step}: {verdict.action.name.lower()} ({verdict.monitor}: {verdict.reason})", "yellow"
+        )
+
+    def _warn(self, text: str) -> None:
+        self.records.event({"event": "warning", "step": self.at.step, "reason": text})
+        self.display.say(f"warning: {text}", "yellow")
+
+
+def evaluation_row(measured: HeldOut) -> dict[str, Any]:
+    """Keys of an evaluation in metrics.jsonl."""
+    return {
+        "loss": measured.loss,
+        "perplexity": measured.perplexity,
+        "bits_per_byte": measured.bits_per_byte,
+        "bits_per_byte_low": measured.low,
+        "bits_per_byte_high": measured.high,
+        "tokens": measured.tokens,
+        "bytes": measured.bytes,
+    }
+
+
+def compiled(model: nn.Module, wanted: bool) -> Any:
+    """The model, compiled when ``wanted``."""
+    return torch.compile(model) if wanted else model
