@@ -1,0 +1,15 @@
+"""Options of the backends. Imports no torch."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class TorchOptions:
+    """Plain torch: no compiler, CPU or GPU, any precision, gradients of any order."""
+
+
+@frozen(kw_only=True)
+class ReferenceOptions:
+    """The definitions in float64: slow, what the other backends are compared with."""

@@ -1,0 +1,55 @@
+"""What the backends offer, and how they are chosen."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from muse_torch_bk.options import ReferenceOptions, TorchOptions
+from muse_torch_bk.plugin import muse_kernel_backends
+
+from muse_core.component import load
+from muse_core.contracts import KernelRequest
+from muse_core.errors import RecipeError
+from muse_core.model.kernels import BoundKernels, ranked
+
+OPTIONS = {"torch": TorchOptions(), "reference": ReferenceOptions()}
+
+
+@pytest.fixture
+def backends():
+    return [(row.name, load(row.implementation)(OPTIONS[row.name], None)) for row in muse_kernel_backends()]
+
+
+def test_every_operation_exists(backends):
+    for name, backend in backends:
+        for operation, reference in backend.operations().items():
+            assert load(reference).__name__ == operation, f"{name} {operation}"
+
+
+def test_torch_comes_before_the_reference(backends):
+    assert [name for name, _ in ranked(reversed(backends))] == ["torch", "reference"]
+
+
+def test_both_compute_the_same(backends):
+    diagonal = torch.randn(2, 9, dtype=torch.float64)
+    theta = {}
+    for item in backends:
+        bound = BoundKernels([item], device="cpu", dtype="float64").bind("causal_resolvent_diagonal")
+        theta[item[0]] = bound(diagonal, 1.0, 1.0, torch.tensor(0.5 + 0.3j, dtype=torch.complex128))[0]
+    torch.testing.assert_close(theta["torch"], theta["reference"], rtol=0, atol=1e-12)
+    assert theta["torch"].abs().min() > 1e-3
+
+
+def test_a_process_group_is_refused_with_a_reason(backends):
+    for name, backend in backends:
+        request = KernelRequest("causal_resolvent_diagonal", "cpu", "float32", needs=frozenset({"group"}))
+        assert "context parallelism" in backend.refuse(request), name
+        assert backend.refuse(request._replace(needs=frozenset({"gradient", "resets"}))) is None, name
+    with pytest.raises(RecipeError, match="torch.*context parallelism.*reference.*context parallelism"):
+        BoundKernels(backends, device="cpu", dtype="float32").bind("fast_weights", needs=("group",))
+
+
+def test_listing_imports_no_torch():
+    code = "import sys, muse_torch_bk.plugin; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
