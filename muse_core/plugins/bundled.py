@@ -1,0 +1,31 @@
+"""Who provides which component among the plugins of this project, so that a message about a missing one can say what
+to install. Names only: nothing here is loaded, and a name outside this table works just the same."""
+
+from __future__ import annotations
+
+from muse_core.component import NAMESPACE
+
+PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
+    "muse-baseline": (("layer", "attention"), ("layer", "feed-forward")),
+    "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
+    "muse-hebbian": (("memory layer", "hebbian"),),
+    "muse-niah-probe": (("safety monitor", "niah-probe"),),
+    "muse-potentials": (("potential", "hermitian"), ("potential", "non-hermitian")),
+    "muse-resolvent": (("layer", "resolvent"),),
+    "muse-snr-filter": (("filter", "snr"),),
+    "muse-text-sources": (("source", "state-of-the-union"),),
+    "muse-torch-bk": (("kernel backend", "torch"),),
+    "muse-triton-bk": (("kernel backend", "triton"),),
+    "muse-zeta-init": (("layer", "zeta-positions"), ("initializer", "zeta")),
+}
+"""Distribution → (kind, name) of its components. A test compares it with what the folders under plugins/ register."""
+
+
+def providers(kind: str, name: str) -> list[tuple[str, str]]:
+    """Bundled distributions that provide a component: (distribution, folder in the repository)."""
+    return [
+        (distribution, f"./plugins/{distribution.removeprefix('muse-')}")
+        for distribution, rows in PROVIDES.items()
+        for row_kind, row_name in rows
+        if row_name == name and kind in (row_kind, NAMESPACE[row_kind])
+    ]

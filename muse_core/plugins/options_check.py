@@ -1,0 +1,86 @@
+"""What an options class must be before a recipe may use it: checked when plugins are listed."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any, Literal
+
+import attrs
+
+from muse_core.component import Kind, Use
+from muse_core.documentation import arms, choices_of, mark, options_of, spoken
+
+SCALARS = (bool, int, float, str)
+
+
+def structural_faults(options: Any) -> list[str]:
+    """What keeps a recipe from filling this class; empty when nothing does."""
+    if not isinstance(options, type) or not attrs.has(options):
+        return [f"options {options!r} is not an attrs class"]
+    label = options.__name__
+    if not _is_frozen(options):
+        return [f"{label} is not frozen: decorate it with @attrs.frozen(kw_only=True)"]
+    try:
+        described = options_of(options)
+    except (NameError, SyntaxError, TypeError) as error:
+        return [f"{label} has an annotation that cannot be resolved: {error}"]
+    faults = [
+        f"{label}.{option.field.name} is not keyword-only: decorate {label} with @attrs.frozen(kw_only=True)"
+        for option in described if not option.field.kw_only
+    ]
+    for option in described:
+        where = f"{label}.{option.field.name}"
+        fault = type_fault(option.type)
+        if fault:
+            faults.append(f"{where}: {fault}")
+        optional = type(None) in arms(option.type)
+        if optional and option.default is not None:
+            faults.append(f"{where} may be None, so its default must be None: TOML cannot write None")
+        if option.key == "use":
+            faults.append(f"{where}: the key 'use' names the component itself")
+    return faults
+
+
+def _is_frozen(options: type) -> bool:
+    try:
+        object.__new__(options).anything = None
+    except attrs.exceptions.FrozenInstanceError:
+        return True
+    except AttributeError:
+        return False
+    return False
+
+
+def documentation_faults(options: type) -> list[str]:
+    """Help that is missing; the component still works."""
+    label = options.__name__
+    faults = [] if (options.__doc__ or "").strip() else [f"{label} has no docstring"]
+    bare = [option.field.name for option in options_of(options) if not option.doc]
+    if bare:
+        faults.append(f"{label} has options without a string under them: {', '.join(bare)}")
+    return faults
+
+
+def type_fault(annotation: Any, *, within_list: bool = False) -> str | None:
+    """Why a recipe cannot hold values of this type; None when it can."""
+    if mark(annotation, Kind) or choices_of(annotation):
+        return None
+    if typing.get_origin(annotation) is typing.Annotated:
+        return type_fault(annotation.__origin__, within_list=within_list)
+    if annotation is Use:
+        return "says no kind: write UseLayer, UseFilter or another of muse_core.component"
+    if annotation in SCALARS or annotation is type(None):
+        return None
+    if typing.get_origin(annotation) is Literal:
+        return None
+    members = arms(annotation)
+    if len(members) > 1:
+        return next((fault for member in members if (fault := type_fault(member, within_list=within_list))), None)
+    if typing.get_origin(annotation) is tuple:
+        if within_list:
+            return "lists within lists are not for recipes"
+        inner = [member for member in typing.get_args(annotation) if member is not Ellipsis]
+        return next((fault for member in inner if (fault := type_fault(member, within_list=True))), None)
+    if isinstance(annotation, type) and attrs.has(annotation):
+        return next(iter(structural_faults(annotation)), None)
+    return f"{spoken(annotation)} is no type for a recipe: use bool, int, float, str, Literal, a tuple or a component"
