@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """(B, N, H, M): W_{t−1}ᵀ q_t, zero where a document starts; None unless asked for."""
     state: State
     """``weights`` (B, H, K, M); with filters also the running period: ``period_start`` (B, H, K, M), ``log_decay`` and
-    ``write_scale`` (B, H), ``reset`` (B,) bool, and ``filters``: each filter's state under its position."""
+    ``write_scale`` (B, H), ``reset`` (B,) bool, and ``filters``: the states of the filters that have one, under their positions."""
     measures: dict[str, Tensor]
     """The filters' measures over the periods that ended, under ``<filter>/<measure>``; absent when none ended."""
 
@@ -141,7 +141,6 @@ def _start(writes: Writes) -> dict[str, Any]:
         "log_decay": zeros[..., 0, 0],
         "write_scale": zeros[..., 0, 0],
         "reset": zeros[:, 0, 0, 0].bool(),
-        "filters": {},
     }
 
 
@@ -183,9 +182,9 @@ def _filtered(named: Sequence[tuple[str, Filter]], state: dict[str, Any]) -> tup
     """The state after a period's end, with the next period begun, and the filters' measures."""
     ended = Period(state["log_decay"], state["write_scale"], state["reset"])
     before = state["period_start"].masked_fill(ended.reset[:, None, None, None], 0.0)
-    weights, states, measures = state["weights"], {}, {}
+    weights, earlier, states, measures = state["weights"], state.get("filters", {}), {}, {}
     for position, (name, apply) in enumerate(named):
-        weights, kept, measured = apply(before, weights, ended, state["filters"].get(str(position)))
+        weights, kept, measured = apply(before, weights, ended, earlier.get(str(position)))
         if kept is not None:
             states[str(position)] = kept
         measures |= {f"{name}/{key}": value for key, value in measured.items()}
@@ -195,8 +194,7 @@ def _filtered(named: Sequence[tuple[str, Filter]], state: dict[str, Any]) -> tup
         "log_decay": torch.zeros_like(ended.log_decay),
         "write_scale": torch.zeros_like(ended.write_scale),
         "reset": torch.zeros_like(ended.reset),
-        "filters": states,
-    }, measures
+    } | ({"filters": states} if states else {}), measures
 
 
 def _combined(applied: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

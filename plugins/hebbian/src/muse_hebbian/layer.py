@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.by_period import Writes, by_period
 from muse_core.model.context import Context
-
 from muse_hebbian.convolution import CausalConvolution
 from muse_hebbian.dynamics import Dynamics, regrouped
 from muse_hebbian.options import HebbianOptions

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-
 from muse_hebbian.options import HebbianOptions
 
 
