@@ -1,0 +1,1 @@
+"""Potentials of the resolvent: hermitian, non-hermitian, memory feedback."""
