@@ -1,0 +1,176 @@
+"""The one module through which checkpoints, records and everything else durable are written.
+
+``Disk`` holds the system calls, so that a test can record them or make them fail; the functions are what the rest of
+the training code uses. All raise OSError; ``storage_errors`` turns that into a sentence. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from muse_core.errors import StorageError
+
+ADVICE = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EACCES: "you may not write there: change its permissions or choose another directory",
+    errno.EPERM: "you may not write there: change its permissions or choose another directory",
+    errno.EEXIST: "something of that name is in the way: move it aside or choose another directory",
+    errno.ENOTDIR: "a file is in the way where a directory should be: move it aside or choose another directory",
+    errno.EISDIR: "a directory is in the way where a file should be: move it aside or choose another directory",
+    errno.ELOOP: "a symbolic link is in the way: a run writes only to real files inside its own directory",
+    errno.EIO: "the disk reports a defect: check it, or choose a directory on another one",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
+class Disk:
+    """Everything that changes a file system. Opening never follows a symbolic link in the last part of the path."""
+
+    def open(self, path: Path, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """Returns how many bytes were written, which may be fewer than given."""
+        return os.write(handle, data)
+
+    def truncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+
+    def fsync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def mkdir(self, path: Path) -> None:
+        os.mkdir(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.rename(old, new)
+
+    def remove(self, path: Path) -> None:
+        os.unlink(path)
+
+    def rmdir(self, path: Path) -> None:
+        os.rmdir(path)
+
+    def free_space(self, path: Path) -> int:
+        """Bytes that this user may still write below ``path``."""
+        return shutil.disk_usage(path).free
+
+
+class Written(NamedTuple):
+    """What was written to a file."""
+
+    size: int
+    sha256: str
+
+
+def write_all(disk: Disk, handle: int, data: memoryview | bytes) -> None:
+    """Writes all of ``data`` however little the disk takes at a time."""
+    rest = memoryview(data).cast("B")
+    while len(rest):
+        count = disk.write(handle, rest)
+        if count <= 0:
+            raise OSError(errno.EIO, "the disk accepts no bytes")
+        rest = rest[count:]
+
+
+def write_new_file(disk: Disk, path: Path, chunks: Iterable[memoryview | bytes]) -> Written:
+    """Creates a file, writes the chunks and makes its content durable (its name is durable once the folder is)."""
+    digest = hashlib.sha256()
+    size = 0
+    handle = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        for chunk in chunks:
+            write_all(disk, handle, chunk)
+            digest.update(chunk)
+            size += memoryview(chunk).nbytes
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    return Written(size, digest.hexdigest())
+
+
+def write_file_atomically(disk: Disk, path: Path, data: bytes) -> Written:
+    """Replaces a file: after a crash either the old or the new content is there, whole; durable on return."""
+    beside = path.with_name(f".{path.name}.tmp")
+    if os.path.lexists(beside):
+        disk.remove(beside)
+    written = write_new_file(disk, beside, [data])
+    disk.rename(beside, path)
+    sync_directory(disk, path.parent)
+    return written
+
+
+def sync_directory(disk: Disk, path: Path) -> None:
+    """Makes the names in a directory durable."""
+    handle = disk.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+
+
+def make_directory(disk: Disk, path: Path) -> None:
+    """Makes a directory and its missing parents, durably; an existing one is left as it is."""
+    if path.is_dir():
+        return
+    make_directory(disk, path.parent)
+    disk.mkdir(path)
+    sync_directory(disk, path.parent)
+
+
+def remove_tree(disk: Disk, path: Path) -> None:
+    """Removes a file or a directory with all it holds; symbolic links are removed, never followed."""
+    if path.is_symlink() or not path.is_dir():
+        disk.remove(path)
+        return
+    for name in sorted(os.listdir(path)):
+        remove_tree(disk, path / name)
+    disk.rmdir(path)
+
+
+def read_file(path: Path, *, limit: int | None = None) -> bytes:
+    """Content of a regular file of at most ``limit`` bytes; links, pipes and devices are refused (OSError)."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if limit is not None and about.st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+        return file.read()
+
+
+def inside(root: Path, path: Path) -> Path:
+    """``path`` if it lies under ``root`` once symbolic links are resolved; StorageError otherwise."""
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise StorageError(
+            f"{path}: leads to {real}, outside the run directory {root} - a run writes only inside its own directory; "
+            "replace the symbolic link by a real directory"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str, path: Path, note: str = "") -> Iterator[None]:
+    """Turns an OSError into a StorageError that says what failed, where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else str(error)
+        where = error.filename or path
+        advice = ADVICE.get(error.errno or 0, "check the disk and the path")
+        raise StorageError(f"{where}: cannot {doing}: {what}{note} - {advice}") from error
