@@ -1,0 +1,142 @@
+"""From a source of text to encoded splits: divided by document before anything learns from it, encoded once, cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import filelock
+import numpy as np
+
+from muse_core.contracts import Source
+from muse_core.errors import DataError
+from muse_core.recipe.schema import Data
+from muse_core.training import encoded, tokenizers
+from muse_core.training.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
+from muse_core.training.encoded import Split
+from muse_core.training.sources import cache_folder, open_source
+from muse_core.training.tokenizers import Tokenizer
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Corpus:
+    """Encoded text, ready to train on."""
+
+    tokenizer: Tokenizer
+    digest: str
+    """Identifies the encoded text: source, division, seed of the division and tokenizer."""
+    splits: Mapping[str, Split]
+    notices: tuple[str, ...] = ()
+    """What a person should know about how this corpus was opened, such as a damaged cache that was made anew."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.tokenizer.vocabulary_size
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        """(vocabulary_size,) int64: bytes of text per token; see ``Tokenizer.byte_lengths``."""
+        return self.tokenizer.byte_lengths
+
+    def split(self, name: str) -> Split:
+        """``"train"``, ``"validation"``, ``"test"`` or ``"canary"``."""
+        return self.splits[name]
+
+
+def open_corpus(data: Data, *, seed: int, report: Report | None = None) -> Corpus:
+    """The corpus of a checked recipe's ``[data]``, from its source and in its cache; see :func:`prepare_corpus`."""
+    cache = cache_folder(data.cache)
+    return prepare_corpus(data, open_source(data.source, cache), seed=seed, cache=cache, report=report)
+
+
+def prepare_corpus(data: Data, source: Source, *, seed: int, cache: Path, report: Report | None = None) -> Corpus:
+    """Encode the text of ``source``, or open what an earlier call encoded.
+
+    seed decides which documents are held out. The encoded text stands in a folder under ``cache``, named by the
+    digest of everything it depends on; concurrent calls wait for the one that writes. Opening compares every file
+    with its hash; a damaged folder is made anew, with a notice.
+
+    DataError: unusable source, too few documents, a cache that cannot be written.
+    """
+    identity = {
+        "format": encoded.FORMAT,
+        "source": source.fingerprint(),
+        "validation": data.validation,
+        "test": data.test,
+        "seed": seed,
+        "tokenizer": tokenizers.identity(data.tokenizer),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    corpora = cache / "corpora"
+    folder = corpora / digest[:32]
+    notices: tuple[str, ...] = ()
+    try:
+        corpora.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(corpora / f"{digest[:32]}.lock"):
+            if folder.exists():
+                try:
+                    return _open(folder, digest)
+                except encoded.Unusable as error:
+                    notices = (f"the encoded text in {folder} could not be used, so it was made anew: {error}",)
+            _encode(data, source, seed, folder, digest, report or _silent)
+            try:
+                return attrs.evolve(_open(folder, digest), notices=notices)
+            except encoded.Unusable as error:
+                raise DataError(
+                    f"{folder}: text just encoded reads back differently: {error}. Check the disk"
+                ) from error
+    except OSError as error:
+        raise DataError(
+            f"{corpora}: cannot keep encoded text there ({error.strerror or error}): free some space, or name another "
+            "folder with data.cache or the environment variable MUSE_CACHE"
+        ) from error
+
+
+def _open(folder: Path, digest: str) -> Corpus:
+    header = encoded.read_header(folder)
+    if header["digest"] != digest:
+        raise encoded.Unusable("it holds another corpus")
+    tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text())
+    splits = {name: encoded.open_split(folder, name, header) for name in SPLITS}
+    return Corpus(tokenizer=tokenizer, digest=digest, splits=splits)
+
+
+def _encode(data: Data, source: Source, seed: int, folder: Path, digest: str, report: Report) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
+        shutil.rmtree(leftover)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        documents = spool(source, work / "text", report)
+        chosen = divide(documents, validation=data.validation, test=data.test, seed=seed)
+        report("making the tokenizer", 0, None)
+        tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))
+        files = work / "files"
+        files.mkdir()
+        (files / "tokenizer.json").write_text(tokenizer.to_json())
+        dtype = encoded.token_dtype(tokenizer.vocabulary_size)
+        described = {}
+        for name in SPLITS:
+            ids = _encoded(documents, chosen[name], tokenizer, name, report)
+            described[name] = encoded.write_split(files, name, ids, dtype=dtype, separator=tokenizer.separator)
+        header = {"digest": digest, "dtype": dtype.str, "separator": tokenizer.separator, "splits": described}
+        encoded.seal(files, folder, header)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _encoded(
+    documents: Spool, indices: Sequence[int], tokenizer: Tokenizer, name: str, report: Report
+) -> Iterator[tuple[np.ndarray, int]]:
+    for done, index in enumerate(indices, start=1):
+        yield tokenizer.encode(documents.text(index)), documents.num_bytes(index)
+        if done % REPORT_EVERY == 0 or done == len(indices):
+            report(f"encoding {name}", done, len(indices))
+
+
+def _silent(what: str, done: int, whole: int | None) -> None:
+    pass
