@@ -72,6 +72,8 @@ class Data:
     """Share of the documents held out for validation."""
     test: float = field(default=0.05, validator=[validators.gt(0.0), validators.lt(0.5)])
     """Share of the documents held out for the final test."""
+    split_seed: int = field(default=0, validator=validators.ge(0))
+    """Seed of the division into splits. Apart from ``seed``, so that runs with several seeds hold the same text out."""
     cache: str | None = None
     """Folder of encoded corpora. Default: ``muse`` under the user's cache folder, or MUSE_CACHE."""
 

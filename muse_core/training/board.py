@@ -14,6 +14,7 @@ from muse_core.component import Use
 from muse_core.contracts import Action, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.training.precision import Precision
 
 STREAK = 3
 """Consecutive non-finite steps after which skipping is not enough."""
@@ -66,7 +67,12 @@ class Board:
         return strongest
 
     def probe(
-        self, step: int, floats: Mapping[str, float], model: Any, warn: Callable[[str], None]
+        self,
+        step: int,
+        floats: Mapping[str, float],
+        model: Any,
+        precision: Precision,
+        warn: Callable[[str], None],
     ) -> dict[str, float]:
         """Results of the probes that are due, under ``<monitor>/<name>``. A probe that raises is reported through
         ``warn`` and changes nothing: training, random state and mode stay as they were."""
@@ -75,7 +81,7 @@ class Board:
             if not self._call(use, "wants_probe", monitor.wants_probe, step, floats):
                 continue
             try:
-                with undisturbed(model):
+                with undisturbed(model), precision():
                     found = monitor.probe(model)
             except (torch.OutOfMemoryError, MuseError):
                 raise

@@ -25,9 +25,15 @@ class Incident:
     step: int
     """Step at which damage was found."""
     onset: int
-    """First step held responsible; data of the steps from here to ``step`` are skipped from then on."""
+    """First step held responsible."""
     target: int
     """Step of the checkpoint that was restored."""
+    data: tuple[int, int] = attrs.field(converter=tuple)
+    """Data steps (first, end) that the steps from ``onset`` to ``step`` had read; they are skipped from then on."""
+    generation: int
+    """Number of the restored checkpoint."""
+    through: int
+    """Newest generation at that time; those after ``generation`` up to it are abandoned."""
 
 
 class Incidents:
@@ -36,15 +42,15 @@ class Incidents:
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()):
         """``events``: rows of events.jsonl, of which the rollbacks count."""
         self.known = [
-            Incident(step=row["step"], onset=row["onset"], target=row["target"])
+            Incident(**{field.name: row[field.name] for field in attrs.fields(Incident)})
             for row in events
             if row.get("event") == "incident"
         ]
 
     @property
     def quarantine(self) -> tuple[tuple[int, int], ...]:
-        """Windows (first step, step after the last) whose data are skipped, in the order of discovery."""
-        return tuple((incident.onset, incident.step + 1) for incident in self.known)
+        """Ranges (first, end) of data steps that are passed over, in the order of discovery."""
+        return tuple(incident.data for incident in self.known)
 
     def add(self, incident: Incident, verdict: Verdict) -> None:
         """Remember a rollback. Raises Halted when it is one too many: a run that keeps breaking has a cause that

@@ -12,7 +12,6 @@ from torch import Tensor
 from muse_core.contracts import Verdict
 from muse_core.errors import Halted, StorageError
 from muse_core.training.checkpoint import Checkpoints, Generation, Snapshot
-from muse_core.training.faults import reach
 from muse_core.training.incidents import Incident
 from muse_core.training.loop import Loop, Position
 
@@ -31,11 +30,12 @@ class Keeper:
         """Save the run as it stands after ``loop.at.step`` steps; a step already saved is not saved again."""
         if self.committed == loop.at.step:
             return
+        loop.records.sync()
         self.checkpoints.commit(self.snapshot(loop), certified=_finite(loop.model), digests=self.digests)
         self.committed = loop.at.step
 
     def snapshot(self, loop: Loop) -> Snapshot:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; wall clock is not, so that equal runs have equal hashes."""
         random = {"random/cpu": torch.get_rng_state()}
         if loop.precision.device.type == "cuda":
             random["random/cuda"] = torch.cuda.get_rng_state(loop.precision.device)
@@ -46,7 +46,7 @@ class Keeper:
             state={name: _kept(value) for name, value in (random | loop.carry.tensors()).items()},
             json={
                 "stage": self.stage,
-                "position": attrs.asdict(loop.at),
+                "position": {"step": loop.at.step, "accepted": loop.at.accepted, "tokens": loop.at.tokens},
                 "monitors": loop.board.state_dict(),
                 "objective": loop.objective.state_dict(),
             },
@@ -59,7 +59,7 @@ class Keeper:
         loop.carry.load(
             {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, loop.precision.device
         )
-        loop.at = Position(**snapshot.json["position"])
+        loop.at = Position(**snapshot.json["position"], seconds=loop.at.seconds)
         loop.board.load_state_dict(snapshot.json["monitors"])
         loop.objective.load_state_dict(snapshot.json["objective"])
         torch.set_rng_state(snapshot.state["random/cpu"])
@@ -73,23 +73,35 @@ class Keeper:
         The incident is on disk before anything is restored, so that a kill in between repeats the decision.
         """
         onset = loop.at.step if verdict.onset is None else verdict.onset
-        found = self.checkpoints.certified_before(onset + 1)
+        found = self.checkpoints.certified_before(onset)
         if found is None:
             raise Halted(
                 f"halted at step {loop.at.step} by {verdict.monitor}: {verdict.reason}; "
                 f"there is no certified checkpoint at or before step {onset} to go back to"
             )
         generation, snapshot = found
-        incident = Incident(step=loop.at.step, onset=onset, target=snapshot.step)
+        skipped = loop.incidents.quarantine
+        data = (loop.data.data_step(onset, skipped), loop.data.data_step(loop.at.step, skipped) + 1)
+        incident = Incident(
+            step=loop.at.step,
+            onset=onset,
+            target=snapshot.step,
+            data=data,
+            generation=generation.number,
+            through=max(one.number for one in self.checkpoints.generations()),
+        )
         loop.incidents.add(incident, verdict)
-        loop.records.event({"event": "incident", "generation": generation.number} | attrs.asdict(incident))
+        loop.records.event({"event": "incident"} | attrs.asdict(incident))
+        self.abandon(incident)
         loop.optimizers.zero_grad()
-        reach("restore", loop.model)
-        seconds = loop.at.seconds
         self.load(loop, snapshot)
-        loop.at.seconds = seconds
         loop.display.say(f"restored step {snapshot.step} from {generation.name}; data of steps {onset} to "
                          f"{incident.step} are skipped", "yellow")
+
+    def abandon(self, incident: Incident) -> None:
+        """Generations that a rollback left behind are never loaded again. Repeating it changes nothing: a resumed run
+        does, in case it was killed between the decision and this."""
+        self.checkpoints.abandon(after=incident.generation, through=incident.through)
 
     def newest(self) -> tuple[Generation, Snapshot] | None:
         """The newest generation that verifies, or None when nothing was ever committed."""

@@ -149,7 +149,7 @@ class Loop:
             self.checkpoints.commit(self)
         if self.stop.requested:
             return True
-        probed = self.board.probe(step, values, self.model, lambda text: self._warn(text))
+        probed = self.board.probe(step, values, self.model, self.precision, self._warn)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if step % recipe.evaluate.every == 0 and not last:

@@ -33,21 +33,35 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path | str, *, source: str, recipe: str, lock: str, disk: Disk | None = None) -> RunDirectory:
-        """Claims a directory for a new run and writes its recipe as given, as resolved, and its lock.
-
-        The directory may exist and hold other things, but no run.
-        """
-        self = cls._claim(Path(path), disk or Disk(), new=True)
+        """Claims a directory for a new run and begins it: ``claim``, then ``begin``."""
+        self = cls.claim(path, recipe, disk=disk)
         try:
-            self._refuse_other_run(recipe)
-            self.write("source.toml", source)
-            self.write("muse.lock.toml", lock)
-            # The resolved recipe makes this directory a run, so it comes last.
-            self.write("recipe.toml", recipe)
+            self.begin(source=source, recipe=recipe, lock=lock)
         except BaseException:
             self.close()
             raise
         return self
+
+    @classmethod
+    def claim(cls, path: Path | str, recipe: str, *, disk: Disk | None = None) -> RunDirectory:
+        """Locks a directory for a new run of the resolved recipe ``recipe``, before the work of preparing it.
+
+        The directory may exist and hold other things, but no run. Nothing makes it a run until ``begin``.
+        """
+        self = cls._claim(Path(path), disk or Disk(), new=True)
+        try:
+            self._refuse_other_run(recipe)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def begin(self, *, source: str, recipe: str, lock: str) -> None:
+        """Writes the recipe as given, as resolved, and its lock. The resolved recipe makes this directory a run, so it
+        comes last."""
+        self.write("source.toml", source)
+        self.write("muse.lock.toml", lock)
+        self.write("recipe.toml", recipe)
 
     @classmethod
     def open(cls, path: Path | str, *, disk: Disk | None = None) -> RunDirectory:

@@ -1,0 +1,128 @@
+"""From a checked recipe to everything a run needs: device, text, model, kernels, monitors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from muse_core.component import Use, walk
+from muse_core.errors import Halted
+from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
+from muse_core.evaluation.held_out import HeldOut, held_out
+from muse_core.model.build import build_model, construct, registered_use
+from muse_core.model.kernels import BoundKernels, ranked
+from muse_core.model.plan import periods
+from muse_core.recipe.schema import Recipe
+from muse_core.training.corpus import Corpus, open_corpus
+from muse_core.training.data import TrainingData, evaluation_batches
+from muse_core.training.documents import Report
+from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.precision import Precision, choose_device, choose_precision
+
+LONGEST_OWN_CHECK = 512
+"""Tokens that the gate's check in the run's own precision reads at most."""
+
+
+@attrs.frozen(kw_only=True)
+class Setup:
+    """What a recipe has become."""
+
+    recipe: Recipe
+    registry: Any
+    precision: Precision
+    corpus: Corpus
+    model: nn.Module
+    kernels: BoundKernels
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        return periods(self.recipe.model.options)
+
+    @property
+    def stream_period(self) -> int:
+        """Least common multiple of the periods."""
+        return math.lcm(*self.periods) if self.periods else 1
+
+    def training_data(self) -> TrainingData:
+        train, data = self.recipe.train, self.recipe.data
+        return TrainingData(
+            self.corpus,
+            seed=self.recipe.seed,
+            batch_size=train.batch_size,
+            sequence_length=train.sequence_length,
+            order=data.order,
+            reset_at_documents=data.reset_at_documents,
+        )
+
+    def evaluate(
+        self, split: str, tokens: int, *, multiple: int = 1, interrupted: Callable[[], bool] = lambda: False
+    ) -> HeldOut | None:
+        """Held-out measures on the first ``tokens`` tokens of a split, at ``multiple`` × the training length."""
+        train = self.recipe.train
+        batches = evaluation_batches(
+            self.corpus.split(split),
+            sequence_length=train.sequence_length * multiple,
+            batch_size=max(1, (train.micro_batch or train.batch_size) // multiple),
+            max_tokens=tokens,
+            reset_at_documents=self.recipe.data.reset_at_documents,
+        )
+        return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
+
+    def monitors(self) -> list[tuple[Use, Any]]:
+        """The recipe's monitors, built."""
+        context = MonitorContext(
+            name="",
+            seed=self.recipe.seed,
+            sequence_length=self.recipe.train.sequence_length,
+            batch_size=self.recipe.train.batch_size,
+            tokenizer=self.corpus.tokenizer,
+            validation=lambda: self.corpus.split("validation").tokens,
+            kernels=self.kernels,
+        )
+        return [(use, construct(use, attrs.evolve(context, name=use.name))) for use in self.recipe.monitors]
+
+    def causality_gate(self) -> None:
+        """Both checks of the gate. Raises Halted naming the layer that leaks."""
+        leak = self._exact_leak() or own_precision_leak(
+            self.model,
+            self.corpus.vocabulary_size,
+            min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK),
+            self.precision,
+            routed=any(use.kind == "router" for use in walk(self.recipe.model.options)),
+        )
+        if leak is not None:
+            raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
+
+    def _exact_leak(self) -> Leak | None:
+        backends = ranked(
+            (use.name, construct(use, None)) for use in map(registered_use, self.registry.rows("kernel backend"))
+        )
+        copy, _ = build_model(
+            self.recipe,
+            self.registry,
+            vocabulary_size=self.corpus.vocabulary_size,
+            dtype="float64",
+            backends=backends,
+        )
+        copy.load_state_dict(self.model.state_dict())
+        width = getattr(self.recipe.model.options, "width", None)
+        assert width is not None, "a model without a width cannot be given embeddings"
+        return exact_leak(copy.double(), width, self.periods)
+
+
+def set_up(recipe: Recipe, registry: Any, *, report: Report | None = None) -> Setup:
+    """Prepare text and build the model. Raises RecipeError, DataError or PluginError."""
+    device = choose_device(recipe.train.device)
+    precision = choose_precision(device, recipe.train.precision)
+    torch.manual_seed(recipe.seed)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report)
+    model, kernels = build_model(
+        recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype
+    )
+    return Setup(recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels)
