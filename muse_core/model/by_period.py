@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """(B, N, H, M): W_{t−1}ᵀ q_t, zero where a document starts; None unless asked for."""
     state: State
     """``weights`` (B, H, K, M); with filters also the running period: ``period_start`` (B, H, K, M), ``log_decay`` and
-    ``write_scale`` (B, H), ``reset`` (B,) bool, and ``filters``: the states of the filters that have one, under their positions."""
+    ``write_scale`` (B, H), ``reset`` (B,) bool, and the ``filters``' states by position, for those that have one."""
     measures: dict[str, Tensor]
     """The filters' measures over the periods that ended, under ``<filter>/<measure>``; absent when none ended."""
 

@@ -1,0 +1,146 @@
+"""The needle probe as a monitor of the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Action, Verdict
+from muse_core.training.monitor_context import MonitorContext
+from muse_niah_probe.capacity import Capacity, capacity
+from muse_niah_probe.needles import Needles, make_needles
+from muse_niah_probe.options import NiahProbeOptions
+from muse_niah_probe.recall import recall
+
+WIDTH, BURIED, TRIALS = 64, 64, 64
+"""Of the capacity test: as many pairs as the width, where theory says 0.707."""
+CAPACITY_TOLERANCE = 0.05
+
+
+class NiahProbe:
+    """Probes every so many steps while that stays within the budget.
+
+    Numbers of a probe: ``recall`` (share of needles answered exactly), ``log_probability``, ``over_emptied`` and
+    ``over_shuffled`` (nats per answer token), ``distance`` (tokens), ``capacity`` and ``capacity_expected`` (cosines;
+    where the run has fast-weight kernels), ``seconds``, ``failed`` (0 or 1). Number of a step: ``share_max``, the share
+    of the run's time that probes would have taken if one ran now; it is reduced over ranks, so that all decide alike.
+    The needles are the same at every probe of a run. Source: mathematics §9.
+    """
+
+    def __init__(self, options: NiahProbeOptions, context: MonitorContext):
+        self.options = options
+        self.context = context
+        self.fast_weights = None
+        if context.kernels is not None:
+            self.fast_weights = context.kernels.bind("fast_weights", sizes={"key": WIDTH, "value": WIDTH}, needs=())
+        self.lead = max(context.sequence_length // 8, 1)
+        self.distance = math.ceil(options.distance * context.sequence_length)
+        self.started: float | None = None
+        self.step = 0
+        self.timed_steps = 0
+        self.spent = 0.0
+        self.cost: float | None = None
+        self.failure = ""
+
+    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        if moment != "gradients":
+            return {}
+        now = time.perf_counter()
+        self.started = now if self.started is None else self.started
+        elapsed = now - self.started
+        self.timed_steps += 1
+        share = (self.spent + self._expected_cost(elapsed)) / elapsed if elapsed else math.inf
+        return {"share_max": torch.tensor(share, dtype=torch.float64)}
+
+    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        self.step = step
+        if not self.failure:
+            return Verdict()
+        failure, self.failure = self.failure, ""
+        action = Action.HALT if self.options.failure == "halt" else Action.CONTINUE
+        return Verdict(action, failure, self.context.name, step)
+
+    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
+        return step % self.options.every == 0 and floats[f"{self.context.name}/share_max"] <= self.options.budget
+
+    def probe(self, model: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        try:
+            found = self._probe(model)
+        finally:
+            self.cost = time.perf_counter() - started
+            self.spent += self.cost
+        self.failure = self._failure(found)
+        return found | {"seconds": self.cost, "failed": float(bool(self.failure))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what the wall clock decides must not enter the state of a run."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def needles(self) -> Needles:
+        """The run's needles, in held-out text."""
+        return make_needles(
+            self.context.tokenizer,
+            np.asarray(self.context.validation()),
+            rows=self.options.needles,
+            lead=self.lead,
+            distance=self.distance,
+            random=np.random.default_rng([self.context.seed, 0x1E55]),
+        )
+
+    def _probe(self, model: Any) -> dict[str, float]:
+        needles = self.needles()
+        answered = recall(model, needles, segment=self.context.sequence_length)
+        found = {
+            "recall": answered.exact,
+            "log_probability": answered.log_probability,
+            "over_emptied": answered.over_emptied,
+            "over_shuffled": answered.over_shuffled,
+            "distance": float(needles.distance),
+        }
+        if self.fast_weights is not None:
+            held = self._capacity(next(model.parameters()).device)
+            found |= {"capacity": held.measured, "capacity_expected": held.expected}
+        return found
+
+    def _capacity(self, device: torch.device) -> Capacity:
+        return capacity(
+            self.fast_weights,
+            width=WIDTH,
+            buried=BURIED,
+            trials=TRIALS,
+            generator=torch.Generator().manual_seed(self.context.seed),
+            device=device,
+            dtype=getattr(torch, self.context.kernels.dtype),
+        )
+
+    def _failure(self, found: Mapping[str, float]) -> str:
+        """What is wrong with the numbers of a probe, in a sentence, or nothing."""
+        broken = [name for name, value in found.items() if not math.isfinite(value)]
+        if broken:
+            return f"the needle probe gives a number that is not finite: {', '.join(broken)}"
+        if "capacity" in found and abs(found["capacity"] / found["capacity_expected"] - 1) > CAPACITY_TOLERANCE:
+            return (
+                f"the memory kernel recalls with cosine {found['capacity']:.3f} where theory says "
+                f"{found['capacity_expected']:.3f}"
+            )
+        least, margin = self.options.minimum_margin, min(found["over_emptied"], found["over_shuffled"])
+        if least is not None and self.step >= self.options.after and margin < least:
+            return f"memory gains {margin:.3f} nats per answer token over its controls, less than {least}"
+        return ""
+
+    def _expected_cost(self, elapsed: float) -> float:
+        """Seconds of the next probe: those of the last, or at first those of as many trained tokens."""
+        if self.cost is not None:
+            return self.cost
+        tokens = self.options.needles * (self.lead + self.distance)
+        return elapsed / self.timed_steps * tokens / (self.context.batch_size * self.context.sequence_length)
