@@ -144,13 +144,16 @@ def remove_tree(disk: Disk, path: Path) -> None:
 def read_file(path: Path, *, limit: int | None = None) -> bytes:
     """Content of a regular file of at most ``limit`` bytes; links, pipes and devices are refused (OSError)."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if limit is not None and about.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
-        return file.read()
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def inside(root: Path, path: Path) -> Path:

@@ -68,7 +68,6 @@ class Checkpoints:
         self.rejected: list[Rejected] = []
         """What the last search passed over, newest first."""
         self._parent: int | None = None
-        self._last = 0
         self._failure: str | None = None
 
     def commit(
@@ -93,9 +92,8 @@ class Checkpoints:
                     parent=self._parent,
                     certified=certified,
                     digests=digests,
-                    at_least=self._last + 1,
                 )
-                self._parent = self._last = number
+                self._parent = number
                 together(self.ranks, self._apply_retention)
                 reach("commit.after_retention", None)
                 return describe(self.directory, number, self.ranks.rank)
@@ -213,7 +211,6 @@ class Checkpoints:
         if quarantine and self.ranks.rank == 0:
             with storage_errors("set a damaged checkpoint aside", self.directory):
                 moved_to = retention.quarantine(self.disk, self.directory, number)
-        self._last = max(self._last, number)
         self.rejected.append(Rejected(number, reason, moved_to))
 
     def _apply_retention(self) -> None:

@@ -1,4 +1,4 @@
-"""The commit of a checkpoint: once it returns no crash loses the generation; until then the previous one is untouched."""
+"""The commit of a checkpoint: once it returns no crash loses it, and until then the previous one is untouched."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def commit(
     parent: int | None,
     certified: bool,
     digests: Mapping[str, Any],
-    at_least: int,
 ) -> int:
-    """Writes a new generation and returns its number, not less than ``at_least``. Raises OSError or StorageError.
+    """Writes a new generation and returns its number. Raises OSError or StorageError.
 
     Everything is written under a temporary name and synced; the rename, once its directory is synced, is the commit
     point. A failed sync is never repeated: the kernel may have dropped the data and would report success.
@@ -60,7 +59,7 @@ def commit(
         make_directory(disk, directory)
         remove_leftovers(disk, directory)
         check_free_space(disk, directory, needed)
-        number = max(at_least, next_number(directory))
+        number = max(next_number(directory), (parent or 0) + 1)
         disk.mkdir(directory / folder_name(number, TEMPORARY))
         return number
 

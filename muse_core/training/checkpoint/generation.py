@@ -58,7 +58,7 @@ def numbers(directory: Path, *kinds: str) -> list[int]:
 
 
 def file_name(part: str, suffix: str, rank: int) -> str:
-    """Rank 0 writes ``model.safetensors``; other ranks, where they hold something of their own, ``model-00001…``."""
+    """Every rank writes its own files: rank 0 ``model.safetensors``, rank 1 ``model-00001.safetensors``."""
     return f"{part}.{suffix}" if rank == 0 else f"{part}-{rank:05d}.{suffix}"
 
 
@@ -92,32 +92,22 @@ def read(generation: Generation, rank: int = 0) -> Snapshot:
 
     Hashes are taken of the very bytes that are decoded, so nothing can change in between. Raises Damaged or OSError.
     """
-    files = generation.manifest.files
-    own = {(part, suffix): _own_file(files, part, suffix, rank) for part, suffix in _FILES}
-    contents: dict[tuple[str, str], bytes] = {}
-    for name in sorted(files):
-        data = _verified(generation, name)
-        for key, wanted in own.items():
-            if wanted == name:
-                contents[key] = data
+    decoded: dict[str, Any] = {}
+    own = {file_name(part, "safetensors", rank): part for part in PARTS}
     try:
-        tensors = {part: read_tensors(contents[part, "safetensors"]) for part in PARTS}
-        snapshot = Snapshot(generation.step, **tensors, json=canonical_json.decode(contents["state", "json"]))
+        for name in sorted(generation.manifest.files):
+            data = _verified(generation, name)
+            if name in own:
+                decoded[own[name]] = read_tensors(data)
+            elif name == file_name("state", "json", rank):
+                decoded["json"] = canonical_json.decode(data)
+        snapshot = Snapshot(generation.step, **decoded)
         same = snapshot.state_hash() == generation.state_hash
     except (ValueError, TypeError, KeyError) as error:
-        raise Damaged(str(error)) from error
+        raise Damaged(f"its content cannot be decoded ({error})") from error
     if not same:
         raise Damaged("its state does not match the hash in its manifest")
     return snapshot
-
-
-_FILES = (*((part, "safetensors") for part in PARTS), ("state", "json"))
-
-
-def _own_file(files: Mapping[str, Any], part: str, suffix: str, rank: int) -> str:
-    """What a rank did not write itself is the same on all ranks, and rank 0 wrote it."""
-    own = file_name(part, suffix, rank)
-    return own if own in files else file_name(part, suffix, 0)
 
 
 def _verified(generation: Generation, name: str) -> bytes:

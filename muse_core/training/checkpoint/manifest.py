@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from muse_core.errors import StorageError
 from muse_core.training import canonical_json
 from muse_core.training.storage import Written
 
@@ -18,7 +19,7 @@ MAX_BYTES = 16 * 2**20
 FILE_NAME = re.compile(r"(model|optimizer|state)(-[0-9]{5})?\.safetensors|state(-[0-9]{5})?\.json")
 
 
-class Damaged(Exception):
+class Damaged(StorageError):
     """A generation is not what was committed; the message says why."""
 
 
@@ -54,7 +55,7 @@ class Manifest:
         """Raises Damaged unless ``data`` is, byte for byte, what ``encode`` writes."""
         try:
             body = canonical_json.decode(data)
-            files = {name: Written(one["bytes"], one["sha256"]) for name, one in body["files"].items()}
+            files = {name: Written(_count(one["bytes"]), str(one["sha256"])) for name, one in body["files"].items()}
             manifest = cls(
                 generation=_count(body["generation"]),
                 parent=None if body["parent"] is None else _count(body["parent"]),
