@@ -59,7 +59,7 @@ class Range:
 def range_of(validator: Any) -> Range:
     """The range that a field's validator states; validators other than attrs' own add nothing."""
     limits: dict[str, Any] = {}
-    for one in _flat(validator):
+    for one in flat(validator):
         if isinstance(one, _NUMBER) and one.compare_op in _LIMITS:
             limits[_LIMITS[one.compare_op]] = one.bound
         elif isinstance(one, _MIN_LENGTH):
@@ -75,13 +75,14 @@ def range_of(validator: Any) -> Range:
     return Range(**limits)
 
 
-def _flat(validator: Any) -> list[Any]:
+def flat(validator: Any) -> list[Any]:
+    """The validators inside ``and_``, ``optional`` and lists, in order."""
     if validator is None:
         return []
     if isinstance(validator, _AND):
-        return [one for inner in validator._validators for one in _flat(inner)]
+        return [one for inner in validator._validators for one in flat(inner)]
     if isinstance(validator, _OPTIONAL):
-        return _flat(validator.validator)
+        return flat(validator.validator)
     if isinstance(validator, list | tuple):
-        return [one for inner in validator for one in _flat(inner)]
+        return [one for inner in validator for one in flat(inner)]
     return [validator]

@@ -18,11 +18,12 @@ POSITIVE = validators.ge(1)
 FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Choice:
-    """Annotation for one of the core's own tables, by ``use``; a bare string means that one with its defaults."""
+    """Annotation for one of the core's own tables, by ``use``; a bare string means that one with its defaults. Two
+    choices are never equal, since converters remember types by equality."""
 
-    options: Mapping[str, type] = attrs.field(eq=False)
+    options: Mapping[str, type]
 
 
 INLINE = {"inline": True}

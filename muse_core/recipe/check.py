@@ -1,0 +1,136 @@
+"""From a recipe to a checked one: every problem at once, each with its place and key path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from muse_core.component import Use
+from muse_core.errors import RecipeError
+from muse_core.plugins import Registry, load_plugins
+from muse_core.recipe.paths import read_path, written
+from muse_core.recipe.positions import Path
+from muse_core.recipe.reading import Source, read_source
+from muse_core.recipe.resolved import as_table
+from muse_core.recipe.schema import Plugins, Recipe
+from muse_core.recipe.structure import Enough, Node, Refused, Sheet, make_converter
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Checked:
+    """A recipe that may be built."""
+
+    recipe: Recipe
+    """With every component as a ``Use`` and every default filled."""
+    resolved: dict[str, Any]
+    """The same as a plain table; checking it again gives an equal recipe."""
+    registry: Registry
+    """The plugins that it was checked against, without those that it leaves out."""
+    source: Source
+
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return self.source.where
+
+    def locate(self, path: str | Path) -> str:
+        """``"file:line"`` of a key path, or of the nearest table around it that the recipe writes."""
+        return self.source.locate(read_path(path) if isinstance(path, str) and path else tuple(path))
+
+
+def read_recipe(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), registry: Registry | None = None
+) -> Checked:
+    """Read and check a recipe file with ``--set`` overrides such as ``"train.steps=100"``.
+
+    Plugins are loaded as the recipe's [plugins] table says unless a registry is given. Raises RecipeError with every
+    problem, one line each: ``file:line: key.path: what - what to do``.
+    """
+    return check_source(read_source(path, overrides), registry)
+
+
+def check_table(table: Mapping[str, Any], registry: Registry | None = None, where: str = "<table>") -> Checked:
+    """The same for a table made in Python."""
+    return check_source(Source(dict(table), where, {}), registry)
+
+
+def check_source(
+    source: Source, registry: Registry | None = None, versions: Mapping[str, str] | None = None
+) -> Checked:
+    """Check a table that was read. ``versions``: distributions that it was written for, when they are known; options
+    of another version pass through their class's ``upgrade(table, from_version)``."""
+    converter = make_converter()
+    listed = _plugins_table(source, converter)
+    if registry is None:
+        registry = load_plugins(allow=listed.allow, deny=listed.deny)
+    registry = registry.only(listed.allow, listed.deny)
+    sheet = Sheet(registry, versions=versions or {})
+    recipe = _structured(source, converter, sheet, Recipe)
+    for path, what in _across(recipe, registry):
+        sheet.problems.append((path, what))
+    _raise(source, sheet)
+    return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source)
+
+
+def _plugins_table(source: Source, converter: Any) -> Plugins:
+    """The [plugins] table, read before anything is imported for its sake; faults in it are reported later."""
+    table = source.table.get("plugins", {})
+    try:
+        return converter.structure(Node(table, ("plugins",), Sheet(Registry(()))), Plugins)
+    except (Refused, Enough):
+        return Plugins(allow=())
+
+
+def _structured(source: Source, converter: Any, sheet: Sheet, cls: type) -> Any:
+    try:
+        return converter.structure(Node(source.table, (), sheet), cls)
+    except (Refused, Enough):
+        assert sheet.problems, "a value was refused without a reason"
+        _raise(source, sheet)
+
+
+def _raise(source: Source, sheet: Sheet) -> None:
+    """Every problem as a line, in the order of the file. Does nothing when there is none."""
+    if not sheet.problems:
+        return
+    order = {file: number for number, (file, _) in enumerate(source.places.values())}
+    ranked = sorted(sheet.problems, key=lambda item: (
+        source.place(item[0])[0] != source.where, order.get(source.place(item[0])[0], 0), source.place(item[0])[1]))
+    raise RecipeError([
+        f"{source.locate(path)}: {written(path)}: {what}" if path else f"{source.locate(path)}: {what}"
+        for path, what in ranked
+    ])
+
+
+def _across(recipe: Recipe, registry: Registry) -> Iterator[tuple[Path, str]]:
+    """Conditions across tables: whatever has ``problems(recipe)`` is asked."""
+    for path, instance, owner in _instances(recipe, (), ""):
+        ask: Callable[[Recipe], Iterable[str]] | None = getattr(instance, "problems", None)
+        if ask is None:
+            continue
+        try:
+            found = [str(what) for what in ask(recipe)]
+        except Exception as error:
+            fault = f" (a fault of {owner})" if owner else ""
+            found = [f"its problems() raised {type(error).__name__}: {error}{fault}"]
+        yield from ((path, what) for what in found)
+
+
+def _instances(instance: Any, path: Path, owner: str) -> Iterator[tuple[Path, Any, str]]:
+    """Every attrs instance of a recipe with its path; a component stands for its options."""
+    from muse_core.documentation import is_inline, key_of
+
+    yield path, instance, owner
+    for field in attrs.fields(type(instance)):
+        value = getattr(instance, field.name)
+        here = path if is_inline(field) else (*path, key_of(field))
+        several = isinstance(value, tuple)
+        for index, item in enumerate(value if several else (value,)):
+            place = (*here, index) if several else here
+            if isinstance(item, Use):
+                yield from _instances(item.options, place, f"{item.distribution} {item.version}")
+            elif attrs.has(type(item)):
+                yield from _instances(item, place, owner)

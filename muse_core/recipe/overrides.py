@@ -1,0 +1,93 @@
+"""``--set a.b=c``: one key at a time, its value written as in TOML; a bare word is text."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from muse_core.errors import RecipeError
+from muse_core.recipe.paths import read_path, written
+from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
+
+if TYPE_CHECKING:
+    from muse_core.recipe.reading import Source
+
+_BARE_WORD = re.compile(r"[A-Za-z_./~][A-Za-z0-9_./~:@+-]*")
+PLACE = "--set"
+
+
+def override(source: Source, text: str) -> None:
+    """Write one override into a source's table and places.
+
+    Tables that are missing on the way are made; a bare component name on the way becomes a table; array items must
+    exist. Raises RecipeError.
+    """
+    key, equals, value_text = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError(f"{text[:80]!r} has no '=' - write --set train.steps=100")
+        path = read_path(key.strip())
+        value = read_value(value_text)
+        if path == ("extends",):
+            raise ValueError("a recipe says itself what it extends")
+        _assign(source.table, path, value)
+    except ValueError as error:
+        raise RecipeError(f"{PLACE} {text[:80]}: {error}") from None
+    for known in [known for known in source.places if known[: len(path)] == path]:
+        del source.places[known]
+    source.places[path] = (f"{PLACE} {text[:80]}", 0)
+
+
+def read_value(text: str) -> Any:
+    """A TOML value; a bare word is text. Raises ValueError."""
+    stripped = text.strip()
+    if len(stripped.encode()) > MAX_BYTES:
+        raise ValueError(f"the value is longer than {MAX_BYTES // 1024} KiB")
+    line = f"value = {stripped}"
+    try:
+        positions(line)
+        table = tomllib.loads(line)
+    except TooMuch:
+        raise
+    except ValueError:
+        if _BARE_WORD.fullmatch(stripped):
+            return stripped
+        raise ValueError(
+            f"{stripped[:40]!r} is not a TOML value - text with spaces or signs needs quotes, as in '\"...\"'"
+        ) from None
+    if set(table) != {"value"}:
+        raise ValueError("one value at a time - repeat --set for another key")
+    return table["value"]
+
+
+def _assign(table: dict[str, Any], path: Path, value: Any) -> None:
+    """Walk to the parent of ``path``, then set."""
+    holder: Any = table
+    for depth, (step, following) in enumerate(zip(path, path[1:])):
+        here = path[: depth + 1]
+        inner = _item(holder, step, here)
+        if isinstance(inner, str) and isinstance(following, str):
+            inner = {"use": inner}
+        elif inner is None and isinstance(following, str):
+            inner = {}
+        _require(inner, following, here)
+        holder[step] = inner
+        holder = inner
+    _item(holder, path[-1], path)
+    holder[path[-1]] = value
+
+
+def _item(holder: Any, step: str | int, here: Path) -> Any:
+    if isinstance(step, str):
+        return holder.get(step)
+    if step >= len(holder):
+        raise ValueError(f"{written(here)} does not exist: the list has {len(holder)} items, numbered from 0")
+    return holder[step]
+
+
+def _require(inner: Any, following: str | int, here: Path) -> None:
+    if isinstance(following, int) and not isinstance(inner, list):
+        raise ValueError(f"{written(here)} is not a list that the recipe writes")
+    if isinstance(following, str) and not isinstance(inner, dict):
+        raise ValueError(f"{written(here)} is not a table")

@@ -1,0 +1,161 @@
+"""TOML files and ``--set`` to one plain table that remembers where each key came from."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path as FilePath
+from typing import Any
+
+import attrs
+
+from muse_core.errors import RecipeError
+from muse_core.recipe.merging import Places, merge
+from muse_core.recipe.overrides import override
+from muse_core.recipe.paths import written
+from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
+
+MAX_EXTENDS = 8
+"""Recipes in one chain of ``extends``."""
+
+
+@attrs.frozen
+class Source:
+    """A plain table and where it came from."""
+
+    table: dict[str, Any]
+    where: str
+    """File, or what stands for it in messages."""
+    places: Places
+    """Key path → (file, line); line 0 for what stands in no file."""
+    text: str = ""
+    """The file as it was given, before ``extends`` and overrides."""
+
+    def place(self, path: Path) -> tuple[str, int]:
+        """Place of a key, or of the nearest table around it that the recipe writes."""
+        while path:
+            if path in self.places:
+                return self.places[path]
+            path = path[:-1]
+        return self.where, 0
+
+    def locate(self, path: Path) -> str:
+        """The same as ``"file:line"``."""
+        file, line = self.place(path)
+        return f"{file}:{line}" if line else file
+
+
+def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Source:
+    """Read a recipe with everything that it extends, then apply the overrides.
+
+    Raises RecipeError for a file that cannot be read, is too big or is not TOML.
+    """
+    source = _read_chain(os.fspath(file), ())
+    for text in overrides:
+        override(source, text)
+    return source
+
+
+def _read_chain(file: str, above: tuple[str, ...]) -> Source:
+    source = parse(_read_text(file), file)
+    base = source.table.pop("extends", None)
+    if base is None:
+        return source
+    place = source.locate(("extends",))
+    if not isinstance(base, str) or not base:
+        raise RecipeError(f"{place}: extends: must be the path of a recipe, as text")
+    above = (*above, os.path.realpath(file))
+    base_file = os.path.normpath(os.path.join(os.path.dirname(file), base))
+    if os.path.realpath(base_file) in above:
+        raise RecipeError(f"{place}: extends: {base_file} extends this recipe in turn")
+    if len(above) == MAX_EXTENDS:
+        raise RecipeError(f"{place}: extends: a chain of more than {MAX_EXTENDS} recipes")
+    try:
+        below = _read_chain(base_file, above)
+    except RecipeError as error:
+        raise RecipeError([f"{place}: extends: {problem}" for problem in error.problems]) from None
+    table, places = merge(below.table, below.places, source.table, source.places)
+    return Source(table, source.where, places, source.text)
+
+
+def parse(text: str, where: str) -> Source:
+    """A table from TOML text. Raises RecipeError with the line of the error."""
+    try:
+        lines = positions(text)
+    except TooMuch as error:
+        raise RecipeError(f"{where}:{error.line}: {error}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(_syntax(str(error), where, text)) from None
+    except (ValueError, RecursionError) as error:  # a number too long for int(), a date such as 2024-99-99
+        raise RecipeError(f"{where}: not valid TOML: {error}") from None
+    places = {path: (where, line) for path, line in lines.items()}
+    source = Source(table, where, places, text)
+    refusals = [f"{source.locate(path)}: {written(path)}: {what}" for path, what in _unfit(table, ())]
+    if refusals:
+        raise RecipeError(refusals)
+    return source
+
+
+def _unfit(value: Any, path: Path) -> Iterable[tuple[Path, str]]:
+    """Values that no recipe may hold, whatever the key."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unfit(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unfit(item, (*path, index))
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield path, "a whole number beyond 64 bits"
+
+
+def _syntax(message: str, where: str, text: str) -> str:
+    match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
+    if match is None:
+        return f"{where}: not valid TOML: {message}"
+    line = match[1] or text.rstrip("\n").count("\n") + 1
+    column = f", column {match[2]}" if match[2] else ", at the end of the file"
+    return f"{where}:{line}: not valid TOML: {message[: match.start()]}{column}"
+
+
+def _read_text(file: str) -> str:
+    try:
+        with open(file, "rb", opener=_open_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise RecipeError(f"{file}: not a file; a recipe is one TOML file")
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{file}: no such file{_neighbours(file)}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{file}: a directory; a recipe is one TOML file{_inside(file)}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file!r}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{file}: more than {MAX_BYTES // 1024} KiB; a recipe is a small text")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{file}:{line}: not UTF-8 text; is this a recipe?") from None
+
+
+def _open_without_waiting(file: str, flags: int) -> int:
+    return os.open(file, flags | os.O_NONBLOCK)  # a named pipe must not hang the command
+
+
+def _neighbours(file: str) -> str:
+    from muse_core.plugins.near import near
+
+    folder = FilePath(file).parent
+    known = [str(one) for one in sorted(folder.glob("*.toml"))[:200]] if folder.is_dir() else []
+    close = near(file, known)
+    return f" - did you mean {close}?" if close else ""
+
+
+def _inside(folder: str) -> str:
+    known = [str(one) for one in sorted(FilePath(folder).glob("*.toml"))[:5]]
+    return f", such as {', '.join(known)}" if known else ""

@@ -1,0 +1,46 @@
+"""A checked recipe written out in full: every default filled, every component a table."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import attrs
+
+from muse_core.component import Use
+from muse_core.documentation import arms, choices_of, is_inline, key_of, types_of
+from muse_core.plugins import Registry
+
+
+def as_table(instance: Any, registry: Registry) -> dict[str, Any]:
+    """The table that gives this instance when it is checked again. Keys without a value (None) are left out."""
+    hints = types_of(type(instance))
+    table: dict[str, Any] = {}
+    for field in attrs.fields(type(instance)):
+        value = _plain(getattr(instance, field.name), hints[field.name], registry)
+        if is_inline(field):
+            table = {**value, **table}
+        elif value is not None:
+            table[key_of(field)] = value
+    return table
+
+
+def _plain(value: Any, annotation: Any, registry: Registry) -> Any:
+    if isinstance(value, Use):
+        reference = registry.reference(value.kind, value.name, value.distribution)
+        return {"use": reference, **as_table(value.options, registry)}
+    if choices := choices_of(annotation):
+        name = next(name for name, cls in choices.items() if type(value) is cls)
+        return {"use": name, **as_table(value, registry)}
+    if isinstance(value, tuple):
+        return [_plain(item, _item_type(annotation), registry) for item in value]
+    if attrs.has(type(value)):
+        return as_table(value, registry)
+    return value
+
+
+def _item_type(annotation: Any) -> Any:
+    for arm in arms(annotation):
+        if typing.get_origin(arm) is tuple:
+            return typing.get_args(arm)[0]
+    return Any

@@ -1,0 +1,333 @@
+"""A plain table to attrs instances by cattrs, strictly, collecting every problem with its key path.
+
+A hook receives a :class:`Node`, which knows its place in the recipe; it returns the value, or reports what is wrong and
+raises Refused so that its parent goes on with the other keys.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import cattrs
+
+from muse_core.component import Kind, Use
+from muse_core.documentation import arms, choices_of, is_inline, key_of, mark, spoken, types_of
+from muse_core.plugins import Registry, UnknownComponent
+from muse_core.plugins.near import suggestion
+from muse_core.recipe.paths import written
+from muse_core.recipe.positions import Path
+from muse_core.recipe.validation import construct, faults_of
+from muse_core.recipe.words import shown
+
+MAX_PROBLEMS = 100
+
+ABSENT: Any = object()
+"""Stands for a field without a default."""
+
+
+class Refused(Exception):
+    """The value was reported and has no structured form."""
+
+
+class Enough(Exception):
+    """So many problems that more would not help."""
+
+
+@attrs.frozen
+class Sheet:
+    """What all nodes of one check share."""
+
+    registry: Registry
+    problems: list[tuple[Path, str]] = attrs.field(factory=list)
+    versions: Mapping[str, str] = {}
+    """Versions of the distributions that the recipe was written for, when it comes from a lock."""
+
+    def report(self, path: Path, what: str) -> None:
+        if len(self.problems) == MAX_PROBLEMS:
+            raise Enough
+        self.problems.append((path, what))
+
+
+@attrs.frozen
+class Node:
+    """A plain value at its place."""
+
+    value: Any
+    path: Path
+    sheet: Sheet
+    default: Any = ABSENT
+    """What the field would hold without the recipe, as its class writes it."""
+    siblings: tuple[str, ...] = ()
+    """Keys of the table around an inline component, for suggestions."""
+
+    def refuse(self, what: str) -> typing.NoReturn:
+        self.sheet.report(self.path, what)
+        raise Refused
+
+    def child(self, step: str | int, value: Any, default: Any = ABSENT) -> Node:
+        return Node(value, (*self.path, step), self.sheet, default)
+
+
+def make_converter() -> cattrs.Converter:
+    """A converter whose ``structure(node, type)`` is strict about every type that options may have."""
+    converter = cattrs.Converter()
+    for scalar, hook in ((int, _whole), (float, _number), (str, _text), (bool, _truth)):
+        converter.register_structure_hook(scalar, hook)
+
+    def tuple_of(node: Node, annotation: Any) -> tuple:
+        return _list(converter, node, annotation)
+
+    def one_of(node: Node, annotation: Any) -> Any:
+        return _union(converter, node, annotation)
+
+    def table(node: Node, cls: type) -> Any:
+        label = _label(node.path)
+        return _table(converter, node, cls, label)
+
+    def component(node: Node, annotation: Any) -> Use:
+        return _component(converter, node, mark(annotation, Kind).name)
+
+    def choice(node: Node, annotation: Any) -> Any:
+        return _choice(converter, node, choices_of(annotation))
+
+    def plain(node: Node, annotation: Any) -> Any:
+        return converter.structure(node, annotation.__origin__)
+
+    converter.register_structure_hook_func(attrs.has, table)
+    converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, _literal)
+    converter.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
+    converter.register_structure_hook_func(lambda t: len(arms(t)) > 1, one_of)
+    converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Annotated, plain)
+    converter.register_structure_hook_func(lambda t: choices_of(t) is not None, choice)
+    converter.register_structure_hook_func(lambda t: mark(t, Kind) is not None, component)
+    return converter
+
+
+def _label(path: Path) -> str:
+    keys = [step for step in path if isinstance(step, str)]
+    return f"[{'.'.join(keys)}]" if keys else "a recipe"
+
+
+def _whole(node: Node, _: Any) -> int:
+    if isinstance(node.value, bool) or not isinstance(node.value, int):
+        node.refuse(f"must be a whole number, not {shown(node.value)}")
+    return node.value
+
+
+def _number(node: Node, _: Any) -> float:
+    if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+        node.refuse(f"must be a number, not {shown(node.value)}")
+    if not math.isfinite(node.value):
+        node.refuse(f"must be a finite number, not {shown(node.value)}")
+    return float(node.value)
+
+
+def _text(node: Node, _: Any) -> str:
+    if not isinstance(node.value, str):
+        node.refuse(f"must be text, not {shown(node.value)}")
+    if any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in node.value):
+        node.refuse("must be text without control characters")
+    return node.value
+
+
+def _truth(node: Node, _: Any) -> bool:
+    if not isinstance(node.value, bool):
+        node.refuse(f"must be true or false, not {shown(node.value)}")
+    return node.value
+
+
+def _literal(node: Node, annotation: Any) -> Any:
+    values = typing.get_args(annotation)
+    for value in values:
+        if type(value) is type(node.value) and value == node.value:
+            return value
+    hint = ""
+    if isinstance(node.value, str):
+        hint = suggestion(node.value, [value for value in values if isinstance(value, str)], "")
+        hint = hint if "did you mean" in hint else ""
+    node.refuse(f"must be {spoken(annotation)}, not {shown(node.value)}{hint}")
+
+
+def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:
+    members = typing.get_args(annotation)
+    value = node.value
+    item = members[0]
+    of_components = len(members) == 2 and members[1] is Ellipsis and mark(item, Kind)
+    if of_components and isinstance(value, str | Mapping):
+        return (converter.structure(node, item),)
+    if not isinstance(value, list | tuple):
+        node.refuse(f"must be {spoken(annotation)}, not {shown(value)}")
+    if not (len(members) == 2 and members[1] is Ellipsis):
+        if len(value) != len(members):
+            node.refuse(f"must be {spoken(annotation)}; it has {len(value)}")
+        types = members
+    else:
+        types = (item,) * len(value)
+    found = []
+    for index, (one, kind) in enumerate(zip(value, types)):
+        try:
+            found.append(converter.structure(node.child(index, one), kind))
+        except Refused:
+            continue
+    if len(found) < len(value):
+        raise Refused
+    return tuple(found)
+
+
+def _union(converter: cattrs.Converter, node: Node, annotation: Any) -> Any:
+    members = arms(annotation)
+    if node.value is None and type(None) in members:
+        return None
+    members = tuple(arm for arm in members if arm is not type(None))
+    trials = []
+    for arm in members:
+        trial = attrs.evolve(node, sheet=attrs.evolve(node.sheet, problems=[]))
+        try:
+            return converter.structure(trial, arm)
+        except Refused:
+            trials.append(trial.sheet.problems)
+    deeper = [problems for problems in trials if any(path != node.path for path, _ in problems)]
+    if len(members) == 1 or len(deeper) == 1:
+        for path, what in (deeper or trials)[0]:
+            node.sheet.report(path, what)
+        raise Refused
+    if isinstance(node.value, str):
+        named = [problems for problems, arm in zip(trials, members) if _names_component(arm)]
+        if len(named) == 1:
+            node.refuse(f"must be {spoken(annotation)}: {named[0][0][1]}")
+    node.refuse(f"must be {spoken(annotation)}, not {shown(node.value)}")
+
+
+def _names_component(annotation: Any) -> bool:
+    return any(mark(arm, Kind) for arm in (annotation, *typing.get_args(annotation)))
+
+
+def _table(
+    converter: cattrs.Converter, node: Node, cls: type, label: str, owner: str = "", siblings: tuple[str, ...] = ()
+) -> Any:
+    if isinstance(node.value, cls):
+        return node.value
+    if not isinstance(node.value, Mapping):
+        node.refuse(f"must be a table, not {shown(node.value)}")
+    hints = types_of(cls)
+    rest = dict(node.value)
+    values: dict[str, Any] = {}
+    count = len(node.sheet.problems)
+    inline = None
+    known = [key_of(field) for field in attrs.fields(cls) if not is_inline(field)]
+    for field in attrs.fields(cls):
+        if is_inline(field):
+            inline = field
+            continue
+        key = key_of(field)
+        default = _default(field)
+        raw = rest.pop(key, default)
+        if raw is ABSENT:
+            node.sheet.report((*node.path, key), f"missing: {label} needs {spoken(hints[field.name])} here")
+            continue
+        try:
+            values[field.name] = converter.structure(node.child(key, raw, default), hints[field.name])
+        except Refused:
+            continue
+    if inline is not None:
+        inner = Node(rest, node.path, node.sheet, _default(inline), tuple(known))
+        try:
+            values[inline.name] = converter.structure(inner, hints[inline.name])
+        except Refused:
+            pass
+    else:
+        for key in rest:
+            hint = suggestion(str(key), [*known, *siblings], "options" if owner else "keys")
+            noun = "option" if owner else "key"
+            node.sheet.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")
+    for name, what in faults_of(cls, values, owner):
+        node.sheet.report((*node.path, name), what)
+    if len(node.sheet.problems) > count or len(values) < len(attrs.fields(cls)):
+        raise Refused
+    try:
+        return construct(cls, values, owner)
+    except ValueError as error:
+        node.refuse(str(error))
+
+
+def _default(field: attrs.Attribute) -> Any:
+    default = field.default
+    if default is attrs.NOTHING:
+        return ABSENT
+    if isinstance(default, attrs.Factory):
+        return ABSENT if default.takes_self else default.factory()
+    return default
+
+
+def _chosen(node: Node, what: str) -> tuple[str, dict[str, Any]]:
+    """The name and the other keys of a value that chooses a component or one of the core's tables."""
+    if isinstance(node.value, str):
+        return node.value, {}
+    if not isinstance(node.value, Mapping):
+        node.refuse(f"must be the name of {what} or a table with use = \"…\", not {shown(node.value)}")
+    table = dict(node.value)
+    if "use" not in table:
+        default = node.default
+        default = {"use": default} if isinstance(default, str) else default
+        if not isinstance(default, Mapping):
+            node.sheet.report((*node.path, "use"), f"missing: which {what.partition(' ')[2]}?")
+            raise Refused
+        table = {**default, **table}
+    name = table.pop("use")
+    if not isinstance(name, str):
+        node.sheet.report((*node.path, "use"), f"must be the name of {what}, not {shown(name)}")
+        raise Refused
+    return name, table
+
+
+def _use_path(node: Node) -> Path:
+    return (*node.path, "use") if isinstance(node.value, Mapping) else node.path
+
+
+def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
+    name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+    try:
+        row = node.sheet.registry.find(kind, name)
+    except UnknownComponent as error:
+        node.sheet.report(_use_path(node), str(error))
+        raise Refused from None
+    owner = f"{row.distribution} {row.version}"
+    table = _upgraded(node, row, table, owner)
+    inner = attrs.evolve(node, value=table)
+    options = _table(converter, inner, row.component.options, row.name, owner, node.siblings)
+    return Use(
+        kind=row.kind, name=row.name, distribution=row.distribution, version=row.version,
+        implementation=row.component.implementation, options=options, path=written(node.path),
+    )
+
+
+def _upgraded(node: Node, row: Any, table: dict[str, Any], owner: str) -> dict[str, Any]:
+    """The options of an older version in today's words, when the recipe says which version wrote them."""
+    version = node.sheet.versions.get(row.distribution)
+    upgrade = getattr(row.component.options, "upgrade", None)
+    if version in (None, row.version) or upgrade is None:
+        return table
+    try:
+        upgraded = upgrade(dict(table), version)
+    except ValueError as error:
+        node.refuse(f"{row.name} cannot upgrade options written for {row.distribution} {version}: {error}")
+    except Exception as error:
+        node.refuse(f"upgrading from {version} raised {type(error).__name__}: {error} (a fault of {owner})")
+    if not isinstance(upgraded, dict):
+        node.refuse(f"upgrading from {version} gave {type(upgraded).__name__} instead of a table (a fault of {owner})")
+    return upgraded
+
+
+def _choice(converter: cattrs.Converter, node: Node, tables: Mapping[str, type]) -> Any:
+    if isinstance(node.value, tuple(tables.values())):
+        return node.value
+    name, table = _chosen(node, " or ".join(repr(one) for one in tables))
+    if name not in tables:
+        hint = suggestion(name, tables, "there are")
+        node.sheet.report(_use_path(node), f"there is no {name[:64]!r}{hint}")
+        raise Refused
+    return _table(converter, attrs.evolve(node, value=table), tables[name], name)

@@ -1,0 +1,25 @@
+"""Values of a recipe in a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def shown(value: Any) -> str:
+    """A value in a few words: ``the text '64'``, ``1.5``, ``true``, ``a list``."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text {clipped(value)!r}"
+    if isinstance(value, int | float):
+        return clipped(str(value))
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, dict):
+        return "a table"
+    return {"datetime": "a date", "date": "a date", "time": "a time"}.get(type(value).__name__, type(value).__name__)
+
+
+def clipped(text: str, length: int = 40) -> str:
+    """At most ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
