@@ -1,0 +1,64 @@
+"""``muse-run``: train, guard, evaluate and report what a recipe says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from muse_core.cli.errors import guarded
+from muse_core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from muse_core.training.progress import Display
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Override one key, as train.steps=100 or model.block[0].heads=32. May be repeated.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Directory of the run [default: runs/<name>-<time>].")
+@click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
+@click.option("--dry-run", is_flag=True, help="Show what would be built, and write nothing.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN_DIR",
+              help="Go on with an interrupted run from its newest good checkpoint.")
+@click.option("--locked", type=click.Path(path_type=Path), metavar="LOCK",
+              help="Repeat the run of a muse.lock.toml, or say what differs here.")
+@click.option("--allow-drift", is_flag=True,
+              help="With --resume or --locked: go on although plugins, versions or data differ.")
+@click.version_option(package_name="muse-core")
+def main(
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    device: str | None,
+    dry_run: bool,
+    resume: Path | None,
+    locked: Path | None,
+    allow_drift: bool,
+) -> None:
+    """Train, guard, evaluate and report the language model that RECIPE, a TOML file, describes.
+
+    \b
+    Exit codes: 0 done; 2 recipe, arguments or device; 3 storage or data;
+    4 halted by a gate or monitor; 5 plugin; 130 or 143 interrupted, resumable.
+    """
+    with guarded():
+        given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
+        if len(given) != 1:
+            wrong = " and ".join(given) if given else "nothing"
+            raise RecipeError(f"give one of RECIPE, --resume RUN_DIR and --locked LOCK, not {wrong}")
+        if resume is not None and (overrides or run_dir):
+            raise RecipeError("--resume continues the run as its recipe says: leave --set and --run-dir out")
+        if device is not None:
+            overrides = (*overrides, f'train.device="{device}"')
+        from muse_core.cli.launch import fresh, resumed, show
+
+        if resume is not None:
+            resumed(resume, device=device, allow_drift=allow_drift)
+        elif dry_run:
+            show(recipe or locked, overrides, locked=locked is not None)
+        else:
+            fresh(recipe or locked, overrides, run_dir, locked=locked is not None, allow_drift=allow_drift)
