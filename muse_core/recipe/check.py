@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
-from muse_core.component import Use
 from muse_core.errors import RecipeError
 from muse_core.plugins import Registry, load_plugins
+from muse_core.recipe.conditions import across
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.reading import Source, read_source
@@ -69,8 +69,7 @@ def check_source(
     registry = registry.only(listed.allow, listed.deny)
     sheet = Sheet(registry, versions=versions or {})
     recipe = _structured(source, converter, sheet, Recipe)
-    for path, what in _across(recipe, registry):
-        sheet.problems.append((path, what))
+    sheet.problems.extend(across(recipe))
     _raise(source, sheet)
     return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source)
 
@@ -103,34 +102,3 @@ def _raise(source: Source, sheet: Sheet) -> None:
         f"{source.locate(path)}: {written(path)}: {what}" if path else f"{source.locate(path)}: {what}"
         for path, what in ranked
     ])
-
-
-def _across(recipe: Recipe, registry: Registry) -> Iterator[tuple[Path, str]]:
-    """Conditions across tables: whatever has ``problems(recipe)`` is asked."""
-    for path, instance, owner in _instances(recipe, (), ""):
-        ask: Callable[[Recipe], Iterable[str]] | None = getattr(instance, "problems", None)
-        if ask is None:
-            continue
-        try:
-            found = [str(what) for what in ask(recipe)]
-        except Exception as error:
-            fault = f" (a fault of {owner})" if owner else ""
-            found = [f"its problems() raised {type(error).__name__}: {error}{fault}"]
-        yield from ((path, what) for what in found)
-
-
-def _instances(instance: Any, path: Path, owner: str) -> Iterator[tuple[Path, Any, str]]:
-    """Every attrs instance of a recipe with its path; a component stands for its options."""
-    from muse_core.documentation import is_inline, key_of
-
-    yield path, instance, owner
-    for field in attrs.fields(type(instance)):
-        value = getattr(instance, field.name)
-        here = path if is_inline(field) else (*path, key_of(field))
-        several = isinstance(value, tuple)
-        for index, item in enumerate(value if several else (value,)):
-            place = (*here, index) if several else here
-            if isinstance(item, Use):
-                yield from _instances(item.options, place, f"{item.distribution} {item.version}")
-            elif attrs.has(type(item)):
-                yield from _instances(item, place, owner)

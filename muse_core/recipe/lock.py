@@ -1,0 +1,204 @@
+"""``muse.lock.toml``: everything that a run's numbers depend on, written beside them, and what differs here and now."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from muse_core import __version__
+from muse_core.component import walk
+from muse_core.errors import RecipeError
+from muse_core.plugins import Registry
+from muse_core.plugins.digest import distribution_digest, package_digest
+from muse_core.plugins.discovery import CORE
+from muse_core.recipe.check import Checked, check_source
+from muse_core.recipe.conditions import instances
+from muse_core.recipe.reading import Source, read_source
+
+FORMAT = 1
+BACKGROUND = ("numpy", "torch", "triton")
+"""Distributions that the numbers depend on besides plugins."""
+
+
+@attrs.frozen(kw_only=True)
+class Difference:
+    """One thing that is not as the lock says."""
+
+    what: str
+    locked: str
+    here: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: the lock says {self.locked}, here it is {self.here}"
+
+
+def make_lock(
+    checked: Checked,
+    *,
+    device: str,
+    kernels: Iterable[Any] = (),
+    digests: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The lock of a run as a table for :func:`~muse_core.recipe.writing.write_toml`.
+
+    ``device`` is the resolved one with its name, ``kernels`` the ``Chosen`` bindings of the build, ``digests`` those of
+    the data and tokenizer. Imports no torch; versions come from metadata.
+    """
+    kernels = list(kernels)
+    serving = {one.backend for one in kernels}
+    used = used_distributions(checked) | {
+        row.distribution for row in checked.registry.rows("kernel backend") if row.name in serving
+    }
+    return {
+        "format": FORMAT,
+        "seed": checked.recipe.seed,
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": device,
+            **{name: version for name in BACKGROUND if (version := _version(name))},
+        },
+        "source": _commit(checked.where),
+        "digests": dict(digests or {}),
+        "packages": [
+            {"name": CORE, "version": __version__, "digest": package_digest(["muse_core"])},
+            *_kernels_package(),
+        ],
+        "plugins": _plugins(checked.registry, used),
+        "kernels": [
+            {"operation": one.operation, "backend": one.backend, "implementation": one.implementation}
+            for one in kernels
+        ],
+        "recipe": checked.resolved,
+    }
+
+
+def used_distributions(checked: Checked) -> frozenset[str]:
+    """Distributions of the components that a recipe chooses, at any depth."""
+    found: set[str] = set()
+    for _, instance, _ in instances(checked.recipe):
+        found |= {use.distribution for use in walk(instance)}
+    return frozenset(found - {CORE})
+
+
+def read_lock(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The lock in a file. Raises RecipeError when it is not one."""
+    source = read_source(path)
+    table = source.table
+    if table.get("format") != FORMAT or not isinstance(table.get("recipe"), dict):
+        raise RecipeError(f"{source.where}: not a lock of format {FORMAT}; give the muse.lock.toml of a run")
+    for key in ("packages", "plugins", "kernels"):
+        rows = table.get(key, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise RecipeError(f"{source.locate((key,))}: {key}: must be a list of tables; the lock is damaged")
+    return table
+
+
+def read_locked(path: str | os.PathLike[str], registry: Registry | None = None) -> tuple[Checked, dict[str, Any]]:
+    """The recipe in a lock, checked here, and the lock. Options that another version of a plugin wrote pass through
+    its ``upgrade``. Raises RecipeError."""
+    lock = read_lock(path)
+    where = f"{os.fspath(path)} [recipe]"
+    versions = {row["name"]: row["version"] for row in lock.get("plugins", []) if {"name", "version"} <= set(row)}
+    return check_source(Source(lock["recipe"], where, {}), registry, versions), lock
+
+
+def differences(locked: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """What could change the numbers: recipe, seed, environment, data, code of the core and of the plugins in use, and
+    the kernel that serves each operation. The commit and unused plugins are for the record only."""
+    found: list[Difference] = []
+    for part in ("environment", "digests"):
+        found += _compare(part, locked.get(part, {}), here.get(part, {}), ignore=("platform",))
+    for part in ("packages", "plugins"):
+        found += _compare_rows(part, "name", locked, here)
+    found += _compare_rows("kernels", "operation", locked, here)
+    found += _compare("recipe", _flat(locked.get("recipe", {})), _flat(here.get("recipe", {})))
+    return tuple(found)
+
+
+def _compare(
+    part: str, locked: Mapping[str, Any], here: Mapping[str, Any], ignore: tuple[str, ...] = ()
+) -> list[Difference]:
+    keys = dict.fromkeys((*locked, *here))
+    return [
+        Difference(what=f"{part}.{key}", locked=_said(locked, key), here=_said(here, key))
+        for key in keys if key not in ignore and _said(locked, key) != _said(here, key)
+    ]
+
+
+def _compare_rows(part: str, key: str, locked: Mapping[str, Any], here: Mapping[str, Any]) -> list[Difference]:
+    def by_name(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        return {
+            str(row.get(key)): {name: value for name, value in row.items() if name not in (key, "used")}
+            for row in lock.get(part, []) if row.get("used", True)
+        }
+
+    old, new = by_name(locked), by_name(here)
+    return [
+        difference for name in dict.fromkeys((*old, *new))
+        for difference in _compare(f"{part}.{name}", old.get(name, {}), new.get(name, {}))
+    ]
+
+
+def _said(table: Mapping[str, Any], key: str) -> str:
+    return repr(table[key]) if key in table else "absent"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Key path → value of every leaf."""
+    if isinstance(value, Mapping):
+        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and value:
+        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: leaf for name, item in items for key, leaf in _flat(item, name).items()}
+
+
+def _plugins(registry: Registry, used: frozenset[str]) -> list[dict[str, Any]]:
+    versions = {
+        loaded.plugin.distribution: loaded.plugin.version
+        for loaded in registry.plugins if loaded.rows and loaded.plugin.distribution != CORE
+    }
+    return [
+        {"name": name, "version": version, "digest": distribution_digest(registry, name), "used": name in used}
+        for name, version in sorted(versions.items())
+    ]
+
+
+def _kernels_package() -> list[dict[str, Any]]:
+    version = _version("muse-kernels")
+    return [{"name": "muse-kernels", "version": version, "digest": package_digest(["muse_kernels"])}] if version else []
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(recipe: str) -> dict[str, Any]:
+    """Commit of the repository that holds the recipe; empty outside one."""
+    folder = Path(recipe).resolve().parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"commit": commit, "modified": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
