@@ -1,0 +1,24 @@
+"""Tridiagonal resolvents and fast weights as pure functions of tensors, exact on every backend.
+
+>>> import torch
+>>> from muse_kernels import causal_resolvent_diagonal
+>>> theta, final = causal_resolvent_diagonal(torch.zeros(2, 8), 1.0, 1.0, 0.5 + 0.1j)
+>>> theta.shape, final.shape
+(torch.Size([2, 8]), torch.Size([2]))
+"""
+
+__version__ = "0.1.0"
+
+from .debugging import debug
+from .dispatch import Choice, Request, chosen
+from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
+
+__all__ = [
+    "Choice",
+    "Request",
+    "causal_resolvent_apply",
+    "causal_resolvent_diagonal",
+    "chosen",
+    "debug",
+    "resolvent_diagonal",
+]

@@ -1,0 +1,36 @@
+"""What each backend cannot serve, answered without importing it.
+
+Each function takes a request (`muse_kernels.Request`, or anything with its fields) and returns the reason in a
+sentence, or None.
+"""
+
+import os
+from importlib.util import find_spec
+
+_NOT_BUILT = "context parallelism (group) is not built yet"
+
+
+def refuse_reference(request) -> str | None:
+    """The float64 reference serves everything but a process group."""
+    return _NOT_BUILT if "group" in request.needs else None
+
+
+def refuse_torch(request) -> str | None:
+    """The torch backend serves everything but a process group."""
+    return _NOT_BUILT if "group" in request.needs else None
+
+
+def refuse_triton(request) -> str | None:
+    """Triton needs a CUDA device, or its interpreter (TRITON_INTERPRET=1), and computes in float32."""
+    if "group" in request.needs:
+        return _NOT_BUILT
+    if request.dtype == "float64":
+        return "its kernels compute in float32"
+    if request.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it compiles for CUDA, the tensors are on {request.device}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+REFUSALS = {"reference": refuse_reference, "torch": refuse_torch, "triton": refuse_triton}

@@ -1,0 +1,8 @@
+"""Every operation by plain torch: no compiler, exact adjoints, gradients of any order, CPU or GPU."""
+
+from ..refusals import refuse_torch as refuse
+from .causal_resolvent_apply import causal_resolvent_apply
+from .causal_resolvent_diagonal import causal_resolvent_diagonal
+from .resolvent_diagonal import resolvent_diagonal
+
+__all__ = ["causal_resolvent_apply", "causal_resolvent_diagonal", "refuse", "resolvent_diagonal"]
