@@ -1,0 +1,133 @@
+"""Builds one component in a small context, for tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from muse_core.component import Kind, Use, provided
+from muse_core.errors import RecipeError
+from muse_core.model.build import ModelContext, construct, construct_component, registered_use
+from muse_core.model.context import Context
+from muse_core.model.kernels import BoundKernels, ranked
+from muse_core.model.seeding import generator_of
+from muse_core.plugins import Registry
+from muse_core.recipe.structure import Node, Refused, Sheet, make_converter
+from muse_core.testing.cases import installed
+from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.sources import SourceContext
+from muse_core.training.tokenizers import ByteTokenizer
+
+OF_CONTEXT = {"potential": "heads", "router": "experts", "filter": "period"}
+"""Kind → the field of its context that its host sets; for other kinds these words are options."""
+
+WITHOUT_CONTEXT = frozenset({"initializer", "kernel backend", "stage"})
+
+
+def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, registry: Registry | None = None) -> Use:
+    """A component chosen as a recipe would, with checked options.
+
+    Raises RecipeError with every problem.
+    """
+    registry = registry or installed()
+    sheet = Sheet(registry)
+    value = {**(options or {}), "use": name}
+    try:
+        return make_converter().structure(Node(value, (), sheet), Annotated[Use, Kind(kind)])
+    except Refused:
+        lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in sheet.problems]
+        raise RecipeError(lines) from None
+
+
+def build_component(
+    kind: str,
+    name: str,
+    table: Mapping[str, Any] | None = None,
+    /,
+    *,
+    width: int = 16,
+    depth: int = 2,
+    block: int = 0,
+    sequence_length: int = 64,
+    signals: Mapping[str, tuple[int, ...]] | None = None,
+    publish: Iterable[str] | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    registry: Registry | None = None,
+    **options: Any,
+) -> Any:
+    """Check the options as a recipe would and build the component on the CPU.
+
+    ``table`` and ``options`` together are the recipe table. ``heads`` of a potential, ``experts`` of a router and
+    ``period`` of a filter are what their host would say (4, 4 and 8 unless given). ``publish`` defaults to every
+    signal that the options provide. ``dtype`` is what kernels are bound for: ask for ``"float64"`` and call
+    ``.double()`` on the result to test exact equalities. Raises RecipeError and PluginError like a run.
+    """
+    table = {**(table or {}), **options}
+    surroundings = {"heads": 4, "experts": 4, "period": 8}
+    host = {field: table.pop(field, surroundings[field]) for field in [OF_CONTEXT.get(kind)] if field}
+    use = resolve(kind, name, table, registry)
+    if kind in WITHOUT_CONTEXT:
+        return construct(use, None)
+    kernels = bound_kernels(dtype, registry)
+    if kind == "source":
+        return construct(use, SourceContext(cache=Path(tempfile.gettempdir()) / "muse-test-cache"))
+    if kind == "safety monitor":
+        return construct(use, monitor_context(use.name, kernels, seed=seed))
+    if kind == "model":
+        return construct(use, ModelContext(
+            vocabulary_size=ByteTokenizer().vocabulary_size,
+            sequence_length=sequence_length,
+            width=getattr(use.options, "width", width),
+            depth=getattr(use.options, "depth", depth),
+            seed=seed,
+            kernels=kernels,
+        ))
+    context = small_context(
+        f"blocks.{block}.{use.name}",
+        width=width,
+        depth=depth,
+        block=block,
+        sequence_length=sequence_length,
+        seed=seed,
+        kernels=kernels,
+        signals=signals or {},
+        publish=frozenset(provided(use.options, width) if publish is None else publish),
+        **host,
+    )
+    return context.build(use)
+
+
+def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = None, **fields: Any) -> Context:
+    """A context as the stack would give it; every other field of ``Context`` may be set."""
+    defaults = {"width": 16, "depth": 2, "block": 0, "sequence_length": 64}
+    return Context(
+        name=name,
+        generator=generator_of(seed, name),
+        kernels=kernels or bound_kernels("float32"),
+        construct=lambda use, context: construct_component(use, context, seed),
+        **(defaults | fields),
+    )
+
+
+def bound_kernels(dtype: str, registry: Registry | None = None) -> BoundKernels:
+    """Every installed kernel backend, for the CPU."""
+    rows = (registry or installed()).rows("kernel backend")
+    backends = ranked((row.name, construct(registered_use(row), None)) for row in rows)
+    return BoundKernels(backends, device="cpu", dtype=dtype)
+
+
+def monitor_context(name: str, kernels: BoundKernels, *, seed: int) -> MonitorContext:
+    """What a monitor of a small run learns: a tokenizer of bytes and a page of held-out text."""
+    page = "The state of the union is described once a year, in many words and with some figures.\n" * 40
+    return MonitorContext(
+        name=name,
+        seed=seed,
+        sequence_length=64,
+        batch_size=4,
+        tokenizer=ByteTokenizer(),
+        validation=lambda: ByteTokenizer().encode(page),
+        kernels=kernels,
+    )

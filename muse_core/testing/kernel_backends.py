@@ -1,0 +1,178 @@
+"""The conformance suite of kernel backends: every operation against the float64 reference of muse-kernels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_core.component import load
+from muse_core.contracts import KernelRequest
+from muse_core.testing.cases import Case
+from muse_core.testing.suite import Suite
+
+Arguments = dict[str, Any]
+
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+"""Largest error relative to the largest magnitude; in fp32 the problems' own condition (1/η = 4) is in it."""
+
+NEEDS = ("gradient", "resets", "group", "double_backward")
+
+
+class KernelBackendSuite(Suite):
+    """A rank, operations and honest refusals; see ``contracts.KernelBackend``."""
+
+    kind = "kernel backend"
+    tokens = 11
+
+    def test_has_a_rank(self, case: Case) -> None:
+        assert isinstance(self.build(case).rank, int)
+
+    def test_answers_every_request(self, case: Case) -> None:
+        """None or a sentence, whatever is asked, also what it cannot know."""
+        backend = self.build(case)
+        for operation, device, dtype, needs in itertools.product(
+            (*backend.operations(), "an operation of a later version"),
+            ("cpu", "cuda"),
+            ("float32", "bfloat16", "float64"),
+            (frozenset(), frozenset({"gradient"}), frozenset(NEEDS)),
+        ):
+            answer = backend.refuse(KernelRequest(operation, device, dtype, {"key": 8, "value": 8}, needs))
+            assert answer is None or (isinstance(answer, str) and answer), f"refuse returned {answer!r}"
+
+    def test_operations_can_be_imported_unless_refused_everywhere(self, case: Case) -> None:
+        backend = self.build(case)
+        assert backend.operations(), "a backend without operations serves nothing"
+        for operation, reference in backend.operations().items():
+            if self.serves(backend, operation, "float32") or self.serves(backend, operation, "float64"):
+                assert callable(load(reference)), f"{operation}: {reference} is not callable"
+
+    def serves(self, backend: Any, operation: str, dtype: str) -> bool:
+        return backend.refuse(KernelRequest(operation, "cpu", dtype, {"key": 4, "value": 4})) is None
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_agrees_with_the_reference(self, case: Case, dtype: str) -> None:
+        """Results, carried state and gradients of every input, on the same rounded inputs."""
+        import muse_kernels.reference
+
+        backend = self.build(case)
+        served = [operation for operation in backend.operations() if self.serves(backend, operation, dtype)]
+        if not served:
+            pytest.skip(backend.refuse(KernelRequest(next(iter(backend.operations())), "cpu", dtype)))
+        for operation in served:
+            assert operation in PROBLEMS, f"muse-kernels defines no operation {operation!r}"
+            reference = getattr(muse_kernels.reference, operation)
+            for name, arguments in PROBLEMS[operation](self.tokens).items():
+                rounded = {key: _rounded(value, dtype) for key, value in arguments.items()}
+                expected = results(reference, {key: _rounded(value, "float64") for key, value in rounded.items()})
+                actual = results(load(backend.operations()[operation]), rounded)
+                assert actual.keys() == expected.keys()
+                for what, value in expected.items():
+                    scale = max(1e-3, value.abs().max().item())
+                    worst = (actual[what].to(value.dtype) - value).abs().max().item() / scale
+                    assert worst <= TOLERANCE[dtype], f"{operation}, {name}, {what}: off by {worst:.2g} of the largest"
+
+
+def results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Tensor]:
+    """Every tensor that the function returns and the gradient of every floating input."""
+    inputs = {key: value.detach().clone() for key, value in arguments.items() if isinstance(value, Tensor)}
+    leaves = {key: value.requires_grad_() for key, value in inputs.items() if not value.dtype == torch.bool}
+    returned = _flat(function(**(arguments | inputs)))
+    generator = torch.Generator().manual_seed(3)
+    total = torch.zeros((), dtype=torch.float64)
+    for value in returned.values():
+        real = torch.view_as_real(value) if value.is_complex() else value
+        weight = torch.randn(real.shape, generator=generator, dtype=torch.float64)
+        total = total + (real.double() * weight).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    reached = {f"gradient of {key}": value for key, value in zip(leaves, gradients) if value is not None}
+    return {key: value.detach() for key, value in returned.items()} | reached
+
+
+def _flat(value: Any, path: str = "result") -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {path: value}
+    return {key: leaf for index, part in enumerate(value) for key, leaf in _flat(part, f"{path}[{index}]").items()}
+
+
+def _rounded(value: Any, dtype: str) -> Any:
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return value
+    real, complex_ = {"float32": (torch.float32, torch.complex64), "float64": (torch.float64, torch.complex128)}[dtype]
+    return value.to(complex_ if value.is_complex() else real)
+
+
+def _hamiltonian(tokens: int) -> Arguments:
+    """Two rows, three heads: V − iΓ, conjugate couplings, Im z = 0.25, a document boundary."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    lower = torch.polar(0.6 + 0.4 * normal(2, 3, tokens).tanh().abs(), normal(2, 3, tokens))
+    lower[..., tokens // 2] = 0
+    return {
+        "diagonal": torch.complex(normal(2, 3, tokens), -normal(2, 3, tokens).abs()),
+        "lower": lower,
+        "upper": lower.conj().resolve_conj(),
+        "energy": torch.complex(normal(2, 3, 1), torch.full((2, 3, 1), 0.25, dtype=torch.float64)),
+    }
+
+
+def _resolvent(tokens: int) -> dict[str, Arguments]:
+    return {"boundary": _hamiltonian(tokens), "one token": _hamiltonian(1)}
+
+
+def _carried(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(2)
+    initial = torch.complex(*torch.randn(2, 2, 3, generator=generator, dtype=torch.float64))
+    return _resolvent(tokens) | {"carried": _hamiltonian(tokens) | {"initial": initial}}
+
+
+def _applied(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(4)
+    return {
+        name: _hamiltonian(length) | {"values": torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64)}
+        for name, length in (("boundary", tokens), ("one token", 1))
+    }
+
+
+def _fast_weights(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def problem(rule: str, read: str, **more: Any) -> Arguments:
+        return {
+            "query": normal(2, tokens, 3, 4),
+            "key": torch.nn.functional.normalize(normal(2, tokens, 3, 4), dim=-1),
+            "value": normal(2, tokens, 3, 5),
+            "log_decay": -0.3 * normal(2, tokens, 3).abs(),
+            "rate": normal(2, tokens, 3).sigmoid(),
+            "rule": rule,
+            "read": read,
+        } | more
+
+    resets = torch.zeros(2, tokens, dtype=torch.bool)
+    resets[0, 0] = resets[1, tokens // 2] = True
+    carried = {"initial": normal(2, 3, 4, 5), "chunk": 4}
+    return {
+        f"{rule}, read {read}, {name}": problem(rule, read, **more)
+        for rule in ("hebbian", "delta")
+        for read in ("after", "before")
+        for name, more in (("start", {}), ("carried", carried), ("resets", carried | {"resets": resets}))
+    }
+
+
+PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
+    "resolvent_diagonal": _resolvent,
+    "causal_resolvent_diagonal": _carried,
+    "causal_resolvent_apply": _applied,
+    "fast_weights": _fast_weights,
+}
+"""Operation → problems by name."""

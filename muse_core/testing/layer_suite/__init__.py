@@ -1,0 +1,1 @@
+"""The conformance suite of layers, by what is checked."""

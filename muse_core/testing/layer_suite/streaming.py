@@ -1,0 +1,60 @@
+"""One call over the whole sequence, calls over pieces and calls token by token agree exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from muse_core.testing.cases import Case
+from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run, run_in_pieces
+from muse_core.testing.modules import gradients_of, weighted
+from muse_core.testing.sequences import assert_close, cuts
+
+PIECES = {
+    "stepwise": (1,),
+    "uneven": (5, 1, 2),
+    "two": (13,),
+    "periods": (8,),
+}
+
+
+class LayerStreaming(LayerBase):
+    @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+    @pytest.mark.parametrize("sizes", PIECES.values(), ids=PIECES.keys())
+    def test_pieces_give_what_the_whole_gives(self, case: Case, sizes: tuple[int, ...], documents: bool) -> None:
+        layer, period = self.lively(case).eval(), self.period(case)
+        sequence = self.sequence(case, documents=documents)
+        pieces = list(cuts(self.length, sizes))
+        with torch.no_grad():
+            whole = run(layer, sequence)
+            outputs, state = run_in_pieces(layer, sequence, pieces, period)
+            for name, value in output_tensors(whole).items():
+                assert_close(outputs[name], value, f"{name} in pieces of {sizes}")
+            following = self.sequence(case, seed=9).piece(0, 3)
+            start = self.length % period if period else 0
+            following = following.__class__(
+                x=following.x, signals=following.signals,
+                tokens=following.tokens._replace(positions=following.tokens.positions + self.length, offset=start),
+            )
+            expected, actual = run(layer, following, whole.state), run(layer, following, state)
+        assert_close(actual.update, expected.update, f"what follows pieces of {sizes}")
+
+    @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+    def test_gradients_through_pieces_are_those_of_the_whole(self, case: Case, documents: bool) -> None:
+        layer = self.lively(case).eval()
+        found = []
+        for pieces in ([(0, self.length)], list(cuts(self.length, (5, 1, 2)))):
+            sequence = self.sequence(case, documents=documents)
+            x = sequence.x.requires_grad_()
+            outputs, _ = run_in_pieces(layer, sequence, pieces, self.period(case))
+            total = weighted(outputs)
+            if not total.requires_grad:
+                pytest.skip("nothing to train")
+            found.append(
+                {"x": torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)[0]}
+                | gradients_of(total, layer)
+            )
+        whole, pieced = found
+        for name, gradient in whole.items():
+            if gradient is not None:
+                assert_close(pieced[name], gradient, f"gradient of {name}", within=1e-9)

@@ -1,0 +1,86 @@
+"""The conformance suite of whole models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import Output, State
+from muse_core.testing.cases import Case
+from muse_core.testing.modules import ModuleSuite, assert_reached, gradients_of, weighted
+from muse_core.testing.sequences import assert_close, cuts, enliven, leaves, make_tokens, piece_of_tokens
+
+PERTURBATION = 1e3
+
+
+class ModelSuite(ModuleSuite):
+    """A causal language model over ids or embeddings; see ``contracts.Model``."""
+
+    kind = "model"
+    length = 21
+    periods_lcm = 8
+    """Grid on which the case's filters act; offsets of pieces count modulo it."""
+
+    def ids(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(200, (3, self.length), generator=generator)
+
+    def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {"hidden": module(self.ids()).hidden}
+
+    def width(self, module: nn.Module) -> int:
+        return module(self.ids()).hidden.shape[-1]
+
+    def test_returns_hidden_states_and_logits(self, case: Case) -> None:
+        module = self.build(case)
+        output = module(self.ids())
+        assert isinstance(output, Output), f"forward returned {type(output).__name__}, not contracts.Output"
+        assert output.hidden.shape[:2] == (3, self.length) and torch.isfinite(output.hidden).all()
+        logits = module.logits(output.hidden)
+        assert logits.shape == (3, self.length, module.vocabulary_size)
+        for path, value in leaves(output.state).items():
+            assert not value.is_complex(), f"{path} is complex"
+        for name, value in (*output.losses.items(), *output.measures.items()):
+            assert value.shape == (), f"{name} is no scalar"
+
+    def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
+        module = enliven(self.double(case)).eval()
+        x = torch.randn(3, self.length, self.width(module), dtype=torch.float64)
+        with torch.no_grad():
+            base = module.logits(module(x).hidden)
+            for token in (0, 7, 8, 9, self.length - 1):
+                changed = x.clone()
+                changed[1, token] += PERTURBATION
+                moved = module.logits(module(changed).hidden)
+                assert_close(moved[1, :token], base[1, :token], f"logits before the change at token {token}")
+                assert_close(moved[[0, 2]], base[[0, 2]], "logits of other rows")
+
+    def test_gradients_of_earlier_logits_are_exactly_zero(self, case: Case) -> None:
+        module = enliven(self.double(case)).train()
+        x = torch.randn(3, self.length, self.width(module), dtype=torch.float64, requires_grad=True)
+        logits = module.logits(module(x).hidden)
+        for token in (1, 8, self.length - 1):
+            (gradient,) = torch.autograd.grad(logits[1, :token].square().sum(), x, retain_graph=True)
+            assert not gradient[1, token:].any() and not gradient[[0, 2]].any()
+
+    def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
+        module, ids = enliven(self.double(case)).eval(), self.ids()
+        for documents in (False, True):
+            tokens = make_tokens(3, self.length, documents=documents)
+            with torch.no_grad():
+                whole = module(ids, None, tokens).hidden
+                for sizes in ((1,), (5, 1, 2), (13,)):
+                    state: State = None
+                    parts = []
+                    for start, stop in cuts(self.length, sizes):
+                        piece = piece_of_tokens(tokens, start, stop, period=self.periods_lcm)
+                        output = module(ids[:, start:stop], state, piece)
+                        state = output.state
+                        parts.append(output.hidden)
+                    assert_close(torch.cat(parts, dim=1), whole, f"hidden in pieces of {sizes}")
+
+    def test_gradients_reach_every_parameter(self, case: Case) -> None:
+        module = enliven(self.double(case)).train()
+        output = module(self.ids())
+        total = weighted({"logits": module.logits(output.hidden)}) + sum(output.losses.values())
+        assert_reached(gradients_of(total, module))

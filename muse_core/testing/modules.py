@@ -1,0 +1,101 @@
+"""What holds for every component that is a torch module: parameters, seeds, state_dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.testing.cases import Case
+from muse_core.testing.sequences import assert_close
+from muse_core.testing.suite import Suite
+
+
+class ModuleSuite(Suite):
+    """Needs ``outputs``: some output tensors of a built module for fixed inputs."""
+
+    def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def double(self, case: Case, **changes: Any) -> Any:
+        """The component in float64 as the exact equalities need it."""
+        return self.build(case, dtype="float64", **changes).double()
+
+    def test_parameters_and_buffers_are_real_and_at_least_fp32(self, case: Case) -> None:
+        module = self.build(case)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            assert not tensor.is_complex(), f"{name} is complex; store a trailing axis of 2"
+            if tensor.is_floating_point():
+                assert tensor.dtype.itemsize >= 4, f"{name} is {tensor.dtype}"
+            assert torch.isfinite(tensor).all(), f"{name} is not finite"
+
+    def test_initial_values_depend_on_the_seed_alone(self, case: Case) -> None:
+        before = torch.random.get_rng_state()
+        first = self.build(case, seed=3).state_dict()
+        assert torch.equal(torch.random.get_rng_state(), before), "building moved torch's global generator"
+        torch.rand(7)
+        second = self.build(case, seed=3).state_dict()
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), f"{name} differs between two builds with the same seed"
+
+    def test_the_same_input_gives_the_same_bits(self, case: Case) -> None:
+        module = self.build(case).eval()
+        first, second = self.outputs(case, module, torch.float32), self.outputs(case, module, torch.float32)
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), f"{name} differs between two calls in eval mode"
+
+    def test_state_dict_carries_everything(self, case: Case) -> None:
+        source, target = self.double(case, seed=3).eval(), self.double(case, seed=4).eval()
+        with torch.no_grad():
+            for parameter in source.parameters():
+                parameter.mul_(1.25)
+        target.load_state_dict(source.state_dict())
+        expected, actual = self.outputs(case, source, torch.float64), self.outputs(case, target, torch.float64)
+        for name, value in expected.items():
+            assert_close(actual[name], value, f"{name} after load_state_dict", within=0.0)
+
+    def test_a_float64_copy_stays_float64(self, case: Case) -> None:
+        for name, value in self.outputs(case, self.double(case).eval(), torch.float64).items():
+            if value.is_floating_point():
+                assert value.dtype == torch.float64, f"{name} is {value.dtype} in a float64 copy"
+
+    def test_absorb_takes_an_empty_step(self, case: Case) -> None:
+        module = self.build(case)
+        for progress in (0.0, 0.5, 1.0):
+            for part in module.modules():
+                if hasattr(part, "absorb"):
+                    part.absorb({}, progress)
+        for name, value in self.outputs(case, module.eval(), torch.float32).items():
+            assert torch.isfinite(value).all(), f"{name} is not finite after absorb"
+
+
+def gradients_of(total: Tensor, module: nn.Module) -> dict[str, Tensor | None]:
+    """Gradient of a scalar by parameter name; None where it does not reach."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not named:
+        return {}
+    found = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
+    return dict(zip((name for name, _ in named), found))
+
+
+def assert_reached(gradients: dict[str, Tensor | None]) -> None:
+    """Every parameter has a finite gradient that is not zero."""
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"no gradient reaches {name}"
+        assert torch.isfinite(gradient).all(), f"the gradient of {name} is not finite"
+        assert gradient.abs().max() > 0, f"the gradient of {name} is zero everywhere"
+
+
+def weighted(outputs: dict[str, Tensor], *, seed: int = 5) -> Tensor:
+    """A scalar that depends on every entry of every differentiable output, with fixed random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64)
+    for value in outputs.values():
+        weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if value.requires_grad:
+            total = total + (value.double() * weight).sum()
+    return total
+
+

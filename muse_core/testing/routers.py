@@ -1,0 +1,92 @@
+"""The conformance suite of routers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.component import required
+from muse_core.contracts import Routing
+from muse_core.testing.building import resolve
+from muse_core.testing.cases import Case
+from muse_core.testing.layer_suite.base import published_shapes
+from muse_core.testing.modules import ModuleSuite, gradients_of, weighted
+from muse_core.testing.sequences import Sequence, assert_close, cuts, enliven, random_sequence
+
+PERTURBATION = 1e3
+
+
+class RouterSuite(ModuleSuite):
+    """Experts per token from the past and the token alone; see ``contracts.Router``."""
+
+    kind = "router"
+    width, experts, length = 16, 4, 24
+
+    def build(self, case: Case, **changes: Any) -> nn.Module:
+        given = {"width": self.width, "experts": self.experts, "signals": self.signals(case)}
+        return super().build(case, **(given | changes))
+
+    def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
+        needs = {need.signal for need in required(resolve(case.kind, case.name, case.options).options)}
+        return {name: shape for name, shape in published_shapes(self.width).items() if name in needs}
+
+    def sequence(self, case: Case, dtype: torch.dtype = torch.float64) -> Sequence:
+        return random_sequence(batch=3, length=self.length, width=self.width, signals=self.signals(case), dtype=dtype)
+
+    def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        return decided(route(module, self.sequence(case, dtype)))
+
+    def test_returns_experts_weights_and_logits(self, case: Case) -> None:
+        routing = route(self.build(case), self.sequence(case, torch.float32))
+        assert isinstance(routing, Routing), f"forward returned {type(routing).__name__}, not contracts.Routing"
+        expert, weight = routing.expert, routing.weight
+        assert expert.shape == weight.shape and expert.shape[:2] == (3, self.length)
+        assert not expert.is_floating_point() and expert.min() >= -1 and expert.max() < self.experts
+        assert (weight[expert < 0] == 0).all(), "an unused slot has a weight"
+        assert (weight >= 0).all() and torch.isfinite(weight).all()
+        assert (expert >= 0).any(dim=-1).all(), "a token has no expert"
+        chosen = expert.sort(dim=-1).values
+        twice = (chosen[..., 1:] == chosen[..., :-1]) & (chosen[..., 1:] >= 0)
+        assert not twice.any(), "a token has one expert twice"
+        assert routing.logits.shape == (3, self.length, self.experts)
+        for name, loss in routing.losses.items():
+            assert loss.shape == () and torch.isfinite(loss), f"loss {name} is no finite scalar"
+
+    def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
+        """In training too: quantiles of the present batch would leak."""
+        for training in (False, True):
+            module, sequence = enliven(self.double(case)).train(training), self.sequence(case)
+            base = decided(route(module, sequence))
+            for token in (0, 1, self.length // 2, self.length - 1):
+                x = sequence.x.clone()
+                x[1, token] += PERTURBATION
+                moved = decided(route(module, Sequence(x=x, signals=sequence.signals, tokens=sequence.tokens)))
+                for name, value in moved.items():
+                    assert_close(value[1, :token], base[name][1, :token], f"{name} before the change at token {token}")
+                    assert_close(value[[0, 2]], base[name][[0, 2]], f"{name} in other rows")
+
+    def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
+        module, sequence = enliven(self.double(case)).eval(), self.sequence(case)
+        pieces = [decided(route(module, sequence.piece(start, stop))) for start, stop in cuts(self.length, (5, 1))]
+        for name, value in decided(route(module, sequence)).items():
+            assert_close(torch.cat([piece[name] for piece in pieces], dim=1), value, f"{name} in pieces")
+
+    def test_gradients_are_finite_and_something_trains(self, case: Case) -> None:
+        module = enliven(self.double(case)).train()
+        routing = route(module, self.sequence(case))
+        total = weighted({"weight": routing.weight, "logits": routing.logits}) + sum(routing.losses.values())
+        gradients = gradients_of(total, module)
+        alive = [gradient for gradient in gradients.values() if gradient is not None and gradient.abs().max() > 0]
+        assert alive or not gradients, "no parameter has a gradient"
+        assert all(torch.isfinite(gradient).all() for gradient in alive)
+
+
+def route(module: nn.Module, sequence: Sequence) -> Routing:
+    return module(sequence.x, dict(sequence.signals), sequence.tokens)
+
+
+def decided(routing: Routing) -> dict[str, Tensor]:
+    """What the experts see."""
+    return {"expert": routing.expert, "weight": routing.weight, "logits": routing.logits}

@@ -1,0 +1,179 @@
+"""Inputs of the suites, pieces of them, and the equalities of the contracts.
+
+Letters: B batch rows, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import State, Tokens
+
+EXACT = 1e-10
+"""Largest difference, relative to the largest magnitude, between two orders of the same float64 computation."""
+
+
+@attrs.frozen(kw_only=True)
+class Sequence:
+    """What a layer reads: x (B, N, D), signals (B, N, …) and tokens."""
+
+    x: Tensor
+    signals: dict[str, Tensor]
+    tokens: Tokens
+
+    @property
+    def length(self) -> int:
+        return self.x.shape[1]
+
+    def piece(self, start: int, stop: int, *, period: int | None = None) -> Sequence:
+        """Tokens ``start`` to ``stop`` as a stream would hand them over."""
+        return Sequence(
+            x=self.x[:, start:stop],
+            signals={name: value[:, start:stop] for name, value in self.signals.items()},
+            tokens=piece_of_tokens(self.tokens, start, stop, period=period),
+        )
+
+    def rows(self, chosen: Any) -> Sequence:
+        """Some rows of the batch, or a permutation of them."""
+        tokens = self.tokens
+        return Sequence(
+            x=self.x[chosen],
+            signals={name: value[chosen] for name, value in self.signals.items()},
+            tokens=Tokens(
+                tokens.positions[chosen],
+                tokens.offset,
+                None if tokens.resets is None else tokens.resets[chosen],
+                None if tokens.valid is None else tokens.valid[chosen],
+            ),
+        )
+
+    def to(self, dtype: torch.dtype) -> Sequence:
+        """The same with x and signals in another dtype."""
+        signals = {name: value.to(dtype) for name, value in self.signals.items()}
+        return attrs.evolve(self, x=self.x.to(dtype), signals=signals)
+
+
+def piece_of_tokens(tokens: Tokens, start: int, stop: int, *, period: int | None = None) -> Tokens:
+    """The tokens of a piece; ``offset`` counts modulo ``period``."""
+    offset = tokens.offset + start
+    return Tokens(
+        tokens.positions[:, start:stop],
+        offset % period if period else 0,
+        None if tokens.resets is None else tokens.resets[:, start:stop],
+        None if tokens.valid is None else tokens.valid[:, start:stop],
+    )
+
+
+def random_sequence(
+    *,
+    batch: int,
+    length: int,
+    width: int,
+    signals: Mapping[str, tuple[int, ...]] | None = None,
+    documents: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Sequence:
+    """Normal inputs. ``documents`` lets documents start at different tokens of each row, the first tokens and two
+    neighbours among them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, length, width, generator=generator, dtype=torch.float64).to(dtype)
+    values = {
+        name: torch.randn(batch, length, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for name, shape in (signals or {}).items()
+    }
+    return Sequence(x=x, signals=values, tokens=make_tokens(batch, length, documents=documents))
+
+
+def make_tokens(batch: int, length: int, *, documents: bool = False) -> Tokens:
+    """Positions from 0, with ``documents`` restarting at different places in each row."""
+    if not documents:
+        return Tokens(torch.arange(length).expand(batch, -1).contiguous())
+    resets = torch.zeros(batch, length, dtype=torch.bool)
+    for row in range(batch):
+        for start in document_starts(row, length):
+            resets[row, start] = True
+    positions = torch.zeros(batch, length, dtype=torch.long)
+    for token in range(1, length):
+        positions[:, token] = torch.where(resets[:, token], 0, positions[:, token - 1] + 1)
+    return Tokens(positions, 0, resets)
+
+
+def document_starts(row: int, length: int) -> list[int]:
+    """Where documents start in a row of ``make_tokens(documents=True)``."""
+    starts = [(), (0, length // 3, length // 3 + 1), (length // 2 - 1, length - 1)][row % 3]
+    return sorted({start for start in starts if 0 <= start < length})
+
+
+def cuts(length: int, sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces whose sizes repeat ``sizes`` until ``length`` is used up."""
+    start = 0
+    for size in itertools.cycle(sizes):
+        if start >= length:
+            return
+        yield start, min(length, start + size)
+        start += size
+
+
+def leaves(state: State, path: str = "state") -> dict[str, Tensor]:
+    """Tensors of a pytree of dicts by path. Raises AssertionError for anything else in it."""
+    if state is None:
+        return {}
+    if isinstance(state, Tensor):
+        return {path: state}
+    assert isinstance(state, dict), f"{path} is a {type(state).__name__}; state is a pytree of dicts of tensors"
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        assert isinstance(key, str), f"{path} has the key {key!r}; keys of state are strings"
+        found |= leaves(value, f"{path}.{key}")
+    return found
+
+
+def mapped(function: Any, state: State) -> State:
+    """The same pytree with every tensor replaced."""
+    if state is None:
+        return None
+    if not isinstance(state, dict):
+        return function(state)
+    return {key: mapped(function, value) for key, value in state.items()}
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest magnitude expected, at least 1; NaN counts as infinite."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} where {tuple(expected.shape)} is due"
+    if actual.numel() == 0:
+        return 0.0
+    if not actual.is_floating_point():
+        return float((actual != expected).any())
+    scale = max(1.0, expected.detach().abs().max().item())
+    worst = ((actual - expected).detach().abs().max() / scale).item()
+    return float("inf") if worst != worst else worst
+
+
+def assert_close(actual: Tensor, expected: Tensor, what: str, *, within: float = EXACT) -> None:
+    worst = distance(actual, expected)
+    assert worst <= within, f"{what}: differs by {worst:.3g} of the largest magnitude, allowed {within:.0e}"
+
+
+def assert_same_state(actual: State, expected: State, what: str, *, within: float = EXACT) -> None:
+    left, right = leaves(actual), leaves(expected)
+    assert left.keys() == right.keys(), f"{what}: state has {sorted(left)} where {sorted(right)} is due"
+    for path, value in right.items():
+        assert_close(left[path], value, f"{what}: {path}", within=within)
+
+
+@torch.no_grad()
+def enliven(module: nn.Module, *, seed: int = 1) -> nn.Module:
+    """Replace parameters that are nearly zero by random values, so that no dead branch hides a fault."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.numel() and parameter.abs().max() < 1e-3:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.3 * noise)
+    return module

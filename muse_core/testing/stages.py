@@ -1,0 +1,77 @@
+"""The conformance suite of stages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from muse_core.contracts import Batch, Output, Result, State, Tokens
+from muse_core.testing.cases import Case
+from muse_core.testing.sequences import make_tokens
+from muse_core.testing.suite import Suite
+
+VOCABULARY, WIDTH = 11, 8
+
+
+class TokenTable(nn.Module):
+    """The smallest causal model: the next token by the present one."""
+
+    vocabulary_size = VOCABULARY
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, inputs: torch.Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+        hidden = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        return Output(hidden, {}, {"own": 0.1 * hidden.square().sum()}, {"own_max": hidden.detach().max()})
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden)
+
+
+class StageSuite(Suite):
+    """An objective for the one loop; see ``contracts.Stage``."""
+
+    kind = "stage"
+
+    def batch(self) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(VOCABULARY, (3, 9), generator=generator)
+        counted = torch.ones(3, 8, dtype=torch.bool)
+        counted[0, 5:] = False
+        return Batch(ids[:, :-1], ids[:, 1:], counted, make_tokens(3, 8))
+
+    def test_says_which_parameters_train(self, case: Case) -> None:
+        stage = self.build(case)
+        assert all(stage.trainable(name) in (True, False) for name, _ in TokenTable().named_parameters())
+
+    def test_the_objective_is_a_sum_over_counted_tokens(self, case: Case) -> None:
+        stage, model = self.build(case), TokenTable()
+        objective = stage.objective(model, None)
+        if objective is None:
+            pytest.skip("the stage does not train")
+        batch = self.batch()
+        result = objective(model, batch, None)
+        assert isinstance(result, Result), f"the objective returned {type(result).__name__}, not contracts.Result"
+        assert result.total.shape == () and torch.isfinite(result.total)
+        for name, value in (*result.losses.items(), *result.measures.items()):
+            assert value.shape == () and not value.requires_grad, f"{name} is no detached scalar"
+        parts = sum(objective(model, rows_of(batch, [row]), None).total for row in range(3))
+        assert abs(parts - result.total) <= 1e-4 * abs(result.total), "micro-batches do not add up to the batch"
+        result.total.backward()
+        assert any(parameter.grad is not None for parameter in model.parameters())
+
+    def test_the_objective_has_a_state_dict(self, case: Case) -> None:
+        objective = self.build(case).objective(TokenTable(), None)
+        if objective is None:
+            pytest.skip("the stage does not train")
+        objective.load_state_dict(objective.state_dict())
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    tokens = Tokens(batch.tokens.positions[rows])
+    return Batch(batch.inputs[rows], batch.labels[rows], batch.counted[rows], tokens)
