@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
@@ -20,7 +21,8 @@ from muse_core.plugins.digest import distribution_digest, package_digest
 from muse_core.plugins.discovery import CORE
 from muse_core.recipe.check import Checked, check_source
 from muse_core.recipe.conditions import instances
-from muse_core.recipe.reading import Source, read_source
+from muse_core.recipe.reading import Source, overridden, read_source
+from muse_core.recipe.writing import normalised
 
 FORMAT = 1
 BACKGROUND = ("numpy", "torch", "triton")
@@ -39,14 +41,33 @@ class Difference:
         return f"{self.what}: the lock says {self.locked}, here it is {self.here}"
 
 
+@attrs.frozen
+class Lock:
+    """What a lock file holds."""
+
+    table: dict[str, Any]
+    where: str
+    """The file, for messages."""
+
+    def check(self, overrides: Iterable[str] = (), registry: Registry | None = None) -> Checked:
+        """The recipe in the lock, checked here, with ``--set`` overrides. Options that another version of a plugin
+        wrote pass through its ``upgrade``. Raises RecipeError."""
+        versions = {
+            str(row["name"]): str(row["version"])
+            for row in self.table.get("plugins", []) if {"name", "version"} <= set(row)
+        }
+        source = Source(copy.deepcopy(self.table["recipe"]), f"{self.where} [recipe]", {})
+        return check_source(overridden(source, overrides), registry, versions)
+
+
 def make_lock(
     checked: Checked,
     *,
     device: str,
     kernels: Iterable[Any] = (),
     digests: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The lock of a run as a table for :func:`~muse_core.recipe.writing.write_toml`.
+) -> Lock:
+    """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
 
     ``device`` is the resolved one with its name, ``kernels`` the ``Chosen`` bindings of the build, ``digests`` those of
     the data and tokenizer. Imports no torch; versions come from metadata.
@@ -56,7 +77,7 @@ def make_lock(
     used = used_distributions(checked) | {
         row.distribution for row in checked.registry.rows("kernel backend") if row.name in serving
     }
-    return {
+    table = {
         "format": FORMAT,
         "seed": checked.recipe.seed,
         "environment": {
@@ -78,6 +99,7 @@ def make_lock(
         ],
         "recipe": checked.resolved,
     }
+    return Lock(normalised(table), checked.where)
 
 
 def used_distributions(checked: Checked) -> frozenset[str]:
@@ -88,31 +110,26 @@ def used_distributions(checked: Checked) -> frozenset[str]:
     return frozenset(found - {CORE})
 
 
-def read_lock(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_lock(path: str | os.PathLike[str]) -> Lock:
     """The lock in a file. Raises RecipeError when it is not one."""
     source = read_source(path)
     table = source.table
     if table.get("format") != FORMAT or not isinstance(table.get("recipe"), dict):
         raise RecipeError(f"{source.where}: not a lock of format {FORMAT}; give the muse.lock.toml of a run")
+    for key in ("environment", "digests"):
+        if not isinstance(table.get(key, {}), dict):
+            raise RecipeError(f"{source.locate((key,))}: {key}: must be a table; the lock is damaged")
     for key in ("packages", "plugins", "kernels"):
         rows = table.get(key, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise RecipeError(f"{source.locate((key,))}: {key}: must be a list of tables; the lock is damaged")
-    return table
+    return Lock(table, source.where)
 
 
-def read_locked(path: str | os.PathLike[str], registry: Registry | None = None) -> tuple[Checked, dict[str, Any]]:
-    """The recipe in a lock, checked here, and the lock. Options that another version of a plugin wrote pass through
-    its ``upgrade``. Raises RecipeError."""
-    lock = read_lock(path)
-    where = f"{os.fspath(path)} [recipe]"
-    versions = {row["name"]: row["version"] for row in lock.get("plugins", []) if {"name", "version"} <= set(row)}
-    return check_source(Source(lock["recipe"], where, {}), registry, versions), lock
-
-
-def differences(locked: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[Difference, ...]:
+def differences(before: Lock, now: Lock) -> tuple[Difference, ...]:
     """What could change the numbers: recipe, seed, environment, data, code of the core and of the plugins in use, and
     the kernel that serves each operation. The commit and unused plugins are for the record only."""
+    locked, here = before.table, now.table
     found: list[Difference] = []
     for part in ("environment", "digests"):
         found += _compare(part, locked.get(part, {}), here.get(part, {}), ignore=("platform",))

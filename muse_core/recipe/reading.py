@@ -53,9 +53,19 @@ def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
     Raises RecipeError for a file that cannot be read, is too big or is not TOML.
     """
-    source = _read_chain(os.fspath(file), ())
+    return overridden(_read_chain(os.fspath(file), ()), overrides)
+
+
+def overridden(source: Source, overrides: Iterable[str]) -> Source:
+    """The source with ``--set`` overrides written into its table. Raises RecipeError with every one that is wrong."""
+    problems: list[str] = []
     for text in overrides:
-        override(source, text)
+        try:
+            override(source, text)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
     return source
 
 
