@@ -1,0 +1,122 @@
+"""A tiny run: two blocks of width 32 on real text, small enough to be trained thousands of times."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from muse_core.plugins import load_plugins
+from muse_core.recipe import check_table, to_toml
+from muse_core.training.progress import Display
+from muse_core.training.records import Records, read_rows
+from muse_core.training.run import Run
+from muse_core.training.run_directory import RunDirectory
+from muse_core.training.setup import Setup, set_up
+
+
+@pytest.fixture(scope="session")
+def registry() -> Any:
+    return load_plugins()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of encoded text for all tests of the session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def table(cache: Path) -> Callable[..., dict[str, Any]]:
+    """A recipe as a table; ``train`` and other tables are merged into it."""
+
+    def make(**tables: Any) -> dict[str, Any]:
+        recipe: dict[str, Any] = {
+            "name": "tiny",
+            "seed": 3,
+            "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(cache)},
+            "model": {
+                "width": 32,
+                "depth": 2,
+                "dropout": 0.1,
+                "block": [{"use": "hebbian", "heads": 2}, {"use": "feed-forward"}],
+            },
+            "train": {
+                "steps": 8,
+                "batch_size": 4,
+                "micro_batch": 2,
+                "sequence_length": 24,
+                "warmup_steps": 2,
+                "precision": "fp32",
+                "log_every": 1,
+                "device": "cpu",
+            },
+            "evaluate": {"every": 1000, "tokens": 240, "final_tokens": 240},
+            "checkpoint": {"every": 3},
+        }
+        for name, value in tables.items():
+            recipe[name] = recipe[name] | value if isinstance(recipe.get(name), dict) else value
+        return recipe
+
+    return make
+
+
+@pytest.fixture
+def prepare(registry: Any) -> Callable[[dict[str, Any]], Setup]:
+    """A recipe table, checked and built."""
+
+    def make(recipe: dict[str, Any]) -> Setup:
+        return set_up(check_table(recipe, registry).recipe, registry)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def opened(setup: Setup, folder: Path, recipe: dict[str, Any]) -> Iterator[Run]:
+    """A run in ``folder``, new or continued."""
+    text = to_toml({"name": recipe["name"]})
+    if (folder / "recipe.toml").exists():
+        directory = RunDirectory.open(folder)
+    else:
+        directory = RunDirectory.create(folder, source=text, recipe=text, lock=text)
+    records = Records(folder)
+    try:
+        with directory:
+            yield Run(setup, directory, records, Display(Console(quiet=True)), {})
+    finally:
+        records.close()
+
+
+@pytest.fixture
+def go(prepare: Callable[[dict[str, Any]], Setup], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a recipe to its end in ``tmp_path / name`` and return its summary."""
+
+    def make(recipe: dict[str, Any], name: str = "run") -> dict[str, Any]:
+        with opened(prepare(recipe), tmp_path / name, recipe) as run:
+            return run.go()
+
+    return make
+
+
+@pytest.fixture
+def losses(tmp_path: Path) -> Callable[[str], dict[int, float]]:
+    """Step → training loss of a run; of repeated steps the last counts."""
+
+    def make(name: str = "run") -> dict[int, float]:
+        rows = read_rows(tmp_path / name / "metrics.jsonl")
+        return {row["step"]: row["loss"] for row in rows if row["event"] == "train"}
+
+    return make

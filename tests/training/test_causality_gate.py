@@ -1,0 +1,103 @@
+"""A planted leak of one token is caught every time, and the layer that leaks is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import Step
+from muse_core.errors import Halted
+from muse_core.evaluation.causality import exact_leak, own_precision_leak, probe_length, probe_positions
+from muse_core.training.setup import Setup
+
+
+class Leaky(nn.Module):
+    """A layer that adds to each update a little of what ``see`` shows it."""
+
+    def __init__(self, inner: nn.Module, see: Callable[[Tensor], Tensor], strength: float):
+        super().__init__()
+        self.inner = inner
+        self.see = see
+        self.strength = nn.Parameter(torch.tensor([strength]))
+
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Any) -> Step:
+        step = self.inner(x, state, signals, tokens)
+        return step._replace(update=step.update + self.strength * self.see(x))
+
+
+def next_token(x: Tensor) -> Tensor:
+    return torch.cat([x[:, 1:], torch.zeros_like(x[:, :1])], 1)
+
+
+def across_period(x: Tensor) -> Tensor:
+    """Token 15 alone sees token 16: a leak at the edge of a period of 16."""
+    seen = torch.zeros_like(x)
+    if x.shape[1] > 16:
+        seen[:, 15] = x[:, 16]
+    return seen
+
+
+def whole_mean(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True).expand_as(x)
+
+
+def previous_row(x: Tensor) -> Tensor:
+    return x.roll(1, 0) if x.shape[0] > 1 else torch.zeros_like(x)
+
+
+@pytest.fixture
+def setup(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
+    block = [{"use": "attention", "heads": 2}, {"use": "feed-forward"}]
+    return prepare(table(model={"width": 32, "depth": 2, "block": block}))
+
+
+def with_leak(setup: Setup, see: Callable[[Tensor], Tensor], strength: float) -> nn.Module:
+    block = setup.model.blocks[1]
+    block.add_module("attention", Leaky(block.get_submodule("attention"), see, strength))
+    return setup.model
+
+
+@pytest.mark.parametrize("see", [next_token, across_period, whole_mean])
+@pytest.mark.parametrize("strength", [1e-6, 0.0])
+def test_leak_in_time_is_found_and_named_even_behind_a_zero(
+    setup: Setup, see: Callable[[Tensor], Tensor], strength: float
+) -> None:
+    leak = exact_leak(with_leak(setup, see, strength).double(), 32, (16,))
+    assert leak is not None and leak.kind == "later token"
+    assert leak.layer == "blocks.1.attention"
+    assert leak.affected < leak.position
+
+
+def test_leak_between_rows_is_found(setup: Setup) -> None:
+    leak = exact_leak(with_leak(setup, previous_row, 1e-6).double(), 32, ())
+    assert leak is not None and leak.kind == "other row" and leak.layer == "blocks.1.attention"
+
+
+def test_causal_model_passes_both_checks(setup: Setup) -> None:
+    assert own_precision_leak(setup.model, 257, 24, setup.precision) is None
+    assert exact_leak(setup.model.double(), 32, (8, 16)) is None
+
+
+def test_leak_in_the_runs_own_precision_is_found(setup: Setup) -> None:
+    leak = own_precision_leak(with_leak(setup, next_token, 1e-3), 257, 24, setup.precision)
+    assert leak is not None and leak.affected == 11 and leak.position == 12
+
+
+def test_gate_stops_a_run_with_exit_code_4(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.causality_gate()
+    with_leak(setup, next_token, 1e-3)
+    monkeypatch.setattr(Setup, "_exact_leak", lambda self: None)
+    with pytest.raises(Halted, match="nothing was trained") as caught:
+        setup.causality_gate()
+    assert caught.value.exit_code == 4
+
+
+def test_probe_reaches_past_two_periods_and_touches_their_edges() -> None:
+    assert probe_length((16, 64)) > 2 * 64
+    assert {0, 15, 16, 17, 63, 64, 65, probe_length((16, 64)) - 1} <= set(
+        probe_positions(probe_length((16, 64)), (16, 64))
+    )

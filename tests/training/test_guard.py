@@ -1,0 +1,58 @@
+"""One fused check of the gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from muse_core.training.guard import clip, gradient_numbers
+
+
+def parameters(*gradients: torch.Tensor) -> list[nn.Parameter]:
+    made = []
+    for gradient in gradients:
+        parameter = nn.Parameter(torch.zeros_like(gradient))
+        parameter.grad = gradient.clone()
+        made.append(parameter)
+    return made
+
+
+def test_norm_is_that_of_float64() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(50, 7), torch.randn(3), torch.randn(4, 4, dtype=torch.complex64)]
+    expected = math.sqrt(sum((g.abs().double() ** 2).sum().item() for g in gradients))
+    numbers = gradient_numbers(parameters(*gradients))
+    assert numbers["gradient_norm"].item() == pytest.approx(expected, rel=1e-6)
+    assert numbers["gradient_nonfinite"].item() == 0
+
+
+def test_large_finite_gradient_is_neither_damage_nor_lost_by_clipping() -> None:
+    made = parameters(torch.tensor([1e25, -2e25]), torch.tensor([3.0]))
+    numbers = gradient_numbers(made)
+    assert numbers["gradient_nonfinite"].item() == 0
+    norm = numbers["gradient_norm"].item()
+    assert norm == pytest.approx(math.sqrt(5) * 1e25, rel=1e-6)
+    clip(made, norm, 1.0)
+    torch.testing.assert_close(made[0].grad, torch.tensor([1.0, -2.0]) / math.sqrt(5))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, complex(0.0, math.nan), complex(math.inf, 0.0)])
+def test_one_bad_element_anywhere_is_counted(bad: complex) -> None:
+    dtype = torch.complex64 if isinstance(bad, complex) else torch.float32
+    gradient = torch.ones(5, 5, dtype=dtype)
+    gradient[3, 2] = bad
+    assert gradient_numbers(parameters(torch.ones(4), gradient))["gradient_nonfinite"].item() == 1
+
+
+def test_norm_below_the_limit_leaves_gradients_alone() -> None:
+    made = parameters(torch.tensor([0.3, 0.4]))
+    clip(made, 0.5, 1.0)
+    assert torch.equal(made[0].grad, torch.tensor([0.3, 0.4]))
+
+
+def test_no_gradients_and_empty_gradients_count_as_zero() -> None:
+    assert gradient_numbers([nn.Parameter(torch.ones(2))])["gradient_norm"].item() == 0
+    assert gradient_numbers(parameters(torch.zeros(0, 3)))["gradient_norm"].item() == 0
