@@ -1,18 +1,22 @@
-"""Registration."""
+"""Registration and conformance."""
 
 import subprocess
 import sys
 
-from muse_baseline.plugin import muse_layers
-
-from muse_core.component import load
+from muse_core.testing import LayerSuite
 
 
-def test_registered_implementations_exist():
-    assert {row.name: load(row.implementation).__name__ for row in muse_layers()} == {
-        "attention": "Attention",
-        "feed-forward": "FeedForward",
-    }
+class TestAttention(LayerSuite):
+    name = "attention"
+
+
+class TestWindow(LayerSuite):
+    name = "attention"
+    options = {"window": 5, "key_value_heads": 2}
+
+
+class TestFeedForward(LayerSuite):
+    name = "feed-forward"
 
 
 def test_listing_imports_no_torch():

@@ -1,19 +1,21 @@
-"""Registration."""
+"""Registration and conformance."""
 
 import subprocess
 import sys
 
-from muse_potentials.plugin import muse_potentials
-
-from muse_core.component import load
+from muse_core.testing import PotentialSuite
 
 
-def test_registered_implementations_exist():
-    assert {row.name: load(row.implementation).__name__ for row in muse_potentials()} == {
-        "hermitian": "Hermitian",
-        "non-hermitian": "NonHermitian",
-        "memory-feedback": "MemoryFeedback",
-    }
+class TestHermitian(PotentialSuite):
+    name = "hermitian"
+
+
+class TestNonHermitian(PotentialSuite):
+    name = "non-hermitian"
+
+
+class TestMemoryFeedback(PotentialSuite):
+    name = "memory-feedback"
 
 
 def test_listing_imports_no_torch():

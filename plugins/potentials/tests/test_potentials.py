@@ -4,35 +4,19 @@ import math
 
 import pytest
 import torch
-from muse_potentials.hermitian import Hermitian
-from muse_potentials.memory_feedback import MemoryFeedback
-from muse_potentials.non_hermitian import NonHermitian
-from muse_potentials.options import HermitianOptions, MemoryFeedbackOptions, NonHermitianOptions
+from muse_potentials.options import MemoryFeedbackOptions, NonHermitianOptions
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
-from muse_core.model.context import Context
-from muse_core.model.kernels import BoundKernels
+from muse_core.testing import build_component
 
 WIDTH, HEADS = 64, 8
 TOKENS = Tokens(torch.arange(50).expand(4, -1))
 
 
-def build(implementation, options, signals=None):
-    torch.manual_seed(0)
-    context = Context(
-        width=WIDTH,
-        depth=2,
-        block=0,
-        name="blocks.0.resolvent",
-        sequence_length=50,
-        generator=torch.Generator().manual_seed(0),
-        kernels=BoundKernels((), device="cpu", dtype="float64"),
-        construct=lambda use, context: None,
-        heads=HEADS,
-        signals=signals or {},
-    )
-    return implementation(options, context).double()
+def build(name, signals=None, **options):
+    built = build_component("potential", name, options, width=WIDTH, heads=HEADS, signals=signals, dtype="float64")
+    return built.double()
 
 
 @pytest.fixture
@@ -41,7 +25,7 @@ def x():
 
 
 def test_hermitian_is_linear_and_without_decay(x):
-    potential = build(Hermitian, HermitianOptions(scale=0.7))
+    potential = build("hermitian", scale=0.7)
     value, decay = potential(x, {}, TOKENS)
     torch.testing.assert_close(value, x @ potential.potential.weight.T)
     assert decay.shape == value.shape == (4, 50, HEADS)
@@ -51,14 +35,14 @@ def test_hermitian_is_linear_and_without_decay(x):
 
 @pytest.mark.parametrize("kind", ["adaptive", "fixed"])
 def test_decay_starts_log_spaced_between_its_bounds(x, kind):
-    options = NonHermitianOptions(base_decay=0.01, initial_decay=(0.002, 0.5), decay=kind)
-    _, decay = build(NonHermitian, options)(x, {}, TOKENS)
+    options = {"base_decay": 0.01, "initial_decay": [0.002, 0.5], "decay": kind}
+    _, decay = build("non-hermitian", **options)(x, {}, TOKENS)
     expected = 0.01 + torch.tensor([0.002 * 250 ** (h / 7) for h in range(8)], dtype=torch.float64)
     torch.testing.assert_close(decay, expected.expand_as(decay), rtol=1e-6, atol=0)
 
 
 def test_decay_follows_the_token_and_never_falls_below_its_base(x):
-    potential = build(NonHermitian, NonHermitianOptions(base_decay=0.01))
+    potential = build("non-hermitian", base_decay=0.01)
     with torch.no_grad():
         potential.decay.weight.normal_(std=3.0)
     _, decay = potential(x, {}, TOKENS)
@@ -69,7 +53,7 @@ def test_decay_follows_the_token_and_never_falls_below_its_base(x):
 
 
 def test_gradients_reach_every_parameter_at_the_start(x):
-    potential = build(NonHermitian, NonHermitianOptions())
+    potential = build("non-hermitian")
     value, decay = potential(x, {}, TOKENS)
     (value.square().sum() + decay.log().square().sum()).backward()
     assert {name for name, _ in potential.named_parameters()} == {
@@ -81,14 +65,13 @@ def test_gradients_reach_every_parameter_at_the_start(x):
 
 
 def test_fixed_decay_has_nothing_to_learn(x):
-    potential = build(NonHermitian, NonHermitianOptions(decay="fixed"))
+    potential = build("non-hermitian", decay="fixed")
     assert [name for name, _ in potential.named_parameters()] == ["potential.weight"]
     assert "fixed" in potential.state_dict()
 
 
 def test_memory_feedback_reads_the_signal(x):
-    signals = {"memory_before": (2, 5)}
-    potential = build(MemoryFeedback, MemoryFeedbackOptions(), signals)
+    potential = build("memory-feedback", signals={"memory_before": (2, 5)})
     answer = torch.randn(4, 50, 2, 5, dtype=torch.float64)
     value, decay = potential(x, {"memory_before": answer}, TOKENS)
     torch.testing.assert_close(value, answer.reshape(4, 50, 10) @ potential.potential.weight.T)
@@ -97,7 +80,7 @@ def test_memory_feedback_reads_the_signal(x):
 
 
 def test_memory_feedback_without_a_memory_is_zero(x):
-    potential = build(MemoryFeedback, MemoryFeedbackOptions())
+    potential = build("memory-feedback")
     assert list(potential.parameters()) == []
     for term in potential(x, {}, TOKENS):
         assert term.shape == (4, 50, HEADS)
@@ -117,7 +100,7 @@ def test_impossible_decays_are_named(bounds):
 
 
 def test_autocast_returns_single_precision(x):
-    for implementation, options in ((Hermitian, HermitianOptions()), (NonHermitian, NonHermitianOptions())):
+    for name in ("hermitian", "non-hermitian"):
         with torch.autocast("cpu", torch.bfloat16):
-            terms = build(implementation, options).float()(x.bfloat16(), {}, TOKENS)
+            terms = build(name).float()(x.bfloat16(), {}, TOKENS)
         assert [term.dtype for term in terms] == [torch.float32, torch.float32]

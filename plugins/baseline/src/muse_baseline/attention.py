@@ -18,8 +18,8 @@ from muse_core.model.context import Context
 class Attention(nn.Module):
     """o_t = Σ_j softmax_j(q_t·k_j/√K) v_j over the tokens j ≤ t of t's document, and of its window if there is one.
 
-    State: ``key`` and ``value`` (B, S, G, K) in the dtype that attention reads, ``visible`` (B, S) bool: the slot holds
-    a token of the present document. S grows by N a call, or stays W with a window.
+    State: ``key`` and ``value`` (B, S, G, K), ``visible`` (B, S) bool: the slot holds a token of the present document.
+    S grows by N a call, or stays W with a window.
     """
 
     def __init__(self, options: AttentionOptions, context: Context):
@@ -55,6 +55,8 @@ class Attention(nn.Module):
             state = {"key": key, "value": value, "visible": present(x, tokens)}
         else:
             mixed, state = self.attend_cached(query, key, value, state, tokens)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        state |= {"key": state["key"].to(dtype), "value": state["value"].to(dtype)}
         return Step(self.output(mixed.flatten(-2)), state)
 
     def attend_cached(

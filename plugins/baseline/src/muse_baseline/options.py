@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
@@ -25,6 +26,16 @@ class AttentionOptions:
     def __attrs_post_init__(self) -> None:
         if self.heads % (self.key_value_heads or self.heads):
             raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        width = getattr(recipe.model.options, "width", None)
+        if width is not None and width % self.heads:
+            yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
+        elif width is not None and self.rotary and width // self.heads % 2:
+            yield (
+                f"rotary positions turn pairs of numbers, but width {width} over {self.heads} heads is the odd "
+                f"{width // self.heads} - choose other heads or rotary = false"
+            )
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,1 @@
+"""Mixer layer that applies the causal resolvent of a tridiagonal Hamiltonian."""

@@ -1,0 +1,167 @@
+"""The resolvent layer.
+
+Letters: B batch rows, N tokens, D width, H heads, M values of a head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_core.component import Use
+from muse_core.contracts import State, Step, Tokens
+from muse_core.model.context import Context
+from muse_resolvent.carry import last_valid, restored, stored
+from muse_resolvent.diagnostics import measures
+from muse_resolvent.dynamics import Dynamics
+from muse_resolvent.options import ResolventOptions
+from muse_resolvent.phase import increments, spectral_shift
+
+
+class Sites(NamedTuple):
+    """The tridiagonal matrix H − z of every row and head."""
+
+    diagonal: Tensor
+    """a = V − iΓ, (B, H, N) complex."""
+    coupling: Tensor
+    """|l|, (H, 1) or (B, H, N) with zeros where documents start."""
+    energy: Tensor
+    """z, (H, 1) complex."""
+
+
+class Resolvent(nn.Module):
+    """Reads θ_i = 1/(a_i − z − |l|² θ_{i−1}) and y_i = θ_i (v_i − l y_{i−1}) with a = V − iΓ and v = W x, per head.
+
+    The upper hopping is the conjugate of the lower and Γ ≥ 0, so Im θ > 0 and |θ| ≤ 1/η. A document starts where both
+    hoppings vanish. State, real with a trailing axis of 2 for complex numbers: ``theta`` (B, H, 2); with values ``y``
+    (B, H, M, 2); where the phase is read ``theta0`` (B, H, 2) and ``xi`` (B, H). Source: mathematics §1.
+    """
+
+    def __init__(self, options: ResolventOptions, context: Context):
+        super().__init__()
+        self.heads = options.heads
+        self.values = options.value_width(context.width)
+        self.phase = options.phase
+        self.publish = context.publish
+        self.reads_phase = options.phase != "none" or bool(self.publish & {"phase", "spectral_shift"})
+        self.potentials = nn.ModuleDict(
+            {name: context.build(use, heads=options.heads) for name, use in named(options.potential)}
+        )
+        self.dynamics = Dynamics(
+            options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
+        )
+        self.green = context.kernels.bind("causal_resolvent_diagonal")
+        width, applied = context.width, self.heads * self.values
+        if self.values:
+            self.apply_resolvent = context.kernels.bind("causal_resolvent_apply", sizes={"value": self.values})
+            self.value = nn.Linear(width, applied, bias=False)
+            nn.init.normal_(self.value.weight, std=width**-0.5)
+        self.gate = nn.Linear(width, applied, bias=False) if self.values and options.gate else None
+        self.gain = (
+            nn.Parameter(torch.ones(self.heads, self.values, 2)) if self.values and options.output_norm else None
+        )
+        features = 2 * applied + self.heads * {"none": 2, "increment": 3, "shift": 5}[options.phase]
+        self.output = nn.Linear(features, width, bias=False)
+        nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+        potential, decay = self.diagonal(x, signals, tokens)
+        value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
+        gate = F.silu(self.gate(x)).unflatten(-1, (self.heads, self.values, 1)) if self.gate is not None else None
+        with torch.autocast(x.device.type, enabled=False):
+            energy, hopping = self.dynamics()
+            coupling = hopping[:, None]
+            if tokens.resets is not None:
+                coupling = torch.where(tokens.resets[:, None], 0, coupling)
+            sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
+            theta, y, kept = self.solve(sites, value, state, tokens.valid)
+            found = {"theta": torch.view_as_real(theta), "decay": decay}
+            features = [] if y is None else [self.normalise(y) if gate is None else self.normalise(y) * gate]
+            features.append(found["theta"])
+            if self.reads_phase:
+                phases, kept_phases = self.read_phase(theta, sites, state, tokens)
+                found |= phases
+                kept |= kept_phases
+                features += self.phase_features(phases)
+            mixed = torch.cat([feature.flatten(2) for feature in features], dim=-1)
+        return Step(
+            self.output(mixed),
+            kept,
+            {name: found[name] for name in self.publish},
+            {},
+            measures(potential, decay, theta, hopping, tokens.valid),
+        )
+
+    def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """V and Γ, each (B, N, H): sums over the potentials."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        potential = decay = torch.zeros(*x.shape[:2], self.heads, dtype=dtype, device=x.device)
+        for term in self.potentials.values():
+            more_potential, more_decay = term(x, signals, tokens)
+            potential, decay = potential + more_potential, decay + more_decay
+        return potential, decay
+
+    def solve(
+        self, sites: Sites, value: Tensor | None, state: State, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """θ (B, N, H), y (B, N, H, M) or None, both complex, and the state; ``value`` (B, N, H, M)."""
+        before = None if state is None else restored(state["theta"])
+        if value is None:
+            theta, _ = self.green(sites.diagonal, sites.coupling, sites.coupling, sites.energy, initial=before)
+            theta = theta.transpose(1, 2)
+            return theta, None, {"theta": stored(last_valid(theta, before, valid))}
+        before_y = None if state is None else restored(state["y"])
+        (y, theta), _ = self.apply_resolvent(
+            sites.diagonal,
+            sites.coupling,
+            sites.coupling,
+            sites.energy,
+            value.to(sites.diagonal.real.dtype).transpose(1, 2),
+            initial=None if state is None else (before, before_y),
+        )
+        theta, y = theta.transpose(1, 2), y.transpose(1, 2)
+        kept = {"theta": stored(last_valid(theta, before, valid)), "y": stored(last_valid(y, before_y, valid))}
+        return theta, y, kept
+
+    def normalise(self, y: Tensor) -> Tensor:
+        """Complex (B, N, H, M) → real (B, N, H, M, 2), each head's values of unit mean square times a learned gain."""
+        y = torch.view_as_real(y)
+        return y if self.gain is None else F.rms_norm(y, y.shape[-2:], eps=1e-6) * self.gain
+
+    def read_phase(
+        self, theta: Tensor, sites: Sites, state: State, tokens: Tokens
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """δ and ξ, each (B, N, H), and their share of the state; θ⁰ belongs to the lattice without potentials."""
+        before = None if state is None else restored(state["theta0"])
+        vacuum = torch.zeros_like(sites.diagonal.real)
+        free, _ = self.green(vacuum, sites.coupling, sites.coupling, sites.energy, initial=before)
+        free = free.transpose(1, 2)
+        increment = increments(free, theta)
+        carried = None if state is None else state["xi"]
+        shift = spectral_shift(increment, carried, tokens.resets)
+        kept = {
+            "theta0": stored(last_valid(free, before, tokens.valid)),
+            "xi": last_valid(shift, carried, tokens.valid),
+        }
+        return {"phase": increment, "spectral_shift": shift}, kept
+
+    def phase_features(self, phases: dict[str, Tensor]) -> list[Tensor]:
+        """What of the phase the output reads."""
+        if self.phase == "none":
+            return []
+        if self.phase == "increment":
+            return [phases["phase"]]
+        angle = torch.pi * phases["spectral_shift"]
+        return [phases["phase"], angle.cos(), angle.sin()]
+
+
+def named(uses: tuple[Use, ...]) -> list[tuple[str, Use]]:
+    """Components by name; a repeated one gets a number, as in ``hermitian``, ``hermitian-2``."""
+    names: list[str] = []
+    for use in uses:
+        repeats = sum(name.rpartition("-")[0] == use.name or name == use.name for name in names)
+        names.append(f"{use.name}-{repeats + 1}" if repeats else use.name)
+    return list(zip(names, uses))

@@ -1,0 +1,53 @@
+"""Options of the resolvent layer. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen, validators
+
+from muse_core.component import UsePotential
+
+
+@frozen(kw_only=True)
+class ResolventOptions:
+    """Mixes tokens by the causal resolvent of a tridiagonal Hamiltonian with V − iΓ on its diagonal, per head."""
+
+    heads: int = field(default=64, validator=[validators.ge(1), validators.le(65_536)])
+    """Number of Hamiltonians H, each with its own energy and hopping."""
+    potential: tuple[UsePotential, ...] = ("non-hermitian",)
+    """Terms of the diagonal, summed. None at all leaves the free lattice, the same for every text."""
+    apply: bool = True
+    """Apply the resolvent to values; otherwise only its diagonal θ is read."""
+    value_size: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    """Values M of a head. Default: the model's width over heads, rounded down, and at least 1."""
+    phase: Literal["none", "increment", "shift"] = "none"
+    """Which phase of det(H − z)/det(H⁰ − z) is read beside θ. increment: δ of the token. shift: also cos πξ and sin πξ
+    of the spectral shift ξ, the sum of δ/π since the document started."""
+    output_norm: bool = True
+    """Normalise what each head applies."""
+    gate: bool = True
+    """Multiply what is applied by a gate of the token."""
+    min_broadening: float = field(default=0.05, validator=validators.gt(0.0))
+    """Smallest η = Im z; |θ| stays below its inverse."""
+    initial_broadening: tuple[float, float] = (0.06, 1.0)
+    """Smallest and largest η at the start; those between are log-spaced and scattered over the energies."""
+
+    def __attrs_post_init__(self) -> None:
+        low, high = self.initial_broadening
+        if not self.min_broadening < low <= high <= 100.0:
+            raise ValueError(
+                f"initial_broadening must be two numbers with min_broadening = {self.min_broadening} < smallest ≤ "
+                f"largest ≤ 100, got {[low, high]}"
+            )
+
+    def provides(self, width: int) -> dict[str, tuple[int, ...]]:
+        """``theta``: Re θ and Im θ; ``decay``: Γ; ``phase``: δ in radians; ``spectral_shift``: ξ."""
+        heads = self.heads
+        return {"theta": (heads, 2), "decay": (heads,), "phase": (heads,), "spectral_shift": (heads,)}
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width; 0 when nothing is applied."""
+        if not self.apply:
+            return 0
+        return self.value_size or max(1, width // self.heads)

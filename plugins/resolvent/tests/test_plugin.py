@@ -1,0 +1,20 @@
+"""Registration and conformance."""
+
+import subprocess
+import sys
+
+from muse_core.testing import LayerSuite
+
+
+class TestResolvent(LayerSuite):
+    name = "resolvent"
+
+
+class TestFeedback(LayerSuite):
+    name = "resolvent"
+    options = {"heads": 8, "potential": ["non-hermitian", "memory-feedback"], "phase": "shift"}
+
+
+def test_listing_imports_no_torch():
+    code = "import sys, muse_resolvent.plugin; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
