@@ -16,6 +16,7 @@ import attrs
 from muse_core import __version__
 from muse_core.component import walk
 from muse_core.errors import RecipeError
+from muse_core.model.kernels import Chosen
 from muse_core.plugins import Registry
 from muse_core.plugins.digest import distribution_digest, package_digest
 from muse_core.plugins.discovery import CORE
@@ -64,16 +65,16 @@ def make_lock(
     checked: Checked,
     *,
     device: str,
-    kernels: Iterable[Any] = (),
+    kernels: Mapping[str, Chosen] | None = None,
     digests: Mapping[str, str] | None = None,
 ) -> Lock:
     """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
 
-    ``device`` is the resolved one with its name, ``kernels`` the ``Chosen`` bindings of the build, ``digests`` those of
-    the data and tokenizer. Imports no torch; versions come from metadata.
+    ``device`` is the resolved one with its name, ``kernels`` the choices of the build by request, ``digests`` those
+    of the data and tokenizer. Imports no torch; versions come from metadata.
     """
-    kernels = list(kernels)
-    serving = {one.backend for one in kernels}
+    kernels = kernels or {}
+    serving = {chosen.backend for chosen in kernels.values()}
     used = used_distributions(checked) | {
         row.distribution for row in checked.registry.rows("kernel backend") if row.name in serving
     }
@@ -94,8 +95,8 @@ def make_lock(
         ],
         "plugins": _plugins(checked.registry, used),
         "kernels": [
-            {"operation": one.operation, "backend": one.backend, "implementation": one.implementation}
-            for one in kernels
+            {"request": request, "backend": chosen.backend, "implementation": chosen.implementation}
+            for request, chosen in kernels.items()
         ],
         "recipe": checked.resolved,
     }
@@ -135,7 +136,7 @@ def differences(before: Lock, now: Lock) -> tuple[Difference, ...]:
         found += _compare(part, locked.get(part, {}), here.get(part, {}), ignore=("platform",))
     for part in ("packages", "plugins"):
         found += _compare_rows(part, "name", locked, here)
-    found += _compare_rows("kernels", "operation", locked, here)
+    found += _compare_rows("kernels", "request", locked, here)
     found += _compare("recipe", _flat(locked.get("recipe", {})), _flat(here.get("recipe", {})))
     return tuple(found)
 
