@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from muse_core.cli.errors import guarded
 from muse_core.errors import RecipeError
-
-if TYPE_CHECKING:
-    from muse_core.training.progress import Display
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

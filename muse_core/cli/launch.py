@@ -1,0 +1,174 @@
+"""What ``muse-run`` does once its arguments are understood: prepare, show, start or go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from muse_core.errors import RecipeError
+from muse_core.recipe import Checked, read_recipe, to_toml
+from muse_core.recipe.lock import Lock, differences, make_lock, read_lock
+from muse_core.training import preview
+from muse_core.training.progress import Display
+from muse_core.training.records import Records
+from muse_core.training.run import Run
+from muse_core.training.run_directory import RunDirectory
+from muse_core.training.setup import Setup, set_up
+
+
+def fresh(
+    recipe: Path, overrides: Sequence[str], run_dir: Path | None, *, locked: bool, allow_drift: bool
+) -> None:
+    """Start a run in a new directory."""
+    display = Display()
+    checked, lock = _read(recipe, overrides, locked)
+    resolved = to_toml(checked.resolved)
+    target = run_dir or Path("runs") / f"{checked.recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with RunDirectory.claim(target, resolved) as directory:
+        setup = _prepare(checked, display)
+        now = _lock(checked, setup)
+        if lock is not None:
+            _compare(lock, now, display, allow_drift)
+        directory.begin(source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table))
+        _start(setup, directory, display)
+
+
+def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
+    """Go on with a run in its directory."""
+    display = Display()
+    with RunDirectory.open(run_dir) as directory:
+        overrides = [] if device is None else [f'train.device="{device}"']
+        checked = read_recipe(directory.recipe, overrides)
+        setup = _prepare(checked, display)
+        _compare(read_lock(directory.lock), _lock(checked, setup), display, allow_drift)
+        _start(setup, directory, display)
+
+
+def show(recipe: Path, overrides: Sequence[str], *, locked: bool) -> None:
+    """``--dry-run``: everything that would be built."""
+    display = Display()
+    checked, _ = _read(recipe, overrides, locked)
+    setup = _prepare(checked, display)
+    console = display.console
+    table = Table("layer", "component", "from", Text("parameters"), box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.columns[3].justify = "right"
+    rows = preview.layer_rows(setup)
+    for name, component, distribution, count in rows:
+        table.add_row(name, component, distribution, f"{count:,}")
+    table.add_row("total", "", "", f"{sum(row[3] for row in rows):,}", style="bold")
+    console.print(table)
+    console.print()
+    display.table("Parameters by role", {role: f"{count:,}" for role, count in preview.role_rows(setup).items()})
+    display.table("Memory", {name: f"{size / 2**20:,.1f} MiB" for name, size in preview.memory_rows(setup).items()})
+    display.table("Tokens", preview.token_rows(setup))
+    display.table("Kernels", _kernel_rows(setup))
+    display.table("Device", {"device": str(setup.precision.device), "precision": setup.precision.dtype})
+    display.say("dry run: nothing was written")
+
+
+def _read(recipe: Path, overrides: Sequence[str], locked: bool) -> tuple[Checked, Lock | None]:
+    if not locked:
+        return read_recipe(recipe, overrides), None
+    lock = read_lock(recipe)
+    return lock.check(overrides), lock
+
+
+def _prepare(checked: Checked, display: Display) -> Setup:
+    for problem in checked.registry.problems:
+        display.say(f"plugin {problem}", "yellow")
+    console = display.console
+    if not console.is_terminal:
+        return set_up(checked.recipe, checked.registry)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def report(what: str, done: int, whole: int | None) -> None:
+            bar.update(task, description=what, completed=done, total=whole)
+
+        return set_up(checked.recipe, checked.registry, report=report)
+
+
+def _lock(checked: Checked, setup: Setup) -> Lock:
+    return make_lock(
+        checked,
+        device=str(setup.precision.device),
+        kernels=setup.kernels.choices,
+        digests={"data": setup.corpus.digest, "tokenizer": setup.corpus.tokenizer.digest},
+    )
+
+
+def _lock(checked: Checked, setup: Setup) -> Lock:
+    device = setup.precision.device
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return make_lock(
+        checked,
+        device=name,
+        kernels=setup.kernels.choices.values(),
+        digests={"data": setup.corpus.digest, "tokenizer": setup.corpus.tokenizer.digest},
+    )
+
+
+def _compare(before: Lock, now: Lock, display: Display, allow_drift: bool) -> None:
+    found = differences(before, now)
+    if not found:
+        return
+    if not allow_drift:
+        raise RecipeError(
+            ["this is not what the lock says:", *(f"  {one}" for one in found), "go on all the same with --allow-drift"]
+        )
+    for one in found:
+        display.say(f"differs from the lock: {one}", "yellow")
+
+
+def _start(setup: Setup, directory: RunDirectory, display: Display) -> None:
+    parameters = sum(p.numel() for p in setup.model.parameters())
+    display.table(
+        "",
+        {
+            "run": str(directory.path),
+            "model": f"{setup.recipe.model.name}, {parameters:,} parameters",
+            "text": f"{setup.recipe.data.source.name}, {len(setup.corpus.split('train').tokens):,} training tokens",
+            "device": f"{setup.precision.device}, {setup.precision.dtype}",
+        }
+        | _kernel_rows(setup),
+    )
+    records = Records(directory.path)
+    try:
+        digests = {"data": setup.corpus.digest}
+        summary = Run(setup, directory, records, display, digests).go()
+    finally:
+        display.finish()
+        records.close()
+    _report(summary, directory, display)
+
+
+def _kernel_rows(setup: Setup) -> dict[str, str]:
+    rows = {}
+    for key, chosen in setup.kernels.choices.items():
+        passed = "".join(f"; not {name}: it {reason}" if reason.startswith("does") else f"; not {name}: {reason}"
+                         for name, reason in chosen.refused)
+        rows[key] = f"{chosen.backend} ({chosen.implementation}){passed}"
+    return rows or {"kernels": "none needed"}
+
+
+def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
+    low, high = summary["held_out_interval"]
+    rows = {
+        "steps": f"{summary['steps']:,} of {summary['planned_steps']:,}"
+        + (" (stopped by train.max_seconds)" if summary["stopped_by_time"] else ""),
+        "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte (95 % {low:.4f} to {high:.4f}) on "
+        f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
+        "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
+        "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
+        "rollbacks": str(summary["rollbacks"]),
+        "files": str(directory.path),
+    }
+    display.console.print()
+    display.table("Done", rows)
