@@ -132,10 +132,11 @@ def _encode(data: Data, source: Source, seed: int, folder: Path, digest: str, re
 def _encoded(
     documents: Spool, indices: Sequence[int], tokenizer: Tokenizer, name: str, report: Report
 ) -> Iterator[tuple[np.ndarray, int]]:
-    for done, index in enumerate(indices, start=1):
-        yield tokenizer.encode(documents.text(index)), documents.num_bytes(index)
-        if done % REPORT_EVERY == 0 or done == len(indices):
-            report(f"encoding {name}", done, len(indices))
+    for first in range(0, len(indices), REPORT_EVERY):
+        some = indices[first : first + REPORT_EVERY]
+        ids = tokenizer.encode_batch([documents.text(index) for index in some])
+        yield from zip(ids, map(documents.num_bytes, some))
+        report(f"encoding {name}", first + len(some), len(indices))
 
 
 def _silent(what: str, done: int, whole: int | None) -> None:

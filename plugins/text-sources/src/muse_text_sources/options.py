@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
+from attrs import field, validators
+
+NOT_EMPTY = validators.min_len(1)
+Documents = Literal["file", "paragraph", "line"]
 
 
 @attrs.frozen(kw_only=True)
@@ -13,3 +19,36 @@ class StateOfTheUnionOptions:
 @attrs.frozen(kw_only=True)
 class PythonLibraryOptions:
     """The sources of the running Python's standard library without its tests; every file is a document."""
+
+
+@attrs.frozen(kw_only=True)
+class FilesOptions:
+    """Local files, read by ``datasets``: .json, .jsonl, .parquet, .csv and .tsv by their columns, anything else as
+    plain text, also compressed (.gz, .xz, .bz2, .zst); folders with all such files and .txt, .md and .rst in them; glob
+    patterns."""
+
+    paths: tuple[str, ...] = field(validator=NOT_EMPTY)
+    """Files, folders and patterns, relative to the working directory."""
+    text: str | None = None
+    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    documents: Documents = "file"
+    """What a document is in plain text: a file, a paragraph (up to an empty line) or a line."""
+
+
+@attrs.frozen(kw_only=True)
+class HubOptions:
+    """A data set of the Hugging Face hub, or a local folder in its form, streamed by ``datasets``. Of its splits train,
+    validation and test are read and stay what they are."""
+
+    name: str = field(validator=NOT_EMPTY)
+    """Name on the hub, as ``wikitext``, or path of a local folder."""
+    configuration: str | None = None
+    """Configuration (subset) of the data set. Default: its own default."""
+    revision: str | None = None
+    """Commit, tag or branch. With a full commit, text already encoded is found again without a network."""
+    split: str | None = None
+    """One split to read and divide by the recipe's shares. Default: the data set's own splits."""
+    text: str | None = None
+    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    limit: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    """Documents to read from each split, from its beginning. Default: all."""

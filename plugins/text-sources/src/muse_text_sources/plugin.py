@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_text_sources.options import PythonLibraryOptions, StateOfTheUnionOptions
+from muse_text_sources.options import FilesOptions, HubOptions, PythonLibraryOptions, StateOfTheUnionOptions
 
 
 @hookimpl
@@ -21,3 +21,5 @@ def muse_sources() -> Iterable[Component]:
         options=PythonLibraryOptions,
         implementation="muse_text_sources.python_library:PythonLibrary",
     )
+    yield Component("files", options=FilesOptions, implementation="muse_text_sources.files:Files")
+    yield Component("hub", options=HubOptions, implementation="muse_text_sources.hub:Hub")
