@@ -1,0 +1,45 @@
+"""The command line: ``muse`` looks at plugins and recipes, ``muse-run`` runs one. Subcommands are imported when asked
+for, so that help and listings wait for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are ``"module:object"`` references with their one-line help."""
+
+    def __init__(self, *args, commands_at: Mapping[str, tuple[str, str]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.commands_at = dict(commands_at or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands_at)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.commands_at:
+            return None
+        module, _, attribute = self.commands_at[name][0].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.commands_at.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    commands_at={
+        "plugins": ("muse_core.cli.plugins:plugins", "What is installed, and what is wrong with it."),
+        "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
+    },
+)
+@click.version_option(package_name="muse-core")
+def muse() -> None:
+    """A laboratory for language models composed of plugins. Run a recipe with muse-run."""

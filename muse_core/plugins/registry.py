@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import attrs
 
@@ -183,26 +182,3 @@ def exclusion(distribution: str, allow: Iterable[str] | None, deny: Iterable[str
     if allow is not None and distribution not in map(normalised, allow):
         return "plugins.allow"
     return None
-
-
-def as_json(registry: Registry) -> dict[str, Any]:
-    """The listing for programs."""
-    return {
-        "components": [
-            {
-                "kind": row.kind,
-                "name": row.name,
-                "distribution": row.distribution,
-                "version": row.version,
-                "entry_point": row.entry_point,
-                "module": row.module,
-                "path": row.path,
-                "implementation": row.component.implementation,
-            }
-            for row in registry.rows()
-        ],
-        "problems": [
-            {name: getattr(problem, name) for name in ("distribution", "version", "entry_point", "what", "advice")}
-            for problem in registry.problems
-        ],
-    }

@@ -161,9 +161,9 @@ def _neighbours(file: str) -> str:
     from muse_core.plugins.near import near
 
     folder = FilePath(file).parent
-    known = [str(one) for one in sorted(folder.glob("*.toml"))[:200]] if folder.is_dir() else []
-    close = near(file, known)
-    return f" - did you mean {close}?" if close else ""
+    known = {one.stem: str(one) for one in sorted(folder.glob("*.toml"))[:200]} if folder.is_dir() else {}
+    close = near(FilePath(file).stem, known)
+    return f" - did you mean {known[close]}?" if close else ""
 
 
 def _inside(folder: str) -> str:

@@ -211,17 +211,17 @@ def _table(
 ) -> Any:
     if isinstance(node.value, cls):
         return node.value
-    if not isinstance(node.value, Mapping):
+    inline = next((field for field in attrs.fields(cls) if is_inline(field)), None)
+    bare = inline is not None and isinstance(node.value, str)
+    if not isinstance(node.value, Mapping) and not bare:
         node.refuse(f"must be a table, not {shown(node.value)}")
     hints = types_of(cls)
-    rest = dict(node.value)
+    rest = {} if bare else dict(node.value)
     values: dict[str, Any] = {}
     count = len(node.sheet.problems)
-    inline = None
     known = [key_of(field) for field in attrs.fields(cls) if not is_inline(field)]
     for field in attrs.fields(cls):
-        if is_inline(field):
-            inline = field
+        if field is inline:
             continue
         key = key_of(field)
         default = _default(field)
@@ -234,7 +234,7 @@ def _table(
         except Refused:
             continue
     if inline is not None:
-        inner = Node(rest, node.path, node.sheet, _default(inline), tuple(known))
+        inner = Node(node.value if bare else rest, node.path, node.sheet, _default(inline), tuple(known))
         try:
             values[inline.name] = converter.structure(inner, hints[inline.name])
         except Refused:

@@ -1,0 +1,80 @@
+"""``muse recipe``: check recipes, fill in their defaults, describe what they may hold."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from muse_core.cli import CONTEXT
+from muse_core.cli.errors import guarded
+
+OVERRIDES = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                         help="Override one key, as muse-run does. May be repeated.")
+OUTPUT = click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file instead.")
+
+
+@click.group(context_settings=CONTEXT)
+def recipe() -> None:
+    """Check, fill and describe recipes."""
+
+
+@recipe.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path())
+@OVERRIDES
+def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Say everything that is wrong with RECIPES; nothing is built, and torch is not imported."""
+    with guarded():
+        from muse_core.errors import RecipeError
+        from muse_core.recipe import read_recipe
+        from muse_core.recipe.lock import used_distributions
+
+        problems: list[str] = []
+        for path in recipes:
+            try:
+                checked = read_recipe(path, overrides)
+            except RecipeError as error:
+                problems += error.problems
+                continue
+            used = ", ".join(sorted(used_distributions(checked))) or "no plugins"
+            click.echo(f"{path}: ok ({checked.recipe.name}; {used})")
+        if problems:
+            raise RecipeError(problems)
+
+
+@recipe.command()
+@click.argument("recipe", type=click.Path())
+@OVERRIDES
+@OUTPUT
+def fill(recipe: str, overrides: tuple[str, ...], output: str | None) -> None:
+    """Write RECIPE with every default filled in; running the result gives the same run."""
+    with guarded():
+        from muse_core.recipe import read_recipe, to_toml
+
+        _deliver(to_toml(read_recipe(recipe, overrides).resolved), output)
+
+
+@recipe.command()
+@OUTPUT
+def schema(output: str | None) -> None:
+    """JSON Schema of recipes with the installed components, for editors that complete TOML."""
+    with guarded():
+        import json
+
+        from muse_core.plugins import load_plugins
+        from muse_core.recipe.json_schema import recipe_schema
+
+        _deliver(json.dumps(recipe_schema(load_plugins()), indent=2, ensure_ascii=False) + "\n", output)
+
+
+def _deliver(text: str, output: str | None) -> None:
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    from muse_core.errors import StorageError
+
+    try:
+        with open(output, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise StorageError(f"{os.fspath(output)}: cannot be written: {error.strerror}") from None
