@@ -4,8 +4,10 @@ that listing, checking, reference pages and editors' schemas cannot disagree."""
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
-import textwrap
+import linecache
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -95,18 +97,12 @@ def field_documentation(options: type) -> dict[str, tuple[str, int]]:
 
 
 def _own_documentation(cls: type) -> dict[str, tuple[str, int]]:
-    try:
-        lines, first = inspect.getsourcelines(cls)
-    except (OSError, TypeError):
-        return {}
-    body = ast.parse(textwrap.dedent("".join(lines))).body[0]
-    if not isinstance(body, ast.ClassDef):
-        return {}
+    body = _definition(cls)
     found = {}
-    for statement, following in zip(body.body, [*body.body[1:], None]):
+    for statement, following in zip(body.body, [*body.body[1:], None]) if body else ():
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = _string(following)
-            found[statement.target.id] = (inspect.cleandoc(text) if text else "", first + statement.lineno - 1)
+            found[statement.target.id] = (inspect.cleandoc(text) if text else "", statement.lineno)
     return found
 
 
@@ -116,12 +112,41 @@ def _string(statement: ast.stmt | None) -> str | None:
     return None
 
 
+def _definition(cls: type) -> ast.ClassDef | None:
+    """The class in its module's source. Not by inspect, which tokenises: 7 ms a class where this takes 1 ms."""
+    node: ast.AST | None = _parsed("".join(linecache.getlines(source_file(cls) or "")))
+    for name in cls.__qualname__.split("."):
+        if name != "<locals>" and node is not None:
+            node = _inside(node, name)
+    return node if isinstance(node, ast.ClassDef) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+def _inside(scope: ast.AST, name: str) -> ast.AST | None:
+    """The last class or function of this name in a scope, under conditions too."""
+    found = None
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found = node if node.name == name else found
+        else:
+            found = _inside(node, name) or found
+    return found
+
+
+def source_file(cls: type) -> str | None:
+    """File of the module that defines a class; None for a class made in an interactive session."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+
+
 def source_of(options: type) -> tuple[str, int] | None:
     """File and line of a class, or None without source."""
-    try:
-        return inspect.getsourcefile(options) or "", inspect.getsourcelines(options)[1]
-    except (OSError, TypeError):
-        return None
+    node = _definition(options)
+    file = source_file(options)
+    return (file, node.lineno) if node is not None and file is not None else None
 
 
 def mark(annotation: Any, of: type) -> Any | None:

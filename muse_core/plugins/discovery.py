@@ -8,6 +8,7 @@ from importlib import metadata
 import attrs
 
 from muse_core import API_VERSION, __version__
+from muse_core.plugins.versions import admits
 
 GROUP = f"muse.v{API_VERSION}"
 """Entry-point group of this hook API."""
@@ -93,24 +94,21 @@ def _metadata_refusal(entry: metadata.EntryPoint, name: str, api: int) -> tuple[
 
 def _core_refusal(requires: list[str], name: str) -> tuple[str | None, str]:
     """Whether the distribution's dependencies admit this muse-core."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
     minor = ".".join(__version__.split(".")[:2])
     for line in requires:
-        if not normalised(line).startswith(CORE):
+        if normalised(re.match(r"\s*([A-Za-z0-9._-]*)", line)[1]) != CORE:
             continue
         try:
-            requirement = Requirement(line)
-        except InvalidRequirement as error:
+            admitted = admits(line, __version__)
+        except ValueError as error:
             return f"its dependency {line!r} cannot be read: {error}", "reinstall it"
-        if normalised(requirement.name) != CORE or (requirement.marker and not requirement.marker.evaluate()):
-            continue
-        if requirement.specifier.contains(__version__, prereleases=True):
+        if admitted:
             return None, ""
-        return (
-            f"needs muse-core{requirement.specifier}; this is muse-core {__version__}",
-            f"install a release of {name} for muse-core {minor}",
-        )
+        if admitted is False:
+            return (
+                f"needs {line}; this is muse-core {__version__}",
+                f"install a release of {name} for muse-core {minor}",
+            )
     return (
         "does not say which muse-core it is for",
         f"its pyproject.toml needs the dependency muse-core>={minor} with an upper bound on the minor version",

@@ -36,10 +36,11 @@ def load_plugins(
     """
     allow = None if allow is None else tuple(allow)
     deny = tuple(deny)
+    manager = make_manager()
     loaded = []
     for plugin in discover():
         reason = exclusion(plugin.distribution, allow, deny)
-        loaded.append(Loaded(plugin=plugin, excluded=reason) if reason else load_plugin(plugin))
+        loaded.append(Loaded(plugin=plugin, excluded=reason) if reason else load_plugin(plugin, manager))
     registry = Registry(tuple(loaded))
     if strict is None:
         strict = os.environ.get("MUSE_STRICT", "") not in ("", "0")
@@ -48,8 +49,16 @@ def load_plugins(
     return registry
 
 
-def load_plugin(plugin: Discovered, importer: Callable[[str], ModuleType] = importlib.import_module) -> Loaded:
+def make_manager() -> pluggy.PluginManager:
+    """A manager that knows the hooks of every kind."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    return manager
+
+
+def load_plugin(plugin: Discovered, manager: pluggy.PluginManager | None = None) -> Loaded:
     """Import one plugin and read its rows. Never raises for what the plugin does, SystemExit included."""
+    manager = manager or make_manager()
     problems: list[Problem] = []
 
     def report(what: str, advice: str = "") -> None:
@@ -63,12 +72,12 @@ def load_plugin(plugin: Discovered, importer: Callable[[str], ModuleType] = impo
         return Loaded(plugin=plugin, problems=tuple(problems))
     before = {name for name in HEAVY if name in sys.modules}
     started = time.perf_counter()
-    module = _guarded(lambda: importer(plugin.module), "importing its module raised", report)
+    module = _guarded(lambda: importlib.import_module(plugin.module), "importing its module raised", report)
     seconds = time.perf_counter() - started
     if module is None:
         return Loaded(plugin=plugin, seconds=seconds, problems=tuple(problems))
     path = getattr(module, "__file__", None)
-    rows = tuple(_rows(plugin, module, report))
+    rows = tuple(_rows(plugin, module, manager, report))
     for name in HEAVY:
         if name in sys.modules and name not in before:
             report(f"imports {name} when it is listed", "import it in the implementation's module only")
@@ -107,9 +116,9 @@ def _origin(error: BaseException) -> str:
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
 
 
-def _rows(plugin: Discovered, module: ModuleType, report: Callable[..., None]) -> Iterable[Registered]:
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(Hooks)
+def _rows(
+    plugin: Discovered, module: ModuleType, manager: pluggy.PluginManager, report: Callable[..., None]
+) -> Iterable[Registered]:
     known = set(HOOK_OF_KIND.values())
     for name in _hook_names(module):
         marked = hasattr(getattr(module, name), f"{PROJECT}_impl")
@@ -118,14 +127,17 @@ def _rows(plugin: Discovered, module: ModuleType, report: Callable[..., None]) -
         elif not marked:
             report(f"{name} is not marked, so it is never called", "decorate it with muse_core.hookspecs.hookimpl")
     try:
-        manager.register(module, name=plugin.entry_point)
+        manager.register(module, name=plugin.label)
+    except ValueError:
+        report(f"names the module {plugin.module}, which another entry point names too")
+        return
     except pluggy.PluginValidationError as error:
         report(f"has a hook with wrong parameters: {' '.join(str(error).split())}", "hooks of muse take none")
         return
     seen: dict[tuple[str, str], str] = {}
     for kind, hook in HOOK_OF_KIND.items():
-        caller = getattr(manager.hook, hook)
-        collected = _guarded(lambda caller=caller: [row for part in caller() for row in part], f"{hook} raised", report)
+        own = [impl for impl in getattr(manager.hook, hook).get_hookimpls() if impl.plugin is module]
+        collected = _guarded(lambda own=own: [row for impl in own for row in impl.function()], f"{hook} raised", report)
         for row in collected or ():
             if _sound(row, kind, hook, report) and _first(row, kind, seen, report):
                 yield Registered(

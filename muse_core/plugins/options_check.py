@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from muse_core.component import Kind, Use
-from muse_core.documentation import arms, choices_of, mark, options_of, spoken
+from muse_core.documentation import arms, choices_of, field_documentation, key_of, mark, spoken, types_of
 
 SCALARS = (bool, int, float, str)
 
@@ -21,22 +21,19 @@ def structural_faults(options: Any) -> list[str]:
     if not _is_frozen(options):
         return [f"{label} is not frozen: decorate it with @attrs.frozen(kw_only=True)"]
     try:
-        described = options_of(options)
+        hints = types_of(options)
     except (NameError, SyntaxError, TypeError) as error:
         return [f"{label} has an annotation that cannot be resolved: {error}"]
-    faults = [
-        f"{label}.{option.field.name} is not keyword-only: decorate {label} with @attrs.frozen(kw_only=True)"
-        for option in described if not option.field.kw_only
-    ]
-    for option in described:
-        where = f"{label}.{option.field.name}"
-        fault = type_fault(option.type)
-        if fault:
+    faults = []
+    for field in attrs.fields(options):
+        where = f"{label}.{field.name}"
+        if not field.kw_only:
+            faults.append(f"{where} is not keyword-only: decorate {label} with @attrs.frozen(kw_only=True)")
+        if fault := type_fault(hints[field.name]):
             faults.append(f"{where}: {fault}")
-        optional = type(None) in arms(option.type)
-        if optional and option.default is not None:
+        if type(None) in arms(hints[field.name]) and field.default not in (None, attrs.NOTHING):
             faults.append(f"{where} may be None, so its default must be None: TOML cannot write None")
-        if option.key == "use":
+        if key_of(field) == "use":
             faults.append(f"{where}: the key 'use' names the component itself")
     return faults
 
@@ -55,7 +52,8 @@ def documentation_faults(options: type) -> list[str]:
     """Help that is missing; the component still works."""
     label = options.__name__
     faults = [] if (options.__doc__ or "").strip() else [f"{label} has no docstring"]
-    bare = [option.field.name for option in options_of(options) if not option.doc]
+    texts = field_documentation(options)
+    bare = [field.name for field in attrs.fields(options) if not texts.get(field.name, ("", 0))[0]]
     if bare:
         faults.append(f"{label} has options without a string under them: {', '.join(bare)}")
     return faults
