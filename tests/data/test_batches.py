@@ -1,0 +1,193 @@
+"""Batches are functions of the step; what they say about documents is true."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muse_core.errors import DataError
+from muse_core.training.data import TrainingData, evaluation_batches
+
+LENGTH = 24
+
+
+def training(corpus, **keys):
+    return TrainingData(corpus, **{"seed": 0, "batch_size": 6, "sequence_length": LENGTH} | keys)
+
+
+def same(one, other):
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip((*one[:3], *one.tokens), (*other[:3], *other.tokens), strict=True)
+    )
+
+
+@pytest.fixture(scope="module", params=["permuted", "streams"])
+def order(request):
+    return request.param
+
+
+def test_a_batch_depends_on_its_step_alone(numbered, order):
+    data = training(numbered, order=order)
+    first = [data.batch(step) for step in range(60)]
+    fresh = training(numbered, order=order)
+    assert all(same(fresh.batch(step), first[step]) for step in reversed(range(60)))
+
+
+def test_labels_are_the_next_tokens(numbered, order):
+    batch = training(numbered, order=order).batch(4)
+    assert torch.equal(batch.inputs[:, 1:], batch.labels[:, :-1])
+    assert batch.inputs.dtype == batch.labels.dtype == batch.tokens.positions.dtype == torch.int64
+    assert batch.inputs.shape == batch.labels.shape == batch.counted.shape == (6, LENGTH)
+    assert batch.counted.all() and batch.tokens.valid is None
+
+
+def test_an_epoch_of_permuted_windows_reads_the_text_once(numbered):
+    tokens = numbered.split("train").tokens
+    windows = (len(tokens) - 1) // LENGTH
+    data = training(numbered, batch_size=1)
+    assert data.steps_per_epoch == windows
+    for epoch in range(2):
+        rows = [data.batch(epoch * windows + step).inputs[0].numpy() for step in range(windows)]
+        expected = tokens[: windows * LENGTH].reshape(windows, LENGTH)
+        assert sorted(map(bytes, rows)) == sorted(bytes(row) for row in expected.astype(np.int64))
+    orders = [[data.batch(e * windows + s).inputs[0].tolist() for s in range(windows)] for e in range(2)]
+    assert orders[0] != orders[1], "epochs differ in order"
+
+
+def test_the_batch_size_only_groups_permuted_windows(numbered):
+    small, large = training(numbered, batch_size=2), training(numbered, batch_size=6)
+    for step in range(40):
+        rows = torch.cat([small.batch(3 * step + part).inputs for part in range(3)])
+        assert torch.equal(rows, large.batch(step).inputs)
+
+
+def test_seeds_give_other_batches(numbered, order):
+    one, other = (training(numbered, seed=seed, order=order).batch(0) for seed in (0, 1))
+    assert not torch.equal(one.inputs, other.inputs)
+
+
+def test_resets_are_where_documents_start(numbered):
+    data = training(numbered)
+    separator = numbered.tokenizer.separator
+    batches = [data.batch(step) for step in range(30)]
+    assert any(batch.tokens.resets.any() for batch in batches)
+    assert all(torch.equal(batch.tokens.resets, batch.inputs == separator) for batch in batches)
+    assert all(batch.tokens.offset == 0 for batch in batches)
+
+
+def counted_positions(starts):
+    """Positions by walking along: from 0 at the row's beginning and at every start."""
+    positions = torch.zeros(starts.shape, dtype=torch.int64)
+    for n in range(1, starts.shape[1]):
+        positions[:, n] = torch.where(starts[:, n], 0, positions[:, n - 1] + 1)
+    return positions
+
+
+def test_positions_count_from_the_document_or_the_window(numbered):
+    for step in range(30):
+        tokens = training(numbered).batch(step).tokens
+        assert torch.equal(tokens.positions, counted_positions(tokens.resets))
+
+
+def test_without_document_resets_a_window_is_one_text(numbered):
+    tokens = training(numbered, reset_at_documents=False).batch(3).tokens
+    assert tokens.resets is None
+    assert torch.equal(tokens.positions, torch.arange(LENGTH).expand(6, -1))
+
+
+def epoch_of_streams(corpus, epoch, **keys):
+    data = training(corpus, order="streams", **keys)
+    steps = int(data.steps_per_epoch)
+    batches = [data.batch(epoch * steps + step) for step in range(steps)]
+    return steps, batches, torch.cat([batch.inputs for batch in batches], 1)
+
+
+def test_streams_read_on(numbered):
+    tokens = torch.from_numpy(numbered.split("train").tokens.astype(np.int64))
+    stretch = (len(tokens) - 1) // 6
+    rows_by_epoch = []
+    for epoch in range(2):
+        steps, batches, rows = epoch_of_streams(numbered, epoch)
+        assert steps == stretch // LENGTH
+        expected = [tokens[row * stretch : row * stretch + steps * LENGTH].tolist() for row in range(6)]
+        assert sorted(rows.tolist()) == sorted(expected)
+        assert [batch.tokens.offset for batch in batches] == [(epoch * steps + k) * LENGTH for k in range(steps)]
+        rows_by_epoch.append(rows.tolist())
+    assert rows_by_epoch[0] != rows_by_epoch[1], "rows read other stretches in the next epoch"
+
+
+@pytest.mark.parametrize("reset_at_documents", [True, False])
+def test_streams_reset_at_documents_and_where_an_epoch_begins(numbered, reset_at_documents):
+    for epoch in range(2):
+        _, batches, rows = epoch_of_streams(numbered, epoch, reset_at_documents=reset_at_documents)
+        expected = (rows == numbered.tokenizer.separator) & reset_at_documents
+        expected[:, 0] = True
+        assert torch.equal(torch.cat([batch.tokens.resets for batch in batches], 1), expected)
+        positions = torch.cat([batch.tokens.positions for batch in batches], 1)
+        assert torch.equal(positions, counted_positions(expected)), "positions run on from step to step"
+
+
+quarantines = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4)
+
+
+@settings(deadline=None)
+@given(quarantine=quarantines)
+def test_quarantined_data_are_passed_over(numbered, quarantine):
+    data = training(numbered)
+    left_out = {step for first, end in quarantine for step in range(first, end)}
+    expected = [step for step in range(80) if step not in left_out][:40]
+    assert [data.data_step(step, quarantine) for step in range(40)] == expected
+    assert same(data.batch(7, quarantine), data.batch(expected[7]))
+
+
+def test_streams_reset_behind_quarantined_data(numbered):
+    data = training(numbered, order="streams")
+    before, behind, later = (data.batch(step, [(3, 5)]) for step in (2, 3, 4))
+    assert same(before, data.batch(2))
+    assert torch.equal(behind.inputs, data.batch(5).inputs) and torch.equal(later.inputs, data.batch(6).inputs)
+    assert behind.tokens.resets[:, 0].all() and not later.tokens.resets[:, 0].all()
+    assert behind.tokens.offset == 3 * LENGTH, "the stream position counts what is read"
+
+
+def test_too_little_text_is_refused_with_what_to_do(make_corpus):
+    corpus = make_corpus(["abcdefgh"] * 4)
+    assert training(corpus, sequence_length=9, batch_size=4).batch(0).inputs.shape == (4, 9)
+    with pytest.raises(DataError, match=r"has 9 tokens, fewer than 1 × 10 .* shorten train.sequence_length, or"):
+        training(corpus, sequence_length=10, batch_size=1)
+    with pytest.raises(DataError, match=r"fewer than 4 × 9 .* shorten train.sequence_length or train.batch_size, or"):
+        training(corpus, sequence_length=9, batch_size=4, order="streams")
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 400), rows=st.integers(1, 9))
+def test_evaluation_scores_every_token_once(numbered, length, rows):
+    split = numbered.split("test")
+    batches = list(evaluation_batches(split, sequence_length=length, batch_size=rows))
+    labels = torch.cat([batch.labels[batch.counted] for batch in batches])
+    assert torch.equal(labels.sort().values, torch.from_numpy(np.sort(split.tokens[1:].astype(np.int64))))
+    assert all(batch.inputs.shape[1] == length and len(batch.inputs) <= rows for batch in batches)
+
+
+def test_evaluation_is_the_same_each_time_and_takes_a_sample_of_all_documents(numbered):
+    split = numbered.split("train")
+
+    def read(limit):
+        return list(evaluation_batches(split, sequence_length=LENGTH, batch_size=4, max_tokens=limit))
+
+    some, again, everything = read(10 * LENGTH + 5), read(10 * LENGTH + 5), read(None)
+    assert all(same(a, b) for a, b in zip(some, again, strict=True))
+    assert sum(len(batch.inputs) for batch in some) == 10
+    whole = torch.cat([batch.inputs for batch in everything])
+    assert torch.equal(torch.cat([batch.inputs for batch in some]), whole[:10])
+    assert torch.equal(torch.cat([batch.tokens.positions for batch in read(1)]), everything[0].tokens.positions[:1])
+    places = split.tokens.astype(np.int64)[: 10 * LENGTH].reshape(10, LENGTH).tolist()
+    assert sum(row in places for row in whole[:10].tolist()) < 5, "not just the beginning"
+
+
+def test_evaluation_resets_as_asked(numbered):
+    split = numbered.split("validation")
+    for wanted in (True, False):
+        batch = next(evaluation_batches(split, sequence_length=64, batch_size=4, reset_at_documents=wanted))
+        assert (batch.tokens.resets is not None) == wanted

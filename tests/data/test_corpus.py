@@ -1,0 +1,218 @@
+"""A corpus is divided by document before anything learns from it, encoded once, and never read back damaged."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muse_core.errors import DataError
+from muse_core.recipe.schema import BytePair
+from muse_core.training.data import evaluation_batches
+from muse_core.training.documents import SPLITS
+from muse_core.training.sources import cache_folder
+
+WORDS = (
+    "the quick brown fox jumps over a lazy dog, packs my box with five dozen liquor jugs and vexes sphinxes of quartz"
+)
+FORTY = [f"document {number}: " + WORDS[: 20 + 17 * number % 90] for number in range(40)]
+any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+def documents(corpus, name):
+    """The texts of a split, taken apart at the separators."""
+    split = corpus.split(name)
+    ends = [*split.starts[1:], len(split.tokens) - 1]
+    assert (split.tokens[split.starts] == split.separator).all() and split.tokens[-1] == split.separator
+    return [corpus.tokenizer.decode(split.tokens[a + 1 : b]) for a, b in zip(split.starts, ends, strict=True)]
+
+
+def test_every_document_is_in_one_split(make_corpus):
+    corpus = make_corpus(FORTY)
+    divided = {name: documents(corpus, name) for name in SPLITS}
+    assert sorted(sum(divided.values(), [])) == sorted(FORTY)
+    assert {name: len(texts) for name, texts in divided.items()} == {
+        "train": 36,
+        "validation": 1,
+        "canary": 1,
+        "test": 2,
+    }
+
+
+def test_shares_are_the_recipes(make_corpus):
+    corpus = make_corpus(FORTY, validation=0.25, test=0.2)
+    counts = [len(corpus.split(name).starts) for name in ("train", "validation", "canary", "test")]
+    assert counts == [40 - 10 - 8, 8, 2, 8]
+
+
+def test_the_seed_decides_what_is_held_out(make_corpus):
+    held_out = [documents(make_corpus(FORTY, seed=seed), "test") for seed in (0, 1, 0)]
+    assert held_out[0] == held_out[2] != held_out[1]
+
+
+def test_training_documents_are_shuffled(make_corpus):
+    train = documents(make_corpus(FORTY), "train")
+    assert train != sorted(train, key=FORTY.index)
+
+
+def test_splits_of_the_source_stay(make_corpus):
+    splits = ["test"] * 10 + ["train"] * 30
+    corpus = make_corpus(FORTY, splits=splits)
+    assert sorted(documents(corpus, "test")) == sorted(FORTY[:10])
+    rest = sum((documents(corpus, name) for name in ("train", "validation", "canary")), [])
+    assert sorted(rest) == sorted(FORTY[10:])
+
+
+def test_a_tokenizer_learns_from_training_text_alone(make_corpus):
+    """Documents that change places between train and held-out text change the tokenizer; held-out text does not."""
+    splits = ["train"] * 30 + ["validation"] * 5 + ["test"] * 5
+    tokenizer = BytePair(vocabulary=300)
+    one = make_corpus(FORTY, splits=splits, tokenizer=tokenizer)
+    other = make_corpus(FORTY[:30] + [WORDS[::-1]] * 10, splits=splits, tokenizer=tokenizer)
+    learned = make_corpus([WORDS[::-1]] * 30 + FORTY[:10], splits=splits, tokenizer=tokenizer)
+    assert one.tokenizer.digest == other.tokenizer.digest != learned.tokenizer.digest
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(any_text, min_size=4, max_size=12), bpe=st.booleans(), length=st.integers(1, 40))
+def test_labels_of_a_split_count_its_bytes_exactly(make_corpus, trained_on_anything, texts, bpe, length):
+    corpus = make_corpus(texts, tokenizer=trained_on_anything if bpe else None)
+    for name in SPLITS:
+        size = sum(len(text.encode()) for text in documents(corpus, name))
+        batches = evaluation_batches(corpus.split(name), sequence_length=length, batch_size=3)
+        counted = sum(int(corpus.byte_lengths[batch.labels[batch.counted].numpy()].sum()) for batch in batches)
+        assert counted == size == corpus.split(name).num_bytes
+
+
+@pytest.fixture(scope="module")
+def trained_on_anything(tmp_path_factory):
+    """GPT-2 files with the 256 bytes and a few merges, which any text may use."""
+    from muse_core.recipe.schema import GPT2
+    from muse_core.training.byte_pair import byte_characters
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    merges = [("0", "0"), ("00", "0"), ("Ġ", "Ġ"), ("Ã", "¿")]
+    tokens = [*byte_characters(), *("".join(pair) for pair in merges)]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in merges))
+    return GPT2(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([], "no text"),
+        (["", ""], "no text"),
+        (["one"], "has 1 document, too few"),
+        (["a", "b", "c"], "has 3 documents, too few"),
+        (["fine", "lone surrogate \ud800", "c", "d"], "text 1 is not valid Unicode"),
+    ],
+)
+def test_unusable_text_is_refused_in_a_sentence(make_corpus, tmp_path, texts, said):
+    with pytest.raises(DataError, match=said):
+        make_corpus(texts, cache=tmp_path)
+    assert not [path for path in (tmp_path / "corpora").iterdir() if path.suffix != ".lock"], "something was left"
+
+
+def test_an_unknown_split_of_a_source_is_refused(make_corpus):
+    with pytest.raises(DataError, match="text 2 belongs to split 'dev'"):
+        make_corpus(FORTY, splits=["train", "test", "dev"] + [None] * 37)
+
+
+def test_four_documents_are_enough(make_corpus):
+    corpus = make_corpus(["a", "b", "c", "d"])
+    assert [len(corpus.split(name).starts) for name in SPLITS] == [1, 1, 1, 1]
+
+
+def only_folder(cache):
+    return next(path for path in (cache / "corpora").iterdir() if path.is_dir())
+
+
+def test_text_is_encoded_once(make_corpus, tmp_path):
+    calls = []
+    make_corpus(FORTY, cache=tmp_path, report=lambda *what: calls.append(what))
+    assert ("reading documents", 40, 40) in calls and ("encoding train", 36, 36) in calls
+    calls.clear()
+    again = make_corpus(FORTY, cache=tmp_path, report=lambda *what: calls.append(what))
+    assert not calls and not again.notices
+    assert isinstance(again.split("train").tokens, np.memmap) and again.split("train").tokens.dtype == np.uint16
+
+
+def test_whatever_the_encoding_depends_on_names_the_cache(make_corpus, tmp_path):
+    variants = [
+        {},
+        {"seed": 1},
+        {"validation": 0.1},
+        {"test": 0.1},
+        {"tokenizer": BytePair(vocabulary=300)},
+        {"splits": ["train"] + [None] * 39},
+    ]
+    digests = [make_corpus(FORTY, cache=tmp_path, **variant).digest for variant in variants]
+    assert len(set(digests)) == len(variants)
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "train.starts", "test.tokens", "tokenizer.json", "header.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "grow"])
+def test_damaged_files_are_made_anew_with_a_notice(make_corpus, tmp_path, name, damage):
+    whole = make_corpus(FORTY, cache=tmp_path)
+    expected = {split: np.array(whole.split(split).tokens) for split in SPLITS}
+    path = only_folder(tmp_path) / name
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 4
+        changed = {"flip": content, "truncate": content[:-1], "grow": path.read_bytes() + b"x"}[damage]
+        path.write_bytes(changed)
+    again = make_corpus(FORTY, cache=tmp_path)
+    assert len(again.notices) == 1 and "made anew" in again.notices[0]
+    assert all(np.array_equal(again.split(split).tokens, expected[split]) for split in SPLITS)
+    assert not make_corpus(FORTY, cache=tmp_path).notices
+
+
+def test_leftovers_of_a_killed_encoding_are_removed(make_corpus, tmp_path):
+    make_corpus(FORTY, cache=tmp_path)
+    folder = only_folder(tmp_path)
+    leftover = folder.with_name(f"{folder.name}.tmp-abc")
+    folder.rename(leftover)
+    make_corpus(FORTY, cache=tmp_path)
+    assert folder.exists() and not leftover.exists()
+
+
+def test_two_at_once_encode_once(make_corpus, tmp_path):
+    calls, corpora = [], []
+    work = lambda: corpora.append(make_corpus(FORTY, cache=tmp_path, report=lambda *what: calls.append(what)))  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(corpora) == 4 and calls.count(("reading documents", 40, 40)) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(make_corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot keep encoded text there .*: .*MUSE_CACHE"):
+        make_corpus(FORTY, cache=tmp_path / "file" / "cache")
+
+
+def test_the_cache_folder_follows_recipe_then_variables(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("MUSE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert str(cache_folder()) == "/home/someone/.cache/muse"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert str(cache_folder()) == "/caches/muse"
+    monkeypatch.setenv("MUSE_CACHE", "~/elsewhere")
+    assert str(cache_folder()) == "/home/someone/elsewhere"
+    assert str(cache_folder("here")) == "here"
+
+
+def test_encoding_needs_no_torch():
+    program = "import sys, muse_core.training.corpus; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"

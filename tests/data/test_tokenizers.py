@@ -1,0 +1,146 @@
+"""Tokenizers lose nothing, and their byte lengths count every byte once."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muse_core.errors import DataError
+from muse_core.recipe.schema import GPT2, BytePair, Bytes
+from muse_core.training.byte_pair import byte_characters
+from muse_core.training.tokenizers import from_json, identity, make_tokenizer
+
+TEXTS = ["The quick brown fox jumps over the lazy dog. <|endoftext|>\n", "Größe, naïve, 日本語, 🦊🦊! " * 3] * 4
+texts = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.sampled_from([*TEXTS, "<|endoftext|>", "  ", "\r\n", "\x00", "🦊"])).map("".join),
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory):
+    """GPT-2's file format with a few merges."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("q", "u")]
+    tokens = [*sorted(byte_characters()), *("".join(merge) for merge in merges), "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return GPT2(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+
+
+@pytest.fixture(scope="module", params=["bytes", "bpe", "gpt2"])
+def tokenizer(request, gpt2_files):
+    options = {"bytes": Bytes(), "bpe": BytePair(vocabulary=300), "gpt2": gpt2_files}[request.param]
+    return make_tokenizer(options, TEXTS)
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_decoding_gives_back_every_byte(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert tokenizer.decode(ids) == text
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_byte_lengths_add_up_to_the_text(tokenizer, text):
+    assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+@settings(deadline=None)
+@given(text=texts)
+def test_text_never_holds_the_separator(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.separator not in ids
+    assert ((0 <= ids) & (ids < tokenizer.vocabulary_size)).all()
+
+
+def test_the_separator_stands_for_no_text(tokenizer):
+    assert tokenizer.byte_lengths[tokenizer.separator] == 0
+    assert tokenizer.byte_lengths.shape == (tokenizer.vocabulary_size,)
+    assert (np.delete(tokenizer.byte_lengths, tokenizer.separator) > 0).all()
+
+
+def test_a_tokenizer_survives_its_description(tokenizer):
+    again = from_json(tokenizer.to_json())
+    assert again.digest == tokenizer.digest
+    assert (again.vocabulary_size, again.separator) == (tokenizer.vocabulary_size, tokenizer.separator)
+    assert all(np.array_equal(again.encode(text), tokenizer.encode(text)) for text in TEXTS)
+
+
+def test_half_a_character_decodes_to_a_replacement():
+    fox = make_tokenizer(Bytes(), ()).encode("🦊")
+    assert make_tokenizer(Bytes(), ()).decode(fox[:2]) == "\ufffd"
+
+
+def test_byte_pairs_are_learned_and_counted_with_the_separator():
+    tokenizer = make_tokenizer(BytePair(vocabulary=300), TEXTS)
+    assert tokenizer.vocabulary_size == 300
+    assert len(tokenizer.encode(TEXTS[0])) < 0.75 * len(TEXTS[0])
+
+
+def test_byte_pairs_are_the_same_in_another_process():
+    """The library's hash tables are seeded anew by every process."""
+    program = (
+        "import sys, json; from muse_core.training.byte_pair import train;"
+        "print(train(300, json.loads(sys.argv[1])).digest)"
+    )
+    command = [sys.executable, "-c", program, json.dumps(TEXTS)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert make_tokenizer(BytePair(vocabulary=300), TEXTS).digest == other
+
+
+def test_merges_of_local_files_apply(gpt2_files):
+    tokenizer = make_tokenizer(gpt2_files, ())
+    assert [tokenizer.pieces[index] for index in tokenizer.encode("the then")] == [b"the", b" the", b"n"]
+    assert tokenizer.pieces[tokenizer.separator] == b""
+    assert tokenizer.vocabulary_size == 256 + 4 + 1
+
+
+def test_what_decides_a_tokenizer_is_named(gpt2_files, tmp_path):
+    other = tmp_path / "merges.txt"
+    other.write_text("t h\n")
+    options = [
+        Bytes(),
+        BytePair(vocabulary=300),
+        BytePair(vocabulary=301),
+        gpt2_files,
+        GPT2(vocab=gpt2_files.vocab, merges=str(other)),
+    ]
+    assert len({identity(one) for one in options}) == len(options)
+
+
+def test_too_little_text_for_the_vocabulary_is_refused_with_what_it_supports():
+    with pytest.raises(DataError, match=r"supports only (\d+) of 5000") as refused:
+        make_tokenizer(BytePair(vocabulary=5000), TEXTS)
+    supported = int(str(refused.value).split("vocabulary to ")[1].split(" ")[0])
+    assert make_tokenizer(BytePair(vocabulary=supported), TEXTS).vocabulary_size == supported
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "said"),
+    [
+        (None, "", "cannot read the tokenizer file"),
+        ("{", "", "not JSON"),
+        ("[1]", "", "not a table of tokens"),
+        ('{"a": 0, "b": 2}', "", "not a table of tokens"),
+        ('{"a": 0}', "", "255 of the 256 byte tokens are missing"),
+        ("bytes and a space", "", "token 'a b' is not made of bytes"),
+        ("bytes", "x y", "merge 'x y' does not fit"),
+        ("bytes", "x", "merge 'x' does not fit"),
+    ],
+)
+def test_wrong_files_are_refused_in_a_sentence(tmp_path, vocab, merges, said):
+    tokens = byte_characters() + (["a b"] if vocab == "bytes and a space" else [])
+    if vocab is not None:
+        content = json.dumps({token: n for n, token in enumerate(tokens)}) if vocab.startswith("bytes") else vocab
+        (tmp_path / "vocab.json").write_text(content)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(DataError, match=said) as refused:
+        make_tokenizer(GPT2(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")), ())
+    assert str(tmp_path) in str(refused.value)
