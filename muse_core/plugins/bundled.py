@@ -10,13 +10,27 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-hebbian": (("memory layer", "hebbian"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
-    "muse-potentials": (("potential", "hermitian"), ("potential", "non-hermitian")),
+    "muse-potentials": (
+        ("potential", "hermitian"),
+        ("potential", "memory-feedback"),
+        ("potential", "non-hermitian"),
+    ),
     "muse-resolvent": (("layer", "resolvent"),),
     "muse-snr-filter": (("filter", "snr"),),
-    "muse-text-sources": (("source", "state-of-the-union"),),
-    "muse-torch-bk": (("kernel backend", "torch"),),
+    "muse-text-sources": (
+        ("source", "files"),
+        ("source", "hub"),
+        ("source", "python-library"),
+        ("source", "state-of-the-union"),
+    ),
+    "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
     "muse-triton-bk": (("kernel backend", "triton"),),
-    "muse-zeta-init": (("layer", "zeta-positions"), ("initializer", "zeta")),
+    "muse-zeta-init": (
+        ("initializer", "orthogonal"),
+        ("initializer", "random-spectrum"),
+        ("initializer", "zeta"),
+        ("layer", "zeta-positions"),
+    ),
 }
 """Distribution → (kind, name) of its components. A test compares it with what the folders under plugins/ register."""
 

@@ -19,7 +19,7 @@ from muse_core.errors import PluginError
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
 from muse_core.plugins.discovery import Discovered, discover
 from muse_core.plugins.near import suggestion
-from muse_core.plugins.options_check import documentation_faults, structural_faults
+from muse_core.plugins.options_check import documentation_faults, placement_faults, structural_faults
 from muse_core.plugins.registry import Loaded, Problem, Registered, Registry, exclusion
 
 HEAVY = ("torch", "datasets", "matplotlib")
@@ -168,7 +168,10 @@ def _sound(row: object, kind: str, hook: str, report: Callable[..., None]) -> bo
     if not isinstance(row.implementation, str) or not re.fullmatch(r"\w+(\.\w+)*:\w+", row.implementation):
         report(f"{label}: implementation {row.implementation!r} is not of the form 'module:Class'")
         return False
-    faults = _guarded(lambda: structural_faults(row.options), f"{label}: reading its options raised", report)
+    faults = _guarded(
+        lambda: structural_faults(row.options) or placement_faults(row.options, kind),
+        f"{label}: reading its options raised", report,
+    )
     for fault in faults or ():
         report(f"{label}: {fault}")
     if faults is None or faults:

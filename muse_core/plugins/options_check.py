@@ -7,10 +7,17 @@ from typing import Any, Literal
 
 import attrs
 
-from muse_core.component import Kind, Use
+from muse_core.component import NAMESPACE, Kind, Use
 from muse_core.documentation import arms, choices_of, field_documentation, key_of, mark, spoken, types_of
 
 SCALARS = (bool, int, float, str)
+
+AROUND: dict[str, frozenset[str]] = {
+    "layer": frozenset({"at", "name"}),
+    "initializer": frozenset({"match"}),
+    "source": frozenset({"tokenizer", "order", "reset_at_documents", "validation", "test", "split_seed", "cache"}),
+}
+"""Namespace → keys of the table in which such a component stands inline; a test compares them with the schema."""
 
 
 def structural_faults(options: Any) -> list[str]:
@@ -36,6 +43,15 @@ def structural_faults(options: Any) -> list[str]:
         if key_of(field) == "use":
             faults.append(f"{where}: the key 'use' names the component itself")
     return faults
+
+
+def placement_faults(options: type, kind: str) -> list[str]:
+    """Options that a recipe cannot reach, since the table around the component has the same key."""
+    taken = AROUND.get(NAMESPACE[kind], frozenset())
+    return [
+        f"{options.__name__}.{field.name}: the key {key_of(field)!r} belongs to the table around the {kind}"
+        for field in attrs.fields(options) if key_of(field) in taken
+    ]
 
 
 def _is_frozen(options: type) -> bool:
