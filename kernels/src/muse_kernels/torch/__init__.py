@@ -3,6 +3,7 @@
 from ..refusals import refuse_torch as refuse
 from .causal_resolvent_apply import causal_resolvent_apply
 from .causal_resolvent_diagonal import causal_resolvent_diagonal
+from .fast_weights import fast_weights
 from .resolvent_diagonal import resolvent_diagonal
 
-__all__ = ["causal_resolvent_apply", "causal_resolvent_diagonal", "refuse", "resolvent_diagonal"]
+__all__ = ["causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights", "refuse", "resolvent_diagonal"]
