@@ -91,12 +91,15 @@ class Keeper:
             through=max(one.number for one in self.checkpoints.generations()),
         )
         loop.incidents.add(incident, verdict)
-        loop.records.event({"event": "incident"} | attrs.asdict(incident))
+        loop.records.event({"event": "incident"} | attrs.asdict(incident) | {"data": list(data)})
         self.abandon(incident)
         loop.optimizers.zero_grad()
         self.load(loop, snapshot)
-        loop.display.say(f"restored step {snapshot.step} from {generation.name}; data of steps {onset} to "
-                         f"{incident.step} are skipped", "yellow")
+        loop.display.say(
+            f"restored step {snapshot.step} from generation {generation.number}; "
+            f"data of steps {onset} to {incident.step} are skipped",
+            "yellow",
+        )
 
     def abandon(self, incident: Incident) -> None:
         """Generations that a rollback left behind are never loaded again. Repeating it changes nothing: a resumed run

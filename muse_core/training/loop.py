@@ -145,9 +145,10 @@ class Loop:
         """Checkpoint, evaluation and probes that are due after a step; True when the loop should end."""
         recipe, step = self.recipe, self.at.step
         last = step == recipe.train.steps
-        if self.stop.requested or last or step % recipe.checkpoint.every == 0:
+        stopping = self.stop.requested  # read once: a signal may come between two reads
+        if stopping or last or step % recipe.checkpoint.every == 0:
             self.checkpoints.commit(self)
-        if self.stop.requested:
+        if stopping:
             return True
         probed = self.board.probe(step, values, self.model, self.precision, self._warn)
         if probed:

@@ -126,7 +126,7 @@ class Run:
         generation, snapshot = found
         keeper.load(loop, snapshot)
         self.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
-        self.display.say(f"resuming from {generation.name} at step {loop.at.step}")
+        self.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
 
     def _initial_weights(self, model: Any) -> None:
         """``[init] from``: the newest weights of another run."""
