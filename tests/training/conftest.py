@@ -44,7 +44,7 @@ def table(cache: Path) -> Callable[..., dict[str, Any]]:
                 "width": 32,
                 "depth": 2,
                 "dropout": 0.1,
-                "block": [{"use": "hebbian", "heads": 2}, {"use": "feed-forward"}],
+                "block": [{"use": "attention", "heads": 2}, {"use": "feed-forward"}],
             },
             "train": {
                 "steps": 8,

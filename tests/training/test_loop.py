@@ -1,0 +1,178 @@
+"""The loop: stopping anywhere changes nothing, damage never reaches the weights, and it ends when it should."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Result
+from muse_core.errors import Halted
+from muse_core.training import faults
+from muse_core.training.checkpoint import Checkpoints
+from muse_core.training.keeper import Keeper
+from muse_core.training.records import read_rows
+from muse_core.training.stop import Stop
+
+Table = Callable[..., dict[str, Any]]
+Go = Callable[..., dict[str, Any]]
+
+TRANSFORMER = {
+    "width": 32,
+    "depth": 2,
+    "dropout": 0.1,
+    "block": [{"use": "attention", "heads": 2}, {"use": "feed-forward"}],
+}
+
+
+def final_hash(folder: Path) -> str:
+    found = Checkpoints(folder).newest()
+    assert found is not None
+    return found[1].state_hash()
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / "events.jsonl") if row["event"] == kind]
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a stop request appear once so many steps have been done in this attempt."""
+    seen = {"steps": 0}
+
+    def requested(self: Stop) -> bool:
+        seen["steps"] += 1
+        return seen["steps"] >= steps
+
+    monkeypatch.setattr(Stop, "requested", property(requested))
+
+
+@pytest.mark.parametrize("order", ["permuted", "streams"])
+@pytest.mark.parametrize("model", [{}, TRANSFORMER], ids=["memory", "attention"])
+def test_a_run_stopped_twice_equals_an_unstopped_one_to_the_last_bit(
+    table: Table, go: Go, tmp_path: Path, losses: Any, monkeypatch: pytest.MonkeyPatch, order: str, model: Any
+) -> None:
+    recipe = table(data={"order": order}, model=model)
+    go(recipe, "whole")
+    for steps in (3, 2):
+        with monkeypatch.context() as patch:
+            stop_after(steps, patch)
+            assert go(recipe, "pieces")["stopped_by_time"]
+    summary = go(recipe, "pieces")
+    assert summary["steps"] == 8 and not summary["stopped_by_time"]
+    assert losses("pieces") == losses("whole") and len(losses("whole")) == 8
+    assert final_hash(tmp_path / "pieces") == final_hash(tmp_path / "whole")
+    assert [row["step"] for row in events(tmp_path / "pieces", "resume")] == [3, 5]
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(table: Table, go: Go, losses: Any) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        go(table(seed=seed), name)
+    assert losses("a") == losses("b") != losses("c")
+
+
+def test_accumulation_changes_nothing_but_rounding(table: Table, go: Go, losses: Any) -> None:
+    for name, micro in (("whole", 4), ("pieces", 1)):
+        go(table(model={"dropout": 0.0}, train={"micro_batch": micro}), name)
+    for step, loss in losses("whole").items():
+        assert math.isclose(loss, losses("pieces")[step], rel_tol=2e-4), step
+
+
+def poison(at: set[int], value: float = math.nan) -> faults.Plan:
+    """A plan that makes the loss of certain calls non-finite; calls are counted over the whole run."""
+    seen = {"calls": -1}
+
+    def damage(result: Result) -> Result:
+        seen["calls"] += 1
+        return result._replace(total=result.total * value) if seen["calls"] in at else result
+
+    return {"loss": damage}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_step_is_skipped_before_the_optimiser(
+    table: Table, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Step 2 is damaged: weights and moments after it are those before it, and the schedule has not moved."""
+    snapshots: dict[int, dict[str, Tensor]] = {}
+    original = Keeper.commit
+
+    def keep(self: Keeper, loop: Any) -> None:
+        snapshot = self.snapshot(loop)
+        snapshots[loop.at.step] = snapshot.model | snapshot.optimizer
+        original(self, loop)
+
+    monkeypatch.setattr(Keeper, "commit", keep)
+    with faults.installed(poison({4}, value)):
+        summary = go(table(checkpoint={"every": 1}))
+    assert summary["steps"] == 8 and summary["accepted_steps"] == 7
+    assert all(torch.equal(snapshots[2][name], snapshots[3][name]) for name in snapshots[2])
+    assert any(not torch.equal(snapshots[3][name], snapshots[4][name]) for name in snapshots[3])
+    (event,) = events(tmp_path / "run", "skip")
+    assert event["step"] == 2 and event["monitor"] == "finite"
+
+
+def test_non_finite_gradient_behind_a_finite_loss_is_caught(table: Table, go: Go, tmp_path: Path) -> None:
+    seen = {"calls": -1}
+
+    def damage(model: torch.nn.Module) -> torch.nn.Module:
+        seen["calls"] += 1
+        if seen["calls"] == 5:
+            next(model.parameters()).grad[0, 0] = math.inf
+        return model
+
+    with faults.installed({"gradient": damage}):
+        summary = go(table())
+    assert summary["accepted_steps"] == 7
+    assert events(tmp_path / "run", "skip")[0]["step"] == 5
+
+
+def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
+    table: Table, go: Go, tmp_path: Path, losses: Any
+) -> None:
+    with faults.installed(poison(set(range(8, 14)))):
+        summary = go(table())
+    assert summary["steps"] == 8 and summary["rollbacks"] == 1
+    (incident,) = events(tmp_path / "run", "incident")
+    assert (incident["onset"], incident["step"], incident["target"], incident["data"]) == (4, 6, 3, [4, 7])
+    assert all(math.isfinite(loss) for loss in losses().values())
+
+
+def test_run_that_keeps_breaking_halts_after_three_rollbacks(table: Table, go: Go, tmp_path: Path) -> None:
+    with faults.installed(poison(set(range(8, 10_000)))), pytest.raises(Halted, match="3 rollbacks") as caught:
+        go(table())
+    assert caught.value.exit_code == 4
+    assert len(events(tmp_path / "run", "incident")) == 3
+
+
+def test_damage_before_any_good_step_goes_back_to_the_start(table: Table, go: Go, tmp_path: Path) -> None:
+    with faults.installed(poison(set(range(0, 6)))):
+        assert go(table())["steps"] == 8
+    assert events(tmp_path / "run", "incident")[0]["target"] == 0
+
+
+def test_loss_falls_on_real_text(table: Table, go: Go, losses: Any) -> None:
+    go(table(train={"steps": 60, "learning_rate": 1e-2, "sequence_length": 48, "batch_size": 8}))
+    values = losses()
+    assert values[60] < 0.7 * values[1] and values[1] == pytest.approx(math.log(257), rel=0.05)
+
+
+@pytest.mark.parametrize("option", ["compile", "activation_checkpointing"])
+def test_compiled_and_recomputed_models_learn_the_same(table: Table, go: Go, losses: Any, option: str) -> None:
+    recipe = {"dropout": 0.0} if option == "compile" else {}
+    go(table(train={"steps": 3}, model=recipe), "plain")
+    go(table(train={"steps": 3, option: True}, model=recipe), "other")
+    for step, loss in losses("plain").items():
+        assert math.isclose(loss, losses("other")[step], rel_tol=1e-4), step
+
+
+def test_weights_of_another_run_are_the_start(table: Table, go: Go, tmp_path: Path) -> None:
+    go(table(), "first")
+    go(table(train={"steps": 1, "warmup_steps": 0, "learning_rate": 1e-12}, init={"from": str(tmp_path / "first")}))
+    first = Checkpoints(tmp_path / "first").newest()[1].model
+    second = Checkpoints(tmp_path / "run").newest()[1].model
+    assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
