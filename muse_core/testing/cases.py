@@ -39,9 +39,8 @@ def installed() -> Registry:
     return load_plugins()
 
 
-def installed_cases(kind: str, folder: Path) -> list[Case]:
-    """Cases of every installed component of a kind: see ``cases_of``."""
-    registry = installed()
+def registered_cases(registry: Registry, kind: str, folder: Path) -> list[Case]:
+    """Cases of every component of a kind: see ``cases_of``."""
     found: list[Case] = []
     for row in registry.rows(kind):
         found += cases_of(row, folder, registry.reference(row.kind, row.name, row.distribution))

@@ -89,12 +89,12 @@ def assert_reached(gradients: dict[str, Tensor | None]) -> None:
 
 
 def weighted(outputs: dict[str, Tensor], *, seed: int = 5) -> Tensor:
-    """A scalar that depends on every entry of every differentiable output, with fixed random weights."""
+    """A scalar that depends on every entry of every floating output, with fixed random weights."""
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64)
     for value in outputs.values():
         weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        if value.requires_grad:
+        if value.is_floating_point():
             total = total + (value.double() * weight).sum()
     return total
 

@@ -29,8 +29,8 @@ class RouterSuite(ModuleSuite):
         return super().build(case, **(given | changes))
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
-        needs = {need.signal for need in required(resolve(case.kind, case.name, case.options).options)}
-        return {name: shape for name, shape in published_shapes(self.width).items() if name in needs}
+        needs = {need.signal for need in required(resolve(case.kind, case.name, case.options, self.registry()).options)}
+        return {name: shape for name, shape in published_shapes(self.registry(), self.width).items() if name in needs}
 
     def sequence(self, case: Case, dtype: torch.dtype = torch.float64) -> Sequence:
         return random_sequence(batch=3, length=self.length, width=self.width, signals=self.signals(case), dtype=dtype)

@@ -12,9 +12,10 @@ import pytest
 from muse_core.component import Component, load
 from muse_core.errors import RecipeError
 from muse_core.model.signatures import mismatch
+from muse_core.plugins import Registry
 from muse_core.plugins.options_check import documentation_faults, structural_faults
 from muse_core.testing.building import build_component
-from muse_core.testing.cases import Case, cases_of, installed, installed_cases
+from muse_core.testing.cases import Case, cases_of, installed, registered_cases
 
 
 class Suite:
@@ -43,10 +44,15 @@ class Suite:
     @classmethod
     def cases(cls, folder: Path) -> list[Case]:
         if cls.name is None:
-            return [case for case in installed_cases(cls.kind, folder) if case.name not in cls.exclude]
+            return [case for case in registered_cases(cls.registry(), cls.kind, folder) if case.name not in cls.exclude]
         if cls.options is not None:
             return [Case(kind=cls.kind, name=cls.name, options=cls.options)]
-        return cases_of(installed().find(cls.kind, cls.name), folder, cls.name)
+        return cases_of(cls.registry().find(cls.kind, cls.name), folder, cls.name)
+
+    @classmethod
+    def registry(cls) -> Registry:
+        """Where components are found: by default everything that is installed."""
+        return installed()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "case" not in metafunc.fixturenames:
@@ -59,14 +65,14 @@ class Suite:
     def build(self, case: Case, **changes: Any) -> Any:
         """The component in a small context; a variant that it refuses is skipped with its own words."""
         try:
-            return build_component(case.kind, case.name, case.options, **changes)
+            return build_component(case.kind, case.name, case.options, registry=self.registry(), **changes)
         except RecipeError as refusal:
             if case.derived:
                 pytest.skip(f"refused: {refusal}")
             raise
 
     def component(self, case: Case) -> Component:
-        return installed().find(case.kind, case.name).component
+        return self.registry().find(case.kind, case.name).component
 
     def test_options_can_be_written_in_a_recipe(self, case: Case) -> None:
         assert structural_faults(self.component(case).options) == []

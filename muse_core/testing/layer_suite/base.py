@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from muse_core.component import provided, required
 from muse_core.contracts import State, Step
 from muse_core.errors import MuseError
+from muse_core.plugins import Registry
 from muse_core.testing.building import resolve
-from muse_core.testing.cases import Case, installed
+from muse_core.testing.cases import Case
 from muse_core.testing.modules import ModuleSuite
 from muse_core.testing.sequences import Sequence, enliven, random_sequence
 
@@ -42,7 +43,7 @@ class LayerBase(ModuleSuite):
 
     def options_of(self, case: Case) -> Any:
         try:
-            return resolve(case.kind, case.name, self.with_period(case).options).options
+            return resolve(case.kind, case.name, self.with_period(case).options, self.registry()).options
         except MuseError:
             return super().build(case)
 
@@ -52,7 +53,7 @@ class LayerBase(ModuleSuite):
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         """Every signal that the case reads, with the trailing shape that an installed layer gives it."""
         needs = {need.signal for need in required(self.options_of(case))}
-        return {name: shape for name, shape in published_shapes(self.width).items() if name in needs}
+        return {name: shape for name, shape in published_shapes(self.registry(), self.width).items() if name in needs}
 
     def published(self, case: Case) -> dict[str, tuple[int, ...]]:
         return provided(self.options_of(case), self.width)
@@ -93,13 +94,12 @@ def run_in_pieces(
     return {name: torch.cat(values, dim=1) for name, values in collected.items()}, state
 
 
-def published_shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Trailing shape of every signal that an installed layer with its default options provides."""
-    registry = installed()
+def published_shapes(registry: Registry, width: int) -> dict[str, tuple[int, ...]]:
+    """Trailing shape of every signal that a layer with its default options provides."""
     found: dict[str, tuple[int, ...]] = {}
     for row in (*registry.rows("layer"), *registry.rows("memory layer")):
         try:
-            options = resolve(row.kind, row.reference, {}).options
+            options = resolve(row.kind, row.reference, {}, registry).options
         except MuseError:
             continue
         for name, shape in provided(options, width).items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import attrs
 from attrs import field, validators
@@ -34,6 +35,13 @@ class FilesOptions:
     documents: Documents = "file"
     """What a document is in plain text: a file, a paragraph (up to an empty line) or a line."""
 
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite reads, since there is no default."""
+        page = folder / "page.txt"
+        page.write_text("One paragraph.\nOf two lines.\n\nAnother.\n", encoding="utf-8")
+        return [{"paths": [str(page)]}, {"paths": [str(page)], "documents": "paragraph"}]
+
 
 @attrs.frozen(kw_only=True)
 class HubOptions:
@@ -52,3 +60,12 @@ class HubOptions:
     """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
     limit: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     """Documents to read from each split, from its beginning. Default: all."""
+
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite reads: a local folder in the hub's form, since the hub needs a network."""
+        local = folder / "local-set"
+        local.mkdir()
+        for split in ("train", "test"):
+            (local / f"{split}.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n', encoding="utf-8")
+        return [{"name": str(local)}]

@@ -1,0 +1,1 @@
+"""A memory of leaky averages: the example of a plugin from outside the project."""
