@@ -45,8 +45,13 @@ class Dynamics(nn.Module):
         """x (B, N, D), ``decay`` Γ ≥ 0 (B, N, heads of another layer) or None → g and β, each (B, N, H)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            gamma = F.softplus(self.decay(x)) if self.decay is not None else regrouped(decay, self.heads).to(x.dtype)
-            return -(self.base_decay + gamma), torch.sigmoid(self.rate(x))
+            if self.decay is None:
+                learned = -regrouped(decay, self.heads).to(x.dtype)
+            else:
+                # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
+                # gradient (aot_eager: "view size is not compatible").
+                learned = F.logsigmoid(-self.decay(x))
+            return learned - self.base_decay, torch.sigmoid(self.rate(x))
 
 
 def regrouped(decay: Tensor, heads: int) -> Tensor:

@@ -97,7 +97,9 @@ class Hebbian(nn.Module):
             read_before="memory_before" in self.publish,
         )
         new_state["memory"] = reading.state
-        read = reading.output if self.norm is None else self.norm(reading.output)
+        read = reading.output
+        if self.norm is not None:
+            read = self.norm(read.to(torch.promote_types(read.dtype, torch.float32)))
         read = read.flatten(2)
         if self.gate is not None:
             read = read * F.silu(self.gate(x))

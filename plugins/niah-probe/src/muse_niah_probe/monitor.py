@@ -21,6 +21,8 @@ from muse_niah_probe.recall import recall
 WIDTH, BURIED, TRIALS = 64, 64, 64
 """Of the capacity test: as many pairs as the width, where theory says 0.707."""
 CAPACITY_TOLERANCE = 0.05
+ROWS_OF_TEXT = 2
+"""Held-out text looked at, in multiples of what the rows need: separators are left out of it."""
 
 
 class NiahProbe:
@@ -36,6 +38,7 @@ class NiahProbe:
     def __init__(self, options: NiahProbeOptions, context: MonitorContext):
         self.options = options
         self.context = context
+        self.name = context.name
         self.fast_weights = None
         if context.kernels is not None:
             self.fast_weights = context.kernels.bind("fast_weights", sizes={"key": WIDTH, "value": WIDTH}, needs=())
@@ -64,10 +67,10 @@ class NiahProbe:
             return Verdict()
         failure, self.failure = self.failure, ""
         action = Action.HALT if self.options.failure == "halt" else Action.CONTINUE
-        return Verdict(action, failure, self.context.name, step)
+        return Verdict(action, failure, self.name, step)
 
     def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        return step % self.options.every == 0 and floats[f"{self.context.name}/share_max"] <= self.options.budget
+        return step % self.options.every == 0 and floats[f"{self.name}/share_max"] <= self.options.budget
 
     def probe(self, model: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -87,10 +90,11 @@ class NiahProbe:
         pass
 
     def needles(self) -> Needles:
-        """The run's needles, in held-out text."""
+        """The run's needles, in the first held-out text."""
+        enough = ROWS_OF_TEXT * self.options.needles * (self.lead + self.distance)
         return make_needles(
             self.context.tokenizer,
-            np.asarray(self.context.validation()),
+            np.asarray(self.context.validation()[:enough]),
             rows=self.options.needles,
             lead=self.lead,
             distance=self.distance,

@@ -1,0 +1,17 @@
+"""The hebbian memory keeps the contract of memory layers: both rules, its options, odd sizes."""
+
+from muse_core.testing.layers import MemoryLayerSuite
+
+
+class TestHebbian(MemoryLayerSuite):
+    name = "hebbian"
+
+
+class TestHebbianOfOddSizes(MemoryLayerSuite):
+    name = "hebbian"
+    options = {"rule": "hebbian", "heads": 3, "key_size": 5, "value_size": 7, "convolution": 2, "base_decay": 0.1}
+
+
+class TestHebbianWithoutConvolution(MemoryLayerSuite):
+    name = "hebbian"
+    options = {"heads": 1, "convolution": 0, "output_norm": False, "gate": False}

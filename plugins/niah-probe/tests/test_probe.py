@@ -1,0 +1,124 @@
+"""The probe in a run: when it runs, what it costs, what a failure leads to."""
+
+import math
+
+import pytest
+import torch
+from muse_niah_probe import monitor as module
+from muse_niah_probe.recall import Recall
+
+from muse_core.contracts import Action
+from muse_core.testing import build_component
+
+
+class Clock:
+    """A wall clock that a test winds."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def make(monkeypatch, answer=None, clock=None, cost=0.0, **options):
+    """A monitor whose model answers ``answer`` after ``cost`` seconds of the clock."""
+
+    def recall(model, needles, *, segment):
+        if clock is not None:
+            clock.now += cost
+        return answer or Recall(0.5, -1.0, 2.0, 1.5)
+
+    monkeypatch.setattr(module, "recall", recall)
+    return build_component("safety monitor", "niah-probe", options)
+
+
+def train(monitor, clock, steps, seconds):
+    """Steps of a run that probes whenever the monitor wants to; returns the steps that probed."""
+    probed = []
+    for step in range(1, steps + 1):
+        clock.now += seconds
+        floats = {f"{monitor.name}/{name}": float(v) for name, v in monitor.measure("gradients", {}).items()}
+        monitor.judge(step - 1, floats)
+        if monitor.wants_probe(step, floats):
+            monitor.probe(torch.nn.Linear(1, 1))
+            probed.append(step)
+    return probed
+
+
+def test_cheap_probes_run_whenever_they_are_due(monkeypatch, clock):
+    monitor = make(monkeypatch, clock=clock, cost=0.001, every=10, budget=1.0)
+    assert train(monitor, clock, 50, 1.0) == [10, 20, 30, 40, 50]
+
+
+def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
+    """A probe as long as two steps, at 1 %, waits until 200 steps have passed since the start for each."""
+    monitor = make(monkeypatch, clock=clock, cost=2.0, every=10, budget=0.01)
+    probed = train(monitor, clock, 1000, 1.0)
+    assert 3 <= len(probed) <= 5
+    assert 2.0 * len(probed) <= 0.01 * clock.now * 1.01
+    assert monitor.spent == pytest.approx(2.0 * len(probed))
+
+
+def test_the_first_probe_is_estimated_by_the_tokens_trained(monkeypatch, clock):
+    """8 rows of 88 tokens against 4 × 64 trained in 1 s: 2.75 s, so at 10 % nothing runs before 27.5 s."""
+    monitor = make(monkeypatch, clock=clock, cost=0.0, every=1, budget=0.1)
+    assert train(monitor, clock, 28, 1.0)[0] == 28
+
+
+@pytest.mark.parametrize("failure, action", [("warn", Action.CONTINUE), ("halt", Action.HALT)])
+@pytest.mark.parametrize(
+    "answer, words",
+    [(Recall(0.0, -9.0, 0.5, 0.01), "less than 0.1"), (Recall(0.0, math.nan, 1.0, 1.0), "log_probability")],
+)
+def test_a_failed_probe_warns_or_halts_with_its_reason_once(monkeypatch, answer, words, failure, action):
+    monitor = make(monkeypatch, answer, minimum_margin=0.1, failure=failure)
+    found = monitor.probe(torch.nn.Linear(1, 1))
+    assert found["failed"] == 1.0
+    verdict = monitor.judge(1, {})
+    assert verdict.action is action
+    assert words in verdict.reason
+    assert monitor.judge(2, {}).action is Action.CONTINUE and not monitor.judge(2, {}).reason
+
+
+def test_a_margin_is_judged_only_when_asked_and_only_after_its_step(monkeypatch):
+    weak = Recall(0.0, -9.0, 0.0, 0.0)
+    assert make(monkeypatch, weak, failure="halt").probe(torch.nn.Linear(1, 1))["failed"] == 0.0
+    late = make(monkeypatch, weak, minimum_margin=0.1, after=100)
+    late.judge(50, {})
+    assert late.probe(torch.nn.Linear(1, 1))["failed"] == 0.0
+    late.judge(100, {})
+    assert late.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
+
+
+def test_a_memory_kernel_off_theory_is_a_failure(monkeypatch):
+    monitor = make(monkeypatch)
+    exact = monitor.fast_weights
+    assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 0.0
+
+    def leaky(query, key, value, log_decay, rate, **options):
+        return exact(query, key, value, log_decay - 0.01, rate, **options)
+
+    monitor.fast_weights = leaky
+    assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
+    assert "where theory says 0.707" in monitor.judge(0, {}).reason
+
+
+def test_a_real_model_is_probed_from_end_to_end():
+    monitor = build_component("safety monitor", "niah-probe", {"needles": 3})
+    model = build_component("model", "stack", {"width": 16, "depth": 1, "block": [{"use": "hebbian", "heads": 2}]})
+    found = monitor.probe(model.eval())
+    assert set(found) == {
+        "recall", "log_probability", "over_emptied", "over_shuffled", "distance", "capacity", "capacity_expected",
+        "seconds", "failed",
+    }  # fmt: skip
+    assert found["distance"] == 80
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["over_emptied"] != 0.0 and found["over_shuffled"] != 0.0

@@ -1,0 +1,40 @@
+"""The memory layer with a filter, together: distributions that never import each other meet in a recipe."""
+
+import pytest
+import torch
+
+from muse_core.contracts import Tokens
+from muse_core.errors import RecipeError
+from muse_core.recipe import check_table
+from muse_core.testing import build_component
+from muse_core.testing.layers import MemoryLayerSuite
+
+
+class TestHebbianRuleWithSnr(MemoryLayerSuite):
+    name = "hebbian"
+    options = {"rule": "hebbian", "heads": 2, "filters": ["snr"], "period": 4, "initial_decay": [0.05, 0.5]}
+    test_compiles = None  # tracing six segments takes a minute; the class below traces three
+
+
+class TestDeltaRuleWithSnrTwice(MemoryLayerSuite):
+    name = "hebbian"
+    options = {"filters": [{"use": "snr", "threshold": 1.0, "gamma_boost": 4.0}, "snr"], "period": 8}
+
+
+def test_the_filter_acts_and_its_measures_come_out():
+    tokens = Tokens(torch.arange(20).expand(2, -1))
+    x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
+    plain, filtered = (
+        build_component("memory layer", "hebbian", {"heads": 2, "period": 8, "filters": filters})(x, None, {}, tokens)
+        for filters in ([], ["snr"])
+    )
+    torch.testing.assert_close(filtered.update[:, :8], plain.update[:, :8])
+    assert (filtered.update[:, 8:] - plain.update[:, 8:]).abs().max() > 1e-3
+    assert 0 < filtered.measures["snr/share_filtered"] < 1
+
+
+def test_a_period_that_never_ends_inside_a_sequence_is_refused():
+    memory = {"use": "hebbian", "period": 64, "filters": ["snr"]}
+    table = {"name": "test", "train": {"sequence_length": 64}, "model": {"width": 48, "depth": 1, "block": [memory]}}
+    with pytest.raises(RecipeError, match="the filters would never act"):
+        check_table(table)
