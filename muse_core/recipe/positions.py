@@ -14,6 +14,8 @@ MAX_KEY_PARTS = 8
 MAX_DEPTH = 16
 MAX_SCALAR = 128
 """Characters of a number or a date."""
+MAX_ITEMS = 4096
+"""Items of a list."""
 
 Path = tuple[str | int, ...]
 """Key path from the root; integers are indices of arrays."""
@@ -89,6 +91,10 @@ class _Walk:
         else:
             self.lines.setdefault(path, self.line(at))
 
+    def limit_items(self, count: int, at: int) -> None:
+        if count > MAX_ITEMS:
+            raise TooMuch(self.line(at), f"a list of more than {MAX_ITEMS} items")
+
     def document(self) -> None:
         prefix: Path = ()
         while True:
@@ -116,6 +122,7 @@ class _Walk:
             self.note(path, start, explicit=last and not (array and path in self.tables))
             if last and array:
                 self.tables[path] = self.tables.get(path, 0) + 1
+                self.limit_items(self.tables[path], start)
             if path in self.tables:
                 path += (self.tables[path] - 1,)
                 self.note(path, start, explicit=last)
@@ -187,6 +194,7 @@ class _Walk:
             self.note((*path, index), self.at)
             self.value((*path, index))
             index += 1
+            self.limit_items(index, self.at)
             self.skip(_BLANK)
             if not self.take(","):
                 self.expect("]")
