@@ -1,0 +1,89 @@
+"""A stranger installs the project and a plugin of their own from wheels, without an index, and trains with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "muse-leaky-average"
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """Standard output of a command that succeeds."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_", "MUSE_"))}
+    ended = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel of every distribution and of the example."""
+    folder = tmp_path_factory.mktemp("wheels")
+    run(sys.executable, ROOT / ".ci" / "wheels.py", folder, cwd=folder)
+    build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    run(sys.executable, *build, EXAMPLE, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the project depends on, as links: everything installed here but the project, editable or not."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    for site in {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}:
+        for entry in site.iterdir():
+            ours = entry.name.startswith(("muse", "_muse", "__editable__"))
+            if not ours and entry.suffix != ".pth" and not (folder / entry.name).exists():
+                (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bin_folder(tmp_path_factory: pytest.TempPathFactory, wheels: Path, others: Path) -> Path:
+    """The scripts of an environment into which pip installed the wheels, resolving every dependency without index."""
+    place = tmp_path_factory.mktemp("stranger")
+    venv.create(place, with_pip=False, symlinks=True)
+    python = place / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip())
+    (site / "dependencies.pth").write_text(f"{others}\n")
+    names = [wheel.name.split("-")[0].replace("_", "-") for wheel in wheels.glob("*.whl")]
+    assert "muse-leaky-average" in names and "muse-core" in names
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--find-links", wheels)
+    run(*pip, *names, cwd=place)
+    return place / "bin"
+
+
+def test_the_installed_core_is_used_and_not_the_checkout(bin_folder: Path, tmp_path: Path) -> None:
+    find = "from importlib.util import find_spec; print(*[find_spec(name).origin for name in ('muse_core', 'muse_kernels')])"
+    printed = run(bin_folder / "python", "-c", find, cwd=tmp_path)
+    assert all(Path(path).is_relative_to(bin_folder.parent) for path in printed.split())
+
+
+def test_the_plugin_is_listed(bin_folder: Path, tmp_path: Path) -> None:
+    listing = json.loads(run(bin_folder / "muse", "plugins", "list", "--json", cwd=tmp_path))
+    assert listing["problems"] == []
+    found = {row["name"]: row for row in listing["components"]}
+    assert found["leaky-average"]["distribution"] == "muse-leaky-average"
+    assert found["resolvent"]["path"].startswith(str(bin_folder.parent))
+
+
+def test_trains_a_few_steps(bin_folder: Path, tmp_path: Path) -> None:
+    lines = [f"Paragraph {number} comes after paragraph {number - 1}." for number in range(1, 400)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    command = (bin_folder / "muse-run", EXAMPLE / "recipe.toml", "--run-dir", tmp_path / "run")
+    run(*command, cwd=tmp_path, MUSE_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 5
+    assert 0 < summary["held_out_bits_per_byte"] < math.log2(257)
+    assert "muse-leaky-average" in (tmp_path / "run" / "muse.lock.toml").read_text()
