@@ -29,25 +29,24 @@ def decode(data: bytes) -> Any:
 
 
 def _plain(value: Any, path: str, spell_nonfinite: bool) -> Any:
-    where = path or "value"
-    if value is None or isinstance(value, (bool, str)):
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None or (kind is float and math.isfinite(value)):
         return value
-    if isinstance(value, int):
-        return int(value)
+    where = path or "value"
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: key {key!r} is not a string and would come back as one")
+        return {key: _plain(item, f"{path}.{key}" if path else key, spell_nonfinite) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, f"{where}[{index}]", spell_nonfinite) for index, item in enumerate(value)]
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
         if spell_nonfinite:
             return str(float(value))
         raise ValueError(f"{where}: {value} has no JSON form; keep it in a tensor or leave it out")
-    if isinstance(value, list):
-        return [_plain(item, f"{where}[{index}]", spell_nonfinite) for index, item in enumerate(value)]
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"{where}: key {key!r} is not a string and would come back as one")
-        return {key: _plain(item, f"{path}.{key}" if path else key, spell_nonfinite) for key, item in value.items()}
-    raise ValueError(f"{where}: {type(value).__name__} has no JSON form that comes back unchanged")
+    raise ValueError(f"{where}: {kind.__name__} has no JSON form that comes back unchanged")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
