@@ -20,9 +20,8 @@ EXAMPLE = ROOT / "examples" / "muse-leaky-average"
 def run(*command: object, cwd: Path, **environment: str) -> str:
     """Standard output of a command that succeeds."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_", "MUSE_"))}
-    ended = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=300
-    )
+    line = [str(part) for part in command]
+    ended = subprocess.run(line, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout
 
@@ -65,9 +64,9 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory, wheels: Path, others: P
 
 
 def test_the_installed_core_is_used_and_not_the_checkout(bin_folder: Path, tmp_path: Path) -> None:
-    find = "from importlib.util import find_spec; print(*[find_spec(name).origin for name in ('muse_core', 'muse_kernels')])"
-    printed = run(bin_folder / "python", "-c", find, cwd=tmp_path)
-    assert all(Path(path).is_relative_to(bin_folder.parent) for path in printed.split())
+    code = "from importlib.util import find_spec as find; print(find('muse_core').origin, find('muse_kernels').origin)"
+    for path in run(bin_folder / "python", "-c", code, cwd=tmp_path).split():
+        assert Path(path).is_relative_to(bin_folder.parent)
 
 
 def test_the_plugin_is_listed(bin_folder: Path, tmp_path: Path) -> None:
