@@ -47,7 +47,7 @@ class Files:
         with library(self._cache) as (datasets, folder):
             for kind, paths in self._loads():
                 column = "text" if kind == "text" else self._options.text
-                names = _names(paths)
+                names = self._names(kind, paths)
                 name = next(names)
                 try:
                     for row in datasets.load_dataset(
@@ -71,6 +71,12 @@ class Files:
                 yield kind, list(paths)
             else:
                 yield from ((kind, [path]) for path in paths)
+
+    def _names(self, kind: str, paths: Sequence[Path]) -> Iterator[str]:
+        """What to call each row: the files in turn, or the rows of the only file."""
+        if kind == "text" and self._options.documents == "file":
+            return itertools.chain(map(str, paths), ["behind the last file"])
+        return (f"{paths[0]}, row {row}" for row in itertools.count())
 
     def _reading(self, kind: str, path: Path) -> dict[str, Any]:
         if kind == "text":
@@ -111,13 +117,3 @@ def _suffix(path: Path) -> str:
     """The suffix that tells the format, beneath that of compression."""
     plain = path.with_suffix("") if path.suffix in COMPRESSED else path
     return plain.suffix.lower()
-
-
-def _names(paths: Sequence[Path]) -> Iterator[str]:
-    """What to call each row: the files in turn, or the rows of the only file."""
-    if len(paths) > 1:
-        yield from map(str, paths)
-        yield "behind the last file"
-    else:
-        for row in itertools.count():
-            yield f"{paths[0]}, row {row}"

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import attrs
 from attrs import field, validators
 
+from muse_core.component import UseSource
+
 NOT_EMPTY = validators.min_len(1)
 Documents = Literal["file", "paragraph", "line"]
 
@@ -40,7 +42,7 @@ class FilesOptions:
         """What the conformance suite reads, since there is no default."""
         page = folder / "page.txt"
         page.write_text("One paragraph.\nOf two lines.\n\nAnother.\n", encoding="utf-8")
-        return [{"paths": [str(page)]}, {"paths": [str(page)], "documents": "paragraph"}]
+        return [{"paths": [str(page)], "documents": documents} for documents in ("file", "paragraph", "line")]
 
 
 @attrs.frozen(kw_only=True)
@@ -69,3 +71,16 @@ class HubOptions:
         for split in ("train", "test"):
             (local / f"{split}.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n', encoding="utf-8")
         return [{"name": str(local)}]
+
+
+@attrs.frozen(kw_only=True)
+class MixOptions:
+    """The documents of several sources, one source after the other; training shuffles them."""
+
+    sources: tuple[UseSource, ...] = field(validator=NOT_EMPTY)
+    """The sources, each as it would stand in ``[data]``."""
+
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite reads: the two sources that are always there."""
+        return [{"sources": ["state-of-the-union", {"use": "python-library"}]}]

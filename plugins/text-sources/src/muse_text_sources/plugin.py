@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_text_sources.options import FilesOptions, HubOptions, PythonLibraryOptions, StateOfTheUnionOptions
+from muse_text_sources.options import FilesOptions, HubOptions, MixOptions, PythonLibraryOptions, StateOfTheUnionOptions
 
 
 @hookimpl
@@ -23,3 +23,4 @@ def muse_sources() -> Iterable[Component]:
     )
     yield Component("files", options=FilesOptions, implementation="muse_text_sources.files:Files")
     yield Component("hub", options=HubOptions, implementation="muse_text_sources.hub:Hub")
+    yield Component("mix", options=MixOptions, implementation="muse_text_sources.mix:Mix")

@@ -1,0 +1,63 @@
+"""From a source to encoded splits, as a run opens them."""
+
+import os
+import subprocess
+import sys
+
+from muse_core.recipe.schema import BytePair, Bytes, Data
+from muse_core.testing.building import resolve
+from muse_core.training.corpus import open_corpus
+
+SPLITS = ("train", "validation", "canary", "test")
+
+
+def corpus_of(tmp_path, name, *, tokenizer=None, **options):
+    source = resolve("source", name, options)
+    data = Data(source=source, tokenizer=tokenizer or Bytes(), cache=str(tmp_path / "cache"))
+    return open_corpus(data, seed=0)
+
+
+def test_the_default_corpus(tmp_path):
+    corpus = corpus_of(tmp_path, "state-of-the-union")
+    assert [len(corpus.split(name).starts) for name in SPLITS] == [209, 9, 3, 12]
+    assert corpus.vocabulary_size == 257
+    assert sum(corpus.split(name).num_bytes for name in SPLITS) == 10_761_159
+
+
+def test_local_files_with_byte_pairs(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        text = " ".join(f"{word}{number}" for word in "alpha beta gamma delta epsilon zeta eta theta".split())
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    corpus = corpus_of(tmp_path, "files", paths=[str(tmp_path / "texts")], tokenizer=BytePair(vocabulary=300))
+    assert corpus.vocabulary_size == 300
+    assert len(corpus.split("train").tokens) < corpus.split("train").num_bytes
+
+
+def test_a_mix_holds_the_documents_of_all(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(f"line {number}" for number in range(10)))
+    files = {"use": "files", "paths": [str(tmp_path / "a.txt")], "documents": "line"}
+    corpus = corpus_of(tmp_path, "mix", sources=["state-of-the-union", files])
+    assert sum(len(corpus.split(name).starts) for name in SPLITS) == 243
+
+
+def test_nothing_is_written_outside_the_cache(tmp_path):
+    """``datasets`` keeps a cache of its own in the home folder unless it is told otherwise."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "line {number}"}}\n' for number in range(10)))
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    home.mkdir()
+    program = f"""
+from pathlib import Path
+from muse_core.recipe.schema import Bytes, Data
+from muse_core.training.corpus import prepare_corpus
+from muse_core.training.sources import SourceContext
+from muse_text_sources.files import Files
+from muse_text_sources.options import FilesOptions
+cache = Path({str(cache)!r})
+source = Files(FilesOptions(paths=({str(tmp_path / "a.jsonl")!r},)), SourceContext(cache=cache))
+prepare_corpus(Data(source=None, tokenizer=Bytes()), source, seed=0, cache=cache)
+"""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(home)}, check=True)
+    assert not list(home.rglob("*"))
+    assert [path.name for path in cache.iterdir()] == ["corpora"]

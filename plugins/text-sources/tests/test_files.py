@@ -1,0 +1,141 @@
+"""Local files of every form become documents; what cannot be read is refused in a sentence."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from muse_core.errors import DataError
+from muse_core.testing import build_component
+
+
+def read(*paths, **options):
+    """Texts of the documents."""
+    return [document.text for document in source(*paths, **options).documents()]
+
+
+def source(*paths, **options):
+    return build_component("source", "files", paths=[str(path) for path in paths], **options)
+
+
+def test_plain_text_is_one_document_a_file(tmp_path):
+    (tmp_path / "b.txt").write_text("second\n\nfile\n")
+    (tmp_path / "a.md").write_text("# first")
+    (tmp_path / "left-out.bin").write_bytes(b"\xff")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.rst").write_text("third")
+    assert read(tmp_path) == ["# first", "second\n\nfile\n", "third"]
+    assert read(tmp_path / "**" / "*.rst", tmp_path / "a.md", tmp_path) == ["third", "# first", "second\n\nfile\n"]
+
+
+def test_plain_text_is_cut_as_asked(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    assert read(tmp_path / "a.txt", documents="paragraph") == ["one\ntwo", "three\n"]
+    assert read(tmp_path / "a.txt", documents="line") == ["one", "two", "", "three"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1))
+def test_any_text_comes_through_unchanged(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text}]))
+    assert read(tmp_path / "a.txt", tmp_path / "a.json") == [text, text]
+
+
+def test_tables_are_read_by_column(tmp_path):
+    rows = [{"body": "one", "n": 1}, {"body": "two", "n": 2}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.csv").write_text("body,n\none,1\ntwo,2\n")
+    (tmp_path / "d.tsv").write_text("body\tn\none\t1\ntwo\t2\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "e.parquet")
+    assert read(tmp_path) == ["one", "two"] * 5
+    assert read(tmp_path, text="body") == ["one", "two"] * 5
+
+
+def test_compressed_files_are_read(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(b'{"text": "two"}\n'))
+    (tmp_path / "c.md.bz2").write_bytes(bz2.compress(b"three"))
+    assert read(tmp_path) == ["one", "two", "three"]
+
+
+def test_names_that_look_like_patterns_are_names(tmp_path):
+    for name in ("a [1].txt", "b*c.txt", "d?.txt", "ü #%20.txt"):
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path) == ["a [1].txt", "b*c.txt", "d?.txt", "ü #%20.txt"]
+    assert read(tmp_path / "a [1].txt") == ["a [1].txt"]
+
+
+def test_missing_values_are_empty_texts(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
+    assert read(tmp_path) == ["one", ""]
+
+
+def test_documents_are_named_by_file_and_row(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "c.jsonl").write_text('{"text": "three"}\n{"text": "four"}\n')
+    names = [document.name.removeprefix(f"{tmp_path}/") for document in source(tmp_path).documents()]
+    assert names == ["a.txt", "b.txt", "c.jsonl, row 0", "c.jsonl, row 1"]
+
+
+def test_the_fingerprint_follows_content_and_reading_not_the_place(tmp_path):
+    for folder, text in (("one", "same"), ("two", "same"), ("three", "other")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(text)
+    one, two, three = (source(tmp_path / name).fingerprint() for name in ("one", "two", "three"))
+    assert one == two != three
+    assert source(tmp_path / "one", documents="line").fingerprint() != one
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "said"),
+    [
+        ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: cannot be read as text: 'utf-8' codec"),
+        ("a.json", b"{not json", {}, r"a\.json, row 0: cannot be read as json"),
+        ("a.jsonl", b'{"text": "x"}\n{"te', {}, r"a\.jsonl, row \d: cannot be read as json"),
+        ("a.parquet", b"PAR1 nothing", {}, r"a\.parquet, row 0: cannot be read as parquet"),
+        ("a.txt.gz", b"not gzip", {}, r"a\.txt\.gz.*: cannot be read as text"),
+        ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], {}, r"a\.txt\.gz.*: cannot be read as text"),
+        ("a.txt.xz", lzma.compress(b"text" * 999)[:-30] + b"x" * 30, {}, r"a\.txt\.xz.*: cannot be read as text"),
+        (
+            "a.csv",
+            b"n,m\n1,2\n",
+            {},
+            r"no column of text; there are 'n' \(int\), 'm' \(int\): choose one",
+        ),
+        ("a.csv", b"a,b\nx,y\n", {}, r"several columns of text; there are 'a' \(str\), 'b' \(str\)"),
+        ("a.csv", b"a,b\nx,y\n", {"text": "c"}, r"no column 'c'; there are 'a' \(str\), 'b' \(str\)"),
+        ("a.csv", b"a,b\nx,1\n", {"text": "b"}, r"column 'b' holds int, not text"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, options, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as refused:
+        read(tmp_path / name, **options)
+    assert refused.value.exit_code == 3
+
+
+def test_the_bad_file_among_many_is_named(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text("fine")
+    (tmp_path / "13.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"13\.txt: cannot be read"):
+        read(tmp_path)
+
+
+def test_every_missing_path_is_listed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("there")
+    with pytest.raises(DataError) as refused:
+        source(tmp_path / "nowhere", tmp_path / "a.txt", tmp_path / "empty", tmp_path / "*.zip")
+    sentences = str(refused.value).splitlines()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["data.paths[0]", "data.paths[2]", "data.paths[3]"]
+    assert all("leads to no file of text" in sentence for sentence in sentences)

@@ -1,0 +1,84 @@
+"""Data sets of the hub: their splits, a local folder in their form, and what is said without a network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from muse_text_sources.hub import Hub
+from muse_text_sources.options import HubOptions
+
+from muse_core.errors import DataError
+from muse_core.testing import build_component
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = ({"text": f"{split} {number}"} for number in range(4))
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def read(folder, **options):
+    documents = build_component("source", "hub", name=str(folder), **options).documents()
+    return [(document.text, document.split) for document in documents]
+
+
+def test_its_own_splits_stay(folder):
+    expected = [(f"{split} {number}", split) for split in ("train", "validation", "test") for number in range(4)]
+    assert sorted(read(folder)) == sorted(expected)
+
+
+def test_a_data_set_of_training_text_alone_is_left_to_the_shares(folder):
+    (folder / "validation.jsonl").unlink()
+    (folder / "test.jsonl").unlink()
+    assert read(folder) == [(f"train {number}", None) for number in range(4)]
+
+
+def test_one_split_is_divided_by_the_shares(folder):
+    assert read(folder, split="test", limit=2) == [("test 0", None), ("test 1", None)]
+
+
+def test_an_unknown_split_is_refused_with_those_there_are(folder):
+    with pytest.raises(DataError, match="no split 'dev'; there are "):
+        read(folder, split="dev")
+
+
+def test_the_fingerprint_follows_content_and_options(folder):
+    one = build_component("source", "hub", name=str(folder)).fingerprint()
+    assert build_component("source", "hub", name=str(folder), limit=1).fingerprint() != one
+    (folder / "train.jsonl").write_text('{"text": "changed"}\n')
+    assert build_component("source", "hub", name=str(folder)).fingerprint() != one
+
+
+def test_a_full_commit_identifies_text_without_a_network(tmp_path):
+    commit = "0123456789" * 4
+    hub = build_component("source", "hub", name="someone/something", revision=commit)
+    assert isinstance(hub, Hub) and commit in hub.fingerprint()
+
+
+def test_without_a_network_the_local_alternative_is_named(tmp_path):
+    """In a process of its own, which is told that the hub is at a closed port."""
+    program = f"""
+from pathlib import Path
+from {Hub.__module__} import Hub
+from {HubOptions.__module__} import HubOptions
+from muse_core.errors import DataError
+from muse_core.training.sources import SourceContext
+hub = Hub(HubOptions(name="someone/something"), SourceContext(cache=Path({str(tmp_path)!r})))
+for ask in (hub.fingerprint, lambda: list(hub.documents())):
+    try:
+        ask()
+    except DataError as error:
+        print(error)
+"""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0 and not answer.stderr, answer.stderr
+    first, second = answer.stdout.splitlines()
+    assert first == second
+    assert "data set 'someone/something': the hub does not give it" in first
+    assert 'data = { use = "files", paths = ["..."] }' in first
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a cache was written"
