@@ -79,20 +79,21 @@ class Registry:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong with the installed plugins, by distribution; clashes of names last."""
-        own = tuple(problem for loaded in self.plugins for problem in loaded.problems)
+        own = tuple(problem for loaded in self.plugins if not loaded.excluded for problem in loaded.problems)
         return own + tuple(self._clashes())
 
     def rows(self, kind: str | None = None) -> tuple[Registered, ...]:
         """Components of a kind, or of all kinds, in the order of kinds, names and distributions."""
-        found = [row for loaded in self.plugins for row in loaded.rows if kind in (None, row.kind)]
+        found = [
+            row for loaded in self.plugins if not loaded.excluded for row in loaded.rows if kind in (None, row.kind)
+        ]
         return tuple(sorted(found, key=lambda row: (KINDS.index(row.kind), row.name, row.distribution)))
 
     def only(self, allow: Iterable[str] | None = None, deny: Iterable[str] = ()) -> Registry:
         """The same without the distributions that the lists leave out; the core always stays."""
         return Registry(tuple(
-            attrs.evolve(loaded, rows=(), problems=(), excluded=reason) if reason else loaded
+            attrs.evolve(loaded, excluded=loaded.excluded or exclusion(loaded.plugin.distribution, allow, deny))
             for loaded in self.plugins
-            for reason in [loaded.excluded or exclusion(loaded.plugin.distribution, allow, deny)]
         ))
 
     def offers(self, kind: str, name: str) -> tuple[Registered, ...]:
@@ -101,8 +102,7 @@ class Registry:
         name, _, distribution = name.partition("@")
         return tuple(
             row for row in self.rows()
-            if row.name == name and kind in (row.kind, NAMESPACE[row.kind])
-            and distribution in ("", row.distribution)
+            if _answers(row, kind, name) and distribution in ("", row.distribution)
         )
 
     def find(self, kind: str, name: str) -> Registered:
@@ -138,15 +138,24 @@ class Registry:
             if state is not None:
                 return f"{missing}: {state}"
             return f"{missing}: {provider} provides it and is not installed - pip install {folder}"
+        for loaded in self.plugins:
+            if loaded.excluded and any(_answers(row, kind, name) for row in loaded.rows):
+                return f"{missing}: {self._state(loaded.plugin.distribution)}"
         others = [row for row in self.rows() if row.name == name]
         if others:
             return f"{missing}: {name!r} is a {others[0].kind} of {others[0].distribution}"
         names = sorted({row.name for row in self.rows() if kind in (row.kind, NAMESPACE[row.kind])})
+        return f"{missing}{suggestion(name, names, f'installed {kind}s')}{self._silent()}"
+
+    def _silent(self) -> str:
+        """Plugins that might have provided something, but could not say so."""
         broken = sorted({
-            loaded.plugin.distribution for loaded in self.plugins if loaded.problems and not loaded.rows
+            loaded.plugin.distribution for loaded in self.plugins
+            if loaded.problems and not loaded.rows and not loaded.excluded
         })
+        excluded = sorted({loaded.plugin.distribution for loaded in self.plugins if loaded.excluded})
         cause = f"; {', '.join(broken)} did not load (muse plugins list)" if broken else ""
-        return f"{missing}{suggestion(name, names, f'installed {kind}s')}{cause}"
+        return cause + (f"; left out by the recipe's [plugins]: {', '.join(excluded)}" if excluded else "")
 
     def _state(self, distribution: str) -> str | None:
         """Why an installed distribution provides nothing; None when it is not installed."""
@@ -171,6 +180,10 @@ class Registry:
                     what=f"offers a {row.kind} {row.name!r} like {first.distribution} {first.version}",
                     advice=f"recipes must write {row.reference!r} or {first.reference!r}",
                 )
+
+
+def _answers(row: Registered, kind: str, name: str) -> bool:
+    return row.name == name and kind in (row.kind, NAMESPACE[row.kind])
 
 
 def exclusion(distribution: str, allow: Iterable[str] | None, deny: Iterable[str]) -> str | None:

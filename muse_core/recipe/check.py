@@ -75,12 +75,14 @@ def check_source(
 
 
 def _plugins_table(source: Source, converter: Any) -> Plugins:
-    """The [plugins] table, read before anything is imported for its sake; faults in it are reported later."""
-    table = source.table.get("plugins", {})
+    """The [plugins] table, read before anything is imported for its sake. Raises RecipeError when it is wrong: whatever
+    else were said would depend on it."""
+    sheet = Sheet(Registry(()))
     try:
-        return converter.structure(Node(table, ("plugins",), Sheet(Registry(()))), Plugins)
+        return converter.structure(Node(source.table.get("plugins", {}), ("plugins",), sheet), Plugins)
     except (Refused, Enough):
-        return Plugins(allow=())
+        _raise(source, sheet)
+        raise
 
 
 def _structured(source: Source, converter: Any, sheet: Sheet, cls: type) -> Any:

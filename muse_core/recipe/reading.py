@@ -123,13 +123,25 @@ def _unfit(value: Any, path: Path) -> Iterable[tuple[Path, str]]:
         yield path, "a whole number beyond 64 bits"
 
 
+_ADVICE = {
+    "Cannot overwrite a value": "this key stands twice",
+    "Cannot declare": "this table stands twice",
+    "Invalid value": "a value is missing or misspelt; text needs quotes",
+    "Illegal character '\\n'": "text must close its quote on the line where it opens",
+    "Expected '=' after a key": "a key needs = and a value; a table stands in [ ]",
+    "Expected newline or end of document": "one key and value per line",
+}
+"""Beginning of tomllib's message → what it comes down to."""
+
+
 def _syntax(message: str, where: str, text: str) -> str:
     match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
     if match is None:
         return f"{where}: not valid TOML: {message}"
     line = match[1] or text.rstrip("\n").count("\n") + 1
     column = f", column {match[2]}" if match[2] else ", at the end of the file"
-    return f"{where}:{line}: not valid TOML: {message[: match.start()]}{column}"
+    advice = next((f" - {advice}" for start, advice in _ADVICE.items() if message.startswith(start)), "")
+    return f"{where}:{line}: not valid TOML: {message[: match.start()]}{column}{advice}"
 
 
 def _read_text(file: str) -> str:

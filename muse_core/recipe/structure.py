@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
 import cattrs
 
-from muse_core.component import Kind, Use
+from muse_core.component import NAMESPACE, Kind, Use
 from muse_core.documentation import arms, choices_of, is_inline, key_of, mark, spoken, types_of
 from muse_core.plugins import Registry, UnknownComponent
 from muse_core.plugins.near import suggestion
@@ -240,9 +240,9 @@ def _table(
         except Refused:
             pass
     else:
+        noun = "key" if label.startswith(("[", "a recipe")) else "option"
         for key in rest:
-            hint = suggestion(str(key), [*known, *siblings], "options" if owner else "keys")
-            noun = "option" if owner else "key"
+            hint = suggestion(str(key), [*known, *siblings], f"{noun}s")
             node.sheet.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")
     for name, what in faults_of(cls, values, owner):
         node.sheet.report((*node.path, name), what)
@@ -263,23 +263,23 @@ def _default(field: attrs.Attribute) -> Any:
     return default
 
 
-def _chosen(node: Node, what: str) -> tuple[str, dict[str, Any]]:
-    """The name and the other keys of a value that chooses a component or one of the core's tables."""
+def _chosen(node: Node, what: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """The name and the other keys of a value that chooses ``what``, a component or one of the core's tables."""
     if isinstance(node.value, str):
         return node.value, {}
     if not isinstance(node.value, Mapping):
-        node.refuse(f"must be the name of {what} or a table with use = \"…\", not {shown(node.value)}")
+        node.refuse(f"must be a name or a table with use = \"…\", not {shown(node.value)}")
     table = dict(node.value)
     if "use" not in table:
         default = node.default
         default = {"use": default} if isinstance(default, str) else default
         if not isinstance(default, Mapping):
-            node.sheet.report((*node.path, "use"), f"missing: which {what.partition(' ')[2]}?")
+            node.sheet.report((*node.path, "use"), f"missing - one of {', '.join(known) or 'none that is installed'}")
             raise Refused
         table = {**default, **table}
     name = table.pop("use")
     if not isinstance(name, str):
-        node.sheet.report((*node.path, "use"), f"must be the name of {what}, not {shown(name)}")
+        node.sheet.report((*node.path, "use"), f"must be the name of {what}, as text, not {shown(name)}")
         raise Refused
     return name, table
 
@@ -289,7 +289,8 @@ def _use_path(node: Node) -> Path:
 
 
 def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
-    name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+    known = dict.fromkeys(row.name for row in node.sheet.registry.rows() if kind in (row.kind, NAMESPACE[row.kind]))
+    name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}", known)
     try:
         row = node.sheet.registry.find(kind, name)
     except UnknownComponent as error:
@@ -325,9 +326,8 @@ def _upgraded(node: Node, row: Any, table: dict[str, Any], owner: str) -> dict[s
 def _choice(converter: cattrs.Converter, node: Node, tables: Mapping[str, type]) -> Any:
     if isinstance(node.value, tuple(tables.values())):
         return node.value
-    name, table = _chosen(node, " or ".join(repr(one) for one in tables))
+    name, table = _chosen(node, "a table", tables)
     if name not in tables:
-        hint = suggestion(name, tables, "there are")
-        node.sheet.report(_use_path(node), f"there is no {name[:64]!r}{hint}")
+        node.sheet.report(_use_path(node), f"there is no {name[:64]!r}{suggestion(name, tables, 'there are')}")
         raise Refused
     return _table(converter, attrs.evolve(node, value=table), tables[name], name)

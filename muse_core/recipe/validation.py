@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.documentation import key_of
+from muse_core.documentation import field_documentation, key_of
 from muse_core.ranges import flat, range_of
 from muse_core.recipe.words import clipped, shown
 
@@ -30,7 +30,7 @@ def faults_of(cls: type, values: dict[str, Any], owner: str) -> Iterable[tuple[s
             try:
                 validator(partial, field, value)
             except (ValueError, TypeError) as error:
-                yield key_of(field), _sentence(field, validator, value, error)
+                yield key_of(field), _sentence(cls, field, validator, value, error)
                 break
             except Exception as error:
                 if isinstance(error, AttributeError) and not complete:
@@ -50,8 +50,15 @@ def construct(cls: type, values: dict[str, Any], owner: str) -> Any:
         raise ValueError(f"making {cls.__name__} raised {type(error).__name__}: {error}{_fault(owner)}") from error
 
 
-def _sentence(field: attrs.Attribute, validator: Any, value: Any, error: Exception) -> str:
-    if str(range_of(validator)):
+def _sentence(cls: type, field: attrs.Attribute, validator: Any, value: Any, error: Exception) -> str:
+    broken = range_of(validator)
+    if broken.pattern is not None:
+        text = field_documentation(cls).get(field.name, ("", 0))[0]
+        hint = f" - {' '.join(text.split())}" if text else ""
+        return f"must be of the form {broken.pattern}, not {shown(value)}{hint}"
+    if broken.min_length is not None or broken.max_length is not None:
+        return f"must be {broken}; it is {len(value)} long"
+    if str(broken):
         return f"must be {range_of(field.validator)}, not {shown(value)}"
     return clipped(str(error.args[0]) if error.args else type(error).__name__, 300)
 

@@ -117,8 +117,8 @@ OPTIONS = {
 @pytest.mark.parametrize("options, expected", OPTIONS.values(), ids=OPTIONS)
 def test_wrong_options_are_a_problem(install, options, expected):
     source = "\n".join([
-        "import attrs", "from muse_core.component import Component", "from muse_core.hookspecs import hookimpl", options,
-        "@hookimpl", "def muse_layers():",
+        "import attrs", "from muse_core.component import Component", "from muse_core.hookspecs import hookimpl",
+        options, "@hookimpl", "def muse_layers():",
         "    yield Component('wave', options=Options, implementation='m:L')",
     ])
     install("example-options", source)
