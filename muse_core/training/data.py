@@ -99,21 +99,28 @@ def evaluation_batches(
     sequence_length: int,
     batch_size: int,
     max_tokens: int | None = None,
+    span: int | None = None,
     reset_at_documents: bool = True,
 ) -> Iterator[Batch]:
     """The same batches every time: windows read with fresh state, every token of the split scored at most once, and
     exactly once without ``max_tokens``.
 
-    Windows come in a fixed shuffled order, so that ``max_tokens`` (in whole windows, at least one) takes a sample of
-    all documents. The window at the end of the text is filled up with separators that are not counted. The last batch
-    may have fewer rows.
+    span: tokens that are taken together, a multiple of ``sequence_length`` (default: that); sequence lengths that
+    share a span read the same text. Spans come in a fixed shuffled order, so that ``max_tokens`` (in whole spans, at
+    least one) takes a sample of all documents. The window at the end of the text is filled up with separators that
+    are not counted. The last batch may have fewer rows.
     """
-    count = -(-(len(split.tokens) - 1) // sequence_length)
-    taken = count if max_tokens is None else min(count, max(1, max_tokens // sequence_length))
-    for first in range(0, taken, batch_size):
-        places = np.arange(first, min(first + batch_size, taken), dtype=np.int64)
-        starts = permute(places, count, seed=0, epoch=0) * sequence_length
-        yield _windows(split, starts, sequence_length, reset_at_documents)
+    span = span or sequence_length
+    if span % sequence_length:
+        raise ValueError(f"a span of {span} tokens cannot be cut into windows of {sequence_length}")
+    num_labels = len(split.tokens) - 1
+    count = -(-num_labels // span)
+    taken = count if max_tokens is None else min(count, max(1, max_tokens // span))
+    spans = permute(np.arange(taken, dtype=np.int64), count, seed=0, epoch=0) * span
+    starts = (spans[:, None] + np.arange(0, span, sequence_length)).ravel()
+    starts = starts[starts < num_labels]
+    for first in range(0, len(starts), batch_size):
+        yield _windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
 
 
 def _windows(

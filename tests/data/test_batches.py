@@ -186,6 +186,20 @@ def test_evaluation_is_the_same_each_time_and_takes_a_sample_of_all_documents(nu
     assert sum(row in places for row in whole[:10].tolist()) < 5, "not just the beginning"
 
 
+def test_lengths_that_share_a_span_score_the_same_tokens(numbered):
+    split = numbered.split("train")
+
+    def scored(length):
+        batches = evaluation_batches(split, sequence_length=length, batch_size=4, max_tokens=500, span=8 * LENGTH)
+        rows = [row[counted].tolist() for batch in batches for row, counted in zip(batch.labels, batch.counted)]
+        return sum(rows, [])
+
+    assert len(scored(LENGTH)) == 2 * 8 * LENGTH
+    assert scored(LENGTH) == scored(2 * LENGTH) == scored(8 * LENGTH)
+    with pytest.raises(ValueError, match="a span of 192 tokens cannot be cut into windows of 25"):
+        scored(LENGTH + 1)
+
+
 def test_evaluation_resets_as_asked(numbered):
     split = numbered.split("validation")
     for wanted in (True, False):
