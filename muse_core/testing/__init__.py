@@ -10,6 +10,7 @@ from typing import Any
 
 WHERE = {
     "build_component": "building",
+    "registry_with": "loose",
     "small_context": "building",
     "FilterSuite": "filters",
     "InitializerSuite": "initializers",

@@ -43,7 +43,9 @@ def registered_cases(registry: Registry, kind: str, folder: Path) -> list[Case]:
     """Cases of every component of a kind: see ``cases_of``."""
     found: list[Case] = []
     for row in registry.rows(kind):
-        found += cases_of(row, folder, registry.reference(row.kind, row.name, row.distribution))
+        own = folder / row.name
+        own.mkdir()
+        found += cases_of(row, own, registry.reference(row.kind, row.name, row.distribution))
     return found
 
 

@@ -17,6 +17,15 @@ from muse_core.plugins.options_check import documentation_faults, structural_fau
 from muse_core.testing.building import build_component
 from muse_core.testing.cases import Case, cases_of, installed, registered_cases
 
+CASES = pytest.StashKey[dict[type, list[Case]]]()
+
+
+def scratch(config: pytest.Config) -> Path:
+    """A folder of its own for the files of one suite's examples, removed when pytest ends."""
+    folder = tempfile.TemporaryDirectory(prefix="muse-conformance-")
+    config.add_cleanup(folder.cleanup)
+    return Path(folder.name)
+
 
 class Suite:
     """Inherit from the suite of a kind in a test module, and pytest runs it::
@@ -57,7 +66,10 @@ class Suite:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "case" not in metafunc.fixturenames:
             return
-        cases = self.cases(Path(tempfile.mkdtemp(prefix="muse-conformance-")))
+        found = metafunc.config.stash.setdefault(CASES, {})
+        if type(self) not in found:
+            found[type(self)] = self.cases(scratch(metafunc.config))
+        cases = found[type(self)]
         if not cases:
             raise pytest.UsageError(f"{type(self).__name__}: no {self.kind} to test is installed")
         metafunc.parametrize("case", cases, ids=[case.label for case in cases])
