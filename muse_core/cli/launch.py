@@ -110,7 +110,7 @@ def _lock(checked: Checked, setup: Setup) -> Lock:
     return make_lock(
         checked,
         device=name,
-        kernels=setup.kernels.choices.values(),
+        kernels=setup.kernels.choices,
         digests={"data": setup.corpus.digest, "tokenizer": setup.corpus.tokenizer.digest},
     )
 

@@ -22,11 +22,12 @@ from muse_core.training.stop import Stop
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
 
-TRANSFORMER = {
-    "width": 32,
-    "depth": 2,
-    "dropout": 0.1,
-    "block": [{"use": "attention", "heads": 2}, {"use": "feed-forward"}],
+MEMORY = {
+    "block": [
+        {"use": "resolvent", "heads": 4},
+        {"use": "hebbian", "heads": 2, "period": 16, "filters": ["snr"]},
+        {"use": "feed-forward"},
+    ]
 }
 
 
@@ -52,7 +53,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("order", ["permuted", "streams"])
-@pytest.mark.parametrize("model", [{}, TRANSFORMER], ids=["memory", "attention"])
+@pytest.mark.parametrize("model", [{}, MEMORY], ids=["attention", "memory"])
 def test_a_run_stopped_twice_equals_an_unstopped_one_to_the_last_bit(
     table: Table, go: Go, tmp_path: Path, losses: Any, monkeypatch: pytest.MonkeyPatch, order: str, model: Any
 ) -> None:
