@@ -188,7 +188,7 @@ def kill_at(folder: Path, point: str) -> list[str]:
         return [f"{point} was not reached"]
     problems = _lost(folder, shared.get()[1], hashes)
     train(folder, shared)
-    return problems + _differences(folder, losses)
+    return [f"{point}: {problem}" for problem in problems + _differences(folder, losses)]
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -250,13 +250,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         found = experiment(Path(folder), kills=chosen.kills, seed=chosen.seed)
+        points = sorted(point for point in faults.POINTS if point.startswith("commit."))
+        at_points = [problem for point in points for problem in kill_at(Path(folder) / point, point)]
     print(
         f"seed {chosen.seed}: {found.kills} kills, {found.inside_commit} inside a commit, "
         f"{found.runs} runs finished, {len(found.problems)} problems"
     )
-    for problem in found.problems:
+    print(f"{len(points)} kills at named points of a commit, {len(at_points)} problems")
+    for problem in found.problems + at_points:
         print(problem)
-    return 1 if found.problems or found.inside_commit < found.kills / 5 else 0
+    return 1 if found.problems or at_points or found.inside_commit < found.kills / 5 else 0
 
 
 if __name__ == "__main__":
