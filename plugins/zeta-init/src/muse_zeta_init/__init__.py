@@ -1,0 +1,1 @@
+"""Initializers and positions from the zeros of the zeta function, with controls."""
