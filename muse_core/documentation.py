@@ -60,9 +60,10 @@ def is_inline(field: attrs.Attribute) -> bool:
     return bool(field.metadata.get("inline", False))
 
 
-def types_of(options: type) -> dict[str, Any]:
+@functools.cache
+def types_of(options: type) -> Mapping[str, Any]:
     """Field name → resolved annotation. Raises NameError for an annotation that cannot be resolved."""
-    return typing.get_type_hints(options, include_extras=True)
+    return types.MappingProxyType(typing.get_type_hints(options, include_extras=True))
 
 
 def options_of(options: type) -> tuple[Option, ...]:

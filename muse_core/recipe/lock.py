@@ -87,7 +87,7 @@ def make_lock(
             "device": device,
             **{name: version for name in BACKGROUND if (version := _version(name))},
         },
-        "source": _commit(checked.where),
+        "source": source_commit(checked.where),
         "digests": dict(digests or {}),
         "packages": [
             {"name": CORE, "version": __version__, "digest": package_digest(["muse_core"])},
@@ -203,7 +203,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _commit(recipe: str) -> dict[str, Any]:
+def source_commit(recipe: str) -> dict[str, Any]:
     """Commit of the repository that holds the recipe; empty outside one."""
     folder = Path(recipe).resolve().parent
     commit = _git(folder, "rev-parse", "HEAD")

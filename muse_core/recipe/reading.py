@@ -15,7 +15,6 @@ import attrs
 from muse_core.errors import RecipeError
 from muse_core.recipe.merging import Places, merge
 from muse_core.recipe.overrides import override
-from muse_core.recipe.paths import written
 from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
 
 MAX_EXTENDS = 8
@@ -104,23 +103,7 @@ def parse(text: str, where: str) -> Source:
     except (ValueError, RecursionError) as error:  # a number too long for int(), a date such as 2024-99-99
         raise RecipeError(f"{where}: not valid TOML: {error}") from None
     places = {path: (where, line) for path, line in lines.items()}
-    source = Source(table, where, places, text)
-    refusals = [f"{source.locate(path)}: {written(path)}: {what}" for path, what in _unfit(table, ())]
-    if refusals:
-        raise RecipeError(refusals)
-    return source
-
-
-def _unfit(value: Any, path: Path) -> Iterable[tuple[Path, str]]:
-    """Values that no recipe may hold, whatever the key."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _unfit(item, (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _unfit(item, (*path, index))
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        yield path, "a whole number beyond 64 bits"
+    return Source(table, where, places, text)
 
 
 _ADVICE = {

@@ -115,15 +115,23 @@ def _label(path: Path) -> str:
 def _whole(node: Node, _: Any) -> int:
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         node.refuse(f"must be a whole number, not {shown(node.value)}")
+    return _within_64_bits(node)
+
+
+def _within_64_bits(node: Node) -> int:
+    if not -(2**63) <= node.value < 2**63:
+        node.refuse("must be a number of at most 64 bits")
     return node.value
 
 
 def _number(node: Node, _: Any) -> float:
     if isinstance(node.value, bool) or not isinstance(node.value, int | float):
         node.refuse(f"must be a number, not {shown(node.value)}")
+    if isinstance(node.value, int):
+        return float(_within_64_bits(node))
     if not math.isfinite(node.value):
         node.refuse(f"must be a finite number, not {shown(node.value)}")
-    return float(node.value)
+    return node.value
 
 
 def _text(node: Node, _: Any) -> str:

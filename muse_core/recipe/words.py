@@ -11,6 +11,8 @@ def shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f"the text {clipped(value)!r}"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a huge number"  # Python refuses to print one of more than 4300 digits
     if isinstance(value, int | float):
         return clipped(str(value))
     if isinstance(value, list | tuple):

@@ -1,0 +1,129 @@
+"""Hundreds of damaged recipes: each is checked or refused in sentences, never a traceback."""
+
+import copy
+import random
+import tomllib
+
+from muse_core.errors import RecipeError
+from muse_core.recipe import check_table, read_recipe, to_toml
+
+GOOD = """
+format = 1
+name = "fuzz"
+seed = 7
+data = { use = "pages", paths = ["a.txt"], tokenizer = { use = "bpe", vocabulary = 400 } }
+monitors = ["guard"]
+
+[model]
+width = 16
+depth = 4
+
+[[model.block]]
+use = "mixer"
+gain = 1.5
+potential = [{ use = "well", depth = 0.001 }, "flat"]
+
+[[model.block]]
+use = "memory"
+period = 64
+filters = ["snr", { use = "snr", threshold = 0.1, mode = "hard" }]
+at = "::2"
+
+[train]
+steps = 10
+learning_rate = 3e-3
+optimizer = { use = "muon", momentum = 0.9 }
+
+[[initializers]]
+use = "scaled"
+match = "*.weight"
+"""
+
+PIECES = [
+    "=", "[", "]", "[[", "{", "}", '"', "'", '"""', ".", ",", "#", "\n", "\\", "\x00", "é", "\u202e", "1e999", "-1",
+    "nan", "true", "9" * 30, "use", "model", "[model]", "block = 3\n", "use = 4\n", "2024-01-01", "0x",
+    "a.b.c.d.e.f.g.h.i", "[" * 20, "plugins.deny = ['lab']\n", "extends = 'x.toml'\n", "format = 2\n",
+    "'@'", '"stack"', '"snr@lab"', "\t",
+]
+
+
+def damaged(chance):
+    """The good text after one to four changes of its characters, words or lines."""
+    text = GOOD
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(text))
+        lines = text.split("\n")
+        match chance.randrange(7):
+            case 0:
+                text = text[:at] + chance.choice(PIECES) + text[at:]
+            case 1:
+                text = text[:at] + text[at + chance.randint(1, 9):]
+            case 2:
+                line = chance.choice(lines)
+                text = text.replace(line, "", 1) if line else text
+            case 3:
+                lines.insert(chance.randrange(len(lines)), chance.choice(lines))
+                text = "\n".join(lines)
+            case 4:
+                chance.shuffle(lines)
+                text = "\n".join(lines)
+            case 5:
+                words = [word for word in text.split() if word not in "=,[]{}"]
+                text = text.replace(chance.choice(words), chance.choice([*PIECES, *words]), 1)
+            case 6:
+                text = text[:at] + chr(chance.randrange(0x250)) + text[at + 1:]
+        text = text or "#"
+    return text
+
+
+def test_the_good_recipe_is_good(registry, tmp_path):
+    (tmp_path / "x.toml").write_text(GOOD)
+    assert read_recipe(tmp_path / "x.toml", registry=registry).recipe.name == "fuzz"
+
+
+def test_three_hundred_damaged_files(registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = 0
+    for seed in range(300):
+        with open("x.toml", "w", encoding="utf-8") as stream:
+            stream.write(damaged(random.Random(seed)))
+        try:
+            checked = read_recipe("x.toml", registry=registry)
+        except RecipeError as error:
+            refused += 1
+            assert error.problems and all(line.startswith("x.toml") for line in error.problems), seed
+            assert all(line.isprintable() for line in error.problems), seed
+            continue
+        to_toml(checked.resolved)
+        assert check_table(checked.resolved, registry).recipe == checked.recipe
+    assert 200 <= refused < 300
+
+
+VALUES = [
+    None, True, 0, -1, 1, 2**63, -(10**400), 0.5, float("nan"), float("inf"), "", "snr", "\x00", "a" * 5000, [], [[]],
+    {}, [None], {"use": None}, {"use": "snr", "a": {}}, [{"use": "memory"}], {"": ""}, {1: 2}, object(), b"x",
+]
+
+
+def test_any_value_in_any_place_of_a_table(registry):
+    good = tomllib.loads(GOOD)
+    pairs = [(path, value) for path in places(good) for value in VALUES]
+    for path, value in random.Random(0).sample(pairs, 200):
+        table = copy.deepcopy(good)
+        holder = table
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = value
+        try:
+            checked = check_table(table, registry)
+        except RecipeError as error:
+            assert all(line.startswith("<table>: ") for line in error.problems), (path, value)
+        else:
+            assert check_table(checked.resolved, registry).recipe == checked.recipe
+
+
+def places(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in items:
+        yield (*path, step)
+        yield from places(item, (*path, step))

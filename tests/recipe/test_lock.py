@@ -1,0 +1,165 @@
+"""The lock says what a run's numbers depend on, and a difference is named."""
+
+import copy
+import subprocess
+
+import attrs
+import pytest
+
+from muse_core.errors import RecipeError
+from muse_core.model.kernels import Chosen
+from muse_core.plugins import load_plugins
+from muse_core.plugins.digest import distribution_digest, package_digest
+from muse_core.recipe import check_table, write_toml
+from muse_core.recipe.lock import Lock, differences, make_lock, read_lock, source_commit, used_distributions
+
+TABLE = {"name": "x", "seed": 3, "data": {"use": "pages"}, "model": {"block": ["wave"]}}
+
+
+@pytest.fixture
+def checked(install, layer_source):
+    """A recipe on a layer and a source of two installed distributions, beside one that it does not use."""
+    source = layer_source("pages", "example_pages_plugin").replace("muse_layers", "muse_sources")
+    install("example-pages", source)
+    install("example-wave", layer_source("wave", "example_wave_plugin"))
+    install("example-idle", layer_source("idle", "example_idle_plugin"))
+    return check_table(TABLE, load_plugins(strict=False, allow=["example-pages", "example-wave", "example-idle"]))
+
+
+def lock_of(checked, **changes):
+    chosen = Chosen(operation="scan", backend="fast", implementation="m:f", refused=())
+    arguments = {"device": "cpu", "kernels": {"scan key=4": chosen}, "digests": {"data": "abc"}} | changes
+    return make_lock(checked, **arguments)
+
+
+def changed(lock, *path, value):
+    table = copy.deepcopy(lock.table)
+    holder = table
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = value
+    return Lock(table, lock.where)
+
+
+def plugin(lock, name):
+    return next(number for number, row in enumerate(lock.table["plugins"]) if row["name"] == name)
+
+
+def test_a_lock_survives_its_file_and_gives_the_same_recipe(checked, tmp_path):
+    lock = lock_of(checked)
+    write_toml(tmp_path / "muse.lock.toml", lock.table)
+    again = read_lock(tmp_path / "muse.lock.toml")
+    assert differences(again, lock) == ()
+    assert again.table == lock.table
+    assert again.check(registry=checked.registry).recipe == checked.recipe
+    assert again.check(["seed=4"], checked.registry).recipe.seed == 4
+
+
+def test_used_plugins_are_marked(checked):
+    assert used_distributions(checked) == {"example-pages", "example-wave"}
+    assert {row["name"]: row["used"] for row in lock_of(checked).table["plugins"]} == {
+        "example-idle": False, "example-pages": True, "example-wave": True}
+
+
+def test_every_difference_that_could_change_numbers_is_named(checked):
+    lock = lock_of(checked)
+    wave = plugin(lock, "example-wave")
+    for path, value, name in [
+        (("environment", "torch"), "0.1", "environment.torch"),
+        (("environment", "device"), "cuda:0", "environment.device"),
+        (("digests", "data"), "xyz", "digests.data"),
+        (("packages", 0, "digest"), "xyz", "packages.muse-core.digest"),
+        (("plugins", wave, "version"), "9", "plugins.example-wave.version"),
+        (("plugins", wave, "digest"), "xyz", "plugins.example-wave.digest"),
+        (("kernels", 0, "backend"), "slow", "kernels.scan key=4.backend"),
+        (("recipe", "train", "steps"), 7, "recipe.train.steps"),
+        (("recipe", "model", "block", 0, "size"), 5, "recipe.model.block[0].size"),
+    ]:
+        (difference,) = differences(changed(lock, *path, value=value), lock)
+        assert difference.what == name
+        assert difference.locked == repr(value)
+
+
+def test_what_cannot_change_numbers_is_no_difference(checked):
+    lock = lock_of(checked)
+    idle = plugin(lock, "example-idle")
+    for path in [("environment", "platform"), ("plugins", idle, "digest"), ("plugins", idle, "version")]:
+        assert differences(changed(lock, *path, value="xyz"), lock) == ()
+
+
+def test_a_missing_plugin_is_a_difference(checked):
+    lock = lock_of(checked)
+    table = copy.deepcopy(lock.table)
+    del table["plugins"][plugin(lock, "example-wave")]
+    assert {one.what for one in differences(lock, Lock(table, ""))} == {
+        "plugins.example-wave.version", "plugins.example-wave.digest"}
+
+
+def test_the_plugin_of_a_chosen_kernel_counts_as_used(checked, install, layer_source):
+    install("example-kernels", layer_source("fast", "example_kernels_plugin").replace("layers", "kernel_backends"))
+    registry = load_plugins(strict=False)
+    again = attrs.evolve(checked, registry=registry)
+
+    def used(lock):
+        return lock.table["plugins"][plugin(lock, "example-kernels")]["used"]
+
+    assert used(lock_of(again))
+    assert not used(lock_of(again, kernels={}))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('format = 1\nname = "x"', "not a lock of format 1; give the muse.lock.toml of a run"),
+        ("format = 2\n[recipe]\na = 1", "not a lock of format 1"),
+        ("format = 1\nplugins = 3\n[recipe]\na = 1", "plugins: must be a list of tables; the lock is damaged"),
+        ("format = 1\ndigests = 3\n[recipe]\na = 1", "digests: must be a table; the lock is damaged"),
+    ],
+)
+def test_a_file_that_is_no_lock_is_refused(tmp_path, text, expected):
+    (tmp_path / "muse.lock.toml").write_text(text)
+    with pytest.raises(RecipeError, match=expected):
+        read_lock(tmp_path / "muse.lock.toml")
+
+
+def test_the_commit_of_the_recipe_is_recorded(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('name = "x"')
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    head = git("rev-parse", "HEAD").stdout.strip()
+    assert source_commit(str(file)) == {"commit": head, "modified": False}
+    file.write_text("changed = 1")
+    assert source_commit(str(file)) == {"commit": head, "modified": True}
+
+
+class TestDigest:
+    def test_of_a_package_is_of_its_files_and_not_of_where_they_lie(self, tmp_path, monkeypatch):
+        digests = []
+        for place in ("a", "b"):
+            package = tmp_path / place / "example_digest"
+            package.mkdir(parents=True)
+            (package / "__init__.py").write_text("x = 1")
+            (package / "__pycache__").mkdir()
+            (package / "__pycache__" / "x.pyc").write_text(place)
+            with monkeypatch.context() as patch:
+                patch.syspath_prepend(str(tmp_path / place))
+                digests.append(package_digest(["example_digest"]))
+        assert digests[0] == digests[1]
+        (package / "__init__.py").write_text("x = 2")
+        monkeypatch.syspath_prepend(str(tmp_path / "b"))
+        assert package_digest(["example_digest"]) != digests[0]
+
+    def test_of_a_distribution_follows_its_module(self, install, layer_source):
+        module = install("example-wave", layer_source("wave", "example_wave_plugin"))
+        registry = load_plugins(strict=False, allow=["example-wave"])
+        before = distribution_digest(registry, "example-wave")
+        file = install.site / f"{module}.py"
+        file.write_text(file.read_text() + "\n")
+        assert distribution_digest(registry, "example-wave") != before
