@@ -164,7 +164,10 @@ def initialize(
     built = [make(entry.initializer, None) for entry in matched]
     for name, index in winner.items():
         parameter = model.get_parameter(name)
-        value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
+        try:
+            value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
+        except RecipeError as error:
+            raise RecipeError(f"initializers[{index}] on {name}: {error}") from error
         if value.shape != parameter.shape:
             raise PluginError(
                 f"initializers[{index}]: {matched[index].initializer.name} returned shape {tuple(value.shape)} "
