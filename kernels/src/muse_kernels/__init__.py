@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 from .debugging import debug
 from .dispatch import Choice, Request, chosen
+from .fast_weights import fast_weights
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "causal_resolvent_diagonal",
     "chosen",
     "debug",
+    "fast_weights",
     "resolvent_diagonal",
 ]

@@ -32,6 +32,7 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
     "resolvent_diagonal": ("triton", "torch", "reference"),
     "causal_resolvent_diagonal": ("triton", "torch", "reference"),
     "causal_resolvent_apply": ("triton", "torch", "reference"),
+    "fast_weights": ("triton", "torch", "reference"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Problems and comparisons that tests of any backend share, a third party's too."""

@@ -1,0 +1,183 @@
+"""Fast weights by Triton kernels: registered custom operators, so that a compiled model keeps its graph whole."""
+
+import torch
+from torch import Tensor
+
+from ..fast_weights_arguments import check_fast_weights
+from ..torch.fast_weights import fast_weights as by_torch
+from . import fast_weights_launch as launch
+
+WIDEST = 128
+
+
+def fast_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    rate: Tensor,
+    *,
+    rule: str = "hebbian",
+    initial: Tensor | None = None,
+    resets: Tensor | None = None,
+    read: str = "after",
+    chunk: int = 64,
+    group=None,
+) -> tuple[Tensor, Tensor]:
+    """Chunkwise fast weights on the GPU; arguments, results and errors as `muse_kernels.fast_weights`.
+
+    bfloat16 or float32 inputs, products of the former accumulated in float32; K and M up to 128. The chunk becomes
+    a power of two from 16 to 64 (16 in float32). A second derivative recomputes by torch operations.
+    """
+    layout = check_fast_weights(
+        query,
+        key,
+        value,
+        log_decay,
+        rate,
+        rule=rule,
+        initial=initial,
+        resets=resets,
+        read=read,
+        chunk=chunk,
+        group=group,
+    )
+    if layout.state_dtype == torch.float64:
+        raise ValueError("fast_weights: the triton kernels compute in float32; use backend torch for float64")
+    if max(layout.key_width, layout.value_width) > WIDEST:
+        raise ValueError(
+            f"fast_weights: the triton kernels hold heads up to {WIDEST} wide, got K={layout.key_width}, "
+            f"M={layout.value_width}; use backend torch"
+        )
+    query, key, value = (_unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
+    largest = launch.LONGEST_SINGLE if layout.output_dtype == torch.float32 else launch.LONGEST_HALF
+    chunk = max(16, min(largest, 1 << (min(chunk, layout.tokens) - 1).bit_length()))
+    if initial is not None:
+        initial = initial.float().contiguous()
+    output, final, *_ = _forward(query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, chunk)
+    return output, final
+
+
+def _unit_last_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    rate: Tensor,
+    initial: Tensor | None,
+    resets: Tensor | None,
+    rule: str,
+    read: str,
+    chunk: int,
+) -> launch.Problem:
+    tuning = launch.SINGLE if query.dtype == torch.float32 else launch.HALF
+    return launch.Problem(
+        query, key, value, log_decay, rate, initial, resets, rule == "delta", read == "before", chunk, tuning
+    )
+
+
+@torch.library.custom_op("muse_kernels::fast_weights", mutates_args=())
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    rate: Tensor,
+    initial: Tensor | None,
+    resets: Tensor | None,
+    rule: str,
+    read: str,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = _problem(query, key, value, log_decay, rate, initial, resets, rule, read, chunk)
+    output, final, residual, prepared = launch.forward(problem)
+    return output, final, residual, *prepared
+
+
+@_forward.register_fake
+def _(query, key, value, log_decay, rate, initial, resets, rule, read, chunk):
+    batch, tokens, heads, key_width = query.shape
+    output = value.new_empty(batch, tokens, heads, value.shape[-1])
+    delta = rule == "delta"
+    shapes = launch.prepared_shapes(batch * heads, (tokens + chunk - 1) // chunk, chunk, delta)
+    return (
+        output,
+        rate.new_empty(batch, heads, key_width, value.shape[-1]),
+        value.new_empty(output.shape if delta else 0),
+        *(x.new_empty(shape) for x, shape in zip((query, query, rate, rate), shapes, strict=True)),
+    )
+
+
+@torch.library.custom_op("muse_kernels::fast_weights_backward", mutates_args=())
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    rate: Tensor,
+    initial: Tensor | None,
+    resets: Tensor | None,
+    residual: Tensor,
+    scores: Tensor,
+    inverse: Tensor,
+    factors: Tensor,
+    kept: Tensor,
+    grad_output: Tensor,
+    grad_final: Tensor | None,
+    rule: str,
+    read: str,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = _problem(query, key, value, log_decay, rate, initial, resets, rule, read, chunk)
+    grad_output = _unit_last_stride(grad_output)
+    grad_final = None if grad_final is None else grad_final.contiguous()
+    stored = residual if problem.delta else value
+    prepared = launch.Prepared(scores, inverse, factors, kept)
+    return launch.backward(problem, stored, prepared, grad_output, grad_final)
+
+
+@_backward.register_fake
+def _(query, key, value, log_decay, rate, *_):
+    batch, _, heads, key_width = query.shape
+    leaves = tuple(x.new_empty(x.shape) for x in (query, key, value, log_decay, rate))
+    return *leaves, rate.new_empty(batch, heads, key_width, value.shape[-1])
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.rule, ctx.read, ctx.chunk = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_output, grad_final, *_):
+    inputs, prepared = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    query, _, value, _, _, initial, _ = inputs
+    if grad_output is None:
+        grad_output = value.new_zeros(*query.shape[:3], value.shape[-1])
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, grad_output, grad_final)):
+        gradients = _differentiable_gradients(ctx, inputs, grad_output, grad_final)
+    else:
+        gradients = _backward(*inputs, *prepared, grad_output, grad_final, ctx.rule, ctx.read, ctx.chunk)
+    *leaves, grad_initial = gradients
+    return *leaves, None if initial is None else grad_initial, None, None, None, None
+
+
+def _differentiable_gradients(ctx, inputs, grad_output, grad_final):
+    """The same gradients by torch operations that can be differentiated again."""
+    *leaves, initial, resets = inputs
+    if initial is None:
+        initial = leaves[0].new_zeros(
+            (leaves[0].shape[0], *leaves[0].shape[2:], leaves[2].shape[-1]), dtype=torch.float32
+        )
+    leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in (*leaves, initial)]
+    results = by_torch(*leaves[:5], rule=ctx.rule, read=ctx.read, chunk=ctx.chunk, initial=leaves[5], resets=resets)
+    if grad_final is None:
+        grad_final = torch.zeros_like(results[1])
+    return torch.autograd.grad(results, leaves, (grad_output, grad_final), create_graph=True)
+
+
+_forward.register_autograd(_gradients, setup_context=_save)

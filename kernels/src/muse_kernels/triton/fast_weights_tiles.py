@@ -1,0 +1,44 @@
+"""Loads and stores of the fast-weights kernels, masked only where something lies outside."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(base, stride, rows, columns, inside, WIDTH: tl.constexpr, FULL: tl.constexpr):
+    """Rows `rows` and columns `columns` of a (tokens, WIDTH) matrix, zeros outside; FULL where nothing lies outside."""
+    cells = base + rows[:, None] * stride + columns[None, :]
+    if FULL:
+        return tl.load(cells)
+    return tl.load(cells, mask=inside[:, None] & (columns < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(base, stride, rows, columns, inside, tile, WIDTH: tl.constexpr, FULL: tl.constexpr):
+    """The counterpart of `load_tile`, in the memory's dtype."""
+    cells = base + rows[:, None] * stride + columns[None, :]
+    tile = tile.to(base.dtype.element_ty)
+    if FULL:
+        tl.store(cells, tile)
+    else:
+        tl.store(cells, tile, mask=inside[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit
+def load_state(base, depth, columns, K: tl.constexpr, M: tl.constexpr, FULL: tl.constexpr):
+    """Rows `depth` and columns `columns` of a (K, M) state."""
+    cells = base + depth[:, None] * M + columns[None, :]
+    if FULL:
+        return tl.load(cells)
+    return tl.load(cells, mask=(depth < K)[:, None] & (columns < M)[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(base, depth, columns, state, K: tl.constexpr, M: tl.constexpr, FULL: tl.constexpr):
+    """The counterpart of `load_state`, in the memory's dtype."""
+    cells = base + depth[:, None] * M + columns[None, :]
+    state = state.to(base.dtype.element_ty)
+    if FULL:
+        tl.store(cells, state)
+    else:
+        tl.store(cells, state, mask=(depth < K)[:, None] & (columns < M)[None, :])

@@ -1,0 +1,120 @@
+"""The fast-weights kernels, small, in float32: bfloat16 products are not to be had from the interpreter."""
+
+import pytest
+import torch
+
+from muse_kernels import fast_weights as public
+from muse_kernels.reference import fast_weights as reference
+from muse_kernels.testing.fast_weights import assert_close, draw, results
+from muse_kernels.triton import fast_weights, fast_weights_launch
+
+RULES = ("hebbian", "delta")
+CLOSE = 3e-6
+
+
+def sequential(problem, **options):
+    return results(problem.to(torch.float64), reference, **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("read", ("after", "before"))
+def test_equals_the_recursion_with_resets_and_odd_widths(rule, read):
+    problem = draw(21, batch=1, key_width=20, value_width=9, resets=True, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule, read=read), sequential(problem, rule=rule, read=read), CLOSE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("tokens", (1, 33))
+def test_equals_the_recursion_at_any_length(rule, tokens):
+    problem = draw(tokens, batch=2, heads=1, key_width=16, value_width=32, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), CLOSE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_split_key_tiles_and_long_chunks(rule, monkeypatch):
+    """What bfloat16 runs with: chunks of 64, so that inverses are joined, and several tiles of keys and values."""
+    tiles = fast_weights_launch.Launch(keys=16, values=16, warps=4, stages=1)
+    whole = tiles._replace(keys=128)
+    tuning = fast_weights_launch.Tuning(prepare=whole, forward=whole, states=tiles, ends=whole, gradients=tiles)
+    problem = draw(70, batch=1, heads=1, key_width=32, value_width=32, resets=True, dtype=torch.float32)
+    expected = sequential(problem, rule=rule)
+    monkeypatch.setattr(fast_weights_launch, "SINGLE", tuning)
+    monkeypatch.setattr(fast_weights_launch, "LONGEST_SINGLE", 64)
+    assert_close(results(problem, fast_weights, rule=rule), expected, CLOSE)
+
+
+def test_inverse_of_alike_keys(rule="delta"):
+    """Equal keys at rate 2 without decay: the powers of the chunk's matrix exceed 1e5, its inverse stays at 2."""
+    problem = draw(16, batch=1, heads=1, key_width=16, value_width=16, dtype=torch.float32)
+    with torch.no_grad():
+        problem.key.copy_(problem.key[:, :1].clone().expand_as(problem.key))
+        problem.rate.fill_(2.0)
+        problem.log_decay.fill_(0.0)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), 1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_unwritten_memory_would_show(rule, monkeypatch):
+    """Every buffer starts as NaN: whatever a kernel fails to write reaches a result."""
+    empty = torch.Tensor.new_empty
+
+    def poisoned(self, *size, **options):
+        return empty(self, *size, **options).fill_(torch.nan)
+
+    problem = draw(19, batch=1, heads=1, key_width=12, value_width=20, dtype=torch.float32)
+    expected = sequential(problem, rule=rule)
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    assert_close(results(problem, fast_weights, rule=rule), expected, CLOSE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_strided_expanded_and_empty(rule):
+    problem = draw(18, heads=2, key_width=16, value_width=16, dtype=torch.float32)
+    expected = problem.to(torch.float64).run(reference, rule=rule)
+    problem.query = problem.query.detach().permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    problem.value = problem.value.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    for got, want in zip(problem.run(fast_weights, rule=rule), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
+    key = problem.key[:, :, :1].detach().expand(-1, -1, 2, -1)
+    arguments = (problem.query, key, problem.value, problem.log_decay, problem.rate)
+    torch.testing.assert_close(fast_weights(*arguments, rule=rule), reference(*arguments, rule=rule), rtol=0, atol=2e-5)
+    assert all(x.shape[0] == 0 for x in results(draw(4, batch=0, dtype=torch.float32), fast_weights, rule=rule))
+
+
+def test_registered_operator(rule="delta"):
+    """Schema, fake tensors and autograd registration, as torch's own checker sees them."""
+    p = draw(5, batch=1, heads=1, key_width=4, value_width=3, resets=True, dtype=torch.float32)
+    arguments = (p.query, p.key, p.value, p.log_decay, p.rate, p.initial, p.resets, rule, "after", 16)
+    torch.library.opcheck(torch.ops.muse_kernels.fast_weights.default, arguments)
+
+
+def test_compiled_graph_stays_whole():
+    problem = draw(17, batch=1, heads=1, key_width=8, value_width=8, dtype=torch.float32)
+    compiled = torch.compile(fast_weights, backend="aot_eager", fullgraph=True)
+    assert_close(results(problem, compiled, rule="delta"), sequential(problem, rule="delta"), CLOSE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_second_derivative_by_torch(rule):
+    problem = draw(9, batch=1, heads=1, key_width=4, value_width=3, dtype=torch.float32)
+
+    def penalty(p, backend):
+        output, final = p.run(backend, rule=rule)
+        gradients = torch.autograd.grad((output**2).sum() + final.sum(), p.leaves, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in gradients), p.leaves)
+
+    for got, want in zip(penalty(problem, fast_weights), penalty(problem.to(torch.float64), reference), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_auto_takes_the_kernels():
+    problem = draw(5, batch=1, heads=1, dtype=torch.float32)
+    output, _ = problem.run(public)
+    torch.testing.assert_close(output, problem.run(fast_weights)[0], rtol=0, atol=0)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="backend torch for float64"):
+        draw(4).run(fast_weights)
+    with pytest.raises(ValueError, match="up to 128 wide, got K=129, M=3"):
+        draw(4, key_width=129, dtype=torch.float32).run(fast_weights)

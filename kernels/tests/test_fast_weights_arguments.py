@@ -1,0 +1,56 @@
+"""Wrong arguments of fast weights are named, with their shapes."""
+
+import pytest
+import torch
+
+from muse_kernels.testing.fast_weights import draw
+from muse_kernels.torch import fast_weights
+
+WRONG = {
+    "query": (lambda x: x[0], r"query must be \(B, N, H, K\), got \(4, 2, 5\)"),
+    "key": (lambda x: x[..., :4], r"key must be \(B, N, H, K\) = \(2, 4, 2, 5\).*got \(2, 4, 2, 4\)"),
+    "value": (lambda x: x[:, :3], r"value must be \(B, N, H, M\) = \(2, 4, 2, 3\).*got \(2, 3, 2, 3\)"),
+    "log_decay": (lambda x: x[:1], r"log_decay must be \(B, N, H\) = \(2, 4, 2\).*got \(1, 4, 2\)"),
+    "rate": (lambda x: x.half(), r"rate must be bfloat16, float32 or float64, got torch.float16"),
+    "initial": (lambda x: x.mT, r"initial must be \(B, H, K, M\) = \(2, 2, 5, 3\).*got \(2, 2, 3, 5\)"),
+    "resets": (lambda x: x.int(), r"resets must be bool, got torch.int32"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tensor_is_named(name):
+    change, message = WRONG[name]
+    problem = draw(4, resets=True)
+    setattr(problem, name, change(getattr(problem, name)))
+    with pytest.raises(ValueError, match=message):
+        problem.run(fast_weights)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"rule": "oja"}, "rule must be one of"),
+        ({"read": "during"}, "read must be one of"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+    ],
+)
+def test_wrong_option_is_named(option, message):
+    with pytest.raises(ValueError, match=message):
+        draw(4).run(fast_weights, **option)
+
+
+def test_no_token():
+    with pytest.raises(ValueError, match="at least one token"):
+        fast_weights(*(x[:, :0] for x in draw(4).leaves[:5]))
+
+
+def test_context_parallelism_is_refused_until_it_exists():
+    with pytest.raises(NotImplementedError, match="group"):
+        draw(4).run(fast_weights, group=object())
+
+
+def test_device_is_named():
+    problem = draw(4)
+    problem.rate = torch.empty_like(problem.rate, device="meta")
+    with pytest.raises(ValueError, match="rate is on meta, query on cpu"):
+        problem.run(fast_weights)
