@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
 from muse_core.errors import RecipeError
 from muse_core.recipe import Checked, read_recipe, to_toml
@@ -23,12 +21,9 @@ from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
 
 
-def fresh(
-    recipe: Path, overrides: Sequence[str], run_dir: Path | None, *, locked: bool, allow_drift: bool
-) -> None:
-    """Start a run in a new directory."""
+def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool) -> None:
+    """Start a run in a new directory; ``lock`` is what it must repeat, if anything."""
     display = Display()
-    checked, lock = _read(recipe, overrides, locked)
     resolved = to_toml(checked.resolved)
     target = run_dir or Path("runs") / f"{checked.recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with RunDirectory.claim(target, resolved) as directory:
@@ -51,13 +46,12 @@ def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
         _start(setup, directory, display)
 
 
-def show(recipe: Path, overrides: Sequence[str], *, locked: bool) -> None:
+def show(checked: Checked) -> None:
     """``--dry-run``: everything that would be built."""
     display = Display()
-    checked, _ = _read(recipe, overrides, locked)
     setup = _prepare(checked, display)
     console = display.console
-    table = Table("layer", "component", "from", Text("parameters"), box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table("layer", "component", "from", "parameters", box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.columns[3].justify = "right"
     rows = preview.layer_rows(setup)
     for name, component, distribution, count in rows:
@@ -71,13 +65,6 @@ def show(recipe: Path, overrides: Sequence[str], *, locked: bool) -> None:
     display.table("Kernels", _kernel_rows(setup))
     display.table("Device", {"device": str(setup.precision.device), "precision": setup.precision.dtype})
     display.say("dry run: nothing was written")
-
-
-def _read(recipe: Path, overrides: Sequence[str], locked: bool) -> tuple[Checked, Lock | None]:
-    if not locked:
-        return read_recipe(recipe, overrides), None
-    lock = read_lock(recipe)
-    return lock.check(overrides), lock
 
 
 def _prepare(checked: Checked, display: Display) -> Setup:

@@ -49,11 +49,20 @@ def main(
             raise RecipeError("--resume continues the run as its recipe says: leave --set and --run-dir out")
         if device is not None:
             overrides = (*overrides, f'train.device="{device}"')
-        from muse_core.cli.launch import fresh, resumed, show
-
         if resume is not None:
+            from muse_core.cli.launch import resumed
+
             resumed(resume, device=device, allow_drift=allow_drift)
-        elif dry_run:
-            show(recipe or locked, overrides, locked=locked is not None)
+            return
+        from muse_core.recipe import read_recipe
+        from muse_core.recipe.lock import read_lock
+
+        lock = read_lock(locked) if locked is not None else None
+        checked = lock.check(overrides) if lock is not None else read_recipe(recipe, overrides)
+        # Imports torch, which takes seconds: a wrong recipe is told before.
+        from muse_core.cli.launch import fresh, show
+
+        if dry_run:
+            show(checked)
         else:
-            fresh(recipe or locked, overrides, run_dir, locked=locked is not None, allow_drift=allow_drift)
+            fresh(checked, lock, run_dir, allow_drift=allow_drift)
