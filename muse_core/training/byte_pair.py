@@ -65,10 +65,12 @@ def read_files(vocab_path: str, merges_path: str) -> BytePairTokenizer:
     """The encoding of GPT-2's vocab.json and merges.txt. DataError when they are not byte-level encoding."""
     vocab = _read_vocab(vocab_path)
     lines = (line for line in read_tokenizer_file(merges_path).splitlines() if not line.startswith("#version"))
-    merges = [tuple(line.split(" ")) for line in lines if line]
-    for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
-            raise DataError(f"{merges_path}: merge {' '.join(merge)!r} does not fit {vocab_path}")
+    merges = []
+    for line in filter(None, lines):
+        left, _, right = line.partition(" ")
+        if not {left, right, left + right} <= vocab.keys():
+            raise DataError(f"{merges_path}: merge {line!r} does not fit {vocab_path}")
+        merges.append((left, right))
     return BytePairTokenizer(_byte_level(models.BPE(vocab=vocab, merges=merges)), vocab.get(END, len(vocab)))
 
 

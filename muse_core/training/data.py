@@ -76,17 +76,20 @@ class TrainingData:
         is the unreduced stream position, step × sequence_length, and token 0 resets where a row does not continue the
         previous step's text: at the start, at a new epoch, behind a quarantined step.
         """
+        if self._streams:
+            return self._stream_batch(step, quarantine)
+        places = self.data_step(step, quarantine) * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        windows = shuffled(places, self._windows_per_row, seed=self._seed)
+        return _windows(self._text, windows * self._length, self._length, self._reset_at_documents)
+
+    def _stream_batch(self, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
         data_step = self.data_step(step, quarantine)
-        rows = np.arange(self._batch_size, dtype=np.int64)
-        if not self._streams:
-            window = shuffled(data_step * self._batch_size + rows, self._windows_per_row, seed=self._seed)
-            return _windows(self._text, window * self._length, self._length, self._reset_at_documents)
         epoch, window = divmod(data_step, self._windows_per_row)
-        stretch = shuffled(epoch * self._batch_size + rows, self._batch_size, seed=self._seed)
-        origins = stretch * (self._num_labels // self._batch_size)
-        batch = _windows(
-            self._text, origins + window * self._length, self._length, self._reset_at_documents, origins=origins
-        )
+        places = epoch * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        stretches = shuffled(places, self._batch_size, seed=self._seed)
+        origins = stretches * (self._num_labels // self._batch_size)
+        starts = origins + window * self._length
+        batch = _windows(self._text, starts, self._length, self._reset_at_documents, origins=origins)
         continues = step > 0 and window > 0 and self.data_step(step - 1, quarantine) == data_step - 1
         resets = torch.zeros_like(batch.counted) if batch.tokens.resets is None else batch.tokens.resets
         resets[:, 0] |= not continues

@@ -83,7 +83,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         body = wrapped["header"]
         if _sha256(body) != wrapped["sha256"]:
             raise Unusable(f"{HEADER} is damaged")
-        header = json.loads(body)
+        header: dict[str, Any] = json.loads(body)
         for name, described in header["files"].items():
             if _describe(folder / name) != described:
                 raise Unusable(f"{name} is damaged")

@@ -37,4 +37,5 @@ def open_source(use: Use, cache: Path) -> Source:
         raise PluginError(
             f"{use.path or 'data'}: source {use.name!r} of {use.distribution} {use.version} cannot be imported: {error}"
         ) from error
-    return implementation(use.options, SourceContext(cache=cache))
+    source: Source = implementation(use.options, SourceContext(cache=cache))
+    return source

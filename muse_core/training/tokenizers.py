@@ -21,8 +21,11 @@ class Tokenizer(ABC):
     by text."""
 
     separator: int
-    pieces: Sequence[bytes]
-    """Bytes that each token stands for, in the order of ids; none for the separator."""
+
+    @property
+    @abstractmethod
+    def pieces(self) -> Sequence[bytes]:
+        """Bytes that each token stands for, in the order of ids; none for the separator."""
 
     @property
     def vocabulary_size(self) -> int:

@@ -1,6 +1,7 @@
 """A corpus is divided by document before anything learns from it, encoded once, and never read back damaged."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from muse_core.errors import DataError
 from muse_core.recipe.schema import BytePair
 from muse_core.training.data import evaluation_batches
 from muse_core.training.documents import SPLITS
+from muse_core.training.encoded import Unusable, read_header
 from muse_core.training.sources import cache_folder
 
 WORDS = (
@@ -172,6 +174,28 @@ def test_damaged_files_are_made_anew_with_a_notice(make_corpus, tmp_path, name, 
     assert len(again.notices) == 1 and "made anew" in again.notices[0]
     assert all(np.array_equal(again.split(split).tokens, expected[split]) for split in SPLITS)
     assert not make_corpus(FORTY, cache=tmp_path).notices
+
+
+def test_every_bit_of_the_header_counts(make_corpus, tmp_path):
+    make_corpus(FORTY, cache=tmp_path)
+    folder = only_folder(tmp_path)
+    header = (folder / "header.json").read_bytes()
+    assert read_header(folder)["splits"]["train"]["documents"] == 36
+    for place in range(len(header)):
+        damaged = bytearray(header)
+        damaged[place] ^= 1 << place % 7
+        (folder / "header.json").write_bytes(damaged)
+        with pytest.raises(Unusable):
+            read_header(folder)
+
+
+def test_another_corpus_under_the_same_name_is_not_taken(make_corpus, tmp_path):
+    make_corpus(FORTY, cache=tmp_path / "one")
+    make_corpus(FORTY, seed=1, cache=tmp_path / "two")
+    target = only_folder(tmp_path / "two")
+    shutil.rmtree(target)
+    only_folder(tmp_path / "one").rename(target)
+    assert "holds another corpus" in make_corpus(FORTY, seed=1, cache=tmp_path / "two").notices[0]
 
 
 def test_leftovers_of_a_killed_encoding_are_removed(make_corpus, tmp_path):
