@@ -59,9 +59,8 @@ class _Writer:
     def option(self, option: Option) -> dict[str, Any]:
         """Schema of one key, with its help, range and default."""
         schema = self.of_type(option.type, option)
-        limits = _limits(option.range)
-        if limits and "type" in schema:
-            schema |= limits
+        if "type" in schema:
+            schema |= _limits(option.range, schema["type"])
         if option.doc:
             schema["description"] = option.doc
         if not option.required and _is_plain(option.default):
@@ -124,14 +123,15 @@ class _Writer:
         return self.registry.reference(row.kind, row.name, row.distribution)
 
 
-def _limits(range_: Range) -> dict[str, Any]:
+def _limits(range_: Range, kind: str) -> dict[str, Any]:
+    shortest, longest = ("minLength", "maxLength") if kind == "string" else ("minItems", "maxItems")
     found = {
         "minimum": range_.at_least,
         "exclusiveMinimum": range_.more_than,
         "maximum": range_.at_most,
         "exclusiveMaximum": range_.less_than,
-        "minItems": range_.min_length,
-        "maxItems": range_.max_length,
+        shortest: range_.min_length,
+        longest: range_.max_length,
         "pattern": f"^(?:{range_.pattern})$" if range_.pattern is not None else None,
     }
     return {key: value for key, value in found.items() if value is not None}

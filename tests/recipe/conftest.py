@@ -134,3 +134,42 @@ def loaded(distribution: str, version: str, rows: dict[str, dict[str, type]]) ->
                    distribution=distribution, version=version, entry_point="e", module="m")
         for kind, named in rows.items() for name, options in named.items()
     ))
+
+
+GOOD = """
+format = 1
+name = "fuzz"
+seed = 7
+data = { use = "pages", paths = ["a.txt"], tokenizer = { use = "bpe", vocabulary = 400 } }
+monitors = ["guard"]
+
+[model]
+width = 16
+depth = 4
+
+[[model.block]]
+use = "mixer"
+gain = 1.5
+potential = [{ use = "well", depth = 0.001 }, "flat"]
+
+[[model.block]]
+use = "memory"
+period = 64
+filters = ["snr", { use = "snr", threshold = 0.1, mode = "hard" }]
+at = "::2"
+
+[train]
+steps = 10
+learning_rate = 3e-3
+optimizer = { use = "muon", momentum = 0.9 }
+
+[[initializers]]
+use = "scaled"
+match = "*.weight"
+"""
+
+
+@pytest.fixture(scope="session")
+def good() -> str:
+    """A sound recipe on the components above, with every shape of value."""
+    return GOOD

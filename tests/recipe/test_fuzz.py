@@ -7,38 +7,6 @@ import tomllib
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table, read_recipe, to_toml
 
-GOOD = """
-format = 1
-name = "fuzz"
-seed = 7
-data = { use = "pages", paths = ["a.txt"], tokenizer = { use = "bpe", vocabulary = 400 } }
-monitors = ["guard"]
-
-[model]
-width = 16
-depth = 4
-
-[[model.block]]
-use = "mixer"
-gain = 1.5
-potential = [{ use = "well", depth = 0.001 }, "flat"]
-
-[[model.block]]
-use = "memory"
-period = 64
-filters = ["snr", { use = "snr", threshold = 0.1, mode = "hard" }]
-at = "::2"
-
-[train]
-steps = 10
-learning_rate = 3e-3
-optimizer = { use = "muon", momentum = 0.9 }
-
-[[initializers]]
-use = "scaled"
-match = "*.weight"
-"""
-
 PIECES = [
     "=", "[", "]", "[[", "{", "}", '"', "'", '"""', ".", ",", "#", "\n", "\\", "\x00", "é", "\u202e", "1e999", "-1",
     "nan", "true", "9" * 30, "use", "model", "[model]", "block = 3\n", "use = 4\n", "2024-01-01", "0x",
@@ -47,9 +15,8 @@ PIECES = [
 ]
 
 
-def damaged(chance):
-    """The good text after one to four changes of its characters, words or lines."""
-    text = GOOD
+def damaged(text, chance):
+    """The text after one to four changes of its characters, words or lines."""
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(text))
         lines = text.split("\n")
@@ -76,17 +43,17 @@ def damaged(chance):
     return text
 
 
-def test_the_good_recipe_is_good(registry, tmp_path):
-    (tmp_path / "x.toml").write_text(GOOD)
+def test_the_good_recipe_is_good(good, registry, tmp_path):
+    (tmp_path / "x.toml").write_text(good)
     assert read_recipe(tmp_path / "x.toml", registry=registry).recipe.name == "fuzz"
 
 
-def test_three_hundred_damaged_files(registry, tmp_path, monkeypatch):
+def test_three_hundred_damaged_files(good, registry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = 0
     for seed in range(300):
         with open("x.toml", "w", encoding="utf-8") as stream:
-            stream.write(damaged(random.Random(seed)))
+            stream.write(damaged(good, random.Random(seed)))
         try:
             checked = read_recipe("x.toml", registry=registry)
         except RecipeError as error:
@@ -105,11 +72,11 @@ VALUES = [
 ]
 
 
-def test_any_value_in_any_place_of_a_table(registry):
-    good = tomllib.loads(GOOD)
-    pairs = [(path, value) for path in places(good) for value in VALUES]
+def test_any_value_in_any_place_of_a_table(good, registry):
+    table_of_good = tomllib.loads(good)
+    pairs = [(path, value) for path in places(table_of_good) for value in VALUES]
     for path, value in random.Random(0).sample(pairs, 200):
-        table = copy.deepcopy(good)
+        table = copy.deepcopy(table_of_good)
         holder = table
         for step in path[:-1]:
             holder = holder[step]
