@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,21 @@ class ModelContext:
     depth: int
     seed: int
     kernels: BoundKernels
+    memory: int | None = None
+    """Bytes of the device that the model is for; None is unknown."""
     activation_checkpointing: bool = False
+
+    def check_size(self, parameter_bytes: int) -> None:
+        """Refuse a model whose weights, gradients and two moments alone exceed the memory, before it is allocated.
+
+        Raises RecipeError.
+        """
+        needed = 4 * parameter_bytes
+        if self.memory is not None and needed > self.memory:
+            raise RecipeError(
+                f"model: weights, gradients and moments would take {needed / 2**30:,.1f} GiB, and there are "
+                f"{self.memory / 2**30:,.1f} GiB; lower model.width or model.depth"
+            )
 
     def seeded(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Seeds torch's default initialisation for the parameter or module of this name."""
@@ -96,6 +111,15 @@ def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:
         return [(use.name, construct(use, None)) for use in recipe.kernels.backend]
     uses = [registered_use(row) for row in registry.rows("kernel backend")]
     return ranked((use.name, construct(use, None)) for use in uses)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def registered_use(row: Any) -> Use:
@@ -135,6 +159,7 @@ def build_model(
         depth=getattr(options, "depth", 0),
         seed=recipe.seed,
         kernels=kernels,
+        memory=memory_of(device),
         activation_checkpointing=recipe.train.activation_checkpointing,
     )
     model = construct(recipe.model, context)

@@ -32,7 +32,7 @@ class Placed:
 class StackOptions:
     """Embedding, ``depth`` blocks of residual layers y = x + update(norm(x)), norm, head."""
 
-    width: int = field(default=192, validator=[validators.ge(1), validators.le(65_536)])
+    width: int = field(default=192, validator=[validators.ge(1), validators.le(16_384)])
     """Width D of the residual stream."""
     depth: int = field(default=4, validator=[validators.ge(1), validators.le(4096)])
     """Number of blocks."""

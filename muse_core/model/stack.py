@@ -82,7 +82,12 @@ class Stack(nn.Module):
         self.embedding = nn.Embedding(context.vocabulary_size, options.width)
         with context.seeded("embedding"):
             nn.init.normal_(self.embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(sites, options, context) for sites in laid.blocks)
+        self.blocks = nn.ModuleList()
+        for sites in laid.blocks:
+            self.blocks.append(Block(sites, options, context))
+            if len(self.blocks) == 1:
+                per_block = sum(p.numel() * p.element_size() for p in self.blocks.parameters())
+                context.check_size(per_block * options.depth)
         self.norm = make_norm(options.norm, options.width)
         self.head = None
         if not options.tie_embeddings:
