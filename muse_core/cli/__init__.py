@@ -38,6 +38,7 @@ class LazyGroup(click.Group):
     commands_at={
         "plugins": ("muse_core.cli.plugins:plugins", "What is installed, and what is wrong with it."),
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
+        "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -1,0 +1,120 @@
+"""``muse doctor``: versions, devices, kernel backends and why each is or isn't available, plugins and their faults."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from muse_core.cli.errors import guarded
+
+if TYPE_CHECKING:
+    from muse_core.plugins import Registered, Registry
+
+DISTRIBUTIONS = ("muse-core", "muse-kernels", "torch", "triton", "numpy", "datasets", "tokenizers", "safetensors",
+                 "attrs", "cattrs", "pluggy")
+SLOW = 1.0
+"""Seconds of import after which a plugin is named."""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can run: versions, devices, kernel backends, plugins. Imports torch."""
+    with guarded():
+        found = examine()
+        if as_json:
+            import json
+
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+            return
+        for part in ("versions", "devices", "kernels"):
+            click.echo(click.style(part, bold=True))
+            for name, text in found[part].items():
+                click.echo(f"  {name:<24} {text}")
+        click.echo(click.style("plugins", bold=True))
+        click.echo(f"  {found['components']} components of {found['distributions']} distributions")
+        for line in (*found["slow"], *found["problems"]):
+            click.echo(f"  {line}")
+
+
+def examine() -> dict[str, Any]:
+    """Everything that the command prints."""
+    from muse_core.plugins import load_plugins
+
+    registry = load_plugins(strict=False)
+    devices = _devices()
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
+        "devices": devices,
+        "kernels": {
+            row.reference: text
+            for row in registry.rows("kernel backend")
+            for text in [availability(row, ("cpu", "cuda") if "cuda:0" in devices else ("cpu",))]
+        },
+        "components": len(registry.rows()),
+        "distributions": len({row.distribution for row in registry.rows()}),
+        "slow": slow_imports(registry),
+        "problems": [str(problem) for problem in registry.problems],
+    }
+
+
+def slow_imports(registry: Registry, limit: float = SLOW) -> list[str]:
+    """Plugins whose import held up every listing, one line each."""
+    return [
+        f"{loaded.plugin.label}: its import took {loaded.seconds:.1f} s - import heavy modules where they are used"
+        for loaded in registry.plugins if loaded.seconds > limit
+    ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    from muse_core.training.precision import computes_bf16
+
+    def bf16(device: torch.device) -> str:
+        return "bf16" if computes_bf16(device) else "no bf16 instructions, so precision auto is fp32"
+
+    cpu = torch.device("cpu")
+    found = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {bf16(cpu)}"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        found[f"cuda:{index}"] = f"{properties.name}, {memory}, {bf16(torch.device('cuda', index))}"
+    if len(found) == 1:
+        found["cuda"] = "none; " + (
+            "torch sees no GPU" if torch.version.cuda or torch.version.hip else "this torch is built for the CPU only")
+    return found
+
+
+def availability(row: Registered, devices: Sequence[str]) -> str:
+    """For each device: the operations that a backend serves there, or why it serves none."""
+    from muse_core.contracts import KernelRequest
+    from muse_core.errors import MuseError
+    from muse_core.model.build import construct, registered_use
+
+    try:
+        backend = construct(registered_use(row), None)
+        operations = sorted(backend.operations())
+        parts = []
+        for device in devices:
+            reasons = {one: backend.refuse(KernelRequest(one, device, "float32")) for one in operations}
+            served = [one for one, reason in reasons.items() if reason is None]
+            refused = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason is not None))
+            served_text = "every operation" if len(served) == len(operations) else ", ".join(served)
+            parts.append(f"{device}: {served_text or 'nothing'}{f' ({refused})' if refused else ''}")
+        return " | ".join(parts)
+    except MuseError as error:
+        return f"unusable: {error}"
+    except Exception as error:
+        return f"unusable: asking it raised {type(error).__name__}: {error}"

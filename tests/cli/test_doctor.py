@@ -1,0 +1,77 @@
+"""What the machine can run is said per backend, and whatever is broken is a line."""
+
+import json
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli import muse
+from muse_core.cli.doctor import availability, slow_imports
+from muse_core.plugins import load_plugins
+
+BACKEND = """
+    import attrs
+    from muse_core.component import Component
+    from muse_core.hookspecs import hookimpl
+
+    @attrs.frozen(kw_only=True)
+    class Options:
+        '''A backend.'''
+
+    class Backend:
+        rank = 1
+
+        def __init__(self, options, context):
+            pass
+
+        def operations(self):
+            return {{"scan": "m:f", "apply": "m:g"}}
+
+        def refuse(self, request):
+            {refuse}
+
+    @hookimpl
+    def muse_kernel_backends():
+        yield Component("example", options=Options, implementation="example_kernels_plugin:Backend")
+"""
+
+
+@pytest.mark.parametrize(
+    "refuse, expected",
+    [
+        ("return None", "cpu: every operation"),
+        ("return 'needs a GPU'", "cpu: nothing (needs a GPU)"),
+        ("return 'too wide' if request.operation == 'scan' else None", "cpu: apply (too wide)"),
+        ("raise KeyError('x')", "unusable: asking it raised KeyError: 'x'"),
+    ],
+)
+def test_a_backend_says_what_it_serves(install, refuse, expected):
+    install("example-kernels", BACKEND.format(refuse=refuse))
+    row = load_plugins(strict=False).find("kernel backend", "example")
+    assert availability(row, ["cpu"]) == expected
+
+
+def test_a_backend_that_cannot_be_imported_is_unusable(install):
+    install("example-kernels", BACKEND.format(refuse="return None").replace("_plugin:Backend", "_plugin:Missing"))
+    row = load_plugins(strict=False).find("kernel backend", "example")
+    assert availability(row, ["cpu"]).startswith("unusable: kernel backend 'example' of example-kernels 1.0.0")
+
+
+def test_a_slow_import_is_named(install, layer_source):
+    install("example-slow", layer_source("wave"))
+    registry = load_plugins(strict=False)
+    loaded = [attrs.evolve(one, seconds=2.5) if one.plugin.distribution == "example-slow" else
+              attrs.evolve(one, seconds=0.9) for one in registry.plugins]
+    (line,) = slow_imports(attrs.evolve(registry, plugins=tuple(loaded)))
+    assert line.startswith("example-slow 1.0.0 (example-slow): its import took 2.5 s")
+
+
+def test_the_command_survives_a_broken_plugin(install, monkeypatch):
+    install("example-broken", "raise SystemExit(1)")
+    monkeypatch.setenv("MUSE_STRICT", "1")
+    result = CliRunner().invoke(muse, ["doctor", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["versions"]["torch"] != "not installed" and "cpu" in found["devices"]
+    assert any("example-broken" in line for line in found["problems"])
