@@ -79,8 +79,8 @@ class Stack(nn.Module):
             raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
         self.vocabulary_size: int = context.vocabulary_size
         self.activation_checkpointing = context.activation_checkpointing
-        self.embedding = nn.Embedding(context.vocabulary_size, options.width)
         with context.seeded("embedding"):
+            self.embedding = nn.Embedding(context.vocabulary_size, options.width)
             nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = nn.ModuleList()
         for sites in laid.blocks:
@@ -91,8 +91,8 @@ class Stack(nn.Module):
         self.norm = make_norm(options.norm, options.width)
         self.head = None
         if not options.tie_embeddings:
-            self.head = nn.Linear(options.width, context.vocabulary_size, bias=False)
             with context.seeded("head"):
+                self.head = nn.Linear(options.width, context.vocabulary_size, bias=False)
                 nn.init.normal_(self.head.weight, std=1 / math.sqrt(options.width) / 4)
 
     def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:

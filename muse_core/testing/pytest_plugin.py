@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "variant: options that a conformance suite varies by itself")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what a suite declares in ``expected_failures``; a name that is no test of it is a usage error."""
     for item in items:

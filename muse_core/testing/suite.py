@@ -17,6 +17,7 @@ from muse_core.plugins.options_check import documentation_faults, structural_fau
 from muse_core.testing.building import build_component
 from muse_core.testing.cases import Case, cases_of, installed, registered_cases
 
+VARIANT = pytest.mark.variant
 CASES = pytest.StashKey[dict[type, list[Case]]]()
 
 
@@ -72,7 +73,8 @@ class Suite:
         cases = found[type(self)]
         if not cases:
             raise pytest.UsageError(f"{type(self).__name__}: no {self.kind} to test is installed")
-        metafunc.parametrize("case", cases, ids=[case.label for case in cases])
+        parameters = [pytest.param(case, id=case.label, marks=[VARIANT] if case.derived else []) for case in cases]
+        metafunc.parametrize("case", parameters)
 
     def build(self, case: Case, **changes: Any) -> Any:
         """The component in a small context; a variant that it refuses is skipped with its own words."""

@@ -45,7 +45,8 @@ class LayerCausality(LayerBase):
         assert moved > TOLERANCE or self.ignores_x(case), "the layer ignores x"
 
     def ignores_x(self, case: Case) -> bool:
-        """Whether the component is meant to add something that does not depend on the stream, such as positions."""
+        """Whether what the layer adds is meant not to depend on the stream, such as positions: its options class says
+        so by ``ignores_stream = True``."""
         return getattr(self.options_of(case), "ignores_stream", False)
 
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attrs import field, frozen, validators
 
@@ -26,6 +26,8 @@ class RandomSpectrumOptions:
 @frozen(kw_only=True)
 class ZetaPositionsOptions:
     """Adds sin(n ω_i) and cos(n ω_i) of the position n in the document, with learned amplitudes."""
+
+    ignores_stream: ClassVar[bool] = True
 
     frequencies: Literal["zeta", "geometric", "random"] = "zeta"
     """zeta: ω_i = max_frequency γ_1/γ_i. geometric: wavelengths in equal ratios up to longest. random: as zeta with
