@@ -14,6 +14,7 @@ from muse_core.errors import StorageError
 from muse_core.testing.reliability.crash_states import snapshot
 from muse_core.testing.reliability.disks import FailingDisk, VolatileDisk
 from muse_core.training.checkpoint import Checkpoints, Generation
+from muse_core.training.checkpoint import checkpoints as checkpoints_module
 from muse_core.training.checkpoint.commit import bytes_needed
 from muse_core.training.checkpoint.retention import kept
 
@@ -195,9 +196,28 @@ def test_one_rank_that_fails_fails_all_and_the_previous_generation_stays(tmp_pat
     assert [one[0].step for one in found] == [7, 7, 7]
 
 
-def test_damage_that_one_rank_sees_makes_all_ranks_fall_back(tmp_path):
+def test_damage_that_one_rank_sees_makes_all_ranks_fall_back(tmp_path, monkeypatch):
     for step in (7, 8):
         on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(snapshot(step, seed=rank)))
-    (tmp_path / "checkpoints" / "gen-00000002" / "model-00002.safetensors").write_bytes(b"")
+    real = checkpoints_module.read
+
+    def unreadable_for_one(generation, rank):
+        if rank == 1 and generation.number == 2:
+            raise OSError(5, "Input/output error")
+        return real(generation, rank)
+
+    monkeypatch.setattr(checkpoints_module, "read", unreadable_for_one)
     found = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.newest())
     assert [one[0].step for one in found] == [7, 7, 7]
+
+
+def test_every_rank_verifies_the_files_of_all(tmp_path):
+    for step in (7, 8):
+        on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(snapshot(step, seed=rank)))
+    file = tmp_path / "checkpoints" / "gen-00000002" / "model-00002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.newest(quarantine=False)[0].step == 7
+    assert checkpoints.rejected[0].reason == "model-00002.safetensors does not match its sha256"

@@ -62,7 +62,7 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        return loss.item()
+        return float(loss.item())
 
     def snapshot(self) -> Snapshot:
         moments = self.optimizer.state_dict()["state"]

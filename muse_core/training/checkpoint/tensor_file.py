@@ -93,7 +93,7 @@ def fingerprint(tensor: Tensor) -> Fingerprint:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The elements' bytes in row-major order."""
     flat = tensor.detach().to("cpu").resolve_neg().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _fingerprint(tensor: Tensor, data: memoryview) -> Fingerprint:
