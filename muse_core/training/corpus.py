@@ -92,7 +92,7 @@ def prepare_corpus(data: Data, source: Source, *, seed: int, cache: Path, report
                 ) from error
     except OSError as error:
         raise DataError(
-            f"{corpora}: cannot keep encoded text there ({error.strerror or error}): free some space, or name another "
+            f"{corpora}: cannot keep encoded text there ({error}): free some space, or name another "
             "folder with data.cache or the environment variable MUSE_CACHE"
         ) from error
 

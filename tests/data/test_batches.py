@@ -194,6 +194,8 @@ def test_lengths_that_share_a_span_score_the_same_tokens(numbered):
         rows = [row[counted].tolist() for batch in batches for row, counted in zip(batch.labels, batch.counted)]
         return sum(rows, [])
 
+    everything = evaluation_batches(split, sequence_length=LENGTH, batch_size=4, span=800 * LENGTH)
+    assert all(batch.counted.any(1).all() for batch in everything), "no window lies behind the text"
     assert len(scored(LENGTH)) == 2 * 8 * LENGTH
     assert scored(LENGTH) == scored(2 * LENGTH) == scored(8 * LENGTH)
     with pytest.raises(ValueError, match="a span of 192 tokens cannot be cut into windows of 25"):

@@ -98,7 +98,7 @@ def test_the_fingerprint_follows_content_and_reading_not_the_place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "options", "said"),
     [
-        ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: cannot be read as text: 'utf-8' codec"),
+        ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: not UTF-8 \(invalid start byte at byte 5\): convert it"),
         ("a.json", b"{not json", {}, r"a\.json, row 0: cannot be read as json"),
         ("a.jsonl", b'{"text": "x"}\n{"te', {}, r"a\.jsonl, row \d: cannot be read as json"),
         ("a.parquet", b"PAR1 nothing", {}, r"a\.parquet, row 0: cannot be read as parquet"),
@@ -127,7 +127,7 @@ def test_the_bad_file_among_many_is_named(tmp_path):
     for number in range(20):
         (tmp_path / f"{number:02}.txt").write_text("fine")
     (tmp_path / "13.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"13\.txt: cannot be read"):
+    with pytest.raises(DataError, match=r"13\.txt: not UTF-8"):
         read(tmp_path)
 
 

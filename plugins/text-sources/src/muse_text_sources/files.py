@@ -60,8 +60,15 @@ class Files:
                     ):
                         yield Document(text=text_of(row, column, name), name=name)
                         name = next(names)
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{name}: not UTF-8 ({error.reason} at byte {error.start}): convert it, or leave it out of "
+                        "data.paths"
+                    ) from error
                 except read_errors() as error:
-                    raise DataError(f"{name}: cannot be read as {kind}: {error}") from error
+                    raise DataError(
+                        f"{name}: cannot be read as {kind} ({error}): repair it, or leave it out of data.paths"
+                    ) from error
 
     def _loads(self) -> Iterator[tuple[str, Sequence[Path]]]:
         """Files to read in one go: neighbours that are one document each, otherwise one file, so that every row can
