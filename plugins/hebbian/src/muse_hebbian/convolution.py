@@ -84,8 +84,7 @@ def _documents(tokens: Tokens, memory: int) -> Tensor | None:
     """(B, S − 1 + N): which document an input belongs to, counted from the carried ones' (0)."""
     if tokens.resets is None:
         return None
-    resets = tokens.resets if tokens.valid is None else tokens.resets & tokens.valid
-    return nn.functional.pad(resets.cumsum(1), (memory, 0))
+    return nn.functional.pad(tokens.resets.cumsum(1), (memory, 0))
 
 
 def _last(padded: Tensor, document: Tensor | None, valid: Tensor | None, memory: int) -> Tensor:
