@@ -170,7 +170,6 @@ def test_forged_manifests(run, case):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"files": {"../../recipe.toml": {"bytes": 1, "sha256": "00"}}},
         {"files": {"model.safetensors": {"bytes": "many", "sha256": 5}}},
         {"files": []},
         {"step": -1},
@@ -189,6 +188,12 @@ def test_manifests_with_a_right_hash_and_wrong_content(run, changes):
     table |= changes
     table["sha256"] = hashlib.sha256(canonical_json.encode(table)).hexdigest()
     path.write_bytes(canonical_json.encode(table))
+    assert_falls_back(run)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "CERTIFIED.json", "extra.safetensors"])
+def test_a_manifest_cannot_have_other_files_read(run, name):
+    forged(run, name, b"{}")
     assert_falls_back(run)
 
 
