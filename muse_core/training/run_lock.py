@@ -38,7 +38,11 @@ class RunLock:
                 self._lock.release()
                 raise StorageError(_no_flock(directory))
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-            write_file_atomically(disk, inside(directory, directory / HOLDER), canonical_json.encode(about))
+            try:
+                write_file_atomically(disk, inside(directory, directory / HOLDER), canonical_json.encode(about))
+            except (OSError, StorageError):
+                self._lock.release()
+                raise
 
     def release(self) -> None:
         self._lock.release()
