@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from muse_core.contracts import Step, Tokens
 from muse_core.evaluation.held_out import undisturbed
-from muse_core.training.precision import Precision
+from muse_core.model.precision import Precision
 
 TOLERANCE = 1e-9
 PERTURBATION = 10.0

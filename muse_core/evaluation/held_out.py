@@ -14,9 +14,9 @@ from torch import nn
 
 from muse_core.contracts import Batch
 from muse_core.errors import DataError
-from muse_core.training.batches import to_device
-from muse_core.training.objective import cross_entropy
-from muse_core.training.precision import Precision
+from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.model.batches import to_device
+from muse_core.model.precision import Precision
 
 RESAMPLES = 1000
 

@@ -14,7 +14,7 @@ from muse_core.component import Use
 from muse_core.contracts import Action, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
-from muse_core.training.precision import Precision
+from muse_core.model.precision import Precision
 
 STREAK = 3
 """Consecutive non-finite steps after which skipping is not enough."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Batch
+from muse_core.model.batches import to_device
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
-from muse_core.training.batches import to_device
 from muse_core.training.data import evaluation_batches
 from muse_core.training.objective import NextToken
 from muse_core.training.setup import Setup

@@ -17,12 +17,12 @@ from muse_core.evaluation.held_out import HeldOut, held_out
 from muse_core.model.build import build_model, construct, registered_use
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.plan import periods
+from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training.corpus import Corpus, open_corpus
 from muse_core.training.data import TrainingData, evaluation_batches
 from muse_core.training.documents import Report
 from muse_core.training.monitor_context import MonitorContext
-from muse_core.training.precision import Precision, choose_device, choose_precision
 
 LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
