@@ -80,7 +80,7 @@ def _version(distribution: str) -> str:
 def _devices() -> dict[str, str]:
     import torch
 
-    from muse_core.training.precision import computes_bf16
+    from muse_core.model.precision import computes_bf16
 
     def bf16(device: torch.device) -> str:
         return "bf16" if computes_bf16(device) else "no bf16 instructions, so precision auto is fp32"
