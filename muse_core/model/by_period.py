@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Filter, Period, State, Tokens
+from muse_core.contracts import Period, State, Tokens
+
+Kernel = Callable[..., tuple[Tensor, Tensor]]
+"""``muse_kernels.fast_weights`` with its rule already bound."""
+Apply = Callable[[Tensor, Tensor, Period, State], tuple[Tensor, State, dict[str, Tensor]]]
+"""What calling a ``contracts.Filter`` means: (before, after, period, state) → weights, state, measures."""
 
 
 class Writes(NamedTuple):
@@ -45,8 +50,8 @@ class Reading(NamedTuple):
 
 
 def by_period(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    filters: Mapping[str, Filter] | Sequence[tuple[str, Filter]],
+    kernel: Kernel,
+    filters: Sequence[tuple[str, Apply]],
     writes: Writes,
     state: State,
     tokens: Tokens,
@@ -54,18 +59,17 @@ def by_period(
     period: int,
     read_before: bool = False,
 ) -> Reading:
-    """Run ``kernel`` over all tokens and apply ``filters`` in order wherever a period ends.
+    """Run ``kernel`` over all tokens and apply ``filters``, (name, filter) pairs, in order wherever a period ends.
 
     A period ends after every token whose stream position plus one is a multiple of ``period``; positions count from
     ``tokens.offset``, so any split of a stream gives the same result. Without filters the grid does not matter and the
-    kernel runs once. ``kernel`` has the signature of ``muse_kernels.fast_weights`` with its rule already bound.
-    ``read_before`` costs a second kernel call. Where ``tokens.valid`` is false nothing decays and nothing is written.
+    kernel runs once. ``read_before`` costs a second kernel call. Where ``tokens.valid`` is false nothing decays and
+    nothing is written.
 
     Raises ValueError for ragged rows (``tokens.valid``) beside filters: rows would leave the common grid.
     Source: mathematics §3 "Memory filters".
     """
-    named = list(filters.items() if isinstance(filters, Mapping) else filters)
-    if not named:
+    if not filters:
         writes, resets = _unpadded(writes, tokens)
         initial = None if state is None else state["weights"]
         output, before, weights = _run(kernel, writes, initial, resets, read_before)
@@ -78,16 +82,19 @@ def by_period(
 
     state = _start(writes) if state is None else state
     scale = _noise_scale(writes)
-    outputs, befores, applied = [], [], []
+    outputs: list[Tensor] = []
+    befores: list[Tensor] = []
+    applied: list[dict[str, Tensor]] = []
     for start, stop, ends in segments(tokens.offset, writes.query.shape[1], period):
         part = Writes(*(x[:, start:stop] for x in writes))
         resets = None if tokens.resets is None else tokens.resets[:, start:stop]
         output, before, weights = _run(kernel, part, state["weights"], resets, read_before)
         outputs.append(output)
-        befores.append(before)
+        if before is not None:
+            befores.append(before)
         state = state | {"weights": weights} | _running(state, part.log_decay, scale[:, start:stop], resets)
         if ends:
-            state, measures = _filtered(named, state)
+            state, measures = _filtered(filters, state)
             applied.append(measures)
     return Reading(
         torch.cat(outputs, dim=1), torch.cat(befores, dim=1) if read_before else None, state, _combined(applied)
@@ -107,7 +114,7 @@ def segments(offset: int, length: int, period: int) -> Iterator[tuple[int, int, 
 
 
 def _run(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
+    kernel: Kernel,
     writes: Writes,
     initial: Tensor | None,
     resets: Tensor | None,
@@ -178,12 +185,14 @@ def _running(state: Mapping[str, Any], log_decay: Tensor, scale: Tensor, resets:
     }
 
 
-def _filtered(named: Sequence[tuple[str, Filter]], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The state after a period's end, with the next period begun, and the filters' measures."""
     ended = Period(state["log_decay"], state["write_scale"], state["reset"])
     before = state["period_start"].masked_fill(ended.reset[:, None, None, None], 0.0)
-    weights, earlier, states, measures = state["weights"], state.get("filters", {}), {}, {}
-    for position, (name, apply) in enumerate(named):
+    weights, earlier = state["weights"], state.get("filters", {})
+    states: dict[str, State] = {}
+    measures: dict[str, Tensor] = {}
+    for position, (name, apply) in enumerate(filters):
         weights, kept, measured = apply(before, weights, ended, earlier.get(str(position)))
         if kept is not None:
             states[str(position)] = kept
@@ -199,7 +208,7 @@ def _filtered(named: Sequence[tuple[str, Filter]], state: dict[str, Any]) -> tup
 
 def _combined(applied: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Measures of several periods as one, by their suffix."""
-    reductions = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}
+    reductions: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}
     return {
         name: reductions.get(name.rpartition("_")[2], torch.mean)(torch.stack([measures[name] for measures in applied]))
         for name in (applied[0] if applied else ())
