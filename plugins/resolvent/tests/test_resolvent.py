@@ -50,7 +50,7 @@ def test_theta_and_applied_values_are_last_rows_of_inverses(x, tokens):
     layer.output = nn.Identity()
     nn.init.normal_(layer.dynamics.hopping, std=0.2)
     step = layer(x, None, {}, tokens)
-    y = torch.view_as_complex(step.update[..., : 2 * HEADS * VALUES].reshape(3, LENGTH, HEADS, VALUES, 2).contiguous())
+    y = torch.complex(*step.update[..., : 2 * HEADS * VALUES].unflatten(-1, (2, HEADS, VALUES)).unbind(2))
     theta = torch.view_as_complex(step.signals["theta"].contiguous())
     value = layer.value(x).unflatten(-1, (HEADS, VALUES)).to(y.dtype)
     for row, head, start, matrix in dense(layer, x, tokens):

@@ -53,16 +53,16 @@ class Resolvent(nn.Module):
         self.dynamics = Dynamics(
             options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
         )
-        self.green = context.kernels.bind("causal_resolvent_diagonal")
         width, applied = context.width, self.heads * self.values
+        self.gate = self.norm = None
         if self.values:
             self.apply_resolvent = context.kernels.bind("causal_resolvent_apply", sizes={"value": self.values})
             self.value = nn.Linear(width, applied, bias=False)
             nn.init.normal_(self.value.weight, std=width**-0.5)
-        self.gate = nn.Linear(width, applied, bias=False) if self.values and options.gate else None
-        self.gain = (
-            nn.Parameter(torch.ones(self.heads, self.values, 2)) if self.values and options.output_norm else None
-        )
+            self.gate = nn.Linear(width, applied, bias=False) if options.gate else None
+            self.norm = nn.RMSNorm(2 * applied, eps=1e-6) if options.output_norm else None
+        if self.reads_phase or not self.values:
+            self.green = context.kernels.bind("causal_resolvent_diagonal")
         features = 2 * applied + self.heads * {"none": 2, "increment": 3, "shift": 5}[options.phase]
         self.output = nn.Linear(features, width, bias=False)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
@@ -70,7 +70,7 @@ class Resolvent(nn.Module):
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
         potential, decay = self.diagonal(x, signals, tokens)
         value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
-        gate = F.silu(self.gate(x)).unflatten(-1, (self.heads, self.values, 1)) if self.gate is not None else None
+        gate = F.silu(self.gate(x)) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
             coupling = hopping[:, None]
@@ -79,7 +79,7 @@ class Resolvent(nn.Module):
             sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
             found = {"theta": torch.view_as_real(theta), "decay": decay}
-            features = [] if y is None else [self.normalise(y) if gate is None else self.normalise(y) * gate]
+            features = [] if y is None else [self.read_values(y, gate)]
             features.append(found["theta"])
             if self.reads_phase:
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)
@@ -126,10 +126,13 @@ class Resolvent(nn.Module):
         kept = {"theta": stored(last_valid(theta, before, valid)), "y": stored(last_valid(y, before_y, valid))}
         return theta, y, kept
 
-    def normalise(self, y: Tensor) -> Tensor:
-        """Complex (B, N, H, M) → real (B, N, H, M, 2), each head's values of unit mean square times a learned gain."""
-        y = torch.view_as_real(y)
-        return y if self.gain is None else F.rms_norm(y, y.shape[-2:], eps=1e-6) * self.gain
+    def read_values(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """Complex (B, N, H, M) → (B, N, 2 H M): real parts, then imaginary parts, of unit mean square times a learned
+        gain, both times the gate (B, N, H M)."""
+        parts = torch.cat((y.real.flatten(2), y.imag.flatten(2)), dim=-1)
+        if self.norm is not None:
+            parts = self.norm(parts)
+        return parts if gate is None else (parts.unflatten(-1, (2, -1)) * gate[:, :, None]).flatten(2)
 
     def read_phase(
         self, theta: Tensor, sites: Sites, state: State, tokens: Tokens

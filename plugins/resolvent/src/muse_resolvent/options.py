@@ -25,7 +25,7 @@ class ResolventOptions:
     """Which phase of det(H − z)/det(H⁰ − z) is read beside θ. increment: δ of the token. shift: also cos πξ and sin πξ
     of the spectral shift ξ, the sum of δ/π since the document started."""
     output_norm: bool = True
-    """Normalise what each head applies."""
+    """Normalise what the heads apply, over all of them."""
     gate: bool = True
     """Multiply what is applied by a gate of the token."""
     min_broadening: float = field(default=0.05, validator=validators.gt(0.0))
