@@ -22,9 +22,12 @@ HOLD = """
 import os, sys, time
 from muse_core.training.run_directory import RunDirectory
 run = RunDirectory.open(sys.argv[1])
-if sys.argv[2] == "fork" and os.fork() == 0:
-    os.close(1)
-    time.sleep(600)
+if sys.argv[2] == "fork":
+    started, say = os.pipe()
+    if os.fork() == 0:
+        os.write(say, b".")
+        time.sleep(600)
+    os.read(started, 1)
 print(os.getpid(), flush=True)
 time.sleep(600)
 """
