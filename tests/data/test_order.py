@@ -29,7 +29,8 @@ def test_places_are_answered_one_by_one_as_together(size, seed, data):
 @given(size=st.integers(1, 40), seed=seeds, first=st.integers(0, 40), count=st.integers(0, 40))
 def test_a_stretch_across_epochs_is_the_epochs_in_turn(size, seed, first, count):
     index = np.arange(first, first + count)
-    whole = np.concatenate([permute(np.arange(size), size, seed=seed, epoch=epoch) for epoch in range(1 + (first + count) // size)])
+    epochs = range(1 + (first + count) // size)
+    whole = np.concatenate([permute(np.arange(size), size, seed=seed, epoch=epoch) for epoch in epochs])
     assert np.array_equal(shuffled(index, size, seed=seed), whole[index])
 
 
