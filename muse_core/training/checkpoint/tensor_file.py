@@ -92,7 +92,9 @@ def fingerprint(tensor: Tensor) -> Fingerprint:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The elements' bytes in row-major order."""
-    flat = tensor.detach().to("cpu").resolve_neg().contiguous().reshape(-1)
+    flat = tensor.detach().to("cpu").resolve_neg().reshape(-1)
+    if flat.stride(0) != 1:  # also of one element, which counts as contiguous but cannot be viewed as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data
 
 
