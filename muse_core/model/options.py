@@ -18,12 +18,14 @@ class Placed:
     """Which layer."""
     at: str | None = field(
         default=None,
-        validator=validators.optional(validators.matches_re(r"-?\d+(,-?\d+)*|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")),
+        validator=validators.optional(
+            validators.matches_re(r"-?\d{1,9}(,-?\d{1,9})*|(-?\d{1,9})?:(-?\d{1,9})?(:[1-9]\d{0,8})?")
+        ),
     )
     """Depths that have it: an index, indices separated by commas, or a slice (``::4`` every fourth, ``1:`` all but the
     first). Default: every depth."""
     name: str | None = field(
-        default=None, validator=validators.optional(validators.matches_re(r"[A-Za-z][A-Za-z0-9_-]*"))
+        default=None, validator=validators.optional(validators.matches_re(r"[A-Za-z][A-Za-z0-9_-]{0,63}"))
     )
     """Name in parameters and measures. Default: the component's name; needed where a block repeats a layer."""
 
@@ -38,7 +40,7 @@ class StackOptions:
     """Number of blocks."""
     dropout: float = field(default=0.0, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Share of each layer's update that is dropped in training."""
-    block: tuple[Placed, ...] = field(validator=validators.min_len(1))
+    block: tuple[Placed, ...] = field(validator=[validators.min_len(1), validators.max_len(64)])
     """The residual layers of a block, in order."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation before each layer and the head."""

@@ -67,17 +67,24 @@ def plan(options: StackOptions) -> Plan:
     """Lay the blocks out and connect every required signal to the nearest earlier publisher."""
     problems: list[tuple[str, str]] = []
     order = _placements(options, problems)
+    needs = {id(placed): required(placed.layer.options) for placed in options.block}
+    offers = {id(placed): provided(placed.layer.options, options.width) for placed in options.block}
+    providers: dict[str, set[str]] = {}
+    for _, name, placed in order:
+        for signal in offers[id(placed)]:
+            providers.setdefault(signal, set()).add(name)
     available: dict[str, tuple[int, tuple[int, ...]]] = {}
     reads: dict[int, set[str]] = {}
     before: list[dict[str, tuple[int, ...]]] = []
     for number, (block, name, placed) in enumerate(order):
         before.append({signal: shape for signal, (_, shape) in available.items()})
-        for need in required(placed.layer.options):
+        for need in needs[id(placed)]:
             if need.signal in available:
                 reads.setdefault(available[need.signal][0], set()).add(need.signal)
             elif not need.optional:
-                problems.append((placed.layer.path, _unmet(need.signal, name, block, order, options.width)))
-        for signal, shape in provided(placed.layer.options, options.width).items():
+                where = sorted(providers.get(need.signal, ()))
+                problems.append((placed.layer.path, _unmet(need.signal, name, block, where)))
+        for signal, shape in offers[id(placed)].items():
             available[signal] = (number, shape)
     blocks: list[list[Site]] = [[] for _ in range(options.depth)]
     for number, (block, name, placed) in enumerate(order):
@@ -98,7 +105,7 @@ def plan(options: StackOptions) -> Plan:
 
 def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[tuple[int, str, Placed]]:
     """(depth, name, layer) in the order of computation; names and depths are checked."""
-    chosen: list[tuple[str, Placed, tuple[int, ...]]] = []
+    chosen: list[tuple[str, Placed, frozenset[int]]] = []
     for placed in options.block:
         name = placed.name or placed.layer.name
         path = placed.layer.path
@@ -112,7 +119,7 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
             continue
         if not where:
             problems.append((path, f"at = {placed.at!r} selects none of the {options.depth} blocks"))
-        chosen.append((name, placed, where))
+        chosen.append((name, placed, frozenset(where)))
     order = []
     for block in range(options.depth):
         taken: set[str] = set()
@@ -128,8 +135,7 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
     return order
 
 
-def _unmet(signal: str, name: str, block: int, order: list[tuple[int, str, Placed]], width: int) -> str:
-    providers = sorted({other for _, other, placed in order if signal in provided(placed.layer.options, width)})
+def _unmet(signal: str, name: str, block: int, providers: list[str]) -> str:
     if providers:
         return (
             f"{name} at depth {block} reads the signal {signal!r}, which {' and '.join(providers)} provides only "

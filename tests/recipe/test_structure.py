@@ -1,8 +1,11 @@
 """Tables become options strictly: nothing is coerced, nothing is dropped, defaults are what the classes say."""
 
+import sys
+
 import attrs
 import pytest
 
+from muse_core.component import Component, Requirement
 from muse_core.errors import RecipeError
 from muse_core.plugins import Loaded, Registry
 from muse_core.recipe import check_table, read_recipe
@@ -99,6 +102,47 @@ def test_a_clash_is_refused_and_settled_by_the_distribution(registry):
     checked = check_table(table("dense@twin"), both)
     assert checked.recipe.model.options.block[0].layer.distribution == "twin"
     assert checked.resolved["model"]["block"][0]["use"] == "dense@twin"
+
+
+def test_a_block_has_at_most_64_layers(registry):
+    (line,) = problems(table(*[{"use": "dense", "name": f"n{n}"} for n in range(65)]), registry)
+    assert line == "<table>: model.block: must be at most 64 long; it is 65 long"
+
+
+@pytest.mark.parametrize("layer", ["dense", "reader"])
+def test_the_work_of_a_check_grows_no_faster_than_the_depth(registry, layer):
+    """Counted in calls: a stack of 4096 blocks is checked in seconds, also when every layer lacks its signal."""
+
+    @attrs.frozen(kw_only=True)
+    class Reader:
+        def requires(self):
+            return (Requirement("decay"),)
+
+    reader = attrs.evolve(registry.find("layer", "dense"), component=Component(
+        "reader", options=Reader, implementation="m:R"))
+    plugins = (*registry.plugins, Loaded(plugin=registry.plugins[1].plugin, rows=(reader,)))
+    block = [{"use": layer, "name": f"n{n}"} for n in range(8)]
+
+    def calls(depth):
+        made = table(*block)
+        made["model"]["depth"] = depth
+        counted = 0
+
+        def count(frame, event, argument):
+            nonlocal counted
+            counted += 1
+
+        sys.setprofile(count)
+        try:
+            check_table(made, Registry(plugins))
+        except RecipeError:
+            pass
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    calls(16)
+    assert calls(512) <= 2.2 * calls(256)
 
 
 def test_places_are_lines_of_the_file(registry, tmp_path):
