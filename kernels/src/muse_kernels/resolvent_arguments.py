@@ -113,7 +113,8 @@ def _split(operation: str, initial, applies: bool):
             raise ValueError(f"{operation}: initial must be a tensor theta (...), got {type(initial).__name__}")
         return initial, None
     if not isinstance(initial, (tuple, list)) or len(initial) != 2:
-        raise ValueError(f"{operation}: initial must be the pair (theta (...), y (..., M)), got {type(initial).__name__}")
+        got = type(initial).__name__
+        raise ValueError(f"{operation}: initial must be the pair (theta (...), y (..., M)), got {got}")
     return tuple(initial)
 
 

@@ -17,7 +17,7 @@ def left_green_of(problem: Tridiagonal) -> Tensor:
 
 
 def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
-    """theta (*lead, N) of d and p (*lead, N) and theta_{-1} (*lead,), all of one complex dtype. Source: mathematics §1."""
+    """theta (*lead, N) of d and p (*lead, N) and theta_{-1} (*lead,), of one complex dtype. Source: mathematics §1."""
     if d.numel() == 0:
         return d * p * initial[..., None]
     sites = d.shape[-1]

@@ -1,0 +1,120 @@
+"""The causal resolvent applied to values by Triton kernels: theta, then the values' recurrence."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..resolvent_arguments import check_resolvent
+from ..torch import left_green as by_torch
+from ..torch.linear_scan import linear_scan
+from .apply_launches import ColumnTile, apply_backward, apply_forward, column_tile_for
+from .double_backward import differentiate_gradients
+from .launches import left_green_backward, left_green_forward
+from .left_green import LONGEST, fake_gradients, shifted_and_coupled
+from .rows import Rows, Tile, as_rows, rows_of, tile_for
+from .served import check_served
+
+
+def causal_resolvent_apply(
+    diagonal, lower, upper, energy, values, *, initial=None, group=None, tile: Tile | None = None,
+    column_tile: ColumnTile | None = None,
+):  # fmt: skip
+    """y and theta; as `muse_kernels.causal_resolvent_apply`, in float32.
+
+    `tile` and `column_tile` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
+    """
+    problem = check_resolvent(
+        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
+    )
+    check_served(problem)
+    rows = rows_of(problem)
+    width = problem.values.shape[-1]
+    x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
+    carried = x.new_zeros((rows.energy.shape[0], width), dtype=problem.dtype)
+    if problem.applied is not None:
+        carried = problem.applied.reshape(-1, width)
+    tile = tile or tile_for(problem.sites, 16, LONGEST)
+    column_tile = column_tile or column_tile_for(problem.sites, width)
+    y, theta = _forward(*rows, x, carried, list(tile), list(column_tile))
+    y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
+    return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
+
+
+def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tuple[Tensor, Tensor]:
+    """The same function of the same operands through the torch backend: y (R, N, M) and theta (R, N)."""
+    d, p = shifted_and_coupled(diagonal, lower, upper, energy)
+    result = by_torch.left_green(d, p, theta)
+    lower = lower[:, None] if lower.ndim == 1 else lower.flatten(0, 1)
+    return linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried), result
+
+
+@torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
+def _forward(
+    diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor,
+    tile: list[int], column_tile: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    result, _ = left_green_forward(Rows(diagonal, lower, upper, energy, theta), Tile(*tile), full=False)
+    return apply_forward(values, lower, result, carried, ColumnTile(*column_tile)), result
+
+
+@_forward.register_fake
+def _(diagonal, lower, upper, energy, theta, values, carried, tile, column_tile):
+    shape = (energy.shape[0], diagonal.shape[-1])
+    return energy.new_empty((*shape, values.shape[-1])), energy.new_empty(shape)
+
+
+@torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply_backward", mutates_args=())
+def _backward(
+    gradient_y: Tensor, gradient_theta: Tensor, y: Tensor, result: Tensor, diagonal: Tensor, lower: Tensor,
+    upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor, hopping: bool, tile: list[int],
+    column_tile: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads, real = values.shape[1], not values.is_complex()
+    dx, applied, before, carry = apply_backward(
+        gradient_y, y, lower, result, carried, heads, real, ColumnTile(*column_tile)
+    )
+    rows = Rows(diagonal, lower, upper, energy, theta)
+    da, dl, du, dz, dtheta = left_green_backward(rows, result, gradient_theta, applied, before, hopping, Tile(*tile))
+    if hopping and lower.ndim == 1:
+        # One l a row: what it does to the values is a sum that the kernel leaves out.
+        dl = dl - (result * before).sum(1).conj()
+    return da, dl, du, dz, dtheta, dx.view(values.shape), carry
+
+
+@_backward.register_fake
+def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, theta, values, carried, hopping, *tiles):
+    return (
+        *fake_gradients(diagonal, lower, upper, energy, hopping),
+        theta.new_empty(theta.shape),
+        values.new_empty(values.shape),
+        carried.new_empty(carried.shape),
+    )
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*output, *inputs[:7])
+    ctx.tiles = inputs[7:]
+
+
+def _differentiate(ctx, gradient_y, gradient_theta):
+    hopping = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    da, dl, du, *rest = _backward(gradient_y, gradient_theta, *ctx.saved_tensors, hopping, *ctx.tiles)
+    return da, dl if hopping else None, du if hopping else None, *rest, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _save_backward(ctx, inputs, output):
+    gradient_y, gradient_theta, _, _, *operands = inputs[:11]
+    ctx.save_for_backward(gradient_y, gradient_theta, *operands)
+
+
+@once_differentiable
+def _differentiate_backward(ctx, *cotangents):
+    gradient_y, gradient_theta, *operands = ctx.saved_tensors
+    dy, dtheta, *rest = differentiate_gradients(apply_in_torch, operands, [gradient_y, gradient_theta], cotangents)
+    return dy, dtheta, None, None, *rest, None, None, None
+
+
+_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)

@@ -1,0 +1,119 @@
+"""What the kernels take: rows as (B, H, N), complex numbers as pairs of floats, and the cut of a row into tiles."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..resolvent_arguments import Tridiagonal
+
+
+class Tile(NamedTuple):
+    """P lanes of E consecutive sites, on this many warps: what one program takes of a row."""
+
+    lanes: int
+    per_lane: int
+    warps: int
+
+    @property
+    def sites(self) -> int:
+        return self.lanes * self.per_lane
+
+
+def tile_for(sites: int, per_lane: int, longest: int) -> Tile:
+    """The smallest tile that holds a row, of at most `longest` sites; one lane is one thread."""
+    lanes = 32
+    while lanes * per_lane < min(sites, longest):
+        lanes *= 2
+    return Tile(lanes, per_lane, max(1, lanes // 32))
+
+
+class Rows(NamedTuple):
+    """Operands of the tridiagonal kernels. Differentiable views of the checked arguments.
+
+    diagonal (B, H, N), real or complex; lower and upper likewise, or both (R,) complex where neither varies along the
+    row, with R = B H; energy and theta (before the first site) (R,) complex.
+    """
+
+    diagonal: Tensor
+    lower: Tensor
+    upper: Tensor
+    energy: Tensor
+    theta: Tensor
+
+
+def rows_of(problem: Tridiagonal) -> Rows:
+    """The operands of checked arguments; copies only what no strides over (B, H, N) can express."""
+    lead = problem.lead
+    constant = problem.lower.shape[-1] == 1 and problem.upper.shape[-1] == 1
+    lower, upper = (
+        x.to(problem.dtype).expand(*lead, 1).reshape(-1) if constant else as_rows(x.expand(problem.shape), lead)
+        for x in (problem.lower, problem.upper)
+    )
+    energy = problem.energy.expand(*lead, 1).reshape(-1)
+    theta = torch.zeros_like(energy) if problem.theta is None else problem.theta.reshape(-1)
+    return Rows(as_rows(problem.diagonal.expand(problem.shape), lead), lower, upper, energy, theta)
+
+
+def as_rows(x: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """(*lead, ...) -> (B, H, ...): the last leading dimension stays, those before it become one."""
+    if not lead:
+        return x[None, None]
+    outer = 1
+    for size in lead[:-1]:
+        outer *= size
+    return x.reshape(outer, lead[-1], *x.shape[len(lead) :])
+
+
+def floats(x: Tensor) -> Tensor:
+    """A view of a tensor as float32, complex numbers as pairs."""
+    x = x.resolve_conj().resolve_neg()
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Of a (B, H, N) operand, in elements; zeros where it is one number a row."""
+    return x.stride()[:3] if x.ndim >= 3 else (0, 0, 0)
+
+
+class Operands(NamedTuple):
+    """Rows as the kernels' leading arguments and compile-time flags."""
+
+    diagonal: tuple
+    hopping: tuple
+    flags: dict
+    hopping_flags: dict
+    rows: int
+    heads: int
+    sites: int
+
+    def masked(self, tile: Tile) -> bool:
+        return self.sites % tile.sites != 0
+
+    def chunks(self, tile: Tile) -> int:
+        return -(-self.sites // tile.sites)
+
+
+def operands(diagonal: Tensor, lower: Tensor, upper: Tensor) -> Operands:
+    """Pointers, strides and flags of a, l and u."""
+    outer, heads, sites = diagonal.shape
+    constant = lower.ndim == 1
+    if constant:
+        lower, upper = lower.contiguous(), upper.contiguous()
+    varying = (diagonal,) if constant else (diagonal, lower, upper)
+    unit = all(x.stride(-1) == 1 for x in varying)
+    hopping_flags = {
+        "L_COMPLEX": lower.is_complex(),
+        "U_COMPLEX": upper.is_complex(),
+        "CONSTANT": constant,
+        "UNIT": constant or all(x.stride(-1) == 1 for x in (lower, upper)),
+    }
+    return Operands(
+        (floats(diagonal), *strides(diagonal)),
+        (floats(lower), *strides(lower), floats(upper), *strides(upper)),
+        {**hopping_flags, "A_COMPLEX": diagonal.is_complex(), "UNIT": unit},
+        hopping_flags,
+        outer * heads,
+        heads,
+        sites,
+    )

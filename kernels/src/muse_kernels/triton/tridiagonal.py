@@ -1,0 +1,56 @@
+"""The shifted diagonal d = a - z and the couplings p = l u of a row, as lanes of sites."""
+
+import triton
+import triton.language as tl
+
+from .complex import load_complex, multiply
+from .sites import load_sites, repeat, row_start
+
+
+@triton.jit
+def load_shifted_diagonal(
+    a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, COMPLEX: tl.constexpr, UNIT: tl.constexpr,
+    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """E values of d = a - z each lane."""
+    zr, zi = load_complex(z_ptr + row.to(tl.int64) * 2)
+    a = row_start(a_ptr, row, heads, a_outer, a_inner, COMPLEX)
+    ar, ai = load_sites(a, first, sites, a_stride, COMPLEX, UNIT, MASKED, P, E)
+    dr, di = (), ()
+    for e in tl.static_range(E):
+        dr = dr + (ar[e] - zr,)
+        di = di + (ai[e] - zi,)
+    return dr, di
+
+
+@triton.jit
+def load_hopping(
+    l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
+    L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """E values of l and of u each lane; CONSTANT along the row, they are one complex number, (R,) contiguous."""
+    if CONSTANT:
+        lr, li = load_complex(l_ptr + row.to(tl.int64) * 2)
+        ur, ui = load_complex(u_ptr + row.to(tl.int64) * 2)
+        return repeat(lr, E), repeat(li, E), repeat(ur, E), repeat(ui, E)
+    else:
+        l = row_start(l_ptr, row, heads, l_outer, l_inner, L_COMPLEX)
+        u = row_start(u_ptr, row, heads, u_outer, u_inner, U_COMPLEX)
+        lr, li = load_sites(l, first, sites, l_stride, L_COMPLEX, UNIT, MASKED, P, E)
+        ur, ui = load_sites(u, first, sites, u_stride, U_COMPLEX, UNIT, MASKED, P, E)
+        return lr, li, ur, ui
+
+
+@triton.jit
+def couplings(lr, li, ur, ui, first, sites, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr):
+    """E values of p = l u each lane; MASKED, those past the row's end are zero."""
+    pr, pi = (), ()
+    for e in tl.static_range(E):
+        r, i = multiply(lr[e], li[e], ur[e], ui[e])
+        if MASKED:
+            inside = first + tl.arange(0, P) * E + e < sites
+            r, i = tl.where(inside, r, 0.0), tl.where(inside, i, 0.0)
+        pr = pr + (r,)
+        pi = pi + (i,)
+    return pr, pi
