@@ -13,12 +13,13 @@ from muse_core.testing.layers import MemoryLayerSuite
 class TestHebbianRuleWithSnr(MemoryLayerSuite):
     name = "hebbian"
     options = {"rule": "hebbian", "heads": 2, "filters": ["snr"], "period": 4, "initial_decay": [0.05, 0.5]}
-    test_compiles = None  # tracing six segments takes a minute; the class below traces three
+    test_compiles = None  # seconds per segment; one test below compiles two
 
 
 class TestDeltaRuleWithSnrTwice(MemoryLayerSuite):
     name = "hebbian"
     options = {"filters": [{"use": "snr", "threshold": 1.0, "gamma_boost": 4.0}, "snr"], "period": 8}
+    test_compiles = None
 
 
 def test_the_filter_acts_and_its_measures_come_out():
@@ -31,6 +32,15 @@ def test_the_filter_acts_and_its_measures_come_out():
     torch.testing.assert_close(filtered.update[:, :8], plain.update[:, :8])
     assert (filtered.update[:, 8:] - plain.update[:, 8:]).abs().max() > 1e-3
     assert 0 < filtered.measures["snr/share_filtered"] < 1
+
+
+@torch.no_grad()
+def test_segments_between_periods_compile():
+    layer = build_component("memory layer", "hebbian", {"heads": 2, "period": 8, "filters": ["snr"]}, publish=())
+    x, tokens = torch.randn(2, 12, 16), Tokens(torch.arange(12).expand(2, -1))
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, None, {}, tokens)
+    torch.testing.assert_close(compiled.update, layer(x, None, {}, tokens).update, rtol=1e-4, atol=1e-4)
 
 
 def test_a_period_that_never_ends_inside_a_sequence_is_refused():

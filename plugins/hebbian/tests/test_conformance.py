@@ -1,10 +1,6 @@
-"""The hebbian memory keeps the contract of memory layers: both rules, its options, odd sizes."""
+"""The hebbian memory keeps the contract of memory layers at odd sizes too; tests/ does the same for its defaults."""
 
 from muse_core.testing.layers import MemoryLayerSuite
-
-
-class TestHebbian(MemoryLayerSuite):
-    name = "hebbian"
 
 
 class TestHebbianOfOddSizes(MemoryLayerSuite):
