@@ -139,6 +139,7 @@ def test_a_window_bounds_reach_and_state(x):
     assert difference[8:].max() == 0
     state = layer(x, None, {}, tokens).state
     assert {name: tensor.shape[1] for name, tensor in state.items()} == {"key": 5, "value": 5, "visible": 5}
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
 
 
 @torch.no_grad()

@@ -178,3 +178,4 @@ def test_state_has_a_fixed_size(x, tokens):
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     following = Tokens(torch.arange(1).expand(3, -1) + LENGTH)
     assert {n: tuple(t.shape) for n, t in layer(x[:, :1], state, {}, following).state.items()} == shapes
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())

@@ -146,7 +146,8 @@ def attend_window(query: Tensor, keys: Tensor, values: Tensor, own: Tensor, docu
 def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:
     """The last W slots up to each row's last valid token."""
     if valid is None:
-        return {name: slots[:, -window:] for name, slots in state.items()}
+        # Copies, since views would keep all N tokens in memory.
+        return {name: slots[:, -window:].clone() for name, slots in state.items()}
     index = valid.sum(dim=1, keepdim=True) + torch.arange(window, device=valid.device)
     rows = torch.arange(index.shape[0], device=valid.device)[:, None]
     return {name: slots[rows, index] for name, slots in state.items()}

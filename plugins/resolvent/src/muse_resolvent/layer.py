@@ -48,7 +48,7 @@ class Resolvent(nn.Module):
         self.publish = context.publish
         self.reads_phase = options.phase != "none" or bool(self.publish & {"phase", "spectral_shift"})
         self.potentials = nn.ModuleDict(
-            {name: context.build(use, heads=options.heads) for name, use in named(options.potential)}
+            {name: context.build(use, heads=options.heads) for name, use in named(options.potential).items()}
         )
         self.dynamics = Dynamics(
             options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
@@ -161,10 +161,13 @@ class Resolvent(nn.Module):
         return [phases["phase"], angle.cos(), angle.sin()]
 
 
-def named(uses: tuple[Use, ...]) -> list[tuple[str, Use]]:
+def named(uses: tuple[Use, ...]) -> dict[str, Use]:
     """Components by name; a repeated one gets a number, as in ``hermitian``, ``hermitian-2``."""
-    names: list[str] = []
+    found: dict[str, Use] = {}
     for use in uses:
-        repeats = sum(name.rpartition("-")[0] == use.name or name == use.name for name in names)
-        names.append(f"{use.name}-{repeats + 1}" if repeats else use.name)
-    return list(zip(names, uses))
+        name, number = use.name, 1
+        while name in found:
+            number += 1
+            name = f"{use.name}-{number}"
+        found[name] = use
+    return found
