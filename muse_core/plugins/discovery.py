@@ -66,11 +66,12 @@ def discover() -> tuple[Discovered, ...]:
 
 
 def _discovered(entry: metadata.EntryPoint, api: int) -> Discovered:
-    name = normalised(entry.dist.name)
-    refusal, advice = _metadata_refusal(entry, name, api)
+    described = entry.dist.metadata  # parsed anew at every access
+    name = normalised(described["Name"])
+    refusal, advice = _metadata_refusal(entry, name, described.get_all("Requires-Dist") or [], api)
     return Discovered(
         distribution=name,
-        version=entry.dist.version,
+        version=described["Version"],
         entry_point=entry.name,
         module=entry.value,
         api=api,
@@ -79,7 +80,9 @@ def _discovered(entry: metadata.EntryPoint, api: int) -> Discovered:
     )
 
 
-def _metadata_refusal(entry: metadata.EntryPoint, name: str, api: int) -> tuple[str | None, str]:
+def _metadata_refusal(
+    entry: metadata.EntryPoint, name: str, requires: list[str], api: int
+) -> tuple[str | None, str]:
     if api != API_VERSION:
         return (
             f"is for hook API {api}; muse-core {__version__} offers API {API_VERSION}",
@@ -89,7 +92,7 @@ def _metadata_refusal(entry: metadata.EntryPoint, name: str, api: int) -> tuple[
         return f"its entry point {entry.value!r} does not name a module", f'write {entry.name} = "package.plugin"'
     if name == CORE:
         return None, ""
-    return _core_refusal(entry.dist.requires or [], name)
+    return _core_refusal(requires, name)
 
 
 def _core_refusal(requires: list[str], name: str) -> tuple[str | None, str]:
