@@ -26,7 +26,7 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
-    widest = max(request.sizes.values(), default=0)
+    widest = max((0, *request.sizes.values()))
     if widest > 128:
         return f"its fast weights hold heads up to 128 wide, not {widest}"
     if request.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

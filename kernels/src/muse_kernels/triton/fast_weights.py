@@ -74,7 +74,7 @@ def _problem(
     read: str,
     chunk: int,
 ) -> launch.Problem:
-    tuning = launch.SINGLE if query.dtype == torch.float32 else launch.HALF
+    tuning = launch.SINGLE if query.dtype == torch.float32 else launch.HALF[rule]
     return launch.Problem(
         query, key, value, log_decay, rate, initial, resets, rule == "delta", read == "before", chunk, tuning
     )

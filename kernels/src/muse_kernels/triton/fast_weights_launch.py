@@ -1,5 +1,6 @@
 """Launches of the fast-weights kernels: memory, tiles, warps. No autograd, no validation."""
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,8 +26,12 @@ class Launch(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """One launch a kernel. Forward, ends and prepare hold the whole key width, prepare no values."""
+    """One launch a kernel. Forward, ends and prepare hold the whole key width, prepare no values.
 
+    `leaf` is the width of the blocks inverted by substitution, a power of two from 4 to 16.
+    """
+
+    leaf: int
     prepare: Launch
     forward: Launch
     states: Launch
@@ -36,14 +41,28 @@ class Tuning(NamedTuple):
 
 LONGEST_HALF, LONGEST_SINGLE = 64, 16  # tokens of a chunk; twice the bytes fill the shared memory
 
-HALF = Tuning(
-    prepare=Launch(128, 0, 4, 1),
-    forward=Launch(128, 32, 4, 2),
-    states=Launch(64, 64, 4, 3),
-    ends=Launch(128, 32, 4, 2),
-    gradients=Launch(64, 64, 8, 2),
+HALF = MappingProxyType(
+    {
+        "hebbian": Tuning(
+            leaf=16,
+            prepare=Launch(128, 0, 4, 1),
+            forward=Launch(128, 32, 4, 2),
+            states=Launch(64, 64, 4, 3),
+            ends=Launch(128, 32, 4, 2),
+            gradients=Launch(64, 64, 4, 3),
+        ),
+        "delta": Tuning(
+            leaf=4,
+            prepare=Launch(128, 0, 4, 1),
+            forward=Launch(128, 64, 4, 2),
+            states=Launch(64, 64, 4, 3),
+            ends=Launch(128, 32, 4, 2),
+            gradients=Launch(128, 64, 8, 2),
+        ),
+    }
 )
 SINGLE = Tuning(
+    leaf=16,
     prepare=Launch(128, 0, 4, 1),
     forward=Launch(128, 32, 4, 1),
     states=Launch(64, 32, 4, 1),
@@ -119,7 +138,7 @@ class Prepared(NamedTuple):
     inverse: Tensor
     """The same for the delta rule, else empty."""
     factors: Tensor
-    """(B H, chunks, 3, C) float32: decay from the start to a read, to a write; from a write to the end, times its rate."""
+    """(B H, chunks, 3, C) float32: decay from the start to a read and to a write; rate times decay to the end."""
     kept: Tensor
     """(B H, chunks) float32: decay across the chunk."""
 
@@ -187,6 +206,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
         *_steps(p.query, p.key, *p.gates),
         K=key_width,
         BK=tile(key_width),
+        LEAF=p.tuning.leaf,
         FULL=p.query.shape[1] % p.chunk == 0 and key_width == tile(key_width),
         READ_BEFORE=p.read_before,
         HAS_RESETS=p.resets is not None,

@@ -37,6 +37,7 @@ def prepare_kernel(
     K: tl.constexpr,
     BK: tl.constexpr,
     C: tl.constexpr,
+    LEAF: tl.constexpr,
     FULL: tl.constexpr,
     DELTA: tl.constexpr,
     READ_BEFORE: tl.constexpr,
@@ -77,29 +78,29 @@ def prepare_kernel(
     if DELTA:
         lower = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
-        solved = invert_unit_lower(lower, rows, C, PRECISION)
+        solved = invert_unit_lower(lower, rows, C, LEAF, PRECISION)
         tl.store(inverse + square, solved.to(inverse.dtype.element_ty))
 
 
 @triton.jit
-def invert_unit_lower(lower, rows, C: tl.constexpr, PRECISION: tl.constexpr):
-    """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of 16 by substitution, then pairs of blocks joined.
+def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of LEAF by substitution, then pairs of blocks joined.
 
     The product of I + (-lower)^(2^k) needs no substitution, but its powers grow like binomials for alike keys.
     """
-    BLOCKS: tl.constexpr = C // 16
+    BLOCKS: tl.constexpr = C // LEAF
     block = tl.arange(0, BLOCKS)
     diagonal = (block[:, None] == block[None, :])[:, None, :, None]
-    blocks = tl.sum(tl.where(diagonal, tl.reshape(lower, (BLOCKS, 16, BLOCKS, 16)), 0.0), axis=2)
-    line = tl.arange(0, 16)
-    solved = tl.zeros((BLOCKS, 16, 16), tl.float32) + (line[:, None] == line[None, :]).to(tl.float32)[None, :, :]
-    for i in range(1, 16):
+    blocks = tl.sum(tl.where(diagonal, tl.reshape(lower, (BLOCKS, LEAF, BLOCKS, LEAF)), 0.0), axis=2)
+    line = tl.arange(0, LEAF)
+    solved = tl.zeros((BLOCKS, LEAF, LEAF), tl.float32) + (line[:, None] == line[None, :]).to(tl.float32)[None, :, :]
+    for i in range(1, LEAF):
         here = (line == i)[None, :, None]
         coefficients = tl.sum(tl.where(here, blocks, 0.0), axis=1)
         solved = tl.where(here, solved - tl.sum(coefficients[:, :, None] * solved, axis=1)[:, None, :], solved)
     whole = tl.reshape(tl.where(diagonal, solved[:, :, None, :], 0.0), (C, C))
-    for level in tl.static_range(4, 10):
-        if (1 << level) < C:
+    for level in tl.static_range(2, 6):
+        if (1 << level) >= LEAF and (1 << level) < C:
             apart = (rows[:, None] >> level) != (rows[None, :] >> level)
             paired = (rows[:, None] >> (level + 1)) == (rows[None, :] >> (level + 1))
             joint = tl.where(apart & paired, lower, 0.0)
