@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
+from pathlib import Path
 
 import pluggy
 import pytest
@@ -26,6 +28,12 @@ def example(hook: str) -> str:
 def test_every_kind_has_a_hook() -> None:
     assert tuple(HOOK_OF_KIND) == KINDS
     assert {name for name in vars(Hooks) if name.startswith("muse_")} == set(HOOK_OF_KIND.values())
+
+
+def test_the_reference_page_lists_every_hook() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| `(\w+)` \|", page, flags=re.MULTILINE))
+    assert rows == HOOK_OF_KIND
 
 
 @pytest.mark.parametrize(("kind", "hook"), HOOK_OF_KIND.items(), ids=KINDS)
