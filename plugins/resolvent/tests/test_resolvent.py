@@ -136,6 +136,13 @@ def test_measures_describe_valid_tokens(x):
 
 
 @torch.no_grad()
+def test_measures_are_not_rounded_by_autocast(x, tokens):
+    with torch.autocast("cpu", torch.bfloat16):
+        step = build().float()(x.float(), None, {}, tokens)
+    torch.testing.assert_close(step.measures["decay"], step.signals["decay"].mean(), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
 def test_lyapunov_exponent_of_the_free_lattice():
     """At V = Γ = 0 and z = i the influence of a token falls by (√5 − 1)/2 in amplitude, 0.38 in power, a site."""
     layer = build(potential=[])

@@ -87,13 +87,8 @@ class Resolvent(nn.Module):
                 kept |= kept_phases
                 features += self.phase_features(phases)
             mixed = torch.cat([feature.flatten(2) for feature in features], dim=-1)
-        return Step(
-            self.output(mixed),
-            kept,
-            {name: found[name] for name in self.publish},
-            {},
-            measures(potential, decay, theta, hopping, tokens.valid),
-        )
+            measured = measures(potential, decay, theta, hopping, tokens.valid)
+        return Step(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
 
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""
