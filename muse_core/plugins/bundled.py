@@ -20,6 +20,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-text-sources": (
         ("source", "files"),
         ("source", "hub"),
+        ("source", "mix"),
         ("source", "python-library"),
         ("source", "state-of-the-union"),
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import inspect
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
 import pluggy
@@ -36,17 +37,31 @@ def load_plugins(
     """
     allow = None if allow is None else tuple(allow)
     deny = tuple(deny)
-    manager = make_manager()
     loaded = []
-    for plugin in discover():
-        reason = exclusion(plugin.distribution, allow, deny)
-        loaded.append(Loaded(plugin=plugin, excluded=reason) if reason else load_plugin(plugin, manager))
+    with _without_collection():
+        manager = make_manager()
+        for plugin in discover():
+            reason = exclusion(plugin.distribution, allow, deny)
+            loaded.append(Loaded(plugin=plugin, excluded=reason) if reason else load_plugin(plugin, manager))
     registry = Registry(tuple(loaded))
     if strict is None:
         strict = os.environ.get("MUSE_STRICT", "") not in ("", "0")
     if strict and registry.problems:
         raise PluginError("\n".join(map(str, registry.problems)))
     return registry
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pauses garbage collection: what an import makes stays, and looking through it again and again is a fifth of the
+    time of listing 60 plugins."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def make_manager() -> pluggy.PluginManager:
