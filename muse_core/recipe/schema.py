@@ -6,7 +6,7 @@ a component field marked ``inline`` takes every key of its table that the class 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import attrs
@@ -147,6 +147,10 @@ class Train:
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""
 
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            yield f"micro_batch {self.micro_batch} exceeds batch_size {self.batch_size}; lower it or leave it out"
+
 
 @attrs.frozen(kw_only=True)
 class Evaluate:
@@ -160,8 +164,13 @@ class Evaluate:
     """Held-out tokens read at the end."""
     split: Literal["validation", "test"] = "validation"
     """Text of the final evaluation. Leave test alone until nothing will be tuned any more."""
-    lengths: tuple[int, ...] = (1,)
-    """Context lengths of the final evaluation in multiples of the training length."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        longest = max(self.lengths)
+        if min(self.lengths) < 1 or any(longest % length for length in self.lengths):
+            yield f"lengths {list(self.lengths)} must be positive divisors of the longest, {longest}, to read one text"
+    lengths: tuple[int, ...] = field(default=(1,), validator=validators.min_len(1))
+    """Context lengths of the final evaluation in multiples of the training length; the same text at each."""
 
 
 @attrs.frozen(kw_only=True)
@@ -172,6 +181,8 @@ class Checkpoint:
     """Steps between checkpoints; one more is made at the end and when interrupted."""
     keep: int = field(default=5, validator=POSITIVE)
     """Generations kept; the two newest certified ones stay besides."""
+    quota: int | None = field(default=None, validator=validators.optional(POSITIVE))
+    """Bytes that all generations of a run may take together. Default: what the disk has."""
 
 
 @attrs.frozen(kw_only=True)

@@ -57,14 +57,25 @@ class Board:
             measured.update({f"{use.name}/{key}": value for key, value in found.items()})
         return measured
 
-    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
-        """The strongest verdict; of equals the first in the recipe's order."""
-        strongest = self.finite.judge(step, floats)
+    def judge(self, step: int, floats: Mapping[str, float], warn: Callable[[str], None]) -> Verdict:
+        """The strongest verdict. Monitors that agree are all named, with their reasons and the earliest onset; one
+        that goes on but gives a reason is heard through ``warn``."""
+        verdicts = [self.finite.judge(step, floats)]
         for use, monitor in self.monitors:
-            verdict = self._call(use, "judge", monitor.judge, step, floats)
-            if verdict.action > strongest.action:
-                strongest = verdict._replace(monitor=use.name)
-        return strongest
+            verdict = self._call(use, "judge", monitor.judge, step, floats)._replace(monitor=use.name)
+            if verdict.action is Action.CONTINUE and verdict.reason:
+                warn(f"{use.name}: {verdict.reason}")
+            verdicts.append(verdict)
+        strongest = max(verdict.action for verdict in verdicts)
+        if strongest is Action.CONTINUE:
+            return Verdict()
+        agreed = [verdict for verdict in verdicts if verdict.action is strongest]
+        return Verdict(
+            strongest,
+            "; ".join(verdict.reason for verdict in agreed),
+            ", ".join(verdict.monitor for verdict in agreed),
+            min((verdict.onset for verdict in agreed if verdict.onset is not None), default=None),
+        )
 
     def probe(
         self,

@@ -52,8 +52,9 @@ class Keeper:
             },
         )
 
-    def load(self, loop: Loop, snapshot: Snapshot) -> None:
-        """Put the run back to a snapshot, bit for bit."""
+    def load(self, loop: Loop, generation: Generation, snapshot: Snapshot) -> None:
+        """Put the run back to a snapshot, bit for bit. Raises StorageError when what it then is has another hash than
+        what was saved: a monitor or component whose state does not come back."""
         load_weights(loop.model, snapshot.model)
         loop.optimizers.load_state_tensors(snapshot.optimizer)
         loop.carry.load(
@@ -66,6 +67,11 @@ class Keeper:
         if "random/cuda" in snapshot.state and loop.precision.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.state["random/cuda"], loop.precision.device)
         self.committed = snapshot.step
+        if self.snapshot(loop).state_hash() != generation.state_hash:
+            raise StorageError(
+                f"checkpoint generation {generation.number}: the run does not come back to the state that was saved; "
+                "the recipe, a plugin or the device has changed"
+            )
 
     def restore(self, loop: Loop, verdict: Verdict) -> None:
         """Roll back to the newest certified generation at or before the onset of damage, and skip the data between.
@@ -94,7 +100,7 @@ class Keeper:
         loop.records.event({"event": "incident"} | attrs.asdict(incident) | {"data": list(data)})
         self.abandon(incident)
         loop.optimizers.zero_grad()
-        self.load(loop, snapshot)
+        self.load(loop, generation, snapshot)
         loop.display.say(
             f"restored step {snapshot.step} from generation {generation.number}; "
             f"data of steps {onset} to {incident.step} are skipped",

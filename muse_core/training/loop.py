@@ -83,7 +83,7 @@ class Loop:
             started = time.perf_counter()
             batch = reach("batch", self.data.batch(self.at.step, self.incidents.quarantine))
             values = self._gradients(batch, parameters)
-            verdict = self.board.judge(self.at.step, values)
+            verdict = self.board.judge(self.at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
             if verdict.action is Action.HALT:

@@ -80,7 +80,9 @@ class Run:
             raise
         except Exception as error:
             raise PluginError(f"stage {use.name!r} of {use.distribution}: {type(error).__name__}: {error}") from error
-        checkpoints = Checkpoints(self.directory.path, keep=recipe.checkpoint.keep)
+        checkpoints = Checkpoints(
+            self.directory.path, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota
+        )
         keeper = Keeper(checkpoints, self.digests, stage=number)
         incidents = Incidents(read_rows(self.directory.events))
         loop = Loop(
@@ -124,7 +126,7 @@ class Run:
             keeper.commit(loop)
             return
         generation, snapshot = found
-        keeper.load(loop, snapshot)
+        keeper.load(loop, generation, snapshot)
         self.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
         self.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
 

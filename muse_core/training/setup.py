@@ -70,6 +70,7 @@ class Setup:
             batch_size=max(1, (train.micro_batch or train.batch_size) // multiple),
             max_tokens=tokens,
             reset_at_documents=self.recipe.data.reset_at_documents,
+            span=train.sequence_length * max(self.recipe.evaluate.lengths),
         )
         return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
 
