@@ -67,7 +67,7 @@ class MonitorSuite(Suite):
     def test_state_dict_is_all_that_a_judge_remembers(self, case: Case) -> None:
         """Restored into another instance, the verdicts that follow are the same; the state is plain JSON."""
         monitor, other = self.build(case), self.build(case)
-        damaged = {7, 8, 9, 15}
+        damaged = {7, 8, 9, 10, 11, 15}
         for step in range(10):
             monitor.judge(step, self.floats(monitor, step, damaged=step in damaged))
         state = json.loads(json.dumps(monitor.state_dict()))

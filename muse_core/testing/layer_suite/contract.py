@@ -62,15 +62,15 @@ class LayerContract(LayerBase):
         assert_same_state(state, before[1], "forward changed the state that it was given", within=0.0)
 
     def test_state_survives_being_stored(self, case: Case) -> None:
-        """Detached copies of the leaves, by path, hold all that continuing needs."""
-        layer, sequence = self.double(case).eval(), self.sequence(case)
+        """Detached copies of the leaves, by path, hold all that another instance needs to continue."""
+        layer, other, sequence = self.double(case).eval(), self.double(case).eval(), self.sequence(case)
         middle = self.length // 2
         with torch.no_grad():
             state = run(layer, sequence.piece(0, middle, period=self.period(case))).state
             rest = sequence.piece(middle, self.length, period=self.period(case))
             stored = {path: value.clone() for path, value in leaves(state).items()}
             restored = _rebuilt(state, stored, "state")
-            expected, actual = run(layer, rest, state), run(layer, rest, restored)
+            expected, actual = run(layer, rest, state), run(other, rest, restored)
         for name, value in output_tensors(expected).items():
             assert_close(output_tensors(actual)[name], value, f"{name} after restoring the state", within=0.0)
 
