@@ -1,4 +1,9 @@
-"""The fast-weights kernels, small, in float32: bfloat16 products are not to be had from the interpreter."""
+"""The fast-weights kernels, small, in float32: Triton's interpreter has no bfloat16 products.
+
+TRITON_INTERPRET=1 pytest kernels/tests
+"""
+
+import os
 
 import pytest
 import torch
@@ -6,7 +11,13 @@ import torch
 from muse_kernels import fast_weights as public
 from muse_kernels.reference import fast_weights as reference
 from muse_kernels.testing.fast_weights import assert_close, draw, results
-from muse_kernels.triton import fast_weights, fast_weights_launch
+
+fast_weights_launch = pytest.importorskip("muse_kernels.triton.fast_weights_launch")
+fast_weights = pytest.importorskip("muse_kernels.triton").fast_weights
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton reads TRITON_INTERPRET=1 when it is imported"
+)
 
 RULES = ("hebbian", "delta")
 CLOSE = 3e-6
