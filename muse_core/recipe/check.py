@@ -11,12 +11,13 @@ import attrs
 from muse_core.errors import RecipeError
 from muse_core.plugins import Registry, load_plugins
 from muse_core.recipe.conditions import across
+from muse_core.recipe.nodes import Enough, Node, Refused, Sheet
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.reading import Source, read_source
 from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Plugins, Recipe
-from muse_core.recipe.structure import Enough, Node, Refused, Sheet, make_converter
+from muse_core.recipe.structure import make_converter
 
 
 @attrs.frozen(kw_only=True, eq=False)

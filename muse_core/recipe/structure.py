@@ -6,7 +6,6 @@ raises Refused so that its parent goes on with the other keys.
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -16,66 +15,20 @@ import cattrs
 
 from muse_core.component import NAMESPACE, Kind, Use
 from muse_core.documentation import arms, choices_of, is_inline, key_of, mark, spoken, types_of
-from muse_core.plugins import Registry, UnknownComponent
+from muse_core.plugins import UnknownComponent
 from muse_core.plugins.near import suggestion
+from muse_core.recipe.nodes import ABSENT, Node, Refused
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
+from muse_core.recipe.scalars import literal, number, text, truth, whole
 from muse_core.recipe.validation import construct, faults_of
 from muse_core.recipe.words import shown
-
-MAX_PROBLEMS = 100
-
-ABSENT: Any = object()
-"""Stands for a field without a default."""
-
-
-class Refused(Exception):
-    """The value was reported and has no structured form."""
-
-
-class Enough(Exception):
-    """So many problems that more would not help."""
-
-
-@attrs.frozen
-class Sheet:
-    """What all nodes of one check share."""
-
-    registry: Registry
-    problems: list[tuple[Path, str]] = attrs.field(factory=list)
-    versions: Mapping[str, str] = {}
-    """Versions of the distributions that the recipe was written for, when it comes from a lock."""
-
-    def report(self, path: Path, what: str) -> None:
-        if len(self.problems) == MAX_PROBLEMS:
-            raise Enough
-        self.problems.append((path, what))
-
-
-@attrs.frozen
-class Node:
-    """A plain value at its place."""
-
-    value: Any
-    path: Path
-    sheet: Sheet
-    default: Any = ABSENT
-    """What the field would hold without the recipe, as its class writes it."""
-    siblings: tuple[str, ...] = ()
-    """Keys of the table around an inline component, for suggestions."""
-
-    def refuse(self, what: str) -> typing.NoReturn:
-        self.sheet.report(self.path, what)
-        raise Refused
-
-    def child(self, step: str | int, value: Any, default: Any = ABSENT) -> Node:
-        return Node(value, (*self.path, step), self.sheet, default)
 
 
 def make_converter() -> cattrs.Converter:
     """A converter whose ``structure(node, type)`` is strict about every type that options may have."""
     converter = cattrs.Converter()
-    for scalar, hook in ((int, _whole), (float, _number), (str, _text), (bool, _truth)):
+    for scalar, hook in ((int, whole), (float, number), (str, text), (bool, truth)):
         converter.register_structure_hook(scalar, hook)
 
     def tuple_of(node: Node, annotation: Any) -> tuple:
@@ -98,7 +51,7 @@ def make_converter() -> cattrs.Converter:
         return converter.structure(node, annotation.__origin__)
 
     converter.register_structure_hook_func(attrs.has, table)
-    converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, _literal)
+    converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, literal)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
     converter.register_structure_hook_func(lambda t: len(arms(t)) > 1, one_of)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Annotated, plain)
@@ -110,54 +63,6 @@ def make_converter() -> cattrs.Converter:
 def _label(path: Path) -> str:
     keys = [step for step in path if isinstance(step, str)]
     return f"[{'.'.join(keys)}]" if keys else "a recipe"
-
-
-def _whole(node: Node, _: Any) -> int:
-    if isinstance(node.value, bool) or not isinstance(node.value, int):
-        node.refuse(f"must be a whole number, not {shown(node.value)}")
-    return _within_64_bits(node)
-
-
-def _within_64_bits(node: Node) -> int:
-    if not -(2**63) <= node.value < 2**63:
-        node.refuse("must be a number of at most 64 bits")
-    return node.value
-
-
-def _number(node: Node, _: Any) -> float:
-    if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-        node.refuse(f"must be a number, not {shown(node.value)}")
-    if isinstance(node.value, int):
-        return float(_within_64_bits(node))
-    if not math.isfinite(node.value):
-        node.refuse(f"must be a finite number, not {shown(node.value)}")
-    return node.value
-
-
-def _text(node: Node, _: Any) -> str:
-    if not isinstance(node.value, str):
-        node.refuse(f"must be text, not {shown(node.value)}")
-    if any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in node.value):
-        node.refuse("must be text without control characters")
-    return node.value
-
-
-def _truth(node: Node, _: Any) -> bool:
-    if not isinstance(node.value, bool):
-        node.refuse(f"must be true or false, not {shown(node.value)}")
-    return node.value
-
-
-def _literal(node: Node, annotation: Any) -> Any:
-    values = typing.get_args(annotation)
-    for value in values:
-        if type(value) is type(node.value) and value == node.value:
-            return value
-    hint = ""
-    if isinstance(node.value, str):
-        hint = suggestion(node.value, [value for value in values if isinstance(value, str)], "")
-        hint = hint if "did you mean" in hint else ""
-    node.refuse(f"must be {spoken(annotation)}, not {shown(node.value)}{hint}")
 
 
 def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:

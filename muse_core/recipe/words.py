@@ -1,4 +1,4 @@
-"""Values of a recipe in a message."""
+"""Values of a recipe in a message, and text that none may hold."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def shown(value: Any) -> str:
 def clipped(text: str, length: int = 40) -> str:
     """At most ``length`` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text holds what a recipe refuses: control characters other than tab and new line, lone surrogates."""
+    return any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text)

@@ -12,6 +12,7 @@ import toml
 from muse_core.errors import RecipeError
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
+from muse_core.recipe.words import has_control_characters
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
@@ -52,7 +53,7 @@ def normalised(value: Any, path: Path = ()) -> Any:
     if isinstance(value, list | tuple):
         return _homogeneous([normalised(item, (*path, index)) for index, item in enumerate(value)], path)
     if isinstance(value, str):
-        if any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in value):
+        if has_control_characters(value):
             raise RecipeError(f"{written(path)}: text with control characters cannot be written")
         return value
     if isinstance(value, bool | int | float):

@@ -14,7 +14,8 @@ from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.seeding import generator_of
 from muse_core.plugins import Registry
-from muse_core.recipe.structure import Node, Refused, Sheet, make_converter
+from muse_core.recipe.nodes import Node, Refused, Sheet
+from muse_core.recipe.structure import make_converter
 from muse_core.testing.cases import installed
 from muse_core.training.monitor_context import MonitorContext
 from muse_core.training.sources import SourceContext

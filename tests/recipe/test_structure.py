@@ -10,8 +10,8 @@ from muse_core.errors import RecipeError
 from muse_core.plugins import Loaded, Registry
 from muse_core.recipe import check_table, read_recipe
 from muse_core.recipe.check import check_source
+from muse_core.recipe.nodes import MAX_PROBLEMS
 from muse_core.recipe.reading import Source
-from muse_core.recipe.structure import MAX_PROBLEMS
 
 
 def table(*block, **changes):
