@@ -1,4 +1,4 @@
-"""``muse-run`` as a person uses it: real processes, real signals, and every wrong input a sentence with an exit code."""
+"""``muse-run`` as a person uses it: real processes, real signals; every wrong input a sentence with its exit code."""
 
 from __future__ import annotations
 

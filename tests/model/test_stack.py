@@ -108,7 +108,8 @@ def test_every_parameter_receives_gradient_at_the_start(build: Callable[..., Any
     model = build(EVERYTHING).train()
     ids, tokens = random_tokens(4)
     output = model(ids, None, tokens)
-    torch.nn.functional.cross_entropy(model.logits(output.hidden)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    scores = model.logits(output.hidden)[:, :-1]
+    torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten()).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert not dead
 

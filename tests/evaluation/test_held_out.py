@@ -1,0 +1,108 @@
+"""Held-out measures against their definitions."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_core.contracts import Batch, Tokens
+from muse_core.errors import DataError
+from muse_core.evaluation import cross_entropy as module
+from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.evaluation.held_out import held_out
+from muse_core.model.precision import choose_precision
+
+V = 13
+PRECISION = choose_precision(torch.device("cpu"), "fp32")
+LENGTHS = np.arange(V) % 4
+
+
+class Bigram(nn.Module):
+    """Scores of the next token from the present one."""
+
+    vocabulary_size = V
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(V, V)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, inputs: Tensor, state: Any = None, tokens: Any = None) -> Any:
+        return SimpleNamespace(hidden=self.dropout(self.table(inputs)), state=None, losses={}, measures={})
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+def batch(rows: int, length: int, seed: int = 0, counted: float = 1.0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(V, (rows, length + 1), generator=generator)
+    mask = torch.rand(rows, length, generator=generator) < counted
+    return Batch(ids[:, :-1], ids[:, 1:], mask, Tokens(torch.arange(length).expand(rows, -1)))
+
+
+def nats(model: Bigram, one: Batch) -> Tensor:
+    """(B, N), zero where not counted."""
+    scores = model.table(one.inputs)
+    return -torch.log_softmax(scores, -1).gather(-1, one.labels[..., None])[..., 0] * one.counted
+
+
+def test_loss_and_bits_per_byte_are_sums_over_all_batches() -> None:
+    model = Bigram()
+    batches = [batch(3, 20, 1, 0.8), batch(2, 20, 2, 0.5)]
+    measured = held_out(model, batches, LENGTHS, PRECISION)
+    with torch.no_grad():
+        total = sum(nats(model, one).sum().item() for one in batches)
+    tokens = sum(int(one.counted.sum()) for one in batches)
+    size = sum(int((LENGTHS[one.labels.numpy()] * one.counted.numpy()).sum()) for one in batches)
+    assert measured.tokens == tokens and measured.bytes == size
+    assert math.isclose(measured.loss, total / tokens, rel_tol=1e-6)
+    assert math.isclose(measured.bits_per_byte, total / math.log(2) / size, rel_tol=1e-6)
+    assert math.isclose(measured.perplexity, math.exp(measured.loss))
+
+
+def test_interval_covers_what_fresh_samples_give() -> None:
+    model = Bigram()
+    measured = held_out(model, [batch(200, 16, 3)], LENGTHS, PRECISION)
+    assert measured.low < measured.bits_per_byte < measured.high
+    others = [held_out(model, [batch(200, 16, seed)], LENGTHS, PRECISION).bits_per_byte for seed in range(10, 50)]
+    inside = sum(measured.low - (measured.high - measured.low) < other < 2 * measured.high - measured.low
+                 for other in others)
+    assert inside >= 36, "the interval is far too narrow"
+    assert measured.high - measured.low < 8 * np.std(others), "the interval is far too wide"
+
+
+def test_evaluation_leaves_mode_and_random_state_alone() -> None:
+    model = Bigram().train()
+    before = torch.get_rng_state()
+    first = held_out(model, [batch(4, 8)], LENGTHS, PRECISION)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert first == held_out(model, [batch(4, 8)], LENGTHS, PRECISION), "dropout acted"
+
+
+def test_interruption_gives_nothing_and_an_empty_split_is_an_error() -> None:
+    assert held_out(Bigram(), [batch(2, 4)], LENGTHS, PRECISION, interrupted=lambda: True) is None
+    with pytest.raises(DataError, match="no tokens"):
+        held_out(Bigram(), [batch(2, 4, counted=0.0)], LENGTHS, PRECISION)
+
+
+@pytest.mark.parametrize("at_once", [V, 7 * V, 10**6])
+def test_cross_entropy_in_pieces_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    model, one = Bigram(), batch(3, 11, counted=0.7)
+    expected = F.cross_entropy(model.table(one.inputs)[one.counted], one.labels[one.counted], reduction="sum")
+    (expected_gradient,) = torch.autograd.grad(expected, [model.table.weight])
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", at_once)
+    total = cross_entropy(model, model.table(one.inputs), one)
+    (gradient,) = torch.autograd.grad(total, [model.table.weight])
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    per_token = cross_entropy(model, model.table(one.inputs), one, per_token=True)
+    assert per_token.shape == one.labels.shape and not per_token[~one.counted].any()
