@@ -191,7 +191,7 @@ def initialize(
         parameter = model.get_parameter(name)
         try:
             value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
-        except RecipeError as error:
+        except (RecipeError, ValueError) as error:
             raise RecipeError(f"initializers[{index}] on {name}: {error}") from error
         if value.shape != parameter.shape:
             raise PluginError(
