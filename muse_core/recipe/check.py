@@ -10,8 +10,10 @@ import attrs
 
 from muse_core.errors import RecipeError
 from muse_core.plugins import Registry, load_plugins
+from muse_core.plugins.discovery import normalised
+from muse_core.plugins.near import suggestion
 from muse_core.recipe.conditions import across
-from muse_core.recipe.nodes import Enough, Node, Refused, Sheet
+from muse_core.recipe.nodes import MAX_PROBLEMS, Enough, Node, Refused, Sheet
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.reading import Source, read_source
@@ -69,6 +71,11 @@ def check_source(
         registry = load_plugins(allow=listed.allow, deny=listed.deny)
     registry = registry.only(listed.allow, listed.deny)
     sheet = Sheet(registry, versions=versions or {})
+    installed = dict.fromkeys(loaded.plugin.distribution for loaded in registry.plugins)
+    for index, name in enumerate(listed.allow or ()):
+        if normalised(name) not in installed:
+            hint = suggestion(name, installed, "installed")
+            sheet.report(("plugins", "allow", index), f"{name[:64]!r} is not installed{hint}")
     recipe = _structured(source, converter, sheet, Recipe)
     sheet.problems.extend(across(recipe))
     _raise(source, sheet)
@@ -101,7 +108,10 @@ def _raise(source: Source, sheet: Sheet) -> None:
     order = {file: number for number, (file, _) in enumerate(source.places.values())}
     ranked = sorted(sheet.problems, key=lambda item: (
         source.place(item[0])[0] != source.where, order.get(source.place(item[0])[0], 0), source.place(item[0])[1]))
-    raise RecipeError([
+    lines = [
         f"{source.locate(path)}: {written(path)}: {what}" if path else f"{source.locate(path)}: {what}"
         for path, what in ranked
-    ])
+    ]
+    if len(lines) >= MAX_PROBLEMS:
+        lines.append(f"{source.where}: and more; correct these {len(lines)} first")
+    raise RecipeError(lines)

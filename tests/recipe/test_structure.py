@@ -66,7 +66,8 @@ def test_a_key_that_is_no_name_is_quoted_in_its_path(registry):
 
 def test_so_many_problems_end_the_check(registry):
     lines = problems(table(**{f"key{n}": n for n in range(5000)}), registry)
-    assert len(lines) == MAX_PROBLEMS
+    assert len(lines) == MAX_PROBLEMS + 1
+    assert lines[-1] == "<table>: and more; correct these 100 first"
 
 
 def test_upgrade_is_asked_only_when_the_recipe_was_written_for_another_version(registry):
@@ -84,6 +85,11 @@ def test_plugins_that_the_recipe_leaves_out_are_not_found(registry):
     (line, *_) = problems(table(plugins={"deny": ["Lab"]}), registry)
     assert line == "<table>: data.use: there is no source 'state-of-the-union': " \
                    "muse-text-sources provides it and is not installed - pip install ./plugins/text-sources"
+
+
+def test_allowing_what_is_not_installed_is_a_mistake(registry):
+    (line, *_) = problems(table(plugins={"allow": ["Lab", "lap"]}), registry)
+    assert line == "<table>: plugins.allow[1]: 'lap' is not installed - did you mean 'lab'?"
 
 
 def test_an_own_check_that_fails_is_the_plugins_fault_and_no_traceback(registry):
