@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from muse_kernels import Request, chosen, debug, fast_weights
 from muse_kernels.testing.fast_weights import draw
-from muse_kernels.torch import fast_weights
 
 WRONG = {
     "query": (lambda x: x[0], r"query must be \(B, N, H, K\), got \(4, 2, 5\)"),
@@ -54,3 +54,34 @@ def test_device_is_named():
     problem.rate = torch.empty_like(problem.rate, device="meta")
     with pytest.raises(ValueError, match="rate is on meta, query on cpu"):
         problem.run(fast_weights)
+
+
+def test_values_are_checked_in_debug_mode_only():
+    problem = draw(4)
+    problem.log_decay = problem.log_decay.detach() + 1.0
+    problem.run(fast_weights)
+    with debug(), pytest.raises(ValueError, match="log_decay must be <= 0, its largest is"):
+        problem.run(fast_weights)
+    problem = draw(4)
+    problem.key = problem.key.detach() * torch.nan
+    with debug(), pytest.raises(ValueError, match="key holds values that are not finite"):
+        problem.run(fast_weights)
+
+
+def test_what_auto_takes_can_be_asked():
+    sizes = {"key": 64, "value": 64}
+    assert chosen(Request("fast_weights", "cuda", "bfloat16", sizes)).backend == "triton"
+    double = chosen(Request("fast_weights", "cuda", "float64", sizes))
+    assert double.backend == "torch" and "float32" in double.refusals["triton"]
+    wide = chosen(Request("fast_weights", "cuda", "bfloat16", {"key": 256, "value": 64}))
+    assert wide.backend == "torch" and "128" in wide.refusals["triton"]
+
+
+def test_a_named_backend_is_taken():
+    problem = draw(200, dtype=torch.float32)
+    exact, _ = problem.to(torch.float64).run(fast_weights, backend="reference")
+    assert torch.equal(problem.run(fast_weights, backend="reference")[0], exact.float())
+    assert not torch.equal(problem.run(fast_weights, backend="torch")[0], exact.float())
+    problem = problem.to(torch.float64)
+    with pytest.raises(ValueError, match="triton refuses: its kernels compute in float32"):
+        problem.run(fast_weights, backend="triton")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from muse_kernels.triton import fast_weights
+from ..triton import fast_weights
+from .timing import copy_bandwidth
 
 BATCH, TOKENS, HEADS, WIDTH = 4, 4096, 16, 128
 SLEEP_CYCLES = 4_000_000  # 2 ms, longer than the host takes to launch any of these
@@ -120,13 +121,6 @@ def measure() -> Iterator[Row]:
         except RuntimeError as refusal:
             backward, note = None, f"backward refused: {str(refusal).splitlines()[0]}"
         yield Row(operation, name, forward, backward, note)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written a second by a large device copy."""
-    source = torch.empty(2**31, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (median(lambda: target.copy_(source)) * 1e-6)
 
 
 def versions() -> dict[str, str]:

@@ -22,9 +22,9 @@ class Problem:
     def leaves(self) -> list[Tensor]:
         return [self.query, self.key, self.value, self.log_decay, self.rate, self.initial]
 
-    def run(self, backend, **options) -> tuple[Tensor, Tensor]:
-        """(output, final) of a backend's fast_weights from the carried state."""
-        return backend(
+    def run(self, operation, **options) -> tuple[Tensor, Tensor]:
+        """(output, final) of some fast_weights from the carried state."""
+        return operation(
             self.query,
             self.key,
             self.value,
@@ -74,9 +74,9 @@ def draw(
     return Problem(*(x.to(dtype).requires_grad_() for x in tensors), starts)
 
 
-def results(problem: Problem, backend, **options) -> list[Tensor]:
+def results(problem: Problem, operation, **options) -> list[Tensor]:
     """Output, final state and the gradients to every leaf under random cotangents that depend on the shape only."""
-    output, final = problem.run(backend, **options)
+    output, final = problem.run(operation, **options)
     random = torch.Generator().manual_seed(1)
     weights = [torch.randn(tuple(x.shape), generator=random, dtype=torch.float64) for x in (output, final)]
     loss = sum((w.to(x) * x).sum() for w, x in zip(weights, (output, final), strict=True))
