@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
 from rich.table import Table
 
 from muse_core.errors import RecipeError
 from muse_core.recipe import Checked, read_recipe, to_toml
-from muse_core.recipe.lock import Lock, differences, make_lock, read_lock
+from muse_core.recipe.lock import Lock, differences, read_lock
 from muse_core.training import preview
+from muse_core.training.locking import lock_of
 from muse_core.training.progress import Display
 from muse_core.training.records import Records
 from muse_core.training.run import Run
@@ -28,7 +28,7 @@ def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_dr
     target = run_dir or Path("runs") / f"{checked.recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with RunDirectory.claim(target, resolved) as directory:
         setup = _prepare(checked, display)
-        now = _lock(checked, setup)
+        now = lock_of(checked, setup)
         if lock is not None:
             _compare(lock, now, display, allow_drift)
         directory.begin(source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table))
@@ -42,7 +42,7 @@ def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
         overrides = [] if device is None else [f'train.device="{device}"']
         checked = read_recipe(directory.recipe, overrides)
         setup = _prepare(checked, display)
-        _compare(read_lock(directory.lock), _lock(checked, setup), display, allow_drift)
+        _compare(read_lock(directory.lock), lock_of(checked, setup), display, allow_drift)
         _start(setup, directory, display)
 
 
@@ -82,26 +82,6 @@ def _prepare(checked: Checked, display: Display) -> Setup:
         return set_up(checked.recipe, checked.registry, report=report)
 
 
-def _lock(checked: Checked, setup: Setup) -> Lock:
-    return make_lock(
-        checked,
-        device=str(setup.precision.device),
-        kernels=setup.kernels.choices,
-        digests={"data": setup.corpus.digest, "tokenizer": setup.corpus.tokenizer.digest},
-    )
-
-
-def _lock(checked: Checked, setup: Setup) -> Lock:
-    device = setup.precision.device
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-    return make_lock(
-        checked,
-        device=name,
-        kernels=setup.kernels.choices,
-        digests={"data": setup.corpus.digest, "tokenizer": setup.corpus.tokenizer.digest},
-    )
-
-
 def _compare(before: Lock, now: Lock, display: Display, allow_drift: bool) -> None:
     found = differences(before, now)
     if not found:
@@ -128,8 +108,7 @@ def _start(setup: Setup, directory: RunDirectory, display: Display) -> None:
     )
     records = Records(directory.path)
     try:
-        digests = {"data": setup.corpus.digest}
-        summary = Run(setup, directory, records, display, digests).go()
+        summary = Run(setup, directory, records, display).go()
     finally:
         display.finish()
         records.close()

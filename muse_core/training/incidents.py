@@ -22,6 +22,8 @@ WINDOW = 1000
 class Incident:
     """One rollback."""
 
+    stage: int
+    """Number of the stage; each counts its steps from 0."""
     step: int
     """Step at which damage was found."""
     onset: int
@@ -37,14 +39,14 @@ class Incident:
 
 
 class Incidents:
-    """The rollbacks of a run so far."""
+    """The rollbacks of one stage of a run so far."""
 
-    def __init__(self, events: Iterable[Mapping[str, Any]] = ()):
-        """``events``: rows of events.jsonl, of which the rollbacks count."""
+    def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = ()):
+        """``events``: rows of events.jsonl, of which the rollbacks of this stage count."""
         self.known = [
             Incident(**{field.name: row[field.name] for field in attrs.fields(Incident)})
             for row in events
-            if row.get("event") == "incident"
+            if row.get("event") == "incident" and row["stage"] == stage
         ]
 
     @property

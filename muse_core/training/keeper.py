@@ -89,6 +89,7 @@ class Keeper:
         skipped = loop.incidents.quarantine
         data = (loop.data.data_step(onset, skipped), loop.data.data_step(loop.at.step, skipped) + 1)
         incident = Incident(
+            stage=self.stage,
             step=loop.at.step,
             onset=onset,
             target=snapshot.step,
@@ -112,9 +113,27 @@ class Keeper:
         does, in case it was killed between the decision and this."""
         self.checkpoints.abandon(after=incident.generation, through=incident.through)
 
-    def newest(self) -> tuple[Generation, Snapshot] | None:
-        """The newest generation that verifies, or None when nothing was ever committed."""
-        return self.checkpoints.newest()
+    def resume(self, loop: Loop) -> bool:
+        """Go on from the newest good checkpoint, or commit the start, so that a rollback always has a target. A
+        checkpoint of an earlier stage gives its weights. False when this stage was already done."""
+        for incident in loop.incidents.known:
+            self.abandon(incident)
+        found = self.checkpoints.newest()
+        for rejected in self.checkpoints.rejected:
+            loop.records.event({"event": "rejected", "generation": rejected.number, "reason": rejected.reason})
+            loop.display.say(f"checkpoint generation {rejected.number} was not used: {rejected.reason}", "yellow")
+        if found is not None and found[1].json["stage"] > self.stage:
+            return False
+        if found is None or found[1].json["stage"] < self.stage:
+            if found is not None:
+                load_weights(loop.model, found[1].model)
+            self.commit(loop)
+            return True
+        generation, snapshot = found
+        self.load(loop, generation, snapshot)
+        loop.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
+        loop.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
+        return True
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -65,10 +65,13 @@ class Loop:
     display: Display
     stop: Stop
     evaluate: Callable[[], HeldOut | None]
-    carry: Carry
     stream_period: int = 1
     """Least common multiple of the model's periods."""
     at: Position = attrs.field(factory=Position)
+    carry: Carry = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.carry = Carry(self.recipe.data.order == "streams")
 
     def run(self) -> None:
         """Train from ``at`` to the planned number of steps, or until a stop is requested.

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import torch
 
 from muse_core.component import Use
-from muse_core.errors import MuseError, PluginError, StorageError
+from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
+from muse_core.training.architectures import adopt, latest
 from muse_core.training.board import Board
-from muse_core.training.carry import Carry
 from muse_core.training.checkpoint import Checkpoints
 from muse_core.training.incidents import Incidents
-from muse_core.training.keeper import Keeper, load_weights
+from muse_core.training.keeper import Keeper
 from muse_core.training.loop import Loop, compiled, evaluation_row
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.progress import Display
@@ -27,19 +26,19 @@ from muse_core.training.records import Records, read_rows
 from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Interrupted, Stop
+from muse_core.training.trained import initial_weights
 
 
 class Run:
     """One attempt at a run in its directory, which the caller holds locked."""
 
-    def __init__(
-        self, setup: Setup, directory: RunDirectory, records: Records, display: Display, digests: Mapping[str, str]
-    ):
+    def __init__(self, setup: Setup, directory: RunDirectory, records: Records, display: Display):
         self.setup = setup
         self.directory = directory
         self.records = records
         self.display = display
-        self.digests = digests
+        self.folder = directory.path
+        """Where the checkpoints of the present architecture are."""
         self.started = time.monotonic()
 
     def go(self) -> dict[str, Any]:
@@ -47,44 +46,45 @@ class Run:
         recipe = self.setup.recipe
         rows = read_rows(self.directory.metrics)
         already = max((row.get("seconds", 0.0) for row in rows if row.get("event") == "train"), default=0.0)
+        first = self._adopt_latest()
         for notice in self.setup.corpus.notices:
             self.records.event({"event": "notice", "reason": notice})
             self.display.say(notice, "yellow")
-        self.setup.causality_gate()
-        self.display.say("causality gate: no output depends on a later token or on another row", "green")
-        self.records.event({"event": "gate", "gate": "causality", "passed": True})
+        if not Checkpoints(self.folder).generations():
+            initial_weights(self.setup, self.display)
+        self._gate()
         with Stop(recipe.train.max_seconds, already=already) as stop:
-            self._monitors = Board(self.setup.monitors())
             loop = None
             for number, use in enumerate(recipe.stages):
-                loop = self._stage(number, use, stop, already) or loop
-                if stop.interrupted:
+                if number < first:
+                    continue
+                stage = construct(use, self.setup)
+                loop = self._train(number, use, stage, stop, already) or loop
+                if stop.requested:
                     break
+                self._finish(number, use, stage)
             self._leave_if_interrupted(stop, loop)
             self.display.finish()
             measured = self._final_evaluation(stop)
             self._leave_if_interrupted(stop, loop)
         assert measured is not None
-        return self._summary(loop, measured, stop)
+        return self._summary(loop, measured)
 
-    def _stage(self, number: int, use: Use, stop: Stop, already: float) -> Loop | None:
+    def _gate(self) -> None:
+        self.setup.causality_gate()
+        self.records.event({"event": "gate", "gate": "causality", "passed": True})
+        self.display.say("causality gate: no output depends on a later token or on another row", "green")
+
+    def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
+        """The loop of one stage, from where it stands to its end; None for a stage that does not train."""
         setup, recipe = self.setup, self.setup.recipe
-        stage = construct(use, setup)
-        try:
-            objective = stage.objective(setup.model, setup.training_data)
-            if objective is None:
-                return None
-            for name, parameter in setup.model.named_parameters():
-                parameter.requires_grad_(stage.trainable(name))
-        except MuseError:
-            raise
-        except Exception as error:
-            raise PluginError(f"stage {use.name!r} of {use.distribution}: {type(error).__name__}: {error}") from error
-        checkpoints = Checkpoints(
-            self.directory.path, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota
-        )
-        keeper = Keeper(checkpoints, self.digests, stage=number)
-        incidents = Incidents(read_rows(self.directory.events))
+        objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
+        if objective is None:
+            return None
+        for name, parameter in setup.model.named_parameters():
+            parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
+        checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
+        keeper = Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number)
         loop = Loop(
             recipe=recipe,
             model=setup.model,
@@ -94,8 +94,8 @@ class Run:
             data=setup.training_data(),
             byte_lengths=setup.corpus.byte_lengths,
             precision=setup.precision,
-            board=self._monitors,
-            incidents=incidents,
+            board=Board(setup.monitors()),
+            incidents=Incidents(number, read_rows(self.directory.events)),
             checkpoints=keeper,
             records=self.records,
             display=self.display,
@@ -103,46 +103,42 @@ class Run:
             evaluate=lambda: setup.evaluate(
                 "validation", recipe.evaluate.tokens, interrupted=lambda: stop.interrupted
             ),
-            carry=Carry(recipe.data.order == "streams"),
             stream_period=setup.stream_period,
         )
         loop.at.seconds = already
-        for incident in incidents.known:
-            keeper.abandon(incident)
-        self._resume(keeper, loop)
-        self.display.start(recipe.train.steps, loop.at.step)
-        loop.run()
+        if keeper.resume(loop):
+            self.display.start(recipe.train.steps, loop.at.step)
+            loop.run()
         return loop
 
-    def _resume(self, keeper: Keeper, loop: Loop) -> None:
-        """Go on from the newest good checkpoint, or commit the start, so that a rollback always has a target."""
-        found = keeper.newest()
-        for rejected in keeper.checkpoints.rejected:
-            sentence = f"checkpoint generation {rejected.number} was not used: {rejected.reason}"
-            self.records.event({"event": "rejected", "generation": rejected.number, "reason": rejected.reason})
-            self.display.say(sentence, "yellow")
-        if found is None:
-            self._initial_weights(loop.model)
-            keeper.commit(loop)
+    def _finish(self, number: int, use: Use, stage: Any) -> None:
+        """Go on with the architecture that a stage has made, if it made one."""
+        made = self._ask(use, lambda: stage.finish(self.setup.model))
+        if made is None:
             return
-        generation, snapshot = found
-        keeper.load(loop, generation, snapshot)
-        self.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
-        self.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
+        table, weights = made
+        self.display.finish()
+        self.setup, self.folder = adopt(self.directory, self.setup, number, use.name, table, weights)
+        self.display.say(f"{use.name} made a new architecture: {self.folder}")
+        self._gate()
 
-    def _initial_weights(self, model: Any) -> None:
-        """``[init] from``: the newest weights of another run."""
-        source = self.setup.recipe.init.from_
-        if source is None:
-            return
-        folder = Path(source)
-        if not (folder / "checkpoints").is_dir():
-            raise StorageError(f"init.from: {folder} has no checkpoints folder; give the directory of a run")
-        found = Checkpoints(folder).newest(quarantine=False)
+    def _adopt_latest(self) -> int:
+        """Take up the architecture that the last finished stage made; the number of the stage to go on with."""
+        found = latest(self.directory, self.setup)
         if found is None:
-            raise StorageError(f"init.from: {folder} holds no checkpoint")
-        load_weights(model, found[1].model)
-        self.display.say(f"weights from {folder} at step {found[1].step}")
+            return 0
+        number, self.setup, self.folder = found
+        return number + 1
+
+    def _ask(self, use: Use, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except MuseError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"stage {use.name!r} of {use.distribution} {use.version}: {type(error).__name__}: {error}"
+            ) from error
 
     def _final_evaluation(self, stop: Stop) -> dict[int, HeldOut] | None:
         evaluate = self.setup.recipe.evaluate
@@ -170,7 +166,7 @@ class Run:
             f"interrupted; everything is saved. Go on with: muse-run --resume {self.directory.path}",
         )
 
-    def _summary(self, loop: Loop | None, measured: dict[int, HeldOut], stop: Stop) -> dict[str, Any]:
+    def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:
         setup, recipe = self.setup, self.setup.recipe
         first = next(iter(measured.values()))
         at = attrs.asdict(loop.at) if loop else {"step": 0, "accepted": 0, "tokens": 0, "seconds": 0.0}

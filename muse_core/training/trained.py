@@ -9,6 +9,7 @@ from muse_core.errors import StorageError
 from muse_core.recipe import read_recipe
 from muse_core.training.checkpoint import Checkpoints
 from muse_core.training.keeper import load_weights
+from muse_core.training.progress import Display
 from muse_core.training.setup import Setup, set_up
 
 
@@ -30,3 +31,21 @@ def open_trained(run: Path, *, device: str | None = None, registry: Any = None) 
     load_weights(setup.model, found[1].model)
     setup.model.eval()
     return setup, found[1].step
+
+
+def initial_weights(setup: Setup, display: Display) -> None:
+    """``[init] from``: put the newest weights of another run into the model. Does nothing where the recipe has none.
+
+    Raises StorageError when there is no run, no checkpoint, or a weight that does not fit.
+    """
+    source = setup.recipe.init.from_
+    if source is None:
+        return
+    folder = Path(source)
+    if not (folder / "checkpoints").is_dir():
+        raise StorageError(f"init.from: {folder} has no checkpoints folder; give the directory of a run")
+    found = Checkpoints(folder).newest(quarantine=False)
+    if found is None:
+        raise StorageError(f"init.from: {folder} holds no checkpoint")
+    load_weights(setup.model, found[1].model)
+    display.say(f"weights from {folder} at step {found[1].step}")

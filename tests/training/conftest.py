@@ -95,7 +95,7 @@ def opened(setup: Setup, folder: Path, recipe: dict[str, Any]) -> Iterator[Run]:
     records = Records(folder)
     try:
         with directory:
-            yield Run(setup, directory, records, Display(Console(quiet=True)), {})
+            yield Run(setup, directory, records, Display(Console(quiet=True)))
     finally:
         records.close()
 

@@ -1,0 +1,59 @@
+"""New architectures that stages make: a recipe and weights under ``stages/<number>-<name>`` of the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from muse_core.recipe import Checked, check_table, read_recipe, to_toml
+from muse_core.training.checkpoint import Checkpoints, Snapshot
+from muse_core.training.keeper import load_weights
+from muse_core.training.locking import lock_of
+from muse_core.training.run_directory import RunDirectory
+from muse_core.training.setup import Setup, set_up
+
+
+def adopt(
+    directory: RunDirectory,
+    setup: Setup,
+    number: int,
+    name: str,
+    table: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> tuple[Setup, Path]:
+    """Build the recipe ``table`` with ``weights`` and keep both; returns it and its folder.
+
+    The recipe is written last: only with it does a resumed run take the stage as finished. Raises RecipeError for a
+    table that is not a recipe and StorageError for weights that do not fit it.
+    """
+    checked = check_table(dict(table), setup.registry, f"recipe of stage {name}")
+    made = set_up(checked.recipe, setup.registry)
+    load_weights(made.model, weights)
+    inside = f"stages/{number}-{name}"
+    folder = directory.write(f"{inside}/muse.lock.toml", to_toml(lock_of(checked, made).table)).parent
+    kept = {name: value.detach().cpu().contiguous() for name, value in made.model.state_dict().items()}
+    Checkpoints(folder).commit(Snapshot(step=0, model=kept, optimizer={}, state={}, json={"stage": number}),
+                               certified=True)
+    directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
+    return made, folder
+
+
+def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | None:
+    """Number, setup and folder of the last finished stage that made an architecture; None when none did."""
+    finished = sorted((directory.path / "stages").glob("*/recipe.toml"), key=lambda path: _number(path.parent))
+    if not finished:
+        return None
+    folder = finished[-1].parent
+    checked: Checked = read_recipe(finished[-1], (), setup.registry)
+    made = set_up(checked.recipe, setup.registry)
+    found = Checkpoints(folder).newest()
+    assert found is not None, "newest raises where a committed generation is gone"
+    load_weights(made.model, found[1].model)
+    return _number(folder), made, folder
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.partition("-")[0])
