@@ -20,7 +20,6 @@ class TestRandomSpectrum(InitializerSuite):
 
 class TestZetaPositions(LayerSuite):
     name = "zeta-positions"
-    expected_failures = {"test_a_large_change_does_reach_its_own_token": "positions do not read the stream"}
 
 
 def test_listing_imports_no_torch():
