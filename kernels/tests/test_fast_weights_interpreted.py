@@ -99,9 +99,10 @@ def test_registered_operator(rule="delta"):
     torch.library.opcheck(torch.ops.muse_kernels.fast_weights.default, arguments)
 
 
-def test_compiled_graph_stays_whole():
+@pytest.mark.parametrize("dynamic", (False, True))
+def test_compiled_graph_stays_whole(dynamic):
     problem = draw(17, batch=1, heads=1, key_width=8, value_width=8, dtype=torch.float32)
-    compiled = torch.compile(fast_weights, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(fast_weights, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     assert_close(results(problem, compiled, rule="delta"), sequential(problem, rule="delta"), CLOSE)
 
 
@@ -129,3 +130,5 @@ def test_refusals():
         draw(4).run(fast_weights)
     with pytest.raises(ValueError, match="up to 128 wide, got K=129, M=3"):
         draw(4, key_width=129, dtype=torch.float32).run(fast_weights)
+    with pytest.raises(ValueError, match="at most 65535 rows, got B H = 65536"):
+        draw(1, batch=65536, heads=1, key_width=1, value_width=1, dtype=torch.float32).run(fast_weights)

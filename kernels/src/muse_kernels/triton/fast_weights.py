@@ -8,6 +8,7 @@ from ..torch.fast_weights import fast_weights as by_torch
 from . import fast_weights_launch as launch
 
 WIDEST = 128
+MOST_ROWS = 65535  # of a launch grid's second axis
 
 
 def fast_weights(
@@ -49,12 +50,20 @@ def fast_weights(
             f"fast_weights: the triton kernels hold heads up to {WIDEST} wide, got K={layout.key_width}, "
             f"M={layout.value_width}; use backend torch"
         )
+    rows = layout.batch * layout.heads
+    if rows > MOST_ROWS:
+        raise ValueError(
+            f"fast_weights: the triton kernels launch at most {MOST_ROWS} rows, got B H = {rows}; "
+            "split the batch or use backend torch"
+        )
     query, key, value = (_unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
     largest = launch.LONGEST_SINGLE if layout.output_dtype == torch.float32 else launch.LONGEST_HALF
-    chunk = max(16, min(largest, 1 << (min(chunk, layout.tokens) - 1).bit_length()))
+    size = 16
+    while size < min(chunk, layout.tokens, largest):
+        size *= 2
     if initial is not None:
         initial = initial.float().contiguous()
-    output, final, *_ = _forward(query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, chunk)
+    output, final, *_ = _forward(query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size)
     return output, final
 
 
