@@ -1,0 +1,55 @@
+"""Expected failures are strict, and a suite without a case is an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = """
+from muse_core.testing import Suite
+
+class {name}(Suite):
+    kind = "{kind}"
+    expected_failures = {expected}
+
+    def test_always_passes(self, case):
+        pass
+
+    def test_always_fails(self, case):
+        assert False
+"""
+
+
+def outcome(folder: Path, *, kind: str = "stage", expected: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit status and output of pytest for a suite of one passing and one failing test."""
+    (folder / "test_suite.py").write_text(MODULE.format(name="TestSuite", kind=kind, expected=expected or {}))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "always", "test_suite.py"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return ended.returncode, ended.stdout
+
+
+def test_a_declared_failure_is_accepted(tmp_path: Path) -> None:
+    status, printed = outcome(tmp_path, expected={"test_always_fails": "shown here"})
+    assert status == pytest.ExitCode.OK, printed
+    assert "2 xfailed" in printed, printed  # the stages train and evaluate
+
+
+def test_a_declared_failure_that_passes_is_an_error(tmp_path: Path) -> None:
+    reasons = {"test_always_fails": "shown here", "test_always_passes": "it does not"}
+    status, printed = outcome(tmp_path, expected=reasons)
+    assert status == pytest.ExitCode.TESTS_FAILED, printed
+    assert "XPASS(strict)" in printed
+
+
+def test_a_declaration_without_its_test_is_an_error(tmp_path: Path) -> None:
+    status, printed = outcome(tmp_path, expected={"test_misspelt": "no such test"})
+    assert status == pytest.ExitCode.USAGE_ERROR, printed
+
+
+def test_a_suite_without_a_case_is_an_error(tmp_path: Path) -> None:
+    status, printed = outcome(tmp_path, kind="router")
+    assert status == pytest.ExitCode.INTERRUPTED, printed
+    assert "no router to test is installed" in printed
