@@ -12,24 +12,25 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are ``"module:object"`` references with their one-line help."""
+    """A group with commands that are ``"module:object"`` references with their one-line help, after its own ones."""
 
     def __init__(self, *args, commands_at: Mapping[str, tuple[str, str]] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.commands_at = dict(commands_at or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands_at)
+        return [*self.commands, *self.commands_at]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.commands_at:
-            return None
+            return super().get_command(ctx, name)
         module, _, attribute = self.commands_at[name][0].partition(":")
         return getattr(import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self.commands_at.items()])
+            own = [(name, command.get_short_help_str(limit=100)) for name, command in self.commands.items()]
+            formatter.write_dl([*own, *((name, text) for name, (_, text) in self.commands_at.items())])
 
 
 @click.group(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from muse_core.cli import CONTEXT
+from muse_core.cli import CONTEXT, LazyGroup
 from muse_core.cli.errors import guarded
 
 if TYPE_CHECKING:
@@ -16,9 +16,16 @@ NAME_COLUMN = 20
 OWNER_COLUMN = 28
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    commands_at={
+        "new": ("muse_core.cli.plugin_new:new", "Write a distribution that works, to start from."),
+        "check": ("muse_core.cli.plugin_check:check", "Run the conformance suite of a plugin, installed or not."),
+    },
+)
 def plugins() -> None:
-    """What is installed, and what is wrong with it."""
+    """What is installed, and what is wrong with it; new plugins, and whether they keep the contracts."""
 
 
 @plugins.command("list")

@@ -1,0 +1,40 @@
+"""``muse plugins new``: a complete distribution to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from muse_core.cli import CONTEXT
+from muse_core.cli.errors import guarded
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("name")
+@click.option("--kind", required=True, metavar="KIND", help="As layer or 'memory layer'.")
+@click.option("--into", type=click.Path(path_type=Path), default=Path(), metavar="DIR",
+              help="Folder that gets the new one [default: here].")
+def new(name: str, kind: str, into: Path) -> None:
+    """Write the distribution muse-NAME: a component of KIND that works, with options, tests and a recipe."""
+    with guarded():
+        from muse_core.component import KINDS
+        from muse_core.errors import RecipeError
+        from muse_core.plugins import load_plugins
+        from muse_core.plugins.near import suggestion
+        from muse_core.scaffold import write_plugin
+
+        kind = kind.replace("-", " ")
+        if kind not in KINDS:
+            raise RecipeError(f"--kind: there is no kind {kind!r}{suggestion(kind, KINDS, 'kinds')}")
+        offers = load_plugins(strict=False).offers(kind, name)
+        if offers:
+            taken = offers[0]
+            raise RecipeError(
+                f"NAME: {name!r} is a {taken.kind} of {taken.distribution} {taken.version} - choose another name"
+            )
+        folder = write_plugin(name, kind, into)
+        click.echo(f"wrote {folder}: a {kind} that works. Now")
+        click.echo(f"    muse plugins check {folder}")
+        click.echo(f"    pip install -e {folder}")
+        click.echo(f"    muse-run {folder / 'recipe.toml'}")

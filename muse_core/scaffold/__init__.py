@@ -1,0 +1,59 @@
+"""Templates of plugin distributions, one folder per kind, and writing one of them under a name.
+
+The templates are plugins that work, of the name ``new-plugin``; ``common`` holds what all kinds share.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from muse_core.errors import RecipeError, StorageError
+
+TEMPLATES = Path(__file__).parent
+NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
+
+
+def write_plugin(name: str, kind: str, parent: Path) -> Path:
+    """Write the distribution ``muse-<name>`` with one component of this kind into ``parent``; returns its folder.
+
+    Raises RecipeError for a name that cannot be one, and StorageError when the folder exists or cannot be written.
+    """
+    if not re.fullmatch(NAME, name):
+        raise RecipeError(
+            f"NAME: {name!r} is not made of small letters and digits joined by dashes, starting with a letter"
+        )
+    if name.startswith("muse-"):
+        raise RecipeError(f"NAME: leave out 'muse-': the distribution of {name[5:]!r} is named {name}")
+    folder = parent / f"muse-{name}"
+    if folder.exists():
+        raise StorageError(f"{folder} exists already - choose another name, or another folder with --into")
+    try:
+        for path, text in rendered(name, kind).items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+    return folder
+
+
+def rendered(name: str, kind: str) -> dict[str, str]:
+    """Path inside the distribution → text, under this name."""
+    words = {
+        "new-plugin": name,
+        "new_plugin": "muse_" + name.replace("-", "_"),
+        "NewPlugin": "".join(part.capitalize() for part in name.split("-")),
+        "NEW_KIND": kind,
+    }
+    pattern = re.compile("|".join(words))
+
+    def named(text: str) -> str:
+        return pattern.sub(lambda match: words[match[0]], text)
+
+    found = {}
+    for layer in (TEMPLATES / "common", TEMPLATES / kind.replace(" ", "_")):
+        for path in sorted(layer.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found[named(path.relative_to(layer).as_posix())] = named(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,1 @@
+"""Bounds the size of fast weights by what is usual: a filter for MUSE."""

@@ -1,0 +1,1 @@
+"""Normal values without tails: an initializer for MUSE."""

@@ -1,0 +1,1 @@
+"""The causal resolvent, token by token: a kernel backend for MUSE."""

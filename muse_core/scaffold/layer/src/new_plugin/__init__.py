@@ -1,0 +1,1 @@
+"""A causal convolution, channel by channel: a layer for MUSE."""

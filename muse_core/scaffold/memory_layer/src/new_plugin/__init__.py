@@ -1,0 +1,1 @@
+"""Fast weights: a memory layer for MUSE."""

@@ -1,0 +1,1 @@
+"""A neural n-gram model: a whole model for MUSE."""

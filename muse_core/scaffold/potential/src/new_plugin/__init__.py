@@ -1,0 +1,1 @@
+"""A bounded potential with a learned decay: a potential for MUSE."""

@@ -1,0 +1,21 @@
+"""Registers the router, and the layer that asks it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muse_core.component import Component
+from muse_core.hookspecs import hookimpl
+from new_plugin.options import NewPluginExpertsOptions, NewPluginOptions
+
+
+@hookimpl
+def muse_routers() -> Iterable[Component]:
+    yield Component("new-plugin", options=NewPluginOptions, implementation="new_plugin.router:NewPlugin")
+
+
+@hookimpl
+def muse_layers() -> Iterable[Component]:
+    yield Component(
+        "new-plugin-experts", options=NewPluginExpertsOptions, implementation="new_plugin.experts:NewPluginExperts"
+    )

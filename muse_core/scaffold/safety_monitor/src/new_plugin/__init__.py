@@ -1,0 +1,1 @@
+"""Skips steps with unusually large gradients: a safety monitor for MUSE."""

@@ -1,0 +1,1 @@
+"""Sums, written out: a source of text for MUSE."""

@@ -1,0 +1,1 @@
+"""Next-token training that keeps the scores normalised: a stage for MUSE."""

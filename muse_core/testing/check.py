@@ -1,0 +1,162 @@
+"""The conformance suites of chosen plugins, in sentences: ``python -m muse_core.testing.check [--kind=K …] NAME …``.
+
+A process of its own, so that what a plugin does on import is done to nobody else. Exit codes as ``muse plugins check``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from muse_core.cli.errors import guarded
+from muse_core.errors import PluginError
+from muse_core.plugins import Loaded, Registered
+from muse_core.plugins.discovery import normalised
+from muse_core.plugins.near import suggestion
+from muse_core.testing.cases import cases_of, installed
+from muse_core.testing.narrator import Narrator
+
+SUITES = {
+    "potential": "potentials:PotentialSuite",
+    "memory layer": "layers:MemoryLayerSuite",
+    "router": "routers:RouterSuite",
+    "initializer": "initializers:InitializerSuite",
+    "kernel backend": "kernel_backends:KernelBackendSuite",
+    "safety monitor": "monitors:MonitorSuite",
+    "layer": "layers:LayerSuite",
+    "filter": "filters:FilterSuite",
+    "model": "models:ModelSuite",
+    "stage": "stages:StageSuite",
+    "source": "sources:SourceSuite",
+}
+"""Kind → its suite in this package."""
+
+
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """A plugin, and the components of it that are checked."""
+
+    loaded: Loaded
+    rows: tuple[Registered, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.loaded.plugin.distribution} {self.loaded.plugin.version}"
+
+    def only(self, kinds: Iterable[str]) -> Chosen:
+        """Without components of other kinds."""
+        return attrs.evolve(self, rows=tuple(row for row in self.rows if row.kind in kinds))
+
+
+def choose(name: str) -> Chosen:
+    """The plugin of a distribution with all its components, or one component by its name as in a recipe.
+
+    Raises PluginError for a name that is neither, or that several distributions offer.
+    """
+    registry = installed()
+    for loaded in registry.plugins:
+        if loaded.plugin.distribution == normalised(name):
+            return Chosen(loaded=loaded, rows=loaded.rows)
+    component, _, distribution = name.partition("@")
+    rows = [row for row in registry.rows() if row.name == component and distribution in ("", row.distribution)]
+    owners = sorted({row.distribution for row in rows})
+    if not owners:
+        known = sorted({row.name for row in registry.rows()} | {row.distribution for row in registry.rows()})
+        near = suggestion(name, known, "there are")
+        raise PluginError(f"nothing installed is named {name!r}, nor is it the folder of a plugin{near}")
+    if len(owners) > 1:
+        choices = " or ".join(f"{component}@{owner}" for owner in owners)
+        raise PluginError(f"{' and '.join(owners)} both offer {component!r} - check {choices}")
+    loaded = next(one for one in registry.plugins if one.plugin.distribution == owners[0])
+    return Chosen(loaded=loaded, rows=tuple(rows))
+
+
+def caseless(rows: Iterable[Registered]) -> Iterator[str]:
+    """A sentence for each component that no options make a case of."""
+    for row in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            if not cases_of(row, Path(folder)):
+                yield (
+                    f"{row.kind} {row.name!r}: nothing to build, since it has options without a default - give its "
+                    "options class a static method examples(folder) that returns tables of options"
+                )
+
+
+def module_of(chosen: Iterable[Chosen], titles: dict[str, str]) -> str:
+    """A test module with one class for each plugin and component; ``titles`` gets what to call them."""
+    chosen = tuple(chosen)
+    modules = tuple(one.loaded.plugin.module for one in chosen)
+    lines = [
+        "from muse_core.testing.distributions import PluginSuite, import_report",
+        *(f"from muse_core.testing.{place.replace(':', ' import ')}" for place in sorted(SUITES.values())),
+        "",
+        "class Together(PluginSuite):",
+        "    def report(self, plugin):",
+        f"        return import_report({modules!r})[plugin.plugin.module]",
+    ]
+    for number, one in enumerate(chosen):
+        title = f"TestPlugin{number}"
+        titles[title] = one.title
+        lines += ["", f"class {title}(Together):", f"    distribution = {one.loaded.plugin.distribution!r}"]
+        for place, row in enumerate(one.rows):
+            title = f"TestComponent{number}_{place}"
+            titles[title] = f"{row.kind} {row.name}"
+            reference = installed().reference(row.kind, row.name, row.distribution)
+            suite = SUITES[row.kind].partition(":")[2]
+            lines += ["", f"class {title}({suite}):", f"    kind, name = {row.kind!r}, {reference!r}"]
+    return "\n".join(lines) + "\n"
+
+
+def run(chosen: Iterable[Chosen], voice: io.TextIOBase) -> Narrator:
+    """Run the suites under pytest, away from any project's settings; ``voice`` hears every result as it comes."""
+    with tempfile.TemporaryDirectory(prefix="muse-check-") as folder:
+        titles: dict[str, str] = {}
+        path, settings = Path(folder) / "test_plugin.py", Path(folder) / "pytest.ini"
+        path.write_text(module_of(chosen, titles), encoding="utf-8")
+        settings.write_text("[pytest]\n", encoding="utf-8")
+        narrator = Narrator(titles, voice)
+        arguments = [str(path), "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", "-q"]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = pytest.main([*arguments, "-p", "muse_core.testing.pytest_plugin"], plugins=[narrator])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise PluginError(f"the checks could not run:\n{said.getvalue().strip()}")
+    return narrator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m muse_core.testing.check")
+    parser.add_argument("--kind", action="append", default=[])
+    parser.add_argument("names", nargs="+")
+    given = parser.parse_args()
+    # What tests and plugins print is captured; results are not.
+    voice = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    with guarded():
+        chosen = [choose(name) for name in given.names]
+        if given.kind:
+            chosen = [one.only(given.kind) for one in chosen]
+        empty = [
+            f"{one.title} has no {' or '.join(given.kind) or 'component'} to check"
+            for one in chosen if not one.rows and (given.kind or not one.loaded.problems)
+        ]
+        empty += [sentence for one in chosen for sentence in caseless(one.rows)]
+        with voice:
+            narrator = run(chosen, voice)
+            for sentence in empty:
+                print(f"FAILED  {sentence}", file=voice)
+            print(narrator.summary(), file=voice)
+        if empty or not narrator.passed or narrator.failed:
+            raise SystemExit(PluginError.exit_code)
+
+
+if __name__ == "__main__":
+    main()
