@@ -36,7 +36,9 @@ def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, regi
     sheet = Sheet(registry)
     value = {**(options or {}), "use": name}
     try:
-        return make_converter().structure(Node(value, (), sheet), Annotated[Use, Kind(kind)])
+        wanted: Any = Annotated[Use, Kind(kind)]
+        use: Use = make_converter().structure(Node(value, (), sheet), wanted)
+        return use
     except Refused:
         lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in sheet.problems]
         raise RecipeError(lines) from None

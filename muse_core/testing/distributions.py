@@ -23,7 +23,8 @@ def import_report(modules: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "muse_core.testing.import_probe", *modules]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    report: dict[str, dict[str, Any]] = json.loads(ended.stdout)
+    return report
 
 
 class PluginSuite:

@@ -32,7 +32,8 @@ class FilterSuite(ModuleSuite):
     periods = 4
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
-        return super().build(case, **({"period": 8} | changes))
+        module: nn.Module = super().build(case, **({"period": 8} | changes))
+        return module
 
     def moments(self, dtype: torch.dtype = torch.float64, *, reset: int | None = None, seed: int = 0) -> list[Moment]:
         """Periods in a row: decay and noise writes; at ``reset`` row 1 starts a document."""
@@ -115,7 +116,7 @@ class FilterSuite(ModuleSuite):
         moments = self.moments()
         after = [moment.after.requires_grad_() for moment in moments]
         weights, _, _ = apply(module, moments)
-        total = sum((value**2).sum() for value in weights)
+        total = torch.stack([value.square().sum() for value in weights]).sum()
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for gradient in torch.autograd.grad(total, [*after, *parameters]):
             assert torch.isfinite(gradient).all() and gradient.abs().max() > 0

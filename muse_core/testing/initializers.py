@@ -20,7 +20,8 @@ class InitializerSuite(Suite):
 
     def filled(self, case: Case, shape: tuple[int, ...], *, role: str = MATRIX, seed: int = 0) -> Tensor:
         replaced = torch.randn(shape, generator=torch.Generator().manual_seed(99)) * shape[-1] ** -0.5
-        return self.build(case)(replaced, role=role, generator=torch.Generator().manual_seed(seed))
+        value: Tensor = self.build(case)(replaced, role=role, generator=torch.Generator().manual_seed(seed))
+        return value
 
     @pytest.mark.parametrize("role", [MATRIX, EMBEDDING])
     @pytest.mark.parametrize("shape", SHAPES, ids=["tall", "wide", "square", "row", "large"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,9 @@ class ModelSuite(ModuleSuite):
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return {"hidden": module(self.ids()).hidden}
 
-    def width(self, module: nn.Module) -> int:
-        return module(self.ids()).hidden.shape[-1]
+    def width(self, module: Any) -> int:
+        hidden: Tensor = module(self.ids()).hidden
+        return hidden.shape[-1]
 
     def test_returns_hidden_states_and_logits(self, case: Case) -> None:
         module = self.build(case)
@@ -44,7 +47,7 @@ class ModelSuite(ModuleSuite):
             assert value.shape == (), f"{name} is no scalar"
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
-        module = enliven(self.double(case)).eval()
+        module: Any = enliven(self.double(case)).eval()
         x = torch.randn(3, self.length, self.width(module), dtype=torch.float64)
         with torch.no_grad():
             base = module.logits(module(x).hidden)
@@ -56,7 +59,7 @@ class ModelSuite(ModuleSuite):
                 assert_close(moved[[0, 2]], base[[0, 2]], "logits of other rows")
 
     def test_gradients_of_earlier_logits_are_exactly_zero(self, case: Case) -> None:
-        module = enliven(self.double(case)).train()
+        module: Any = enliven(self.double(case)).train()
         x = torch.randn(3, self.length, self.width(module), dtype=torch.float64, requires_grad=True)
         logits = module.logits(module(x).hidden)
         for token in (1, 8, self.length - 1):
@@ -64,7 +67,8 @@ class ModelSuite(ModuleSuite):
             assert not gradient[1, token:].any() and not gradient[[0, 2]].any()
 
     def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
-        module, ids = enliven(self.double(case)).eval(), self.ids()
+        module: Any = enliven(self.double(case)).eval()
+        ids = self.ids()
         for documents in (False, True):
             tokens = make_tokens(3, self.length, documents=documents)
             with torch.no_grad():
@@ -80,7 +84,7 @@ class ModelSuite(ModuleSuite):
                     assert_close(torch.cat(parts, dim=1), whole, f"hidden in pieces of {sizes}")
 
     def test_gradients_reach_every_parameter(self, case: Case) -> None:
-        module = enliven(self.double(case)).train()
+        module: Any = enliven(self.double(case)).train()
         output = module(self.ids())
         total = weighted({"logits": module.logits(output.hidden)}) + sum(output.losses.values())
         assert_reached(gradients_of(total, module))

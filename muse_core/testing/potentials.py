@@ -27,7 +27,8 @@ class PotentialSuite(ModuleSuite):
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
         given = {"width": self.width, "heads": self.heads, "signals": self.signals(case)}
-        return super().build(case, **(given | changes))
+        module: nn.Module = super().build(case, **(given | changes))
+        return module
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         needs = {need.signal for need in required(resolve(case.kind, case.name, case.options, self.registry()).options)}

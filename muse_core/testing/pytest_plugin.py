@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from muse_core.plugins import Registry
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -13,8 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what a suite declares in ``expected_failures``; a name that is no test of it is a usage error."""
     for item in items:
         suite = getattr(item, "cls", None)
-        if not getattr(suite, "conformance", False):
+        if suite is None or not getattr(suite, "conformance", False):
             continue
+        assert isinstance(item, pytest.Function)
         unknown = [name for name in suite.expected_failures if not hasattr(suite, name)]
         if unknown:
             raise pytest.UsageError(f"{suite.__name__}.expected_failures names no test: {', '.join(unknown)}")
@@ -24,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def muse_registry():  # noqa: ANN201 - the type would import the registry at start-up
+def muse_registry() -> Registry:
     """Every installed plugin, loaded."""
     from muse_core.testing.cases import installed
 

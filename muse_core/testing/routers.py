@@ -26,7 +26,8 @@ class RouterSuite(ModuleSuite):
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
         given = {"width": self.width, "experts": self.experts, "signals": self.signals(case)}
-        return super().build(case, **(given | changes))
+        module: nn.Module = super().build(case, **(given | changes))
+        return module
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         needs = {need.signal for need in required(resolve(case.kind, case.name, case.options, self.registry()).options)}
@@ -84,7 +85,8 @@ class RouterSuite(ModuleSuite):
 
 
 def route(module: nn.Module, sequence: Sequence) -> Routing:
-    return module(sequence.x, dict(sequence.signals), sequence.tokens)
+    routing: Routing = module(sequence.x, dict(sequence.signals), sequence.tokens)
+    return routing
 
 
 def decided(routing: Routing) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -32,11 +33,12 @@ class LayerBase(ModuleSuite):
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
         changes = {"width": self.width, "sequence_length": 64, "signals": self.signals(case)} | changes
-        return super().build(self.with_period(case), **changes)
+        layer: nn.Module = super().build(self.with_period(case), **changes)
+        return layer
 
     def with_period(self, case: Case) -> Case:
         """The case with a short period, where the component has that option and the case leaves it open."""
-        fields = [field.name for field in self.component(case).options.__attrs_attrs__]
+        fields = [field.name for field in attrs.fields(self.component(case).options)]
         if "period" not in fields or "period" in case.options:
             return case
         return Case(kind=case.kind, name=case.name, options={**case.options, "period": PERIOD}, derived=case.derived)
@@ -59,7 +61,8 @@ class LayerBase(ModuleSuite):
         return provided(self.options_of(case), self.width)
 
     def sequence(self, case: Case, **changes: Any) -> Sequence:
-        given = {"batch": self.batch, "length": self.length, "width": self.width, "signals": self.signals(case)}
+        sizes: dict[str, Any] = {"batch": self.batch, "length": self.length, "width": self.width}
+        given = sizes | {"signals": self.signals(case)}
         return random_sequence(**(given | changes))
 
     def lively(self, case: Case, **changes: Any) -> nn.Module:
@@ -72,7 +75,8 @@ class LayerBase(ModuleSuite):
 
 def run(layer: nn.Module, sequence: Sequence, state: State = None) -> Step:
     """One forward call."""
-    return layer(sequence.x, state, dict(sequence.signals), sequence.tokens)
+    step: Step = layer(sequence.x, state, dict(sequence.signals), sequence.tokens)
+    return step
 
 
 def output_tensors(step: Step) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -59,11 +61,13 @@ class LayerExecution(LayerBase):
             pytest.skip("the defaults compile; a variant costs seconds more")
         layer, sequence = self.build(case).train(), self.sequence(case, dtype=torch.float32)
         torch.compiler.reset()
-        compiled = torch.compile(layer, backend="aot_eager")
+        compiled: Any = torch.compile(layer, backend="aot_eager")
         expected, actual = output_tensors(run(layer, sequence)), output_tensors(run(compiled, sequence))
         for name, value in expected.items():
             assert_close(actual[name], value, f"{name} compiled", within=1e-4)
         compiled_gradients = gradients_of(weighted(actual), layer)
         for name, gradient in gradients_of(weighted(expected), layer).items():
-            if gradient is not None:
-                assert_close(compiled_gradients[name], gradient, f"gradient of {name} compiled", within=1e-3)
+            other = compiled_gradients[name]
+            assert (gradient is None) == (other is None), f"compiling changes whether a gradient reaches {name}"
+            if gradient is not None and other is not None:
+                assert_close(other, gradient, f"gradient of {name} compiled", within=1e-3)
