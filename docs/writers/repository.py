@@ -1,0 +1,95 @@
+"""Links from the documentation into the rest of the repository: what they lead to becomes part of the site, so that it
+needs no server of code beside it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable
+
+from .prose import link
+from .sources import ROOT
+
+DOCS = "docs/"
+SHOWN_UNDER = "repository/"
+TARGET = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+LANGUAGES = {".py": "python", ".toml": "toml", ".ini": "ini", ".txt": "text", ".yml": "yaml"}
+
+
+def shown_file(path: str) -> str:
+    """The file that a link to ``path`` shows: itself, or the index or README of a folder.
+
+    Raises FileNotFoundError for what is not in the repository.
+    """
+    if (ROOT / path).is_dir():
+        index = f"{path}/index.md"
+        if path.startswith(DOCS):
+            return index
+        path = posixpath.normpath(f"{path}/README.md")
+    if not (ROOT / path).is_file():
+        raise FileNotFoundError(path)
+    return path
+
+
+def page_of(file: str) -> str:
+    """The page or asset of the site that shows a file: docs/x.md → x.md, README.md → repository/README.md, a file of
+    code → a page with its text."""
+    if file.startswith(DOCS) and not file.endswith(".py"):
+        return file.removeprefix(DOCS)
+    return f"{SHOWN_UNDER}{file}" if file.endswith(".md") else f"{SHOWN_UNDER}{file}.md"
+
+
+def repository_path(page: str) -> str:
+    """Where the text of a hand-written page stands in the repository."""
+    return page.removeprefix(SHOWN_UNDER) if page.startswith(SHOWN_UNDER) else f"{DOCS}{page}"
+
+
+def on_the_site(page: str, text: str) -> str:
+    """The text of a hand-written page with its links to files of the repository as links within the site.
+
+    Raises FileNotFoundError for a link that leads nowhere.
+    """
+    def within(target: str) -> str:
+        path, mark, anchor = target.partition("#")
+        return link(page, page_of(shown_file(_resolved(page, path)))) + mark + anchor
+
+    return _with_links(text, within)
+
+
+def linked(page: str, text: str) -> list[str]:
+    """Paths of the repository that a hand-written page links to. Raises FileNotFoundError for one that is not there."""
+    found: list[str] = []
+    _with_links(text, lambda target: found.append(_resolved(page, target.partition("#")[0])) or target)
+    for path in found:
+        if not (ROOT / path).exists():
+            raise FileNotFoundError(f"{repository_path(page)} links to {path}, which is not there")
+    return found
+
+
+def shown(path: str) -> str:
+    """The page that shows a file from outside docs/; Markdown stands as it is."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".md"):
+        return text
+    language = LANGUAGES.get(posixpath.splitext(path)[1], "text")
+    return f"# {path}\n\n````{language}\n{text}````\n"
+
+
+def _resolved(page: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(repository_path(page)), target))
+
+
+def _with_links(text: str, change: Callable[[str], str]) -> str:
+    """The text with every relative link outside of code changed."""
+    lines, fence = text.splitlines(keepends=True), ""
+    for number, line in enumerate(lines):
+        opening = re.match(r" {0,3}(`{3,})", line)
+        if opening and fence in ("", opening[1]):
+            fence = "" if fence else opening[1]
+        elif not fence and not line.startswith("    "):
+            lines[number] = TARGET.sub(lambda found: _changed(found[1], change), line)
+    return "".join(lines)
+
+
+def _changed(target: str, change: Callable[[str], str]) -> str:
+    return target if "://" in target or target.startswith(("#", "mailto:")) else change(target)
