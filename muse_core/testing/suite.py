@@ -89,11 +89,14 @@ class Suite:
         return self.registry().find(case.kind, case.name).component
 
     def test_options_can_be_written_in_a_recipe(self, case: Case) -> None:
-        assert structural_faults(self.component(case).options) == []
+        faults = structural_faults(self.component(case).options)
+        assert not faults, "\n".join(faults)
 
     def test_every_option_is_documented(self, case: Case) -> None:
-        assert documentation_faults(self.component(case).options) == []
+        faults = documentation_faults(self.component(case).options)
+        assert not faults, "\n".join(faults)
 
     def test_the_implementation_has_the_methods_of_its_kind(self, case: Case) -> None:
         component = self.component(case)
-        assert mismatch(case.kind, load(component.implementation)) is None
+        difference = mismatch(case.kind, load(component.implementation))
+        assert difference is None, difference
