@@ -19,15 +19,15 @@ LANGUAGES = {".py": "python", ".toml": "toml", ".ini": "ini", ".txt": "text", ".
 def shown_file(path: str) -> str:
     """The file that a link to ``path`` shows: itself, or the index or README of a folder.
 
-    Raises FileNotFoundError for what is not in the repository.
+    Pages of the site are mkdocs' to check. Raises FileNotFoundError for what else is not in the repository.
     """
     if (ROOT / path).is_dir():
         index = f"{path}/index.md"
         if path.startswith(DOCS):
             return index
         path = posixpath.normpath(f"{path}/README.md")
-    if not (ROOT / path).is_file():
-        raise FileNotFoundError(path)
+    if not path.startswith(DOCS) and not (ROOT / path).is_file():
+        raise FileNotFoundError(f"{path} is not there")
     return path
 
 
@@ -56,14 +56,16 @@ def on_the_site(page: str, text: str) -> str:
     return _with_links(text, within)
 
 
-def linked(page: str, text: str) -> list[str]:
-    """Paths of the repository that a hand-written page links to. Raises FileNotFoundError for one that is not there."""
+def targets(text: str) -> list[str]:
+    """Every relative link of a page outside of code, as it is written, in order."""
     found: list[str] = []
-    _with_links(text, lambda target: found.append(_resolved(page, target.partition("#")[0])) or target)
-    for path in found:
-        if not (ROOT / path).exists():
-            raise FileNotFoundError(f"{repository_path(page)} links to {path}, which is not there")
+    _with_links(text, lambda target: found.append(target) or target, anchors=True)
     return found
+
+
+def linked(page: str, text: str) -> list[str]:
+    """Paths of the repository that a hand-written page links to."""
+    return [_resolved(page, target.partition("#")[0]) for target in targets(text) if not target.startswith("#")]
 
 
 def shown(path: str) -> str:
@@ -79,17 +81,18 @@ def _resolved(page: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(repository_path(page)), target))
 
 
-def _with_links(text: str, change: Callable[[str], str]) -> str:
-    """The text with every relative link outside of code changed."""
+def _with_links(text: str, change: Callable[[str], str], *, anchors: bool = False) -> str:
+    """The text with every relative link outside of code changed; ``anchors``: also those within the page."""
+    elsewhere = ("mailto:",) if anchors else ("mailto:", "#")
+
+    def changed(found: re.Match[str]) -> str:
+        return found[1] if "://" in found[1] or found[1].startswith(elsewhere) else change(found[1])
+
     lines, fence = text.splitlines(keepends=True), ""
     for number, line in enumerate(lines):
         opening = re.match(r" {0,3}(`{3,})", line)
         if opening and fence in ("", opening[1]):
             fence = "" if fence else opening[1]
         elif not fence and not line.startswith("    "):
-            lines[number] = TARGET.sub(lambda found: _changed(found[1], change), line)
+            lines[number] = TARGET.sub(changed, line)
     return "".join(lines)
-
-
-def _changed(target: str, change: Callable[[str], str]) -> str:
-    return target if "://" in target or target.startswith(("#", "mailto:")) else change(target)
