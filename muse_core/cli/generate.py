@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.threads import wait_politely
 
 
 @click.command()
@@ -29,6 +30,7 @@ def generate(
 
     Prints the prompt and what follows as it is drawn. Memory stays constant where the model's state does.
     """
+    wait_politely()
     with guarded():
         from muse_core.errors import RecipeError
         from muse_core.model.generation import generate as draw
