@@ -11,13 +11,15 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 import pytest
 
 from muse_core.cli.errors import guarded
+from muse_core.component import KINDS
+from muse_core.documentation import options_of
 from muse_core.errors import PluginError
 from muse_core.plugins import Loaded, Registered
 from muse_core.plugins.discovery import normalised
@@ -80,20 +82,24 @@ def choose(name: str) -> Chosen:
     return Chosen(loaded=loaded, rows=tuple(rows))
 
 
-def caseless(rows: Iterable[Registered]) -> Iterator[str]:
-    """A sentence for each component that no options make a case of."""
-    for row in rows:
-        with tempfile.TemporaryDirectory() as folder:
-            if not cases_of(row, Path(folder)):
-                yield (
-                    f"{row.kind} {row.name!r}: nothing to build, since it has options without a default - give its "
-                    "options class a static method examples(folder) that returns tables of options"
-                )
+def caseless(row: Registered) -> str | None:
+    """Why there is no case of a component, in a sentence, or None."""
+    options = row.component.options
+    needed = [option.key for option in options_of(options) if option.required]
+    title = f"{row.kind} {row.name}"
+    if needed and not hasattr(options, "examples"):
+        return (
+            f"{title}: nothing to build, since {', '.join(needed)} has no default - give {options.__name__} a static "
+            "method examples(folder) that returns tables of options"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        if cases_of(row, Path(folder)):
+            return None
+    return f"{title}: nothing to build, since {options.__name__}.examples returns no table"
 
 
-def module_of(chosen: Iterable[Chosen], titles: dict[str, str]) -> str:
+def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
     """A test module with one class for each plugin and component; ``titles`` gets what to call them."""
-    chosen = tuple(chosen)
     modules = tuple(one.loaded.plugin.module for one in chosen)
     lines = [
         "from muse_core.testing.distributions import PluginSuite, import_report",
@@ -116,7 +122,7 @@ def module_of(chosen: Iterable[Chosen], titles: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(chosen: Iterable[Chosen], voice: io.TextIOBase) -> Narrator:
+def run(chosen: tuple[Chosen, ...], voice: io.TextIOBase) -> Narrator:
     """Run the suites under pytest, away from any project's settings; ``voice`` hears every result as it comes."""
     with tempfile.TemporaryDirectory(prefix="muse-check-") as folder:
         titles: dict[str, str] = {}
@@ -141,20 +147,18 @@ def main() -> None:
     # What tests and plugins print is captured; results are not.
     voice = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     with guarded():
-        chosen = [choose(name) for name in given.names]
-        if given.kind:
-            chosen = [one.only(given.kind) for one in chosen]
-        empty = [
-            f"{one.title} has no {' or '.join(given.kind) or 'component'} to check"
-            for one in chosen if not one.rows and (given.kind or not one.loaded.problems)
-        ]
-        empty += [sentence for one in chosen for sentence in caseless(one.rows)]
+        chosen = tuple(choose(name).only(given.kind or KINDS) for name in given.names)
+        for one in chosen:
+            if given.kind and not one.rows:
+                raise PluginError(f"{one.title} has no {' or '.join(given.kind)} to check")
+        faults = {row: sentence for one in chosen for row in one.rows if (sentence := caseless(row))}
+        chosen = tuple(attrs.evolve(one, rows=tuple(row for row in one.rows if row not in faults)) for one in chosen)
         with voice:
             narrator = run(chosen, voice)
-            for sentence in empty:
-                print(f"FAILED  {sentence}", file=voice)
-            print(narrator.summary(), file=voice)
-        if empty or not narrator.passed or narrator.failed:
+            for sentence in faults.values():
+                narrator.fail(sentence)
+            narrator.sum_up()
+        if narrator.failed or not narrator.passed:
             raise SystemExit(PluginError.exit_code)
 
 

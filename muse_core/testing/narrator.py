@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Mapping
 
@@ -11,6 +12,9 @@ import pytest
 
 LONGEST = 400
 """Characters of a complaint; the rest is for ``pytest`` itself."""
+
+MOST = 3
+"""Cases of one test whose complaints are told."""
 
 
 @attrs.define
@@ -49,23 +53,29 @@ class Narrator:
                 self._class = owner
                 self._say(between + self.titles.get(owner, owner))
             self._tally = Tally(sentence)
-        where = case.rstrip("]")
         if report.passed:
             self._tally.passed += 1
         elif report.skipped:
             self._tally.skipped.append(_reason(report))
         else:
+            # What the heading says already is left out: "wave-eval" of the layer wave is "eval".
+            where = case.rstrip("]").removeprefix(self.titles.get(owner, owner).split(" ")[-1]).strip("-")
             self._tally.failed.append(f"{where}: {_complaint(report)}" if where else _complaint(report))
 
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
         self._tell()
 
-    def summary(self) -> str:
+    def fail(self, sentence: str) -> None:
+        """Something failed that is no test."""
+        self.failed += 1
+        self._say(f"\nFAILED  {sentence}")
+
+    def sum_up(self) -> None:
         """One line about everything."""
         seconds = time.perf_counter() - self.started
         others = f", {self.skipped} skipped" if self.skipped else ""
-        return f"{self.passed} checks passed, {self.failed} failed{others} in {seconds:.0f} s"
+        self._say(f"\n{self.passed} checks passed, {self.failed} failed{others} in {seconds:.0f} s")
 
     def _tell(self) -> None:
         tally, self._tally = self._tally, None
@@ -76,9 +86,10 @@ class Narrator:
             self.failed += 1
             share = f" ({len(tally.failed)} of {cases} cases)" if cases > 1 else ""
             self._say(f"  FAILED  {tally.sentence}{share}")
-            for complaint in tally.failed:
-                for line in complaint.splitlines():
-                    self._say(f"          {line}")
+            for line in "\n".join(tally.failed[:MOST]).splitlines():
+                self._say(f"          {line}")
+            if len(tally.failed) > MOST:
+                self._say(f"          and {len(tally.failed) - MOST} cases more")
         elif tally.passed:
             self.passed += 1
             self._say(f"  ok      {tally.sentence}" + (f" ({cases} cases)" if cases > 1 else ""))
@@ -93,7 +104,8 @@ class Narrator:
 def _complaint(report: pytest.TestReport) -> str:
     """What a failed test asserts, without pytest's explanation of it."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = (crash.message if crash is not None else str(report.longrepr)).removeprefix("AssertionError: ")
+    text = crash.message if crash is not None else str(report.longrepr)
+    text = re.sub(r"\A(AssertionError|muse_core\.errors\.\w+): ", "", text)
     return text.partition("\nassert ")[0].strip()[:LONGEST]
 
 

@@ -1,0 +1,131 @@
+"""What ``muse plugins new`` writes passes the conformance suite, installs, passes its own tests and trains, for every
+kind; all in one environment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli import muse
+from muse_core.component import KINDS
+from muse_core.scaffold import TEMPLATES
+
+TOGETHER = """
+format = 1
+name = "together"
+data = { use = "our-source" }
+kernels = { backend = ["our-kernel-backend", "torch"] }
+stages = ["our-stage"]
+monitors = ["our-safety-monitor"]
+initializers = [{ use = "our-initializer", match = "blocks.*.feed-forward.*.weight" }]
+
+[model]
+width = 32
+depth = 1
+block = [
+    { use = "our-layer" },
+    { use = "resolvent", heads = 4, apply = false, potential = ["our-potential"] },
+    { use = "hebbian", heads = 2, period = 16, filters = ["our-filter"] },
+    { use = "our-memory-layer", heads = 2 },
+    { use = "our-router-experts", router = "our-router" },
+    { use = "feed-forward" },
+]
+"""
+
+TRAIN = """
+import sys
+from muse_core.cli.run import main
+
+small = ["train.steps=2", "train.batch_size=2", "train.sequence_length=32", "train.warmup_steps=1",
+         "evaluate.every=2", "evaluate.tokens=128", "evaluate.final_tokens=128", 'data.use="our-source"']
+for recipe, run in zip(sys.argv[1::2], sys.argv[2::2]):
+    main([recipe, "--run-dir", run, *(word for key in small for word in ("--set", key))], standalone_mode=False)
+"""
+
+
+def installed(folders: Iterable[Path], python: Callable, target: Path) -> Path:
+    """Where pip installed all of them."""
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-compile", "--target", target)
+    ended = python("-m", "pip", "install", *options, *folders, cwd=target.parent)
+    assert ended.returncode == 0, ended.stderr
+    return target
+
+
+@pytest.mark.slow
+def test_the_folders_pass_the_conformance_suites(written, muse_check, tmp_path) -> None:
+    """None of them is installed here."""
+    ended = muse_check(*written.values(), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "FAILED" not in ended.stdout
+    for kind, folder in written.items():
+        assert f"{folder.name} 0.1.0\n" in ended.stdout
+        assert re.search(rf"^{kind} {folder.name.removeprefix('muse-')}\n(  ok .*\n){{5}}", ended.stdout, re.MULTILINE)
+    assert not [path for folder in written.values() for path in folder.rglob("*.pyc")], "a check leaves files behind"
+
+
+@pytest.mark.slow
+def test_installed_they_pass_their_own_tests_and_train(written, python, tmp_path) -> None:
+    site = installed(written.values(), python, tmp_path / "site")
+    # The suites that these tests inherit have run above.
+    own = ["-k", "not TestConformance and not TestDistribution", "--import-mode=importlib", "-c", "/dev/null"]
+    tests = [folder / "tests" for folder in written.values()]
+    ended = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *own, *tests, cwd=tmp_path, site=site)
+    passed = re.search(r"(\d+) passed", ended.stdout)
+    assert ended.returncode == 0 and int(passed[1]) >= len(KINDS), ended.stdout
+
+    (tmp_path / "together.toml").write_text(TOGETHER, encoding="utf-8")
+    recipes = {kind: folder / "recipe.toml" for kind, folder in written.items()}
+    recipes["together"] = tmp_path / "together.toml"
+    runs = {kind: tmp_path / "runs" / kind.replace(" ", "-") for kind in recipes}
+    words = [word for kind in recipes for word in (recipes[kind], runs[kind])]
+    ended = python("-c", TRAIN, *words, cwd=tmp_path, site=site)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for kind, run in runs.items():
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        assert summary["steps"] == 2 and 0 < summary["held_out_bits_per_byte"] < 9
+        used = (run / "muse.lock.toml").read_text(encoding="utf-8")
+        for each in [kind] if kind != "together" else [kind for kind in KINDS if kind != "model"]:
+            assert f"muse-our-{each.replace(' ', '-')}" in used, f"the run of {kind} uses no {each} of ours"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_the_template_is_left(written, kind) -> None:
+    for path in written[kind].rglob("*"):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        assert not re.search("new[-_]plugin|NewPlugin|NEW_", f"{path.name} {text}"), path
+
+
+def test_every_kind_has_a_template_and_nothing_else_has() -> None:
+    folders = {path.name for path in TEMPLATES.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders == {"common"} | {kind.replace(" ", "_") for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["Wave", "--kind", "layer"], 2, "'Wave' is not made of small letters"),
+        (["2-waves", "--kind", "layer"], 2, "starting with a letter"),
+        (["../wave", "--kind", "layer"], 2, "is not made of small letters"),
+        (["muse-wave", "--kind", "layer"], 2, "leave out 'muse-': the distribution of 'wave' is named muse-wave"),
+        (["wave", "--kind", "layers"], 2, "there is no kind 'layers' - did you mean 'layer'?"),
+        (["hebbian", "--kind", "layer"], 2, "'hebbian' is a memory layer of muse-hebbian 0.1.0 - choose another name"),
+        (["there", "--kind", "layer"], 3, "muse-there exists already - choose another name"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_written_is_refused(arguments, code, sentence, tmp_path) -> None:
+    (tmp_path / "muse-there").mkdir()
+    ended = CliRunner().invoke(muse, ["plugins", "new", *arguments, "--into", str(tmp_path)])
+    assert ended.exit_code == code and sentence in ended.output
+    assert [path.name for path in tmp_path.iterdir()] == ["muse-there"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = CliRunner().invoke(muse, ["plugins", "new", "wave", "--kind", "layer", "--into", str(tmp_path / "file")])
+    assert ended.exit_code == 3 and "cannot be written: Not a directory" in ended.output
