@@ -14,6 +14,8 @@ from mkdocs.structure.pages import Page
 from writers import components, repository
 
 LOADED = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
+LIST = re.compile(r"^((?![-\s|#`]).+\n)(- )", flags=re.MULTILINE)
+"""A list right under a paragraph, which this Markdown needs an empty line between, unlike others."""
 DECISIONS, RESULTS, COMPONENTS = "Decisions", "Results", "Components"
 
 
@@ -54,7 +56,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links of hand-written pages as the site's own."""
     if page.file.src_uri in config.extra["generated"]:
         return markdown
-    return repository.on_the_site(page.file.src_uri, markdown)
+    return repository.on_the_site(page.file.src_uri, LIST.sub(r"\1\n\2", markdown))
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -10,7 +10,7 @@ from muse_core.cli.run import main
 from .prose import fenced
 
 PAGE = "reference/command-line.md"
-WIDTH = 88
+WIDTH = 78
 
 
 def pages() -> dict[str, str]:

@@ -10,7 +10,7 @@ CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 SECTION = re.compile(r"\bmathematics §(\d)")
 ITEM = re.compile(r"(\*{0,2}[\w⁰₀|]+(?:, \*{0,2}\w+)*): +\S")
-BLOCK_QUOTE_MARKS = re.compile(r"([\\*_<\[\]#])")
+MARKS = re.compile(r"([\\*_\[\]#])")
 
 
 def link(source: str, target: str) -> str:
@@ -28,7 +28,7 @@ def plain(text: str, page: str) -> str:
     """Running text with its marks escaped outside of code; sections of the mathematics become links."""
     text = ROLE.sub(r"`\1`", text)
     parts = CODE.split(text)
-    parts[::2] = [_referring(BLOCK_QUOTE_MARKS.sub(r"\\\1", part), page) for part in parts[::2]]
+    parts[::2] = [_referring(_escaped(part), page) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -76,6 +76,10 @@ def _items(text: str, page: str) -> str:
             items[-1] += " " + line.strip()
     named = (item.partition(":") for item in items)
     return "\n".join(f"- `{name}`: {plain(' '.join(what.split()), page)}" for name, _, what in named)
+
+
+def _escaped(text: str) -> str:
+    return MARKS.sub(r"\\\1", text).replace("<", "&lt;")
 
 
 def _referring(text: str, page: str) -> str:

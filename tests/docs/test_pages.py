@@ -106,7 +106,7 @@ def test_tests_that_the_mathematics_names_exist() -> None:
 
 def test_the_contents_name_no_page_that_is_missing_and_miss_none(generated: dict[str, str]) -> None:
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
-    listed = set(re.findall(r"- ([\w/-]+\.md)$", contents, flags=re.MULTILINE))
+    listed = set(re.findall(r"- (?:\w+: )?([\w/-]+\.md)$", contents, flags=re.MULTILINE))
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     automatic = {page for page in written if page.startswith(("decisions/", "results/"))}
     assert listed - set(generated) == written - automatic
