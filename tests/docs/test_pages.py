@@ -47,7 +47,7 @@ def test_links_of_a_page_resolve(path: Path, writers: ModuleType, generated: dic
         found = posixpath.normpath(posixpath.join(posixpath.dirname(relative), file))
         if found.removeprefix("docs/") in generated:
             content = generated[found.removeprefix("docs/")]
-        else:
+        elif not found.endswith(".svg"):  # pictures of runs are drawn on the machine that measures
             assert (ROOT / found).exists(), f"{page} links to {found}"
             content = (ROOT / found).read_text(encoding="utf-8") if found.endswith(".md") else ""
         assert not anchor or anchor in anchors(content), f"{relative} links to {target}"
