@@ -1,15 +1,16 @@
 """The resolvent operations on a GPU: time, bytes counted, share of the copy bandwidth measured in the same run."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..triton.apply_launches import apply_forward, column_tile_for
+from ..triton.apply_launches import apply_forward
 from ..triton.launches import green_backward, left_green_backward, left_green_forward
-from ..triton.left_green import LONGEST
-from ..triton.rows import Rows, tile_for
+from ..triton.rows import Rows
+from ..triton.tiles import column_tile, green_tile, left_backward_tile, left_tile
 from .timing import device_seconds
 
 
@@ -52,64 +53,84 @@ def draw(rows: int, sites: int, constant: bool, copies: int) -> list[Rows]:
 
 
 def cases(tiles: dict | None = None) -> Iterator[Case]:
-    """The launches of the table; `tiles` overrides the choice by case name."""
+    """The launches of the table; `tiles` overrides the choice of lanes and warps by case name."""
     tiles = tiles or {}
+    yield from green_cases(4096, 2048, tiles)
+    yield from left_cases("512x4096, constant hopping", 512, 4096, 6, tiles)
+    yield from left_cases("64x262144, constant hopping", 64, 262_144, 3, tiles)
+    yield apply_case(2048, 1024, 6, tiles)
 
-    def tile(name: str, sites: int):
-        return tiles.get(name) or tile_for(sites, 16, LONGEST)
 
-    name, rows, sites = "G forward 4096x2048, saving theta", 4096, 2048
-    operands, t = draw(rows, sites, constant=False, copies=3), tile("G forward 4096x2048, saving theta", sites)
-    yield Case(name, [lambda o=o: left_green_forward(o, t, full=True) for o in operands], 40 * rows * sites, 0.65)
-
-    name = "G backward 4096x2048"
-    saved = [left_green_forward(o, tile_for(sites, 16, LONGEST), full=True) for o in operands]
-    gradients = [torch.randn_like(s[1]) for s in saved]
-    t = tile(name, sites)
+def green_cases(rows: int, sites: int, tiles: dict) -> Iterator[Case]:
+    """G of complex diagonal and couplings."""
+    operands = draw(rows, sites, constant=False, copies=3)
+    forward, backward = f"G forward {rows}x{sites}, saving theta", f"G backward {rows}x{sites}"
+    tile = tiles.get(forward) or green_tile(sites)
+    saved = [left_green_forward(o, tile, full=True) for o in operands]
     yield Case(
-        name,
-        [lambda o=o, s=s, g=g: green_backward(o, *s, g, True, t) for o, s, g in zip(operands, saved, gradients)],
-        64 * rows * sites,
-        0.65,
+        forward, [partial(left_green_forward, o, tile, full=True) for o in operands], 40 * rows * sites, target=0.65
     )
-    for name, rows, sites in (("theta {} 512x4096, constant hopping", 512, 4096), ("theta {} 64x262144", 64, 262_144)):
-        operands = draw(rows, sites, constant=True, copies=6 if rows == 512 else 3)
-        t = tile(name.format("forward"), sites)
-        yield Case(
-            name.format("forward"),
-            [lambda o=o: left_green_forward(o, t, full=False) for o in operands],
-            16 * rows * sites,
-            0.5,
-        )
-        saved = [left_green_forward(o, tile_for(sites, 16, LONGEST), full=False)[0] for o in operands]
-        gradients = [torch.randn_like(s) for s in saved]
-        t = tile(name.format("backward"), sites)
-        yield Case(
-            name.format("backward"),
-            [
-                lambda o=o, s=s, g=g: left_green_backward(o, s, g, None, None, False, t)
-                for o, s, g in zip(operands, saved, gradients)
-            ],
-            24 * rows * sites,
-            0.5,
-        )
-    rows, sites, width = 2048, 1024, 6
+    tile = tiles.get(backward) or green_tile(sites)
+    calls = [partial(green_backward, o, *s, torch.randn_like(s[1]), True, tile) for o, s in zip(operands, saved)]
+    yield Case(backward, calls, 64 * rows * sites, target=0.65)
+
+
+def left_cases(label: str, rows: int, sites: int, copies: int, tiles: dict) -> Iterator[Case]:
+    """theta of a complex diagonal with one coupling a row, which takes no gradient."""
+    operands = draw(rows, sites, constant=True, copies=copies)
+    forward, backward = f"theta forward {label}", f"theta backward {label}"
+    tile = tiles.get(forward) or left_tile(sites)
+    calls = [partial(left_green_forward, o, tile, full=False) for o in operands]
+    yield Case(forward, calls, 16 * rows * sites, target=0.5)
+    saved = [call()[0] for call in calls]
+    tile = tiles.get(backward) or left_backward_tile(sites)
+    calls = [
+        partial(left_green_backward, o, s, torch.randn_like(s), None, None, False, tile)
+        for o, s in zip(operands, saved)
+    ]
+    yield Case(backward, calls, 24 * rows * sites, target=0.5)
+
+
+def apply_case(rows: int, sites: int, width: int, tiles: dict) -> Case:
+    """theta and y of complex values."""
+    name = f"causal apply {rows}x{sites}, M = {width}, complex"
+    columns, tile = tiles.get(name) or column_tile(rows, sites, width), left_tile(sites)
     operands = draw(rows, sites, constant=True, copies=3)
-    values = [torch.randn(1, rows, sites, width, dtype=torch.complex64, device="cuda") for _ in operands]
     carried = torch.zeros(rows, width, dtype=torch.complex64, device="cuda")
-    name = "causal apply 2048x1024, M = 6, complex"
-    t = tile("apply theta", sites)
-    columns = tiles.get(name) or column_tile_for(sites, width)
 
-    def apply(o: Rows, x: Tensor):
-        theta, _ = left_green_forward(o, t, full=False)
-        return apply_forward(x, o.lower, theta, carried, columns), theta
+    def apply(o: Rows, values: Tensor) -> tuple[Tensor, Tensor]:
+        theta, _ = left_green_forward(o, tile, full=False)
+        return apply_forward(values, o.lower, theta, carried, columns), theta
 
-    moved = (8 + 8 + 16 * width) * rows * sites
-    yield Case(name, [lambda o=o, x=x: apply(o, x) for o, x in zip(operands, values)], moved, 0.65)
+    values = [torch.randn(1, rows, sites, width, dtype=torch.complex64, device="cuda") for _ in operands]
+    calls = [partial(apply, o, x) for o, x in zip(operands, values)]
+    return Case(name, calls, (16 + 16 * width) * rows * sites, target=0.65)
 
 
 def measure(tiles: dict | None = None) -> Iterator[Row]:
     """Rows of the table as they are measured."""
     for case in cases(tiles):
         yield Row(case.name, device_seconds(case.calls), case.bytes, case.target)
+
+
+def against_the_loop(rows: int = 64, sites: int = 4096) -> tuple[float, float]:
+    """Seconds on the device of the continued fraction as a Python loop under torch.vmap, and of one launch."""
+    (operands,) = draw(rows, sites, constant=True, copies=1)
+    d = operands.diagonal[0] - operands.energy[:, None]
+    p = (operands.lower * operands.upper)[:, None].expand_as(d)
+
+    def row(d: Tensor, p: Tensor) -> Tensor:
+        theta, steps = torch.zeros_like(d[0]), []
+        for i in range(sites):
+            theta = 1 / (d[i] - p[i] * theta)
+            steps.append(theta)
+        return torch.stack(steps)
+
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    loop = torch.vmap(row)
+    start.record()
+    loop(d, p)
+    stop.record()
+    torch.cuda.synchronize()
+    ours = device_seconds([partial(left_green_forward, operands, left_tile(sites), full=False)])
+    return start.elapsed_time(stop) * 1e-3, ours

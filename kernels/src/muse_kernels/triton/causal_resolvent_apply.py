@@ -7,21 +7,22 @@ from torch.autograd.function import once_differentiable
 from ..resolvent_arguments import check_resolvent
 from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
-from .apply_launches import ColumnTile, apply_backward, apply_forward, column_tile_for
+from .apply_launches import apply_backward, apply_forward
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward, left_green_forward
-from .left_green import LONGEST, fake_gradients, shifted_and_coupled
-from .rows import Rows, Tile, as_rows, rows_of, tile_for
+from .left_green import fake_gradients, shifted_and_coupled
+from .rows import Rows, as_rows, rows_of
 from .served import check_served
+from .tiles import ColumnTile, Tile, column_tile, left_backward_tile, left_tile
 
 
 def causal_resolvent_apply(
     diagonal, lower, upper, energy, values, *, initial=None, group=None, tile: Tile | None = None,
-    column_tile: ColumnTile | None = None,
+    columns: ColumnTile | None = None,
 ):  # fmt: skip
     """y and theta; as `muse_kernels.causal_resolvent_apply`, in float32.
 
-    `tile` and `column_tile` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
+    `tile` and `columns` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
     """
     problem = check_resolvent(
         "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
@@ -33,9 +34,8 @@ def causal_resolvent_apply(
     carried = x.new_zeros((rows.energy.shape[0], width), dtype=problem.dtype)
     if problem.applied is not None:
         carried = problem.applied.reshape(-1, width)
-    tile = tile or tile_for(problem.sites, 16, LONGEST)
-    column_tile = column_tile or column_tile_for(problem.sites, width)
-    y, theta = _forward(*rows, x, carried, list(tile), list(column_tile))
+    columns = columns or column_tile(rows.energy.shape[0], problem.sites, width)
+    y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns))
     y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
@@ -51,14 +51,15 @@ def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tu
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
 def _forward(
     diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor,
-    tile: list[int], column_tile: list[int],
+    tile: list[int], columns: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    result, _ = left_green_forward(Rows(diagonal, lower, upper, energy, theta), Tile(*tile), full=False)
-    return apply_forward(values, lower, result, carried, ColumnTile(*column_tile)), result
+    chosen = Tile(*tile) if tile else left_tile(diagonal.shape[-1])
+    result, _ = left_green_forward(Rows(diagonal, lower, upper, energy, theta), chosen, full=False)
+    return apply_forward(values, lower, result, carried, ColumnTile(*columns)), result
 
 
 @_forward.register_fake
-def _(diagonal, lower, upper, energy, theta, values, carried, tile, column_tile):
+def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
     shape = (energy.shape[0], diagonal.shape[-1])
     return energy.new_empty((*shape, values.shape[-1])), energy.new_empty(shape)
 
@@ -67,14 +68,15 @@ def _(diagonal, lower, upper, energy, theta, values, carried, tile, column_tile)
 def _backward(
     gradient_y: Tensor, gradient_theta: Tensor, y: Tensor, result: Tensor, diagonal: Tensor, lower: Tensor,
     upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor, hopping: bool, tile: list[int],
-    column_tile: list[int],
+    columns: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     heads, real = values.shape[1], not values.is_complex()
     dx, applied, before, carry = apply_backward(
-        gradient_y, y, lower, result, carried, heads, real, ColumnTile(*column_tile)
+        gradient_y, y, lower, result, carried, heads, real, ColumnTile(*columns)
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
-    da, dl, du, dz, dtheta = left_green_backward(rows, result, gradient_theta, applied, before, hopping, Tile(*tile))
+    chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
+    da, dl, du, dz, dtheta = left_green_backward(rows, result, gradient_theta, applied, before, hopping, chosen)
     if hopping and lower.ndim == 1:
         # One l a row: what it does to the values is a sum that the kernel leaves out.
         dl = dl - (result * before).sum(1).conj()

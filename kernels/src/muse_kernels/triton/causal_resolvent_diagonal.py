@@ -4,8 +4,9 @@ from torch import Tensor
 
 from ..resolvent_arguments import check_resolvent
 from .left_green import left_green_rows
-from .rows import Tile, rows_of
+from .rows import rows_of
 from .served import check_served
+from .tiles import Tile
 
 
 def causal_resolvent_diagonal(

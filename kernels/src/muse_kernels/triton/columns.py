@@ -1,88 +1,71 @@
-"""Sites as tiles (P, W): P lanes of consecutive sites, W columns of the values; one tile for each site of a lane."""
+"""Stretches of T sites as T tiles (Q, W): Q rows of the batch by W columns of the values, one number a thread."""
 
 import triton
 import triton.language as tl
 
-from .complex import load_complex, multiply
+from .complex import multiply
 
 
 @triton.jit
-def load_column(
-    pointer, site, sites, width, column, site_stride, column_stride, COMPLEX: tl.constexpr, P: tl.constexpr,
-    W: tl.constexpr,
+def load_stretch(
+    pointer, site, limit, site_stride, inside, COMPLEX: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, W: tl.constexpr
 ):  # fmt: skip
-    """x (P, W) at each lane's site of a (N, M) row, (real, imaginary), zero outside; strides in its elements."""
-    inside = (site >= 0) & (site < sites) & (column < width)
-    at = site.to(tl.int64) * site_stride + column * column_stride
-    if COMPLEX:
-        part = tl.arange(0, 2)[None, None, :]
-        x = tl.load(pointer + (at[:, :, None] * 2 + part), mask=inside[:, :, None] & (part < 2), other=0.0)
-        real, imag = tl.split(x)
-    else:
-        real = tl.load(pointer + at, mask=inside, other=0.0)
-        imag = tl.zeros((P, W), tl.float32)
+    """T tiles (real parts, imaginary parts) from `site` on, zero from `limit` on and before zero.
+
+    `pointer` (Q, W) points to site 0; strides in elements of the tensor.
+    """
+    real, imag = (), ()
+    part = tl.arange(0, 2)[None, None, :]
+    for t in tl.static_range(T):
+        here = inside & (site + t < limit) & (site + t >= 0)
+        offset = (site + t).to(tl.int64) * site_stride
+        if COMPLEX:
+            x = tl.load((pointer + offset * 2)[:, :, None] + part, mask=here[:, :, None] & (part < 2), other=0.0)
+            r, i = tl.split(x)
+        else:
+            r = tl.load(pointer + offset, mask=here, other=0.0)
+            i = tl.zeros((Q, W), tl.float32)
+        real, imag = real + (r,), imag + (i,)
     return real, imag
 
 
 @triton.jit
-def load_step(
-    theta_ptr, l_ptr, l_stride, site, sites, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, P: tl.constexpr,
-    W: tl.constexpr,
+def load_steps(
+    theta, l, l_stride, site, limit, inside, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, T: tl.constexpr,
+    Q: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """theta and -l theta at each lane's site, the same for every column; CONSTANT l is one number at l_ptr."""
-    column = tl.zeros((1, W), tl.int32)
-    tr, ti = load_column(theta_ptr, site, sites, 1, column, 1, 0, True, P, W)
+    """T tiles of theta and of -l theta, the same for every column."""
+    tr, ti = load_stretch(theta, site, limit, 1, inside, True, T, Q, W)
     if CONSTANT:
-        lr, li = load_complex(l_ptr)
+        lr, li = load_stretch(l, site * 0, limit, l_stride, inside, L_COMPLEX, 1, Q, W)
     else:
-        lr, li = load_column(l_ptr, site, sites, 1, column, l_stride, 0, L_COMPLEX, P, W)
-    cr, ci = multiply(tr, ti, lr, li)
-    return tr, ti, -cr, -ci
+        lr, li = load_stretch(l, site, limit, l_stride, inside, L_COMPLEX, T, Q, W)
+    cr, ci = (), ()
+    for t in tl.static_range(T):
+        r, i = multiply(tr[t], ti[t], lr[0 if CONSTANT else t], li[0 if CONSTANT else t])
+        cr, ci = cr + (-r,), ci + (-i,)
+    return tr, ti, cr, ci
 
 
 @triton.jit
-def store_column(
-    pointer, site, sites, width, column, real, imag, COMPLEX: tl.constexpr, P: tl.constexpr, W: tl.constexpr
-):  # fmt: skip
-    """The inverse of `load_column` into a contiguous (N, M) row; the real part where the row is real."""
-    inside = (site < sites) & (column < width)
-    at = site.to(tl.int64) * width + column
+def store_tile(pointer, offset, inside, real, imag, COMPLEX: tl.constexpr):
+    """Store a tile at `offset` elements of the tensor after `pointer` (Q, W)."""
     if COMPLEX:
         part = tl.arange(0, 2)[None, None, :]
-        tl.store(pointer + (at[:, :, None] * 2 + part), tl.join(real, imag), mask=inside[:, :, None] & (part < 2))
+        address = (pointer + offset * 2)[:, :, None] + part
+        tl.store(address, tl.join(real, imag), mask=inside[:, :, None] & (part < 2))
     else:
-        tl.store(pointer + at, real, mask=inside)
+        tl.store(pointer + offset, real, mask=inside)
 
 
 @triton.jit
-def load_edge(pointer, at, width, column):
-    """The complex (1, W) at index `at` of a contiguous (..., M) tensor."""
-    address = pointer + (at * width + column) * 2
-    inside = column < width
-    return tl.load(address, mask=inside, other=0.0), tl.load(address + 1, mask=inside, other=0.0)
+def load_pair(pointer, inside):
+    """The complex tile at `pointer`, zero outside."""
+    return tl.load(pointer, mask=inside, other=0.0), tl.load(pointer + 1, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_edge(pointer, at, width, column, real, imag, LANE: tl.constexpr, P: tl.constexpr):
-    """Store one lane's (1, W) at index `at` of a contiguous (..., M) tensor."""
-    lane = tl.arange(0, P)[:, None]
-    address = pointer + (at * width + column) * 2 + lane * 0
-    inside = (lane == LANE) & (column < width)
-    tl.store(address, real, mask=inside)
-    tl.store(address + 1, imag, mask=inside)
-
-
-@triton.jit
-def from_previous_lane(x, first, P: tl.constexpr, W: tl.constexpr):
-    """x (P, W) of lane j - 1; lane 0 gets `first` (1, W)."""
-    lane = tl.arange(0, P)[:, None]
-    source = tl.maximum(lane - 1, 0) + tl.zeros((P, W), tl.int32)
-    return tl.where(lane == 0, first, tl.gather(x, source, axis=0))
-
-
-@triton.jit
-def from_next_lane(x, last, P: tl.constexpr, W: tl.constexpr):
-    """x (P, W) of lane j + 1; the last lane gets `last` (1, W)."""
-    lane = tl.arange(0, P)[:, None]
-    source = tl.minimum(lane + 1, P - 1) + tl.zeros((P, W), tl.int32)
-    return tl.where(lane == P - 1, last, tl.gather(x, source, axis=0))
+def store_pair(pointer, inside, real, imag):
+    """Store a complex tile at `pointer`."""
+    tl.store(pointer, real, mask=inside)
+    tl.store(pointer + 1, imag, mask=inside)

@@ -100,7 +100,8 @@ def green_backward_kernel(
     l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, theta_ptr, green_ptr, gradient_ptr,
     left_start_ptr, right_start_ptr, summary_ptr, da_ptr, dl_ptr, du_ptr, dz_ptr, dp_ptr, heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    HOPPING: tl.constexpr, REDUCE: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+    HOPPING: tl.constexpr, REDUCE: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """U_i = G_i^2 g_i + theta_i^2 s_{i+1} with s = p U from the right; R_i = g_i + p_i r_{i-1} from the left.
 
@@ -117,7 +118,7 @@ def green_backward_kernel(
         l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
         L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
     )  # fmt: skip
-    # Each lane's maps: s -> f s + b to the left, r -> f' r + b' to the right; both factors are the product of p theta^2.
+    # Each lane's maps: s -> f s + b to the left, r -> f r + b' to the right; f is the product of p theta^2 in both.
     fr, fi = theta_r[0] * 0.0 + 1.0, theta_r[0] * 0.0
     rr, ri = fi, fi
     for e in tl.static_range(E):
@@ -160,6 +161,7 @@ def green_backward_kernel(
             u_r = (r,) + u_r
             u_i = (i,) + u_i
         dd_r, dd_i, dp_r, dp_i = (), (), (), ()
+        hr, hi = rr, ri
         for e in tl.static_range(E):
             pr, pi = multiply(lr[e], li[e], ur[e], ui[e])
             cr, ci = multiply(pr, pi, rr, ri)

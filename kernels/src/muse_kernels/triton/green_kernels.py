@@ -27,12 +27,15 @@ def left_green_kernel(
     a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
     z_ptr, start_ptr, theta_ptr, green_ptr, summary_ptr, heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    REDUCE: tl.constexpr, GREEN: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+    REDUCE: tl.constexpr, GREEN: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """theta (R, N) from the theta before each chunk, start (R, C); with GREEN also G, for rows of one chunk."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
-    dr, di = load_shifted_diagonal(a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, A_COMPLEX, UNIT, MASKED, P, E)
+    dr, di = load_shifted_diagonal(
+        a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, A_COMPLEX, UNIT, MASKED, P, E
+    )
     lr, li, ur, ui = load_hopping(
         l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
         L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
@@ -109,7 +112,9 @@ def green_products(pr, pi, theta_r, theta_i, E: tl.constexpr):
 
 
 @triton.jit
-def store_green(pointer, first, sites, pr, pi, theta_r, theta_i, qr, qi, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr):
+def store_green(
+    pointer, first, sites, pr, pi, theta_r, theta_i, qr, qi, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr
+):  # fmt: skip
     """G_i = theta_i (1 + theta_i q_{i+1}) of each lane, from q after it."""
     green_r, green_i = (), ()
     for k in tl.static_range(E):

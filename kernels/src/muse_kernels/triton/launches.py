@@ -6,7 +6,8 @@ from torch import Tensor
 from .carry_kernels import linear_carry_kernel, moebius_carry_kernel
 from .green_backward_kernels import green_backward_kernel, left_green_backward_kernel
 from .green_kernels import full_green_kernel, left_green_kernel
-from .rows import Operands, Rows, Tile, floats, operands
+from .rows import Operands, Rows, floats, operands
+from .tiles import Tile
 
 
 def left_green_forward(rows: Rows, tile: Tile, full: bool) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def left_green_forward(rows: Rows, tile: Tile, full: bool) -> tuple[Tensor, Tens
     grid = (given.rows, chunks)
     energy, start = floats(rows.energy.contiguous()), rows.theta.contiguous()
     arguments = (*given.diagonal, *given.hopping, energy)
-    shared = dict(given.flags, MASKED=given.masked(tile), P=tile.lanes, E=tile.per_lane, num_warps=tile.warps)
+    shared = dict(given.flags, MASKED=given.masked(tile), **tile.options)
     sizes = (given.heads, given.sites, chunks)
     with torch.cuda.device_of(theta):
         fused = full and chunks == 1
@@ -45,9 +46,7 @@ def full_green_by_chunks(given: Operands, theta: Tensor, green: Tensor, tile: Ti
     """Fill G (R, N) of rows of several chunks from their theta."""
     chunks = given.chunks(tile)
     summary = floats(theta).new_empty((given.rows, chunks, 4))
-    shared = dict(
-        given.hopping_flags, MASKED=given.masked(tile), P=tile.lanes, E=tile.per_lane, num_warps=tile.warps
-    )
+    shared = dict(given.hopping_flags, MASKED=given.masked(tile), **tile.options)
     sizes = (given.heads, given.sites, chunks)
     full_green_kernel[(given.rows, chunks)](
         *given.hopping, floats(theta), summary, summary, summary, *sizes, REDUCE=True, **shared
@@ -60,8 +59,9 @@ def full_green_by_chunks(given: Operands, theta: Tensor, green: Tensor, tile: Ti
 
 
 def left_green_backward(
-    rows: Rows, theta: Tensor, gradient: Tensor, applied: Tensor | None, before: Tensor | None, hopping: bool, tile: Tile
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows: Rows, theta: Tensor, gradient: Tensor, applied: Tensor | None, before: Tensor | None, hopping: bool,
+    tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of a, l, u, z and theta_{-1}, shaped as the operands; those of l and u are empty without `hopping`."""
     given = operands(*rows[:3])
     chunks = given.chunks(tile)
@@ -72,8 +72,7 @@ def left_green_backward(
     gradient, initial = floats(gradient.contiguous()), floats(rows.theta.contiguous())
     add = applied is not None
     extra = (floats(applied.contiguous()), floats(before.contiguous())) if add else (gradient, gradient)
-    shared = dict(given.flags, APPLIED=add, HOPPING=hopping, MASKED=given.masked(tile))
-    shared.update(P=tile.lanes, E=tile.per_lane, num_warps=tile.warps)
+    shared = dict(given.flags, APPLIED=add, HOPPING=hopping, MASKED=given.masked(tile), **tile.options)
     start = theta.new_zeros((given.rows, 1))
 
     def launch(reduce: bool, start: Tensor, summary: Tensor) -> None:
@@ -101,8 +100,7 @@ def green_backward(
     if given.rows == 0:
         return sums.results()
     gradient = floats(gradient.contiguous())
-    shared = dict(given.flags, HOPPING=hopping, MASKED=given.masked(tile))
-    shared.update(P=tile.lanes, E=tile.per_lane, num_warps=tile.warps)
+    shared = dict(given.flags, HOPPING=hopping, MASKED=given.masked(tile), **tile.options)
     zero = theta.new_zeros((given.rows, 1))
     left, right = zero, zero
 
@@ -144,11 +142,15 @@ class Sums:
         rows = self._rows
         lower, upper = self._lower, self._upper
         if self._constant:
-            couplings = self._couplings.sum(1)
+            couplings = _over_chunks(self._couplings)
             lower, upper = couplings * rows.upper.conj(), couplings * rows.lower.conj()
         elif lower.numel():
             lower, upper = lower.view(rows.lower.shape), upper.view(rows.upper.shape)
-        return self._diagonal.view(rows.diagonal.shape), lower, upper, self._energy.sum(1)
+        return self._diagonal.view(rows.diagonal.shape), lower, upper, _over_chunks(self._energy)
+
+
+def _over_chunks(sums: Tensor) -> Tensor:
+    return sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
 
 
 def moebius_carries(summary: Tensor, initial: Tensor) -> Tensor:

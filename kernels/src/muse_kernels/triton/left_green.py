@@ -7,14 +7,13 @@ from torch.autograd.function import once_differentiable
 from ..torch import left_green as by_torch
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward, left_green_forward
-from .rows import Rows, Tile, tile_for
-
-LONGEST = 4096  # sites of one program; longer rows are read twice, chunk by chunk
+from .rows import Rows
+from .tiles import Tile, left_backward_tile, left_tile
 
 
 def left_green_rows(rows: Rows, tile: Tile | None = None) -> Tensor:
-    """theta (R, N) of operands; differentiable. `tile` overrides the choice, for tests and benchmarks."""
-    return _forward(*rows, list(tile or tile_for(rows.diagonal.shape[-1], 16, LONGEST)))
+    """theta (R, N) of operands; differentiable. `tile` overrides the choice of lanes and warps."""
+    return _forward(*rows, list(tile or ()))
 
 
 def left_green_in_torch(diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor) -> Tensor:
@@ -34,7 +33,8 @@ def shifted_and_coupled(diagonal: Tensor, lower: Tensor, upper: Tensor, energy: 
 def _forward(
     diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, tile: list[int]
 ) -> Tensor:
-    return left_green_forward(Rows(diagonal, lower, upper, energy, theta), Tile(*tile), full=False)[0]
+    chosen = Tile(*tile) if tile else left_tile(diagonal.shape[-1])
+    return left_green_forward(Rows(diagonal, lower, upper, energy, theta), chosen, full=False)[0]
 
 
 @_forward.register_fake
@@ -48,7 +48,8 @@ def _backward(
     hopping: bool, tile: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = Rows(diagonal, lower, upper, energy, theta)
-    return left_green_backward(rows, result, gradient, None, None, hopping, Tile(*tile))
+    chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
+    return left_green_backward(rows, result, gradient, None, None, hopping, chosen)
 
 
 @_backward.register_fake

@@ -1,4 +1,4 @@
-"""Products of the 2x2 complex matrices [[0, 1], [-p, d]], which act on (theta, 1) as one step of the continued fraction.
+"""Products of the complex matrices [[0, 1], [-p, d]], which act on (theta, 1) as one step of the continued fraction.
 
 A matrix is eight real tensors: top row (x0, x1), bottom row (y0, y1), real and imaginary parts side by side.
 Only ratios matter, so products are scaled by powers of two, exactly, before they can overflow.

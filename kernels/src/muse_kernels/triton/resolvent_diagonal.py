@@ -9,9 +9,10 @@ from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
 from .double_backward import differentiate_gradients
 from .launches import green_backward, left_green_forward
-from .left_green import LONGEST, fake_gradients, shifted_and_coupled
-from .rows import Rows, Tile, rows_of, tile_for
+from .left_green import fake_gradients, shifted_and_coupled
+from .rows import Rows, rows_of
 from .served import check_served
+from .tiles import Tile, green_tile
 
 
 def resolvent_diagonal(diagonal, lower, upper, energy, *, tile: Tile | None = None) -> Tensor:
@@ -21,7 +22,7 @@ def resolvent_diagonal(diagonal, lower, upper, energy, *, tile: Tile | None = No
     """
     problem = check_resolvent("resolvent_diagonal", diagonal, lower, upper, energy)
     check_served(problem)
-    tile = tile or tile_for(problem.sites, 16, LONGEST)
+    tile = tile or green_tile(problem.sites)
     return _forward(*rows_of(problem), list(tile))[0].reshape(problem.shape)
 
 

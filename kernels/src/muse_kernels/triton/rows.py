@@ -1,4 +1,4 @@
-"""What the kernels take: rows as (B, H, N), complex numbers as pairs of floats, and the cut of a row into tiles."""
+"""What the kernels take: rows as (B, H, N), complex numbers as pairs of floats."""
 
 from typing import NamedTuple
 
@@ -6,26 +6,7 @@ import torch
 from torch import Tensor
 
 from ..resolvent_arguments import Tridiagonal
-
-
-class Tile(NamedTuple):
-    """P lanes of E consecutive sites, on this many warps: what one program takes of a row."""
-
-    lanes: int
-    per_lane: int
-    warps: int
-
-    @property
-    def sites(self) -> int:
-        return self.lanes * self.per_lane
-
-
-def tile_for(sites: int, per_lane: int, longest: int) -> Tile:
-    """The smallest tile that holds a row, of at most `longest` sites; one lane is one thread."""
-    lanes = 32
-    while lanes * per_lane < min(sites, longest):
-        lanes *= 2
-    return Tile(lanes, per_lane, max(1, lanes // 32))
+from .tiles import Tile
 
 
 class Rows(NamedTuple):

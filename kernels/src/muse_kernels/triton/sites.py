@@ -43,8 +43,8 @@ def load_sites(
 ):  # fmt: skip
     """Sites first..first+PE of a row as (E real parts, E imaginary parts), zero past the row's end.
 
-    `stride` is in elements of the tensor, UNIT says that it is one; the imaginary parts of a real row are scalar zeros. Without MASKED the row is
-    taken to have them all, and the loads to be as wide as they can be.
+    `stride` is in elements of the tensor, UNIT says that it is one; the imaginary parts of a real row are scalar zeros.
+    Without MASKED the row is taken to have them all, and the loads are as wide as they can be.
     """
     real, imag = (), ()
     # Each lane reads its own sites 16 bytes at a time; neighbouring reads of a cache line follow at once and hit it.

@@ -1,0 +1,88 @@
+"""The resolvent kernels on a GPU, in the physical choice, against float64 on the same rounded inputs.
+
+Single precision is held to ten times the error of the sequential loop in single precision, plus 1e-6 of the maximum.
+"""
+
+import pytest
+import torch
+
+from muse_kernels import chosen, dispatch
+from muse_kernels import torch as lanes
+from muse_kernels.testing.resolvent import DOUBLE, assert_close, draw, results
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+kernels = pytest.importorskip("muse_kernels.triton")
+tiles = pytest.importorskip("muse_kernels.triton.tiles")
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that an operation allocates and does not write reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def on_gpu(problem):
+    return type(problem)(*(x.detach().cuda().requires_grad_() for x in problem.leaves))
+
+
+@pytest.mark.parametrize("kind", ("complex", "real", "constant", "strided"))
+@pytest.mark.parametrize("sites", (1, 2, 63, 1000, 4097))
+def test_every_result_is_near_float64(kind, sites):
+    """General couplings, where the inverse is worse conditioned than in the physical choice."""
+    problem = on_gpu(draw(sites, kind, dtype=torch.float32))
+    exact = problem.in_double()
+    for run in (
+        lambda p, b: p.full(b.resolvent_diagonal),
+        lambda p, b: p.left(b.causal_resolvent_diagonal),
+        lambda p, b: p.apply(b.causal_resolvent_apply),
+    ):
+        expected = results(exact, lambda p, run=run: run(p, lanes))
+        assert_close(results(problem, lambda p, run=run: run(p, kernels)), expected, 3e-4)
+
+
+@pytest.mark.parametrize("tile", ((32, 16, 1), (64, 8, 4), (128, 8, 2), (128, 16, 8)))
+def test_any_number_of_warps_and_chunks(tile):
+    problem = on_gpu(draw(1000, dtype=torch.float32))
+    exact = problem.in_double()
+    columns = tiles.ColumnTile(8, 4, 8, 300, tile[2])
+    tile = tiles.Tile(*tile)
+    expected = results(exact, lambda p: p.full(lanes.resolvent_diagonal))
+    assert_close(results(problem, lambda p: p.full(kernels.resolvent_diagonal, tile=tile)), expected, 1e-4)
+    expected = results(exact, lambda p: p.apply(lanes.causal_resolvent_apply))
+    run = lambda p: p.apply(kernels.causal_resolvent_apply, tile=tile, columns=columns)  # noqa: E731
+    assert_close(results(problem, run), expected, 1e-4)
+
+
+def sequential(a, l, u, z):
+    d, p = (a - z).unbind(-1), (l * u).unbind(-1)
+    theta, steps = torch.zeros_like(d[0]), []
+    for i in range(len(d)):
+        theta = 1 / (d[i] - p[i] * theta)
+        steps.append(theta)
+    return torch.stack(steps, -1)
+
+
+@pytest.mark.parametrize("eta", (0.05, 0.1, 1.0))
+def test_as_good_as_the_sequential_loop(eta):
+    random = torch.Generator("cuda").manual_seed(0)
+    normal = torch.randn(2, 64, 6000, generator=random, device="cuda", dtype=torch.complex64)
+    a, l = torch.complex(normal[0].real, -normal[0].imag.abs()), torch.exp(0.3 * normal[1])
+    z = torch.full((64, 1), 0.4 + 1j * eta, device="cuda")
+    inputs = (a, l, l.conj(), z)
+    exact = lanes.causal_resolvent_diagonal(*(x.to(DOUBLE[x.dtype]) for x in inputs))[0]
+    largest = exact.abs().amax(-1, keepdim=True)
+    allowed = 10 * ((sequential(*inputs) - exact).abs() / largest).max() + 1e-6
+    theta = kernels.causal_resolvent_diagonal(*inputs)[0]
+    assert ((theta - exact).abs() / largest).max() <= allowed
+    green = kernels.resolvent_diagonal(*inputs)
+    full = lanes.resolvent_diagonal(*(x.to(DOUBLE[x.dtype]) for x in inputs))
+    assert ((green - full).abs() / full.abs().amax(-1, keepdim=True)).max() <= allowed
+    assert (theta.imag > 0).all() and (green.abs() <= 1.001 / eta).all()
+
+
+def test_auto_takes_the_kernels():
+    request = dispatch.Request("causal_resolvent_apply", "cuda", "float32")
+    assert chosen(request).backend == "triton"

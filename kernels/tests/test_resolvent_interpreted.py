@@ -1,0 +1,83 @@
+"""The resolvent kernels, small: rows of several chunks, odd lengths, every input's gradient, poisoned memory.
+
+TRITON_INTERPRET=1 pytest kernels/tests
+"""
+
+import os
+
+import pytest
+import torch
+
+from muse_kernels import reference
+from muse_kernels.testing.resolvent import assert_close, draw, results
+
+kernels = pytest.importorskip("muse_kernels.triton")
+tiles = pytest.importorskip("muse_kernels.triton.tiles")
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="Triton reads TRITON_INTERPRET=1 when it is imported"
+)
+
+CLOSE = 3e-6
+TILE = tiles.Tile(2, 4, 1)  # chunks of eight sites
+COLUMNS = tiles.ColumnTile(2, 2, 2, 3, 1)  # two rows by two columns, chunks of three sites
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that an operation allocates and does not write reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def both(problem, run, **options):
+    expected = results(problem.in_double(), lambda p: run(p, reference))
+    assert_close(results(problem, lambda p: run(p, kernels, **options)), expected, CLOSE)
+
+
+@pytest.mark.parametrize("kind, sites", (("complex", 11), ("real", 5), ("strided", 8)))
+def test_two_sided_diagonal(kind, sites):
+    problem = draw(sites, kind, batch=1, heads=2 if kind == "strided" else 1, dtype=torch.float32)
+    both(problem, lambda p, b, **o: p.full(b.resolvent_diagonal, **o), tile=TILE)
+
+
+@pytest.mark.parametrize("kind, sites", (("complex", 11), ("constant", 5)))
+def test_applied_to_values(kind, sites):
+    problem = draw(sites, kind, batch=1, heads=2 if kind == "constant" else 1, dtype=torch.float32)
+    both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), tile=TILE, columns=COLUMNS)
+
+
+def test_left_diagonal_and_its_double_backward():
+    problem = draw(6, batch=1, heads=1, dtype=torch.float32)
+
+    def second(p, backend, **options):
+        theta, _ = p.left(backend.causal_resolvent_diagonal, **options)
+        (g,) = torch.autograd.grad(theta.abs().square().sum(), p.diagonal, create_graph=True)
+        return theta, g.abs().square().sum()
+
+    both(problem, second, tile=TILE)
+
+
+def test_double_backward_of_the_others():
+    problem = draw(5, batch=1, heads=1, width=1, dtype=torch.float32)
+
+    def second(p, backend):
+        (y, _), _ = p.apply(backend.causal_resolvent_apply)
+        outputs = y.abs().square().sum() + p.full(backend.resolvent_diagonal).abs().square().sum()
+        gradients = torch.autograd.grad(outputs, (p.diagonal, p.lower), create_graph=True)
+        return sum(g.abs().square().sum() for g in gradients)
+
+    both(problem, second)
+
+
+def test_compiled_without_a_graph_break():
+    problem = draw(5, batch=1, heads=1, width=1, dtype=torch.float32)
+    call = lambda p: p.apply(kernels.causal_resolvent_apply, tile=TILE, columns=COLUMNS)  # noqa: E731
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_close(results(problem, compiled), results(problem, call), 1e-6)
+
+
+def test_empty_batch():
+    (y, theta), _ = kernels.causal_resolvent_apply(torch.ones(0, 4), 1.0, 1.0, 0.5j, torch.ones(0, 4, 2))
+    assert y.shape == (0, 4, 2) and theta.shape == (0, 4)
