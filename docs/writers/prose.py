@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import posixpath
 import re
+import textwrap
 
 CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
@@ -39,7 +40,7 @@ def cell(text: str, page: str) -> str:
 
 def fenced(code: str, language: str = "python") -> str:
     """A code block."""
-    return f"```{language}\n{inspect.cleandoc(code)}\n```"
+    return f"```{language}\n{textwrap.dedent(code).strip()}\n```"
 
 
 def _joined(blocks: list[str]) -> list[str]:
@@ -60,7 +61,7 @@ def _block(block: str, page: str) -> str:
         return fenced(block, "pycon")
     lines = block.splitlines()
     if lines[0] == "Args:":
-        return "**Arguments**\n\n" + _items(inspect.cleandoc("\n".join(lines[1:])), page)
+        return "**Arguments**\n\n" + _items(textwrap.dedent("\n".join(lines[1:])), page)
     if sum(1 for line in lines if ITEM.match(line)) > 1 and ITEM.match(lines[0]):
         return _items(block, page)
     return plain(re.sub(r"::$", ":", block), page)
