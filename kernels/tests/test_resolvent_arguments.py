@@ -1,5 +1,8 @@
 """What the resolvent operations accept, and how they refuse."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -101,3 +104,8 @@ def test_float64_inputs_of_another_kind_raise_the_precision():
     assert p.full(resolvent_diagonal).dtype == torch.complex128
     single = resolvent_diagonal(p.diagonal.to(torch.complex64), 1.0, 1.0, torch.tensor(Z, dtype=torch.complex128))
     assert single.dtype == torch.complex64
+
+
+def test_importing_the_package_leaves_the_compiler_alone():
+    code = "import sys, muse_kernels; sys.exit('muse_kernels.triton' in sys.modules or 'triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
