@@ -77,6 +77,11 @@ def test_the_plugin_is_listed(bin_folder: Path, tmp_path: Path) -> None:
     assert found["resolvent"]["path"].startswith(str(bin_folder.parent))
 
 
+def test_a_new_plugin_is_written_from_the_wheel(bin_folder: Path, tmp_path: Path) -> None:
+    run(bin_folder / "muse", "plugins", "new", "wave", "--kind", "layer", cwd=tmp_path)
+    assert "muse_layers" in (tmp_path / "muse-wave" / "src" / "muse_wave" / "plugin.py").read_text(encoding="utf-8")
+
+
 def test_trains_a_few_steps(bin_folder: Path, tmp_path: Path) -> None:
     lines = [f"Paragraph {number} comes after paragraph {number - 1}." for number in range(1, 400)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")

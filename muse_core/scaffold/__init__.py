@@ -54,6 +54,8 @@ def rendered(name: str, kind: str) -> dict[str, str]:
     found = {}
     for layer in (TEMPLATES / "common", TEMPLATES / kind.replace(" ", "_")):
         for path in sorted(layer.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                found[named(path.relative_to(layer).as_posix())] = named(path.read_text(encoding="utf-8"))
+            place = path.relative_to(layer)
+            # What tools leave in folders of sources, such as __pycache__ and .ruff_cache, is no template.
+            if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in place.parts):
+                found[named(place.as_posix())] = named(path.read_text(encoding="utf-8"))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from muse_core.contracts import Period
 from muse_core.testing import FilterSuite, PluginSuite, build_component
 
@@ -17,14 +16,11 @@ class TestDistribution(PluginSuite):
 
 
 def test_weights_that_outgrow_their_usual_size_are_scaled_to_the_bound() -> None:
-    filter_ = build_component("filter", "new-plugin", factor=2.0, memory=1 / 2)
+    fade = build_component("filter", "new-plugin", factor=1.5, memory=0.5)
     period = Period(torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, dtype=torch.bool))
-    small, large = torch.ones(1, 1, 3, 3), 100 * torch.ones(1, 1, 3, 3)
-    kept, state, _ = filter_(small, small, period, None)
+    small, large = torch.ones(1, 1, 3, 3), 99 * torch.ones(1, 1, 3, 3)
+    kept, state, _ = fade(small, small, period, None)
     torch.testing.assert_close(kept, small)
-    scaled, state, measures = filter_(small, large, period, {"usual": torch.tensor([[1.0]])})
-    torch.testing.assert_close(scaled, large)  # the usual size is already 50.5, and twice that is above 100
-    strict = build_component("filter", "new-plugin", factor=1.5, memory=1 / 2)
-    scaled, state, measures = strict(small, large, period, {"usual": torch.tensor([[1.0]])})
-    torch.testing.assert_close(scaled, torch.full_like(large, 1.5 * 50.5))
+    scaled, _, measures = fade(small, large, period, state)
+    torch.testing.assert_close(scaled, torch.full_like(large, 1.5 * 50))  # usual is the mean of 1 and 99
     assert measures["share_scaled"] == 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from new_plugin.recursion import causal_resolvent_diagonal
-
 from muse_core.testing import KernelBackendSuite, PluginSuite
+
+from new_plugin.recursion import causal_resolvent_diagonal
 
 
 class TestConformance(KernelBackendSuite):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from new_plugin.layer import documents, earlier
-
 from muse_core.contracts import Tokens
 from muse_core.testing import LayerSuite, PluginSuite
+
+from new_plugin.layer import documents, earlier
 
 
 class TestConformance(LayerSuite):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.testing import LayerSuite, PluginSuite, build_component

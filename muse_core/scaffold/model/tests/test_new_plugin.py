@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from muse_core.testing import ModelSuite, PluginSuite, build_component
 
 

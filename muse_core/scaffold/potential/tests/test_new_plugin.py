@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from muse_core.contracts import Tokens
 from muse_core.testing import PluginSuite, PotentialSuite, build_component
 

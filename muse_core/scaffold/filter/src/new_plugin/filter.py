@@ -6,10 +6,10 @@ Letters: B batch rows, H heads, K × M weights of a head.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from muse_core.contracts import Period, State
 from muse_core.model.context import Context
+from torch import Tensor, nn
+
 from new_plugin.options import NewPluginOptions
 
 

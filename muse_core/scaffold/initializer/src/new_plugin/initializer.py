@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from muse_core.errors import RecipeError
 from torch import Tensor, nn
 
-from muse_core.errors import RecipeError
 from new_plugin.options import NewPluginOptions
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
+
 from new_plugin.options import NewPluginOptions
 
 

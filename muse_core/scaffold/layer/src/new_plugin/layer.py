@@ -6,10 +6,10 @@ Letters: B batch rows, N tokens, D width, S span.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.context import Context
+from torch import Tensor, nn
+
 from new_plugin.options import NewPluginOptions
 
 

@@ -6,9 +6,14 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
+
 from new_plugin.options import NewPluginOptions
 
 
 @hookimpl
 def muse_layers() -> Iterable[Component]:
-    yield Component("new-plugin", options=NewPluginOptions, implementation="new_plugin.layer:NewPlugin")
+    yield Component(
+        "new-plugin",
+        options=NewPluginOptions,
+        implementation="new_plugin.layer:NewPlugin",
+    )

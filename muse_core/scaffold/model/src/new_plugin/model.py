@@ -6,11 +6,11 @@ Letters: B batch rows, N tokens, D width, S span.
 from __future__ import annotations
 
 import torch
+from muse_core.contracts import Output, State, Tokens
+from muse_core.model.build import ModelContext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import Output, State, Tokens
-from muse_core.model.build import ModelContext
 from new_plugin.options import NewPluginOptions
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+from muse_core.contracts import Tokens
+from muse_core.model.context import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import Tokens
-from muse_core.model.context import Context
 from new_plugin.options import NewPluginOptions
 
 

@@ -6,11 +6,11 @@ Letters: B batch rows, N tokens, D width, E experts, F hidden units.
 from __future__ import annotations
 
 import torch
+from muse_core.contracts import State, Step, Tokens
+from muse_core.model.context import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import State, Step, Tokens
-from muse_core.model.context import Context
 from new_plugin.options import NewPluginExpertsOptions
 from new_plugin.router import per_expert
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from attrs import field, frozen, validators
-
 from muse_core.component import UseRouter
 
 

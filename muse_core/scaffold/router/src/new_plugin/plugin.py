@@ -6,16 +6,23 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
+
 from new_plugin.options import NewPluginExpertsOptions, NewPluginOptions
 
 
 @hookimpl
 def muse_routers() -> Iterable[Component]:
-    yield Component("new-plugin", options=NewPluginOptions, implementation="new_plugin.router:NewPlugin")
+    yield Component(
+        "new-plugin",
+        options=NewPluginOptions,
+        implementation="new_plugin.router:NewPlugin",
+    )
 
 
 @hookimpl
 def muse_layers() -> Iterable[Component]:
     yield Component(
-        "new-plugin-experts", options=NewPluginExpertsOptions, implementation="new_plugin.experts:NewPluginExperts"
+        "new-plugin-experts",
+        options=NewPluginExpertsOptions,
+        implementation="new_plugin.experts:NewPluginExperts",
     )

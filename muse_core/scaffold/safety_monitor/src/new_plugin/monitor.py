@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from muse_core.contracts import Action, Verdict
 from muse_core.training.monitor_context import MonitorContext
+from torch import Tensor
+
 from new_plugin.options import NewPluginOptions
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from muse_core.contracts import Document
 from muse_core.training.sources import SourceContext
+
 from new_plugin.options import NewPluginOptions
 
 VERSION = 1

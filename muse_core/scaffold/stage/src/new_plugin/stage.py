@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-
 from muse_core.contracts import Batch, Result, State
+
 from new_plugin.options import NewPluginOptions
 
 
@@ -54,4 +54,3 @@ class NewPlugin:
 
     def finish(self, model: Any) -> None:
         """None: the stage keeps the architecture."""
-        return None
