@@ -69,12 +69,12 @@ def linked(page: str, text: str) -> list[str]:
 
 
 def shown(path: str) -> str:
-    """The page that shows a file from outside docs/; Markdown stands as it is."""
+    """The page that shows a file from outside docs/: Markdown as it is, code without being searched."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
     language = LANGUAGES.get(posixpath.splitext(path)[1], "text")
-    return f"# {path}\n\n````{language}\n{text}````\n"
+    return f"---\nsearch: {{ exclude: true }}\n---\n\n# {path}\n\n````{language}\n{text}````\n"
 
 
 def _resolved(page: str, target: str) -> str:
