@@ -56,10 +56,3 @@ def test_the_two_commands_are_one_line_each() -> None:
     ]
     assert commands[1] in (ROOT / ".ci" / "run").read_text()
     assert (ROOT / "recipes" / "phase2_base.toml").is_file()
-
-
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not target.endswith(".svg"):
-                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
