@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_dr
     with RunDirectory.claim(target, resolved) as directory:
         setup = _prepare(checked, display)
         now = lock_of(checked, setup)
-        if lock is not None:
-            _compare(lock, now, display, allow_drift)
+        drift = _drift(lock, now, display, allow_drift) if lock is not None else []
         directory.begin(source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table))
-        _start(setup, directory, display)
+        _start(setup, directory, display, drift)
 
 
 def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
@@ -42,8 +42,8 @@ def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
         overrides = [] if device is None else [f'train.device="{device}"']
         checked = read_recipe(directory.recipe, overrides)
         setup = _prepare(checked, display)
-        _compare(read_lock(directory.lock), lock_of(checked, setup), display, allow_drift)
-        _start(setup, directory, display)
+        drift = _drift(read_lock(directory.lock), lock_of(checked, setup), display, allow_drift)
+        _start(setup, directory, display, drift)
 
 
 def show(checked: Checked) -> None:
@@ -82,24 +82,29 @@ def _prepare(checked: Checked, display: Display) -> Setup:
         return set_up(checked.recipe, checked.registry, report=report)
 
 
-def _compare(before: Lock, now: Lock, display: Display, allow_drift: bool) -> None:
-    found = differences(before, now)
-    if not found:
-        return
-    if not allow_drift:
+def _drift(before: Lock, now: Lock, display: Display, allow_drift: bool) -> list[str]:
+    """What is not as the lock says, in sentences. Raises RecipeError when that is not allowed."""
+    found = [str(one) for one in differences(before, now)]
+    if found and not allow_drift:
         raise RecipeError(
             ["this is not what the lock says:", *(f"  {one}" for one in found), "go on all the same with --allow-drift"]
         )
     for one in found:
         display.say(f"differs from the lock: {one}", "yellow")
+    return found
 
 
-def _start(setup: Setup, directory: RunDirectory, display: Display) -> None:
+def _shown(path: Path) -> str:
+    """The path from here, when it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _start(setup: Setup, directory: RunDirectory, display: Display, drift: Sequence[str]) -> None:
     parameters = sum(p.numel() for p in setup.model.parameters())
     display.table(
         "",
         {
-            "run": str(directory.path),
+            "run": _shown(directory.path),
             "model": f"{setup.recipe.model.name}, {parameters:,} parameters",
             "text": f"{setup.recipe.data.source.name}, {len(setup.corpus.split('train').tokens):,} training tokens",
             "device": f"{setup.precision.device}, {setup.precision.dtype}",
@@ -108,6 +113,8 @@ def _start(setup: Setup, directory: RunDirectory, display: Display) -> None:
     )
     records = Records(directory.path)
     try:
+        if drift:
+            records.event({"event": "drift", "differences": list(drift)})
         summary = Run(setup, directory, records, display).go()
     finally:
         display.finish()
@@ -134,7 +141,7 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
         "rollbacks": str(summary["rollbacks"]),
-        "files": str(directory.path),
+        "files": _shown(directory.path),
     }
     display.console.print()
     display.table("Done", rows)

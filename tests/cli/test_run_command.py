@@ -158,6 +158,8 @@ def test_drift_from_the_lock_is_named_and_refused(
     refused = invoke("--resume", tmp_path / "run")
     assert refused.exit_code == 2 and "environment.torch" in refused.output and "--allow-drift" in refused.output
     assert invoke("--resume", tmp_path / "run", "--allow-drift").exit_code == 0
+    (event,) = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "drift"]
+    assert "environment.torch" in event["differences"][0]
 
 
 def test_dry_run_shows_what_would_be_built_and_writes_nothing(
