@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -84,7 +85,9 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)
     for line in styled(screen_of(given.command, given.at)):
         console.print(line, no_wrap=True, crop=True)
-    console.save_svg(given.out, title=" ".join(["$", *given.command]))
+    picture = console.export_svg(title=" ".join(["$", *given.command]))
+    with open(given.out, "w", encoding="utf-8") as file:  # without the fonts that rich would fetch from elsewhere
+        file.write(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
     print(given.out, file=sys.stderr)
 
 
