@@ -1,9 +1,8 @@
 """What the resolvent operations accept, and how they refuse."""
 
+import os
 import subprocess
 import sys
-
-import os
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from muse_kernels import Request, causal_resolvent_apply, causal_resolvent_diago
 from muse_kernels.testing.resolvent import draw
 
 Z = 0.3 + 0.5j
+INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter serves the CPU")
 
 
 @pytest.mark.parametrize("backend", ("reference", "torch"))
@@ -68,7 +68,7 @@ def test_empty_batch(backend):
         pytest.param(
             {"backend": "triton"},
             "triton refuses: it compiles for CUDA",
-            marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter serves the CPU"),
+            marks=INTERPRETED,
         ),
     ),
 )
@@ -94,6 +94,7 @@ def test_values_are_checked_in_debug_mode_only():
     resolvent_diagonal(a, 1.0, 1.0, 0.5 - 0.1j)
 
 
+@INTERPRETED
 def test_auto_says_what_it_chose_and_why():
     choice = chosen(Request("causal_resolvent_apply", "cpu", "float32"))
     assert choice.backend == "torch" and "CUDA" in choice.refusals["triton"]
