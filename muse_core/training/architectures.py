@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muse_core.recipe import Checked, check_table, read_recipe, to_toml
 from muse_core.training.checkpoint import Checkpoints, Snapshot
-from muse_core.training.keeper import load_weights
+from muse_core.training.keeper import kept_weights, load_weights
 from muse_core.training.locking import lock_of
 from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
@@ -34,9 +34,8 @@ def adopt(
     load_weights(made.model, weights)
     inside = f"stages/{number}-{name}"
     folder = directory.write(f"{inside}/muse.lock.toml", to_toml(lock_of(checked, made).table)).parent
-    kept = {name: value.detach().cpu().contiguous() for name, value in made.model.state_dict().items()}
-    Checkpoints(folder).commit(Snapshot(step=0, model=kept, optimizer={}, state={}, json={"stage": number}),
-                               certified=True)
+    start = Snapshot(step=0, model=kept_weights(made.model), optimizer={}, state={}, json={"stage": number})
+    Checkpoints(folder).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
     return made, folder
 

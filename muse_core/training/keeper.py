@@ -41,7 +41,7 @@ class Keeper:
             random["random/cuda"] = torch.cuda.get_rng_state(loop.precision.device)
         return Snapshot(
             step=loop.at.step,
-            model={name: _kept(value) for name, value in loop.model.state_dict().items()},
+            model=kept_weights(loop.model),
             optimizer={name: _kept(value) for name, value in loop.optimizers.state_tensors().items()},
             state={name: _kept(value) for name, value in (random | loop.carry.tensors()).items()},
             json={
@@ -134,6 +134,11 @@ class Keeper:
         loop.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
         loop.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
         return True
+
+
+def kept_weights(model: Any) -> dict[str, Tensor]:
+    """Copies of parameters and buffers by name, on the CPU: what ``load_weights`` takes."""
+    return {name: _kept(value) for name, value in model.state_dict().items()}
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
