@@ -1,7 +1,6 @@
 """Fast weights over the absolute period grid: splits, resets, sums, refusals."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import Tokens
-from muse_core.model.by_period import Writes, by_period, segments
+from muse_core.model.by_period import FEWEST_AT_ONCE, by_period, stretches
+from muse_core.model.periods import Writes
 from muse_kernels.torch.fast_weights import fast_weights
 
 BATCH, HEADS, KEY, VALUE = 3, 2, 4, 5
@@ -57,8 +57,7 @@ def run(cuts, length, *, period, offset=0, resets=None, rule="delta", filters=No
             None if resets is None else resets[:, start:stop],
         )  # fmt: skip
         part = Writes(*(x[:, start:stop] for x in writes))
-        kernel = partial(fast_weights, rule=rule)
-        reading = by_period(kernel, filters, part, state, tokens, period=period, read_before=True)
+        reading = by_period(fast_weights, filters, part, state, tokens, rule=rule, period=period, read_before=True)
         state = reading.state
         outputs.append(reading.output)
         befores.append(reading.before)
@@ -72,12 +71,12 @@ def assert_same(actual, expected):
         torch.testing.assert_close(a, b, rtol=EXACT, atol=EXACT)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    length=st.integers(1, 19),
+    length=st.integers(1, 29),
     period=st.integers(1, 8),
     offset=st.integers(0, 40),
-    cuts=st.sets(st.integers(1, 18)),
+    cuts=st.sets(st.integers(1, 28)),
     documents=st.booleans(),
     rule=st.sampled_from(["hebbian", "delta"]),
     filtered=st.booleans(),
@@ -93,11 +92,16 @@ def test_any_split_of_a_stream_gives_the_whole(length, period, offset, cuts, doc
     assert_same(run(range(1, length), length, **settings_), whole)
 
 
-@given(offset=st.integers(0, 50), length=st.integers(0, 50), period=st.integers(1, 20))
-def test_segments_tile_the_tokens_and_end_on_the_grid(offset, length, period):
-    cut = list(segments(offset, length, period))
+@given(offset=st.integers(0, 50), length=st.integers(0, 90), period=st.integers(1, 20))
+def test_stretches_tile_the_tokens_and_end_on_the_grid(offset, length, period):
+    cut = list(stretches(offset, length, period))
     assert [token for start, stop, _ in cut for token in range(start, stop)] == list(range(length))
-    assert [stop for _, stop, ends in cut if ends] == [t + 1 for t in range(length) if (offset + t + 1) % period == 0]
+    ends = [t + 1 for t in range(length) if (offset + t + 1) % period == 0]
+    assert [stop - period * back for _, stop, ended in cut for back in reversed(range(ended))] == ends
+    together = [ended for _, _, ended in cut if ended > 1]
+    assert all(ended >= FEWEST_AT_ONCE for ended in together) and len(together) <= 1
+    if not together:
+        assert sum(stop - start == period for start, stop, _ in cut) < FEWEST_AT_ONCE + (offset % period == 0)
 
 
 def test_a_period_carries_the_sums_of_its_definition():
@@ -134,6 +138,42 @@ def test_after_continues_from_what_the_filter_returned():
     torch.testing.assert_close(after, ended.log_decay.exp()[..., None, None] * before + added, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("rule", ["hebbian", "delta"])
+def test_gradients_of_many_periods_at_once_are_those_of_one_token_after_another(rule):
+    length, period, offset = 22, 2, 1
+    resets = make_resets(length)
+    gradients = []
+    for step in (length, 1):
+        leaves = [x.requires_grad_() for x in make_writes(length)]
+        writes, state, total = Writes(*leaves), None, 0.0
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            tokens = Tokens(torch.zeros(BATCH, step), (offset + start) % period, resets[:, part])
+            reading = by_period(
+                fast_weights, [("mixing", Mixing())], Writes(*(x[:, part] for x in writes)), state, tokens,
+                rule=rule, period=period, read_before=True,
+            )  # fmt: skip
+            state = reading.state
+            total = total + reading.output.sin().sum() + reading.before.cos().sum()
+        gradients.append(torch.autograd.grad(total + state["weights"].square().sum(), leaves))
+    for together, stepwise in zip(*gradients):
+        assert together.abs().max() > 1e-3
+        torch.testing.assert_close(together, stepwise, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("rule", "calls"), [("hebbian", 1), ("delta", 2)])
+def test_the_number_of_kernel_calls_does_not_grow_with_that_of_the_periods(rule, calls):
+    made = []
+
+    def counted(*arguments, **options):
+        made.append(options)
+        return fast_weights(*arguments, **options)
+
+    tokens = Tokens(torch.zeros(BATCH, 60))
+    by_period(counted, [("mixing", Mixing())], make_writes(60), None, tokens, rule=rule, period=3)
+    assert len(made) == calls
+
+
 def test_without_filters_the_kernel_runs_once_and_only_weights_are_carried():
     calls = []
 
@@ -142,7 +182,7 @@ def test_without_filters_the_kernel_runs_once_and_only_weights_are_carried():
         return fast_weights(*arguments, **options)
 
     tokens = Tokens(torch.zeros(BATCH, 50))
-    reading = by_period(counted, [], make_writes(50), None, tokens, period=4)
+    reading = by_period(counted, [], make_writes(50), None, tokens, rule="hebbian", period=4)
     assert len(calls) == 1
     assert set(reading.state) == {"weights"}
     assert reading.before is None and reading.measures == {}
@@ -151,7 +191,10 @@ def test_without_filters_the_kernel_runs_once_and_only_weights_are_carried():
 def test_measures_of_several_periods_are_reduced_by_their_suffix():
     tokens = Tokens(torch.zeros(BATCH, 15))
     mixing = Mixing()
-    measures = by_period(fast_weights, [("mixing", mixing)], make_writes(15), None, tokens, period=5).measures
+    reading = by_period(
+        fast_weights, [("mixing", mixing)], make_writes(15), None, tokens, rule="hebbian", period=5
+    )
+    measures = reading.measures
     assert measures["mixing/times_max"] == 3
     shares = [Mixing()(*seen)[2]["share"] for seen in mixing.seen]
     torch.testing.assert_close(measures["mixing/share"], torch.stack(shares).mean())
@@ -165,7 +208,7 @@ def test_padding_neither_decays_nor_writes_nor_starts_documents():
     resets[2, 6] = resets[1, 3] = True
     writes, initial = make_writes(length), {"weights": torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)}
     tokens = Tokens(torch.zeros(BATCH, length), 0, resets, valid)
-    padded = by_period(fast_weights, [], writes, initial, tokens, period=4)
+    padded = by_period(fast_weights, [], writes, initial, tokens, rule="hebbian", period=4)
     for row, real in enumerate(lengths):
         expected = initial["weights"][row : row + 1]
         if real:
@@ -177,4 +220,4 @@ def test_padding_neither_decays_nor_writes_nor_starts_documents():
 def test_ragged_rows_are_refused_beside_filters():
     tokens = Tokens(torch.zeros(BATCH, 5), 0, None, torch.ones(BATCH, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="right-padded rows"):
-        by_period(fast_weights, [("mixing", Mixing())], make_writes(5), None, tokens, period=4)
+        by_period(fast_weights, [("mixing", Mixing())], make_writes(5), None, tokens, rule="hebbian", period=4)

@@ -5,15 +5,14 @@ Shapes: B batch, N tokens, D width, H heads, K key width, M value width.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import State, Step, Tokens
-from muse_core.model.by_period import Writes, by_period
+from muse_core.model.by_period import by_period
 from muse_core.model.context import Context
+from muse_core.model.periods import Writes
 from muse_hebbian.convolution import CausalConvolution
 from muse_hebbian.dynamics import Dynamics, regrouped
 from muse_hebbian.options import HebbianOptions
@@ -39,13 +38,11 @@ class Hebbian(nn.Module):
         self.use_signal = options.decay == "signal"
         if self.use_signal:
             regrouped(torch.empty(context.signals["decay"]), self.heads)
-        self.kernel = partial(
-            context.kernels.bind(
-                "fast_weights",
-                sizes={"key": self.key_width, "value": self.value_width},
-                needs=("gradient", "resets"),
-            ),
-            rule=options.rule,
+        self.rule = options.rule
+        # Between filters the weights' own transition, K x K, goes through the kernel as values do.
+        widest = max(self.key_width, self.value_width) if options.filters else self.value_width
+        self.kernel = context.kernels.bind(
+            "fast_weights", sizes={"key": self.key_width, "value": widest}, needs=("gradient", "resets")
         )
         self.query = _projection(width, self.heads * self.key_width, generator)
         self.key = _projection(width, self.heads * self.key_width, generator)
@@ -93,6 +90,7 @@ class Hebbian(nn.Module):
             Writes(_unit(query), _unit(key), value, log_decay, rate),
             state.get("memory"),
             tokens,
+            rule=self.rule,
             period=self.period,
             read_before="memory_before" in self.publish,
         )
