@@ -114,6 +114,18 @@ def nested(options: Any) -> tuple[Use, ...]:
     return tuple(found)
 
 
+def named(uses: tuple[Use, ...]) -> dict[str, Use]:
+    """Components of a list by name, for modules and measures; a repeated one gets a number: ``snr``, ``snr-2``."""
+    found: dict[str, Use] = {}
+    for use in uses:
+        name, number = use.name, 1
+        while name in found:
+            number += 1
+            name = f"{use.name}-{number}"
+        found[name] = use
+    return found
+
+
 def walk(options: Any) -> Iterator[Use]:
     """Every component below these options, at any depth, parents first."""
     for use in nested(options):

@@ -43,7 +43,8 @@ class Step(NamedTuple):
     """Scalars, already weighted, summed over valid tokens."""
     measures: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
-    weighted by tokens."""
+    weighted by tokens. What a nested component measures stands under the path of its module within the layer, as
+    ``filters.snr/ratio``."""
 
 
 class Period(NamedTuple):
@@ -161,7 +162,7 @@ class Absorbs(Protocol):
 
     def absorb(self, measures: Mapping[str, float], progress: float) -> None:
         """Called once per accepted optimiser step, after reduction; ``measures`` are the component's own, without
-        prefix; ``progress`` = accepted / planned steps in [0, 1]."""
+        prefix, whether a layer or nested in one; ``progress`` = accepted / planned steps in [0, 1]."""
         ...
 
 

@@ -58,6 +58,12 @@ def construct_component(use: Use, context: Context, seed: int) -> Any:
         return construct(use, context)
 
 
+def construct_nested(use: Use, context: Context, seed: int) -> Any:
+    """``construct_component`` with a generator of its own: what a nested component draws moves nothing of its host."""
+    own = generator_of(seed, f"{context.name}/{use.kind}/{use.name}")
+    return construct_component(use, attrs.evolve(context, generator=own), seed)
+
+
 @attrs.frozen(kw_only=True)
 class ModelContext:
     """Given to a model's constructor."""
@@ -98,11 +104,11 @@ class ModelContext:
             sequence_length=self.sequence_length,
             generator=generator_of(self.seed, site.full_name),
             kernels=self.kernels,
-            construct=lambda use, context: construct_component(use, context, self.seed),
+            construct=lambda use, context: construct_nested(use, context, self.seed),
             signals=site.signals,
             publish=site.publish,
         )
-        return context.build(site.use)
+        return construct_component(site.use, context, self.seed)
 
 
 def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:

@@ -32,7 +32,7 @@ class Reading(NamedTuple):
     """``weights`` (B, H, K, M); with filters also the running period: ``period_start`` (B, H, K, M), ``log_decay`` and
     ``write_scale`` (B, H), ``reset`` (B,) bool, and the ``filters``' states by position, for those that have one."""
     measures: dict[str, Tensor]
-    """The filters' measures over the periods that ended, under ``<filter>/<measure>``; absent when none ended."""
+    """The filters' measures over the periods that ended, under ``<name>/<measure>``; absent when none ended."""
 
 
 def by_period(
@@ -46,7 +46,10 @@ def by_period(
     period: int,
     read_before: bool = False,
 ) -> Reading:
-    """Run ``kernel`` over all tokens and apply ``filters``, (name, filter) pairs, in order wherever a period ends.
+    """Run ``kernel`` over all tokens and apply ``filters`` in order wherever a period ends.
+
+    ``filters`` are (name, filter) pairs; the name is the path of the filter's module within the layer, such as
+    ``filters.snr``, so that it gets its own measures back (``contracts.Absorbs``).
 
     A period ends after every token whose stream position plus one is a multiple of ``period``; positions count from
     ``tokens.offset``, so any split of a stream gives the same result. Without filters the grid does not matter and the

@@ -44,5 +44,6 @@ class Context:
     """For filters: tokens between two applications."""
 
     def build(self, use: Use, **changes: Any) -> Any:
-        """Build a nested component in this context with some fields changed."""
+        """Build a nested component in this context with some fields changed. ``name`` should be the host's with the
+        path of the nested module: initial values come from it. The generator is another than the host's."""
         return self.construct(use, attrs.evolve(self, **changes) if changes else self)

@@ -33,6 +33,12 @@ def make_norm(kind: str, width: int) -> nn.Module:
     return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width)
 
 
+def full_key(layer: str, key: str) -> str:
+    """``blocks.3.hebbian/energy`` for a layer's own ``energy``, ``blocks.3.hebbian.filters.snr/ratio`` for
+    ``filters.snr/ratio``: what stands before the slash is always the full name of a module."""
+    return f"{layer}.{key}" if "/" in key else f"{layer}/{key}"
+
+
 class Block(nn.Module):
     """The residual layers at one depth, by name."""
 
@@ -59,8 +65,8 @@ class Block(nn.Module):
             x = x + self.dropout(step.update)
             passed.state[site.name] = step.state
             signals.update(step.signals)
-            passed.losses.update({f"{site.full_name}/{key}": value for key, value in step.losses.items()})
-            passed.measures.update({f"{site.full_name}/{key}": value for key, value in step.measures.items()})
+            passed.losses.update({full_key(site.full_name, key): value for key, value in step.losses.items()})
+            passed.measures.update({full_key(site.full_name, key): value for key, value in step.measures.items()})
         return passed._replace(x=x)
 
 

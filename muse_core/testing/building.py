@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from muse_core.component import Kind, Use, provided
 from muse_core.errors import RecipeError
-from muse_core.model.build import ModelContext, construct, construct_component, registered_use
+from muse_core.model.build import ModelContext, construct, construct_component, construct_nested, registered_use
 from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.seeding import generator_of
@@ -100,7 +100,7 @@ def build_component(
         publish=frozenset(provided(use.options, width) if publish is None else publish),
         **host,
     )
-    return context.build(use)
+    return construct_component(use, context, seed)
 
 
 def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = None, **fields: Any) -> Context:
@@ -110,7 +110,7 @@ def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = No
         name=name,
         generator=generator_of(seed, name),
         kernels=kernels or bound_kernels("float32"),
-        construct=lambda use, context: construct_component(use, context, seed),
+        construct=lambda use, context: construct_nested(use, context, seed),
         **(defaults | fields),
     )
 

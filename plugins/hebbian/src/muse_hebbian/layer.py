@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muse_core.component import named
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.by_period import by_period
 from muse_core.model.context import Context
@@ -63,10 +64,11 @@ class Hebbian(nn.Module):
         self.gate = _projection(width, self.heads * self.value_width, generator) if options.gate else None
         # As many updates as there are blocks add up in the stream.
         self.output = _projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
-        self.filter_names = tuple(use.name for use in options.filters)
-        self.filters = nn.ModuleList(
-            context.build(use, name=f"{context.name}.filters.{position}", heads=self.heads, period=self.period)
-            for position, use in enumerate(options.filters)
+        self.filters = nn.ModuleDict(
+            {
+                name: context.build(use, name=f"{context.name}.filters.{name}", heads=self.heads, period=self.period)
+                for name, use in named(options.filters).items()
+            }
         )
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
@@ -86,7 +88,7 @@ class Hebbian(nn.Module):
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         reading = by_period(
             self.kernel,
-            list(zip(self.filter_names, self.filters)),
+            [(f"filters.{name}", filter_) for name, filter_ in self.filters.items()],
             Writes(_unit(query), _unit(key), value, log_decay, rate),
             state.get("memory"),
             tokens,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.component import Use
+from muse_core.component import named
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.context import Context
 from muse_resolvent.carry import last_valid, restored, stored
@@ -47,9 +47,11 @@ class Resolvent(nn.Module):
         self.phase = options.phase
         self.publish = context.publish
         self.reads_phase = options.phase != "none" or bool(self.publish & {"phase", "spectral_shift"})
-        self.potentials = nn.ModuleDict(
-            {name: context.build(use, heads=options.heads) for name, use in named(options.potential).items()}
-        )
+        self.potentials = nn.ModuleDict()
+        for name, use in named(options.potential).items():
+            # Initial values come from names: a repeated potential must not start as a copy of the first.
+            own = context.name if name == use.name else f"{context.name}.potentials.{name}"
+            self.potentials[name] = context.build(use, name=own, heads=options.heads)
         self.dynamics = Dynamics(
             options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
         )
@@ -154,15 +156,3 @@ class Resolvent(nn.Module):
             return [phases["phase"]]
         angle = torch.pi * phases["spectral_shift"]
         return [phases["phase"], angle.cos(), angle.sin()]
-
-
-def named(uses: tuple[Use, ...]) -> dict[str, Use]:
-    """Components by name; a repeated one gets a number, as in ``hermitian``, ``hermitian-2``."""
-    found: dict[str, Use] = {}
-    for use in uses:
-        name, number = use.name, 1
-        while name in found:
-            number += 1
-            name = f"{use.name}-{number}"
-        found[name] = use
-    return found

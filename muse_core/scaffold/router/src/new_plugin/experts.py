@@ -33,4 +33,5 @@ class NewPluginExperts(nn.Module):
         weight = per_expert(routing.weight, routing.expert, len(self.input)).to(x.dtype)
         hidden = F.gelu(torch.einsum("bnd,edf->bnef", x, self.input.to(x.dtype)))
         update = torch.einsum("bnef,efd->bnd", hidden * weight[..., None], self.output.to(x.dtype))
-        return Step(update, {}, {}, routing.losses, routing.measures)
+        measures = {f"router/{name}": value for name, value in routing.measures.items()}
+        return Step(update, {}, {}, routing.losses, measures)

@@ -1,0 +1,105 @@
+"""Components nested in a layer: they get their own measures back, and what they draw moves nothing of their host."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+from muse_core.component import Component, UseFilter
+from muse_core.contracts import Step
+from muse_core.model.build import build_model
+from muse_core.recipe import check_table
+from muse_core.testing import build_component, registry_with
+
+
+@attrs.frozen(kw_only=True)
+class MeanOptions:
+    """Measures the mean weight."""
+
+    factor: float = 1.0
+    """Of what it measures."""
+
+
+class Mean(nn.Module):
+    def __init__(self, options, context):
+        super().__init__()
+        self.factor, self.absorbed = options.factor, []
+
+    def forward(self, before, after, period, state):
+        return after, None, {"mean": self.factor * after.detach().mean()}
+
+    def absorb(self, measures, progress):
+        self.absorbed.append((measures, progress))
+
+
+class DrawingMean(Mean):
+    def __init__(self, options, context):
+        super().__init__(options, context)
+        self.weight = nn.Parameter(torch.randn(3, generator=context.generator))
+
+
+@attrs.frozen(kw_only=True)
+class HostOptions:
+    """Draws before and after it builds what it nests."""
+
+    filters: tuple[UseFilter, ...] = ()
+    """What it nests."""
+
+
+class Host(nn.Module):
+    def __init__(self, options, context):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, generator=context.generator))
+        self.filters = nn.ModuleList(
+            context.build(use, name=f"{context.name}.filters.{place}", heads=1, period=8)
+            for place, use in enumerate(options.filters)
+        )
+        self.second = nn.Parameter(torch.randn(3, generator=context.generator))
+
+    def forward(self, x, state, signals, tokens):
+        return Step(x, None)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return registry_with(
+        ("filter", Component("mean", options=MeanOptions, implementation=f"{__name__}:Mean")),
+        ("filter", Component("drawing-mean", options=MeanOptions, implementation=f"{__name__}:DrawingMean")),
+        ("layer", Component("host", options=HostOptions, implementation=f"{__name__}:Host")),
+    )
+
+
+def test_each_nested_component_absorbs_its_own_measures_and_no_other(registry):
+    memory = {"use": "hebbian", "heads": 2, "period": 8, "filters": ["mean", "snr", {"use": "mean", "factor": 2.0}]}
+    block = [memory, memory | {"name": "slow", "period": 16}]
+    table = {"name": "t", "model": {"width": 12, "depth": 2, "block": block}, "train": {"sequence_length": 64}}
+    model, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=11)
+    ids = torch.randint(11, (2, 24), generator=torch.Generator().manual_seed(0))
+    measures = {name: value.item() for name, value in model(ids).measures.items()}
+    model.absorb(measures, 0.25)
+    for block in (0, 1):
+        for layer in ("hebbian", "slow"):
+            filters = f"blocks.{block}.{layer}.filters"
+            first, second = model.get_submodule(f"{filters}.mean"), model.get_submodule(f"{filters}.mean-2")
+            assert first.absorbed == [({"mean": measures[f"{filters}.mean/mean"]}, 0.25)]
+            assert second.absorbed == [({"mean": measures[f"{filters}.mean-2/mean"]}, 0.25)]
+            assert first.absorbed[0][0]["mean"] not in (0.0, second.absorbed[0][0]["mean"])
+            assert f"{filters}.snr/ratio" in measures and f"blocks.{block}.{layer}/energy" in measures
+    assert all(name.rpartition("/")[0] in dict(model.named_modules()) for name in measures)
+
+
+def test_what_a_nested_component_draws_moves_nothing_of_its_host(registry):
+    alone = build_component("layer", "host", registry=registry)
+    nesting = build_component("layer", "host", {"filters": ["drawing-mean", "drawing-mean"]}, registry=registry)
+    assert torch.equal(alone.first, nesting.first) and torch.equal(alone.second, nesting.second)
+    drawn = [nesting.first, nesting.second, *(one.weight for one in nesting.filters)]
+    assert len({tuple(value.tolist()) for value in drawn}) == 4
+
+
+def test_a_repeated_potential_starts_with_other_values():
+    layer = build_component("layer", "resolvent", {"heads": 2, "potential": ["hermitian", "hermitian"]})
+    first, second = layer.potentials["hermitian"], layer.potentials["hermitian-2"]
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert one.unique().numel() == 1 or not torch.equal(one, other)
