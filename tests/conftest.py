@@ -29,12 +29,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         group: str = "muse.v1",
         key: str | None = None,
         value: str | None = None,
+        python: str | None = None,
     ) -> str:
         module = distribution.replace("-", "_") + "_plugin"
         (site / f"{module}.py").write_text(textwrap.dedent(source))
         info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}"]
+        lines += [f"Requires-Python: {python}"] if python else []
         (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {one}" for one in requires)]) + "\n")
         entry = f"[{group}]\n{key or distribution} = {value or module}\n"
         (info / "entry_points.txt").write_text(entry)

@@ -75,6 +75,7 @@ class TestStack(ModelSuite):
             {"use": "feed-forward"},
         ],
     }
+    test_compiles = None  # its layers are compiled above; a whole model takes a quarter of a minute
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from muse_core.contracts import Period, State
 from muse_core.testing.cases import Case
-from muse_core.testing.modules import ModuleSuite
-from muse_core.testing.sequences import assert_close, assert_same_state, enliven, leaves, mapped
+from muse_core.testing.execution import ExecutionSuite
+from muse_core.testing.sequences import assert_close, assert_same_state, leaves, mapped
 
 
 class Moment(NamedTuple):
@@ -24,7 +24,7 @@ class Moment(NamedTuple):
         return Moment(self.before[chosen], self.after[chosen], Period(*(value[chosen] for value in self.period)))
 
 
-class FilterSuite(ModuleSuite):
+class FilterSuite(ExecutionSuite):
     """Once a period, (before, after, period, state) → (weights, state, measures); see ``contracts.Filter``."""
 
     kind = "filter"
@@ -58,6 +58,16 @@ class FilterSuite(ModuleSuite):
         weights, state, _ = apply(module, self.moments(dtype))
         return {"weights": weights[-1]} | leaves(state)
 
+    def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {f"after {index}": moment.after for index, moment in enumerate(self.moments(dtype)[:2])}
+
+    def call(self, case: Case, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = inputs["after 0"].dtype
+        weights, _, _ = apply(
+            module, [moment._replace(after=after) for moment, after in zip(self.moments(dtype), inputs.values())]
+        )
+        return {f"weights {index}": value for index, value in enumerate(weights)}
+
     def test_returns_weights_state_and_measures(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
         weights, state, measures = module(moment.before, moment.after, moment.period, None)
@@ -77,7 +87,7 @@ class FilterSuite(ModuleSuite):
         assert torch.isfinite(weights).all() and all(torch.isfinite(value) for value in measures.values())
 
     def test_rows_do_not_see_each_other(self, case: Case) -> None:
-        module = enliven(self.double(case)).eval()
+        module = self.lively(case).eval()
         together, _, _ = apply(module, self.moments(reset=2))
         for row in range(self.batch):
             alone, _, _ = apply(module, [moment.rows([row]) for moment in self.moments(reset=2)])
@@ -86,7 +96,7 @@ class FilterSuite(ModuleSuite):
 
     def test_a_reset_forgets_the_row(self, case: Case) -> None:
         """From a document's start on, a row is filtered as if it had just begun; the other rows go on."""
-        module = enliven(self.double(case)).eval()
+        module = self.lively(case).eval()
         moments = self.moments(reset=2)
         continued, _, _ = apply(module, moments)
         fresh, _, _ = apply(module, [moment.rows([1]) for moment in moments[2:]])
@@ -112,7 +122,7 @@ class FilterSuite(ModuleSuite):
         assert_same_state(state, kept, "the state that it was given", within=0.0)
 
     def test_gradients_pass_to_the_weights_and_reach_the_parameters(self, case: Case) -> None:
-        module = enliven(self.double(case)).train()
+        module = self.lively(case).train()
         moments = self.moments()
         after = [moment.after.requires_grad_() for moment in moments]
         weights, _, _ = apply(module, moments)

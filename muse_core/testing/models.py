@@ -9,19 +9,21 @@ from torch import Tensor, nn
 
 from muse_core.contracts import Output, State
 from muse_core.testing.cases import Case
-from muse_core.testing.modules import ModuleSuite, assert_reached, gradients_of, weighted
-from muse_core.testing.sequences import assert_close, cuts, enliven, leaves, make_tokens, piece_of_tokens
+from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
+from muse_core.testing.modules import assert_reached, gradients_of, weighted
+from muse_core.testing.sequences import assert_close, cuts, leaves, make_tokens, piece_of_tokens
 
 PERTURBATION = 1e3
 
 
-class ModelSuite(ModuleSuite):
+class ModelSuite(DerivativeSuite):
     """A causal language model over ids or embeddings; see ``contracts.Model``."""
 
     kind = "model"
     length = 21
     periods_lcm = 8
     """Grid on which the case's filters act; offsets of pieces count modulo it."""
+    compile_backend = "eager"  # the suites of its layers trace their backward; a whole model's takes half a minute
 
     def ids(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -29,6 +31,16 @@ class ModelSuite(ModuleSuite):
 
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return {"hidden": module(self.ids()).hidden}
+
+    def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        shape = (3, self.length, self.width(module))
+        return {"x": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)}
+
+    def call(self, case: Case, module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        output = module(inputs["x"], None, make_tokens(3, self.length, documents=True))
+        losses = {f"loss {name}": value for name, value in output.losses.items()}
+        return {"logits": module.logits(output.hidden)} | losses
 
     def width(self, module: Any) -> int:
         hidden: Tensor = module(self.ids()).hidden
@@ -47,7 +59,7 @@ class ModelSuite(ModuleSuite):
             assert value.shape == (), f"{name} is no scalar"
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
-        module: Any = enliven(self.double(case)).eval()
+        module: Any = self.lively(case).eval()
         x = torch.randn(3, self.length, self.width(module), dtype=torch.float64)
         with torch.no_grad():
             base = module.logits(module(x).hidden)
@@ -59,7 +71,7 @@ class ModelSuite(ModuleSuite):
                 assert_close(moved[[0, 2]], base[[0, 2]], "logits of other rows")
 
     def test_gradients_of_earlier_logits_are_exactly_zero(self, case: Case) -> None:
-        module: Any = enliven(self.double(case)).train()
+        module: Any = self.lively(case).train()
         x = torch.randn(3, self.length, self.width(module), dtype=torch.float64, requires_grad=True)
         logits = module.logits(module(x).hidden)
         for token in (1, 8, self.length - 1):
@@ -67,7 +79,7 @@ class ModelSuite(ModuleSuite):
             assert not gradient[1, token:].any() and not gradient[[0, 2]].any()
 
     def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
-        module: Any = enliven(self.double(case)).eval()
+        module: Any = self.lively(case).eval()
         ids = self.ids()
         for documents in (False, True):
             tokens = make_tokens(3, self.length, documents=documents)
@@ -83,8 +95,16 @@ class ModelSuite(ModuleSuite):
                         parts.append(output.hidden)
                     assert_close(torch.cat(parts, dim=1), whole, f"hidden in pieces of {sizes}")
 
+    def test_bf16_autocast_stays_near_fp32(self, case: Case) -> None:
+        module: Any = self.build(case).eval()
+        with torch.no_grad():
+            expected = module.logits(module(self.ids()).hidden)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = module.logits(module(self.ids()).hidden)
+        assert_near_fp32(found, expected, "logits")
+
     def test_gradients_reach_every_parameter(self, case: Case) -> None:
-        module: Any = enliven(self.double(case)).train()
+        module: Any = self.lively(case).train()
         output = module(self.ids())
         total = weighted({"logits": module.logits(output.hidden)}) + sum(output.losses.values())
         assert_reached(gradients_of(total, module))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.testing.cases import Case
-from muse_core.testing.sequences import assert_close
+from muse_core.testing.import_probe import settings
+from muse_core.testing.sequences import assert_close, enliven
 from muse_core.testing.suite import Suite
 
 
@@ -21,6 +22,10 @@ class ModuleSuite(Suite):
     def double(self, case: Case, **changes: Any) -> Any:
         """The component in float64 as the exact equalities need it."""
         return self.build(case, dtype="float64", **changes).double()
+
+    def lively(self, case: Case, **changes: Any) -> Any:
+        """A float64 copy whose near-zero parameters are random, so that no dead branch hides a fault."""
+        return enliven(self.double(case, **changes))
 
     def test_parameters_and_buffers_are_real_and_at_least_fp32(self, case: Case) -> None:
         module = self.build(case)
@@ -45,6 +50,14 @@ class ModuleSuite(Suite):
         first, second = self.outputs(case, module, torch.float32), self.outputs(case, module, torch.float32)
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} differs between two calls in eval mode"
+
+    def test_using_it_changes_nothing_global(self, case: Case) -> None:
+        """Building it and calling it in evaluation, where nothing is random."""
+        before = settings()
+        self.outputs(case, self.build(case).eval(), torch.float32)
+        after = settings()
+        changed = [name for name, value in before.items() if after[name] != value]
+        assert not changed, f"changes {', '.join(changed)}"
 
     def test_state_dict_carries_everything(self, case: Case) -> None:
         source, target = self.double(case, seed=3).eval(), self.double(case, seed=4).eval()

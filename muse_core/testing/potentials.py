@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.component import required
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
-from muse_core.testing.layer_suite.base import published_shapes
-from muse_core.testing.modules import ModuleSuite, assert_reached, gradients_of, weighted
-from muse_core.testing.sequences import Sequence, assert_close, cuts, enliven, random_sequence
+from muse_core.testing.execution import DerivativeSuite
+from muse_core.testing.modules import assert_reached, gradients_of, weighted
+from muse_core.testing.sequences import Sequence, assert_close, cuts, make_tokens, random_sequence
+from muse_core.testing.signals import needed_shapes
 
 PERTURBATION = 1e3
 
 
-class PotentialSuite(ModuleSuite):
+class PotentialSuite(DerivativeSuite):
     """V and Γ ≥ 0 of shape (B, N, H), a function of each token and its signals; see ``contracts.Potential``."""
 
     kind = "potential"
@@ -31,8 +31,8 @@ class PotentialSuite(ModuleSuite):
         return module
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
-        needs = {need.signal for need in required(resolve(case.kind, case.name, case.options, self.registry()).options)}
-        return {name: shape for name, shape in published_shapes(self.registry(), self.width).items() if name in needs}
+        options = resolve(case.kind, case.name, case.options, self.registry()).options
+        return needed_shapes(options, self.registry(), self.width)
 
     def sequence(self, case: Case, dtype: torch.dtype = torch.float64) -> Sequence:
         return random_sequence(
@@ -42,8 +42,14 @@ class PotentialSuite(ModuleSuite):
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return values(module, self.sequence(case, dtype))
 
-    def lively(self, case: Case) -> nn.Module:
-        return enliven(self.double(case))
+    def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        sequence = self.sequence(case, dtype)
+        return {"x": sequence.x} | sequence.signals
+
+    def call(self, case: Case, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        signals = {name: value for name, value in inputs.items() if name != "x"}
+        tokens = make_tokens(3, self.length, documents=True)
+        return values(module, Sequence(x=inputs["x"], signals=signals, tokens=tokens))
 
     def test_returns_energy_and_decay_by_head(self, case: Case) -> None:
         module, sequence = self.build(case), self.sequence(case, torch.float32)

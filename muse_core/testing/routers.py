@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.component import required
 from muse_core.contracts import Routing
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
-from muse_core.testing.layer_suite.base import published_shapes
-from muse_core.testing.modules import ModuleSuite, gradients_of, weighted
-from muse_core.testing.sequences import Sequence, assert_close, cuts, enliven, random_sequence
+from muse_core.testing.execution import ExecutionSuite, assert_near_fp32
+from muse_core.testing.modules import gradients_of, weighted
+from muse_core.testing.sequences import Sequence, assert_close, cuts, make_tokens, random_sequence
+from muse_core.testing.signals import needed_shapes
 
 PERTURBATION = 1e3
 
 
-class RouterSuite(ModuleSuite):
+class RouterSuite(ExecutionSuite):
     """Experts per token from the past and the token alone; see ``contracts.Router``."""
 
     kind = "router"
@@ -30,14 +30,24 @@ class RouterSuite(ModuleSuite):
         return module
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
-        needs = {need.signal for need in required(resolve(case.kind, case.name, case.options, self.registry()).options)}
-        return {name: shape for name, shape in published_shapes(self.registry(), self.width).items() if name in needs}
+        options = resolve(case.kind, case.name, case.options, self.registry()).options
+        return needed_shapes(options, self.registry(), self.width)
 
     def sequence(self, case: Case, dtype: torch.dtype = torch.float64) -> Sequence:
         return random_sequence(batch=3, length=self.length, width=self.width, signals=self.signals(case), dtype=dtype)
 
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return decided(route(module, self.sequence(case, dtype)))
+
+    def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        sequence = self.sequence(case, dtype)
+        return {"x": sequence.x} | sequence.signals
+
+    def call(self, case: Case, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        signals = {name: value for name, value in inputs.items() if name != "x"}
+        tokens = make_tokens(3, self.length)
+        routing = route(module, Sequence(x=inputs["x"], signals=signals, tokens=tokens))
+        return decided(routing) | {f"loss {name}": value for name, value in routing.losses.items()}
 
     def test_returns_experts_weights_and_logits(self, case: Case) -> None:
         routing = route(self.build(case), self.sequence(case, torch.float32))
@@ -58,7 +68,7 @@ class RouterSuite(ModuleSuite):
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
         """In training too: quantiles of the present batch would leak."""
         for training in (False, True):
-            module, sequence = enliven(self.double(case)).train(training), self.sequence(case)
+            module, sequence = self.lively(case).train(training), self.sequence(case)
             base = decided(route(module, sequence))
             for token in (0, 1, self.length // 2, self.length - 1):
                 x = sequence.x.clone()
@@ -69,13 +79,20 @@ class RouterSuite(ModuleSuite):
                     assert_close(value[[0, 2]], base[name][[0, 2]], f"{name} in other rows")
 
     def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
-        module, sequence = enliven(self.double(case)).eval(), self.sequence(case)
+        module, sequence = self.lively(case).eval(), self.sequence(case)
         pieces = [decided(route(module, sequence.piece(start, stop))) for start, stop in cuts(self.length, (5, 1))]
         for name, value in decided(route(module, sequence)).items():
             assert_close(torch.cat([piece[name] for piece in pieces], dim=1), value, f"{name} in pieces")
 
+    def test_bf16_autocast_stays_near_fp32(self, case: Case) -> None:
+        module, sequence = self.build(case).eval(), self.sequence(case, torch.bfloat16)
+        expected = route(module, sequence.to(torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = route(module, sequence)
+        assert_near_fp32(found.logits, expected.logits, "logits")
+
     def test_gradients_are_finite_and_something_trains(self, case: Case) -> None:
-        module = enliven(self.double(case)).train()
+        module = self.lively(case).train()
         routing = route(module, self.sequence(case))
         total = weighted({"weight": routing.weight, "logits": routing.logits}) + sum(routing.losses.values())
         gradients = gradients_of(total, module)

@@ -97,6 +97,20 @@ class PrefersTheFirstRow(Right):
         return torch.cat([2 * update[:1], update[1:]])
 
 
+class SeesOtherRowsInTraining(SeesOtherRows):
+    def changed(self, update, x):
+        return super().changed(update, x) if self.training else update
+
+
+class SeesAcrossAPeriodsEdge(Right):
+    """Only the last token of a period of eight sees its successor, as a filter that acts too early would let it."""
+
+    def changed(self, update, x):
+        later = x.roll(-1, dims=1)
+        last = (torch.arange(x.shape[1]) % 8 == 7)[:, None] & (torch.arange(x.shape[1]) < x.shape[1] - 1)[:, None]
+        return update + 1e-6 * torch.where(last, later, 0)
+
+
 class IgnoresTheStream(Right):
     def changed(self, update, x):
         return torch.ones_like(update)
@@ -108,6 +122,11 @@ class IgnoresTheStream(Right):
 class ForgetsItsState(Right):
     def given(self, state):
         return torch.zeros_like(state["average"])
+
+
+class ForgetsItsStateStepwise(Right):
+    def forward(self, x, state, signals, tokens):
+        return super().forward(x, None if x.shape[1] == 1 else state, signals, tokens)
 
 
 class CutsTheGradientOfItsState(Right):
@@ -147,6 +166,52 @@ class LiesAboutItsGradient(Right):
 class RoundsItsState(Right):
     def kept(self, average):
         return {"average": average.bfloat16()}
+
+
+class IsTooNarrow(Right):
+    def changed(self, update, x):
+        return update[..., :-1]
+
+
+class TellsAnotherShape(Right):
+    def told(self, trace):
+        return {"trace": trace[..., :1]} if "trace" in self.publish else {}
+
+
+class TellsComplexNumbers(Right):
+    def told(self, trace):
+        return {"trace": torch.complex(trace, trace)} if "trace" in self.publish else {}
+
+
+class KeepsComplexNumbers(Right):
+    def kept(self, average):
+        return {"average": torch.complex(average, average)}
+
+
+class KeepsAList(Right):
+    def kept(self, average):
+        return {"average": [average]}
+
+
+class MeasuresEveryToken(Right):
+    def forward(self, x, state, signals, tokens):
+        return super().forward(x, state, signals, tokens)._replace(measures={"size": x.detach().norm(dim=-1)})
+
+
+class MeasuresWithAGradient(Right):
+    def forward(self, x, state, signals, tokens):
+        return super().forward(x, state, signals, tokens)._replace(measures={"rate": self.dynamics.logit.mean()})
+
+
+class LosesToInfinity(Right):
+    def forward(self, x, state, signals, tokens):
+        return super().forward(x, state, signals, tokens)._replace(losses={"own": x.sum() / 0})
+
+
+class DrawsForNothing(Right):
+    def changed(self, update, x):
+        torch.rand(1)
+        return update
 
 
 class HidesItsState(Right):
@@ -248,6 +313,9 @@ CAUGHT = [
     (SeesTheFuture, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
     (SeesTheFutureInTraining, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
     (SeesOtherRows, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
+    (SeesOtherRowsInTraining, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
+    (SeesAcrossAPeriodsEdge, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
+    (SeesAcrossAPeriodsEdge, "test_gradients_of_earlier_outputs_are_exactly_zero"),
     (SeesTheFuture, "test_gradients_of_earlier_outputs_are_exactly_zero"),
     (SeesTheFutureInTraining, "test_gradients_of_earlier_outputs_are_exactly_zero"),
     (SeesOtherRows, "test_gradients_of_earlier_outputs_are_exactly_zero"),
@@ -255,6 +323,7 @@ CAUGHT = [
     (IgnoresTheStream, "test_a_large_change_does_reach_its_own_token"),
     (ForgetsItsState, "test_pieces_give_what_the_whole_gives"),
     (SeesTheFuture, "test_pieces_give_what_the_whole_gives"),
+    (ForgetsItsStateStepwise, "test_pieces_give_what_the_whole_gives"),
     (CutsTheGradientOfItsState, "test_gradients_through_pieces_are_those_of_the_whole"),
     (IgnoresDocuments, "test_documents_are_separate"),
     (SeesOtherRows, "test_documents_are_separate"),
@@ -263,6 +332,15 @@ CAUGHT = [
     (HasADeadBranch, "test_something_trains_from_the_first_step"),
     (HasADeadBranch, "test_returns_what_the_contract_says"),
     (LiesAboutItsGradient, "test_gradients_are_the_derivative"),
+    (IsTooNarrow, "test_returns_what_the_contract_says"),
+    (TellsAnotherShape, "test_returns_what_the_contract_says"),
+    (TellsComplexNumbers, "test_returns_what_the_contract_says"),
+    (KeepsComplexNumbers, "test_returns_what_the_contract_says"),
+    (KeepsAList, "test_returns_what_the_contract_says"),
+    (MeasuresEveryToken, "test_returns_what_the_contract_says"),
+    (MeasuresWithAGradient, "test_returns_what_the_contract_says"),
+    (LosesToInfinity, "test_returns_what_the_contract_says"),
+    (DrawsForNothing, "test_using_it_changes_nothing_global"),
     (RoundsItsState, "test_returns_what_the_contract_says"),
     (HidesItsState, "test_state_survives_being_stored"),
     (HasAComplexParameter, "test_parameters_and_buffers_are_real_and_at_least_fp32"),
@@ -296,4 +374,5 @@ def test_every_check_is_shown_something_wrong(tests_of) -> None:
     assert tests_of(LayerSuite) - shown == {
         "test_options_can_be_written_in_a_recipe",
         "test_every_option_is_documented",
+        "test_what_is_nested_gets_its_measures_back",  # in test_nested_measures.py
     }

@@ -56,6 +56,11 @@ class ChoosesTwice(Right):
         return Routing(expert[..., :1].expand(-1, -1, 2), weight, logits)
 
 
+class RoundsItsScores(Right):
+    def scored(self, logits):
+        return logits.round() if torch.is_autocast_enabled("cpu") else logits
+
+
 class IsDead(Right):
     def chosen(self, expert, weight, logits):
         return Routing(expert, weight.detach(), logits.detach())
@@ -74,6 +79,7 @@ CAUGHT = [
     (UsesTheSequence, "test_pieces_give_what_the_whole_gives"),
     (WeighsUnusedSlots, "test_returns_experts_weights_and_logits"),
     (ChoosesTwice, "test_returns_experts_weights_and_logits"),
+    (RoundsItsScores, "test_bf16_autocast_stays_near_fp32"),
     (IsDead, "test_gradients_are_finite_and_something_trains"),
 ]
 

@@ -8,20 +8,20 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from muse_core.component import provided, required
+from muse_core.component import provided
 from muse_core.contracts import State, Step
 from muse_core.errors import MuseError
-from muse_core.plugins import Registry
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
-from muse_core.testing.modules import ModuleSuite
-from muse_core.testing.sequences import Sequence, enliven, random_sequence
+from muse_core.testing.execution import DerivativeSuite
+from muse_core.testing.sequences import Sequence, make_tokens, random_sequence
+from muse_core.testing.signals import needed_shapes
 
 PERIOD = 8
 """What the suite sets the option ``period`` to, so that short sequences have several."""
 
 
-class LayerBase(ModuleSuite):
+class LayerBase(DerivativeSuite):
     """Letters: B batch rows, N tokens, D width."""
 
     kind = "layer"
@@ -54,8 +54,7 @@ class LayerBase(ModuleSuite):
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         """Every signal that the case reads, with the trailing shape that an installed layer gives it."""
-        needs = {need.signal for need in required(self.options_of(case))}
-        return {name: shape for name, shape in published_shapes(self.registry(), self.width).items() if name in needs}
+        return needed_shapes(self.options_of(case), self.registry(), self.width)
 
     def published(self, case: Case) -> dict[str, tuple[int, ...]]:
         return provided(self.options_of(case), self.width)
@@ -65,12 +64,18 @@ class LayerBase(ModuleSuite):
         given = sizes | {"signals": self.signals(case)}
         return random_sequence(**(given | changes))
 
-    def lively(self, case: Case, **changes: Any) -> nn.Module:
-        """A float64 copy whose near-zero parameters are random, so that no dead branch hides a fault."""
-        return enliven(self.double(case, **changes))
-
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return output_tensors(run(module, self.sequence(case, dtype=dtype)))
+
+    def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+        sequence = self.sequence(case, dtype=dtype)
+        return {"x": sequence.x} | sequence.signals
+
+    def call(self, case: Case, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        signals = {name: value for name, value in inputs.items() if name != "x"}
+        tokens = make_tokens(self.batch, self.length, documents=True)
+        step = run(module, Sequence(x=inputs["x"], signals=signals, tokens=tokens))
+        return output_tensors(step) | {f"loss {name}": value for name, value in step.losses.items()}
 
 
 def run(layer: nn.Module, sequence: Sequence, state: State = None) -> Step:
@@ -96,16 +101,3 @@ def run_in_pieces(
         for name, value in output_tensors(step).items():
             collected.setdefault(name, []).append(value)
     return {name: torch.cat(values, dim=1) for name, values in collected.items()}, state
-
-
-def published_shapes(registry: Registry, width: int) -> dict[str, tuple[int, ...]]:
-    """Trailing shape of every signal that a layer with its default options provides."""
-    found: dict[str, tuple[int, ...]] = {}
-    for row in (*registry.rows("layer"), *registry.rows("memory layer")):
-        try:
-            options = resolve(row.kind, row.reference, {}, registry).options
-        except MuseError:
-            continue
-        for name, shape in provided(options, width).items():
-            found.setdefault(name, shape)
-    return found

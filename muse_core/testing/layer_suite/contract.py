@@ -51,6 +51,19 @@ class LayerContract(LayerBase):
         layer = self.build(case, publish=frozenset())
         assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
 
+    def test_what_is_nested_gets_its_measures_back(self, case: Case) -> None:
+        """A nested component with ``absorb`` is told what stands under the path of its module, and nothing else is."""
+        layer = self.build(case)
+        measured: set[str] = set()
+        for path, part in layer.named_modules():
+            if path and hasattr(part, "absorb"):
+                part.register_forward_hook(
+                    lambda _, __, output, path=path: measured.update(f"{path}/{name}" for name in measures_of(output))
+                )
+        returned = run(layer, self.sequence(case, dtype=torch.float32)).measures
+        missing = sorted(measured - returned.keys())
+        assert not missing, f"returns no measure {' nor '.join(missing)}: its component would absorb nothing"
+
     def test_leaves_its_inputs_alone(self, case: Case) -> None:
         layer, sequence = self.double(case), self.sequence(case)
         state = run(layer, sequence).state
@@ -101,6 +114,14 @@ class LayerContract(LayerBase):
         with torch.no_grad():
             actual, expected = run(layer, following, left), run(layer, following, right)
         assert_close(actual.update, expected.update, "what follows the padding")
+
+
+def measures_of(output: object) -> dict[str, torch.Tensor]:
+    """Measures in what a nested component returned: a layer's, a router's, or a filter's third."""
+    if hasattr(output, "measures"):
+        return output.measures
+    is_filters = isinstance(output, tuple) and len(output) == 3 and isinstance(output[2], dict)
+    return output[2] if is_filters else {}
 
 
 def _rebuilt(state: object, stored: dict[str, torch.Tensor], path: str) -> object:

@@ -1,0 +1,29 @@
+"""Signals that a component reads, with the shapes that installed layers give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from muse_core.component import provided, required
+from muse_core.errors import MuseError
+from muse_core.plugins import Registry
+from muse_core.testing.building import resolve
+
+
+def published_shapes(registry: Registry, width: int) -> dict[str, tuple[int, ...]]:
+    """Trailing shape of every signal that a layer with its default options provides."""
+    found: dict[str, tuple[int, ...]] = {}
+    for row in (*registry.rows("layer"), *registry.rows("memory layer")):
+        try:
+            options = resolve(row.kind, row.reference, {}, registry).options
+        except MuseError:
+            continue
+        for name, shape in provided(options, width).items():
+            found.setdefault(name, shape)
+    return found
+
+
+def needed_shapes(options: Any, registry: Registry, width: int) -> dict[str, tuple[int, ...]]:
+    """Those signals that a component with these options reads."""
+    needs = {need.signal for need in required(options)}
+    return {name: shape for name, shape in published_shapes(registry, width).items() if name in needs}

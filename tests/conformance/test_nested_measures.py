@@ -1,0 +1,64 @@
+"""The layer suite finds a layer that keeps a nested component's measures from it."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from torch import nn
+
+from muse_core.contracts import Routing, Step
+from muse_core.testing.layers import LayerSuite
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """Nothing to choose."""
+
+
+class OfALayer(nn.Module):
+    def forward(self, x):
+        return Step(x, None, measures={"size": x.detach().norm()})
+
+    def absorb(self, measures, progress):
+        self.size = measures.get("size")
+
+
+class OfARouter(OfALayer):
+    def forward(self, x):
+        return Routing(x, x, x, measures={"size": x.detach().norm()})
+
+
+class OfAFilter(OfALayer):
+    def forward(self, x):
+        return x, None, {"size": x.detach().norm()}
+
+
+class Right(nn.Module):
+    prefix = "parts.{name}/"
+
+    def __init__(self, options, context):
+        super().__init__()
+        self.parts = nn.ModuleDict({"layer": OfALayer(), "router": OfARouter(), "filter": OfAFilter()})
+
+    def forward(self, x, state, signals, tokens):
+        size = x.detach().norm()
+        for part in self.parts.values():
+            part(x)
+        return Step(x, None, measures={self.prefix.format(name=name) + "size": size for name in self.parts})
+
+
+class UsesAnotherName(Right):
+    prefix = "{name}/"
+
+
+class MergesThem(Right):
+    prefix = ""
+
+
+@pytest.mark.parametrize("implementation", [Right, UsesAnotherName, MergesThem])
+def test_measures_stand_under_the_path_of_the_module(complaint, implementation) -> None:
+    found = complaint(LayerSuite, implementation, NoOptions, "test_what_is_nested_gets_its_measures_back")
+    if implementation is Right:
+        assert found is None
+    else:
+        assert "no measure parts.filter/size nor parts.layer/size nor parts.router/size: its component" in found
