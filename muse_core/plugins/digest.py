@@ -14,14 +14,17 @@ IGNORED = ("__pycache__",)
 
 
 def distribution_digest(registry: Registry, distribution: str) -> str:
-    """sha256 over the packages that a distribution registers components from: their modules' top-level packages."""
+    """sha256 over the packages that a distribution registers components from: their modules' top-level packages.
+
+    One that is missing counts as empty: it stops runs that build its components, and no other.
+    """
     modules = {
         reference.partition(":")[0].partition(".")[0]
         for loaded in registry.plugins
         if loaded.plugin.distribution == distribution
         for reference in (loaded.plugin.module, *(row.component.implementation for row in loaded.rows))
     }
-    return package_digest(modules)
+    return package_digest(module for module in modules if importlib.util.find_spec(module) is not None)
 
 
 def package_digest(packages: Iterable[str]) -> str:

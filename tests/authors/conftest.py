@@ -34,16 +34,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def python() -> Process:
-    """Runs Python with arguments and captures what it prints; ``site`` goes to the front of its path."""
+    """Runs Python with arguments and captures what it prints; ``site`` goes to the front of its path, ``given`` to its
+    standard input."""
 
-    def call(*arguments: object, cwd: Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: object, cwd: Path, site: Path | None = None, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "MUSE_"))}
         environment |= {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(cwd / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
         if site is not None:
             environment["PYTHONPATH"] = str(site)
         line = [sys.executable, *map(str, arguments)]
         return subprocess.run(
-            line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False
+            line, cwd=cwd, env=environment, input=given, capture_output=True, text=True, timeout=500, check=False
         )
 
     return call
