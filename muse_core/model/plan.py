@@ -115,10 +115,10 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
         try:
             where = depths(placed.at, options.depth)
         except IndexError as error:
-            problems.append((path, f"at = {placed.at!r}: {error}"))
+            problems.append((f"{path}.at", f"{placed.at!r}: {error}"))
             continue
         if not where:
-            problems.append((path, f"at = {placed.at!r} selects none of the {options.depth} blocks"))
+            problems.append((f"{path}.at", f"{placed.at!r} selects none of the {options.depth} blocks"))
         chosen.append((name, placed, frozenset(where)))
     order = []
     for block in range(options.depth):
