@@ -26,14 +26,10 @@ def check(plugins: tuple[str, ...], kinds: tuple[str, ...]) -> None:
         from importlib.util import find_spec
         from tempfile import TemporaryDirectory
 
-        from muse_core.component import KINDS
-        from muse_core.errors import PluginError, RecipeError
-        from muse_core.plugins.near import suggestion
+        from muse_core.cli.kinds import read_kind
+        from muse_core.errors import PluginError
 
-        kinds = tuple(kind.replace("-", " ") for kind in kinds)
-        for kind in kinds:
-            if kind not in KINDS:
-                raise RecipeError(f"--kind: there is no kind {kind!r}{suggestion(kind, KINDS, 'kinds')}")
+        kinds = tuple(read_kind(kind) for kind in kinds)
         if find_spec("pytest") is None:
             raise PluginError("checking needs pytest - pip install muse-core[test]")
         with TemporaryDirectory(prefix="muse-check-") as folder:

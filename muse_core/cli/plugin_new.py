@@ -18,15 +18,12 @@ from muse_core.cli.errors import guarded
 def new(name: str, kind: str, into: Path) -> None:
     """Write the distribution muse-NAME: a component of KIND that works, with options, tests and a recipe."""
     with guarded():
-        from muse_core.component import KINDS
+        from muse_core.cli.kinds import read_kind
         from muse_core.errors import RecipeError
         from muse_core.plugins import load_plugins
-        from muse_core.plugins.near import suggestion
         from muse_core.scaffold import write_plugin
 
-        kind = kind.replace("-", " ")
-        if kind not in KINDS:
-            raise RecipeError(f"--kind: there is no kind {kind!r}{suggestion(kind, KINDS, 'kinds')}")
+        kind = read_kind(kind)
         offers = load_plugins(strict=False).offers(kind, name)
         if offers:
             taken = offers[0]

@@ -34,10 +34,11 @@ def plugins() -> None:
 def list_(as_json: bool, kind: str | None) -> None:
     """Every component by kind, with the distribution that offers it; then every problem, one line each."""
     with guarded():
+        from muse_core.cli.kinds import read_kind
         from muse_core.plugins import load_plugins
 
+        kind = None if kind is None else read_kind(kind)
         registry = load_plugins()
-        _known_kind(kind)
         if as_json:
             _print_json(listing(registry, kind))
             return
@@ -130,15 +131,6 @@ def summary(options: type) -> str:
     """First sentence of a component's help."""
     text = " ".join((options.__doc__ or "").split())
     return text.partition(". ")[0].rstrip(".")
-
-
-def _known_kind(kind: str | None) -> None:
-    from muse_core.component import KINDS
-    from muse_core.errors import RecipeError
-    from muse_core.plugins.near import suggestion
-
-    if kind is not None and kind not in KINDS:
-        raise RecipeError(f"--kind: there is no kind {kind!r}{suggestion(kind, KINDS, 'kinds')}")
 
 
 def _print_rows(registry: Registry, kind: str | None) -> None:

@@ -16,9 +16,10 @@ from muse_core.recipe.conditions import across
 from muse_core.recipe.nodes import MAX_PROBLEMS, Enough, Node, Refused, Sheet
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import Path
-from muse_core.recipe.reading import Source, read_source
+from muse_core.recipe.reading import read_source
 from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Plugins, Recipe
+from muse_core.recipe.source import Source
 from muse_core.recipe.structure import make_converter
 
 

@@ -22,7 +22,8 @@ from muse_core.plugins.digest import distribution_digest, package_digest
 from muse_core.plugins.discovery import CORE
 from muse_core.recipe.check import Checked, check_source
 from muse_core.recipe.conditions import instances
-from muse_core.recipe.reading import Source, overridden, read_source
+from muse_core.recipe.reading import overridden, read_source
+from muse_core.recipe.source import Source
 from muse_core.recipe.writing import normalised
 
 FORMAT = 1

@@ -9,9 +9,7 @@ import attrs
 from muse_core.documentation import is_inline, key_of, types_of
 from muse_core.recipe.positions import Path
 from muse_core.recipe.schema import Recipe
-
-Places = dict[Path, tuple[str, int]]
-"""Key path → (file, line)."""
+from muse_core.recipe.source import Places
 
 
 def merge(base: dict[str, Any], base_places: Places, over: dict[str, Any], over_places: Places) -> tuple[dict, Places]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from muse_core.errors import RecipeError
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
-
-if TYPE_CHECKING:
-    from muse_core.recipe.reading import Source
+from muse_core.recipe.source import Source
 
 _BARE_WORD = re.compile(r"[A-Za-z_./~][A-Za-z0-9_./~:@+-]*")
 PLACE = "--set"

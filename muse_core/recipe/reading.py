@@ -8,43 +8,15 @@ import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path as FilePath
-from typing import Any
-
-import attrs
 
 from muse_core.errors import RecipeError
-from muse_core.recipe.merging import Places, merge
+from muse_core.recipe.merging import merge
 from muse_core.recipe.overrides import override
-from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
+from muse_core.recipe.positions import MAX_BYTES, TooMuch, positions
+from muse_core.recipe.source import Source
 
 MAX_EXTENDS = 8
 """Recipes in one chain of ``extends``."""
-
-
-@attrs.frozen
-class Source:
-    """A plain table and where it came from."""
-
-    table: dict[str, Any]
-    where: str
-    """File, or what stands for it in messages."""
-    places: Places
-    """Key path → (file, line); line 0 for what stands in no file."""
-    text: str = ""
-    """The file as it was given, before ``extends`` and overrides."""
-
-    def place(self, path: Path) -> tuple[str, int]:
-        """Place of a key, or of the nearest table around it that the recipe writes."""
-        while path:
-            if path in self.places:
-                return self.places[path]
-            path = path[:-1]
-        return self.where, 0
-
-    def locate(self, path: Path) -> str:
-        """The same as ``"file:line"``."""
-        file, line = self.place(path)
-        return f"{file}:{line}" if line else file
 
 
 def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Source:

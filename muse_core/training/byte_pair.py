@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muse_core.errors import DataError
-from muse_core.training.tokenizers import Tokenizer, read_tokenizer_file
+from muse_core.training.tokenizer import Tokenizer, read_tokenizer_file
 
 END = "<|endoftext|>"
 

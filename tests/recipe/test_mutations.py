@@ -1,4 +1,4 @@
-"""Small mistakes in a sound recipe, as people make them: each is told with its line, its key path and the right word."""
+"""Small mistakes in a sound recipe, as people make them: each is told with its line, key path and the right word."""
 
 import re
 import string

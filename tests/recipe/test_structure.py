@@ -11,7 +11,7 @@ from muse_core.plugins import Loaded, Registry
 from muse_core.recipe import check_table, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.nodes import MAX_PROBLEMS
-from muse_core.recipe.reading import Source
+from muse_core.recipe.source import Source
 
 
 def table(*block, **changes):
