@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,26 @@ def test_the_core_imports_no_plugin(path: Path) -> None:
 
 def test_the_core_needs_the_kernels_only_when_asked() -> None:
     assert not any("muse_kernels" in packages(path, at_import=True) for path in sources(ROOT / "muse_core"))
+
+
+def modules_of(path: Path, known: dict[str, Path]) -> set[str]:
+    """Those of the known modules that a file imports, wherever in it, whole or by what they define."""
+    found = set(imports(path))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name in known and not known[name].name.startswith("__")}
+
+
+def test_no_modules_of_the_core_import_each_other_in_a_circle() -> None:
+    """Not even inside functions or for type checkers: data flows one way."""
+    known = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in sources(ROOT / "muse_core") if "new_plugin" not in path.parts
+    }
+    graph = {name: modules_of(path, known) - {name} for name, path in known.items()}
+    assert sum(map(len, graph.values())) > 300
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 @pytest.mark.parametrize("path", sources(ROOT / "kernels" / "src"), ids=lambda path: str(path.relative_to(ROOT)))
