@@ -39,7 +39,8 @@ def test_the_conformance_tests_take_up_whatever_is_installed(tmp_path: Path) -> 
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-compile", "--target", tmp_path / "site")
     run("-m", "pip", "install", *options, EXAMPLE)
     collect = ("--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    collected = run("-m", "pytest", *collect, "tests/test_conformance.py", "-k", "leaky-average", site=tmp_path / "site")
+    chosen = ("tests/test_conformance.py", "-k", "leaky-average")
+    collected = run("-m", "pytest", *collect, *chosen, site=tmp_path / "site")
     tests = {line.partition("[")[0].rpartition("::")[2] for line in collected.splitlines() if "leaky-average" in line}
     assert {
         "test_listing_it_imports_nothing_heavy",

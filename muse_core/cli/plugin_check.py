@@ -54,8 +54,12 @@ def _visible(plugins: tuple[str, ...], site: Path) -> tuple[list[str], dict[str,
             found = describe(folder, site)
             names.append(found.distribution)
             sources.append(str(found.source))
+        elif folder.is_file():
+            raise PluginError(f"{plugin} is a file - give the folder of the distribution")
         elif folder.is_dir() and plugin != folder.name:
             raise PluginError(f"{plugin} has no pyproject.toml")
+        elif os.sep in plugin:
+            raise PluginError(f"there is no folder {plugin}")
         else:
             names.append(plugin)
     inherited = os.environ.get("PYTHONPATH")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,7 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def muse_registry() -> Registry:
-    """Every installed plugin, loaded."""
+    """Every installed plugin, loaded. Override it to test components that are not installed."""
     from muse_core.testing.cases import installed
 
     return installed()
+
+
+@pytest.fixture
+def muse_build(muse_registry: Registry) -> Callable[..., Any]:
+    """``build_component`` from ``muse_registry``: ``muse_build(kind, name, **options)``."""
+    from muse_core.testing.building import build_component
+
+    return functools.partial(build_component, registry=muse_registry)

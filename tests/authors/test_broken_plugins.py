@@ -118,5 +118,17 @@ def test_a_folder_without_pyproject_is_refused(tmp_path) -> None:
     assert code == 5 and output == f"{tmp_path} has no pyproject.toml\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("{here}/pyproject.toml", "{here}/pyproject.toml is a file - give the folder of the distribution"),
+        ("{here}/nowhere", "there is no folder {here}/nowhere"),
+    ],
+)
+def test_a_path_that_is_no_folder_is_refused(given, sentence, tmp_path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'muse-x'")
+    assert check(given.format(here=tmp_path)) == (5, sentence.format(here=tmp_path) + "\n")
+
+
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert check("hebbian", "--kind", "mixer")[0] == 2
