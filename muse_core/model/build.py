@@ -20,6 +20,7 @@ from muse_core.model.plan import Site
 from muse_core.model.roles import parameter_roles
 from muse_core.model.seeding import generator_of, seeded
 from muse_core.model.signatures import mismatch
+from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Matched, Recipe
 
 
@@ -34,7 +35,7 @@ def construct(use: Use, context: Any) -> Any:
     try:
         implementation = load(use.implementation)
     except Exception as error:
-        raise PluginError(f"{title} cannot be imported ({use.implementation}): {_reason(error)}") from error
+        raise PluginError(f"{title} cannot be imported ({use.implementation}): {raised(error)}") from error
     sentence = mismatch(use.kind, implementation)
     if sentence:
         raise PluginError(f"{title} does not keep the contract: {sentence}")
@@ -45,11 +46,7 @@ def construct(use: Use, context: Any) -> Any:
     except ValueError as error:
         raise RecipeError(f"{where}{use.name}: {error}") from error
     except Exception as error:
-        raise PluginError(f"{title} failed to build: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise PluginError(f"{title} failed to build: {raised(error, use.implementation)}") from error
 
 
 def construct_component(use: Use, context: Context, seed: int) -> Any:

@@ -21,6 +21,7 @@ from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
 from muse_core.plugins.discovery import Discovered, discover
 from muse_core.plugins.near import suggestion
 from muse_core.plugins.options_check import documentation_faults, placement_faults, structural_faults
+from muse_core.plugins.raised import raised
 from muse_core.plugins.registry import Loaded, Problem, Registered, Registry, exclusion
 
 HEAVY = ("torch", "datasets", "matplotlib")
@@ -107,28 +108,8 @@ def _guarded(call: Callable, what: str, report: Callable[..., None]):
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        report(f"{what} {_one_line(error)}{_origin(error)}")
+        report(f"{what} {raised(error)}")
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _origin(error: BaseException) -> str:
-    """File and line where plugin code raised; empty when the import system itself did."""
-    last = error.__traceback__
-    frames = []
-    while last is not None:
-        frames.append((last.tb_frame.f_code.co_filename, last.tb_lineno))
-        last = last.tb_next
-    if isinstance(error, SyntaxError) and error.filename:
-        return ""
-    own = [(name, line) for name, line in frames if "importlib" not in name and not name.startswith("<")]
-    core = os.path.dirname(os.path.abspath(__file__))
-    own = [(name, line) for name, line in own if not name.startswith(core) and os.sep + "pluggy" + os.sep not in name]
-    return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
 
 
 def _rows(

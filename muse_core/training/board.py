@@ -15,6 +15,7 @@ from muse_core.contracts import Action, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.precision import Precision
+from muse_core.plugins.raised import raised
 
 STREAK = 3
 """Consecutive non-finite steps after which skipping is not enough."""
@@ -97,7 +98,7 @@ class Board:
             except (torch.OutOfMemoryError, MuseError):
                 raise
             except Exception as error:
-                warn(f"the probe of {use.name} ({use.distribution}) failed: {type(error).__name__}: {error}")
+                warn(f"the probe of {use.name} ({use.distribution}) failed: {raised(error, use.implementation)}")
                 continue
             results.update({f"{use.name}/{key}": float(value) for key, value in found.items()})
         return results
@@ -119,5 +120,5 @@ class Board:
         except Exception as error:
             raise PluginError(
                 f"monitor {use.name!r} of {use.distribution} {use.version} raised in {what}: "
-                f"{type(error).__name__}: {error}"
+                + raised(error, use.implementation)
             ) from error

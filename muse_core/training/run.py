@@ -14,6 +14,7 @@ from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
+from muse_core.plugins.raised import raised
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.board import Board
 from muse_core.training.checkpoint import Checkpoints
@@ -137,7 +138,7 @@ class Run:
             raise
         except Exception as error:
             raise PluginError(
-                f"stage {use.name!r} of {use.distribution} {use.version}: {type(error).__name__}: {error}"
+                f"stage {use.name!r} of {use.distribution} {use.version}: {raised(error, use.implementation)}"
             ) from error
 
     def _final_evaluation(self, stop: Stop) -> dict[int, HeldOut] | None:
