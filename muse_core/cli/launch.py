@@ -10,7 +10,8 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from muse_core.errors import RecipeError
+from muse_core.errors import MuseError, RecipeError
+from muse_core.plugins.raised import blame
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, differences, read_lock
 from muse_core.training import preview
@@ -116,6 +117,11 @@ def _start(setup: Setup, directory: RunDirectory, display: Display, drift: Seque
         if drift:
             records.event({"event": "drift", "differences": list(drift)})
         summary = Run(setup, directory, records, display).go()
+    except Exception as error:
+        found = None if isinstance(error, MuseError) else blame(error, setup.registry.rows())
+        if found:
+            error.add_note(found)  # stands under the traceback
+        raise
     finally:
         display.finish()
         records.close()

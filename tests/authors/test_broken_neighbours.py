@@ -96,7 +96,7 @@ NEIGHBOURS: dict[str, tuple[str, str, str, int, str]] = {
                         "KeyError: 'gain'"),
     "no-implementation": (HEAD + ROW, "", "layer", 5,
                           "model.block[0]: layer 'no-implementation' of no-implementation 1.0 cannot be imported"),
-    "raises-in-forward": (HEAD + ROW, layer(), "layer", 1, "raises_in_forward_neighbour_implementation.py\", line 10"),
+    "raises-in-forward": (HEAD + ROW, layer(), "layer", 1, "\nraised by raises-in-forward 1.0 (raises-in-forward) at "),
     "raises-in-measure": (HEAD + ROW, monitor(measure="raise OSError('no scale')"), "safety monitor", 5,
                           "monitor 'raises-in-measure' of raises-in-measure 1.0 raised in measure: OSError: no scale"),
     "raises-in-judge": (HEAD + ROW, monitor(judge="raise OSError('no law')"), "safety monitor", 5,
