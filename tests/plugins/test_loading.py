@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from muse_core.errors import PluginError
+from muse_core.hookspecs import HOOK_OF_KIND
 from muse_core.plugins import load_plugins
 
 HEAD = """
@@ -88,6 +89,24 @@ def test_a_broken_plugin_is_one_line_and_its_neighbour_works(install, layer_sour
     assert line.startswith(f"example-broken 1.0.0 (broken): {expected}")
     assert registry.find("layer", "sound").distribution == "example-sound"
     assert lines("example-sound", registry) == []
+
+
+SLIPS = {
+    "singular": lambda hook: hook[:-1],
+    "swapped": lambda hook: hook[:6] + hook[7] + hook[6] + hook[8:],
+    "a letter twice": lambda hook: hook[:8] + hook[7:],
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS.values(), ids=SLIPS)
+def test_a_slip_in_the_name_of_any_hook_is_told_with_the_right_name(install, layer_source, slip):
+    hooks = {f"example-slip-{number}": hook for number, hook in enumerate(HOOK_OF_KIND.values())}
+    for name, hook in hooks.items():
+        install(name, layer_source("wave").replace("muse_layers", slip(hook)), key="slip")
+    registry = load_plugins(strict=False)
+    for name, hook in hooks.items():
+        (line,) = lines(name, registry)
+        assert line == f"{name} 1.0.0 (slip): {slip(hook)} is no hook of muse - did you mean '{hook}'?"
 
 
 OPTIONS = {
