@@ -43,8 +43,8 @@ class Step(NamedTuple):
     """Scalars, already weighted, summed over valid tokens."""
     measures: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
-    weighted by tokens. What a nested component measures stands under the path of its module within the layer, as
-    ``filters.snr/ratio``."""
+    weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
+    ``snr/ratio``."""
 
 
 class Period(NamedTuple):

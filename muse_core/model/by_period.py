@@ -48,8 +48,8 @@ def by_period(
 ) -> Reading:
     """Run ``kernel`` over all tokens and apply ``filters`` in order wherever a period ends.
 
-    ``filters`` are (name, filter) pairs; the name is the path of the filter's module within the layer, such as
-    ``filters.snr``, so that it gets its own measures back (``contracts.Absorbs``).
+    ``filters`` are (name, filter) pairs; the name is that of the filter's module among the layer's filters, so that it
+    gets its own measures back (``contracts.Absorbs``).
 
     A period ends after every token whose stream position plus one is a multiple of ``period``; positions count from
     ``tokens.offset``, so any split of a stream gives the same result. Without filters the grid does not matter and the

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from muse_core.contracts import Output, State, Tokens
 from muse_core.errors import RecipeError
+from muse_core.model.absorbing import absorb
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, plan
 
@@ -31,12 +32,6 @@ class Passed(NamedTuple):
 def make_norm(kind: str, width: int) -> nn.Module:
     """Normalisation over the last axis with a learned gain; ``kind`` is rms or layer."""
     return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width)
-
-
-def full_key(layer: str, key: str) -> str:
-    """``blocks.3.hebbian/energy`` for a layer's own ``energy``, ``blocks.3.hebbian.filters.snr/ratio`` for
-    ``filters.snr/ratio``: what stands before the slash is always the full name of a module."""
-    return f"{layer}.{key}" if "/" in key else f"{layer}/{key}"
 
 
 class Block(nn.Module):
@@ -65,8 +60,8 @@ class Block(nn.Module):
             x = x + self.dropout(step.update)
             passed.state[site.name] = step.state
             signals.update(step.signals)
-            passed.losses.update({full_key(site.full_name, key): value for key, value in step.losses.items()})
-            passed.measures.update({full_key(site.full_name, key): value for key, value in step.measures.items()})
+            passed.losses.update({f"{site.full_name}/{key}": value for key, value in step.losses.items()})
+            passed.measures.update({f"{site.full_name}/{key}": value for key, value in step.measures.items()})
         return passed._replace(x=x)
 
 
@@ -129,8 +124,4 @@ class Stack(nn.Module):
 
     def absorb(self, measures: dict[str, float], progress: float) -> None:
         """Hand each component its own reduced measures, once per accepted optimiser step."""
-        for name, module in self.named_modules():
-            if module is not self and hasattr(module, "absorb"):
-                prefix = name + "/"
-                own = {key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)}
-                module.absorb(own, progress)
+        absorb(self, measures, progress)

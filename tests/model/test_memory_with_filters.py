@@ -31,7 +31,7 @@ def test_the_filter_acts_and_its_measures_come_out():
     )
     torch.testing.assert_close(filtered.update[:, :8], plain.update[:, :8])
     assert (filtered.update[:, 8:] - plain.update[:, 8:]).abs().max() > 1e-3
-    assert 0 < filtered.measures["filters.snr/share_filtered"] < 1
+    assert 0 < filtered.measures["snr/share_filtered"] < 1
 
 
 @torch.no_grad()

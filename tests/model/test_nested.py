@@ -9,6 +9,7 @@ from torch import nn
 
 from muse_core.component import Component, UseFilter
 from muse_core.contracts import Step
+from muse_core.model.absorbing import absorb
 from muse_core.model.build import build_model
 from muse_core.recipe import check_table
 from muse_core.testing import build_component, registry_with
@@ -81,13 +82,33 @@ def test_each_nested_component_absorbs_its_own_measures_and_no_other(registry):
     model.absorb(measures, 0.25)
     for block in (0, 1):
         for layer in ("hebbian", "slow"):
-            filters = f"blocks.{block}.{layer}.filters"
-            first, second = model.get_submodule(f"{filters}.mean"), model.get_submodule(f"{filters}.mean-2")
-            assert first.absorbed == [({"mean": measures[f"{filters}.mean/mean"]}, 0.25)]
-            assert second.absorbed == [({"mean": measures[f"{filters}.mean-2/mean"]}, 0.25)]
+            name = f"blocks.{block}.{layer}"
+            first, second = (model.get_submodule(f"{name}.filters.{one}") for one in ("mean", "mean-2"))
+            assert first.absorbed == [({"mean": measures[f"{name}/mean/mean"]}, 0.25)]
+            assert second.absorbed == [({"mean": measures[f"{name}/mean-2/mean"]}, 0.25)]
             assert first.absorbed[0][0]["mean"] not in (0.0, second.absorbed[0][0]["mean"])
-            assert f"{filters}.snr/ratio" in measures and f"blocks.{block}.{layer}/energy" in measures
-    assert all(name.rpartition("/")[0] in dict(model.named_modules()) for name in measures)
+            assert f"{name}/snr/ratio" in measures and f"{name}/energy" in measures
+
+
+class Told(nn.Module):
+    def absorb(self, measures, progress):
+        self.told = measures
+
+
+def test_absorbing_at_any_depth():
+    model, layer, router, gate, last = nn.Module(), Told(), Told(), Told(), Told()
+    model.layers = nn.ModuleList([layer])
+    layer.router = router
+    layer.filters = nn.ModuleDict({"gate": gate})
+    router.inner = nn.Sequential(nn.Identity(), last)
+    absorb(model, {
+        "layers.0/energy": 1.0, "layers.0/router/load": 2.0, "layers.0/gate/open": 3.0, "layers.0.router/full": 4.0,
+        "layers.0/router/1/depth": 5.0, "layers.00/energy": 6.0, "router/load": 7.0, "loss": 8.0,
+    }, 0.5)
+    assert gate.told == {"open": 3.0}
+    assert router.told == {"load": 2.0, "full": 4.0, "1/depth": 5.0}
+    assert last.told == {"depth": 5.0}
+    assert layer.told == {"energy": 1.0, "router/load": 2.0, "gate/open": 3.0, "router/1/depth": 5.0}
 
 
 def test_what_a_nested_component_draws_moves_nothing_of_its_host(registry):

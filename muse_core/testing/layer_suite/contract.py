@@ -9,6 +9,7 @@ import torch
 
 from muse_core.contracts import Step
 from muse_core.errors import MuseError
+from muse_core.model.absorbing import place_of
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
 from muse_core.testing.sequences import Sequence, assert_close, assert_same_state, leaves, mapped
@@ -52,13 +53,14 @@ class LayerContract(LayerBase):
         assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
 
     def test_what_is_nested_gets_its_measures_back(self, case: Case) -> None:
-        """A nested component with ``absorb`` is told what stands under the path of its module, and nothing else is."""
+        """A nested component with ``absorb`` is told what stands under the name of its module, and nothing else."""
         layer = self.build(case)
         measured: set[str] = set()
         for path, part in layer.named_modules():
             if path and hasattr(part, "absorb"):
+                place = place_of(layer, path)
                 part.register_forward_hook(
-                    lambda _, __, output, path=path: measured.update(f"{path}/{name}" for name in measures_of(output))
+                    lambda _, __, output, at=place: measured.update(f"{at}/{name}" for name in measures_of(output))
                 )
         returned = run(layer, self.sequence(case, dtype=torch.float32)).measures
         missing = sorted(measured - returned.keys())

@@ -88,7 +88,7 @@ class Hebbian(nn.Module):
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         reading = by_period(
             self.kernel,
-            [(f"filters.{name}", filter_) for name, filter_ in self.filters.items()],
+            list(self.filters.items()),
             Writes(_unit(query), _unit(key), value, log_decay, rate),
             state.get("memory"),
             tokens,
