@@ -49,17 +49,17 @@ class Mqar:
     def _fill(self, split: str, index: int, ids: np.ndarray, labels: np.ndarray, counted: np.ndarray) -> None:
         """One example into ids, labels and counted, each (N,)."""
         options = self.options
-        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((options.seed, SPLITS.index(split), index))))
+        draw = np.random.Generator(np.random.Philox(key=[options.seed * len(SPLITS) + SPLITS.index(split), index]))
         pairs = options.pairs
         if split == "train" and options.easier:
-            pairs = int(draw.choice((*options.easier, options.pairs)))
+            pairs = (*options.easier, pairs)[draw.integers(len(options.easier) + 1)]
         half = options.vocabulary // 2
         keys = 1 + draw.choice(half - 1, size=pairs, replace=False)
         values = half + draw.choice(options.vocabulary - half, size=pairs, replace=False)
         slots = (len(ids) - 2 * pairs) // 2
-        weights = np.arange(1, slots + 1, dtype=np.float64) ** (options.power - 1)
+        log_weights = (options.power - 1) * np.log(np.arange(1, slots + 1))
         # The order of log-weights plus Gumbel noise is that of draws without replacement.
-        chosen = np.argsort(-(np.log(weights) + draw.gumbel(size=slots)))[:pairs]
+        chosen = np.argsort(-(log_weights + draw.gumbel(size=slots)))[:pairs]
         asked = 2 * pairs + 2 * chosen
         ids[:] = draw.integers(options.vocabulary, size=len(ids))
         ids[0 : 2 * pairs : 2], ids[1 : 2 * pairs : 2] = keys, values
