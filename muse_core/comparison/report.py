@@ -117,7 +117,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{arm['tokens_per_second']:,.0f} | {len(arm['seeds'])} | {arm['mean']:.4f} | {compared} |"
         )
     if any(len(arm["seeds"]) == 1 for arm in report["arms"]):
-        lines += ["", "With one seed the interval is that of the text alone: it says nothing of the spread of training."]
+        lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
         lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]
