@@ -17,6 +17,8 @@ LEFT = 75
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the runs and of the report [default: comparisons/<name of the plan>].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Override one key of every arm, as muse-run does; take another --output for it.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
 @click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
@@ -26,8 +28,8 @@ LEFT = 75
 @click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the arms, and run nothing.")
 def compare(
-    plan: Path, output: Path | None, slots: int, gpus: str, max_seconds: float | None, retry: bool, only_report: bool,
-    dry_run: bool,
+    plan: Path, output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str, max_seconds: float | None,
+    retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
     """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes.
 
@@ -45,7 +47,7 @@ def compare(
         from muse_core.comparison.slots import Slots
         from muse_core.errors import RecipeError, StorageError
 
-        read = read_plan(plan)
+        read = read_plan(plan, overrides)
         folder = output or Path("comparisons") / read.plan.name
         tuning = tuning_cells(read, folder)
 

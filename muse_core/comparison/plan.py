@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -97,9 +98,11 @@ class Read:
         return Path(os.path.normpath(self.folder / arm.recipe))
 
 
-def read_plan(path: Path) -> Read:
-    """Reads a plan. Raises RecipeError with every problem, one line each, as for recipes."""
+def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
+    """Reads a plan; ``overrides`` are those of all arms, after the plan's own. Raises RecipeError with every problem,
+    one line each, as for recipes."""
     plan: Plan = read_table(path, Plan)
+    plan = attrs.evolve(plan, set=(*plan.set, *overrides))
     problems = []
     if plan.tune is not None:
         try:

@@ -36,11 +36,18 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
                        scores_by_value(plan, [c for c in tuning if c.arm == arm])}
             for arm in plan.arms
         } if plan.tune else {},
+        "at_the_edge": [arm.name for arm in plan.arms if _at_the_edge(plan, values.get(arm.name))],
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
         "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
         "left": [c.name for c in everything if not c.settled()],
         "waiting_for_the_sweep": [arm.name for arm in plan.arms if arm.name not in values],
     }
+
+
+def _at_the_edge(plan: Plan, value: float | None) -> bool:
+    """Whether the best value tried is the smallest or largest, so that a better one may lie beyond."""
+    tried = plan.tune.values if plan.tune else ()
+    return len(tried) > 1 and value in (min(tried), max(tried))
 
 
 def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
@@ -125,6 +132,9 @@ def markdown(report: dict[str, Any]) -> str:
         for name, scores in report["sweep"].items():
             cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    if report["at_the_edge"]:
+        lines += ["", f"The best value tried is the smallest or largest for {', '.join(report['at_the_edge'])}: a better "
+                  "one may lie beyond, so widen the sweep before a claim."]
     if any(report["watched"].values()):
         lines += ["", "| arm | measure | first step | last step |", "|---|---|---|---|"]
         lines += [

@@ -9,6 +9,7 @@ import pytest
 
 from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan
+from muse_core.comparison.report import compose, markdown
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 
@@ -104,6 +105,14 @@ def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:
         cell.path.mkdir(parents=True)
         (cell.path / "summary.json").write_text(json.dumps({"held_out_accuracy": score}))
     assert chosen_values(read, sweep) == {"one": 2e-3, "other": 1e-3}
+
+
+def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN.replace("[1e-3, 2e-3]", "[1e-3, 2e-3, 3e-3]"))), tmp_path / "out"
+    for cell, score in zip(tuning_cells(read, out), (1.0, 3.0, 2.0, 1.0, 3.0, 2.0)):
+        finish(cell, score)
+    report = compose(read, out)
+    assert report["at_the_edge"] == ["one"] and "widen the sweep" in markdown(report)
 
 
 def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:
