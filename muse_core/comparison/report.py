@@ -133,8 +133,8 @@ def markdown(report: dict[str, Any]) -> str:
             cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
             lines.append(f"| {name} | {' | '.join(cells)} |")
     if report["at_the_edge"]:
-        names = ", ".join(report["at_the_edge"])
-        lines += ["", f"The best value tried is the smallest or largest for {names}: a better one may lie beyond, so widen "
+        who = ", ".join(report["at_the_edge"])
+        lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "
                   "the sweep before a claim."]
     if any(report["watched"].values()):
         lines += ["", "| arm | measure | first step | last step |", "|---|---|---|---|"]
