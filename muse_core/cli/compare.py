@@ -50,9 +50,15 @@ def compare(
         read = read_plan(plan, overrides)
         folder = output or Path("comparisons") / read.plan.name
         tuning = tuning_cells(read, folder)
+        known: set[Path] = set()
 
         def cells() -> list[Cell]:
-            return [*tuning, *reported_cells(read, folder, chosen_values(read, tuning))]
+            found = [*tuning, *reported_cells(read, folder, chosen_values(read, tuning))]
+            for cell in found:
+                if cell.path not in known:
+                    cell.started()  # a run of another recipe must not be counted
+                    known.add(cell.path)
+            return found
 
         if not only_report:
             from muse_core.comparison.parameters import count_parameters, departures
@@ -73,6 +79,7 @@ def compare(
             return
         if only_report and not folder.is_dir():
             raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")
+        cells()
         folder.mkdir(parents=True, exist_ok=True)
         if retry:
             for cell in cells():

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from muse_core.comparison.plan import Arm, Plan, Read
-from muse_core.errors import StorageError
+from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 
 FAILED = "failed.txt"
@@ -57,11 +57,16 @@ class Cell:
         return self.failure() is not None or self.summary() is not None
 
     def started(self) -> bool:
-        """Whether there is a run to go on with. Raises StorageError when it is a run of another recipe."""
+        """Whether there is a run, finished or to go on with. Raises StorageError when it is one of another recipe, such
+        as an earlier version of the plan's."""
         file = self.path / "recipe.toml"
         if not file.is_file():
             return False
-        if file.read_text(encoding="utf-8") != to_toml(read_recipe(self.recipe, self.overrides).resolved):
+        try:
+            found = read_recipe(file).resolved  # read anew, so that options that came since have their defaults
+        except RecipeError as error:
+            raise StorageError(f"{file}: cannot be read as a recipe any more - remove {self.path}:\n{error}") from None
+        if to_toml(found) != to_toml(read_recipe(self.recipe, self.overrides).resolved):
             raise StorageError(
                 f"{self.path}: holds a run of another recipe than the plan now asks for - choose another --output, or "
                 "remove this folder to repeat the run"

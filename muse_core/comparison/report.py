@@ -125,6 +125,10 @@ def markdown(report: dict[str, Any]) -> str:
         )
     if any(len(arm["seeds"]) == 1 for arm in report["arms"]):
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
+    lines += [
+        f"\n{arm['cut_short']} of {len(arm['seeds'])} runs of {arm['name']} were cut short by train.max_seconds."
+        for arm in report["arms"] if arm.get("cut_short")
+    ]
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
         lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]

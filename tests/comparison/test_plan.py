@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, markdown
@@ -124,3 +126,15 @@ def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:
     (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, ["seed=9"]).resolved))
     with pytest.raises(StorageError, match="holds a run of another recipe"):
         cell.started()
+    (cell.path / "recipe.toml").write_text("name = 3")
+    with pytest.raises(StorageError, match="cannot be read as a recipe any more"):
+        cell.started()
+
+
+def test_a_finished_run_of_another_recipe_is_not_counted(plan, tmp_path: Path) -> None:
+    path = plan()
+    cell = tuning_cells(read_plan(path), tmp_path / "out")[0]
+    finish(cell, 1.0)
+    (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, ["seed=9"]).resolved))
+    result = CliRunner().invoke(compare, [str(path), "-o", str(tmp_path / "out"), "--report"])
+    assert result.exit_code == 3 and "holds a run of another recipe" in result.output

@@ -56,3 +56,17 @@ def test_the_tokens_of_a_task_are_numbers() -> None:
         with pytest.raises(DataError, match="numbers below 32"):
             numbers.encode(wrong)
     assert numbers.encode("").dtype == np.int64
+
+
+def test_rows_of_text_know_the_document_in_which_they_begin(table: Any, prepare: Any) -> None:
+    setup = prepare(table())
+    text, length = setup.corpus.split("validation"), 24
+    documents = setup.held_out_documents("validation", length, tokens=2400, span=2 * length)
+    batches = setup.held_out_batches("validation", length, rows=7, tokens=2400, span=2 * length)
+    rows = np.concatenate([batch.inputs.numpy() for batch in batches])
+    assert len(documents) == len(rows) == 100 and len(set(documents)) > 3
+    whole = np.asarray(text.tokens).astype(np.uint8).tobytes()
+    ends = [*text.starts[1:], len(text.tokens)]
+    for document, row in zip(documents, rows):
+        begin, end = text.starts[document], ends[document]
+        assert whole.find(row.astype(np.uint8).tobytes(), begin, end + length) >= 0
