@@ -302,3 +302,20 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]:
         """Documents in a fixed order."""
         ...
+
+
+class TaskSource(Protocol):
+    """A source that has no text but makes examples, which a tokenizer and a division into splits would not fit."""
+
+    vocabulary_size: int
+
+    def __init__(self, options: Any, context: Any) -> None: ...
+
+    def fingerprint(self) -> str:
+        """Identifies the task: equal fingerprints give equal examples."""
+        ...
+
+    def examples(self, split: str, indices: Any, length: int) -> Batch:
+        """The examples of these numbers, an int64 array (B,), each of ``length`` tokens: a pure function of split
+        ("train", "validation", "test"), number and length. ``counted`` says which labels belong to the loss."""
+        ...

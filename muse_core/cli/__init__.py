@@ -40,6 +40,8 @@ class LazyGroup(click.Group):
         "plugins": ("muse_core.cli.plugins:plugins", "What is installed, and what is wrong with it."),
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
+        "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan, over many calls."),
+        "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -107,7 +107,7 @@ def _start(setup: Setup, directory: RunDirectory, display: Display, drift: Seque
         {
             "run": _shown(directory.path),
             "model": f"{setup.recipe.model.name}, {parameters:,} parameters",
-            "text": f"{setup.recipe.data.source.name}, {len(setup.corpus.split('train').tokens):,} training tokens",
+            "text": f"{setup.recipe.data.source.name}, {setup.corpus.extent}",
             "device": f"{setup.precision.device}, {setup.precision.dtype}",
         }
         | _kernel_rows(setup),

@@ -68,3 +68,7 @@ def main(
             show(checked)
         else:
             fresh(checked, lock, run_dir, allow_drift=allow_drift)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,13 +21,13 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
 
     Scores are computed and, in training, recomputed in pieces, so that a large vocabulary does not fill the memory.
     """
-    labels = batch.labels.masked_fill(~batch.counted, IGNORED).flatten()
+    labels = _labels(batch)
     flat = hidden.flatten(0, 1)
 
     def piece(hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model.logits(hidden).float(), labels, ignore_index=IGNORED, reduction="none")
 
-    rows = max(1, SCORES_AT_ONCE // model.vocabulary_size)
+    rows = _rows_at_once(model)
     if len(flat) <= rows:
         losses = piece(flat, labels)
     else:
@@ -38,3 +38,24 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
             ]
         )
     return losses.view_as(batch.labels) if per_token else losses.sum()
+
+
+@torch.no_grad()
+def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats and whether the label has the highest score, each (B, N), zero where not counted."""
+    labels, flat, rows = _labels(batch), hidden.flatten(0, 1), _rows_at_once(model)
+    losses, hits = [], []
+    for some, wanted in zip(flat.split(rows), labels.split(rows)):
+        scores = model.logits(some).float()
+        losses.append(F.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none"))
+        hits.append(scores.argmax(-1) == wanted)
+    return torch.cat(losses).view_as(batch.labels), torch.cat(hits).view_as(batch.labels)
+
+
+def _labels(batch: Batch) -> Tensor:
+    """(B·N,) int64: IGNORED where the label does not count."""
+    return batch.labels.masked_fill(~batch.counted, IGNORED).flatten()
+
+
+def _rows_at_once(model: Any) -> int:
+    return max(1, SCORES_AT_ONCE // model.vocabulary_size)

@@ -14,11 +14,25 @@ from torch import nn
 
 from muse_core.contracts import Batch
 from muse_core.errors import DataError
-from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.evaluation.cross_entropy import scored
 from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
 
 RESAMPLES = 1000
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rows:
+    """What each row of the evaluation batches gave, in their order; every array is (rows,)."""
+
+    nats: np.ndarray
+    """float64: summed over counted tokens."""
+    tokens: np.ndarray
+    """int64: counted tokens."""
+    bytes: np.ndarray
+    """int64: bytes that they stand for."""
+    hits: np.ndarray
+    """int64: counted tokens whose label has the highest score."""
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +48,10 @@ class HeldOut:
     """97.5 % quantile."""
     tokens: int
     bytes: int
+    accuracy: float
+    """Share of counted tokens whose label has the highest score."""
+    rows: Rows = attrs.field(eq=False, repr=False)
+    """The same by row, for comparisons in pairs."""
 
     @property
     def perplexity(self) -> float:
@@ -68,7 +86,8 @@ def held_out(
     """
     nats: list[np.ndarray] = []
     sizes: list[np.ndarray] = []
-    tokens = 0
+    counts: list[np.ndarray] = []
+    hits: list[np.ndarray] = []
     with undisturbed(model):
         for batch in batches:
             if interrupted():
@@ -76,11 +95,13 @@ def held_out(
             there = to_device(batch, precision.device)
             with precision():
                 output = model(there.inputs, None, there.tokens)
-                losses = cross_entropy(model, output.hidden, there, per_token=True)
+                losses, right = scored(model, output.hidden, there)
             nats.append(losses.double().sum(1).cpu().numpy())
             counted = batch.counted.numpy()
             sizes.append((byte_lengths[batch.labels.numpy()] * counted).sum(1))
-            tokens += int(counted.sum())
+            counts.append(counted.sum(1))
+            hits.append(right.sum(1).cpu().numpy())
+    tokens = int(sum(part.sum() for part in counts))
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
     per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
@@ -93,6 +114,10 @@ def held_out(
         high=high,
         tokens=tokens,
         bytes=total_bytes,
+        accuracy=float(np.concatenate(hits).sum() / tokens),
+        rows=Rows(
+            nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, hits=np.concatenate(hits)
+        ),
     )
 
 

@@ -37,7 +37,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
-            return tensor.pin_memory().to(device, non_blocking=True)
+            # An expanded tensor cannot be pinned.
+            return tensor.contiguous().pin_memory().to(device, non_blocking=True)
         return tensor.to(device)
 
     tokens = batch.tokens

@@ -25,10 +25,15 @@ METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 """Kind → its protocol and the methods that the core calls. ``__init__`` of Model takes (options, context) too."""
 
+TASK_SOURCE = (contracts.TaskSource, ("__init__", "fingerprint", "examples"))
+"""What a source keeps that makes examples instead of documents."""
+
 
 def mismatch(kind: str, implementation: type) -> str | None:
     """How ``implementation`` departs from the protocol of ``kind``, in a sentence, or None."""
     protocol, methods = METHODS[kind]
+    if kind == "source" and hasattr(implementation, "examples"):
+        protocol, methods = TASK_SOURCE
     for name in methods:
         expected = ["options", "context"] if name == "__init__" else _parameters(getattr(protocol, name))
         method = getattr(implementation, name, None)

@@ -9,6 +9,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-hebbian": (("memory layer", "hebbian"),),
+    "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-potentials": (
         ("potential", "hermitian"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -21,6 +21,8 @@ from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Plugins, Recipe
 from muse_core.recipe.source import Source
 from muse_core.recipe.structure import make_converter
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -54,6 +56,14 @@ def read_recipe(
     problem, one line each: ``file:line: key.path: what - what to do``.
     """
     return check_source(read_source(path, overrides), registry)
+
+
+def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
+    """Read a TOML file that is no recipe but as strict as one into an attrs class without components. Raises
+    RecipeError with every problem."""
+    source, sheet = read_source(path), Sheet(Registry(()))
+    value: T = _structured(source, make_converter(), sheet, cls)
+    return value
 
 
 def check_table(table: Mapping[str, Any], registry: Registry | None = None, where: str = "<table>") -> Checked:

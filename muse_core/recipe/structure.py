@@ -38,7 +38,7 @@ def make_converter() -> cattrs.Converter:
         return _union(converter, node, annotation)
 
     def table(node: Node, cls: type) -> Any:
-        label = _label(node.path)
+        label = _label(node.path, cls)
         return _table(converter, node, cls, label)
 
     def component(node: Node, annotation: Any) -> Use:
@@ -60,9 +60,9 @@ def make_converter() -> cattrs.Converter:
     return converter
 
 
-def _label(path: Path) -> str:
+def _label(path: Path, cls: type) -> str:
     keys = [step for step in path if isinstance(step, str)]
-    return f"[{'.'.join(keys)}]" if keys else "a recipe"
+    return f"[{'.'.join(keys)}]" if keys else f"a {cls.__name__.lower()}"
 
 
 def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:
@@ -153,7 +153,7 @@ def _table(
         except Refused:
             pass
     else:
-        noun = "key" if label.startswith(("[", "a recipe")) else "option"
+        noun = "key" if label.startswith(("[", "a ")) else "option"
         for key in rest:
             hint = suggestion(str(key), [*known, *siblings], f"{noun}s")
             node.sheet.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")

@@ -1,10 +1,13 @@
-"""The conformance suite of sources of text."""
+"""The conformance suite of sources, of text and of examples."""
 
 from __future__ import annotations
 
 import itertools
 
-from muse_core.contracts import Document
+import numpy as np
+import pytest
+
+from muse_core.contracts import Batch, Document
 from muse_core.testing.cases import Case
 from muse_core.testing.suite import Suite
 
@@ -12,13 +15,18 @@ SPLITS = (None, "train", "validation", "test")
 
 
 class SourceSuite(Suite):
-    """Documents in a fixed order, and a fingerprint of them; see ``contracts.Source``."""
+    """Documents in a fixed order, and a fingerprint of them; see ``contracts.Source``. For a ``contracts.TaskSource``
+    examples that depend on their split, number and length alone."""
 
     kind = "source"
     first = 50
     """Documents that are read."""
+    length = 256
+    """Tokens of the examples that are read."""
 
     def documents(self, case: Case) -> list[Document]:
+        if hasattr(self.build(case), "examples"):
+            pytest.skip("the source makes examples, not documents")
         return list(itertools.islice(self.build(case).documents(), self.first))
 
     def test_gives_documents(self, case: Case) -> None:
@@ -31,6 +39,7 @@ class SourceSuite(Suite):
         assert any(document.text.strip() for document in documents), "every document is empty"
 
     def test_gives_the_same_documents_again(self, case: Case) -> None:
+        self.documents(case)
         source = self.build(case)
         again = list(itertools.islice(source.documents(), self.first))
         assert again == list(itertools.islice(source.documents(), self.first)), "a second reading differs"
@@ -40,3 +49,26 @@ class SourceSuite(Suite):
         fingerprint = self.build(case).fingerprint()
         assert isinstance(fingerprint, str) and fingerprint
         assert self.build(case).fingerprint() == fingerprint
+
+    def examples(self, case: Case, split: str, indices: range) -> Batch:
+        source = self.build(case)
+        if not hasattr(source, "examples"):
+            pytest.skip("the source gives documents")
+        batch: Batch = source.examples(split, np.array(indices), self.length)
+        return batch
+
+    def test_examples_are_tokens_with_something_to_count(self, case: Case) -> None:
+        batch = self.examples(case, "train", range(4))
+        size = self.build(case).vocabulary_size
+        for name, tensor in (("inputs", batch.inputs), ("labels", batch.labels), ("counted", batch.counted)):
+            assert tensor.shape == (4, self.length), f"{name} has shape {tuple(tensor.shape)}"
+        for tensor in (batch.inputs, batch.labels):
+            assert 0 <= tensor.min() <= tensor.max() < size, "a token outside the vocabulary"
+        assert batch.counted.any(dim=1).all(), "an example without anything to count"
+
+    def test_examples_depend_on_split_and_number_alone(self, case: Case) -> None:
+        whole, piece = self.examples(case, "train", range(4)), self.examples(case, "train", range(2, 4))
+        for one, other in zip(whole[:3], piece[:3]):
+            assert (one[2:] == other).all(), "an example depends on what it was asked for with"
+        other = self.examples(case, "validation", range(4))
+        assert (whole.inputs != other.inputs).any(dim=1).all(), "the splits share an example"

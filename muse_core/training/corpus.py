@@ -20,6 +20,7 @@ from muse_core.training import encoded, tokenizers
 from muse_core.training.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
 from muse_core.training.encoded import Split
 from muse_core.training.sources import cache_folder, open_source
+from muse_core.training.task import TaskCorpus, open_task
 from muse_core.training.tokenizers import Tokenizer
 
 
@@ -43,15 +44,24 @@ class Corpus:
         """(vocabulary_size,) int64: bytes of text per token; see ``Tokenizer.byte_lengths``."""
         return self.tokenizer.byte_lengths
 
+    @property
+    def extent(self) -> str:
+        """How much there is, for people."""
+        return f"{len(self.split('train').tokens):,} training tokens"
+
     def split(self, name: str) -> Split:
         """``"train"``, ``"validation"``, ``"test"`` or ``"canary"``."""
         return self.splits[name]
 
 
-def open_corpus(data: Data, *, seed: int, report: Report | None = None) -> Corpus:
-    """The corpus of a checked recipe's ``[data]``, from its source and in its cache; see :func:`prepare_corpus`."""
+def open_corpus(data: Data, *, seed: int, report: Report | None = None) -> Corpus | TaskCorpus:
+    """The corpus of a checked recipe's ``[data]``, from its source and in its cache; see :func:`prepare_corpus`. A
+    source that is a task is taken as it is."""
     cache = cache_folder(data.cache)
-    return prepare_corpus(data, open_source(data.source, cache), seed=seed, cache=cache, report=report)
+    source = open_source(data.source, cache)
+    if hasattr(source, "examples"):
+        return open_task(source, data)
+    return prepare_corpus(data, source, seed=seed, cache=cache, report=report)
 
 
 def prepare_corpus(data: Data, source: Source, *, seed: int, cache: Path, report: Report | None = None) -> Corpus:

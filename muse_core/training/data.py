@@ -10,6 +10,7 @@ import torch
 from muse_core.contracts import Batch, Tokens
 from muse_core.errors import DataError
 from muse_core.training.corpus import Corpus, open_corpus, prepare_corpus
+from muse_core.training.data_step import data_step
 from muse_core.training.encoded import Split
 from muse_core.training.order import permute, shuffled
 
@@ -59,15 +60,8 @@ class TrainingData:
         return self._windows_per_row / (1 if self._streams else self._batch_size)
 
     def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
-        """Which step's data ``step`` reads when the data of quarantined steps are passed over.
-
-        quarantine: half-open ranges (first, end) of data steps. Without it the answer is ``step``.
-        """
-        for first, end in _merged(quarantine):
-            if step < first:
-                break
-            step += end - first
-        return step
+        """See ``muse_core.training.data_step``."""
+        return data_step(step, quarantine)
 
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """The batch of an optimiser step, (batch_size, sequence_length), on the CPU.
@@ -113,6 +107,15 @@ def evaluation_batches(
     least one) takes a sample of all documents. The window at the end of the text is filled up with separators that
     are not counted. The last batch may have fewer rows.
     """
+    starts = evaluation_starts(split, sequence_length=sequence_length, max_tokens=max_tokens, span=span)
+    for first in range(0, len(starts), batch_size):
+        yield _windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
+
+
+def evaluation_starts(
+    split: Split, *, sequence_length: int, max_tokens: int | None = None, span: int | None = None
+) -> np.ndarray:
+    """(rows,) int64: places where the rows of ``evaluation_batches`` begin, in their order."""
     span = span or sequence_length
     if span % sequence_length:
         raise ValueError(f"a span of {span} tokens cannot be cut into windows of {sequence_length}")
@@ -121,9 +124,7 @@ def evaluation_batches(
     taken = count if max_tokens is None else min(count, max(1, max_tokens // span))
     spans = permute(np.arange(taken, dtype=np.int64), count, seed=0, epoch=0) * span
     starts = (spans[:, None] + np.arange(0, span, sequence_length)).ravel()
-    starts = starts[starts < num_labels]
-    for first in range(0, len(starts), batch_size):
-        yield _windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
+    return starts[starts < num_labels]
 
 
 def _windows(
@@ -149,18 +150,3 @@ def _windows(
         counted=torch.from_numpy(places + 1 < len(text.tokens)),
         tokens=Tokens(positions=torch.from_numpy(places - begin), resets=resets),
     )
-
-
-def _merged(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same steps as disjoint half-open ranges in rising order."""
-    pending: tuple[int, int] | None = None
-    for first, end in sorted((first, end) for first, end in ranges if first < end):
-        if pending is None:
-            pending = first, end
-        elif first <= pending[1]:
-            pending = pending[0], max(pending[1], end)
-        else:
-            yield pending
-            pending = first, end
-    if pending:
-        yield pending

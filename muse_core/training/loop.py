@@ -215,6 +215,7 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "bits_per_byte": measured.bits_per_byte,
         "bits_per_byte_low": measured.low,
         "bits_per_byte_high": measured.high,
+        "accuracy": measured.accuracy,
         "tokens": measured.tokens,
         "bytes": measured.bytes,
     }

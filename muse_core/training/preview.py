@@ -11,9 +11,9 @@ from muse_core.contracts import Batch
 from muse_core.model.batches import to_device
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
-from muse_core.training.data import evaluation_batches
 from muse_core.training.objective import NextToken
 from muse_core.training.setup import Setup
+from muse_core.training.task import TaskCorpus
 
 PROBE_TOKENS = 256
 """Activations are measured on one sequence of at most this many tokens and scaled to the micro-batch."""
@@ -50,7 +50,8 @@ def memory_rows(setup: Setup) -> dict[str, int]:
         if role == "matrix" and setup.model.get_parameter(name).ndim == 2
     )
     moments = 2 * weights - (matrices if type(train.optimizer).__name__ == "Muon" else 0)
-    length = min(PROBE_TOKENS, train.sequence_length)
+    task = isinstance(setup.corpus, TaskCorpus)  # its examples have the length that they have
+    length = train.sequence_length if task else min(PROBE_TOKENS, train.sequence_length)
     per_token = saved_bytes(setup, length) / length
     micro = train.micro_batch or train.batch_size
     return {
@@ -63,9 +64,7 @@ def memory_rows(setup: Setup) -> dict[str, int]:
 
 def saved_bytes(setup: Setup, length: int) -> int:
     """Bytes that autograd keeps for the backward pass of one sequence, each storage counted once."""
-    batch: Batch = next(
-        evaluation_batches(setup.corpus.split("validation"), sequence_length=length, batch_size=1, max_tokens=length)
-    )
+    batch: Batch = next(setup.held_out_batches("validation", length, rows=1, tokens=length))
     seen: dict[int, int] = {}
     owned = {p.untyped_storage().data_ptr() for p in setup.model.parameters()}
 

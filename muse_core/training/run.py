@@ -15,6 +15,7 @@ from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
 from muse_core.plugins.raised import raised
+from muse_core.recipe.schema import Evaluate
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.board import Board
 from muse_core.training.checkpoint import Checkpoints
@@ -155,7 +156,20 @@ class Run:
                 {"event": "final", "split": evaluate.split, "length": length} | evaluation_row(result)
             )
             measured[length] = result
+            if len(measured) == 1:
+                self._keep_rows(evaluate, length, result)
         return measured
+
+    def _keep_rows(self, evaluate: Evaluate, length: int, result: HeldOut) -> None:
+        """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs."""
+        train = self.setup.recipe.train
+        documents = self.setup.held_out_documents(
+            evaluate.split, length, tokens=evaluate.final_tokens, span=train.sequence_length * max(evaluate.lengths)
+        )
+        assert len(documents) == len(result.rows.nats)
+        columns = {"document": documents} | attrs.asdict(result.rows)
+        table = {"split": evaluate.split, "length": length} | {key: value.tolist() for key, value in columns.items()}
+        self.directory.write("held_out.json", json.dumps(table) + "\n")
 
     def _leave_if_interrupted(self, stop: Stop, loop: Loop | None) -> None:
         if stop.signal is None:
@@ -192,6 +206,7 @@ class Run:
             "held_out_bits_per_byte": first.bits_per_byte,
             "held_out_interval": [first.low, first.high],
             "held_out_tokens": first.tokens,
+            "held_out_accuracy": first.accuracy,
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known) if loop else 0,
             "device": str(setup.precision.device),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 
 from muse_core.component import Use, walk
+from muse_core.contracts import Batch
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
@@ -20,9 +22,10 @@ from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training.corpus import Corpus, open_corpus
-from muse_core.training.data import TrainingData, evaluation_batches
+from muse_core.training.data import TrainingData, evaluation_batches, evaluation_starts
 from muse_core.training.documents import Report
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.task import TaskCorpus, TaskData
 
 LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
@@ -35,7 +38,7 @@ class Setup:
     recipe: Recipe
     registry: Any
     precision: Precision
-    corpus: Corpus
+    corpus: Corpus | TaskCorpus
     model: nn.Module
     kernels: BoundKernels
 
@@ -48,8 +51,15 @@ class Setup:
         """Least common multiple of the periods."""
         return math.lcm(*self.periods) if self.periods else 1
 
-    def training_data(self) -> TrainingData:
+    def training_data(self) -> TrainingData | TaskData:
         train, data = self.recipe.train, self.recipe.data
+        if isinstance(self.corpus, TaskCorpus):
+            return TaskData(
+                self.corpus,
+                seed=self.recipe.seed,
+                batch_size=train.batch_size,
+                sequence_length=train.sequence_length,
+            )
         return TrainingData(
             self.corpus,
             seed=self.recipe.seed,
@@ -59,17 +69,41 @@ class Setup:
             reset_at_documents=data.reset_at_documents,
         )
 
+    def held_out_batches(
+        self, split: str, length: int, *, rows: int, tokens: int, span: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of at most ``rows`` sequences over the first ``tokens`` tokens of a split; see
+        ``evaluation_batches``."""
+        if isinstance(self.corpus, TaskCorpus):
+            return self.corpus.held_out(split, sequence_length=length, batch_size=rows, max_tokens=tokens)
+        return evaluation_batches(
+            self.corpus.split(split),
+            sequence_length=length,
+            batch_size=rows,
+            max_tokens=tokens,
+            reset_at_documents=self.recipe.data.reset_at_documents,
+            span=span,
+        )
+
+    def held_out_documents(self, split: str, length: int, *, tokens: int, span: int | None = None) -> np.ndarray:
+        """(rows,) int64: number of the document in which each row of ``held_out_batches`` begins. Rows of one document
+        are not independent; the examples of a task are, and each counts as a document."""
+        if isinstance(self.corpus, TaskCorpus):
+            return np.arange(max(1, tokens // length))
+        text = self.corpus.split(split)
+        starts = evaluation_starts(text, sequence_length=length, max_tokens=tokens, span=span)
+        return np.searchsorted(text.starts, starts, side="right") - 1
+
     def evaluate(
         self, split: str, tokens: int, *, multiple: int = 1, interrupted: Callable[[], bool] = lambda: False
     ) -> HeldOut | None:
         """Held-out measures on the first ``tokens`` tokens of a split, at ``multiple`` × the training length."""
         train = self.recipe.train
-        batches = evaluation_batches(
-            self.corpus.split(split),
-            sequence_length=train.sequence_length * multiple,
-            batch_size=max(1, (train.micro_batch or train.batch_size) // multiple),
-            max_tokens=tokens,
-            reset_at_documents=self.recipe.data.reset_at_documents,
+        batches = self.held_out_batches(
+            split,
+            train.sequence_length * multiple,
+            rows=max(1, (train.micro_batch or train.batch_size) // multiple),
+            tokens=tokens,
             span=train.sequence_length * max(self.recipe.evaluate.lengths),
         )
         return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)

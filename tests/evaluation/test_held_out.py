@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from muse_core.contracts import Batch, Tokens
 from muse_core.errors import DataError
 from muse_core.evaluation import cross_entropy as module
-from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.evaluation.cross_entropy import cross_entropy, scored
 from muse_core.evaluation.held_out import held_out
 from muse_core.model.precision import choose_precision
 
@@ -106,3 +106,24 @@ def test_cross_entropy_in_pieces_is_that_of_the_whole(monkeypatch: pytest.Monkey
     torch.testing.assert_close(gradient, expected_gradient)
     per_token = cross_entropy(model, model.table(one.inputs), one, per_token=True)
     assert per_token.shape == one.labels.shape and not per_token[~one.counted].any()
+
+
+def test_accuracy_and_rows_are_those_of_the_highest_scores() -> None:
+    model = Bigram().eval()
+    batches = [batch(3, 20, 1, 0.8), batch(2, 20, 2, 0.5)]
+    measured = held_out(model, batches, LENGTHS, PRECISION)
+    right = [((model.table(one.inputs).argmax(-1) == one.labels) & one.counted).sum(1) for one in batches]
+    assert measured.rows.hits.tolist() == torch.cat(right).tolist()
+    assert measured.accuracy == pytest.approx(measured.rows.hits.sum() / measured.tokens)
+    assert measured.rows.tokens.tolist() == torch.cat([one.counted.sum(1) for one in batches]).tolist()
+    assert measured.rows.nats.sum() / measured.tokens == pytest.approx(measured.loss)
+    assert measured.rows.bytes.sum() == measured.bytes
+
+
+def test_scores_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, one = Bigram().eval(), batch(4, 9, 3, 0.7)
+    whole = scored(model, model.table(one.inputs), one)
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 5 * V)
+    for first, second in zip(whole, scored(model, model.table(one.inputs), one)):
+        assert torch.equal(first, second)
+    assert torch.allclose(whole[0], cross_entropy(model, model.table(one.inputs), one, per_token=True))

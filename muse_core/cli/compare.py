@@ -1,0 +1,111 @@
+"""``muse compare``: the runs of a plan, as many as the time allows, and what they say."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from muse_core.cli.errors import guarded
+
+LEFT = 75
+"""Exit code when runs are left: call again (EX_TEMPFAIL)."""
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of the runs and of the report [default: comparisons/<name of the plan>].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Override one key of every arm, as muse-run does; take another --output for it.")
+@click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
+              help="Runs at a time; several small ones share a GPU well.")
+@click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
+@click.option("--max-seconds", type=click.FloatRange(min=0.0, min_open=True),
+              help="Then save what runs, report, and leave the rest to the next call.")
+@click.option("--retry", is_flag=True, help="Repeat runs that failed.")
+@click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
+@click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the arms, and run nothing.")
+def compare(
+    plan: Path, output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str, max_seconds: float | None,
+    retry: bool, only_report: bool, dry_run: bool,
+) -> None:
+    """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes.
+
+    Each run is an ordinary run directory: one that is done is not repeated, one that was interrupted goes on. After
+    every run report.md and report.json are written anew.
+
+    \b
+    Exit codes: 0 all is done; 75 runs are left, call again; others as for muse-run.
+    """
+    started = time.monotonic()
+    with guarded():
+        from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
+        from muse_core.comparison.plan import read_plan
+        from muse_core.comparison.report import compose, markdown, write
+        from muse_core.comparison.slots import Slots
+        from muse_core.errors import RecipeError, StorageError
+
+        read = read_plan(plan, overrides)
+        folder = output or Path("comparisons") / read.plan.name
+        tuning = tuning_cells(read, folder)
+        known: set[Path] = set()
+
+        def cells() -> list[Cell]:
+            found = [*tuning, *reported_cells(read, folder, chosen_values(read, tuning))]
+            for cell in found:
+                if cell.path not in known:
+                    cell.started()  # a run of another recipe must not be counted
+                    known.add(cell.path)
+            return found
+
+        if not only_report:
+            from muse_core.comparison.parameters import count_parameters, departures
+
+            counts = count_parameters(read)
+            for name, count in counts.items():
+                click.echo(f"{name}: {count:,} parameters")
+            far = departures(read.plan, counts)
+            if far and read.plan.parameters == "refuse":
+                raise RecipeError([f"{plan}: {sentence}" for sentence in far])
+            for sentence in far:
+                click.secho(f"warning: {sentence}", fg="yellow")
+        if dry_run:
+            for cell in cells():
+                click.echo(f"{cell.name}: {_state(cell)}")
+            if len(cells()) == len(tuning):
+                click.echo(f"then {len(read.plan.arms) * len(read.plan.seeds)} runs with what the sweep chose")
+            return
+        if only_report and not folder.is_dir():
+            raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")
+        cells()
+        folder.mkdir(parents=True, exist_ok=True)
+        if retry:
+            for cell in cells():
+                (cell.path / FAILED).unlink(missing_ok=True)
+        if not only_report:
+            Slots(
+                count=slots,
+                gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
+                say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
+                deadline=None if max_seconds is None else started + max_seconds,
+            ).work(
+                lambda: [cell for cell in cells() if not cell.settled()],
+                lambda: write(compose(read, folder), folder),
+            )
+        report = compose(read, folder)
+        write(report, folder)
+        click.echo()
+        click.echo(markdown(report), nl=False)
+        if report["left"] or report["waiting_for_the_sweep"]:
+            raise SystemExit(LEFT)
+
+
+def _state(cell: object) -> str:
+    from muse_core.comparison.cells import Cell
+
+    assert isinstance(cell, Cell)
+    if cell.summary() is not None:
+        return "done"
+    return f"failed: {cell.failure()}" if cell.failure() else "to go on with" if cell.started() else "to begin"

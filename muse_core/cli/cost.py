@@ -1,0 +1,97 @@
+"""``muse cost``: speed, memory and reach of recipes and trained runs, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muse_core.cli.errors import guarded
+from muse_core.cli.threads import wait_politely
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--length", "lengths", multiple=True, type=click.IntRange(min=2),
+              help="Tokens of a sequence; may be repeated [default: the recipe's train.sequence_length].")
+@click.option("--tokens", type=click.IntRange(min=1),
+              help="Tokens of a training step, in rows of --length [default: one row].")
+@click.option("--vocabulary", default=257, show_default=True, type=click.IntRange(min=2),
+              help="Tokens that a fresh model knows.")
+@click.option("--reach", type=click.IntRange(min=2), metavar="N",
+              help="Also the gradient of the last of N tokens' loss with respect to the first one's embedding.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of every recipe.")
+@click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Steps of which the median "
+              "counts, after three that do not.")
+@click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write the numbers here too.")
+def cost(
+    targets: tuple[Path, ...], lengths: tuple[int, ...], tokens: int | None, vocabulary: int, reach: int | None,
+    overrides: tuple[str, ...], device: str | None, repeats: int, output: Path | None,
+) -> None:
+    """Measure a training step of each of TARGETS: recipes, built with fresh weights, or run directories, opened with
+    their newest. Speeds are given against the last target's at the same length.
+
+    The step is forward, backward, clipping and update on random tokens, each row one document. A target or length that
+    does not fit into the memory is said to be so, and the others go on. --reach reads held-out text in runs and random
+    tokens otherwise.
+    """
+    wait_politely()
+    with guarded():
+        from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
+
+        device_set = [] if device is None else [f'train.device="{device}"']
+        opened = [open_target(path, [*overrides, *device_set], vocabulary) for path in targets]
+        rows: list[dict[str, Any]] = []
+
+        def report(target: Target, found: dict[str, Any]) -> None:
+            rows.append({"target": str(target.path), "parameters": target.parameters} | found)
+            click.echo(_line(rows[-1]))
+            if output is not None:
+                output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+        click.echo(f"{opened[0].device_name}, {opened[0].precision.dtype}; {opened[0].versions}")
+        if reach is not None:
+            for target in opened:
+                report(target, measure_reach(target, reach))
+        for length in lengths or (opened[0].recipe.train.sequence_length,):
+            for target in opened:
+                report(target, measure_step(target, length, tokens, repeats))
+        click.echo()
+        click.echo(_table(rows, str(targets[-1])), nl=False)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value:,.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in
+                     row.items())
+
+
+def _table(rows: list[dict[str, Any]], reference: str) -> str:
+    """The measured steps and reaches as Markdown."""
+    lines = []
+    steps = [row for row in rows if "length" in row]
+    base = {row["length"]: row["tokens_per_second"] for row in steps if row["target"] == reference and "rows" in row}
+    if steps:
+        lines.append(
+            "| target | parameters | rows × length | tokens/s | against the last | peak GB | memory layers hold GB "
+            "| state MB |"
+        )
+        lines.append("|---|---|---|---|---|---|---|---|")
+    for row in steps:
+        start = f"| {row['target']} | {row['parameters']:,} | "
+        if "rows" not in row:
+            lines.append(f"{start}{row['length']} | {row['failed']} | | | | |")
+            continue
+        ratio = f"{row['tokens_per_second'] / base[row['length']]:.2f}" if row["length"] in base else ""
+        peak, held = (("" if row[key] is None else f"{row[key] / 1e9:.2f}") for key in ("peak_bytes", "memory_bytes"))
+        lines.append(
+            f"{start}{row['rows']} × {row['length']} | {row['tokens_per_second']:,.0f} | {ratio} | {peak} | {held} | "
+            f"{row['state_bytes'] / 1e6:.2f} |"
+        )
+    for row in rows:
+        if "reach" in row:
+            lines.append(f"\n{row['target']}, {row['weights']}: gradient reach over {row['tokens']} tokens "
+                         f"{row['reach']:.3g} (median of {row['documents']}; {row['low']:.3g} to {row['high']:.3g})")
+    return "\n".join(lines) + "\n"

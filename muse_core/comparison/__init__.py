@@ -1,0 +1,3 @@
+"""Comparing recipes: a plan of runs that differ in what is asked about and in nothing else, done in any number of
+sittings, and a table with paired intervals; and what a training
+step of a recipe costs."""

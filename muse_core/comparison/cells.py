@@ -1,0 +1,143 @@
+"""The runs of a plan: what each is, where it lies, and how far it is. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from muse_core.comparison.plan import Arm, Plan, Read
+from muse_core.errors import RecipeError, StorageError
+from muse_core.recipe import read_recipe, to_toml
+
+FAILED = "failed.txt"
+"""File in a run directory that says why the run is not repeated."""
+LOWER_IS_BETTER = {"bits_per_byte": True, "loss": True, "accuracy": False}
+
+
+@attrs.frozen(kw_only=True)
+class Cell:
+    """One run of a plan."""
+
+    arm: Arm
+    seed: int
+    value: float | None
+    """What the tuned key is set to; None leaves it to the recipe."""
+    tuning: bool
+    recipe: Path
+    overrides: tuple[str, ...]
+    path: Path
+    """The run directory."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/{self.path.name}"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run reports; None before. Raises StorageError for a file that is not one."""
+        file = self.path / "summary.json"
+        if not file.is_file():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{file}: cannot be read ({error}) - remove {self.path} to repeat this run") from None
+        return found
+
+    def failure(self) -> str | None:
+        """Why the run failed, when it did."""
+        file = self.path / FAILED
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.failure() is not None or self.summary() is not None
+
+    def started(self) -> bool:
+        """Whether there is a run, finished or to go on with. Raises StorageError when it is one of another recipe, such
+        as an earlier version of the plan's."""
+        file = self.path / "recipe.toml"
+        if not file.is_file():
+            return False
+        try:
+            found = read_recipe(file).resolved  # read anew, so that options that came since have their defaults
+        except RecipeError as error:
+            raise StorageError(f"{file}: cannot be read as a recipe any more - remove {self.path}:\n{error}") from None
+        if to_toml(found) != to_toml(read_recipe(self.recipe, self.overrides).resolved):
+            raise StorageError(
+                f"{self.path}: holds a run of another recipe than the plan now asks for - choose another --output, or "
+                "remove this folder to repeat the run"
+            )
+        return True
+
+
+def tuning_cells(read: Read, output: Path) -> list[Cell]:
+    """The sweep: arm by arm for each value and seed, so that all arms are equally far at any time."""
+    tune = read.plan.tune
+    if tune is None:
+        return []
+    return [
+        cell(read, output, arm, seed, value, tuning=True)
+        for seed in tune.seeds
+        for value in tune.values
+        for arm in read.plan.arms
+    ]
+
+
+def reported_cells(read: Read, output: Path, values: Mapping[str, float | None]) -> list[Cell]:
+    """The runs with the values chosen, (arm → value); arms without one yet are left out. Seed by seed, since a seed
+    counts once every arm has it."""
+    return [
+        cell(read, output, arm, seed, values[arm.name], tuning=False)
+        for seed in read.plan.seeds
+        for arm in read.plan.arms
+        if arm.name in values
+    ]
+
+
+def cell(read: Read, output: Path, arm: Arm, seed: int, value: float | None, *, tuning: bool) -> Cell:
+    plan = read.plan
+    own = []
+    if value is not None:
+        assert plan.tune is not None
+        own.append(f"{plan.tune.key}={value!r}")
+    own += [f"seed={seed}", f'evaluate.split="{"validation" if tuning else plan.split}"']
+    setting = "" if value is None else f"-{value:g}"
+    return Cell(
+        arm=arm,
+        seed=seed,
+        value=value,
+        tuning=tuning,
+        recipe=read.recipe(arm),
+        overrides=(*plan.set, *arm.set, *own),
+        path=output / arm.name / f"{'tune' if tuning else plan.split}{setting}-seed-{seed}",
+    )
+
+
+def chosen_values(read: Read, cells: list[Cell]) -> dict[str, float | None]:
+    """Arm → the value with the best mean over seeds, for arms whose sweep is settled. A value of which a run failed
+    is out."""
+    plan = read.plan
+    if plan.tune is None:
+        return {arm.name: None for arm in plan.arms}
+    found: dict[str, float | None] = {}
+    for arm in plan.arms:
+        own = [one for one in cells if one.arm.name == arm.name]
+        scores = dict(scores_by_value(plan, own))
+        if scores and all(one.settled() for one in own):
+            pick = min if LOWER_IS_BETTER[plan.measure] else max
+            found[arm.name] = pick(scores, key=lambda value, scores=scores: scores[value])
+    return found
+
+
+def scores_by_value(plan: Plan, cells: list[Cell]) -> Iterator[tuple[float, float]]:
+    """(value, mean measure over seeds) of every value whose runs are all done."""
+    assert plan.tune is not None
+    for value in plan.tune.values:
+        summaries = [one.summary() for one in cells if one.value == value]
+        done = [summary[f"held_out_{plan.measure}"] for summary in summaries if summary is not None]
+        if done and len(done) == len(summaries):
+            yield value, sum(done) / len(done)

@@ -1,0 +1,136 @@
+"""What a training step costs: time, memory, and what the memory layers hold of it.
+
+Letters: B batch rows, N tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from muse_core.component import load, walk
+from muse_core.contracts import Batch, Tokens
+from muse_core.model.batches import to_device
+from muse_core.model.precision import Precision
+from muse_core.recipe.schema import Recipe
+from muse_core.training import guard
+from muse_core.training.objective import NextToken
+from muse_core.training.optimizers import make_optimizers
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """Of one training step: forward, backward, clipping and update."""
+
+    rows: int
+    length: int
+    seconds: float
+    """Median over the repeats, after the warm-up."""
+    peak_bytes: int | None
+    """Most memory that tensors took at any time, weights and moments included; None where the device does not say."""
+    state_bytes: int
+    """State that the model carries after the last token, all rows."""
+    memory_bytes: int | None
+    """What the memory layers' forward passes left allocated for the backward pass, their inputs to it included: an
+    upper bound of what fast weights take in training. None as above."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.rows * self.length / self.seconds
+
+
+def training_cost(
+    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, warmup: int = 3, repeats: int = 5
+) -> Cost:
+    """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change."""
+    vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
+    device = precision.device
+    ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length).expand(rows, length)
+    batch = to_device(
+        Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions)), device
+    )
+    optimizers = make_optimizers(model, recipe.train, lambda name: True)
+    objective, parameters = NextToken(), list(optimizers.names.values())
+    state: Any = None
+    held: list[int] = []
+    model.train()
+
+    def step() -> None:
+        nonlocal state
+        with precision():
+            result = objective(model, batch, None)
+        state = result.state
+        (result.total / (rows * length)).backward()
+        numbers = {name: float(value) for name, value in guard.gradient_numbers(parameters).items()}
+        guard.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
+        optimizers.step(1.0)
+        optimizers.zero_grad()
+
+    for _ in range(warmup):
+        step()
+    with _allocated_by(memory_layers(model, recipe), device, held):
+        step()
+    _start_counting(device)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        step()
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    on_gpu = device.type == "cuda"
+    return Cost(
+        rows=rows,
+        length=length,
+        seconds=statistics.median(times),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if torch.is_tensor(leaf)),
+        memory_bytes=sum(held) if on_gpu else None,
+    )
+
+
+def memory_layers(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """The modules of the recipe's memory layers."""
+    kinds = tuple({load(use.implementation) for use in walk(recipe.model.options) if use.kind == "memory layer"})
+    return [module for module in model.modules() if kinds and isinstance(module, kinds)]
+
+
+@contextlib.contextmanager
+def _allocated_by(modules: list[nn.Module], device: torch.device, held: list[int]) -> Iterator[None]:
+    """Appends to ``held`` what each forward pass of the modules leaves allocated."""
+    if device.type != "cuda":
+        yield
+        return
+    before: list[int] = []
+    handles = []
+    for module in modules:
+        handles.append(
+            module.register_forward_pre_hook(lambda *_: before.append(torch.cuda.memory_allocated(device)))
+        )
+        handles.append(
+            module.register_forward_hook(lambda *_: held.append(torch.cuda.memory_allocated(device) - before.pop()))
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _start_counting(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,126 @@
+"""What a plan holds, and reading it. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import attrs
+from attrs import field, validators
+
+from muse_core.errors import RecipeError
+from muse_core.recipe.check import read_table
+from muse_core.recipe.overrides import read_value
+from muse_core.recipe.paths import read_path
+
+NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@attrs.frozen(kw_only=True)
+class Arm:
+    """One of the recipes that are compared."""
+
+    name: str = field(validator=NAME)
+    """Name in the table and of the folder of its runs."""
+    recipe: str
+    """Path of the recipe, relative to the plan."""
+    set: tuple[str, ...] = ()
+    """Overrides, written as for ``muse-run --set``."""
+
+
+@attrs.frozen(kw_only=True)
+class Tune:
+    """A sweep of one key for every arm, with the same effort. It is judged on validation text and its runs are not
+    reported."""
+
+    key: str
+    """Which key, as ``train.learning_rate``."""
+    values: tuple[float, ...] = field(validator=validators.min_len(1))
+    """What is tried."""
+    seeds: tuple[int, ...] = field(default=(0,), validator=validators.min_len(1))
+    """Seeds of these runs; the value with the best mean is taken."""
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """Arms, what is tuned for each of them, and the runs that are reported."""
+
+    format: Literal[1] = 1
+    """Version of the format."""
+    name: str = field(validator=NAME)
+    """Name of the folder of the comparison."""
+    arms: tuple[Arm, ...] = field(validator=validators.min_len(1))
+    """What is compared."""
+    baseline: str
+    """The arm that every other one is held against."""
+    set: tuple[str, ...] = ()
+    """Overrides of all arms, before their own."""
+    tune: Tune | None = None
+    """The sweep before the reported runs, if any."""
+    seeds: tuple[int, ...] = field(default=(1, 2, 3), validator=validators.min_len(1))
+    """Seeds of the reported runs. Runs with one seed read the same text in the same order in every arm."""
+    split: Literal["validation", "test"] = "test"
+    """Text of the reported figures."""
+    measure: Literal["bits_per_byte", "loss", "accuracy"] = "bits_per_byte"
+    """What is compared: a ratio of bits or nats, lower being better, or a difference of accuracies."""
+    parameters: Literal["refuse", "warn", "any"] = "refuse"
+    """What to do with an arm whose number of parameters departs from the baseline's."""
+    parameter_tolerance: float = field(default=0.02, validator=[validators.ge(0.0), validators.lt(1.0)])
+    """Departure, as a share of the baseline's, from which it does."""
+    watch: tuple[str, ...] = ()
+    """Patterns of measures in metrics.jsonl, as ``*/decay_max``: their first and last values are reported."""
+
+    def __attrs_post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two arms are called {twice[0]!r} - give every arm its own name")
+        if self.baseline not in names:
+            raise ValueError(f"baseline {self.baseline!r} is no arm - one of {', '.join(names)}")
+        seeds = self.tune.seeds if self.tune else ()
+        if self.tune and self.split == "test" and set(seeds) & set(self.seeds):
+            raise ValueError(
+                f"seed {min(set(seeds) & set(self.seeds))} is both tuned and reported - give the sweep its own seeds, "
+                "so that what is reported was not chosen for its luck"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class Read:
+    """A plan and where its recipes lie."""
+
+    plan: Plan
+    folder: Path
+
+    def recipe(self, arm: Arm) -> Path:
+        return Path(os.path.normpath(self.folder / arm.recipe))
+
+
+def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
+    """Reads a plan; ``overrides`` are those of all arms, after the plan's own. Raises RecipeError with every problem,
+    one line each, as for recipes."""
+    plan: Plan = read_table(path, Plan)
+    plan = attrs.evolve(plan, set=(*plan.set, *overrides))
+    problems = []
+    if plan.tune is not None:
+        try:
+            read_path(plan.tune.key)
+        except ValueError as error:
+            problems.append(f"{path}: tune.key: {error}")
+    for place, texts in (("set", plan.set), *((f"arms[{i}].set", arm.set) for i, arm in enumerate(plan.arms))):
+        for text in texts:
+            key, equals, value = text.partition("=")
+            try:
+                if not equals:
+                    raise ValueError(f"{text!r} has no '=' - write \"train.steps=100\"")
+                read_path(key.strip())
+                read_value(value)
+            except ValueError as error:
+                problems.append(f"{path}: {place}: {error}")
+            if key.strip() in ("seed", "evaluate.split"):
+                problems.append(f"{path}: {place}: {key.strip()} is the plan's own business - use its seeds and split")
+    if problems:
+        raise RecipeError(problems)
+    return Read(plan=plan, folder=path.parent)

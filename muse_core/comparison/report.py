@@ -1,0 +1,162 @@
+"""What a comparison has found so far, as a table for people and as JSON. Imports no torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from muse_core.comparison.cells import Cell, chosen_values, reported_cells, scores_by_value, tuning_cells
+from muse_core.comparison.plan import Plan, Read
+from muse_core.comparison.ratio import paired, read_rows
+from muse_core.training.records import read_rows as records_of
+
+
+def compose(read: Read, output: Path) -> dict[str, Any]:
+    """Reads what lies in ``output``; nothing is run. Everything in the result is plain JSON."""
+    plan = read.plan
+    tuning = tuning_cells(read, output)
+    values = chosen_values(read, tuning)
+    reported = reported_cells(read, output, values)
+    done = {arm.name: {c.seed: c for c in reported if c.arm == arm and c.summary() is not None} for arm in plan.arms}
+    everything = [*tuning, *reported]
+    return {
+        "name": plan.name,
+        "measure": plan.measure,
+        "split": plan.split,
+        "baseline": plan.baseline,
+        "tuned_key": plan.tune.key if plan.tune else None,
+        "arms": [_arm(plan, arm.name, values.get(arm.name), done) for arm in plan.arms],
+        "sweep": {
+            arm.name: {f"{value:g}": score for value, score in
+                       scores_by_value(plan, [c for c in tuning if c.arm == arm])}
+            for arm in plan.arms
+        } if plan.tune else {},
+        "at_the_edge": [arm.name for arm in plan.arms if _at_the_edge(plan, values.get(arm.name))],
+        "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
+        "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
+        "left": [c.name for c in everything if not c.settled()],
+        "waiting_for_the_sweep": [arm.name for arm in plan.arms if arm.name not in values],
+    }
+
+
+def _at_the_edge(plan: Plan, value: float | None) -> bool:
+    """Whether the best value tried is the smallest or largest, so that a better one may lie beyond."""
+    tried = plan.tune.values if plan.tune else ()
+    return len(tried) > 1 and value in (min(tried), max(tried))
+
+
+def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
+    own, base = done[name], done[plan.baseline]
+    row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
+    if not own:
+        return row
+    summaries = [cell.summary() or {} for cell in own.values()]
+
+    def mean(key: str) -> float:
+        return sum(summary[key] for summary in summaries) / len(summaries)
+
+    row |= {
+        "parameters": summaries[0]["parameters"],
+        "tokens": mean("train_tokens"),
+        "seconds": mean("train_seconds"),
+        "tokens_per_second": mean("tokens_per_second"),
+        "mean": mean(f"held_out_{plan.measure}"),
+        "device": sorted({summary["device"] for summary in summaries}),
+        "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
+    }
+    common = sorted(own.keys() & base.keys())
+    if common and name != plan.baseline:
+        rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
+        row["against_baseline"] = attrs.asdict(paired(*rows, ratio=plan.measure != "accuracy"))
+    return row
+
+
+def _watched(plan: Plan, cells: Iterable[Cell]) -> dict[str, list[float]]:
+    """Pattern → [first, last] over the training rows of all runs, reduced over layers by the suffix of the name."""
+    first: dict[str, list[float]] = {}
+    last: dict[str, list[float]] = {}
+    for cell in cells:
+        rows = [row for row in records_of(cell.path / "metrics.jsonl") if row.get("event") == "train"]
+        for found, row in ((first, rows[0]), (last, rows[-1])) if rows else ():
+            for pattern in plan.watch:
+                values = [value for key, value in row.items() if fnmatch.fnmatchcase(key, pattern)]
+                found.setdefault(pattern, []).extend(value for value in values if isinstance(value, int | float))
+    return {
+        pattern: [_reduced(pattern, first[pattern]), _reduced(pattern, last[pattern])]
+        for pattern in plan.watch if first.get(pattern) and last.get(pattern)
+    }
+
+
+def _reduced(pattern: str, values: list[float]) -> float:
+    if pattern.endswith("_min"):
+        return min(values)
+    return max(values) if pattern.endswith("_max") else sum(values) / len(values)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as tables."""
+    measure = report["measure"].replace("_", " ")
+    versus = "difference" if report["measure"] == "accuracy" else "ratio"
+    lines = [
+        f"# {report['name']}",
+        "",
+        f"Held-out {measure} on {report['split']} text; {versus} to {report['baseline']}, paired by seed, data order "
+        "and document, with its 95 % interval.",
+        "",
+        f"| arm | {report['tuned_key'] or 'tuned'} | parameters | tokens | training s | tokens/s | seeds | {measure} | "
+        f"{versus} | interval |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in report["arms"]:
+        if not arm["seeds"]:
+            lines.append(f"| {arm['name']} |" + " |" * 9)
+            continue
+        against = arm.get("against_baseline")
+        compared = f"{against['value']:.4f} | {against['low']:.4f} to {against['high']:.4f}" if against else " | "
+        value = "" if arm["value"] is None else f"{arm['value']:g}"
+        lines.append(
+            f"| {arm['name']} | {value} | {arm['parameters']:,} | {arm['tokens']:,.0f} | {arm['seconds']:,.1f} | "
+            f"{arm['tokens_per_second']:,.0f} | {len(arm['seeds'])} | {arm['mean']:.4f} | {compared} |"
+        )
+    if any(len(arm["seeds"]) == 1 for arm in report["arms"]):
+        lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
+    lines += [
+        f"\n{arm['cut_short']} of {len(arm['seeds'])} runs of {arm['name']} were cut short by train.max_seconds."
+        for arm in report["arms"] if arm.get("cut_short")
+    ]
+    if any(report["sweep"].values()):
+        keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
+        lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]
+        lines += ["| arm | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
+        for name, scores in report["sweep"].items():
+            cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    if report["at_the_edge"]:
+        who = ", ".join(report["at_the_edge"])
+        lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "
+                  "the sweep before a claim."]
+    if any(report["watched"].values()):
+        lines += ["", "| arm | measure | first step | last step |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | `{pattern}` | {first:.4g} | {last:.4g} |"
+            for name, found in report["watched"].items() for pattern, (first, last) in found.items()
+        ]
+    lines += [f"\nFailed: {name}: {reason}" for name, reason in report["failed"].items()]
+    if report["left"]:
+        lines += ["", f"Left to run: {', '.join(report['left'])}."]
+    if report["waiting_for_the_sweep"]:
+        lines += ["", f"Reported runs wait for the sweep of: {', '.join(report['waiting_for_the_sweep'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def write(report: dict[str, Any], output: Path) -> None:
+    """``report.json`` and ``report.md`` in the folder of the comparison."""
+    for name, text in (("report.json", json.dumps(report, indent=2) + "\n"), ("report.md", markdown(report))):
+        temporary = output / f".{name}.new"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(output / name)

@@ -1,0 +1,116 @@
+"""What ``muse cost`` measures: recipes with fresh weights and runs with their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+
+from muse_core.comparison.cost import training_cost
+from muse_core.errors import RecipeError
+from muse_core.evaluation.reach import gradient_reach
+from muse_core.model.build import build_model
+from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.recipe import read_recipe
+from muse_core.recipe.schema import Recipe
+from muse_core.training.trained import open_trained
+
+DOCUMENTS = 8
+"""Stretches of text over which the reach is taken."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Target:
+    """A model and how it computes. The model waits on the CPU, so that a peak of memory is one target's own."""
+
+    path: Path
+    recipe: Recipe
+    model: nn.Module
+    precision: Precision
+    weights: str
+    """Where they come from."""
+    text: np.ndarray | None
+    """Held-out tokens; None for fresh weights."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def device_name(self) -> str:
+        device = self.precision.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+    @property
+    def versions(self) -> str:
+        return f"torch {torch.__version__}"
+
+
+def open_target(path: Path, overrides: Sequence[str], vocabulary: int) -> Target:
+    """A recipe file or a run directory. Raises RecipeError or StorageError."""
+    if path.is_dir():
+        others = [text for text in overrides if not text.startswith("train.device=")]
+        if others:
+            raise RecipeError(f"--set {others[0]}: {path} is a run, whose recipe stays what it is")
+        device = overrides[0].partition("=")[2].strip('"') if overrides else None
+        setup, step = open_trained(path, device=device)
+        return Target(
+            path=path, recipe=setup.recipe, model=setup.model.cpu(), precision=setup.precision,
+            weights=f"weights of step {step}", text=setup.corpus.split("validation").tokens,
+        )
+    checked = read_recipe(path, overrides)
+    device = choose_device(checked.recipe.train.device)
+    precision = choose_precision(device, checked.recipe.train.precision)
+    model, _ = build_model(
+        checked.recipe, checked.registry, vocabulary_size=vocabulary, device=device, dtype=precision.dtype
+    )
+    return Target(
+        path=path, recipe=checked.recipe, model=model.cpu(), precision=precision, weights="fresh weights", text=None
+    )
+
+
+def measure_step(target: Target, length: int, tokens: int | None, repeats: int) -> dict[str, Any]:
+    """Numbers of a training step, or ``failed`` where the device's memory ran out. The target's weights change."""
+    rows = max(1, (tokens or length) // length)
+    try:
+        target.model.to(target.precision.device)
+        found = training_cost(target.model, target.recipe, target.precision, rows=rows, length=length, repeats=repeats)
+    except torch.OutOfMemoryError:
+        return {"length": length, "failed": f"does not fit with {rows} rows"}
+    finally:
+        for parameter in target.model.parameters():
+            parameter.grad = None
+        _put_away(target)
+    return attrs.asdict(found) | {"tokens_per_second": found.tokens_per_second}
+
+
+def measure_reach(target: Target, length: int) -> dict[str, Any]:
+    """Median over stretches of ``length`` tokens, spread evenly over the held-out text; random tokens without one."""
+    if target.text is None:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(target.model.vocabulary_size, (DOCUMENTS, length + 1), generator=generator)  # type: ignore[arg-type]
+    else:
+        room = len(target.text) - length - 1
+        if room < 0:
+            raise RecipeError(f"--reach {length}: {target.path} holds {len(target.text)} tokens of text out, too few")
+        starts = np.linspace(0, room, DOCUMENTS).astype(np.int64)
+        stretches = np.stack([target.text[start : start + length + 1] for start in starts])
+        ids = torch.from_numpy(stretches.astype(np.int64))
+    target.model.to(target.precision.device)
+    ratios = torch.cat([gradient_reach(target.model, row[None], target.precision) for row in ids])
+    _put_away(target)
+    return {
+        "weights": target.weights, "tokens": length, "documents": DOCUMENTS, "reach": float(ratios.median()),
+        "low": float(ratios.min()), "high": float(ratios.max()),
+    }
+
+
+def _put_away(target: Target) -> None:
+    target.model.cpu()
+    if target.precision.device.type == "cuda":
+        torch.cuda.empty_cache()

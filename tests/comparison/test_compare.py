@@ -1,0 +1,113 @@
+"""``muse compare`` as a person uses it: real runs in real processes, on a tiny plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from muse_core.cli.compare import LEFT, compare
+from muse_core.comparison.cells import reported_cells
+from muse_core.comparison.plan import read_plan
+from muse_core.comparison.slots import Slots
+
+RECIPE = """\
+name = "tiny"
+data = { use = "state-of-the-union" }
+[model]
+width = 16
+depth = 1
+block = [{ use = "attention", heads = 2 }, { use = "feed-forward" }]
+[train]
+steps = 4
+batch_size = 2
+sequence_length = 32
+warmup_steps = 1
+log_every = 1
+device = "cpu"
+precision = "fp32"
+[evaluate]
+final_tokens = 2048
+"""
+PLAN = """\
+name = "two"
+baseline = "rotary"
+seeds = [1]
+split = "validation"
+watch = ["gradient_norm"]
+arms = [
+    { name = "rotary", recipe = "r.toml" },
+    { name = "plain", recipe = "r.toml", set = ["model.block[0].rotary=false"] },
+]
+"""
+LARGER = PLAN.replace('"model.block[0].rotary=false"', '"model.block[1].multiple=8.0"')
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "p.toml").write_text(PLAN)
+    return tmp_path / "p.toml"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(compare, [str(argument) for argument in arguments])
+
+
+def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = call(plan, "-o", out, "--slots", 2)
+    assert first.exit_code == 0, first.output
+    report = json.loads((out / "report.json").read_text())
+    rotary, plain = report["arms"]
+    assert rotary["mean"] != plain["mean"] and rotary["tokens"] == 4 * 2 * 32
+    found = plain["against_baseline"]
+    assert found["value"] == pytest.approx(plain["mean"] / rotary["mean"])
+    assert found["low"] < found["value"] < found["high"]
+    assert len(report["watched"]["plain"]["gradient_norm"]) == 2
+    assert not report["left"] and f"{found['value']:.4f}" in (out / "report.md").read_text()
+
+    summaries = sorted(out.glob("*/*/summary.json"))
+    before = [path.stat().st_mtime_ns for path in summaries]
+    value = json.loads(summaries[0].read_text())["held_out_bits_per_byte"]
+    summaries[0].unlink()
+    again = call(plan, "-o", out)
+    assert again.exit_code == 0 and "goes on" in again.output and "begins" not in again.output, again.output
+    assert json.loads(summaries[0].read_text())["held_out_bits_per_byte"] == value
+    assert summaries[1].stat().st_mtime_ns == before[1], "a run that was done was repeated"
+
+
+def test_arms_of_other_sizes_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(LARGER)
+    refused = call(plan, "-o", tmp_path / "out", "--dry-run")
+    assert refused.exit_code == 2 and "arm 'plain' has" in refused.output and not (tmp_path / "out").exists()
+    plan.write_text('parameters = "warn"\n' + LARGER)
+    warned = call(plan, "-o", tmp_path / "out", "--dry-run")
+    assert warned.exit_code == 0 and "warning: arm 'plain'" in warned.output
+    assert "plain/validation-seed-1: to begin" in warned.output
+
+
+def test_a_run_that_fails_is_said_to_and_not_repeated(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(PLAN.replace('"plain", recipe = "r.toml"', '"plain", recipe = "none.toml"'))
+    read, said = read_plan(plan), []
+    plain = [cell for cell in reported_cells(read, tmp_path / "out", {"plain": None}) if cell.arm.name == "plain"]
+    Slots(count=1, gpus=[], say=said.append).work(lambda: [c for c in plain if not c.settled()], lambda: None)
+    assert "exit code 2" in (plain[0].failure() or "") and "no such file" in (plain[0].failure() or "")
+    assert len(said) == 2 and "failed" in said[1]
+
+
+def test_the_deadline_ends_what_runs_and_leaves_it_to_the_next_call(plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 4", "steps = 1_000_000"))
+    out, said = tmp_path / "out", []
+    cells = reported_cells(read_plan(plan), out, {"rotary": None})
+    began = time.monotonic()
+    slots = Slots(count=2, gpus=[], say=said.append, deadline=began + 2.0)
+    slots.work(lambda: [c for c in cells if not c.settled()], lambda: None)
+    assert not slots.running and not cells[0].settled() and any("to be continued" in text for text in said)
+    reported = call(plan, "-o", out, "--report")
+    assert reported.exit_code == LEFT and "Left to run: rotary/validation-seed-1" in reported.output

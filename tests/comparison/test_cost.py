@@ -1,0 +1,69 @@
+"""What a step costs and how far a model reaches, on models whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from muse_core.cli.cost import cost
+from muse_core.comparison.cost import memory_layers, training_cost
+from muse_core.evaluation.reach import gradient_reach
+from muse_core.model.build import build_model
+from muse_core.model.precision import choose_precision
+from muse_core.recipe import check_table
+
+PRECISION = choose_precision(torch.device("cpu"), "fp32")
+
+
+def build(*block, **model):
+    table = {"name": "x", "model": {"width": 16, "depth": 1, "block": list(block), **model}, "train": {"device": "cpu"}}
+    checked = check_table(table)
+    return checked.recipe, build_model(checked.recipe, checked.registry, vocabulary_size=20)[0]
+
+
+def test_a_step_trains_and_its_state_is_that_of_the_layers() -> None:
+    recipe, model = build({"use": "hebbian", "heads": 2, "convolution": 0})
+    before = model.embedding.weight.detach().clone()
+    found = training_cost(model, recipe, PRECISION, rows=3, length=10, warmup=1, repeats=2)
+    assert found.state_bytes == 3 * 2 * 8 * 8 * 4, "rows × heads × K × M numbers in fp32"
+    assert found.tokens_per_second == pytest.approx(30 / found.seconds) and found.seconds > 0
+    assert (model.embedding.weight != before).any()
+    assert found.peak_bytes is None and found.memory_bytes is None, "a CPU does not say"
+
+
+def test_memory_layers_are_found_by_their_kind() -> None:
+    recipe, model = build({"use": "hebbian", "heads": 2}, "feed-forward", depth=3)
+    assert [type(module).__name__ for module in memory_layers(model, recipe)] == ["Hebbian"] * 3
+    assert memory_layers(*reversed(build("feed-forward"))) == []
+
+
+def test_reach_is_zero_beyond_a_window_and_what_autograd_says_within() -> None:
+    ids = torch.randint(20, (2, 13), generator=torch.Generator().manual_seed(0))
+    _, short = build({"use": "attention", "heads": 2, "window": 4})
+    assert (gradient_reach(short, ids, PRECISION) == 0).all()
+    _, model = build({"use": "attention", "heads": 2})
+    embedded = model.embedding(ids[:, :-1]).detach().requires_grad_()
+    scores = model.logits(model(embedded).hidden[:, -1])
+    torch.nn.functional.cross_entropy(scores, ids[:, -1], reduction="sum").backward()
+    norms = embedded.grad.norm(dim=-1)
+    assert torch.allclose(gradient_reach(model, ids, PRECISION), (norms[:, 0] / norms[:, -1]).double(), rtol=1e-5)
+
+
+def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path) -> None:
+    for name, block in (("a", '{ use = "hebbian", heads = 2 }'), ("b", '"feed-forward"')):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n[model]\nwidth = 16\ndepth = 1\nblock = [{block}]')
+    output = tmp_path / "c.json"
+    options = f"--length 8 --length 16 --tokens 32 --repeats 1 --device cpu --reach 12 --json {output}".split()
+    targets = [str(tmp_path / "a.toml"), str(tmp_path / "b.toml")]
+    result = CliRunner().invoke(cost, [*targets, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(output.read_text())
+    assert [(row["rows"], row["length"]) for row in rows if "rows" in row] == [(4, 8), (4, 8), (2, 16), (2, 16)]
+    reach = {Path(row["target"]).name: row["reach"] for row in rows if "reach" in row}
+    assert reach["a.toml"] > 0 and reach["b.toml"] == 0, "feed-forward layers pass nothing on"
+    assert "| 4 × 8 |" in result.output and "gradient reach over 12 tokens" in result.output
+    assert CliRunner().invoke(cost, [str(tmp_path / "none.toml")]).exit_code == 2

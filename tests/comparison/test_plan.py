@@ -1,0 +1,140 @@
+"""Plans are as strict as recipes, and say which runs there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli.compare import compare
+from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
+from muse_core.comparison.plan import read_plan
+from muse_core.comparison.report import compose, markdown
+from muse_core.errors import RecipeError, StorageError
+from muse_core.recipe import read_recipe, to_toml
+
+PLANS = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.plan.toml"))
+RECIPE = 'name = "tiny"\n[model]\nblock = ["feed-forward"]\n'
+PLAN = """\
+name = "two"
+baseline = "one"
+seeds = [1, 2]
+arms = [{ name = "one", recipe = "r.toml" }, { name = "other", recipe = "r.toml", set = ["model.depth=3"] }]
+[tune]
+key = "train.learning_rate"
+values = [1e-3, 2e-3]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path):
+    def write(text: str = PLAN) -> Path:
+        (tmp_path / "r.toml").write_text(RECIPE)
+        (tmp_path / "p.toml").write_text(text)
+        return tmp_path / "p.toml"
+
+    return write
+
+
+def finish(cell, score: float) -> None:
+    cell.path.mkdir(parents=True)
+    (cell.path / "summary.json").write_text(json.dumps({"held_out_bits_per_byte": score}))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_the_plans_of_the_project_hold_recipes_that_can_be_built(path: Path) -> None:
+    read = read_plan(path)
+    values = {arm.name: None for arm in read.plan.arms}
+    for cell in [*tuning_cells(read, Path("x")), *reported_cells(read, Path("x"), values)]:
+        read_recipe(cell.recipe, cell.overrides)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("seeds = [1, 2]", "seed = [1, 2]", "p.toml:3: seed: a plan has no key 'seed' - did you mean 'seeds'?"),
+        ('baseline = "one"', 'baseline = "none"', "baseline 'none' is no arm - one of one, other"),
+        ('name = "other"', 'name = "one"', "two arms are called 'one'"),
+        ("seeds = [1, 2]", "seeds = [0, 1]", "seed 0 is both tuned and reported"),
+        ("model.depth=3", "model.depth", "arms[1].set: 'model.depth' has no '='"),
+        ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),
+        ("train.learning_rate", "train..rate", "tune.key"),
+        ("values = [1e-3, 2e-3]", "values = []", "tune.values"),
+    ],
+)
+def test_a_wrong_plan_is_refused_in_a_sentence(plan, before: str, after: str, says: str) -> None:
+    assert before in PLAN
+    with pytest.raises(RecipeError) as error:
+        read_plan(plan(PLAN.replace(before, after)))
+    assert says in str(error.value)
+
+
+def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan()), tmp_path / "out"
+    sweep = tuning_cells(read, out)
+    assert [(c.arm.name, c.value, c.seed) for c in sweep] == [
+        ("one", 1e-3, 0), ("other", 1e-3, 0), ("one", 2e-3, 0), ("other", 2e-3, 0)]
+    assert all('evaluate.split="validation"' in c.overrides for c in sweep)
+    for cell, score in zip(sweep[:3], (2.0, 1.5, 1.9)):
+        finish(cell, score)
+    assert chosen_values(read, sweep) == {"one": 2e-3}, "an arm whose sweep is not complete must wait"
+    finish(sweep[3], 1.6)
+    values = chosen_values(read, sweep)
+    assert values == {"one": 2e-3, "other": 1e-3}
+    reported = reported_cells(read, out, values)
+    assert [(c.arm.name, c.value, c.seed) for c in reported] == [
+        ("one", 2e-3, 1), ("other", 1e-3, 1), ("one", 2e-3, 2), ("other", 1e-3, 2)]
+    assert all('evaluate.split="test"' in c.overrides for c in reported)
+    assert all(f"train.learning_rate={c.value}" in c.overrides for c in reported)
+
+
+def test_a_value_whose_run_failed_is_not_chosen(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan()), tmp_path / "out"
+    sweep = tuning_cells(read, out)
+    for cell, score in zip(sweep, (2.0, 1.5, 1.0, 1.6)):
+        finish(cell, score)
+    (sweep[2].path / "summary.json").unlink()
+    (sweep[2].path / "failed.txt").write_text("exit code 4: it diverged\n")
+    assert chosen_values(read, sweep)["one"] == 1e-3
+
+
+def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan('measure = "accuracy"\n' + PLAN)), tmp_path / "out"
+    sweep = tuning_cells(read, out)
+    for cell, score in zip(sweep, (0.2, 0.9, 0.8, 0.1)):
+        cell.path.mkdir(parents=True)
+        (cell.path / "summary.json").write_text(json.dumps({"held_out_accuracy": score}))
+    assert chosen_values(read, sweep) == {"one": 2e-3, "other": 1e-3}
+
+
+def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN.replace("[1e-3, 2e-3]", "[1e-3, 2e-3, 3e-3]"))), tmp_path / "out"
+    for cell, score in zip(tuning_cells(read, out), (1.0, 3.0, 2.0, 1.0, 3.0, 2.0)):
+        finish(cell, score)
+    report = compose(read, out)
+    assert report["at_the_edge"] == ["one"] and "widen the sweep" in markdown(report)
+
+
+def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:
+    cell = tuning_cells(read_plan(plan()), tmp_path / "out")[0]
+    assert not cell.started()
+    cell.path.mkdir(parents=True)
+    (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, cell.overrides).resolved))
+    assert cell.started()
+    (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, ["seed=9"]).resolved))
+    with pytest.raises(StorageError, match="holds a run of another recipe"):
+        cell.started()
+    (cell.path / "recipe.toml").write_text("name = 3")
+    with pytest.raises(StorageError, match="cannot be read as a recipe any more"):
+        cell.started()
+
+
+def test_a_finished_run_of_another_recipe_is_not_counted(plan, tmp_path: Path) -> None:
+    path = plan()
+    cell = tuning_cells(read_plan(path), tmp_path / "out")[0]
+    finish(cell, 1.0)
+    (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, ["seed=9"]).resolved))
+    result = CliRunner().invoke(compare, [str(path), "-o", str(tmp_path / "out"), "--report"])
+    assert result.exit_code == 3 and "holds a run of another recipe" in result.output

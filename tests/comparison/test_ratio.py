@@ -1,0 +1,72 @@
+"""Intervals of paired comparisons against what they claim."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from muse_core.comparison.ratio import Measured, paired
+
+
+def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise: float) -> Measured:
+    """Rows of 100 bytes in 20 documents; ``text`` (documents,) is how hard each is, ``noise`` the run's own luck."""
+    document = np.repeat(np.arange(len(text)), 5)
+    nats = 100 * level * text[document] * math.exp(noise * generator.normal())
+    return Measured(document=document, above=nats, below=np.full(len(document), 100.0))
+
+
+def experiment(seed: int, *, ratio: float, seeds: int, noise: float):
+    generator = np.random.default_rng(seed)
+    text = np.exp(0.3 * generator.normal(size=20))
+    arm = {s: run(generator, level=ratio, text=text, noise=noise) for s in range(seeds)}
+    base = {s: run(generator, level=1.0, text=text, noise=noise) for s in range(seeds)}
+    return arm, base
+
+
+def test_the_ratio_is_the_geometric_mean_over_seeds() -> None:
+    arm, base = experiment(0, ratio=0.9, seeds=3, noise=0.02)
+    found = paired(arm, base, ratio=True)
+    by_hand = [arm[s].above.sum() / base[s].above.sum() for s in range(3)]
+    assert found.by_seed == pytest.approx(by_hand) and found.seeds == 3
+    assert found.value == pytest.approx(math.exp(np.mean(np.log(by_hand))))
+    assert found.low < found.value < found.high
+
+
+def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:
+    arm, base = experiment(1, ratio=0.95, seeds=1, noise=0.0)
+    found = paired(arm, base, ratio=True)
+    assert found.value == pytest.approx(0.95) and found.high - found.low < 1e-9
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    hits = 0
+    for seed in range(200):
+        found = paired(*experiment(seed, ratio=0.97, seeds=3, noise=0.02), ratio=True)
+        hits += found.low <= 0.97 <= found.high
+    assert 180 <= hits, f"{hits} of 200 intervals hold the truth"
+    assert hits < 200, "an interval that is never wrong is too wide"
+
+
+def test_rows_of_one_document_are_not_taken_for_independent() -> None:
+    """Luck by document: as many rows again from the same documents must not narrow the interval."""
+    generator = np.random.default_rng(2)
+    luck = np.exp(0.2 * generator.normal(size=20))
+
+    def width(rows: int) -> float:
+        document = np.repeat(np.arange(20), rows)
+        base = Measured(document=document, above=np.full(20 * rows, 50.0), below=np.full(20 * rows, 100.0))
+        arm = Measured(document=document, above=50.0 * luck[document], below=base.below)
+        found = paired({0: arm}, {0: base}, ratio=True)
+        return found.high - found.low
+
+    assert width(50) == pytest.approx(width(2), rel=0.05)
+
+
+def test_accuracies_are_compared_by_their_difference() -> None:
+    document, below = np.arange(100), np.full(100, 10.0)
+    arm = Measured(document=document, above=np.full(100, 9.0), below=below)
+    base = Measured(document=document, above=np.full(100, 4.0), below=below)
+    found = paired({1: arm}, {1: base}, ratio=False)
+    assert found.value == pytest.approx(0.5) and found.low == pytest.approx(0.5)

@@ -1,0 +1,72 @@
+"""A source that makes examples in place of text: what is trained, what is held out, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from muse_core.errors import DataError, RecipeError
+from muse_core.training.task import Numbers
+
+TASK = {"data": {"use": "mqar", "vocabulary": 32, "pairs": 2}, "train": {"sequence_length": 16}}
+
+
+@pytest.fixture
+def task(table: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    recipe = table(**TASK)
+    recipe["data"].pop("cache"), recipe["data"].pop("tokenizer")
+    return recipe
+
+
+def test_a_run_trains_on_fresh_examples_and_reports_accuracy(task: Any, go: Any, losses: Any, tmp_path: Path) -> None:
+    summary = go(task | {"evaluate": {"final_tokens": 160}})
+    assert summary["held_out_tokens"] == 10 * 2, "ten examples of two questions"
+    kept = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    assert kept["document"] == list(range(10)) and sum(kept["tokens"]) == 20
+    assert summary["held_out_accuracy"] == sum(kept["hits"]) / 20
+    assert summary["held_out_loss"] == pytest.approx(sum(kept["nats"]) / 20)
+    assert losses()[1] != losses()[2]
+
+
+def test_batches_are_functions_of_step_and_seed(task: Any, prepare: Any) -> None:
+    data = prepare(task).training_data()
+    first, second = data.batch(0), data.batch(1)
+    assert (first.inputs == data.batch(0).inputs).all() and (first.inputs != second.inputs).any()
+    assert (data.batch(0, [(0, 1)]).inputs == second.inputs).all(), "a quarantined step is passed over"
+    other = prepare(task | {"seed": 4}).training_data().batch(0)
+    assert (first.inputs != other.inputs).any()
+
+
+def test_what_a_task_does_not_have_is_said(task: Any, prepare: Any) -> None:
+    with pytest.raises(DataError, match="a task has no validation text"):
+        prepare(task).corpus.split("validation")
+    with pytest.raises(RecipeError, match="data.order: a task has separate examples"):
+        prepare(task | {"data": task["data"] | {"order": "streams"}})
+
+
+def test_the_tokens_of_a_task_are_numbers() -> None:
+    numbers = Numbers(32)
+    assert numbers.decode(numbers.encode("3 31 0")) == "3 31 0 " and numbers.vocabulary_size == 32
+    for wrong in ("3 32", "a"):
+        with pytest.raises(DataError, match="numbers below 32"):
+            numbers.encode(wrong)
+    assert numbers.encode("").dtype == np.int64
+
+
+def test_rows_of_text_know_the_document_in_which_they_begin(table: Any, prepare: Any) -> None:
+    setup = prepare(table())
+    text, length = setup.corpus.split("validation"), 24
+    documents = setup.held_out_documents("validation", length, tokens=2400, span=2 * length)
+    batches = setup.held_out_batches("validation", length, rows=7, tokens=2400, span=2 * length)
+    rows = np.concatenate([batch.inputs.numpy() for batch in batches])
+    assert len(documents) == len(rows) == 100 and len(set(documents)) > 3
+    whole = np.asarray(text.tokens).astype(np.uint8).tobytes()
+    ends = [*text.starts[1:], len(text.tokens)]
+    for document, row in zip(documents, rows):
+        begin, end = text.starts[document], ends[document]
+        assert whole.find(row.astype(np.uint8).tobytes(), begin, end + length) >= 0
