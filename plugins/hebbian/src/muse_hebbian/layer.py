@@ -65,7 +65,13 @@ class Hebbian(nn.Module):
         self.output = _projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
         self.filter_names = tuple(use.name for use in options.filters)
         self.filters = nn.ModuleList(
-            context.build(use, name=f"{context.name}.filters.{position}", heads=self.heads, period=self.period)
+            context.build(
+                use,
+                name=f"{context.name}.filters.{position}",
+                heads=self.heads,
+                period=self.period,
+                key_width=self.key_width,
+            )
             for position, use in enumerate(options.filters)
         )
 
