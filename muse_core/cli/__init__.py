@@ -40,6 +40,7 @@ class LazyGroup(click.Group):
         "plugins": ("muse_core.cli.plugins:plugins", "What is installed, and what is wrong with it."),
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
+        "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from muse_core.errors import StorageError
 from muse_core.recipe import read_recipe
 from muse_core.training.architectures import newest_folder
@@ -44,6 +46,18 @@ def open_trained(run: Path, *, device: str | None = None, registry: Any = None) 
     load_weights(setup.model, snapshot.model)
     setup.model.eval()
     return setup, snapshot.step
+
+
+def open_start(run: Path, *, registry: Any = None) -> Setup:
+    """The model of a run's newest architecture with the weights that its recipe begins with, those of ``[init] from``
+    included. Raises StorageError when there is no run."""
+    if not (run / "recipe.toml").is_file():
+        raise StorageError(f"{run}: holds no run (it has no recipe.toml) - name the directory of a run")
+    checked = read_recipe(newest_folder(run) / "recipe.toml", (), registry)
+    setup = set_up(checked.recipe, checked.registry)
+    initial_weights(setup, Display(Console(quiet=True)))
+    setup.model.eval()
+    return setup
 
 
 def initial_weights(setup: Setup, display: Display) -> Conversion | None:
