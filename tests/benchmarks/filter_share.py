@@ -2,8 +2,8 @@
 
 Three models of the recipe, alike but for the filters of their memories: the filter; one that returns what it is given,
 which has the cost of the period grid; none at all. Steps of the three, forward and backward without the optimiser,
-alternate and medians are compared, so that a busy machine slows all three. The filter's own share is
-(filter − identity) / filter; with the grid, (filter − none) / filter.
+alternate and medians of their processor time are compared, so that a busy machine slows all three. The filter's own
+share is (filter − identity) / filter; with the grid, (filter − none) / filter.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def build(path: str, filters: list[str]) -> tuple[Any, Any]:
 
 
 def step(model: Any, batch: Batch) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     NextToken()(model, batch, None).total.backward()
     model.zero_grad(set_to_none=True)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     whole = middle["filter"]
     print(f"{Path(given.recipe).name}, {given.filter}, {rows} × {length} tokens, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
-    print("| filters | forward and backward, ms (median) | fastest |\n|---|---|---|")
+    print("| filters | forward and backward, ms of processor time (median) | fastest |\n|---|---|---|")
     for name, label in (("filter", given.filter), ("identity", "one that does nothing"), ("none", "none")):
         print(f"| {label} | {1e3 * middle[name]:.0f} | {1e3 * min(taken[name]):.0f} |")
     print(f"\nshare of the filter itself: {1 - middle['identity'] / whole:.1%}; with the period grid: "
