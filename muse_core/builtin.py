@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_core.model.options import StackOptions
-from muse_core.training.stages import EvaluateOptions, TrainOptions
+from muse_core.model.options import ScaledOptions, StackOptions
+from muse_core.training.stages import ConvertOptions, EvaluateOptions, TrainOptions
 
 
 @hookimpl
@@ -16,6 +16,12 @@ def muse_models() -> Iterable[Component]:
 
 
 @hookimpl
+def muse_initializers() -> Iterable[Component]:
+    yield Component("scaled", options=ScaledOptions, implementation="muse_core.model.initializers:Scaled")
+
+
+@hookimpl
 def muse_stages() -> Iterable[Component]:
     yield Component("train", options=TrainOptions, implementation="muse_core.training.objective:Train")
     yield Component("evaluate", options=EvaluateOptions, implementation="muse_core.training.objective:Evaluate")
+    yield Component("convert", options=ConvertOptions, implementation="muse_core.training.convert:Convert")

@@ -221,7 +221,8 @@ class Objective(Protocol):
 
 
 class Stage(Protocol):
-    """Configures the one loop: an objective, never a second loop."""
+    """Configures the one loop: an objective, never a second loop. A stage with the attribute ``partial = True`` may
+    finish with some of the new model's weights; the rest start as the new recipe says, and a table tells which."""
 
     def __init__(self, options: Any, context: Any) -> None: ...
 

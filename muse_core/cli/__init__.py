@@ -42,6 +42,7 @@ class LazyGroup(click.Group):
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
         "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan, over many calls."),
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
+        "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -7,16 +7,15 @@ the run's own precision and kernels changes later ids and asks for equal bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Step, Tokens
+from muse_core.contracts import Tokens
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.evaluation.recording import recording
 from muse_core.model.precision import Precision
 
 TOLERANCE = 1e-9
@@ -118,27 +117,10 @@ def _wake(model: nn.Module, generator: torch.Generator) -> None:
 def _observe(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Output (B, N, V) of the model for embeddings x (B, N, D), and every layer's update by name."""
     updates: dict[str, Tensor] = {}
-    with _recording(model, updates.__setitem__):
+    with recording(model, lambda name, step: updates.__setitem__(name, step.update)):
         positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)
         output = model(x, None, Tokens(positions))
     return model.logits(output.hidden), updates
-
-
-@contextmanager
-def _recording(model: nn.Module, record: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Step):
-                record(name, output.update)
-
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _moved(new: Tensor, old: Tensor, before: int) -> bool:

@@ -74,6 +74,8 @@ class ModelContext:
     memory: int | None = None
     """Bytes of the device that the model is for; None is unknown."""
     activation_checkpointing: bool = False
+    publish_all: bool = False
+    """Layers return every signal that they provide, for diagnostics."""
 
     def check_size(self, parameter_bytes: int) -> None:
         """Refuse a model whose weights, gradients and two moments alone exceed the memory, before it is allocated.
@@ -145,6 +147,7 @@ def build_model(
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     backends: Sequence[tuple[str, Any]] | None = None,
+    publish_all: bool = False,
 ) -> tuple[nn.Module, BoundKernels]:
     """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
 
@@ -164,6 +167,7 @@ def build_model(
         kernels=kernels,
         memory=memory_of(device),
         activation_checkpointing=recipe.train.activation_checkpointing,
+        publish_all=publish_all,
     )
     model = construct(recipe.model, context)
     initialize(model, recipe.initializers, seed=recipe.seed)

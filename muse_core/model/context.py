@@ -42,6 +42,8 @@ class Context:
     """For routers: the number of experts E."""
     period: int | None = None
     """For filters: tokens between two applications."""
+    key_width: int | None = None
+    """For filters: K of the weights (B, H, K, M) that they will act on."""
 
     def build(self, use: Use, **changes: Any) -> Any:
         """Build a nested component in this context with some fields changed. ``name`` should be the host's with the

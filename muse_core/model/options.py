@@ -46,3 +46,11 @@ class StackOptions:
     """Normalisation before each layer and the head."""
     tie_embeddings: bool = True
     """The head is the embedding's transpose."""
+
+
+@attrs.frozen(kw_only=True)
+class ScaledOptions:
+    """The component's own initial values times a factor, so that a new part of a trained model starts quietly."""
+
+    factor: float = field(default=0.1, validator=[validators.ge(0.0), validators.le(100.0)])
+    """Factor. At 0 gradients still reach a parameter whose input and output are alive."""

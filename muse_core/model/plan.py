@@ -63,8 +63,11 @@ def depths(at: str | None, depth: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def plan(options: StackOptions) -> Plan:
-    """Lay the blocks out and connect every required signal to the nearest earlier publisher."""
+def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
+    """Lay the blocks out and connect every required signal to the nearest earlier publisher.
+
+    ``publish_all``: layers return every signal that they provide, read or not, for diagnostics.
+    """
     problems: list[tuple[str, str]] = []
     order = _placements(options, problems)
     needs = {id(placed): required(placed.layer.options) for placed in options.block}
@@ -94,7 +97,7 @@ def plan(options: StackOptions) -> Plan:
                 name=name,
                 use=placed.layer,
                 signals=before[number],
-                publish=frozenset(reads.get(number, ())),
+                publish=frozenset(offers[id(placed)] if publish_all else reads.get(number, ())),
             )
         )
     empty = [index for index, sites in enumerate(blocks) if not sites]

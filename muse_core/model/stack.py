@@ -75,7 +75,7 @@ class Stack(nn.Module):
 
     def __init__(self, options: StackOptions, context: Any):
         super().__init__()
-        laid = plan(options)
+        laid = plan(options, publish_all=context.publish_all)
         if laid.problems:
             raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
         self.vocabulary_size: int = context.vocabulary_size

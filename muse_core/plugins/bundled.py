@@ -16,7 +16,9 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("potential", "memory-feedback"),
         ("potential", "non-hermitian"),
     ),
+    "muse-prime-bump": (("initializer", "prime-bump"), ("potential", "prime-bump")),
     "muse-resolvent": (("layer", "resolvent"),),
+    "muse-resonance": (("filter", "resonance"),),
     "muse-snr-filter": (("filter", "snr"),),
     "muse-text-sources": (
         ("source", "files"),

@@ -13,6 +13,7 @@ import attrs
 from attrs import field, validators
 
 from muse_core.component import UseInitializer, UseKernelBackend, UseModel, UseMonitor, UseSource, UseStage
+from muse_core.recipe.renames import RENAMES
 
 POSITIVE = validators.ge(1)
 FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
@@ -199,7 +200,10 @@ class Init:
     """Starting weights."""
 
     from_: str | None = field(default=None, metadata={"key": "from"})
-    """Run directory whose newest checkpoint gives the weights that fit by name and shape."""
+    """Run directory whose newest checkpoint gives the weights that fit by name and shape; the others start as this
+    recipe says, and a table tells which is which."""
+    rename: tuple[str, ...] = field(default=(), validator=RENAMES)
+    """Parts of parameter names that changed since that run, as ``"OLD=NEW"``."""
 
 
 @attrs.frozen(kw_only=True)

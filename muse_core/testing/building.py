@@ -21,8 +21,13 @@ from muse_core.training.monitor_context import MonitorContext
 from muse_core.training.sources import SourceContext
 from muse_core.training.tokenizers import ByteTokenizer
 
-OF_CONTEXT = {"potential": "heads", "router": "experts", "filter": "period"}
-"""Kind → the field of its context that its host sets; for other kinds these words are options."""
+OF_CONTEXT = {
+    "potential": {"heads": 4},
+    "router": {"experts": 4},
+    "filter": {"period": 8, "key_width": 8},
+}
+"""Kind → the fields of its context that its host sets, with what they are here; for other kinds these words are
+options."""
 
 WITHOUT_CONTEXT = frozenset({"initializer", "kernel backend", "stage"})
 
@@ -64,13 +69,12 @@ def build_component(
     """Check the options as a recipe would and build the component on the CPU.
 
     ``table`` and ``options`` together are the recipe table. ``heads`` of a potential, ``experts`` of a router and
-    ``period`` of a filter are what their host would say (4, 4 and 8 unless given). ``publish`` defaults to every
-    signal that the options provide. ``dtype`` is what kernels are bound for: ask for ``"float64"`` and call
+    ``period`` and ``key_width`` of a filter are what their host would say (4, 4, 8 and 8). ``publish`` defaults to
+    every signal that the options provide. ``dtype`` is what kernels are bound for: ask for ``"float64"`` and call
     ``.double()`` on the result to test exact equalities. Raises RecipeError and PluginError like a run.
     """
     table = {**(table or {}), **options}
-    surroundings = {"heads": 4, "experts": 4, "period": 8}
-    host = {field: table.pop(field, surroundings[field]) for field in [OF_CONTEXT.get(kind)] if field}
+    host = {field: table.pop(field, value) for field, value in OF_CONTEXT.get(kind, {}).items()}
     use = resolve(kind, name, table, registry)
     if kind in WITHOUT_CONTEXT:
         return construct(use, None)

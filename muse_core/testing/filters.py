@@ -32,7 +32,7 @@ class FilterSuite(ExecutionSuite):
     periods = 4
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
-        module: nn.Module = super().build(case, **({"period": 8} | changes))
+        module: nn.Module = super().build(case, **({"period": 8, "key_width": self.key} | changes))
         return module
 
     def moments(self, dtype: torch.dtype = torch.float64, *, reset: int | None = None, seed: int = 0) -> list[Moment]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muse_core.recipe import Checked, check_table, read_recipe, to_toml
 from muse_core.training.checkpoint import Checkpoints, Snapshot
+from muse_core.training.conversion import Conversion, carry_over
 from muse_core.training.keeper import kept_weights, load_weights
 from muse_core.training.locking import lock_of
 from muse_core.training.run_directory import RunDirectory
@@ -23,30 +24,42 @@ def adopt(
     name: str,
     table: Mapping[str, Any],
     weights: Mapping[str, Tensor],
-) -> tuple[Setup, Path]:
-    """Build the recipe ``table`` with ``weights`` and keep both; returns it and its folder.
+    *,
+    partial: bool = False,
+) -> tuple[Setup, Path, Conversion | None]:
+    """Build the recipe ``table`` with ``weights`` and keep both; returns it, its folder and, for a ``partial`` stage,
+    what became of each weight.
 
     The recipe is written last: only with it does a resumed run take the stage as finished. Raises RecipeError for a
-    table that is not a recipe and StorageError for weights that do not fit it.
+    table that is not a recipe and StorageError for weights that do not fit it: all of them, or of a partial stage any.
     """
     checked = check_table(dict(table), setup.registry, f"recipe of stage {name}")
     made = set_up(checked.recipe, setup.registry)
-    load_weights(made.model, weights)
+    conversion = None
+    if partial:
+        conversion = carry_over(made.model, weights)
+    else:
+        load_weights(made.model, weights)
     inside = f"stages/{number}-{name}"
     folder = directory.write(f"{inside}/muse.lock.toml", to_toml(lock_of(checked, made).table)).parent
     start = Snapshot(step=0, model=kept_weights(made.model), optimizer={}, state={}, json={"stage": number})
     Checkpoints(folder).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
-    return made, folder
+    return made, folder, conversion
+
+
+def newest_folder(run: Path) -> Path:
+    """The folder of the last architecture that a finished stage made; the run's own when none did."""
+    finished = sorted((run / "stages").glob("*/recipe.toml"), key=lambda path: _number(path.parent))
+    return finished[-1].parent if finished else run
 
 
 def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | None:
     """Number, setup and folder of the last finished stage that made an architecture; None when none did."""
-    finished = sorted((directory.path / "stages").glob("*/recipe.toml"), key=lambda path: _number(path.parent))
-    if not finished:
+    folder = newest_folder(directory.path)
+    if folder == directory.path:
         return None
-    folder = finished[-1].parent
-    checked: Checked = read_recipe(finished[-1], (), setup.registry)
+    checked: Checked = read_recipe(folder / "recipe.toml", (), setup.registry)
     made = set_up(checked.recipe, setup.registry)
     found = Checkpoints(folder).newest()
     assert found is not None, "newest raises where a committed generation is gone"

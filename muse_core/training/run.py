@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from muse_core.recipe.schema import Evaluate
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.board import Board
 from muse_core.training.checkpoint import Checkpoints
+from muse_core.training.conversion import Conversion
 from muse_core.training.incidents import Incidents
 from muse_core.training.keeper import Keeper
 from muse_core.training.loop import Loop, compiled, evaluation_row
@@ -53,7 +55,7 @@ class Run:
             self.records.event({"event": "notice", "reason": notice})
             self.display.say(notice, "yellow")
         if not Checkpoints(self.folder).generations():
-            initial_weights(self.setup, self.display)
+            self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
         with Stop(recipe.train.max_seconds, already=already) as stop:
             loop = None
@@ -120,9 +122,33 @@ class Run:
             return
         table, weights = made
         self.display.finish()
-        self.setup, self.folder = adopt(self.directory, self.setup, number, use.name, table, weights)
+        partial = getattr(stage, "partial", False)
+        before = self._perplexity() if partial else math.nan
+        self.setup, self.folder, conversion = adopt(
+            self.directory, self.setup, number, use.name, table, weights, partial=partial
+        )
         self.display.say(f"{use.name} made a new architecture: {self.folder}")
+        if conversion is not None:
+            perplexity = {"perplexity_before": before, "perplexity_after": self._perplexity()}
+            self._tell(conversion, {"source": f"stage {number}"} | perplexity)
         self._gate()
+
+    def _perplexity(self) -> float:
+        """Of validation text, with the weights as they are."""
+        measured = self.setup.evaluate("validation", self.setup.recipe.evaluate.tokens)
+        assert measured is not None, "nothing interrupts it"
+        return measured.perplexity
+
+    def _tell(self, conversion: Conversion | None, more: dict[str, Any]) -> None:
+        """Print and record what became of the weights of another model."""
+        if conversion is None:
+            return
+        self.display.table("Weights", conversion.rows())
+        if "perplexity_after" in more:
+            self.display.say(
+                f"validation perplexity {more['perplexity_before']:.3f} before, {more['perplexity_after']:.3f} after"
+            )
+        self.records.event(conversion.event() | more)
 
     def _adopt_latest(self) -> int:
         """Take up the architecture that the last finished stage made; the number of the stage to go on with."""
@@ -213,5 +239,9 @@ class Run:
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
         } | memory
+        for row in read_rows(self.directory.events):
+            if row.get("event") == "weights":
+                wanted = ("source", "copied", "initialised", "unfit", "left", "perplexity_before", "perplexity_after")
+                summary["weights"] = {key: row[key] for key in wanted if key in row}
         self.directory.write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

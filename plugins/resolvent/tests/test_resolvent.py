@@ -13,7 +13,7 @@ from muse_core.testing import build_component
 from muse_core.testing.sequences import make_tokens
 
 WIDTH, HEADS, VALUES, LENGTH = 16, 8, 2, 13
-SIGNALS = frozenset({"theta", "decay", "phase", "spectral_shift"})
+SIGNALS = frozenset({"theta", "decay", "lyapunov", "phase", "spectral_shift"})
 OPTIONS = {"heads": HEADS, "potential": [{"use": "non-hermitian", "initial_decay": [0.01, 0.5]}]}
 
 
@@ -120,12 +120,17 @@ def test_measures_describe_valid_tokens(x):
     theta = torch.view_as_complex(layer(x, None, {}, tokens).signals["theta"].contiguous())[valid]
     hopping = layer.dynamics()[1]
     lyapunov = -0.5 * (hopping**2 * theta**2).abs().log().mean(0)
+    published = layer(x, None, {}, tokens).signals["lyapunov"][valid].mean(0)
+    torch.testing.assert_close(published, lyapunov)
     expected = {
         "decay": decay.mean(),
         "decay_min": decay.min(),
         "decay_max": decay.max(),
         "overdamped": (decay / potential.abs() > 10).double().mean(),
         "lyapunov": lyapunov.mean(),
+        "lyapunov_min": lyapunov.min(),
+        "lyapunov_max": lyapunov.max(),
+        "non-hermitian/strength": potential.square().mean().sqrt(),
         "memory_length_max": 1 / lyapunov.min(),
     }
     assert found.keys() == expected.keys()

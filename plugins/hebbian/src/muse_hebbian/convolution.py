@@ -99,4 +99,5 @@ def _last(padded: Tensor, document: Tensor | None, valid: Tensor | None, memory:
     if document is not None:
         other = document != document[:, -1:]
         kept = kept.masked_fill(other[..., None], 0.0)
-    return kept.to(torch.promote_types(kept.dtype, torch.float32))
+    # A view would keep all N inputs in memory.
+    return kept.to(torch.promote_types(kept.dtype, torch.float32), copy=True)

@@ -66,7 +66,13 @@ class Hebbian(nn.Module):
         self.output = _projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
         self.filters = nn.ModuleDict(
             {
-                name: context.build(use, name=f"{context.name}.filters.{name}", heads=self.heads, period=self.period)
+                name: context.build(
+                    use,
+                    name=f"{context.name}.filters.{name}",
+                    heads=self.heads,
+                    period=self.period,
+                    key_width=self.key_width,
+                )
                 for name, use in named(options.filters).items()
             }
         )

@@ -15,7 +15,7 @@ from muse_core.component import named
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.context import Context
 from muse_resolvent.carry import last_valid, restored, stored
-from muse_resolvent.diagnostics import measures
+from muse_resolvent.diagnostics import local_exponents, measures, strengths
 from muse_resolvent.dynamics import Dynamics
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
@@ -70,7 +70,8 @@ class Resolvent(nn.Module):
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
-        potential, decay = self.diagonal(x, signals, tokens)
+        terms = self.terms(x, signals, tokens)
+        potential, decay = self.total(terms, x)
         value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
         gate = F.silu(self.gate(x)) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
@@ -81,6 +82,8 @@ class Resolvent(nn.Module):
             sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
             found = {"theta": torch.view_as_real(theta), "decay": decay}
+            if "lyapunov" in self.publish:
+                found["lyapunov"] = local_exponents(theta, hopping)
             features = [] if y is None else [self.read_values(y, gate)]
             features.append(found["theta"])
             if self.reads_phase:
@@ -89,15 +92,22 @@ class Resolvent(nn.Module):
                 kept |= kept_phases
                 features += self.phase_features(phases)
             mixed = torch.cat([feature.flatten(2) for feature in features], dim=-1)
-            measured = measures(potential, decay, theta, hopping, tokens.valid)
+            measured = measures(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
         return Step(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
 
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""
+        return self.total(self.terms(x, signals, tokens), x)
+
+    def terms(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> dict[str, tuple[Tensor, Tensor]]:
+        """V and Γ of each potential by name."""
+        return {name: term(x, signals, tokens) for name, term in self.potentials.items()}
+
+    def total(self, terms: dict[str, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums over the potentials; zeros for none."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         potential = decay = torch.zeros(*x.shape[:2], self.heads, dtype=dtype, device=x.device)
-        for term in self.potentials.values():
-            more_potential, more_decay = term(x, signals, tokens)
+        for more_potential, more_decay in terms.values():
             potential, decay = potential + more_potential, decay + more_decay
         return potential, decay
 

@@ -42,9 +42,10 @@ class ResolventOptions:
             )
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
-        """``theta``: Re θ and Im θ; ``decay``: Γ; ``phase``: δ in radians; ``spectral_shift``: ξ."""
+        """``theta``: Re θ and Im θ; ``decay``: Γ; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
+        exponent; ``phase``: δ in radians; ``spectral_shift``: ξ."""
         heads = self.heads
-        return {"theta": (heads, 2), "decay": (heads,), "phase": (heads,), "spectral_shift": (heads,)}
+        return {"theta": (heads, 2)} | dict.fromkeys(("decay", "lyapunov", "phase", "spectral_shift"), (heads,))
 
     def value_width(self, width: int) -> int:
         """M for a model of this width; 0 when nothing is applied."""

@@ -1,0 +1,57 @@
+"""``muse diagnose``: what the layers of a trained run do on a text, beside what they did at its start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from muse_core.cli.errors import guarded
+from muse_core.cli.threads import wait_politely
+
+NARROWEST = 100
+"""Columns that a row takes; narrower terminals wrap it and pipes get it whole."""
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--text", help="Text to read [default: the beginning of the validation text].")
+@click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
+    """Show signals and measures of every layer of RUN, a run directory, at its start and as trained.
+
+    Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
+    tokens and heads.
+    """
+    wait_politely()
+    with guarded():
+        from muse_core.evaluation.diagnostics import diagnose as read
+
+        start, now = (read(run, text, weights=weights, tokens=tokens) for weights in ("start", "newest"))
+        before, after = start.ranges(), now.ranges()
+        if as_json:
+            rows = [
+                {"quantity": quantity, "layer": layer, "start": list(before[quantity, layer]), "trained": list(values)}
+                for (quantity, layer), values in after.items()
+            ]
+            print(json.dumps({"loss": {"start": start.loss, "trained": now.loss}, "rows": rows}, indent=2))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(highlight=False)
+        console.width = max(console.width, NARROWEST)
+        for layer in dict.fromkeys(layer for _, layer in after):
+            table = Table(layer, "at the start", "trained", box=None, header_style="dim")
+            for (quantity, owner), values in after.items():
+                if owner == layer:
+                    table.add_row(quantity, _told(before[quantity, layer]), _told(values))
+            console.print(table)
+            console.print()
+        console.print(f"loss {start.loss:.4f} nats/token at the start, {now.loss:.4f} trained")
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return f"{values[0]:.4g}" if len(set(values)) == 1 else " … ".join(f"{value:.4g}" for value in values)

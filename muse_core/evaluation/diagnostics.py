@@ -1,0 +1,102 @@
+"""What the layers of a trained model do on a text: every signal that they can publish and every measure, in one call.
+
+Letters: N tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Batch, Tokens
+from muse_core.errors import DataError
+from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.evaluation.held_out import undisturbed
+from muse_core.evaluation.recording import recording
+from muse_core.model.build import build_model
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Diagnosis:
+    """Numbers by what they are, then by layer: ``signals["decay"]["blocks.0.resolvent"]``."""
+
+    loss: float
+    """Nats per token of the text."""
+    signals: dict[str, dict[str, Tensor]]
+    """(N, …) on the CPU, at least fp32: what each layer's options list under ``provides``."""
+    measures: dict[str, dict[str, float]]
+    """What each layer and its filters report, over the whole text."""
+
+    def ranges(self) -> dict[tuple[str, str], tuple[float, float, float]]:
+        """(quantity, layer) → smallest, mean and largest value: of signals over tokens and the rest of their shape, of
+        measures the one value thrice."""
+        found = {
+            (f"signal {name}", layer): (value.min().item(), value.mean().item(), value.max().item())
+            for name, layers in self.signals.items() for layer, value in layers.items()
+        }
+        return found | {
+            (name, layer): (value,) * 3 for name, layers in self.measures.items() for layer, value in layers.items()
+        }
+
+
+def diagnose(
+    run: Path | str | Any,
+    text: str | None = None,
+    *,
+    weights: Literal["newest", "start"] = "newest",
+    tokens: int = 1024,
+) -> Diagnosis:
+    """Read a text as one document, from its start, with every signal published.
+
+    ``run``: a run directory, or a ``Setup``, whose weights are taken as they are. ``text``: by default the beginning of
+    the validation text; at most ``tokens`` tokens of either are read. ``weights`` "start": those that the run's recipe
+    begins with. Raises StorageError when there is no run or checkpoint, DataError for a text of fewer than two tokens.
+    """
+    setup = _opened(run, weights)
+    if text is None:
+        ids = [int(token) for token in setup.corpus.split("validation").tokens[:tokens]]
+    else:
+        ids = [int(token) for token in setup.corpus.tokenizer.encode(text)[:tokens]]
+    if len(ids) < 2:
+        raise DataError(f"a text of {len(ids)} tokens has nothing to predict; give at least two")
+    device = setup.precision.device
+    model, _ = build_model(
+        setup.recipe,
+        setup.registry,
+        vocabulary_size=setup.corpus.vocabulary_size,
+        device=device,
+        dtype=setup.precision.dtype,
+        publish_all=True,
+    )
+    model.load_state_dict(setup.model.state_dict())
+    signals: dict[str, dict[str, Tensor]] = {}
+
+    def keep(layer: str, step: Any) -> None:
+        for name, value in step.signals.items():
+            kept = value[0].to("cpu", torch.promote_types(value.dtype, torch.float32))
+            signals.setdefault(name, {})[layer] = kept
+
+    stream = torch.tensor([ids], device=device)
+    positions = torch.arange(len(ids) - 1, device=device)[None]
+    batch = Batch(stream[:, :-1], stream[:, 1:], torch.ones_like(positions, dtype=torch.bool), Tokens(positions))
+    with undisturbed(model), setup.precision(), recording(model, keep):
+        output = model(batch.inputs, None, batch.tokens)
+        loss = cross_entropy(model, output.hidden, batch).item() / positions.shape[1]
+    measures: dict[str, dict[str, float]] = {}
+    for full_name, value in output.measures.items():
+        layer, _, name = full_name.partition("/")
+        measures.setdefault(name, {})[layer] = value.item()
+    return Diagnosis(loss=loss, signals=signals, measures=measures)
+
+
+def _opened(run: Any, weights: str) -> Any:
+    if not isinstance(run, (str, Path)):
+        return run
+    # The loop imports this package, so that it cannot be imported above.
+    from muse_core.training.trained import open_start, open_trained
+
+    return open_start(Path(run)) if weights == "start" else open_trained(Path(run))[0]

@@ -1,0 +1,30 @@
+"""Sees what the layers of a model return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from muse_core.contracts import Step
+
+
+@contextmanager
+def recording(model: nn.Module, record: Callable[[str, Step], None]) -> Iterator[None]:
+    """Calls ``record`` with the full name of each layer and the step that it returned, as long as it lasts."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Step):
+                record(name, output)
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

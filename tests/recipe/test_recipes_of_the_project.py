@@ -1,0 +1,39 @@
+"""Every recipe of the project builds: what ``muse-run --dry-run`` shows of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli.run import main
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+BYTES = ["--set", 'data={use="state-of-the-union", tokenizer="bytes"}']
+"""Learning a byte-pair vocabulary takes up to a minute; the tokenizer has tests of its own."""
+SHALLOW = [*BYTES, "--set", "model.depth=2"]
+"""For recipes that want a GPU: two of their blocks, at full width."""
+CHANGES = {"phase2_256x4": BYTES, "phase2_512x6": SHALLOW, "phase2_1024x12": SHALLOW}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_dry_run(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
+    shown = CliRunner().invoke(main, [str(path), "--dry-run", *CHANGES.get(path.stem, [])])
+    assert shown.exit_code == 0, shown.output
+    assert "dry run: nothing was written" in shown.output
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_starts_with_what_it_shows_its_cost_and_what_to_expect(path: Path) -> None:
+    comment = "".join(
+        line[2:] + " " for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ).lower()
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert "control" in comment or ("cost" in comment and ("expect" in comment or "result" in comment))
