@@ -40,7 +40,8 @@ def test_every_result_is_near_float64(kind, sites):
         lambda p, b: p.apply(b.causal_resolvent_apply),
     ):
         expected = results(exact, lambda p, run=run: run(p, lanes))
-        assert_close(results(problem, lambda p, run=run: run(p, kernels)), expected, 3e-4)
+        actual = results(problem, lambda p, run=run: run(p, kernels))
+        assert_close(actual, expected, 3e-4, zeros=sites == 1)
 
 
 @pytest.mark.parametrize("tile", ((32, 16, 1), (64, 8, 4), (128, 8, 2), (128, 16, 8)))
