@@ -26,8 +26,8 @@ def left_green_backward_kernel(
     """w_i = theta_i (theta_i (g_i + s_{i+1}) + q_i), s_i = p_i w_i from s after each chunk, start (R, C).
 
     APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}. HOPPING: l and u want gradients,
-    (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w. WHOLE: one chunk holds the row,
-    after which s is zero.
+    (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w. WHOLE: one chunk holds
+    the row, after which s is zero.
     """
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
