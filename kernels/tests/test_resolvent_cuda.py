@@ -48,13 +48,24 @@ def test_every_result_is_near_float64(kind, sites):
 def test_any_number_of_warps_and_chunks(tile):
     problem = on_gpu(draw(1000, dtype=torch.float32))
     exact = problem.in_double()
-    columns = tiles.ColumnTile(8, 4, 8, 300, tile[2])
+    columns = tiles.ColumnTile(8, 4, 8, 300, tile[2], late=8)
     tile = tiles.Tile(*tile)
     expected = results(exact, lambda p: p.full(lanes.resolvent_diagonal))
     assert_close(results(problem, lambda p: p.full(kernels.resolvent_diagonal, tile=tile)), expected, 1e-4)
     expected = results(exact, lambda p: p.apply(lanes.causal_resolvent_apply))
     run = lambda p: p.apply(kernels.causal_resolvent_apply, tile=tile, columns=columns)  # noqa: E731
     assert_close(results(problem, run), expected, 1e-4)
+
+
+@pytest.mark.parametrize("kind, batch, sites", (("constant", 150, 2500), ("constant", 4, 9000), ("complex", 4, 9000)))
+def test_rows_read_once(kind, batch, sites):
+    """Many rows, a program each; fewer, longer ones, whose chunks wait for each other. Repeated: a race would show."""
+    problem = on_gpu(draw(sites, kind, batch=batch, heads=4, dtype=torch.float32))
+    expected, _ = problem.in_double().left(lanes.causal_resolvent_diagonal)
+    for _ in range(20):
+        theta, _ = problem.left(kernels.causal_resolvent_diagonal)
+        error = ((theta - expected).abs().amax(-1) / expected.abs().amax(-1)).max()
+        assert error <= 1e-3, f"{error:.1e}"
 
 
 def sequential(a, l, u, z):
