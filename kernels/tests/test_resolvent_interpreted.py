@@ -64,8 +64,8 @@ def test_long_rows_read_once(kind, sites):
 
 
 @pytest.mark.parametrize("rows, sites, constant, taken", (
-    (512, 4096, True, "loop"), (512, 4096, False, "forward"), (255, 4096, True, "forward"),
-    (512, 1024, True, "forward"), (16, 4097, True, "chain"), (15, 4097, True, "forward"),
+    (512, 4096, True, "loop"), (512, 4096, False, "forward"), (511, 4096, True, "forward"),
+    (512, 2048, True, "forward"), (32, 4097, True, "chain"), (31, 4097, True, "forward"),
 ))  # fmt: skip
 def test_choice_of_the_kernel(monkeypatch, rows, sites, constant, taken):
     called = []

@@ -9,8 +9,8 @@ import triton.language as tl
 
 from .complex import load_complex, multiply, reciprocal, subtract_product
 from .moebius import act, lane_products, prefix_products
-from .sites import from_previous_lane, repeat, store_sites
-from .tridiagonal import couplings, load_hopping, load_shifted_diagonal
+from .sites import from_previous_lane, load_sites, repeat, row_start, store_sites
+from .tridiagonal import couplings, load_hopping, load_shifted_diagonal, shifted
 
 
 @triton.jit
@@ -27,16 +27,15 @@ def left_green_loop_kernel(
     pr, pi = repeat(pr, E), repeat(pi, E)
     lane = tl.arange(0, P)
     base = row.to(tl.int64) * sites * 2
-    dr, di = load_shifted_diagonal(
-        a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, row * 0, sites, A_COMPLEX, UNIT, MASKED, P, E
-    )
+    a = row_start(a_ptr, row, heads, a_outer, a_inner, A_COMPLEX)
+    ar, ai = load_sites(a, row * 0, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
     for chunk in range(0, chunks):
         first = chunk * (P * E)
         # The last chunk loads itself again rather than what lies past the row.
         ahead = tl.minimum(chunk + 1, chunks - 1) * (P * E)
-        next_r, next_i = load_shifted_diagonal(
-            a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, ahead, sites, A_COMPLEX, UNIT, MASKED, P, E
-        )
+        next_r, next_i = load_sites(a, ahead, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
+        # Shifted when it is used: arithmetic on what is still on its way would wait for it.
+        dr, di = shifted(ar, ai, z_ptr, row, E)
         x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
         x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
         er, ei = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti)
@@ -44,7 +43,7 @@ def left_green_loop_kernel(
         tr = tl.sum(tl.where(lane == P - 1, er, 0.0), axis=0)
         ti = tl.sum(tl.where(lane == P - 1, ei, 0.0), axis=0)
         store_thetas(theta_ptr + base, first, sites, dr, di, pr, pi, sr, si, MASKED, P, E)
-        dr, di = next_r, next_i
+        ar, ai = next_r, next_i
 
 
 @triton.jit

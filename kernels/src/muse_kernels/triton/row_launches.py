@@ -8,16 +8,16 @@ from .row_kernels import left_green_chain_kernel, left_green_loop_kernel
 from .rows import Rows, floats, operands
 from .tiles import CHAIN, LONGEST, LOOP, Tile, left_tile
 
-LOOP_ROWS, CHAIN_ROWS = 256, 16
+LOOP_ROWS, CHAIN_ROWS = 512, 32
 """Rows from which a program a row fills the device, and from which a row's chunks may wait for each other: handing
-theta on takes 0.6 us a chunk, in which a dozen rows' chunks are read once more."""
+theta on takes 0.6 us a chunk, in which the chunks of a dozen rows are read once more. Measured (docs/results)."""
 
 
 def left_green(rows: Rows, tile: Tile | None = None) -> Tensor:
     """theta (R, N), by the kernel that suits its shape, or by chunks of `tile`."""
     outer, heads, sites = rows.diagonal.shape
     constant = rows.lower.ndim == 1
-    if tile is None and LOOP.sites < sites <= LONGEST and constant and outer * heads >= LOOP_ROWS:
+    if tile is None and LONGEST // 2 < sites <= LONGEST and constant and outer * heads >= LOOP_ROWS:
         return left_green_loop(rows, LOOP)
     if tile is None and sites > LONGEST and outer * heads >= CHAIN_ROWS:
         return left_green_chain(rows, CHAIN)
