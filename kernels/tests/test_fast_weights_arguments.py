@@ -77,6 +77,15 @@ def test_what_auto_takes_can_be_asked():
     assert wide.backend == "torch" and "128" in wide.refusals["triton"]
 
 
+def test_the_choice_breaks_no_compiled_graph():
+    """Also where triton is taken, which a machine without a GPU cannot run."""
+
+    def marked(x):
+        return x + (chosen(Request("fast_weights", "cuda", "float32")).backend == "triton")
+
+    assert torch.compile(marked, fullgraph=True, backend="eager")(torch.zeros(1)) == 1
+
+
 def test_a_named_backend_is_taken():
     problem = draw(200, dtype=torch.float32)
     exact, _ = problem.to(torch.float64).run(fast_weights, backend="reference")

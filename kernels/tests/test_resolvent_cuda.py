@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 kernels = pytest.importorskip("muse_kernels.triton")
 tiles = pytest.importorskip("muse_kernels.triton.tiles")
 
+COLUMNS = tiles.ColumnTile(8, 4, 4, 2000, 1, late=4)  # unrolled four times: sixteen take ten times as long to compile
+
 
 @pytest.fixture(autouse=True)
 def poisoned():
@@ -34,26 +36,47 @@ def test_every_result_is_near_float64(kind, sites):
     """General couplings, where the inverse is worse conditioned than in the physical choice."""
     problem = on_gpu(draw(sites, kind, dtype=torch.float32))
     exact = problem.in_double()
-    for run in (
-        lambda p, b: p.full(b.resolvent_diagonal),
-        lambda p, b: p.left(b.causal_resolvent_diagonal),
-        lambda p, b: p.apply(b.causal_resolvent_apply),
+    for run, options in (
+        (lambda p, b, **_: p.full(b.resolvent_diagonal), {}),
+        (lambda p, b, **_: p.left(b.causal_resolvent_diagonal), {}),
+        (lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), {"columns": COLUMNS}),
     ):
         expected = results(exact, lambda p, run=run: run(p, lanes))
-        assert_close(results(problem, lambda p, run=run: run(p, kernels)), expected, 3e-4)
+        actual = results(problem, lambda p, run=run, o=options: run(p, kernels, **o))
+        assert_close(actual, expected, 3e-4, zeros=sites == 1)
 
 
 @pytest.mark.parametrize("tile", ((32, 16, 1), (64, 8, 4), (128, 8, 2), (128, 16, 8)))
 def test_any_number_of_warps_and_chunks(tile):
     problem = on_gpu(draw(1000, dtype=torch.float32))
     exact = problem.in_double()
-    columns = tiles.ColumnTile(8, 4, 8, 300, tile[2])
+    columns = tiles.ColumnTile(8, 4, 4, 300, tile[2], late=4)
     tile = tiles.Tile(*tile)
     expected = results(exact, lambda p: p.full(lanes.resolvent_diagonal))
     assert_close(results(problem, lambda p: p.full(kernels.resolvent_diagonal, tile=tile)), expected, 1e-4)
     expected = results(exact, lambda p: p.apply(lanes.causal_resolvent_apply))
     run = lambda p: p.apply(kernels.causal_resolvent_apply, tile=tile, columns=columns)  # noqa: E731
     assert_close(results(problem, run), expected, 1e-4)
+
+
+@pytest.mark.parametrize("kind, batch, sites", (("constant", 150, 2500), ("constant", 8, 9000), ("complex", 8, 9000)))
+def test_rows_read_once(kind, batch, sites):
+    """Many rows, a program each; fewer, longer ones, whose chunks wait for each other. Repeated: a race would show."""
+    problem = on_gpu(draw(sites, kind, batch=batch, heads=4, dtype=torch.float32))
+    expected, _ = problem.in_double().left(lanes.causal_resolvent_diagonal)
+    for _ in range(20):
+        theta, _ = problem.left(kernels.causal_resolvent_diagonal)
+        error = ((theta - expected).abs().amax(-1) / expected.abs().amax(-1)).max()
+        assert error <= 1e-3, f"{error:.1e}"
+
+
+def test_values_at_the_tile_of_their_own():
+    """Whole stretches of 32 sites, as a call without options takes them."""
+    problem = on_gpu(draw(512, "constant", width=6, dtype=torch.float32))
+    with torch.no_grad():
+        problem.lower.mul_(0.3)  # the values would grow past single precision
+    expected = results(problem.in_double(), lambda p: p.apply(lanes.causal_resolvent_apply))
+    assert_close(results(problem, lambda p: p.apply(kernels.causal_resolvent_apply)), expected, 1e-4)
 
 
 def sequential(a, l, u, z):

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from muse_kernels import reference
+from muse_kernels.resolvent_arguments import check_resolvent
 from muse_kernels.testing.resolvent import assert_close, draw, results
 
+row_launches = pytest.importorskip("muse_kernels.triton.row_launches")
 kernels = pytest.importorskip("muse_kernels.triton")
 tiles = pytest.importorskip("muse_kernels.triton.tiles")
+rows_of = pytest.importorskip("muse_kernels.triton.rows").rows_of
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="Triton reads TRITON_INTERPRET=1 when it is imported"
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 CLOSE = 3e-6
 TILE = tiles.Tile(2, 4, 1)  # chunks of eight sites
-COLUMNS = tiles.ColumnTile(2, 2, 2, 3, 1)  # two rows by two columns, chunks of three sites
+COLUMNS = tiles.ColumnTile(2, 2, 2, 3, 1, late=2)  # two rows by two columns, chunks of three sites
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,40 @@ def test_two_sided_diagonal(kind, sites):
 def test_applied_to_values(kind, sites):
     problem = draw(sites, kind, batch=1, heads=2 if kind == "constant" else 1, dtype=torch.float32)
     both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), tile=TILE, columns=COLUMNS)
+
+
+@pytest.mark.parametrize("kind, sites", (("complex", 19), ("constant", 8), ("constant", 11)))
+def test_long_rows_read_once(kind, sites):
+    problem = draw(sites, kind, batch=1, heads=2, dtype=torch.float32)
+    checked = check_resolvent("", *(x.detach() for x in problem.leaves[:4]), initial=problem.theta.detach())
+    rows = rows_of(checked)
+    expected, _ = problem.in_double().left(reference.causal_resolvent_diagonal)
+    by = [row_launches.left_green_chain] + [row_launches.left_green_loop] * (kind == "constant")
+    for launch in by:
+        theta = launch(rows, tiles.Tile(2, 4, 1)).view(expected.shape)
+        assert (theta - expected).abs().max() <= CLOSE * expected.abs().max(), launch.__name__
+
+
+@pytest.mark.parametrize("rows, sites, constant, taken", (
+    (512, 4096, True, "loop"), (512, 4096, False, "forward"), (511, 4096, True, "forward"),
+    (512, 2048, True, "forward"), (32, 4097, True, "chain"), (31, 4097, True, "forward"),
+))  # fmt: skip
+def test_choice_of_the_kernel(monkeypatch, rows, sites, constant, taken):
+    called = []
+    for name in ("loop", "chain", "forward"):
+        fake = lambda *_, name=name, **__: called.append(name) or (None, None)  # noqa: E731
+        monkeypatch.setattr(row_launches, f"left_green_{name}", fake)
+    a, z = torch.empty(1, rows, sites, device="meta"), torch.empty(rows, dtype=torch.complex64, device="meta")
+    row_launches.left_green(row_launches.Rows(a, z if constant else a, z if constant else a, z, z))
+    assert called == [taken]
+
+
+@pytest.mark.parametrize("width", (2, 3))
+def test_whole_stretches_of_values(width):
+    """Eight sites in chunks of four: no load of the values is masked."""
+    problem = draw(8, "constant", batch=1, heads=2, width=width, dtype=torch.float32)
+    columns = tiles.ColumnTile(2, 2, 2, 4, 1, late=2)
+    both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), columns=columns)
 
 
 def test_left_diagonal_and_its_double_backward():

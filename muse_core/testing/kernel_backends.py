@@ -17,8 +17,14 @@ from muse_core.testing.suite import Suite
 
 Arguments = dict[str, Any]
 
-TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 3e-2}
 """Largest error relative to the largest magnitude; in fp32 the problems' own condition (1/η = 4) is in it."""
+
+PLACES = (("cpu", "float32"), ("cpu", "float64"), ("cuda", "float32"), ("cuda", "bfloat16"))
+"""Device and dtype of the comparisons; those of a GPU where there is one."""
+
+SIZES = {"key": 4, "value": 5}
+"""Head sizes of the fast-weights problems."""
 
 NEEDS = ("gradient", "resets", "group", "double_backward")
 
@@ -52,44 +58,67 @@ class KernelBackendSuite(Suite):
                 assert callable(load(reference)), f"{operation}: {reference} is not callable"
 
     def serves(self, backend: Any, operation: str, dtype: str) -> bool:
-        return backend.refuse(KernelRequest(operation, "cpu", dtype, {"key": 4, "value": 4})) is None
+        return backend.refuse(KernelRequest(operation, "cpu", dtype, SIZES)) is None
 
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_agrees_with_the_reference(self, case: Case, dtype: str) -> None:
-        """Results, carried state and gradients of every input, on the same rounded inputs."""
+    @pytest.mark.parametrize("device, dtype", PLACES)
+    def test_agrees_with_the_reference(self, case: Case, device: str, dtype: str) -> None:
+        """Results, carried state and gradients of every input, on the same rounded inputs.
+
+        A problem that the backend refuses is left out, and its gradients where it refuses those; skipped with the
+        reason where nothing is left.
+        """
         import muse_kernels.reference
 
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
         backend = self.build(case)
-        served = [operation for operation in backend.operations() if self.serves(backend, operation, dtype)]
-        if not served:
-            pytest.skip(backend.refuse(KernelRequest(next(iter(backend.operations())), "cpu", dtype)))
-        for operation in served:
+        compared, reason = 0, None
+        for operation, implementation in backend.operations().items():
             assert operation in PROBLEMS, f"muse-kernels defines no operation {operation!r}"
+            if dtype == "bfloat16" and operation != "fast_weights":
+                continue
             reference = getattr(muse_kernels.reference, operation)
             for name, arguments in PROBLEMS[operation](self.tokens).items():
-                rounded = {key: _rounded(value, dtype) for key, value in arguments.items()}
-                expected = results(reference, {key: _rounded(value, "float64") for key, value in rounded.items()})
-                actual = results(load(backend.operations()[operation]), rounded)
+                resets = {"resets"} & arguments.keys()
+                requests = [
+                    KernelRequest(operation, device, dtype, SIZES, frozenset(needs | resets))
+                    for needs in ({"gradient"}, set())
+                ]
+                served = [request for request in requests if backend.refuse(request) is None]
+                if not served:
+                    reason = f"{operation}, {name}: {backend.refuse(requests[-1])}"
+                    continue
+                compared += 1
+                gradients = "gradient" in served[0].needs
+                rounded = {key: _rounded(value, dtype, key) for key, value in arguments.items()}
+                double = {key: _rounded(value, "float64") for key, value in rounded.items()}
+                given = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in rounded.items()}
+                expected = results(reference, double, gradients)
+                actual = results(load(implementation), given, gradients)
                 assert actual.keys() == expected.keys()
                 for what, value in expected.items():
                     scale = max(1e-3, value.abs().max().item())
-                    worst = (actual[what].to(value.dtype) - value).abs().max().item() / scale
+                    worst = (actual[what].to(value.device, value.dtype) - value).abs().max().item() / scale
                     assert worst <= TOLERANCE[dtype], f"{operation}, {name}, {what}: off by {worst:.2g} of the largest"
+        if not compared:
+            pytest.skip(f"refused: {reason}")
 
 
-def results(function: Callable[..., Any], arguments: Arguments) -> dict[str, Tensor]:
-    """Every tensor that the function returns and the gradient of every floating input."""
+def results(function: Callable[..., Any], arguments: Arguments, gradients: bool = True) -> dict[str, Tensor]:
+    """Every tensor that the function returns and, with ``gradients``, that of every floating input."""
     inputs = {key: value.detach().clone() for key, value in arguments.items() if isinstance(value, Tensor)}
     leaves = {key: value.requires_grad_() for key, value in inputs.items() if not value.dtype == torch.bool}
     returned = _flat(function(**(arguments | inputs)))
+    if not gradients:
+        return {key: value.detach() for key, value in returned.items()}
     generator = torch.Generator().manual_seed(3)
     total = torch.zeros((), dtype=torch.float64)
     for value in returned.values():
         real = torch.view_as_real(value) if value.is_complex() else value
         weight = torch.randn(real.shape, generator=generator, dtype=torch.float64)
-        total = total + (real.double() * weight).sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    reached = {f"gradient of {key}": value for key, value in zip(leaves, gradients) if value is not None}
+        total = total + (real.double().cpu() * weight).sum()
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    reached = {f"gradient of {key}": value for key, value in zip(leaves, found) if value is not None}
     return {key: value.detach() for key, value in returned.items()} | reached
 
 
@@ -99,9 +128,11 @@ def _flat(value: Any, path: str = "result") -> dict[str, Tensor]:
     return {key: leaf for index, part in enumerate(value) for key, leaf in _flat(part, f"{path}[{index}]").items()}
 
 
-def _rounded(value: Any, dtype: str) -> Any:
+def _rounded(value: Any, dtype: str, name: str = "") -> Any:
     if not isinstance(value, Tensor) or value.dtype == torch.bool:
         return value
+    if dtype == "bfloat16":
+        return value.to(torch.bfloat16 if name in ("query", "key", "value") else torch.float32)
     real, complex_ = {"float32": (torch.float32, torch.complex64), "float64": (torch.float64, torch.complex128)}[dtype]
     return value.to(complex_ if value.is_complex() else real)
 

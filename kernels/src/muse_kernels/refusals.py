@@ -7,6 +7,7 @@ sentence, or None.
 import os
 from importlib.util import find_spec
 
+_HAS_TRITON = find_spec("triton") is not None  # asked once: torch.compile does not trace the question
 _NOT_BUILT = "context parallelism (group) is not built yet"
 
 
@@ -31,7 +32,7 @@ def refuse_triton(request) -> str | None:
         return f"its fast weights hold heads up to 128 wide, not {widest}"
     if request.device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it compiles for CUDA, the tensors are on {request.device}"
-    if find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "triton is not installed"
     return None
 

@@ -1,24 +1,21 @@
-"""Fast weights against flash-linear-attention's kernels: python -m muse_kernels.benchmarks.fast_weights
+"""Fast weights against flash-linear-attention's kernels.
 
 B 4, N 4096, H 16, K = M = 128, bfloat16; medians of device time, caches flushed between repeats. The peers tune
 themselves on their first call, which takes minutes.
 """
 
-import argparse
-import json
-import platform
 import statistics
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..triton import fast_weights
-from .timing import copy_bandwidth
 
 BATCH, TOKENS, HEADS, WIDTH = 4, 4096, 16, 128
+BYTES = {"forward": 4 * 2 * BATCH * TOKENS * HEADS * WIDTH, "backward": 7 * 2 * BATCH * TOKENS * HEADS * WIDTH}
+"""That must move: query, key, value and output; the first three, the output's gradient and theirs. bfloat16."""
 SLEEP_CYCLES = 4_000_000  # 2 ms, longer than the host takes to launch any of these
 
 
@@ -121,36 +118,3 @@ def measure() -> Iterator[Row]:
         except RuntimeError as refusal:
             backward, note = None, f"backward refused: {str(refusal).splitlines()[0]}"
         yield Row(operation, name, forward, backward, note)
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    found = {"python": platform.python_version(), "device": torch.cuda.get_device_name()}
-    for name in ("torch", "triton", "fla-core"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="write the rows to this file")
-    arguments = parser.parse_args()
-    bandwidth = copy_bandwidth()
-    print(versions(), f"copy {bandwidth / 1e12:.2f} TB/s")
-    rows = []
-    for row in measure():
-        times = (f"{x:8.0f}" if x is not None else "       -" for x in row[2:4])
-        print(
-            f"{row.operation:8} {row.implementation:46} forward {next(times)} us  backward {next(times)} us  {row.note}"
-        )
-        rows.append(row._asdict())
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"versions": versions(), "copy_bytes_per_second": bandwidth, "rows": rows}, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()

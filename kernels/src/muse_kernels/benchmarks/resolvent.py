@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..triton.apply_launches import apply_forward
 from ..triton.launches import green_backward, left_green_backward, left_green_forward
+from ..triton.row_launches import left_green
 from ..triton.rows import Rows
-from ..triton.tiles import column_tile, green_tile, left_backward_tile, left_tile
+from ..triton.tiles import column_tile, green_tile, left_backward_tile
 from .timing import device_seconds
 
 
@@ -79,10 +80,9 @@ def left_cases(label: str, rows: int, sites: int, copies: int, tiles: dict) -> I
     """theta of a complex diagonal with one coupling a row, which takes no gradient."""
     operands = draw(rows, sites, constant=True, copies=copies)
     forward, backward = f"theta forward {label}", f"theta backward {label}"
-    tile = tiles.get(forward) or left_tile(sites)
-    calls = [partial(left_green_forward, o, tile, full=False) for o in operands]
+    calls = [partial(left_green, o, tiles.get(forward)) for o in operands]
     yield Case(forward, calls, 16 * rows * sites, target=0.5)
-    saved = [call()[0] for call in calls]
+    saved = [call() for call in calls]
     tile = tiles.get(backward) or left_backward_tile(sites)
     calls = [
         partial(left_green_backward, o, s, torch.randn_like(s), None, None, False, tile)
@@ -94,12 +94,12 @@ def left_cases(label: str, rows: int, sites: int, copies: int, tiles: dict) -> I
 def apply_case(rows: int, sites: int, width: int, tiles: dict) -> Case:
     """theta and y of complex values."""
     name = f"causal apply {rows}x{sites}, M = {width}, complex"
-    columns, tile = tiles.get(name) or column_tile(rows, sites, width), left_tile(sites)
+    columns = tiles.get(name) or column_tile(rows, sites, width)
     operands = draw(rows, sites, constant=True, copies=3)
     carried = torch.zeros(rows, width, dtype=torch.complex64, device="cuda")
 
     def apply(o: Rows, values: Tensor) -> tuple[Tensor, Tensor]:
-        theta, _ = left_green_forward(o, tile, full=False)
+        theta = left_green(o)
         return apply_forward(values, o.lower, theta, carried, columns), theta
 
     values = [torch.randn(1, rows, sites, width, dtype=torch.complex64, device="cuda") for _ in operands]
@@ -132,5 +132,5 @@ def against_the_loop(rows: int = 64, sites: int = 4096) -> tuple[float, float]:
     loop(d, p)
     stop.record()
     torch.cuda.synchronize()
-    ours = device_seconds([partial(left_green_forward, operands, left_tile(sites), full=False)])
+    ours = device_seconds([partial(left_green, operands)])
     return start.elapsed_time(stop) * 1e-3, ours

@@ -1,59 +1,100 @@
 """The linear recurrence of the values, y_i = theta_i (x_i - l_i y_{i-1}), and its adjoint, one thread a column.
 
-Rows times columns are enough threads for a GPU, so each runs through its sites in order, T loads in flight ahead of
-the arithmetic; nothing moves between threads. Where they are too few, rows are cut into chunks of `span` sites:
+Rows times columns are enough threads for a GPU, so each runs through its sites in order, its loads ahead of the
+arithmetic; nothing moves between threads. Where they are too few, rows are cut into chunks of `span` sites:
 REDUCE stores what a chunk does to y, a carry kernel runs over the chunks, the same kernel starts from the carries.
 """
 
 import triton
 import triton.language as tl
 
-from .columns import load_pair, load_steps, load_stretch, store_pair, store_tile
+from .columns import load_number, load_pair, load_steps, load_stretch, store_pair, store_tile
 from .complex import multiply, multiply_add
 
 
 @triton.jit
 def apply_kernel(
     x_ptr, x_outer, x_inner, x_stride, x_column, l_ptr, l_outer, l_inner, l_stride, theta_ptr, start_ptr, y_ptr,
-    factor_ptr, term_ptr, rows, heads, sites, chunks, span, width,
-    X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, REDUCE: tl.constexpr,
+    factor_ptr, term_ptr, rows, heads, sites, chunks, span,
+    WIDTH: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, L_COMPLEX: tl.constexpr,
+    CONSTANT: tl.constexpr, REDUCE: tl.constexpr, MASKED: tl.constexpr,
     T: tl.constexpr, Q: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """y (R, N, M) from the y before each chunk, start (R, C, M); REDUCE stores each chunk's factor and terms."""
+    """y (R, N, M) from the y before each chunk, start (R, C, M); REDUCE stores each chunk's factor and terms.
+
+    T sites are held, each replaced by the one T sites on as soon as it is used: T loads are always on their way.
+    X_UNIT: the sites of x are M numbers apart, so that addresses are constants. Without MASKED all chunks are whole
+    multiples of T sites.
+    """
     row = (tl.program_id(0) * Q + tl.arange(0, Q)[:, None]).to(tl.int64)
     column = tl.program_id(2) * W + tl.arange(0, W)[None, :]
     chunk = tl.program_id(1)
-    inside = (row < rows) & (column < width)
+    inside = (row < rows) & (column < WIDTH)
     outer, inner = row // heads, row % heads
-    x = x_ptr + (outer * x_outer + inner * x_inner + column * x_column) * (2 if X_COMPLEX else 1)
-    l = l_ptr + (outer * l_outer + inner * l_inner + column * 0) * (2 if L_COMPLEX else 1)
-    theta = theta_ptr + (row * sites + column * 0) * 2
-    y = y_ptr + (row * sites * width + column) * 2
-    edge = (row * chunks + chunk) * width + column
     first = chunk * span
-    limit = tl.minimum(first + span, sites)
+    held = tl.minimum(span, sites - first)
+    stride = WIDTH if X_UNIT else x_stride
+    start = first.to(tl.int64)
+    x = x_ptr + (outer * x_outer + inner * x_inner + column * x_column + start * stride) * (2 if X_COMPLEX else 1)
+    l = l_ptr + (outer * l_outer + inner * l_inner + start * l_stride + column * 0) * (2 if L_COMPLEX else 1)
+    theta = theta_ptr + (row * sites + start + column * 0) * 2
+    y = y_ptr + ((row * sites + start) * WIDTH + column) * 2
+    edge = (row * chunks + chunk) * WIDTH + column
     fr, fi = tl.full((Q, W), 1.0, tl.float32), tl.zeros((Q, W), tl.float32)
     yr, yi = tl.zeros((Q, W), tl.float32), tl.zeros((Q, W), tl.float32)
     if not REDUCE:
         yr, yi = load_pair(start_ptr + edge * 2, inside)
-    xr, xi = load_stretch(x, first, limit, x_stride, inside, X_COMPLEX, T, Q, W)
-    for k in range(0, (limit - first + T - 1) // T):
-        site = first + k * T
-        tr, ti, cr, ci = load_steps(theta, l, l_stride, site, limit, inside, L_COMPLEX, CONSTANT, T, Q, W)
-        next_r, next_i = load_stretch(x, site + T, limit, x_stride, inside, X_COMPLEX, T, Q, W)
+    lr, li = (), ()
+    if CONSTANT:
+        r, i = load_number(l, 0, inside, L_COMPLEX)
+        lr, li = (r,), (i,)
+    xr, xi, tr, ti = (), (), (), ()
+    for t in tl.static_range(T):
+        here = inside & (t < held) if MASKED else inside
+        r, i = load_number(x, t * stride, here, X_COMPLEX)
+        xr, xi = xr + (r,), xi + (i,)
+        r, i = load_number(theta, t, here, True)
+        tr, ti = tr + (r,), ti + (i,)
+        if not CONSTANT:
+            r, i = load_number(l, t * l_stride, here, L_COMPLEX)
+            lr, li = lr + (r,), li + (i,)
+    for k in range(0, (held + T - 1) // T):
+        site = k * T
+        # The last stretch loads itself again rather than what lies past the chunk.
+        ahead = T if MASKED else tl.minimum(T, held - T - site)
+        x_ahead = x + tl.cast(ahead, tl.int64) * stride * (2 if X_COMPLEX else 1)
+        theta_ahead = theta + ahead * 2
+        l_ahead = l + tl.cast(ahead, tl.int64) * l_stride * (2 if L_COMPLEX else 1)
+        next_xr, next_xi, next_tr, next_ti, next_lr, next_li = (), (), (), (), (), ()
         for t in tl.static_range(T):
             vr, vi = multiply(tr[t], ti[t], xr[t], xi[t])
-            vr, vi = multiply_add(cr[t], ci[t], yr, yi, vr, vi)
-            valid = site + t < limit
+            cr, ci = multiply(tr[t], ti[t], lr[0 if CONSTANT else t], li[0 if CONSTANT else t])
+            vr, vi = multiply_add(-cr, -ci, yr, yi, vr, vi)
             if REDUCE:
                 # Past the chunk's end nothing changes.
-                gr, gi = multiply(cr[t], ci[t], fr, fi)
+                gr, gi = multiply(-cr, -ci, fr, fi)
+                valid = site + t < held
                 fr, fi = tl.where(valid, gr, fr), tl.where(valid, gi, fi)
                 yr, yi = tl.where(valid, vr, yr), tl.where(valid, vi, yi)
             else:
                 yr, yi = vr, vi
-                store_tile(y, (site + t).to(tl.int64) * width, inside & valid, yr, yi, True)
-        xr, xi = next_r, next_i
+                stored = inside & (site + t < held) if MASKED else inside
+                store_tile(y, t * WIDTH, stored, yr, yi, True)
+            here = inside & (site + T + t < held) if MASKED else inside
+            r, i = load_number(x_ahead, t * stride, here, X_COMPLEX)
+            next_xr, next_xi = next_xr + (r,), next_xi + (i,)
+            r, i = load_number(theta_ahead, t, here, True)
+            next_tr, next_ti = next_tr + (r,), next_ti + (i,)
+            if not CONSTANT:
+                r, i = load_number(l_ahead, t * l_stride, here, L_COMPLEX)
+                next_lr, next_li = next_lr + (r,), next_li + (i,)
+        xr, xi, tr, ti = next_xr, next_xi, next_tr, next_ti
+        if not CONSTANT:
+            lr, li = next_lr, next_li
+        x += T * stride * (2 if X_COMPLEX else 1)
+        l += T * l_stride * (2 if L_COMPLEX else 1)
+        theta += T * 2
+        y += T * WIDTH * 2
     if REDUCE:
         store_pair(factor_ptr + (row * chunks + chunk + column * 0) * 2, inside & (column == 0), fr, fi)
         store_pair(term_ptr + edge * 2, inside, yr, yi)

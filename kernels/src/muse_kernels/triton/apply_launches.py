@@ -19,11 +19,12 @@ def apply_forward(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor,
     lower, shared = _hopping(lower, heads, tile)
     grid, sizes = _sizes(rows, heads, sites, width, tile)
     x, start = floats(values), floats(initial.contiguous()[:, None])
+    ragged = tile.span % tile.stretch != 0 or sites % tile.span % tile.stretch != 0
 
     def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
         apply_kernel[grid](
-            x, *values.stride(), *lower, floats(theta), start, floats(y), factor, term, *sizes,
-            X_COMPLEX=values.is_complex(), REDUCE=reduce, **shared,
+            x, *values.stride(), *lower, floats(theta), start, floats(y), factor, term, *sizes[:5], WIDTH=width,
+            X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width, MASKED=ragged, REDUCE=reduce, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
@@ -44,7 +45,7 @@ def apply_backward(
     dinitial = torch.empty_like(initial, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return dx, torch.zeros_like(theta), torch.zeros_like(theta), dinitial
-    lower, shared = _hopping(lower, heads, tile)
+    lower, shared = _hopping(lower, heads, tile._replace(stretch=tile.late))
     grid, sizes = _sizes(rows, heads, sites, width, tile)
     applied, before = theta.new_empty((grid[2], rows, sites)), theta.new_empty((grid[2], rows, sites))
     gradient, first = floats(gradient.contiguous()), floats(initial.contiguous())

@@ -9,11 +9,12 @@ from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
 from .apply_launches import apply_backward, apply_forward
 from .double_backward import differentiate_gradients
-from .launches import left_green_backward, left_green_forward
+from .launches import left_green_backward
 from .left_green import fake_gradients, shifted_and_coupled
+from .row_launches import left_green
 from .rows import Rows, as_rows, rows_of
 from .served import check_served
-from .tiles import ColumnTile, Tile, column_tile, left_backward_tile, left_tile
+from .tiles import ColumnTile, Tile, column_tile, left_backward_tile
 
 
 def causal_resolvent_apply(
@@ -53,8 +54,7 @@ def _forward(
     diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor,
     tile: list[int], columns: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    chosen = Tile(*tile) if tile else left_tile(diagonal.shape[-1])
-    result, _ = left_green_forward(Rows(diagonal, lower, upper, energy, theta), chosen, full=False)
+    result = left_green(Rows(diagonal, lower, upper, energy, theta), Tile(*tile) if tile else None)
     return apply_forward(values, lower, result, carried, ColumnTile(*columns)), result
 
 

@@ -30,6 +30,17 @@ def load_stretch(
 
 
 @triton.jit
+def load_number(pointer, offset, inside, COMPLEX: tl.constexpr):
+    """The tile at `offset` elements of the tensor after `pointer` (Q, W); outside, any number."""
+    if COMPLEX:
+        part = tl.arange(0, 2)[None, None, :]
+        return tl.split(tl.load((pointer + offset * 2)[:, :, None] + part, mask=inside[:, :, None] & (part < 2)))
+    else:
+        real = tl.load(pointer + offset, mask=inside)
+        return real, tl.zeros_like(real)
+
+
+@triton.jit
 def load_steps(
     theta, l, l_stride, site, limit, inside, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, T: tl.constexpr,
     Q: tl.constexpr, W: tl.constexpr,

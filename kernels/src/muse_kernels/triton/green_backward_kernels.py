@@ -20,13 +20,14 @@ def left_green_backward_kernel(
     applied_ptr, before_ptr, start_ptr, summary_ptr, da_ptr, dl_ptr, du_ptr, dz_ptr, dp_ptr, dinitial_ptr,
     heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    APPLIED: tl.constexpr, HOPPING: tl.constexpr, REDUCE: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
-    P: tl.constexpr, E: tl.constexpr,
+    APPLIED: tl.constexpr, HOPPING: tl.constexpr, REDUCE: tl.constexpr, WHOLE: tl.constexpr, UNIT: tl.constexpr,
+    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """w_i = theta_i (theta_i (g_i + s_{i+1}) + q_i), s_i = p_i w_i from s after each chunk, start (R, C).
 
     APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}. HOPPING: l and u want gradients,
-    (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w.
+    (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w. WHOLE: one chunk holds
+    the row, after which s is zero.
     """
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
@@ -54,8 +55,10 @@ def left_green_backward_kernel(
         for k in tl.static_range(4):
             store_first(summary_ptr + at * 4 + k, linear[k], P)
     else:
-        start_r, start_i = load_complex(start_ptr + at * 2)
-        sr, si = multiply_add(fr, fi, start_r, start_i, br, bi)
+        sr, si, start_r, start_i = br, bi, 0.0, 0.0
+        if not WHOLE:
+            start_r, start_i = load_complex(start_ptr + at * 2)
+            sr, si = multiply_add(fr, fi, start_r, start_i, br, bi)
         if chunk == 0:
             store_first(dinitial_ptr + row.to(tl.int64) * 2, sr, P)
             store_first(dinitial_ptr + row.to(tl.int64) * 2 + 1, -si, P)
@@ -68,10 +71,11 @@ def left_green_backward_kernel(
             sr, si = multiply(pr, pi, r, i)
             w_r = (r,) + w_r
             w_i = (i,) + w_i
-        before_r, before_i = before_chunk(theta_ptr + base, chunk, first)
-        initial_r, initial_i = load_complex(initial_ptr + row.to(tl.int64) * 2)
-        before_r = tl.where(chunk == 0, initial_r, before_r)
-        before_i = tl.where(chunk == 0, initial_i, before_i)
+        before_r, before_i = load_complex(initial_ptr + row.to(tl.int64) * 2)
+        if not WHOLE:
+            inner_r, inner_i = before_chunk(theta_ptr + base, chunk, first)
+            before_r = tl.where(chunk == 0, before_r, inner_r)
+            before_i = tl.where(chunk == 0, before_i, inner_i)
         before_r = from_previous_lane(theta_r[E - 1], before_r, P)
         before_i = from_previous_lane(theta_i[E - 1], before_i, P)
         if HOPPING:
@@ -101,12 +105,13 @@ def green_backward_kernel(
     l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, theta_ptr, green_ptr, gradient_ptr,
     left_start_ptr, right_start_ptr, summary_ptr, da_ptr, dl_ptr, du_ptr, dz_ptr, dp_ptr, heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    HOPPING: tl.constexpr, REDUCE: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    HOPPING: tl.constexpr, REDUCE: tl.constexpr, WHOLE: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
     P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """U_i = G_i^2 g_i + theta_i^2 s_{i+1} with s = p U from the right; R_i = g_i + p_i r_{i-1} from the left.
 
-    `left_start` is r before each chunk, `right_start` s after it, (R, C) each; the summary holds both maps.
+    `left_start` is r before each chunk, `right_start` s after it, (R, C) each; the summary holds both maps. WHOLE: one
+    chunk holds the row, and both are zero.
     """
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
@@ -145,11 +150,13 @@ def green_backward_kernel(
             store_last(summary_ptr + at * 8 + k, left[k], P)
             store_first(summary_ptr + at * 8 + 4 + k, right[k], P)
     else:
-        left_start_r, left_start_i = load_complex(left_start_ptr + at * 2)
-        rr, ri = multiply_add(left_r, left_i, left_start_r, left_start_i, rr, ri)
+        left_start_r, left_start_i, right_start_r, right_start_i, sr, si = 0.0, 0.0, 0.0, 0.0, br, bi
+        if not WHOLE:
+            left_start_r, left_start_i = load_complex(left_start_ptr + at * 2)
+            rr, ri = multiply_add(left_r, left_i, left_start_r, left_start_i, rr, ri)
+            right_start_r, right_start_i = load_complex(right_start_ptr + at * 2)
+            sr, si = multiply_add(fr, fi, right_start_r, right_start_i, br, bi)
         rr, ri = from_previous_lane(rr, left_start_r, P), from_previous_lane(ri, left_start_i, P)
-        right_start_r, right_start_i = load_complex(right_start_ptr + at * 2)
-        sr, si = multiply_add(fr, fi, right_start_r, right_start_i, br, bi)
         sr, si = from_next_lane(sr, right_start_r, P), from_next_lane(si, right_start_i, P)
         u_r, u_i = (), ()
         for k in tl.static_range(E):
@@ -182,12 +189,14 @@ def green_backward_kernel(
             rr, ri = multiply(tr, ti, theta_r[e], theta_i[e])
         if HOPPING:
             # The lane's first site needs theta and h of the lane before; before the chunk, h = r G / theta.
-            tr, ti = before_chunk(theta_ptr + base, chunk, first)
-            kr, ki = before_chunk(green_ptr + base, chunk, first)
-            kr, ki = multiply(kr, ki, left_start_r, left_start_i)
-            norm = tl.fma(tr, tr, ti * ti)
-            norm = 1.0 / tl.where(chunk > 0, norm, 1.0)
-            kr, ki = multiply(kr, ki, tr * norm, -ti * norm)
+            tr, ti, kr, ki = 0.0, 0.0, 0.0, 0.0
+            if not WHOLE:
+                tr, ti = before_chunk(theta_ptr + base, chunk, first)
+                kr, ki = before_chunk(green_ptr + base, chunk, first)
+                kr, ki = multiply(kr, ki, left_start_r, left_start_i)
+                norm = tl.fma(tr, tr, ti * ti)
+                norm = 1.0 / tl.where(chunk > 0, norm, 1.0)
+                kr, ki = multiply(kr, ki, tr * norm, -ti * norm)
             hr, hi = from_previous_lane(hr, kr, P), from_previous_lane(hi, ki, P)
             tr, ti = from_previous_lane(theta_r[E - 1], tr, P), from_previous_lane(theta_i[E - 1], ti, P)
             vr, vi = multiply(tr, ti, u_r[0], u_i[0])

@@ -73,20 +73,21 @@ def left_green_backward(
     add = applied is not None
     extra = (floats(applied.contiguous()), floats(before.contiguous())) if add else (gradient, gradient)
     shared = dict(given.flags, APPLIED=add, HOPPING=hopping, MASKED=given.masked(tile), **tile.options)
-    start = theta.new_zeros((given.rows, 1))
+    start = initial
 
     def launch(reduce: bool, start: Tensor, summary: Tensor) -> None:
         left_green_backward_kernel[(given.rows, chunks)](
             *given.hopping, floats(theta), initial, gradient, *extra, start, summary, *sums.pointers(),
-            floats(initial_gradient), given.heads, given.sites, chunks, REDUCE=reduce, **shared,
+            floats(initial_gradient), given.heads, given.sites, chunks, REDUCE=reduce, WHOLE=chunks == 1, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
         if chunks > 1:
             summary = gradient.new_empty((given.rows, chunks, 4))
             launch(True, summary, summary)
-            start = linear_carries(summary[..., :2], summary[..., 2:], start, reverse=True)
-        launch(False, floats(start), gradient)
+            zero = theta.new_zeros((given.rows, 1))
+            start = floats(linear_carries(summary[..., :2], summary[..., 2:], zero, reverse=True))
+        launch(False, start, gradient)
     return *sums.results(), initial_gradient
 
 
@@ -101,22 +102,22 @@ def green_backward(
         return sums.results()
     gradient = floats(gradient.contiguous())
     shared = dict(given.flags, HOPPING=hopping, MASKED=given.masked(tile), **tile.options)
-    zero = theta.new_zeros((given.rows, 1))
-    left, right = zero, zero
+    left, right = gradient, gradient
 
     def launch(reduce: bool, left: Tensor, right: Tensor, summary: Tensor) -> None:
         green_backward_kernel[(given.rows, chunks)](
             *given.hopping, floats(theta), floats(green), gradient, left, right, summary, *sums.pointers(),
-            given.heads, given.sites, chunks, REDUCE=reduce, **shared,
+            given.heads, given.sites, chunks, REDUCE=reduce, WHOLE=chunks == 1, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
         if chunks > 1:
             summary = gradient.new_empty((given.rows, chunks, 8))
             launch(True, summary, summary, summary)
-            left = linear_carries(summary[..., 0:2], summary[..., 2:4], zero, reverse=False)
-            right = linear_carries(summary[..., 4:6], summary[..., 6:8], zero, reverse=True)
-        launch(False, floats(left), floats(right), gradient)
+            zero = theta.new_zeros((given.rows, 1))
+            left = floats(linear_carries(summary[..., 0:2], summary[..., 2:4], zero, reverse=False))
+            right = floats(linear_carries(summary[..., 4:6], summary[..., 6:8], zero, reverse=True))
+        launch(False, left, right, gradient)
     return sums.results()
 
 

@@ -6,9 +6,10 @@ from torch.autograd.function import once_differentiable
 
 from ..torch import left_green as by_torch
 from .double_backward import differentiate_gradients
-from .launches import left_green_backward, left_green_forward
+from .launches import left_green_backward
+from .row_launches import left_green
 from .rows import Rows
-from .tiles import Tile, left_backward_tile, left_tile
+from .tiles import Tile, left_backward_tile
 
 
 def left_green_rows(rows: Rows, tile: Tile | None = None) -> Tensor:
@@ -33,8 +34,7 @@ def shifted_and_coupled(diagonal: Tensor, lower: Tensor, upper: Tensor, energy: 
 def _forward(
     diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, tile: list[int]
 ) -> Tensor:
-    chosen = Tile(*tile) if tile else left_tile(diagonal.shape[-1])
-    return left_green_forward(Rows(diagonal, lower, upper, energy, theta), chosen, full=False)[0]
+    return left_green(Rows(diagonal, lower, upper, energy, theta), Tile(*tile) if tile else None)
 
 
 @_forward.register_fake

@@ -13,9 +13,15 @@ def load_shifted_diagonal(
     MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """E values of d = a - z each lane."""
-    zr, zi = load_complex(z_ptr + row.to(tl.int64) * 2)
     a = row_start(a_ptr, row, heads, a_outer, a_inner, COMPLEX)
     ar, ai = load_sites(a, first, sites, a_stride, COMPLEX, UNIT, MASKED, P, E)
+    return shifted(ar, ai, z_ptr, row, E)
+
+
+@triton.jit
+def shifted(ar, ai, z_ptr, row, E: tl.constexpr):
+    """d = a - z site by site."""
+    zr, zi = load_complex(z_ptr + row.to(tl.int64) * 2)
     dr, di = (), ()
     for e in tl.static_range(E):
         dr = dr + (ar[e] - zr,)

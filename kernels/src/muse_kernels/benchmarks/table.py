@@ -1,0 +1,78 @@
+"""The table of kernel times, in parts that are printed as they are measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from . import cpu
+from .timing import copy_bandwidth
+from .versions import versions
+
+PARTS = ("resolvent", "fast_weights", "cpu")
+
+
+def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
+    """Measure and print; write the figures and the picture where asked. 1 where there is no GPU to measure."""
+    if only == "cpu":
+        figures = {"versions": versions(), "cpu": cpu.measure()}
+        _write(json_file, figures)
+        return 0
+    if not torch.cuda.is_available():
+        print(
+            "no CUDA device: these figures are of a GPU, and there is none to measure; --only cpu measures the rest",
+            file=sys.stderr,
+        )
+        return 1
+    figures = {"versions": versions(), "copy_bandwidth": copy_bandwidth()}
+    print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
+    print(f"device copy: {figures['copy_bandwidth'] / 1e12:.2f} TB/s")
+    if only != "fast_weights":
+        figures["resolvent"] = print_resolvent(figures["copy_bandwidth"])
+    if only != "resolvent":
+        figures["fast_weights"] = print_fast_weights(figures["copy_bandwidth"])
+    _write(json_file, figures)
+    if plot:
+        from .roofline import draw_roofline
+
+        draw_roofline(figures, plot)
+    return 0
+
+
+def _write(path: Path | None, figures: dict) -> None:
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def print_resolvent(bandwidth: float) -> list[dict]:
+    """The resolvent rows, each with its share of the copy bandwidth, beside the loop under torch.vmap."""
+    from . import resolvent
+
+    rows = []
+    for row in resolvent.measure():
+        share = row.bytes / row.seconds / bandwidth
+        goal = "" if row.target is None else f"(to reach {row.target:.0%})"
+        print(
+            f"{row.name:45} {row.seconds * 1e6:9.1f} us {row.bytes / 1e6:8.1f} MB {share:7.1%} of copy {goal}",
+            flush=True,
+        )
+        rows.append(row._asdict())
+    loop, ours = resolvent.against_the_loop()
+    print(f"theta forward 64x4096: {ours * 1e6:.1f} us, loop under torch.vmap {loop * 1e3:.0f} ms: {loop / ours:.0f} x")
+    return [*rows, {"name": "theta forward 64x4096", "seconds": ours, "loop_seconds": loop}]
+
+
+def print_fast_weights(bandwidth: float) -> list[dict]:
+    """The fast-weights rows beside their peers; absent peers are named."""
+    from . import fast_weights
+
+    rows = []
+    for row in fast_weights.measure():
+        forward, backward = (
+            "       -" if x is None else f"{x:8.0f}" for x in (row.forward_microseconds, row.backward_microseconds)
+        )
+        name = f"{row.operation} {row.implementation}"
+        print(f"{name:55} forward {forward} us  backward {backward} us  {row.note}", flush=True)
+        rows.append(row._asdict())
+    return rows
