@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -81,11 +82,23 @@ class Run:
         objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
         if objective is None:
             return None
+        loop = self.loop(number, use, stage, objective, stop)
+        loop.at.seconds = already
+        if loop.checkpoints.resume(loop):
+            self.display.start(recipe.train.steps, loop.at.step)
+            loop.run()
+        return loop
+
+    def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
+        """The loop of one stage at its start; ``loop.checkpoints.resume(loop)`` puts it where it stands."""
+        setup, recipe = self.setup, self.setup.recipe
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
         checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
-        keeper = Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number)
-        loop = Loop(
+        # Rows do not say their stage; later stages leave out how far they had come.
+        steps = (row["step"] for row in read_rows(self.directory.metrics) if row.get("event") == "train")
+        recorded = 0 if number else max(deque(steps, maxlen=1), default=0)
+        return Loop(
             recipe=recipe,
             model=setup.model,
             forward_model=compiled(setup.model, recipe.train.compile),
@@ -96,7 +109,7 @@ class Run:
             precision=setup.precision,
             board=Board(setup.monitors()),
             incidents=Incidents(number, read_rows(self.directory.events)),
-            checkpoints=keeper,
+            checkpoints=Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number, recorded=recorded),
             records=self.records,
             display=self.display,
             stop=stop,
@@ -105,11 +118,6 @@ class Run:
             ),
             stream_period=setup.stream_period,
         )
-        loop.at.seconds = already
-        if keeper.resume(loop):
-            self.display.start(recipe.train.steps, loop.at.step)
-            loop.run()
-        return loop
 
     def _finish(self, number: int, use: Use, stage: Any) -> None:
         """Go on with the architecture that a stage has made, if it made one."""

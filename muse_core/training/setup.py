@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from muse_core.component import Use, walk
+from muse_core.contracts import Batch
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
@@ -74,6 +75,17 @@ class Setup:
         )
         return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
 
+    def canary(self, sequences: int) -> Iterator[Batch]:
+        """Batches of up to ``sequences`` sequences of the text on which monitors judge."""
+        train = self.recipe.train
+        return evaluation_batches(
+            self.corpus.split("canary"),
+            sequence_length=train.sequence_length,
+            batch_size=train.micro_batch or train.batch_size,
+            max_tokens=sequences * train.sequence_length,
+            reset_at_documents=self.recipe.data.reset_at_documents,
+        )
+
     def monitors(self) -> list[tuple[Use, Any]]:
         """The recipe's monitors, built."""
         context = MonitorContext(
@@ -83,6 +95,9 @@ class Setup:
             batch_size=self.recipe.train.batch_size,
             tokenizer=self.corpus.tokenizer,
             validation=lambda: self.corpus.split("validation").tokens,
+            canary=self.canary,
+            warmup_steps=self.recipe.train.warmup_steps,
+            checkpoint_every=self.recipe.checkpoint.every,
             kernels=self.kernels,
         )
         return [(use, construct(use, attrs.evolve(context, name=use.name))) for use in self.recipe.monitors]
