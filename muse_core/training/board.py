@@ -22,8 +22,8 @@ STREAK = 3
 
 @attrs.define
 class FiniteJudge:
-    """The core's own judge, always active: a non-finite loss or gradient skips the step; three in a row, or a non-finite
-    weight or moment, roll back."""
+    """The core's own judge, always active: a non-finite loss or gradient skips the step; three in a row, or a weight or
+    moment that is not finite, roll back."""
 
     streak: int = 0
 

@@ -1,4 +1,4 @@
-"""Fused checks of a step: gradients finite or not and their global norm in float64, then the clip; weights and moments."""
+"""Fused checks of a step: gradients finite or not, their global norm in float64, the clip; weights and moments."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from muse_core.training.loop import Loop, Position
 
 
 class Keeper:
-    """Commits and restores a loop. A generation is certified when all of its state is finite and no monitor doubts it."""
+    """Commits and restores a loop. A generation is certified when its state is finite and no monitor doubts it."""
 
     def __init__(self, checkpoints: Checkpoints, digests: Mapping[str, str], stage: int = 0, recorded: int = 0):
         """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost."""

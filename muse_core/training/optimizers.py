@@ -41,7 +41,7 @@ class Optimizers:
 
     def held(self) -> Iterator[Tensor]:
         """Parameters and moments, where they are."""
-        for name, parameter in self.names.items():
+        for parameter in self.names.values():
             yield parameter
             for part in self.parts:
                 for key, value in part.state.get(parameter, {}).items():
