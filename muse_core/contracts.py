@@ -116,8 +116,7 @@ class Remedy(NamedTuple):
     """What a rollback does besides going back and passing over the data since the onset."""
 
     margin: int = 0
-    """Steps that the target lies before the onset at least; when no certified checkpoint does, the oldest one there is
-    before the onset."""
+    """Least number of steps from target to onset; when no certified checkpoint is so early, the oldest is taken."""
     older: int = 0
     """Certified checkpoints to pass over for an older target, as far as there are any."""
     window: int = 1

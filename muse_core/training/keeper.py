@@ -89,11 +89,11 @@ class Keeper:
         The incident is on disk before anything is restored, so that a kill in between repeats the decision.
         """
         onset = loop.at.step if verdict.onset is None else verdict.onset
-        found = self._target(onset, verdict.remedy)
+        found = self._target(onset, loop.at.step, verdict.remedy)
         if found is None:
             raise Halted(
                 f"halted at step {loop.at.step} by {verdict.monitor}: {verdict.reason}; "
-                f"there is no certified checkpoint at or before step {onset} to go back to"
+                f"there is no certified checkpoint to go back to"
             )
         generation, snapshot = found
         skipped = loop.incidents.quarantine
@@ -127,15 +127,17 @@ class Keeper:
             "yellow",
         )
 
-    def _target(self, onset: int, remedy: Remedy) -> tuple[Generation, Snapshot] | None:
-        """The checkpoint to go back to; the nearest to what the remedy asks for when there is none such."""
-        for margin in dict.fromkeys((remedy.margin, 0)):
-            enough = [one for one in self.checkpoints.generations() if one.step <= onset - margin]
-            most = sum(one.certified and not one.abandoned for one in enough) - 1
-            skip = min(remedy.older, most) if margin or not remedy.margin else most
-            for older in range(skip, -1, -1):
-                if found := self.checkpoints.certified_before(onset, margin=margin, skip=older):
-                    return found
+    def _target(self, onset: int, now: int, remedy: Remedy) -> tuple[Generation, Snapshot] | None:
+        """The checkpoint to go back to: as the remedy asks; or else the oldest certified one, which was found good when
+        it was made, although the onset was placed before it. ``now`` is the step that found the damage."""
+        certified = [one for one in self.checkpoints.generations() if one.certified and not one.abandoned]
+        allowed = sum(one.step <= onset - remedy.margin for one in certified)
+        for older in range(min(remedy.older, allowed - 1), -1, -1):
+            if found := self.checkpoints.certified_before(onset, margin=remedy.margin, skip=older):
+                return found
+        for older in range(len(certified) - 1, -1, -1):
+            if found := self.checkpoints.certified_before(now, skip=older):
+                return found
         return None
 
     def abandon(self, incident: Incident) -> None:

@@ -18,9 +18,9 @@ class Canary:
     """Compares the loss on the same sequences with the last values that passed. The text is the same, so
     that the difference between batches cancels and only that of the weights is left.
 
-    bound = max(floor, spread · ŵ), where ŵ = 1.4826 · median |second difference| / √3 is the scale of the change between
-    two values about a curve that is nearly straight; first differences would take fast learning for noise. Source:
-    reliability "Rollback".
+    bound = max(floor, spread · ŵ), where ŵ = 1.4826 · median |second difference| / √3 is the scale of the change
+    between two values about a curve that is nearly straight; first differences would take fast learning for noise.
+    Source: reliability "Rollback".
     """
 
     def __init__(self, options: RollbackOptions):

@@ -16,7 +16,7 @@ POSITIVE = validators.gt(0.0)
 class RollbackOptions:
     """Suspects damage by the training loss, decides by the loss on a fixed set of held-out sequences, and goes back to
     a checkpoint that this set has certified. What it does besides grows with every rollback within 1,000 steps: skip
-    the data; an older checkpoint, four times the data, half the learning rate; sixteen times the data and fresh moments;
+    the data; an older checkpoint, four times the data, half the learning rate; sixteen times the data, fresh moments;
     halt.
     """
 

@@ -13,5 +13,7 @@ from muse_rollback.options import PerplexitySpikeOptions, RollbackOptions
 def muse_safety_monitors() -> Iterable[Component]:
     yield Component("rollback", options=RollbackOptions, implementation="muse_rollback.monitor:Rollback")
     yield Component(
-        "perplexity-spike", options=PerplexitySpikeOptions, implementation="muse_rollback.perplexity_spike:PerplexitySpike"
+        "perplexity-spike",
+        options=PerplexitySpikeOptions,
+        implementation="muse_rollback.perplexity_spike:PerplexitySpike",
     )

@@ -2,8 +2,8 @@
 
     python -m muse_rollback.simulate [RUN …] [--steps N] [--damage NATS …] [--trials N] [--seed S]
 
-Without a RUN the losses are those of a model of noise (``muse_rollback.noise``). With runs, their recorded training
-losses over and over. No model is trained: a false alarm leaves the losses as they are and restarts the rule.
+Without a RUN the losses are those of a model of noise (``muse_rollback.noise``), otherwise those that the runs have
+recorded. No model is trained: a false alarm leaves the losses as they are and restarts the rule.
 """
 
 from __future__ import annotations
@@ -98,22 +98,20 @@ def delays(
 def healthy(
     runs: Sequence[Path], *, steps: int, noise: Noise, options: RollbackOptions, random: np.random.Generator
 ) -> tuple[Alarms, Alarms]:
-    """Both rules on healthy losses, at least ``steps`` of them."""
+    """Both rules on the losses of runs, or on ``steps`` healthy ones of the model of noise."""
     ours = theirs = Alarms(0, 0)
     recordings = [list(read_rows(run / "metrics.jsonl")) for run in runs]
     turn = 0
-    while ours.steps < steps:
+    while turn < len(recordings) if recordings else ours.steps < steps:
         if recordings:
-            loss, canary = recorded(recordings[turn % len(recordings)], noise, random)
+            loss, canary = recorded(recordings[turn], noise, random)
             if len(loss) <= options.warmup_steps:
-                raise SystemExit(f"{runs[turn % len(runs)]}: {len(loss)} rows of training losses, no more than the warm-up")
+                raise SystemExit(f"{runs[turn]}: {len(loss)} rows of losses, no more than the warm-up (--warmup-steps)")
         else:
             loss, canary = noise.losses(min(SEGMENT, steps - ours.steps + options.warmup_steps), random)
         ours += two_stages(loss, canary, options)[0]
         theirs += five_percent(loss, PerplexitySpikeOptions(warmup_steps=options.warmup_steps))
         turn += 1
-        if recordings and turn >= len(recordings):
-            break
     return ours, theirs
 
 
@@ -135,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours, theirs = healthy(chosen.runs, steps=chosen.steps, noise=noise, options=options, random=random)
     print(f"seed {chosen.seed}, {ours.steps} healthy steps of {', '.join(map(str, chosen.runs)) or noise}")
     print(f"rollback          {ours.alarms:6d} false alarms, {ours.rate:9.2f} in 100,000 steps; "
-          f"{1e2 * ours.evaluations / max(ours.steps, 1):.2f} evaluations of the canary in 100 steps besides regular ones")
+          f"{1e2 * ours.evaluations / max(ours.steps, 1):.2f} evaluations of the canary in 100 steps for suspicions")
     print(f"perplexity-spike  {theirs.alarms:6d} false alarms, {theirs.rate:9.2f} in 100,000 steps")
     for nats in chosen.damage:
         times = delays(nats, trials=chosen.trials, noise=noise, options=options, random=random)
