@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
 import torch
 
 from muse_core.component import Use
-from muse_core.errors import MuseError, PluginError
+from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
 from muse_core.training.architectures import adopt, latest
@@ -28,6 +29,21 @@ from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.trained import initial_weights
+
+
+@contextlib.contextmanager
+def determined(wanted: bool) -> Iterator[None]:
+    """With ``deterministic = true`` torch refuses operations that have no deterministic implementation here; that is
+    said as a RecipeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not wanted or "deterministic" not in str(error):
+            raise
+        what = str(error).partition(". ")[0]
+        raise RecipeError(
+            f"deterministic: {what} - set deterministic = false, or another kernel backend or layer"
+        ) from error
 
 
 class Run:
@@ -78,15 +94,16 @@ class Run:
 
     def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""
-        setup, recipe = self.setup, self.setup.recipe
+        setup = self.setup
         objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
         if objective is None:
             return None
         loop = self.loop(number, use, stage, objective, stop)
         loop.at.seconds = already
         if loop.checkpoints.resume(loop):
-            self.display.start(recipe.train.steps, loop.at.step)
-            loop.run()
+            self.display.start(self.setup.recipe.train.steps, loop.at.step)
+            with determined(self.setup.recipe.deterministic):
+                loop.run()
         return loop
 
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -136,6 +137,9 @@ def set_up(recipe: Recipe, registry: Any, *, report: Report | None = None) -> Se
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
     torch.manual_seed(recipe.seed)
+    if recipe.deterministic:
+        # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
     corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report)
     model, kernels = build_model(
