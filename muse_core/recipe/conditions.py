@@ -20,21 +20,23 @@ def across(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """(key path, sentence) of every condition that fails: those that components and tables state themselves in
     ``problems(recipe)``, then those of the stack of layers (names, depths, signals)."""
     sound = True
+    width = getattr(recipe.model.options, "width", 64)
     for path, instance, owner in instances(recipe):
         fault = f" (a fault of {owner})" if owner else ""
-        try:
-            required(instance)
-            provided(instance, width=64)
-        except Exception as error:
-            sound = False
-            yield path, f"asking for its signals raised {type(error).__name__}: {error}{fault}"
         ask: Callable[[Recipe], Iterable[str]] | None = getattr(instance, "problems", None)
-        if ask is None:
-            continue
         try:
-            found = [str(what) for what in ask(recipe)]
+            found = [] if ask is None else [str(what) for what in ask(recipe)]
         except Exception as error:
             found = [f"its problems() raised {type(error).__name__}: {error}{fault}"]
+        try:
+            required(instance)
+            provided(instance, width)
+        except ValueError as refusal:
+            sound = False
+            found = found or [str(refusal)]  # sizes that do not fit, which its problems() say as a rule
+        except Exception as error:
+            sound = False
+            found.append(f"asking for its signals raised {type(error).__name__}: {error}{fault}")
         yield from ((path, what) for what in found)
     if sound and isinstance(recipe.model.options, StackOptions):
         for where, what in plan(recipe.model.options).problems:

@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from muse_core.cli.run import main
+from muse_core.errors import RecipeError
+from muse_core.recipe import read_recipe
 from muse_core.testing.reliability import recipes
 
 pytestmark = pytest.mark.promise("S2")
@@ -27,6 +29,15 @@ def test_damaged_recipes_end_in_sentences(trial):
     assert found and done.returncode == 0, done.stdout + done.stderr
     assert int(found[1]) == count and count / 2 < int(found[2]) < count
     trial.say(f"{found[1]} recipes, {found[2]} refused, slowest {found[3]} s, {found[4]} MiB")
+
+
+@pytest.mark.parametrize("width", [1, 6, 7])
+def test_a_width_that_heads_do_not_divide_is_a_sentence(tmp_path, width):
+    """Found by the long form: asking the memory for its signals raised."""
+    path = tmp_path / "x.toml"
+    path.write_text(recipes.GOOD.replace("width = 64", f"width = {width}"))
+    with pytest.raises(RecipeError, match=f"heads is 4, which does not divide the width {width}"):
+        read_recipe(path)
 
 
 def test_the_command_names_the_key_and_ends_with_two(tmp_path):
