@@ -113,6 +113,21 @@ class Action(enum.IntEnum):
     HALT = 3
 
 
+class Remedy(NamedTuple):
+    """What a rollback does besides going back and passing over the data since the onset."""
+
+    margin: int = 0
+    """Least number of steps from target to onset; when no certified checkpoint is so early, the oldest is taken."""
+    older: int = 0
+    """Certified checkpoints to pass over for an older target, as far as there are any."""
+    window: int = 1
+    """Factor on the data that are passed over; the window grows on both sides, never to before the target."""
+    rate: float = 1.0
+    """Factor on the learning rate from then on."""
+    reset_moments: bool = False
+    """Start the optimiser's moments afresh."""
+
+
 class Verdict(NamedTuple):
     """A monitor's decision with its reason in a sentence."""
 
@@ -121,6 +136,8 @@ class Verdict(NamedTuple):
     monitor: str = ""
     onset: int | None = None
     """First step that the monitor holds responsible; a rollback goes to a certified checkpoint before it."""
+    remedy: Remedy = Remedy()
+    """Of several monitors that ask for a rollback the strongest of each."""
 
 
 class KernelRequest(NamedTuple):
@@ -277,10 +294,12 @@ class Monitor(Protocol):
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         """Before the optimiser step, with every reduced number of this step, the monitor's own under
-        ``<monitor>/<name>``."""
+        ``<monitor>/<name>``; ``rollbacks`` is how many there were within the last 1,000 steps."""
         ...
 
-    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool: ...
+    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
+        """After ``step`` steps, before the checkpoint of that step: what a probe changes in ``state_dict`` is in it."""
+        ...
 
     def probe(self, model: Any) -> dict[str, float]:
         """On all ranks, in eval mode under no_grad with the random state kept."""
@@ -289,6 +308,15 @@ class Monitor(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Doubts(Protocol):
+    """Optional for monitors: a say in which checkpoints a rollback may go back to."""
+
+    def doubt(self, step: int) -> str | None:
+        """Why the checkpoint after ``step`` steps may not be certified, in a sentence, or None. The core itself
+        certifies none with a value that is not finite."""
+        ...
 
 
 class Source(Protocol):

@@ -44,6 +44,7 @@ class LazyGroup(click.Group):
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
         "bench": ("muse_core.cli.bench:bench", "Measure this machine: the kernels, beside their peers."),
+        "selftest": ("muse_core.cli.selftest:selftest", "Put the promises about failures to the test."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from muse_core.cli.errors import guarded
+from muse_core.cli.errors import ended_by_sigterm, guarded
 from muse_core.cli.threads import wait_politely
 from muse_core.errors import RecipeError
 
@@ -42,7 +42,7 @@ def main(
     4 halted by a gate or monitor; 5 plugin; 130 or 143 interrupted, resumable.
     """
     wait_politely()
-    with guarded():
+    with guarded(), ended_by_sigterm():
         given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
         if len(given) != 1:
             wrong = " and ".join(given) if given else "nothing"

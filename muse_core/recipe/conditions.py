@@ -25,16 +25,18 @@ def across(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         fault = f" (a fault of {owner})" if owner else ""
         ask: Callable[[Recipe], Iterable[str]] | None = getattr(instance, "problems", None)
         try:
-            found = [str(what) for what in ask(recipe)] if ask is not None else []
+            found = [] if ask is None else [str(what) for what in ask(recipe)]
         except Exception as error:
             found = [f"its problems() raised {type(error).__name__}: {error}{fault}"]
         try:
             required(instance)
             provided(instance, width=width)
+        except ValueError as refusal:
+            sound = False
+            found = found or [str(refusal)]  # sizes that do not fit, which its problems() say as a rule
         except Exception as error:
             sound = False
-            if not found:  # otherwise the component has said itself why it has no signals in this model
-                found = [f"asking for its signals raised {type(error).__name__}: {error}{fault}"]
+            found.append(f"asking for its signals raised {type(error).__name__}: {error}{fault}")
         yield from ((path, what) for what in found)
     if sound and isinstance(recipe.model.options, StackOptions):
         for where, what in plan(recipe.model.options).problems:

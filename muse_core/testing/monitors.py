@@ -41,6 +41,8 @@ class MonitorSuite(Suite):
             "tokens": 512.0,
             "gradient_norm": math.nan if damaged else 0.5,
             "gradient_nonfinite": float(damaged),
+            "state_nonfinite": 0.0,
+            "rollbacks": 0.0,
         } | {f"{name}/{key}": float(value) for key, value in measured.items()}
 
     def test_measures_scalars(self, case: Case) -> None:

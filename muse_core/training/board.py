@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from muse_core.component import Use
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Remedy, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.precision import Precision
@@ -23,11 +23,15 @@ STREAK = 3
 
 @attrs.define
 class FiniteJudge:
-    """The core's own judge, always active: a non-finite loss or gradient skips the step; three in a row roll back."""
+    """The core's own judge, always active: a non-finite loss or gradient skips the step; three in a row, or a weight or
+    moment that is not finite, roll back."""
 
     streak: int = 0
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        if broken := floats["state_nonfinite"]:
+            what = f"{broken:.0f} tensors of weights or moments not finite"
+            return Verdict(Action.ROLLBACK, what, "finite", max(step - 1, 0))
         if math.isfinite(floats["total"]) and not floats["gradient_nonfinite"]:
             self.streak = 0
             return Verdict()
@@ -41,6 +45,18 @@ class FiniteJudge:
             return Verdict(Action.SKIP, what, "finite")
         onset = step - self.streak + 1
         return Verdict(Action.ROLLBACK, f"{what}, {self.streak} steps in a row", "finite", onset)
+
+
+def strongest_remedy(remedies: Iterable[Remedy]) -> Remedy:
+    """Of each part what changes most."""
+    asked = list(remedies)
+    return Remedy(
+        margin=max(one.margin for one in asked),
+        older=max(one.older for one in asked),
+        window=max(one.window for one in asked),
+        rate=min(one.rate for one in asked),
+        reset_moments=any(one.reset_moments for one in asked),
+    )
 
 
 class Board:
@@ -76,7 +92,14 @@ class Board:
             "; ".join(verdict.reason for verdict in agreed),
             ", ".join(verdict.monitor for verdict in agreed),
             min((verdict.onset for verdict in agreed if verdict.onset is not None), default=None),
+            strongest_remedy(verdict.remedy for verdict in agreed),
         )
+
+    def doubts(self, step: int) -> list[str]:
+        """Why the checkpoint after ``step`` steps may not be certified."""
+        asked = [(use, monitor.doubt) for use, monitor in self.monitors if hasattr(monitor, "doubt")]
+        found = [(use.name, self._call(use, "doubt", doubt, step)) for use, doubt in asked]
+        return [f"{name}: {reason}" for name, reason in found if reason]
 
     def probe(
         self,

@@ -23,6 +23,7 @@ POINTS = frozenset(
         "loss",
         "gradient",
         "post_step",
+        "rollback",
         "restore",
         "collective",
     }

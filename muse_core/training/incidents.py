@@ -5,6 +5,7 @@ Incidents live in events.jsonl and not in checkpoints: restoring one would forge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,15 +37,20 @@ class Incident:
     """Number of the restored checkpoint."""
     through: int
     """Newest generation at that time; those after ``generation`` up to it are abandoned."""
+    rate: float = 1.0
+    """Factor on the learning rate since."""
+    reset_moments: bool = False
+    """Whether the optimiser's moments started afresh."""
 
 
 class Incidents:
     """The rollbacks of one stage of a run so far."""
 
-    def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = ()):
+    def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = (), *, most: int = MOST):
         """``events``: rows of events.jsonl, of which the rollbacks of this stage count."""
+        self.most = most
         self.known = [
-            Incident(**{field.name: row[field.name] for field in attrs.fields(Incident)})
+            Incident(**{field.name: row[field.name] for field in attrs.fields(Incident) if field.name in row})
             for row in events
             if row.get("event") == "incident" and row["stage"] == stage
         ]
@@ -54,13 +60,25 @@ class Incidents:
         """Ranges (first, end) of data steps that are passed over, in the order of discovery."""
         return tuple(incident.data for incident in self.known)
 
+    @property
+    def rate(self) -> float:
+        """Factor on the learning rate after all of them."""
+        return math.prod(incident.rate for incident in self.known)
+
+    def recent(self, step: int) -> int:
+        """How many were found within the WINDOW steps before ``step``."""
+        return sum(step - incident.step < WINDOW for incident in self.known)
+
+    def resets(self, generation: int) -> bool:
+        """Whether the last rollback to this generation began with fresh moments."""
+        return next((one.reset_moments for one in reversed(self.known) if one.generation == generation), False)
+
     def add(self, incident: Incident, verdict: Verdict) -> None:
         """Remember a rollback. Raises Halted when it is one too many: a run that keeps breaking has a cause that
         skipping data does not cure."""
-        recent = [other for other in self.known if incident.step - other.step < WINDOW]
-        if len(recent) >= MOST:
+        if self.recent(incident.step) >= self.most:
             raise Halted(
-                f"halted at step {incident.step}: {MOST} rollbacks within {WINDOW} steps did not help "
+                f"halted at step {incident.step}: {self.most} rollbacks within {WINDOW} steps did not help "
                 f"(last: {verdict.monitor}: {verdict.reason}); lower train.learning_rate or look at the data"
             )
         self.known.append(incident)

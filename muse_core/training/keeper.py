@@ -9,20 +9,23 @@ import attrs
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Verdict
+from muse_core.contracts import Remedy, Verdict
 from muse_core.errors import Halted, StorageError
 from muse_core.training.checkpoint import Checkpoints, Generation, Snapshot
+from muse_core.training.faults import reach
 from muse_core.training.incidents import Incident
 from muse_core.training.loop import Loop, Position
 
 
 class Keeper:
-    """Commits and restores a loop. A generation counts as certified when every parameter is finite."""
+    """Commits and restores a loop. A generation is certified when its state is finite and no monitor doubts it."""
 
-    def __init__(self, checkpoints: Checkpoints, digests: Mapping[str, str], stage: int = 0):
+    def __init__(self, checkpoints: Checkpoints, digests: Mapping[str, str], stage: int = 0, recorded: int = 0):
+        """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost."""
         self.checkpoints = checkpoints
         self.digests = dict(digests)
         self.stage = stage
+        self.recorded = recorded
         self.committed: int | None = None
         """Step of the newest checkpoint of this attempt."""
 
@@ -31,7 +34,13 @@ class Keeper:
         if self.committed == loop.at.step:
             return
         loop.records.sync()
-        self.checkpoints.commit(self.snapshot(loop), certified=_finite(loop.model), digests=self.digests)
+        snapshot = self.snapshot(loop)
+        doubts = loop.board.doubts(loop.at.step)
+        if broken := _nonfinite(snapshot):
+            doubts.append(f"{broken} is not finite")
+        if doubts:
+            loop.records.event({"event": "uncertified", "step": loop.at.step, "reason": "; ".join(doubts)})
+        self.checkpoints.commit(snapshot, certified=not doubts, digests=self.digests)
         self.committed = loop.at.step
 
     def snapshot(self, loop: Loop) -> Snapshot:
@@ -74,20 +83,23 @@ class Keeper:
             )
 
     def restore(self, loop: Loop, verdict: Verdict) -> None:
-        """Roll back to the newest certified generation at or before the onset of damage, and skip the data between.
+        """Roll back to a certified generation at or before the onset of damage, the newest unless the verdict's remedy
+        says otherwise, and skip the data between.
 
         The incident is on disk before anything is restored, so that a kill in between repeats the decision.
         """
         onset = loop.at.step if verdict.onset is None else verdict.onset
-        found = self.checkpoints.certified_before(onset)
+        found = self._target(onset, loop.at.step, verdict.remedy)
         if found is None:
             raise Halted(
                 f"halted at step {loop.at.step} by {verdict.monitor}: {verdict.reason}; "
-                f"there is no certified checkpoint at or before step {onset} to go back to"
+                f"there is no certified checkpoint to go back to"
             )
         generation, snapshot = found
         skipped = loop.incidents.quarantine
-        data = (loop.data.data_step(onset, skipped), loop.data.data_step(loop.at.step, skipped) + 1)
+        first, end = loop.data.data_step(onset, skipped), loop.data.data_step(loop.at.step, skipped) + 1
+        more = (verdict.remedy.window - 1) * (end - first)
+        data = (max(loop.data.data_step(snapshot.step, skipped), first - more // 2), end + more - more // 2)
         incident = Incident(
             stage=self.stage,
             step=loop.at.step,
@@ -96,17 +108,37 @@ class Keeper:
             data=data,
             generation=generation.number,
             through=max(one.number for one in self.checkpoints.generations()),
+            rate=verdict.remedy.rate,
+            reset_moments=verdict.remedy.reset_moments,
         )
         loop.incidents.add(incident, verdict)
         loop.records.event({"event": "incident"} | attrs.asdict(incident) | {"data": list(data)})
+        reach("rollback", incident)
         self.abandon(incident)
         loop.optimizers.zero_grad()
         self.load(loop, generation, snapshot)
+        if incident.reset_moments:
+            loop.optimizers.forget()
         loop.display.say(
             f"restored step {snapshot.step} from generation {generation.number}; "
-            f"data of steps {onset} to {incident.step} are skipped",
+            f"data steps {data[0]} to {data[1] - 1} are skipped"
+            + (f", the learning rate is multiplied by {incident.rate:g}" if incident.rate != 1 else "")
+            + (", the optimiser's moments start afresh" if incident.reset_moments else ""),
             "yellow",
         )
+
+    def _target(self, onset: int, now: int, remedy: Remedy) -> tuple[Generation, Snapshot] | None:
+        """The checkpoint to go back to: as the remedy asks; or else the oldest certified one, which was found good when
+        it was made, although the onset was placed before it. ``now`` is the step that found the damage."""
+        certified = [one for one in self.checkpoints.generations() if one.certified and not one.abandoned]
+        allowed = sum(one.step <= onset - remedy.margin for one in certified)
+        for older in range(min(remedy.older, allowed - 1), -1, -1):
+            if found := self.checkpoints.certified_before(onset, margin=remedy.margin, skip=older):
+                return found
+        for older in range(len(certified) - 1, -1, -1):
+            if found := self.checkpoints.certified_before(now, skip=older):
+                return found
+        return None
 
     def abandon(self, incident: Incident) -> None:
         """Generations that a rollback left behind are never loaded again. Repeating it changes nothing: a resumed run
@@ -131,8 +163,15 @@ class Keeper:
             return True
         generation, snapshot = found
         self.load(loop, generation, snapshot)
-        loop.records.event({"event": "resume", "step": loop.at.step, "generation": generation.number})
-        loop.display.say(f"resuming from generation {generation.number} at step {loop.at.step}")
+        if loop.incidents.resets(generation.number):
+            loop.optimizers.forget()
+        row = {"event": "resume", "step": loop.at.step, "generation": generation.number}
+        lost = self.recorded > loop.at.step
+        loop.records.event(row | ({"discarded": [loop.at.step + 1, self.recorded]} if lost else {}))
+        loop.display.say(
+            f"resuming from generation {generation.number} at step {loop.at.step}"
+            + (f"; steps {loop.at.step + 1} to {self.recorded} were not saved and are done again" if lost else "")
+        )
         return True
 
 
@@ -157,5 +196,10 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _finite(model: Any) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
+def _nonfinite(snapshot: Snapshot) -> str:
+    """The first tensor of a snapshot that holds a NaN or an infinity, or nothing."""
+    for part in (snapshot.model, snapshot.optimizer, snapshot.state):
+        for name, value in part.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return name
+    return ""

@@ -99,7 +99,7 @@ class Loop:
                 self.carry.reject()
             else:
                 guard.clip(parameters, values["gradient_norm"], train.clip_norm)
-                self.optimizers.step(rate_factor(train, self.at.accepted))
+                self.optimizers.step(rate_factor(train, self.at.accepted) * self.incidents.rate)
                 reach("post_step", self.model)
                 self.at.accepted += 1
                 self.at.tokens += int(values["tokens"])
@@ -140,22 +140,25 @@ class Loop:
         gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
         meter.add(self.board.measure("gradients", gradients))
         meter.add(guard.gradient_numbers(parameters))
+        meter.add(guard.state_numbers(self.optimizers.held()))
         values = meter.read()
+        values["rollbacks"] = float(self.incidents.recent(self.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.counted.numpy()].sum())
         return values
 
     def _between(self, values: Mapping[str, float]) -> bool:
-        """Checkpoint, evaluation and probes that are due after a step; True when the loop should end."""
+        """Probes, checkpoint and evaluation that are due after a step; True when the loop should end."""
         recipe, step = self.recipe, self.at.step
         last = step == recipe.train.steps
         stopping = self.stop.requested  # read once: a signal may come between two reads
+        # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
+        probed = self.board.probe(step, values, self.model, self.precision, self._warn)
+        if probed:
+            self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
             self.checkpoints.commit(self)
         if stopping:
             return True
-        probed = self.board.probe(step, values, self.model, self.precision, self._warn)
-        if probed:
-            self.records.metrics({"event": "probe", "step": step} | probed)
         if step % recipe.evaluate.every == 0 and not last:
             measured = self.evaluate()
             if measured is not None:
@@ -181,7 +184,8 @@ class Loop:
             "perplexity": math.exp(min(values["loss"], 700.0)) if math.isfinite(values["loss"]) else math.nan,
             "bits_per_byte": nats / math.log(2) / max(values["bytes"], 1.0),
             "learning_rate": self.recipe.train.learning_rate
-            * rate_factor(self.recipe.train, max(self.at.accepted - 1, 0)),
+            * rate_factor(self.recipe.train, max(self.at.accepted - 1, 0))
+            * self.incidents.rate,
             "tokens_per_second": tokens_per_second,
             "seconds": self.at.seconds,
         } | rest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,20 @@ class Optimizers:
         for parameter in self.names.values():
             parameter.grad = None
 
+    def forget(self) -> None:
+        """Start the moments afresh."""
+        for part in self.parts:
+            part.state.clear()
+
+    def held(self) -> Iterator[Tensor]:
+        """Parameters and moments, where they are."""
+        for parameter in self.names.values():
+            yield parameter
+            for part in self.parts:
+                for key, value in part.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and key != "step":
+                        yield value
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Moments as ``<key>/<parameter name>``; what a checkpoint keeps."""
         tensors: dict[str, Tensor] = {}
@@ -45,8 +59,7 @@ class Optimizers:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of ``state_tensors``. Raises KeyError for a parameter that does not exist."""
-        for part in self.parts:
-            part.state.clear()
+        self.forget()
         owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
         for full, value in tensors.items():
             key, name = full.split("/", 1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
 import torch
 
 from muse_core.component import Use
-from muse_core.errors import MuseError, PluginError
+from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
 from muse_core.plugins.raised import raised
@@ -31,6 +33,21 @@ from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.trained import initial_weights
+
+
+@contextlib.contextmanager
+def determined(wanted: bool) -> Iterator[None]:
+    """With ``deterministic = true`` torch refuses operations that have no deterministic implementation here; that is
+    said as a RecipeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not wanted or "deterministic" not in str(error):
+            raise
+        what = str(error).partition(". ")[0]
+        raise RecipeError(
+            f"deterministic: {what} - set deterministic = false, or another kernel backend or layer"
+        ) from error
 
 
 class Run:
@@ -81,15 +98,28 @@ class Run:
 
     def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""
-        setup, recipe = self.setup, self.setup.recipe
+        setup = self.setup
         objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
         if objective is None:
             return None
+        loop = self.loop(number, use, stage, objective, stop)
+        loop.at.seconds = already
+        if loop.checkpoints.resume(loop):
+            self.display.start(self.setup.recipe.train.steps, loop.at.step)
+            with determined(self.setup.recipe.deterministic):
+                loop.run()
+        return loop
+
+    def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
+        """The loop of one stage at its start; ``loop.checkpoints.resume(loop)`` puts it where it stands."""
+        setup, recipe = self.setup, self.setup.recipe
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
         checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
-        keeper = Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number)
-        loop = Loop(
+        # Rows do not say their stage; later stages leave out how far they had come.
+        steps = (row["step"] for row in read_rows(self.directory.metrics) if row.get("event") == "train")
+        recorded = 0 if number else max(deque(steps, maxlen=1), default=0)
+        return Loop(
             recipe=recipe,
             model=setup.model,
             forward_model=compiled(setup.model, recipe.train.compile),
@@ -100,7 +130,7 @@ class Run:
             precision=setup.precision,
             board=Board(setup.monitors()),
             incidents=Incidents(number, read_rows(self.directory.events)),
-            checkpoints=keeper,
+            checkpoints=Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number, recorded=recorded),
             records=self.records,
             display=self.display,
             stop=stop,
@@ -109,11 +139,6 @@ class Run:
             ),
             stream_period=setup.stream_period,
         )
-        loop.at.seconds = already
-        if keeper.resume(loop):
-            self.display.start(recipe.train.steps, loop.at.step)
-            loop.run()
-        return loop
 
     def _finish(self, number: int, use: Use, stage: Any) -> None:
         """Go on with the architecture that a stage has made, if it made one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -108,6 +109,17 @@ class Setup:
         )
         return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
 
+    def canary(self, sequences: int) -> Iterator[Batch]:
+        """Batches of up to ``sequences`` sequences of the text on which monitors judge."""
+        train = self.recipe.train
+        return evaluation_batches(
+            self.corpus.split("canary"),
+            sequence_length=train.sequence_length,
+            batch_size=train.micro_batch or train.batch_size,
+            max_tokens=sequences * train.sequence_length,
+            reset_at_documents=self.recipe.data.reset_at_documents,
+        )
+
     def monitors(self) -> list[tuple[Use, Any]]:
         """The recipe's monitors, built."""
         context = MonitorContext(
@@ -117,6 +129,9 @@ class Setup:
             batch_size=self.recipe.train.batch_size,
             tokenizer=self.corpus.tokenizer,
             validation=lambda: self.corpus.split("validation").tokens,
+            canary=self.canary,
+            warmup_steps=self.recipe.train.warmup_steps,
+            checkpoint_every=self.recipe.checkpoint.every,
             kernels=self.kernels,
         )
         return [(use, construct(use, attrs.evolve(context, name=use.name))) for use in self.recipe.monitors]
@@ -155,6 +170,9 @@ def set_up(recipe: Recipe, registry: Any, *, report: Report | None = None) -> Se
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
     torch.manual_seed(recipe.seed)
+    if recipe.deterministic:
+        # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
     corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report)
     model, kernels = build_model(

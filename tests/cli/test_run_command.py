@@ -148,6 +148,30 @@ def test_locked_run_repeats_every_loss(recipe: Path, tmp_path: Path, invoke: Cal
     assert losses("first") == losses("second") and len(losses("first")) == 8
 
 
+def test_two_processes_compute_the_same_bits(recipe: Path, tmp_path: Path) -> None:
+    """Also when Python orders its sets in another way, and with and without deterministic = true."""
+    processes = [
+        start(recipe, "--run-dir", tmp_path / seed, "--set", f"deterministic={flag}", PYTHONHASHSEED=seed)
+        for seed, flag in (("1", "false"), ("2", "true"))
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    rows = [list(read_rows(tmp_path / seed / "metrics.jsonl")) for seed in ("1", "2")]
+    first, second = ([row["loss"] for row in one if row["event"] in ("train", "eval", "final")] for one in rows)
+    assert first == second and len(first) == 8
+
+
+def test_what_is_not_deterministic_is_a_sentence(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 invoke: Callable[..., Result]) -> None:
+    def refuse(self: object) -> None:
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it. You can")
+
+    monkeypatch.setattr("muse_core.training.loop.Loop.run", refuse)
+    ended = invoke(recipe, "--run-dir", tmp_path / "run", "--set", "deterministic=true")
+    assert ended.exit_code == 2 and "deterministic: cumsum_cuda_kernel does not have" in ended.output
+
+
 def test_drift_from_the_lock_is_named_and_refused(
     recipe: Path, tmp_path: Path, invoke: Callable[..., Result]
 ) -> None:

@@ -16,7 +16,7 @@ from muse_core.errors import PluginError
 from muse_core.model.precision import choose_precision
 from muse_core.training.board import Board
 
-GOOD = {"total": 1.0, "loss": 1.0, "gradient_nonfinite": 0.0}
+GOOD = {"total": 1.0, "loss": 1.0, "gradient_nonfinite": 0.0, "state_nonfinite": 0.0}
 GO_ON = Verdict()
 
 

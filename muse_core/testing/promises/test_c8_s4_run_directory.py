@@ -50,6 +50,7 @@ def holder(run, how="plain"):
     return process
 
 
+@pytest.mark.promise("C8")
 def test_a_second_process_is_refused_with_the_holders_pid_and_host_and_a_killed_one_does_not_block(run):
     process = holder(run)
     try:
@@ -65,6 +66,7 @@ def test_a_second_process_is_refused_with_the_holders_pid_and_host_and_a_killed_
         pass
 
 
+@pytest.mark.promise("C8")
 def test_a_child_that_outlives_a_killed_holder_does_not_block(run):
     process = holder(run, "fork")
     children = open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()
@@ -78,6 +80,7 @@ def test_a_child_that_outlives_a_killed_holder_does_not_block(run):
             os.kill(int(child), signal.SIGKILL)
 
 
+@pytest.mark.promise("C8")
 def test_a_holder_that_has_not_said_its_name_is_waited_for_less_than_a_second(run):
     assert run_lock.PATIENCE_SECONDS < 1
     with RunDirectory.open(run):
@@ -86,12 +89,14 @@ def test_a_holder_that_has_not_said_its_name_is_waited_for_less_than_a_second(ru
             RunDirectory.open(run)
 
 
+@pytest.mark.promise("C8")
 def test_it_is_free_again_after_the_run(run):
     for _ in range(2):
         with RunDirectory.open(run):
             pass
 
 
+@pytest.mark.promise("C8")
 def test_a_new_run_writes_its_recipe_and_finds_its_files(tmp_path):
     with create(tmp_path / "not" / "there" / "yet") as run:
         assert run.source.read_text() == "# as given\n"
@@ -108,6 +113,7 @@ def test_a_new_run_writes_its_recipe_and_finds_its_files(tmp_path):
     ("recipe", "sentence"),
     [('name = "a"\n', "already holds a run of this recipe"), ('name = "b"\n', "holds a run of another recipe")],
 )
+@pytest.mark.promise("C8")
 def test_a_directory_holds_one_run(run, recipe, sentence):
     with pytest.raises(StorageError, match=f"{sentence}.*--resume"):
         create(run, recipe)
@@ -115,6 +121,7 @@ def test_a_directory_holds_one_run(run, recipe, sentence):
         assert again.recipe.read_text() == 'name = "a"\n'
 
 
+@pytest.mark.promise("C8")
 def test_a_run_that_lost_its_recipe_is_not_overwritten(run):
     Checkpoints(run, disk=VolatileDisk()).commit(snapshot(1))
     (run / "recipe.toml").unlink()
@@ -122,6 +129,7 @@ def test_a_run_that_lost_its_recipe_is_not_overwritten(run):
         create(run)
 
 
+@pytest.mark.promise("C8")
 def test_other_files_in_the_directory_do_not_matter(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with create(tmp_path):
@@ -129,6 +137,7 @@ def test_other_files_in_the_directory_do_not_matter(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.promise("C8")
 def test_a_crash_while_a_directory_is_made_leaves_nothing_in_the_way(tmp_path):
     disk = FailingDisk()
     create(tmp_path / "good", disk=disk).close()
@@ -142,6 +151,7 @@ def test_a_crash_while_a_directory_is_made_leaves_nothing_in_the_way(tmp_path):
             create(path, disk=VolatileDisk()).close()
 
 
+@pytest.mark.promise("C8")
 def test_what_stands_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -150,6 +160,7 @@ def test_what_stands_in_the_way_is_named(tmp_path):
         assert str(tmp_path / "file") in str(raised.value)
 
 
+@pytest.mark.promise("C8")
 def test_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(StorageError, match="there is no such run directory"):
         RunDirectory.open(tmp_path / "missing")
@@ -160,6 +171,7 @@ def test_there_is_nothing_to_resume(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["mkdir", "open"])
+@pytest.mark.promise("C8")
 def test_a_directory_that_may_not_be_written_is_named(tmp_path, call):
     class Forbidden(VolatileDisk):
         def mkdir(self, path):
@@ -176,6 +188,7 @@ def test_a_directory_that_may_not_be_written_is_named(tmp_path, call):
         create(tmp_path / "run", disk=Forbidden())
 
 
+@pytest.mark.promise("S4")
 def test_nothing_is_written_outside_the_run_directory(run, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -193,6 +206,7 @@ def test_nothing_is_written_outside_the_run_directory(run, tmp_path):
     assert list(outside.iterdir()) == []
 
 
+@pytest.mark.promise("S4")
 def test_a_link_to_a_run_directory_is_that_directory(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     with RunDirectory.open(tmp_path / "link") as opened:

@@ -18,6 +18,8 @@ from muse_core.training.checkpoint import checkpoints as checkpoints_module
 from muse_core.training.checkpoint.commit import bytes_needed
 from muse_core.training.checkpoint.retention import kept
 
+pytestmark = pytest.mark.promise("C7")
+
 
 def run_with(path, steps, certified=(), keep=5):
     checkpoints = Checkpoints(path, keep=keep, disk=VolatileDisk())

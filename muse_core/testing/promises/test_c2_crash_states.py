@@ -11,6 +11,8 @@ from muse_core.training import canonical_json
 from muse_core.training.checkpoint import Snapshot, checkpoints
 from muse_core.training.checkpoint.generation import describe
 
+pytestmark = pytest.mark.promise("C2")
+
 SEED = 20260101
 
 FORGOTTEN_SYNCS = {
@@ -34,14 +36,15 @@ def recording(tmp_path_factory):
     return record(tmp_path_factory.mktemp("recorded"), commits=12)
 
 
-def test_ten_thousand_crashes_lose_nothing(recording):
-    found = explore(recording, states=18_000, seed=SEED)
+def test_ten_thousand_crashes_lose_nothing(recording, trial):
+    found = explore(recording, states=trial.size(18_000, 100_000), seed=trial.seed)
     assert found.problems == []
     assert found.distinct >= 10_000
+    trial.say(f"{found.states} crashes, {found.distinct} different states, 0 problems")
 
 
-def test_a_defect_after_the_crash_never_loads(recording):
-    found = explore(recording, states=1_500, seed=SEED, defects=True)
+def test_a_defect_after_the_crash_never_loads(recording, trial):
+    found = explore(recording, states=trial.size(1_500, 15_000), seed=trial.seed, defects=True)
     assert found.problems == []
     assert found.distinct >= 1_000
 

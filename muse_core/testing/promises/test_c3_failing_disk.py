@@ -12,6 +12,8 @@ from muse_core.testing.reliability.disks import FailingDisk, VolatileDisk
 from muse_core.training.checkpoint import Checkpoints
 from muse_core.training.checkpoint.commit import bytes_needed
 
+pytestmark = pytest.mark.promise("C3")
+
 
 def third_commit(run, **failure):
     """Two generations on a good disk, then a commit with retention on a failing one."""

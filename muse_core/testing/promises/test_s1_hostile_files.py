@@ -25,6 +25,8 @@ from muse_core.training.checkpoint.manifest import Manifest
 from muse_core.training.records import Records
 from muse_core.training.storage import Written
 
+pytestmark = pytest.mark.promise("S1")
+
 
 class Bomb:
     """Unpickling it creates a file."""

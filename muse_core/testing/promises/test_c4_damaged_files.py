@@ -12,6 +12,8 @@ from muse_core.testing.reliability.crash_states import snapshot
 from muse_core.testing.reliability.disks import VolatileDisk
 from muse_core.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.promise("C4")
+
 FILES = ("model.safetensors", "optimizer.safetensors", "state.safetensors", "state.json", "MANIFEST.json")
 
 
@@ -63,16 +65,18 @@ def test_exchanged_with_another_file_of_the_same_generation(run, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_hundred_bit_flips(run, name):
-    rng = random.Random(name)
+def test_bit_flips(run, name, trial):
+    flips = trial.size(100, 5000)
+    rng = random.Random(f"{trial.seed}/{name}")
     whole = (newest(run) / name).read_bytes()
-    for _ in range(100):
+    for _ in range(flips):
         flipped = bytearray(whole)
         flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         (newest(run) / name).write_bytes(flipped)
         assert_falls_back(run)
     (newest(run) / name).write_bytes(whole)
     assert_falls_back(run, to=30)
+    trial.say(f"{flips} bit flips in each file, all rejected")
 
 
 def test_a_generation_under_the_number_of_another(run):
