@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.contracts import Batch
+from muse_core.contracts import Batch, Result
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
+from muse_core.training.meter import Meter
 
 RESAMPLES = 1000
 
@@ -34,6 +35,8 @@ class HeldOut:
     """97.5 % quantile."""
     tokens: int
     bytes: int
+    measures: Mapping[str, float] = {}
+    """What the layers measured, reduced as in training."""
 
     @property
     def perplexity(self) -> float:
@@ -69,6 +72,7 @@ def held_out(
     nats: list[np.ndarray] = []
     sizes: list[np.ndarray] = []
     tokens = 0
+    meter = Meter()
     with undisturbed(model):
         for batch in batches:
             if interrupted():
@@ -77,6 +81,7 @@ def held_out(
             with precision():
                 output = model(there.inputs, None, there.tokens)
                 losses = cross_entropy(model, output.hidden, there, per_token=True)
+            meter.add_result(Result(losses.sum(), {}, output.measures, None), there.counted.sum())
             nats.append(losses.double().sum(1).cpu().numpy())
             counted = batch.counted.numpy()
             sizes.append((byte_lengths[batch.labels.numpy()] * counted).sum(1))
@@ -93,6 +98,7 @@ def held_out(
         high=high,
         tokens=tokens,
         bytes=total_bytes,
+        measures={name: value for name, value in meter.read().items() if "/" in name},
     )
 
 

@@ -217,7 +217,7 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "bits_per_byte_high": measured.high,
         "tokens": measured.tokens,
         "bytes": measured.bytes,
-    }
+    } | dict(measured.measures)
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

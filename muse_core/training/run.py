@@ -173,6 +173,10 @@ class Run:
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
+        spent, saved = (first.measures.get(f"exit/flops_{what}_sum") for what in ("spent", "saved"))
+        exit = {}
+        if spent is not None and saved is not None:
+            exit = {"held_out_flops_spent": spent, "held_out_flops_saved": saved}
         summary = {
             "name": recipe.name,
             "seed": recipe.seed,
@@ -196,6 +200,6 @@ class Run:
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
-        } | memory
+        } | memory | exit
         self.directory.write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
