@@ -206,7 +206,12 @@ class Filter(Protocol):
 
 
 class Router(Protocol):
-    """Chooses experts per token. A torch module; ``context.experts`` is E."""
+    """Chooses experts per token. A torch module; ``context.experts`` is E.
+
+    Its options may define ``refuse(experts) -> str | None``, why it cannot choose among so many, which is then an error
+    of the recipe with its line. The module may say ``fills_slots = True``, that no slot is ever unused, and
+    ``expected_slots``, how many a token uses on average, for the count of FLOPs.
+    """
 
     def __init__(self, options: Any, context: Any) -> None: ...
 

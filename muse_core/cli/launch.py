@@ -137,6 +137,15 @@ def _kernel_rows(setup: Setup) -> dict[str, str]:
     return rows or {"kernels": "none needed"}
 
 
+def _early_exit(summary: dict[str, Any]) -> dict[str, str]:
+    """What leaving early saved of the blocks' matrix products on held-out text, where the model does so."""
+    if "held_out_flops_spent" not in summary:
+        return {}
+    spent, saved = summary["held_out_flops_spent"], summary["held_out_flops_saved"]
+    share = saved / max(spent + saved, 1)
+    return {"early exit": f"{spent:.3g} FLOPs spent on held-out text, {saved:.3g} ({share:.1%}) saved"}
+
+
 def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     low, high = summary["held_out_interval"]
     rows = {
@@ -145,6 +154,7 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte (95 % {low:.4f} to {high:.4f}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
+        **_early_exit(summary),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
         "rollbacks": str(summary["rollbacks"]),
         "files": _shown(directory.path),

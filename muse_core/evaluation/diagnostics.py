@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Batch, Tokens
+from muse_core.contracts import Batch, Routing, Step, Tokens
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.evaluation.held_out import undisturbed
@@ -75,8 +75,8 @@ def diagnose(
     model.load_state_dict(setup.model.state_dict())
     signals: dict[str, dict[str, Tensor]] = {}
 
-    def keep(layer: str, step: Any) -> None:
-        for name, value in step.signals.items():
+    def keep(layer: str, step: Step | Routing, tokens: Tokens) -> None:
+        for name, value in step.signals.items() if isinstance(step, Step) else ():
             kept = value[0].to("cpu", torch.promote_types(value.dtype, torch.float32))
             signals.setdefault(name, {})[layer] = kept
 

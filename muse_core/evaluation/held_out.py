@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.contracts import Batch
+from muse_core.contracts import Batch, Result
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
 from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
+from muse_core.training.meter import Meter
 
 RESAMPLES = 1000
 
@@ -52,6 +53,8 @@ class HeldOut:
     """Share of counted tokens whose label has the highest score."""
     rows: Rows = attrs.field(eq=False, repr=False)
     """The same by row, for comparisons in pairs."""
+    measures: Mapping[str, float] = {}
+    """What the layers measured, reduced as in training."""
 
     @property
     def perplexity(self) -> float:
@@ -88,6 +91,7 @@ def held_out(
     sizes: list[np.ndarray] = []
     counts: list[np.ndarray] = []
     hits: list[np.ndarray] = []
+    meter = Meter()
     with undisturbed(model):
         for batch in batches:
             if interrupted():
@@ -96,6 +100,7 @@ def held_out(
             with precision():
                 output = model(there.inputs, None, there.tokens)
                 losses, right = scored(model, output.hidden, there)
+            meter.add_result(Result(losses.sum(), {}, output.measures, None), there.counted.sum())
             nats.append(losses.double().sum(1).cpu().numpy())
             counted = batch.counted.numpy()
             sizes.append((byte_lengths[batch.labels.numpy()] * counted).sum(1))
@@ -118,6 +123,7 @@ def held_out(
         rows=Rows(
             nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, hits=np.concatenate(hits)
         ),
+        measures={name: value for name, value in meter.read().items() if "/" in name},
     )
 
 

@@ -1,4 +1,4 @@
-"""Sees what the layers of a model return."""
+"""Sees what the layers and routers of a model return."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from muse_core.contracts import Step
+from muse_core.contracts import Routing, Step, Tokens
 
 
 @contextmanager
-def recording(model: nn.Module, record: Callable[[str, Step], None]) -> Iterator[None]:
-    """Calls ``record`` with the full name of each layer and the step that it returned, as long as it lasts."""
+def recording(model: nn.Module, record: Callable[[str, Step | Routing, Tokens], None]) -> Iterator[None]:
+    """Calls ``record`` with the full name of each layer and router, what it returned and about which tokens, as long as
+    it lasts."""
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Step):
-                record(name, output)
+            if isinstance(output, Step | Routing):
+                record(name, output, inputs[-1])
 
         return keep
 

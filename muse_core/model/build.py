@@ -16,7 +16,7 @@ from muse_core.component import Use, load
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
-from muse_core.model.plan import Site
+from muse_core.model.plan import ExitSite, Site
 from muse_core.model.roles import parameter_roles
 from muse_core.model.seeding import generator_of, seeded
 from muse_core.model.signatures import mismatch
@@ -108,6 +108,22 @@ class ModelContext:
             publish=site.publish,
         )
         return construct_component(site.use, context, self.seed)
+
+    def exit(self, site: ExitSite) -> nn.Module:
+        """Build the router that decides after one block who leaves."""
+        context = Context(
+            width=self.width,
+            depth=self.depth,
+            block=site.block,
+            name=site.full_name,
+            sequence_length=self.sequence_length,
+            generator=generator_of(self.seed, site.full_name),
+            kernels=self.kernels,
+            construct=lambda use, context: construct_component(use, context, self.seed),
+            signals=site.signals,
+            experts=2,
+        )
+        return context.build(site.use)
 
 
 def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:

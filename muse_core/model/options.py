@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import UseLayer
+from muse_core.component import UseLayer, UseRouter
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +31,22 @@ class Placed:
 
 
 @attrs.frozen(kw_only=True)
+class Exit:
+    """Tokens may leave before the last block (adaptive computation time, Graves 2016). Other keys of this table are the
+    options of the router that decides after each block."""
+
+    router: UseRouter = field(metadata={"inline": True})
+    """A router with two destinations, the next block and the head; its weight for the head is the probability of
+    halting."""
+    after: int = field(default=1, validator=validators.ge(1))
+    """Blocks that every token passes."""
+    threshold: float = field(default=0.9, validator=[validators.gt(0.0), validators.le(1.0)])
+    """A token leaves once its halting probabilities add up to this much."""
+    ponder: float = field(default=0.01, validator=[validators.ge(0.0), validators.le(10.0)])
+    """Nats per token that passing every block costs; a token expected to pass half of them costs half."""
+
+
+@attrs.frozen(kw_only=True)
 class StackOptions:
     """Embedding, ``depth`` blocks of residual layers y = x + update(norm(x)), norm, head."""
 
@@ -46,6 +62,8 @@ class StackOptions:
     """Normalisation before each layer and the head."""
     tie_embeddings: bool = True
     """The head is the embedding's transpose."""
+    exit: Exit | None = None
+    """Early exit. Default: every token passes every block."""
 
 
 @attrs.frozen(kw_only=True)

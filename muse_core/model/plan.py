@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 from muse_core.component import Use, nested, provided, required, walk
-from muse_core.model.options import Placed, StackOptions
+from muse_core.model.options import Exit, Placed, StackOptions
 
 RESERVED = frozenset({"norms"})
 """Names inside a block that are not a layer's."""
@@ -33,12 +33,27 @@ class Site:
 
 
 @attrs.frozen(kw_only=True)
+class ExitSite:
+    """The router that decides after one block who leaves."""
+
+    block: int
+    """Depth index of the block before it."""
+    use: Use
+    signals: Mapping[str, tuple[int, ...]]
+
+    @property
+    def full_name(self) -> str:
+        return f"exits.{self.block}"
+
+
+@attrs.frozen(kw_only=True)
 class Plan:
     """The layers of a stack in order, and what is wrong with them."""
 
     blocks: tuple[tuple[Site, ...], ...]
     problems: tuple[tuple[str, str], ...]
     """(key path, sentence) pairs; empty when the stack can be built."""
+    exits: tuple[ExitSite, ...] = ()
 
 
 def periods(options: object) -> tuple[int, ...]:
@@ -70,7 +85,6 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
     """
     problems: list[tuple[str, str]] = []
     order = _placements(options, problems)
-    needs = {id(placed): required(placed.layer.options) for placed in options.block}
     offers = {id(placed): provided(placed.layer.options, options.width) for placed in options.block}
     providers: dict[str, set[str]] = {}
     for _, name, placed in order:
@@ -79,16 +93,31 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
     available: dict[str, tuple[int, tuple[int, ...]]] = {}
     reads: dict[int, set[str]] = {}
     before: list[dict[str, tuple[int, ...]]] = []
-    for number, (block, name, placed) in enumerate(order):
-        before.append({signal: shape for signal, (_, shape) in available.items()})
-        for need in needs[id(placed)]:
+    exits: list[ExitSite] = []
+
+    def read(use: Use, name: str, block: int, later: str) -> dict[str, tuple[int, ...]]:
+        """Note what a component reads, or what it misses; returns what there is to read. ``later`` is the remedy when
+        only a later layer provides it."""
+        for need in required(use.options):
             if need.signal in available:
                 reads.setdefault(available[need.signal][0], set()).add(need.signal)
             elif not need.optional:
                 where = sorted(providers.get(need.signal, ()))
-                problems.append((placed.layer.path, _unmet(need.signal, name, block, where)))
+                problems.append((use.path, _unmet(need.signal, name, block, where, later)))
+        return {signal: shape for signal, (_, shape) in available.items()}
+
+    for number, (block, name, placed) in enumerate(order):
+        remedy = f'place it earlier, or keep {name} out of depth {block} with at = "{block + 1}:"'
+        before.append(read(placed.layer, name, block, remedy))
         for signal, shape in offers[id(placed)].items():
             available[signal] = (number, shape)
+        block_ends = number + 1 == len(order) or order[number + 1][0] != block
+        if options.exit is not None and block_ends and options.exit.after - 1 <= block < options.depth - 1:
+            use = options.exit.router
+            signals = read(use, f"the exit {use.name}", block, f"set after = {block + 2}")
+            exits.append(ExitSite(block=block, use=use, signals=signals))
+    if options.exit is not None:
+        problems += _exit_problems(options, options.exit)
     blocks: list[list[Site]] = [[] for _ in range(options.depth)]
     for number, (block, name, placed) in enumerate(order):
         blocks[block].append(
@@ -103,7 +132,11 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
     empty = [index for index, sites in enumerate(blocks) if not sites]
     if empty and not problems:
         problems.append(("model.block", f"no layer stands at depth {empty[0]}; widen an 'at' or lower model.depth"))
-    return Plan(blocks=tuple(tuple(sites) for sites in blocks), problems=tuple(dict.fromkeys(problems)))
+    return Plan(
+        blocks=tuple(tuple(sites) for sites in blocks),
+        problems=tuple(dict.fromkeys(problems)),
+        exits=tuple(exits),
+    )
 
 
 def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[tuple[int, str, Placed]]:
@@ -138,10 +171,26 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
     return order
 
 
-def _unmet(signal: str, name: str, block: int, providers: list[str]) -> str:
+def _exit_problems(options: StackOptions, exit: Exit) -> list[tuple[str, str]]:
+    """Why tokens cannot leave this stack early."""
+    path = exit.router.path
+    found = []
+    if exit.after >= options.depth:
+        found.append((path, f"after = {exit.after} leaves no block to skip in a stack of depth {options.depth}"))
+    for placed in options.block:
+        filters = [use.name for use in nested(placed.layer.options) if use.kind == "filter"]
+        if filters:
+            found.append((path, f"tokens that leave early would leave the period grid on which {' and '.join(filters)} "
+                          f"of {placed.layer.name} act - leave out the exit or the filters"))
+    refuse = getattr(exit.router.options, "refuse", None)
+    sentence = refuse(2) if refuse else None
+    return found + ([(path, sentence)] if sentence else [])
+
+
+def _unmet(signal: str, name: str, block: int, providers: list[str], later: str) -> str:
     if providers:
         return (
             f"{name} at depth {block} reads the signal {signal!r}, which {' and '.join(providers)} provides only "
-            f'later; place it earlier, or keep {name} out of depth {block} with at = "{block + 1}:"'
+            f"later; {later}"
         )
     return f"{name} reads the signal {signal!r}, which no layer of this model provides"

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from muse_core.contracts import Output, State, Tokens
 from muse_core.errors import RecipeError
 from muse_core.model.absorbing import absorb
+from muse_core.model.exit import Exits
+from muse_core.model.flops import flops_per_token
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, plan
 
@@ -89,6 +91,8 @@ class Stack(nn.Module):
             if len(self.blocks) == 1:
                 per_block = sum(p.numel() * p.element_size() for p in self.blocks.parameters())
                 context.check_size(per_block * options.depth)
+        self.exits = Exits(options.exit, laid.exits, context) if options.exit is not None else None
+        self.costs = [flops_per_token(block) for block in self.blocks]
         self.norm = make_norm(options.norm, options.width)
         self.head = None
         if not options.tie_embeddings:
@@ -102,21 +106,67 @@ class Stack(nn.Module):
         if tokens is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
             tokens = Tokens(positions)
+        if self.exits is not None:
+            return self.leaving_early(self.exits, x, state, tokens)
         new_state: dict[str, State] = {}
         signals: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            arguments = (x, None if state is None else state[str(index)], signals, tokens)
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                passed = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                passed = block(*arguments)
+            passed = self.through(block, x, None if state is None else state[str(index)], signals, tokens)
             x, signals = passed.x, passed.signals
             new_state[str(index)] = passed.state
             losses.update(passed.losses)
             measures.update(passed.measures)
         return Output(self.norm(x), new_state, losses, measures)
+
+    def through(
+        self, block: nn.Module, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens
+    ) -> Passed:
+        """One block, with its activations recomputed in the backward pass where the recipe says so."""
+        passed: Passed
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            passed = checkpoint(block, x, state, signals, tokens, use_reentrant=False)
+        else:
+            passed = block(x, state, signals, tokens)
+        return passed
+
+    def leaving_early(self, exits: Exits, x: Tensor, state: State, tokens: Tokens) -> Output:
+        """``forward`` where tokens may leave. A block that no token reaches is skipped and keeps its state."""
+        new_state = dict.fromkeys(map(str, range(len(self.blocks)))) if state is None else dict(state)
+        decided: dict[str, State] = {} if state is None else dict(state["exits"])
+        losses: dict[str, Tensor] = {}
+        measures: dict[str, Tensor] = {}
+        slots: list[int] = []
+        present = exits.start(x, tokens)
+        for index, block in enumerate(self.blocks):
+            if present.x.shape[1] == 0:
+                break
+            slots.append(present.x.shape[0] * present.x.shape[1])
+            passed = self.through(block, present.x, new_state[str(index)], present.signals, present.tokens)
+            present = present._replace(x=passed.x, signals=passed.signals)
+            new_state[str(index)] = passed.state
+            losses.update(passed.losses)
+            measures.update(passed.measures)
+            if hasattr(exits, str(index)):
+                present, decided[str(index)], routing = exits.leave(index, present, decided.get(str(index)))
+                losses.update({f"exits.{index}/{key}": value for key, value in routing.losses.items()})
+                measures.update({f"exits.{index}/{key}": value for key, value in routing.measures.items()})
+        hidden, losses["exit/ponder"] = exits.finish(present)
+        measures |= self.spent(slots, x)
+        return Output(self.norm(hidden), new_state | {"exits": decided}, losses, measures)
+
+    def spent(self, slots: list[int], x: Tensor) -> dict[str, Tensor]:
+        """What the blocks computed, padding of ragged rows included, and what they would have without the exit;
+        ``slots`` are tokens by block."""
+        whole = x.shape[0] * x.shape[1]
+        spent = sum(count * cost for count, cost in zip(slots, self.costs))
+        numbers = {
+            "exit/flops_spent_sum": spent,
+            "exit/flops_saved_sum": whole * sum(self.costs) - spent,
+            "exit/blocks": sum(slots) / whole,
+        }
+        return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, N, D) → scores (B, N, vocabulary)."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from muse_core.component import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
-    "muse-baseline": (("layer", "attention"), ("layer", "feed-forward")),
+    "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-hebbian": (("memory layer", "hebbian"),),
     "muse-mqar": (("source", "mqar"),),
@@ -19,6 +19,12 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-prime-bump": (("initializer", "prime-bump"), ("potential", "prime-bump")),
     "muse-resolvent": (("layer", "resolvent"),),
     "muse-resonance": (("filter", "resonance"),),
+    "muse-scattering-router": (
+        ("layer", "experts"),
+        ("router", "act"),
+        ("router", "scattering"),
+        ("safety monitor", "routing"),
+    ),
     "muse-snr-filter": (("filter", "snr"),),
     "muse-text-sources": (
         ("source", "files"),

@@ -25,9 +25,13 @@ class RouterSuite(ExecutionSuite):
     width, experts, length = 16, 4, 24
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
-        given = {"width": self.width, "experts": self.experts, "signals": self.signals(case)}
+        given = {"width": self.width, "experts": self.destinations(case), "signals": self.signals(case)}
         module: nn.Module = super().build(case, **(given | changes))
         return module
+
+    def destinations(self, case: Case) -> int:
+        """E; a router with a fixed number of destinations says so by ``destinations`` of its options class."""
+        return getattr(self.component(case).options, "destinations", self.experts)
 
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         options = resolve(case.kind, case.name, case.options, self.registry()).options
@@ -54,14 +58,14 @@ class RouterSuite(ExecutionSuite):
         assert isinstance(routing, Routing), f"forward returned {type(routing).__name__}, not contracts.Routing"
         expert, weight = routing.expert, routing.weight
         assert expert.shape == weight.shape and expert.shape[:2] == (3, self.length)
-        assert not expert.is_floating_point() and expert.min() >= -1 and expert.max() < self.experts
+        assert not expert.is_floating_point() and expert.min() >= -1 and expert.max() < self.destinations(case)
         assert (weight[expert < 0] == 0).all(), "an unused slot has a weight"
         assert (weight >= 0).all() and torch.isfinite(weight).all()
         assert (expert >= 0).any(dim=-1).all(), "a token has no expert"
         chosen = expert.sort(dim=-1).values
         twice = (chosen[..., 1:] == chosen[..., :-1]) & (chosen[..., 1:] >= 0)
         assert not twice.any(), "a token has one expert twice"
-        assert routing.logits.shape == (3, self.length, self.experts)
+        assert routing.logits.shape == (3, self.length, self.destinations(case))
         for name, loss in routing.losses.items():
             assert loss.shape == () and torch.isfinite(loss), f"loss {name} is no finite scalar"
 

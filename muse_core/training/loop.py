@@ -222,7 +222,7 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "accuracy": measured.accuracy,
         "tokens": measured.tokens,
         "bytes": measured.bytes,
-    }
+    } | dict(measured.measures)
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

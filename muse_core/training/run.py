@@ -239,6 +239,10 @@ class Run:
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
+        spent, saved = (first.measures.get(f"exit/flops_{what}_sum") for what in ("spent", "saved"))
+        exit = {}
+        if spent is not None and saved is not None:
+            exit = {"held_out_flops_spent": spent, "held_out_flops_saved": saved}
         summary = {
             "name": recipe.name,
             "seed": recipe.seed,
@@ -263,7 +267,7 @@ class Run:
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
-        } | memory
+        } | memory | exit
         for row in read_rows(self.directory.events):
             if row.get("event") == "weights":
                 wanted = ("source", "copied", "initialised", "unfit", "left", "perplexity_before", "perplexity_after")

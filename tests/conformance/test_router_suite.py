@@ -1,4 +1,4 @@
-"""The router suite passes a right router and catches wrong ones: its proof, as the project has no router yet."""
+"""The router suite passes a right router and catches wrong ones."""
 
 from __future__ import annotations
 

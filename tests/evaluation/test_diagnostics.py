@@ -116,7 +116,7 @@ def test_a_memory_acts_on_the_hamiltonian_and_not_only_on_the_stream(table: dict
 
     def theta(state: Any) -> torch.Tensor:
         seen = {}
-        with torch.no_grad(), recording(model, lambda name, step: seen.setdefault(name, step.signals)):
+        with torch.no_grad(), recording(model, lambda name, step, _: seen.setdefault(name, step.signals)):
             model(x, state, make_tokens(1, N))
         return seen["blocks.0.resolvent"]["theta"]
 

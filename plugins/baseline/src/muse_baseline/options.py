@@ -46,3 +46,19 @@ class FeedForwardOptions:
     """Hidden units as a multiple of the width, rounded to a multiple of 8."""
     activation: Literal["swiglu", "gelu", "relu-squared"] = "swiglu"
     """swiglu has a third map, a gate; 8/3 then costs as many parameters as 4 without."""
+
+
+@frozen(kw_only=True)
+class MlpRouterOptions:
+    """The best few experts by learned scores of the token."""
+
+    top_k: int = field(default=2, validator=[validators.ge(1), validators.le(64)])
+    """Experts of a token."""
+    hidden: int = field(default=0, validator=[validators.ge(0), validators.le(65_536)])
+    """Hidden units between token and scores; 0 is one linear map."""
+
+    def refuse(self, experts: int) -> str | None:
+        """Why it cannot choose among this many."""
+        return None if self.top_k <= experts else (
+            f"top_k = {self.top_k} exceeds the number of experts, {experts} - lower it or raise experts"
+        )

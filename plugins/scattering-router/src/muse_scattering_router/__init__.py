@@ -1,0 +1,3 @@
+"""Experts, a router by scattering phases, and early exit."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,95 @@
+"""The layer of experts.
+
+Letters: B batch rows, N tokens, D width, E experts, F hidden units of one, K slots of a token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_core.contracts import State, Step, Tokens
+from muse_core.model.context import Context
+from muse_core.model.flops import flops_per_token
+from muse_scattering_router.dispatch import fuses, sort, to_rows, to_tokens, within_capacity
+from muse_scattering_router.load import weigh
+from muse_scattering_router.options import ExpertsOptions
+from muse_scattering_router.products import grouped
+
+
+class Experts(nn.Module):
+    """update = Σ_slots weight · W_e act(V_e x) over the experts e that the router chose, swiglu with a gate; only those
+    are computed. Each token by itself; the state is empty. Padding goes to no expert.
+
+    A matrix of its own for every expert, so that initialisers and Muon see matrices.
+    """
+
+    def __init__(self, options: ExpertsOptions, context: Context):
+        super().__init__()
+        self.options = options
+        width, count = context.width, options.experts
+        hidden = max(8, 8 * round(options.multiple * width / 8))
+        self.router = context.build(options.router, name=f"{context.name}.router", experts=count)
+        inputs = hidden * (2 if options.activation == "swiglu" else 1)
+        self.input = _matrices(count, (inputs, width), width**-0.5, context.generator)
+        self.output = _matrices(count, (width, hidden), (2 * context.depth * hidden) ** -0.5, context.generator)
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+        """x (B, N, D), already normalised."""
+        routing = self.router(x, signals, tokens)
+        wanted = routing.expert
+        if tokens.valid is not None:
+            wanted = wanted.masked_fill(~tokens.valid[..., None], -1)
+        taken = self.within_capacity(wanted)
+        every_slot = getattr(self.router, "fills_slots", False) and tokens.valid is None and taken is wanted
+        weight = routing.weight if every_slot else routing.weight.masked_fill(taken < 0, 0.0)
+        update = self.compute(x, taken, weight, every_slot=every_slot)
+        options = self.options
+        losses, measures = weigh(wanted, taken, routing, tokens, balance=options.balance, z_loss=options.z_loss)
+        return Step(update, {}, {}, dict(routing.losses) | losses, dict(routing.measures) | measures)
+
+    def within_capacity(self, expert: Tensor) -> Tensor:
+        """``expert`` (B, N, K) without the choices that exceed the capacity."""
+        if self.options.capacity is None or not self.training:
+            return expert
+        most = math.ceil(self.options.capacity * expert.shape[1] * expert.shape[2] / self.options.experts)
+        return within_capacity(expert, self.options.experts, most)
+
+    def compute(self, x: Tensor, expert: Tensor, weight: Tensor, *, every_slot: bool) -> Tensor:
+        """x (B, N, D), ``expert`` and ``weight`` (B, N, K) → (B, N, D); ``every_slot``: no slot is unused."""
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        slots = expert.shape[-1]
+        with torch.autocast(x.device.type, enabled=False):
+            order = sort(expert.flatten(0, 1), self.options.experts, every_slot=every_slot)
+            rows = to_rows(x.to(dtype).flatten(0, 1), order, slots)
+            # Weighed here and not at the end: the sum over slots is then the transpose of the copy to rows.
+            hidden = self.activate(
+                grouped(rows, list(self.input), order.ends), weight.flatten().gather(0, order.slot).to(dtype)
+            )
+            rows = grouped(hidden, list(self.output), order.ends)
+            return to_tokens(rows, order, slots).view(x.shape)
+
+    def activate(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Hidden units of rows (R, …) times the rows' weights (R,)."""
+        if self.options.activation == "swiglu" and fuses(hidden):
+            from muse_scattering_router.fused import weighted_swiglu
+
+            return weighted_swiglu(hidden, weight)
+        if self.options.activation == "swiglu":
+            hidden, gate = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden) if self.options.activation == "gelu" else F.relu(hidden).square()
+        return hidden * weight[:, None]
+
+    def flops_per_token(self) -> int:
+        """Of the experts that a token is expected to use, and the router."""
+        slots = getattr(self.router, "expected_slots", self.options.experts)
+        return flops_per_token(self.router) + round(2 * slots * (self.input[0].numel() + self.output[0].numel()))
+
+
+def _matrices(count: int, shape: tuple[int, int], std: float, generator: torch.Generator) -> nn.ParameterList:
+    return nn.ParameterList(torch.randn(shape, generator=generator) * std for _ in range(count))

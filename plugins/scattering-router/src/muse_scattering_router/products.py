@@ -1,0 +1,59 @@
+"""Products of rows with the matrix of their expert.
+
+Letters: R rows sorted by expert, E experts, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+ALIGNMENT = 8
+"""bf16 numbers in 16 bytes, to which grouped_mm wants strides aligned."""
+
+
+def grouped(rows: Tensor, matrices: Sequence[Tensor], ends: Tensor) -> Tensor:
+    """rows (R, I), E matrices (O, I), ``ends`` (E,) int32 where each expert's rows end → (R, O).
+
+    Rows after the last end hold anything, or zero. torch's grouped_mm where it serves, otherwise a loop over experts.
+    """
+    if serves(rows, matrices[0]):
+        stacked: Tensor = _Stacked.apply(rows.dtype, *matrices)
+        return F.grouped_mm(rows, stacked.transpose(1, 2), offs=ends)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+    pieces = rows.split([*counts, len(rows) - sum(counts)])
+    products = [piece @ matrix.to(rows.dtype).T for piece, matrix in zip(pieces, matrices)]
+    return torch.cat([*products, rows.new_zeros(len(pieces[-1]), matrices[0].shape[0])])
+
+
+def serves(rows: Tensor, matrix: Tensor) -> bool:
+    """Whether torch's grouped_mm takes these: bf16 on a GPU of compute capability 9.0 on, aligned rows."""
+    return (
+        rows.device.type == "cuda"
+        and rows.dtype == torch.bfloat16
+        and hasattr(F, "grouped_mm")
+        and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+        and all(size % ALIGNMENT == 0 for size in matrix.shape)
+    )
+
+
+class _Stacked(torch.autograd.Function):
+    """torch.stack in another dtype, each matrix read and written once; stack and a cast take two passes either way."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *matrices: Tensor) -> Tensor:
+        ctx.dtype = matrices[0].dtype
+        stacked = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype, device=matrices[0].device)
+        for place, matrix in zip(stacked.unbind(), matrices):
+            place.copy_(matrix)
+        return stacked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return (None, *(part.to(ctx.dtype) for part in gradient.unbind()))
