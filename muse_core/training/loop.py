@@ -113,8 +113,7 @@ class Loop:
             row = None
             if self.at.step % train.log_every == 0 or self.at.step in (1, train.steps):
                 now = time.perf_counter()
-                row = self._row(values, mark_tokens / (now - mark))
-                self.records.metrics(row)
+                row = self.records.metrics(self._row(values, mark_tokens / (now - mark)))
                 mark, mark_tokens = now, 0
             self.display.step(self.at.step, row)
             pause = time.perf_counter()
@@ -125,7 +124,8 @@ class Loop:
     def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
         """Forward and backward over the micro-batches; every number of the step, read once."""
         meter = Meter()
-        targets = max(int(batch.counted.sum()), 1)
+        # Of the batch on the host: numpy, so that it is no read of a tensor.
+        targets = max(int(batch.counted.numpy().sum()), 1)
         for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
             there = to_device(piece, self.precision.device)
             if self.carry.streams:
@@ -139,7 +139,9 @@ class Loop:
         reach("gradient", self.model)
         gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
         meter.add(self.board.measure("gradients", gradients))
-        meter.add(guard.gradient_numbers(parameters))
+        norms = guard.norms(list(gradients.values()))
+        meter.add(self.board.measure("norms", {"names": tuple(gradients), "norms": norms}))
+        meter.add(guard.gradient_numbers(norms))
         values = meter.read()
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.counted.numpy()].sum())
         return values

@@ -9,6 +9,7 @@ from muse_niah_probe.recall import Recall
 
 from muse_core.contracts import Action
 from muse_core.testing import build_component
+from muse_core.training import allowance
 
 
 class Clock:
@@ -24,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(allowance, "time", clock)
     return clock
 
 
@@ -64,13 +65,27 @@ def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
     probed = train(monitor, clock, 1000, 1.0)
     assert 3 <= len(probed) <= 5
     assert 2.0 * len(probed) <= 0.01 * clock.now * 1.01
-    assert monitor.spent == pytest.approx(2.0 * len(probed))
+    assert monitor.allowance.spent == pytest.approx(2.0 * len(probed))
 
 
-def test_the_first_probe_is_estimated_by_the_tokens_trained(monkeypatch, clock):
-    """8 rows of 88 tokens against 4 × 64 trained in 1 s: 2.75 s, so at 10 % nothing runs before 27.5 s."""
+def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock):
+    """8 rows of 8 + 80 + 256 tokens without backward against 4 × 64 trained in 1 s: 3.6 s, so at 10 % nothing runs
+    before 35 s."""
     monitor = make(monkeypatch, clock=clock, cost=0.0, every=1, budget=0.1)
-    assert train(monitor, clock, 28, 1.0)[0] == 28
+    assert train(monitor, clock, 40, 1.0)[0] == 36
+
+
+def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):
+    """Every probe takes 1 s of the 20 s from the end of the one before to its own end."""
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=19, budget=1.0)
+    shares = []
+    for step in range(1, 77):
+        clock.now += 1.0
+        monitor.measure("gradients", {})
+        if step % 19 == 0:
+            shares.append(monitor.probe(torch.nn.Linear(1, 1))["share"])
+    # The clock starts at the end of the first step.
+    assert shares == pytest.approx([n / (20 * n - 1) for n in range(1, 5)])
 
 
 @pytest.mark.parametrize("failure, action", [("warn", Action.CONTINUE), ("halt", Action.HALT)])
@@ -117,7 +132,7 @@ def test_a_real_model_is_probed_from_end_to_end():
     found = monitor.probe(model.eval())
     assert set(found) == {
         "recall", "log_probability", "over_emptied", "over_shuffled", "distance", "capacity", "capacity_expected",
-        "seconds", "failed",
+        "seconds", "share", "failed",
     }  # fmt: skip
     assert found["distance"] == 80
     assert all(math.isfinite(value) for value in found.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Verdict
+from muse_core.training.allowance import Allowance
 from muse_core.training.monitor_context import MonitorContext
 from muse_niah_probe.capacity import Capacity, capacity
 from muse_niah_probe.needles import Needles, make_needles
@@ -23,6 +23,8 @@ WIDTH, BURIED, TRIALS = 64, 64, 64
 CAPACITY_TOLERANCE = 0.05
 ROWS_OF_TEXT = 2
 """Held-out text looked at, in multiples of what the rows need: separators are left out of it."""
+ASKED = 256
+"""Tokens beside the text that a row reads, in bytes: the needle, and three times question and answer."""
 
 
 class NiahProbe:
@@ -30,8 +32,9 @@ class NiahProbe:
 
     Numbers of a probe: ``recall`` (share of needles answered exactly), ``log_probability``, ``over_emptied`` and
     ``over_shuffled`` (nats per answer token), ``distance`` (tokens), ``capacity`` and ``capacity_expected`` (cosines;
-    where the run has fast-weight kernels), ``seconds``, ``failed`` (0 or 1). Number of a step: ``share_max``, the share
-    of the run's time that probes would have taken if one ran now; it is reduced over ranks, so that all decide alike.
+    where the run has fast-weight kernels), ``seconds``, ``share`` (of the run's time that probes have taken, this one
+    included), ``failed`` (0 or 1). Number of a step: ``share_max``, the share that they would have taken if one ran
+    now; it is reduced over ranks, so that all decide alike.
     The needles are the same at every probe of a run. Source: mathematics §9.
     """
 
@@ -44,21 +47,17 @@ class NiahProbe:
             self.fast_weights = context.kernels.bind("fast_weights", sizes={"key": WIDTH, "value": WIDTH}, needs=())
         self.lead = max(context.sequence_length // 8, 1)
         self.distance = math.ceil(options.distance * context.sequence_length)
-        self.started: float | None = None
+        self.allowance = Allowance()
+        tokens = options.needles * (self.lead + self.distance + ASKED)
+        self.steps_of_tokens = tokens / (context.batch_size * context.sequence_length)
         self.step = 0
-        self.timed_steps = 0
-        self.spent = 0.0
-        self.cost: float | None = None
         self.failure = ""
 
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         if moment != "gradients":
             return {}
-        now = time.perf_counter()
-        self.started = now if self.started is None else self.started
-        elapsed = now - self.started
-        self.timed_steps += 1
-        share = (self.spent + self._expected_cost(elapsed)) / elapsed if elapsed else math.inf
+        self.allowance.step()
+        share = self.allowance.share_with_next(self.steps_of_tokens)
         return {"share_max": torch.tensor(share, dtype=torch.float64)}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
@@ -73,14 +72,11 @@ class NiahProbe:
         return step % self.options.every == 0 and floats[f"{self.name}/share_max"] <= self.options.budget
 
     def probe(self, model: Any) -> dict[str, float]:
-        started = time.perf_counter()
-        try:
+        with self.allowance.spending():
             found = self._probe(model)
-        finally:
-            self.cost = time.perf_counter() - started
-            self.spent += self.cost
         self.failure = self._failure(found)
-        return found | {"seconds": self.cost, "failed": float(bool(self.failure))}
+        costs = {"seconds": self.allowance.cost, "share": self.allowance.share}
+        return found | costs | {"failed": float(bool(self.failure))}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: what the wall clock decides must not enter the state of a run."""
@@ -141,10 +137,3 @@ class NiahProbe:
         if least is not None and self.step >= self.options.after and margin < least:
             return f"memory gains {margin:.3f} nats per answer token over its controls, less than {least}"
         return ""
-
-    def _expected_cost(self, elapsed: float) -> float:
-        """Seconds of the next probe: those of the last, or at first those of as many trained tokens."""
-        if self.cost is not None:
-            return self.cost
-        tokens = self.options.needles * (self.lead + self.distance)
-        return elapsed / self.timed_steps * tokens / (self.context.batch_size * self.context.sequence_length)

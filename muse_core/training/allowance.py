@@ -1,0 +1,65 @@
+"""Keeps what monitors do between steps within a share of the run's wall clock. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+PART_OF_STEP = 1 / 3
+"""What reading tokens takes of what training on them takes: forward without backward."""
+
+
+class Allowance:
+    """Counts the wall clock of a run and what has been spent of it; asks before something is done that costs.
+
+    ``step`` is called once a training step, ``spending`` around what costs. ``share_with_next`` is the share of the
+    run's time that would have been spent if one more were done now: while it is asked and obeyed, ``share``, measured
+    over whole intervals from the end of one to the end of the next, stays below the budget. An attempt that resumes a
+    run starts with nothing spent.
+    """
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        """Seconds."""
+        self.cost: float | None = None
+        """Seconds of the last one."""
+        self._started: float | None = None
+        self._steps = 0
+
+    def step(self) -> None:
+        """A training step has come this far."""
+        if self._started is None:
+            self._started = time.perf_counter()
+        self._steps += 1
+
+    @property
+    def share(self) -> float:
+        """Of the wall clock since the first step, what was spent."""
+        elapsed = self._elapsed()
+        return self.spent / elapsed if elapsed else 0.0
+
+    def share_with_next(self, steps_of_tokens: float) -> float:
+        """As ``share`` with one more. ``steps_of_tokens``: the tokens that the first of them reads, in those of a
+        training step; later ones are taken to cost what the last did."""
+        elapsed = self._elapsed()
+        if not elapsed:
+            return math.inf
+        cost = self.cost
+        if cost is None:
+            cost = elapsed / self._steps * steps_of_tokens * PART_OF_STEP
+        return (self.spent + cost) / elapsed
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """What happens inside is spent, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.cost = time.perf_counter() - started
+            self.spent += self.cost
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._started is None else time.perf_counter() - self._started
