@@ -70,7 +70,7 @@ class Resolvent(nn.Module):
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
         potential, decay = self.diagonal(x, signals, tokens)
         value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
-        gate = F.silu(self.gate(x)) if self.gate is not None else None
+        gate = self.gate(x) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
             coupling = hopping[:, None]
@@ -79,7 +79,9 @@ class Resolvent(nn.Module):
             sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
             found = {"theta": torch.view_as_real(theta), "decay": decay}
-            features = [] if y is None else [self.read_values(y, gate)]
+            if "gate" in self.publish:
+                found["gate"] = gate.sigmoid()
+            features = [] if y is None else [self.read_values(y, gate if gate is None else F.silu(gate))]
             features.append(found["theta"])
             if self.reads_phase:
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)

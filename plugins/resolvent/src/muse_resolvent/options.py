@@ -42,9 +42,13 @@ class ResolventOptions:
             )
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
-        """``theta``: Re θ and Im θ; ``decay``: Γ; ``phase``: δ in radians; ``spectral_shift``: ξ."""
+        """``theta``: Re θ and Im θ; ``decay``: Γ; ``phase``: δ in radians; ``spectral_shift``: ξ; ``gate``: σ of the
+        gate's pre-activation, how far open it is."""
         heads = self.heads
-        return {"theta": (heads, 2), "decay": (heads,), "phase": (heads,), "spectral_shift": (heads,)}
+        found: dict[str, tuple[int, ...]] = {
+            "theta": (heads, 2), "decay": (heads,), "phase": (heads,), "spectral_shift": (heads,)
+        }
+        return found | {"gate": (heads * self.value_width(width),)} if self.gate and self.apply else found
 
     def value_width(self, width: int) -> int:
         """M for a model of this width; 0 when nothing is applied."""
