@@ -40,6 +40,7 @@ class LazyGroup(click.Group):
         "plugins": ("muse_core.cli.plugins:plugins", "What is installed, and what is wrong with it."),
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
+        "gates": ("muse_core.cli.gates:gates", "Run the exit gates of a recipe for real."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

@@ -24,6 +24,7 @@ POINTS = frozenset(
         "gradient",
         "post_step",
         "restore",
+        "restored",
         "collective",
     }
 )

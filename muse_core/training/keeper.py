@@ -12,6 +12,7 @@ from torch import Tensor
 from muse_core.contracts import Verdict
 from muse_core.errors import Halted, StorageError
 from muse_core.training.checkpoint import Checkpoints, Generation, Snapshot
+from muse_core.training.faults import reach
 from muse_core.training.incidents import Incident
 from muse_core.training.loop import Loop, Position
 
@@ -107,6 +108,7 @@ class Keeper:
             f"data of steps {onset} to {incident.step} are skipped",
             "yellow",
         )
+        reach("restored", loop)
 
     def abandon(self, incident: Incident) -> None:
         """Generations that a rollback left behind are never loaded again. Repeating it changes nothing: a resumed run

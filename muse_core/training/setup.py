@@ -74,10 +74,10 @@ class Setup:
         )
         return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
 
-    def monitors(self) -> list[tuple[Use, Any]]:
-        """The recipe's monitors, built."""
-        context = MonitorContext(
-            name="",
+    def monitor_context(self, name: str) -> MonitorContext:
+        """What a monitor of this name learns about the run."""
+        return MonitorContext(
+            name=name,
             seed=self.recipe.seed,
             sequence_length=self.recipe.train.sequence_length,
             batch_size=self.recipe.train.batch_size,
@@ -85,7 +85,10 @@ class Setup:
             validation=lambda: self.corpus.split("validation").tokens,
             kernels=self.kernels,
         )
-        return [(use, construct(use, attrs.evolve(context, name=use.name))) for use in self.recipe.monitors]
+
+    def monitors(self) -> list[tuple[Use, Any]]:
+        """The recipe's monitors, built."""
+        return [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
 
     def causality_gate(self) -> None:
         """Both checks of the gate. Raises Halted naming the layer that leaks."""
