@@ -158,6 +158,8 @@ class Loop:
         probed = self.board.probe(step, values, self.model, self.precision, self._warn)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
+            if last:
+                self._last_word(values, probed)
         if step % recipe.evaluate.every == 0 and not last:
             measured = self.evaluate()
             if measured is not None:
@@ -170,6 +172,15 @@ class Loop:
                 self.checkpoints.commit(self)
                 return True
         return False
+
+    def _last_word(self, values: Mapping[str, float], probed: Mapping[str, float]) -> None:
+        """Probes are judged with the step after them; those after the last step are judged here, where only a halt
+        means anything. Raises Halted."""
+        names = {key.partition("/")[0] for key in probed}
+        verdict = self.board.judge(self.at.step, values, self._warn, only=names)
+        if verdict.action is Action.HALT:
+            self._note(verdict, values)
+            raise Halted(f"halted after step {self.at.step} by {verdict.monitor}: {verdict.reason}")
 
     def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
         hidden = ("tokens", "bytes", "total", "cross_entropy")
