@@ -16,8 +16,8 @@ TOLERANCE = 0.05
 
 
 def needle_overhead(bench: Bench) -> Finding:
-    """The probes of the training run over its wall clock, from its start to the end of the last of them; where none
-    was due, one probe timed against the steps that the recipe leaves between two."""
+    """The share of the training run's wall clock that its probes took, from the start to the end of the last of them:
+    whole intervals. Where none was due, one probe timed against the steps that the recipe leaves between two."""
     if all(use.name != PROBE for use in bench.checked.recipe.monitors):
         return not_applicable(f"the recipe has no {PROBE} monitor")
     use, monitor = bench.monitor(PROBE)
@@ -25,13 +25,11 @@ def needle_overhead(bench: Bench) -> Finding:
     if not train:
         return judged(False, "no step was recorded", bench.trained.halted)
     step_seconds = train[-1]["seconds"] / train[-1]["step"]
-    probes = bench.trained.rows("probe")
-    costs = [row[f"{PROBE}/seconds"] for row in probes if f"{PROBE}/seconds" in row]
-    if costs:
-        last = max(row["step"] for row in probes if f"{PROBE}/seconds" in row)
-        trained = next(row["seconds"] for row in reversed(train) if row["step"] == last)
-        share, cost = sum(costs) / (trained + sum(costs)), sum(costs) / len(costs)
-        how = f"{len(costs)} probes of {cost:.2f} s until step {last}, measured over whole intervals"
+    probes = [row for row in bench.trained.rows("probe") if f"{PROBE}/seconds" in row]
+    if probes:
+        share, cost = probes[-1][f"{PROBE}/share"], max(row[f"{PROBE}/seconds"] for row in probes)
+        at = ", ".join(str(row["step"]) for row in probes)
+        how = f"probes after step {at}, the longest {cost:.2f} s of steps of {step_seconds:.2f} s"
     else:
         model, precision = bench.trained.setup.model, bench.trained.setup.precision
         with undisturbed(model), precision():
@@ -48,7 +46,7 @@ def needle_overhead(bench: Bench) -> Finding:
         f"{share:.2%} of the time; {how}",
         f"the probe takes 1 % of the time or more - set its every to {needed} or more, its budget to 0.01 or less",
         share=share,
-        probes=len(costs),
+        probes=len(probes),
         seconds_per_probe=cost,
         seconds_per_step=step_seconds,
         steps_for_one_percent=needed,

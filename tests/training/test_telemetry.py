@@ -142,7 +142,8 @@ class Reads(TorchFunctionMode):
 
 
 class Scalars(TorchDispatchMode):
-    """Counts the operations that need a value on the host, below whatever Python calls them."""
+    """Counts the operations that need a value on the host, below whatever Python calls them: also x[mask], whose size
+    depends on the mask."""
 
     OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2", "_unique2")
 
@@ -152,7 +153,9 @@ class Scalars(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        if name in self.OPERATIONS:
+        indices = arguments[1] if name in ("index", "index_put", "index_put_") else ()
+        masks = [one for one in indices if one is not None and one.dtype == torch.bool]
+        if name in self.OPERATIONS or masks:
             self.seen.append(name)
         return function(*arguments, **(keywords or {}))
 
@@ -193,9 +196,13 @@ def test_a_step_reads_once_from_the_device(
 def test_the_count_notices_one_read_more(
     table: Table, go: Go, counted: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with faults.installed({"loss": lambda result: result if result.total.item() else result}):
+    def read(result: Any) -> Any:
+        mask = torch.ones(2, dtype=torch.bool)
+        return result._replace(total=result.total * torch.ones(2)[mask].sum().item() / 2)
+
+    with faults.installed({"loss": read}):
         go(table(train={"steps": 1, "micro_batch": 4}))
-    assert counted[0].count("item") == 1 and counted[0].count("_local_scalar_dense") == 1
+    assert sorted(counted[0]) == ["_local_scalar_dense", "index", "item", "tolist"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra tensorboard is not installed")

@@ -69,10 +69,22 @@ def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
 
 
 def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock):
-    """8 rows of 8 + 80 + 256 tokens without backward against 4 × 64 trained in 1 s: 3.6 s, so at 10 % nothing runs
-    before 35 s."""
+    """8 rows of 8 + 80 + 256 tokens without backward against 4 × 64 trained in 1 s: 0.4 × 10.75 s, so at 10 % nothing
+    runs before 43 steps; two rows are still five calls."""
     monitor = make(monkeypatch, clock=clock, cost=0.0, every=1, budget=0.1)
-    assert train(monitor, clock, 40, 1.0)[0] == 36
+    assert train(monitor, clock, 50, 1.0)[0] == 43
+    assert make(monkeypatch, needles=2).passes == 5
+
+
+def test_after_a_long_probe_the_next_ones_are_planned_as_long(monkeypatch, clock):
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
+    clock.now = 1.0
+    monitor.measure("gradients", {})
+    for cost in (5.0, 1.0):
+        with monitor.allowance.spending():
+            clock.now += cost
+    clock.now = 1001.0
+    assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 5.0) / 1000.0)
 
 
 def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):

@@ -17,6 +17,8 @@ from muse_core.training.monitor_context import MonitorContext
 from muse_gates.ablation import Worth, worth_of
 from muse_gates.options import GatesOptions
 
+GUESS = 16
+"""Gates that a model is taken to have, until the first probe has measured what it costs."""
 VERDICTS = ("useful", "idle", "harmful", "undecided")
 
 
@@ -42,8 +44,7 @@ class Gates:
         if moment != "gradients":
             return {}
         self.allowance.step()
-        # With one gate, until the first probe knows how many there are and what it costs.
-        share = self.allowance.share_with_next(2 * self.rows / self.context.batch_size)
+        share = self.allowance.share_with_next((1 + GUESS) * self.rows / self.context.batch_size)
         return {"share_max": torch.tensor(share, dtype=torch.float64)}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:

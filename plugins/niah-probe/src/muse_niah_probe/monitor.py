@@ -49,7 +49,9 @@ class NiahProbe:
         self.distance = math.ceil(options.distance * context.sequence_length)
         self.allowance = Allowance()
         tokens = options.needles * (self.lead + self.distance + ASKED)
-        self.steps_of_tokens = tokens / (context.batch_size * context.sequence_length)
+        calls = math.ceil((self.lead + self.distance) / context.sequence_length) + 3
+        # In training batches; of a small model a call costs more than its tokens.
+        self.passes = max(tokens / (context.batch_size * context.sequence_length), calls)
         self.step = 0
         self.failure = ""
 
@@ -57,7 +59,7 @@ class NiahProbe:
         if moment != "gradients":
             return {}
         self.allowance.step()
-        share = self.allowance.share_with_next(self.steps_of_tokens)
+        share = self.allowance.share_with_next(self.passes)
         return {"share_max": torch.tensor(share, dtype=torch.float64)}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
