@@ -55,15 +55,17 @@ class Allowance:
         return (self.spent + cost) / elapsed
 
     @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """What happens inside is spent, also when it raises."""
+    def spending(self, *, once: bool = False) -> Iterator[None]:
+        """What happens inside is spent, also when it raises. ``once``: it will not come again, so that nothing is
+        planned by it."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.cost = time.perf_counter() - started
-            self.largest = max(self.cost, self.largest or 0.0)
-            self.spent += self.cost
+            cost = time.perf_counter() - started
+            self.spent += cost
+            if not once:
+                self.cost, self.largest = cost, max(cost, self.largest or 0.0)
 
     def _elapsed(self) -> float:
         return 0.0 if self._started is None else time.perf_counter() - self._started

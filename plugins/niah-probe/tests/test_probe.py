@@ -125,17 +125,32 @@ def test_a_margin_is_judged_only_when_asked_and_only_after_its_step(monkeypatch)
     assert late.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
 
 
+def leaky(kernel):
+    def forgetting(query, key, value, log_decay, rate, **options):
+        return kernel(query, key, value, log_decay - 0.01, rate, **options)
+
+    return forgetting
+
+
 def test_a_memory_kernel_off_theory_is_a_failure(monkeypatch):
+    assert make(monkeypatch).probe(torch.nn.Linear(1, 1))["failed"] == 0.0
     monitor = make(monkeypatch)
-    exact = monitor.fast_weights
-    assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 0.0
-
-    def leaky(query, key, value, log_decay, rate, **options):
-        return exact(query, key, value, log_decay - 0.01, rate, **options)
-
-    monitor.fast_weights = leaky
+    monitor.fast_weights = leaky(monitor.fast_weights)
     assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
     assert "where theory says 0.707" in monitor.judge(0, {}).reason
+
+
+def test_the_kernel_is_tested_once_after_the_first_step(monkeypatch):
+    """A kernel that is off halts at step 1, whenever the first probe is due; nothing is planned by what it took."""
+    monitor = make(monkeypatch, failure="halt", every=1000)
+    monitor.fast_weights = leaky(monitor.fast_weights)
+    assert not monitor.wants_probe(1, {"niah-probe/share_max": 9.0})
+    held, spent = monitor.held, monitor.allowance.spent
+    assert spent > 0 and monitor.allowance.largest is None
+    verdict = monitor.judge(1, {})
+    assert verdict.action is Action.HALT and "where theory says 0.707" in verdict.reason
+    assert not monitor.wants_probe(2, {"niah-probe/share_max": 9.0})
+    assert monitor.held is held and monitor.allowance.spent == spent
 
 
 def test_a_real_model_is_probed_from_end_to_end():
