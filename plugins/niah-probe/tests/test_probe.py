@@ -60,7 +60,7 @@ def test_cheap_probes_run_whenever_they_are_due(monkeypatch, clock):
 
 
 def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
-    """A probe as long as two steps, at 1 %, waits until 200 steps have passed since the start for each."""
+    """A probe as long as two steps, at 1 %, waits until 200 steps have passed for each, and 100 more."""
     monitor = make(monkeypatch, clock=clock, cost=2.0, every=10, budget=0.01)
     probed = train(monitor, clock, 1000, 1.0)
     assert 3 <= len(probed) <= 5
@@ -76,7 +76,7 @@ def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock)
     assert make(monkeypatch, needles=2).passes == 5
 
 
-def test_after_a_long_probe_the_next_ones_are_planned_as_long(monkeypatch, clock):
+def test_after_a_long_probe_the_next_ones_are_planned_longer(monkeypatch, clock):
     monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
     clock.now = 1.0
     monitor.measure("gradients", {})
@@ -84,7 +84,7 @@ def test_after_a_long_probe_the_next_ones_are_planned_as_long(monkeypatch, clock
         with monitor.allowance.spending():
             clock.now += cost
     clock.now = 1001.0
-    assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 5.0) / 1000.0)
+    assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
 
 
 def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):
