@@ -11,6 +11,7 @@ import pytest
 from muse_core.errors import Halted
 from muse_core.training.records import read_rows
 
+pytestmark = pytest.mark.usefixtures("punctual")
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
 

@@ -25,6 +25,7 @@ from muse_core.training.metrics_schema import EVENTS, SCHEMA, json_schema
 from muse_core.training.records import Records, read_rows
 from muse_core.training.telemetry import Telemetry, shared
 
+pytestmark = pytest.mark.usefixtures("punctual")
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
 
