@@ -294,7 +294,9 @@ class Monitor(Protocol):
     def __init__(self, options: Any, context: Any) -> None: ...
 
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """On device, without synchronisation. Moments: ``"gradients"`` (values: parameter name → gradient)."""
+        """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
+        gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
+        2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity)."""
         ...
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muse_core.plugins import load_plugins
 
-from . import command_line, components, contracts, kernels, listings, recipe
+from . import command_line, components, contracts, kernels, listings, recipe, telemetry
 
 
 def generated_pages() -> dict[str, str]:
@@ -19,5 +19,6 @@ def generated_pages() -> dict[str, str]:
         **contracts.pages(),
         **kernels.pages(),
         **command_line.pages(),
+        **telemetry.pages(),
         **listings.pages(),
     }

@@ -45,6 +45,7 @@ class LazyGroup(click.Group):
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
         "bench": ("muse_core.cli.bench:bench", "Measure this machine: the kernels, beside their peers."),
         "selftest": ("muse_core.cli.selftest:selftest", "Put the promises about failures to the test."),
+        "gates": ("muse_core.cli.gates:gates", "Run the exit gates of a recipe for real."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
     },
 )

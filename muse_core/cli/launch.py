@@ -21,6 +21,7 @@ from muse_core.training.records import Records
 from muse_core.training.run import Run
 from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
+from muse_core.training.sinks import require_sinks
 
 
 def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool) -> None:
@@ -69,6 +70,7 @@ def show(checked: Checked) -> None:
 
 
 def _prepare(checked: Checked, display: Display) -> Setup:
+    require_sinks(checked.recipe)
     for problem in checked.registry.problems:
         display.say(f"plugin {problem}", "yellow")
     console = display.console
@@ -157,7 +159,19 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         **_early_exit(summary),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
         "rollbacks": str(summary["rollbacks"]),
+        **{f"{monitor} at {numbers['step']}": _numbers(numbers) for monitor, numbers in summary["probes"].items()},
         "files": _shown(directory.path),
     }
     display.console.print()
     display.table("Done", rows)
+
+
+MOST_SHOWN = 8
+"""Numbers of a probe that the report prints; summary.json has all."""
+
+
+def _numbers(probe: dict[str, Any]) -> str:
+    """The numbers of a probe on one line."""
+    named = [(name, value) for name, value in probe.items() if name != "step"]
+    parts = [f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in named]
+    return ", ".join(parts[:MOST_SHOWN]) + (", …" if len(parts) > MOST_SHOWN else "")

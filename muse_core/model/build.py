@@ -172,7 +172,7 @@ def build_model(
     """
     device = torch.device(device)
     chosen = kernel_backends(recipe, registry) if backends is None else backends
-    kernels = BoundKernels(chosen, device=device.type, dtype=dtype)
+    kernels = BoundKernels(chosen, device=device.type, dtype=dtype, chunk=recipe.kernels.chunk)
     options = recipe.model.options
     context = ModelContext(
         vocabulary_size=vocabulary_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -10,6 +11,9 @@ import attrs
 from muse_core.component import load
 from muse_core.contracts import KernelBackend, KernelRequest
 from muse_core.errors import RecipeError
+
+CHUNKED = frozenset({"fast_weights"})
+"""Operations with an argument ``chunk``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,12 +58,16 @@ def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> list[tuple[str, Ker
 
 
 class BoundKernels:
-    """Binds operations for one device and dtype, and remembers every choice."""
+    """Binds operations for one device and dtype, and remembers every choice. ``chunk`` is the performance choice of
+    operations that compute tokens in chunks."""
 
-    def __init__(self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str):
+    def __init__(
+        self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str, chunk: int | None = None
+    ):
         self.backends = tuple(backends)
         self.device = device
         self.dtype = dtype
+        self.chunk = chunk
         self.choices: dict[str, Chosen] = {}
 
     def bind(
@@ -75,4 +83,5 @@ class BoundKernels:
         chosen = choose(request, self.backends)
         key = operation + "".join(f" {name}={size}" for name, size in sorted(request.sizes.items()))
         self.choices[key] = chosen
-        return load(chosen.implementation)
+        function = load(chosen.implementation)
+        return function if self.chunk is None or operation not in CHUNKED else partial(function, chunk=self.chunk)

@@ -7,6 +7,7 @@ from muse_core.component import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
+    "muse-gates": (("layer", "polarisation"), ("safety monitor", "gates")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-hebbian": (("memory layer", "hebbian"),),
     "muse-mqar": (("source", "mqar"),),

@@ -187,12 +187,23 @@ class Checkpoint:
 
 
 @attrs.frozen(kw_only=True)
+class Telemetry:
+    """Where the numbers of a run go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write them for TensorBoard too, into the folder tensorboard of the run; needs muse-core[tensorboard]."""
+
+
+@attrs.frozen(kw_only=True)
 class Kernels:
     """Which kernel backends may serve the layers."""
 
     backend: Literal["auto"] | tuple[UseKernelBackend, ...] = "auto"
     """auto: of all installed backends the highest-ranked that does not refuse. A name or a list: those, in that
     order."""
+    chunk: int = field(default=64, validator=[validators.ge(1), validators.le(4096)])
+    """Tokens that kernels of fast weights compute together. Changes speed and rounding, never the model; ``muse gates``
+    measures which is fastest."""
 
 
 @attrs.frozen(kw_only=True)
@@ -244,6 +255,7 @@ class Recipe:
     train: Train = field(factory=dict)
     evaluate: Evaluate = field(factory=dict)
     checkpoint: Checkpoint = field(factory=dict)
+    telemetry: Telemetry = field(factory=dict)
     kernels: Kernels = field(factory=dict)
     monitors: tuple[UseMonitor, ...] = ()
     """Judges of the loop, in the order of the records."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from muse_core.contracts import Action, Verdict
 from muse_core.testing.cases import Case
 from muse_core.testing.suite import Suite
+from muse_core.training.guard import norms
 
 
 class MonitorSuite(Suite):
@@ -32,7 +33,8 @@ class MonitorSuite(Suite):
     def floats(self, monitor: Any, step: int, *, damaged: bool = False) -> dict[str, float]:
         """What a step of a healthy run hands to judges: a falling loss and the monitor's own numbers."""
         name = monitor_name(monitor)
-        measured = monitor.measure("gradients", self.gradients(step, damaged=damaged))
+        gradients = self.gradients(step, damaged=damaged)
+        measured = {**monitor.measure("gradients", gradients), **monitor.measure("norms", norms_of(gradients))}
         loss = math.nan if damaged else 5.5 * math.exp(-step / 60) + 0.02 * math.sin(12.9898 * step)
         return {
             "loss": loss,
@@ -47,7 +49,9 @@ class MonitorSuite(Suite):
 
     def test_measures_scalars(self, case: Case) -> None:
         monitor = self.build(case)
-        for name, value in monitor.measure("gradients", self.gradients(0)).items():
+        gradients = self.gradients(0)
+        measured = {**monitor.measure("gradients", gradients), **monitor.measure("norms", norms_of(gradients))}
+        for name, value in measured.items():
             assert isinstance(value, Tensor) and value.shape == (), f"{name} is no scalar tensor"
         assert monitor.measure("a moment of a later version", {}) == {}, "must pass over moments it does not know"
 
@@ -83,6 +87,11 @@ class MonitorSuite(Suite):
         monitor = self.build(case)
         for step in (0, 1, 50, 100):
             assert monitor.wants_probe(step, self.floats(monitor, step)) in (True, False)
+
+
+def norms_of(gradients: dict[str, Tensor]) -> dict[str, Any]:
+    """Values of the moment ``"norms"``."""
+    return {"names": tuple(gradients), "norms": norms(list(gradients.values()))}
 
 
 def monitor_name(monitor: Any) -> str:

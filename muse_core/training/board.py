@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -74,11 +74,20 @@ class Board:
             measured.update({f"{use.name}/{key}": value for key, value in found.items()})
         return measured
 
-    def judge(self, step: int, floats: Mapping[str, float], warn: Callable[[str], None]) -> Verdict:
-        """The strongest verdict. Monitors that agree are all named, with their reasons and the earliest onset; one
-        that goes on but gives a reason is heard through ``warn``."""
-        verdicts = [self.finite.judge(step, floats)]
+    def judge(
+        self,
+        step: int,
+        floats: Mapping[str, float],
+        warn: Callable[[str], None],
+        *,
+        only: Collection[str] | None = None,
+    ) -> Verdict:
+        """The strongest verdict, of all or of the monitors named by ``only``. Monitors that agree are all named, with
+        their reasons and the earliest onset; one that goes on but gives a reason is heard through ``warn``."""
+        verdicts = [self.finite.judge(step, floats) if only is None else Verdict()]
         for use, monitor in self.monitors:
+            if only is not None and use.name not in only:
+                continue
             verdict = self._call(use, "judge", monitor.judge, step, floats)._replace(monitor=use.name)
             if verdict.action is Action.CONTINUE and verdict.reason:
                 warn(f"{use.name}: {verdict.reason}")

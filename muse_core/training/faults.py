@@ -25,6 +25,7 @@ POINTS = frozenset(
         "post_step",
         "rollback",
         "restore",
+        "restored",
         "collective",
     }
 )

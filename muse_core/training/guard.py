@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def gradient_numbers(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """``gradient_norm``: global 2-norm accumulated in float64, complex by modulus; ``gradient_nonfinite``: how many
-    tensors hold a NaN or an infinity. Device scalars, no synchronisation.
+def norms(gradients: Sequence[Tensor]) -> Tensor:
+    """(len(gradients),) float64: the 2-norm of each, complex by modulus; not finite exactly where the gradient holds a
+    NaN or an infinity. One pass over the gradients, no synchronisation.
 
-    A finite gradient of 1e25 squares to infinity in fp32 and would be mistaken for damage; scaled per tensor by its
-    largest magnitude it is not.
+    A finite fp32 gradient of 1e25 squares to infinity in fp32 and would be mistaken for damage; in float64 no square of
+    a lower precision overflows, and gradients of float64 are scaled by their largest magnitude.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g.numel()]
-    if not real:
-        zero = torch.zeros((), dtype=torch.float64)
-        return {"gradient_norm": zero, "gradient_nonfinite": zero}
-    largest = torch._foreach_norm(real, float("inf"))
-    nonfinite = torch.stack([~torch.isfinite(value.double()) for value in largest]).sum()
-    scales = [value.float().clamp_min(1e-30) for value in largest]
-    scaled = torch._foreach_div(real, scales)
-    norms = torch._foreach_norm(scaled, 2)
-    squares = torch.stack([(n.double() * s.double()).square() for n, s in zip(norms, scales)])
-    return {"gradient_norm": squares.sum().sqrt(), "gradient_nonfinite": nonfinite}
+    real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+    if not any(g.dtype == torch.float64 for g in real):
+        return torch.stack(torch._foreach_norm(real, 2, dtype=torch.float64)) if real else torch.zeros(0).double()
+    found = []
+    for g in real:
+        scale = g.abs().amax().double() if g.numel() else g.new_zeros((), dtype=torch.float64)
+        scale = torch.where(scale > 0, scale, 1.0)
+        found.append((g.double() / scale).norm() * scale)
+    return torch.stack(found)
+
+
+def gradient_numbers(norms: Tensor) -> dict[str, Tensor]:
+    """``gradient_norm``: global 2-norm; ``gradient_nonfinite``: how many tensors are damaged. Device scalars.
+
+    ``norms`` (P,) float64, as ``norms`` gives them."""
+    return {"gradient_norm": torch.linalg.vector_norm(norms), "gradient_nonfinite": (~norms.isfinite()).sum()}
 
 
 @torch.no_grad()

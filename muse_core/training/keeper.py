@@ -126,6 +126,7 @@ class Keeper:
             + (", the optimiser's moments start afresh" if incident.reset_moments else ""),
             "yellow",
         )
+        reach("restored", loop)
 
     def _target(self, onset: int, now: int, remedy: Remedy) -> tuple[Generation, Snapshot] | None:
         """The checkpoint to go back to: as the remedy asks; or else the oldest certified one, which was found good when

@@ -113,8 +113,7 @@ class Loop:
             row = None
             if self.at.step % train.log_every == 0 or self.at.step in (1, train.steps):
                 now = time.perf_counter()
-                row = self._row(values, mark_tokens / (now - mark))
-                self.records.metrics(row)
+                row = self.records.metrics(self._row(values, mark_tokens / (now - mark)))
                 mark, mark_tokens = now, 0
             self.display.step(self.at.step, row)
             pause = time.perf_counter()
@@ -125,7 +124,8 @@ class Loop:
     def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
         """Forward and backward over the micro-batches; every number of the step, read once."""
         meter = Meter()
-        targets = max(int(batch.counted.sum()), 1)
+        # Of the batch on the host: numpy, so that it is no read of a tensor.
+        targets = max(int(batch.counted.numpy().sum()), 1)
         for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
             there = to_device(piece, self.precision.device)
             if self.carry.streams:
@@ -139,7 +139,9 @@ class Loop:
         reach("gradient", self.model)
         gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
         meter.add(self.board.measure("gradients", gradients))
-        meter.add(guard.gradient_numbers(parameters))
+        norms = guard.norms(list(gradients.values()))
+        meter.add(self.board.measure("norms", {"names": tuple(gradients), "norms": norms}))
+        meter.add(guard.gradient_numbers(norms))
         meter.add(guard.state_numbers(self.optimizers.held()))
         values = meter.read()
         values["rollbacks"] = float(self.incidents.recent(self.at.step))
@@ -157,6 +159,8 @@ class Loop:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
             self.checkpoints.commit(self)
+        if probed and last:
+            self._last_word(values, probed)
         if stopping:
             return True
         if step % recipe.evaluate.every == 0 and not last:
@@ -171,6 +175,15 @@ class Loop:
                 self.checkpoints.commit(self)
                 return True
         return False
+
+    def _last_word(self, values: Mapping[str, float], probed: Mapping[str, float]) -> None:
+        """Probes are judged with the step after them; those after the last step are judged here, where only a halt
+        means anything. Raises Halted."""
+        names = {key.partition("/")[0] for key in probed}
+        verdict = self.board.judge(self.at.step, values, self._warn, only=names)
+        if verdict.action is Action.HALT:
+            self._note(verdict, values)
+            raise Halted(f"halted after step {self.at.step} by {verdict.monitor}: {verdict.reason}")
 
     def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
         hidden = ("tokens", "bytes", "total", "cross_entropy")

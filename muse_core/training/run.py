@@ -31,7 +31,9 @@ from muse_core.training.progress import Display
 from muse_core.training.records import Records, read_rows
 from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup
+from muse_core.training.sinks import open_sinks
 from muse_core.training.stop import Interrupted, Stop
+from muse_core.training.telemetry import Telemetry
 from muse_core.training.trained import initial_weights
 
 
@@ -56,7 +58,7 @@ class Run:
     def __init__(self, setup: Setup, directory: RunDirectory, records: Records, display: Display):
         self.setup = setup
         self.directory = directory
-        self.records = records
+        self.records = Telemetry(records, read_rows(directory.metrics), open_sinks(setup.recipe, directory.path))
         self.display = display
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
@@ -64,6 +66,12 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         """Do everything that is left to do; returns the summary. Raises Halted, Interrupted or another MuseError."""
+        try:
+            return self._go()
+        finally:
+            self.records.close()
+
+    def _go(self) -> dict[str, Any]:
         recipe = self.setup.recipe
         rows = read_rows(self.directory.metrics)
         already = max((row.get("seconds", 0.0) for row in rows if row.get("event") == "train"), default=0.0)
@@ -99,6 +107,7 @@ class Run:
     def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""
         setup = self.setup
+        self.records.begin(number)
         objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
         if objective is None:
             return None
@@ -264,6 +273,7 @@ class Run:
             "held_out_accuracy": first.accuracy,
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known) if loop else 0,
+            "probes": self._last_probes(),
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
@@ -274,3 +284,17 @@ class Run:
                 summary["weights"] = {key: row[key] for key in wanted if key in row}
         self.directory.write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+    def _last_probes(self) -> dict[str, dict[str, Any]]:
+        """Monitor → the numbers of its last probe, with their step; what is not finite is spelled as in the records."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in read_rows(self.directory.metrics):
+            if row.get("event") != "probe":
+                continue
+            of_row: dict[str, dict[str, Any]] = {}
+            for key, value in row.items():
+                monitor, slash, number = key.partition("/")
+                if slash:
+                    of_row.setdefault(monitor, {"step": row["step"]})[number] = value
+            found |= of_row
+        return found

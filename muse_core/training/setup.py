@@ -120,10 +120,10 @@ class Setup:
             reset_at_documents=self.recipe.data.reset_at_documents,
         )
 
-    def monitors(self) -> list[tuple[Use, Any]]:
-        """The recipe's monitors, built."""
-        context = MonitorContext(
-            name="",
+    def monitor_context(self, name: str) -> MonitorContext:
+        """What a monitor of this name learns about the run."""
+        return MonitorContext(
+            name=name,
             seed=self.recipe.seed,
             sequence_length=self.recipe.train.sequence_length,
             batch_size=self.recipe.train.batch_size,
@@ -134,7 +134,10 @@ class Setup:
             checkpoint_every=self.recipe.checkpoint.every,
             kernels=self.kernels,
         )
-        return [(use, construct(use, attrs.evolve(context, name=use.name))) for use in self.recipe.monitors]
+
+    def monitors(self) -> list[tuple[Use, Any]]:
+        """The recipe's monitors, built."""
+        return [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
 
     def causality_gate(self) -> None:
         """Both checks of the gate. Raises Halted naming the layer that leaks."""

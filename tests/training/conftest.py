@@ -13,6 +13,7 @@ from rich.console import Console
 
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table, to_toml
+from muse_core.training.allowance import Allowance
 from muse_core.training.progress import Display
 from muse_core.training.records import Records, read_rows
 from muse_core.training.run import Run
@@ -82,6 +83,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def punctual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes run whenever they are due, whatever the clock of this machine says."""
+    monkeypatch.setattr(Allowance, "share_with_next", lambda self, passes: 0.0)
 
 
 @contextlib.contextmanager

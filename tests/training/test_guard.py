@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from muse_core.training.guard import clip, gradient_numbers
+from muse_core.training.guard import clip, gradient_numbers, norms
+
+
+def numbers_of(parameters: list[nn.Parameter]) -> dict[str, torch.Tensor]:
+    return gradient_numbers(norms([p.grad for p in parameters if p.grad is not None]))
 
 
 def parameters(*gradients: torch.Tensor) -> list[nn.Parameter]:
@@ -23,15 +27,16 @@ def parameters(*gradients: torch.Tensor) -> list[nn.Parameter]:
 def test_norm_is_that_of_float64() -> None:
     torch.manual_seed(0)
     gradients = [torch.randn(50, 7), torch.randn(3), torch.randn(4, 4, dtype=torch.complex64)]
-    expected = math.sqrt(sum((g.abs().double() ** 2).sum().item() for g in gradients))
-    numbers = gradient_numbers(parameters(*gradients))
-    assert numbers["gradient_norm"].item() == pytest.approx(expected, rel=1e-6)
+    real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+    expected = math.sqrt(sum(g.double().square().sum().item() for g in real))
+    numbers = numbers_of(parameters(*gradients))
+    assert numbers["gradient_norm"].item() == pytest.approx(expected, rel=1e-12)
     assert numbers["gradient_nonfinite"].item() == 0
 
 
 def test_large_finite_gradient_is_neither_damage_nor_lost_by_clipping() -> None:
     made = parameters(torch.tensor([1e25, -2e25]), torch.tensor([3.0]))
-    numbers = gradient_numbers(made)
+    numbers = numbers_of(made)
     assert numbers["gradient_nonfinite"].item() == 0
     norm = numbers["gradient_norm"].item()
     assert norm == pytest.approx(math.sqrt(5) * 1e25, rel=1e-6)
@@ -44,7 +49,7 @@ def test_one_bad_element_anywhere_is_counted(bad: complex) -> None:
     dtype = torch.complex64 if isinstance(bad, complex) else torch.float32
     gradient = torch.ones(5, 5, dtype=dtype)
     gradient[3, 2] = bad
-    assert gradient_numbers(parameters(torch.ones(4), gradient))["gradient_nonfinite"].item() == 1
+    assert numbers_of(parameters(torch.ones(4), gradient))["gradient_nonfinite"].item() == 1
 
 
 def test_norm_below_the_limit_leaves_gradients_alone() -> None:
@@ -54,5 +59,13 @@ def test_norm_below_the_limit_leaves_gradients_alone() -> None:
 
 
 def test_no_gradients_and_empty_gradients_count_as_zero() -> None:
-    assert gradient_numbers([nn.Parameter(torch.ones(2))])["gradient_norm"].item() == 0
-    assert gradient_numbers(parameters(torch.zeros(0, 3)))["gradient_norm"].item() == 0
+    assert numbers_of([nn.Parameter(torch.ones(2))])["gradient_norm"].item() == 0
+    assert numbers_of(parameters(torch.zeros(0, 3)))["gradient_norm"].item() == 0
+
+
+def test_norms_stand_by_parameter_whatever_the_precision() -> None:
+    made = parameters(torch.tensor([1e300, 1e300], dtype=torch.float64), torch.zeros(3), torch.tensor([3.0, math.nan]))
+    found = norms([p.grad for p in made])
+    assert found.dtype == torch.float64
+    assert found[0].item() == pytest.approx(math.sqrt(2) * 1e300, rel=1e-12)
+    assert found[1].item() == 0.0 and math.isnan(found[2].item())

@@ -52,6 +52,11 @@ class LayerBase(DerivativeSuite):
     def period(self, case: Case) -> int | None:
         return getattr(self.options_of(case), "period", None)
 
+    def adds_nothing(self, case: Case) -> bool:
+        """Whether all that the layer returns is losses and measures: its options class says so by ``adds_nothing =
+        True``."""
+        return getattr(self.options_of(case), "adds_nothing", False)
+
     def signals(self, case: Case) -> dict[str, tuple[int, ...]]:
         """Every signal that the case reads, with the trailing shape that an installed layer gives it."""
         return needed_shapes(self.options_of(case), self.registry(), self.width)

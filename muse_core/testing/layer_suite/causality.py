@@ -47,7 +47,7 @@ class LayerCausality(LayerBase):
     def ignores_x(self, case: Case) -> bool:
         """Whether what the layer adds is meant not to depend on the stream, such as positions: its options class says
         so by ``ignores_stream = True``."""
-        return getattr(self.options_of(case), "ignores_stream", False)
+        return getattr(self.options_of(case), "ignores_stream", False) or self.adds_nothing(case)
 
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     def test_gradients_of_earlier_outputs_are_exactly_zero(self, case: Case, training: bool) -> None:

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from muse_gradient_safety.monitor import GradientSafety, nonfinite_tensors
+from muse_gradient_safety.monitor import GradientSafety
 from muse_gradient_safety.options import GradientSafetyOptions
 
 from muse_core.contracts import Action
+from muse_core.training.guard import norms
 from muse_core.training.monitor_context import MonitorContext
 
 NAN, INF = math.nan, math.inf
@@ -23,6 +24,7 @@ def make_monitor(**options):
 def step(monitor, gradients, number=0):
     """Measure and judge as the loop does: the numbers pass through floats under the monitor's name."""
     measured = monitor.measure("gradients", gradients)
+    measured |= monitor.measure("norms", {"names": tuple(gradients), "norms": norms(list(gradients.values()))})
     return measured, monitor.judge(number, {f"safety/{name}": float(value) for name, value in measured.items()})
 
 
@@ -82,8 +84,17 @@ def test_a_complex_element_is_one_element(damage):
 def test_a_huge_finite_gradient_is_not_damage():
     """The square of 1e25 overflows; the gradient does not."""
     largest = ((1e25, torch.float32), (3e38, torch.bfloat16), (1e300, torch.float64))
-    gradients = [torch.full((4,), value, dtype=dtype) for value, dtype in largest]
-    assert not nonfinite_tensors(gradients).any()
+    for value, dtype in largest:
+        for policy in ("replace", "halt"):
+            gradients = {"weight": torch.full((4,), value, dtype=dtype), "other": torch.ones(2)}
+            measured, verdict = step(make_monitor(policy=policy), gradients)
+            assert measured["tensors"] == 0 and verdict.action is Action.CONTINUE
+            assert gradients["weight"][0].item() == pytest.approx(value, rel=0.01)
+
+
+def test_the_parameter_with_the_largest_gradient_is_known():
+    measured, _ = step(make_monitor(), {"a": torch.ones(4), "b": torch.tensor([3.0, 4.0]), "c": torch.ones(2)})
+    assert (measured["largest_max"].item(), measured["largest_at_max"].item()) == (5.0, 1)
 
 
 @pytest.mark.parametrize("policy", ["replace", "skip"])
@@ -110,10 +121,13 @@ def test_a_step_without_gradients_and_other_moments_are_nothing():
     assert monitor.measure("another moment", {"x": torch.tensor(NAN)}) == {}
 
 
-def test_measuring_reads_nothing_on_the_host():
+@pytest.mark.parametrize("policy", ["replace", "skip"])
+def test_measuring_reads_nothing_on_the_host(policy):
     """Meta tensors have no values: any read raises."""
     gradients = {"a": torch.empty(3, 4, device="meta"), "b": torch.empty(5, device="meta")}
-    measured = make_monitor(policy="replace").measure("gradients", gradients)
-    assert {name: (value.shape, value.device.type) for name, value in measured.items()} == {
-        name: (torch.Size([]), "meta") for name in ("tensors", "first_min", "replaced")
-    }
+    monitor = make_monitor(policy=policy)
+    measured = monitor.measure("gradients", gradients)
+    measured |= monitor.measure("norms", {"names": ("a", "b"), "norms": norms(list(gradients.values()))})
+    numbers = {"tensors", "first_min", "largest_max", "largest_at_max"}
+    assert set(measured) == numbers | ({"replaced"} if policy == "replace" else set())
+    assert all(value.shape == () and value.device.type == "meta" for value in measured.values())

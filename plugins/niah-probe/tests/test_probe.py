@@ -9,6 +9,7 @@ from muse_niah_probe.recall import Recall
 
 from muse_core.contracts import Action
 from muse_core.testing import build_component
+from muse_core.training import allowance
 
 
 class Clock:
@@ -24,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(allowance, "time", clock)
     return clock
 
 
@@ -59,18 +60,44 @@ def test_cheap_probes_run_whenever_they_are_due(monkeypatch, clock):
 
 
 def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
-    """A probe as long as two steps, at 1 %, waits until 200 steps have passed since the start for each."""
+    """A probe as long as two steps, at 1 %, waits until 200 steps have passed for each, and 100 more."""
     monitor = make(monkeypatch, clock=clock, cost=2.0, every=10, budget=0.01)
     probed = train(monitor, clock, 1000, 1.0)
     assert 3 <= len(probed) <= 5
     assert 2.0 * len(probed) <= 0.01 * clock.now * 1.01
-    assert monitor.spent == pytest.approx(2.0 * len(probed))
+    assert monitor.allowance.spent == pytest.approx(2.0 * len(probed))
 
 
-def test_the_first_probe_is_estimated_by_the_tokens_trained(monkeypatch, clock):
-    """8 rows of 88 tokens against 4 × 64 trained in 1 s: 2.75 s, so at 10 % nothing runs before 27.5 s."""
+def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock):
+    """8 rows of 8 + 80 + 256 tokens without backward against 4 × 64 trained in 1 s: 0.4 × 10.75 s, so at 10 % nothing
+    runs before 43 steps; two rows are still five calls."""
     monitor = make(monkeypatch, clock=clock, cost=0.0, every=1, budget=0.1)
-    assert train(monitor, clock, 28, 1.0)[0] == 28
+    assert train(monitor, clock, 50, 1.0)[0] == 43
+    assert make(monkeypatch, needles=2).passes == 5
+
+
+def test_after_a_long_probe_the_next_ones_are_planned_longer(monkeypatch, clock):
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
+    clock.now = 1.0
+    monitor.measure("gradients", {})
+    for cost in (5.0, 1.0):
+        with monitor.allowance.spending():
+            clock.now += cost
+    clock.now = 1001.0
+    assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
+
+
+def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):
+    """Every probe takes 1 s of the 20 s from the end of the one before to its own end."""
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=19, budget=1.0)
+    shares = []
+    for step in range(1, 77):
+        clock.now += 1.0
+        monitor.measure("gradients", {})
+        if step % 19 == 0:
+            shares.append(monitor.probe(torch.nn.Linear(1, 1))["share"])
+    # The clock starts at the end of the first step.
+    assert shares == pytest.approx([n / (20 * n - 1) for n in range(1, 5)])
 
 
 @pytest.mark.parametrize("failure, action", [("warn", Action.CONTINUE), ("halt", Action.HALT)])
@@ -98,17 +125,32 @@ def test_a_margin_is_judged_only_when_asked_and_only_after_its_step(monkeypatch)
     assert late.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
 
 
+def leaky(kernel):
+    def forgetting(query, key, value, log_decay, rate, **options):
+        return kernel(query, key, value, log_decay - 0.01, rate, **options)
+
+    return forgetting
+
+
 def test_a_memory_kernel_off_theory_is_a_failure(monkeypatch):
+    assert make(monkeypatch).probe(torch.nn.Linear(1, 1))["failed"] == 0.0
     monitor = make(monkeypatch)
-    exact = monitor.fast_weights
-    assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 0.0
-
-    def leaky(query, key, value, log_decay, rate, **options):
-        return exact(query, key, value, log_decay - 0.01, rate, **options)
-
-    monitor.fast_weights = leaky
+    monitor.fast_weights = leaky(monitor.fast_weights)
     assert monitor.probe(torch.nn.Linear(1, 1))["failed"] == 1.0
     assert "where theory says 0.707" in monitor.judge(0, {}).reason
+
+
+def test_the_kernel_is_tested_once_after_the_first_step(monkeypatch):
+    """A kernel that is off halts at step 1, whenever the first probe is due; nothing is planned by what it took."""
+    monitor = make(monkeypatch, failure="halt", every=1000)
+    monitor.fast_weights = leaky(monitor.fast_weights)
+    assert not monitor.wants_probe(1, {"niah-probe/share_max": 9.0})
+    held, spent = monitor.held, monitor.allowance.spent
+    assert spent > 0 and monitor.allowance.largest is None
+    verdict = monitor.judge(1, {})
+    assert verdict.action is Action.HALT and "where theory says 0.707" in verdict.reason
+    assert not monitor.wants_probe(2, {"niah-probe/share_max": 9.0})
+    assert monitor.held is held and monitor.allowance.spent == spent
 
 
 def test_a_real_model_is_probed_from_end_to_end():
@@ -117,7 +159,7 @@ def test_a_real_model_is_probed_from_end_to_end():
     found = monitor.probe(model.eval())
     assert set(found) == {
         "recall", "log_probability", "over_emptied", "over_shuffled", "distance", "capacity", "capacity_expected",
-        "seconds", "failed",
+        "seconds", "share", "failed",
     }  # fmt: skip
     assert found["distance"] == 80
     assert all(math.isfinite(value) for value in found.values())

@@ -50,7 +50,7 @@ def test_of_noise_the_share_of_a_normal_distribution_is_filtered(threshold):
     filter_ = make_filter(threshold=threshold)
     for _, _, measures in noise_periods(filter_, 5, decay=0.01, apply=False):
         assert measures["share_filtered"].item() == pytest.approx(math.erf(threshold / math.sqrt(2)), abs=0.02)
-        assert measures["ratio"].item() == pytest.approx(1.0, abs=0.05)
+        assert measures["signal_to_noise"].item() == pytest.approx(1.0, abs=0.05)
 
 
 def test_without_the_carried_noise_the_share_would_be_wrong():

@@ -23,7 +23,8 @@ class Hebbian(nn.Module):
     """update_t = P (gate(x_t) ⊙ norm(W_tᵀ q_t)), with W written by the Hebbian or the delta rule.
 
     Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (see ``muse_core.model.by_period.Reading``) and,
-    with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signal ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t.
+    with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t;
+    ``gate`` (B, N, H M): σ of the gate's pre-activation.
     Measures: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
     per token), ``rate`` (mean β), and the filters'. Source: mathematics §3.
     """
@@ -107,12 +108,16 @@ class Hebbian(nn.Module):
         if self.norm is not None:
             read = self.norm(read.to(torch.promote_types(read.dtype, torch.float32)))
         read = read.flatten(2)
+        published = {} if reading.before is None else {"memory_before": reading.before}
         if self.gate is not None:
-            read = read * F.silu(self.gate(x))
+            gate = self.gate(x)
+            read = read * F.silu(gate)
+            if "gate" in self.publish:
+                published["gate"] = gate.sigmoid()
         return Step(
             self.output(read.to(projected.dtype)),
             new_state,
-            {} if reading.before is None else {"memory_before": reading.before},
+            published,
             {},
             _measures(reading.state["weights"], -log_decay, rate, tokens.valid) | reading.measures,
         )

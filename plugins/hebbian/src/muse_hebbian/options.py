@@ -54,8 +54,10 @@ class HebbianOptions:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
-        """``memory_before``: W_{t−1}ᵀ q_t, what the memory answered before the token wrote."""
-        return {"memory_before": (self.heads, self.value_width(width))}
+        """``memory_before``: W_{t−1}ᵀ q_t, what the memory answered before the token wrote. ``gate``: σ of the gate's
+        pre-activation, how far open it is."""
+        found: dict[str, tuple[int, ...]] = {"memory_before": (self.heads, self.value_width(width))}
+        return found | {"gate": (self.heads * self.value_width(width),)} if self.gate else found
 
     def requires(self) -> tuple[Requirement, ...]:
         return (Requirement("decay"),) if self.decay == "signal" else ()

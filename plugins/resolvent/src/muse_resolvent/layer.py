@@ -73,7 +73,7 @@ class Resolvent(nn.Module):
         terms = self.terms(x, signals, tokens)
         potential, decay = self.total(terms, x)
         value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
-        gate = F.silu(self.gate(x)) if self.gate is not None else None
+        gate = self.gate(x) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
             coupling = hopping[:, None]
@@ -84,7 +84,9 @@ class Resolvent(nn.Module):
             found = {"theta": torch.view_as_real(theta), "decay": decay}
             if "lyapunov" in self.publish:
                 found["lyapunov"] = local_exponents(theta, hopping)
-            features = [] if y is None else [self.read_values(y, gate)]
+            if "gate" in self.publish:
+                found["gate"] = gate.sigmoid()
+            features = [] if y is None else [self.read_values(y, gate if gate is None else F.silu(gate))]
             features.append(found["theta"])
             if self.reads_phase:
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)

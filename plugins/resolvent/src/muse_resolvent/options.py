@@ -43,9 +43,12 @@ class ResolventOptions:
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
         """``theta``: Re θ and Im θ; ``decay``: Γ; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
-        exponent; ``phase``: δ in radians; ``spectral_shift``: ξ."""
+        exponent; ``phase``: δ in radians; ``spectral_shift``: ξ; ``gate``: σ of the gate's pre-activation, how far open
+        it is."""
         heads = self.heads
-        return {"theta": (heads, 2)} | dict.fromkeys(("decay", "lyapunov", "phase", "spectral_shift"), (heads,))
+        found: dict[str, tuple[int, ...]] = {"theta": (heads, 2)}
+        found |= dict.fromkeys(("decay", "lyapunov", "phase", "spectral_shift"), (heads,))
+        return found | {"gate": (heads * self.value_width(width),)} if self.gate and self.apply else found
 
     def value_width(self, width: int) -> int:
         """M for a model of this width; 0 when nothing is applied."""

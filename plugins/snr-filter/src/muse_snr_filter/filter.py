@@ -23,7 +23,8 @@ class Snr(nn.Module):
     within the largest magnitude of its head, so that no filtered entry exceeds what the head held before. Only σ and
     the choice of entries are without gradient.
 
-    Measures: ``share_filtered`` (entries below) and ``ratio`` (root mean square of the entries over σ; 1 for noise).
+    Measures: ``share_filtered`` (entries below) and ``signal_to_noise`` (root mean square of the entries over σ, 1 for
+    noise).
     Source: mathematics §3 "Memory filters".
     """
 
@@ -54,5 +55,5 @@ def _measures(after: Tensor, below: Tensor, noise: Tensor) -> dict[str, Tensor]:
     power = after.square().mean((-1, -2))
     return {
         "share_filtered": below.to(after.dtype).mean(),
-        "ratio": (power / noise.clamp_min(torch.finfo(noise.dtype).tiny)).sqrt().mean(),
+        "signal_to_noise": (power / noise.clamp_min(torch.finfo(noise.dtype).tiny)).sqrt().mean(),
     }

@@ -1,0 +1,58 @@
+"""Probes in a run: their failure warns or halts, after the last step too; what they find is in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muse_core.errors import Halted
+from muse_core.training.records import read_rows
+
+pytestmark = pytest.mark.usefixtures("punctual")
+Table = Callable[..., dict[str, Any]]
+Go = Callable[..., dict[str, Any]]
+
+HARD = {"use": "niah-probe", "needles": 2, "budget": 1.0, "minimum_margin": 50.0}
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / "events.jsonl") if row["event"] == kind]
+
+
+@pytest.mark.parametrize("every, where", [(3, "at step 3"), (4, "after step 4")], ids=["before the end", "at the end"])
+def test_a_failed_probe_halts_by_option(table: Table, go: Go, tmp_path: Path, every: int, where: str) -> None:
+    """At the last step there is no step after it whose judgement could notice."""
+    with pytest.raises(Halted, match=f"halted {where} by niah-probe: memory gains") as caught:
+        go(table(train={"steps": 4}, monitors=[HARD | {"failure": "halt", "every": every}]))
+    assert caught.value.exit_code == 4
+    assert len(events(tmp_path / "run", "halt")) == 1
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_failed_probe_warns_by_default(table: Table, go: Go, tmp_path: Path, every: int) -> None:
+    summary = go(table(train={"steps": 4}, monitors=[HARD | {"every": every}]))
+    assert summary["steps"] == 4 and summary["probes"]["niah-probe"]["failed"] == 1.0
+    (warning,) = events(tmp_path / "run", "warning")
+    assert "less than 50" in warning["reason"]
+
+
+def test_gates_are_pressed_measured_and_judged_in_a_run(table: Table, go: Go, tmp_path: Path) -> None:
+    """λ falls from 10 towards 0.1 by equal factors a step; the loss of the records is without it."""
+    blocks = [{"use": "hebbian", "heads": 2, "period": 16}, {"use": "polarisation"}]
+    monitor = {"use": "gates", "every": 8, "tokens": 48, "budget": 1.0, "after": 0}
+    recipe = table(model={"block": blocks, "depth": 1}, monitors=[monitor])
+    summary = go(recipe)
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
+    weights = [row["blocks.0.polarisation/weight"] for row in rows]
+    assert weights == pytest.approx([10.0 * 0.01 ** (step / 8) for step in range(8)], rel=1e-5)
+    for row in rows:
+        assert row["gate_load"] == row["blocks.0.polarisation/gate_load"]
+        assert 0.0 < row["gate_entropy"] <= 1.0
+        expected = row["blocks.0.polarisation/weight"] * row["blocks.0.polarisation/undecided"]
+        assert row["blocks.0.polarisation/polarisation"] == pytest.approx(expected, rel=1e-4)
+    assert rows[0]["loss"] < 6.0 < rows[0]["blocks.0.polarisation/polarisation"]
+    judged = summary["probes"]["gates"]
+    assert judged["step"] == 8 and sum(judged[one] for one in ("useful", "idle", "harmful", "undecided")) == 1
