@@ -17,7 +17,7 @@ from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
 from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
-from muse_core.training.meter import Meter
+from muse_core.evaluation.meter import Meter
 
 RESAMPLES = 1000
 

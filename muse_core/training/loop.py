@@ -23,7 +23,7 @@ from muse_core.training.board import Board
 from muse_core.training.carry import Carry
 from muse_core.training.faults import reach
 from muse_core.training.incidents import Incidents
-from muse_core.training.meter import Meter
+from muse_core.evaluation.meter import Meter
 from muse_core.training.optimizers import Optimizers, rate_factor
 from muse_core.training.progress import Display
 from muse_core.training.stop import Stop

@@ -49,7 +49,8 @@ class Experts(nn.Module):
         update = self.compute(x, taken, weight, every_slot=every_slot)
         options = self.options
         losses, measures = weigh(wanted, taken, routing, tokens, balance=options.balance, z_loss=options.z_loss)
-        return Step(update, {}, {}, dict(routing.losses) | losses, dict(routing.measures) | measures)
+        measures |= {f"router/{name}": value for name, value in routing.measures.items()}
+        return Step(update, {}, {}, dict(routing.losses) | losses, measures)
 
     def within_capacity(self, expert: Tensor) -> Tensor:
         """``expert`` (B, N, K) without the choices that exceed the capacity."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muse_core.contracts import Result
-from muse_core.training.meter import Meter
+from muse_core.evaluation.meter import Meter
 
 pieces = st.lists(
     st.tuples(st.integers(1, 50), st.floats(0, 100), st.floats(-5, 5)), min_size=1, max_size=6
