@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -22,11 +25,11 @@ def bench() -> None:
 def kernels(json_file: Path | None, plot: Path | None, only: str | None) -> None:
     """Times of the kernels beside the copy bandwidth of the same run, and beside peers where they are installed.
 
-    A GPU is needed for all but --only cpu. The same as python -m muse_kernels.benchmarks.
+    A GPU is needed for all but --only cpu. Runs python -m muse_kernels.benchmarks: the core imports no kernels.
     """
+    given = {"--json": json_file, "--plot": plot, "--only": only}
+    options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     with guarded():
-        try:
-            from muse_kernels.benchmarks.table import run
-        except ModuleNotFoundError as missing:
-            raise MuseError(f"bench kernels: {missing.name} is not installed; pip install muse-kernels") from missing
-        raise SystemExit(run(json_file=json_file, plot=plot, only=only))
+        if find_spec("muse_kernels") is None:
+            raise MuseError("bench kernels: muse-kernels is not installed; pip install muse-kernels")
+        raise SystemExit(subprocess.call([sys.executable, "-m", "muse_kernels.benchmarks", *options]))
