@@ -47,7 +47,7 @@ def step(module: Any, given: dict[str, Tensor], valid: Tensor | None = None) -> 
     module.absorb({name: float(value) for name, value in measures.items()}, 0.0)
 
 
-@pytest.mark.parametrize(("map", "least"), [("bins", 0.02), ("linear", 0.005)])
+@pytest.mark.parametrize(("map", "least"), [("bins", 0.02), ("linear", 0.01)])
 def test_every_expert_is_reached_at_the_start_in_a_model(map: str, least: float) -> None:
     """In the first forward pass, before anything was measured, in every block and for several seeds."""
     for seed in range(4):
@@ -67,6 +67,7 @@ def test_every_expert_is_reached_at_the_start_in_a_model(map: str, least: float)
 def test_mean_logits_are_equal_once_the_averages_have_seen_the_text(map: str) -> None:
     module = router(map=map)
     given = signals(1, scale=3.0, shift=2.0)
+    given["phase"] += torch.linspace(0, 3, HEADS)
     before = route(module.eval(), given).logits.mean((0, 1))
     step(module, given)
     after = route(module.eval(), given).logits.mean((0, 1))

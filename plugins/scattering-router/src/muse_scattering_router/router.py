@@ -64,8 +64,7 @@ class Scattering(nn.Module):
             tables = weight.unflatten(1, (features, options.bins)) * features**-0.5
             weight = (tables - tables.mean(-1, keepdim=True)).flatten(1)
         else:
-            # Of equal length and far apart: an expert with a short row would rarely be anyone's best.
-            weight = F.normalize(_spread(weight), dim=1)
+            weight = _spread(weight, options.channels)
         with torch.no_grad():
             self.score.weight.copy_(weight)
 
@@ -128,6 +127,11 @@ def _heads(signals: Mapping[str, tuple[int, ...]]) -> int:
     return phase[0]
 
 
-def _spread(rows: Tensor) -> Tensor:
-    """Rows (E, F) made orthogonal, F at a time."""
-    return torch.cat([torch.linalg.qr(part.T).Q.T for part in rows.split(rows.shape[1])])
+def _spread(rows: Tensor, channels: int) -> Tensor:
+    """Rows (E, 2 C) far apart and of equal length: an expert with a short row would rarely be anyone's best. From three
+    channels on, differences between channels only, so that a potential that shifts all of them alike favours nobody."""
+    spread = torch.cat([torch.linalg.qr(part.T).Q.T for part in rows.split(rows.shape[1])])
+    if channels > 2:
+        parts = spread.unflatten(1, (2, channels))
+        spread = (parts - parts.mean(-1, keepdim=True)).flatten(1)
+    return F.normalize(spread, dim=1)
