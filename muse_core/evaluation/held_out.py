@@ -15,9 +15,9 @@ from torch import nn
 from muse_core.contracts import Batch, Result
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
+from muse_core.evaluation.meter import Meter
 from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
-from muse_core.evaluation.meter import Meter
 
 RESAMPLES = 1000
 

@@ -15,6 +15,7 @@ from torch import nn
 from muse_core.contracts import Action, Batch, Objective, Verdict
 from muse_core.errors import Halted
 from muse_core.evaluation.held_out import HeldOut
+from muse_core.evaluation.meter import Meter
 from muse_core.model.batches import micro_batches, to_device
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
@@ -23,7 +24,6 @@ from muse_core.training.board import Board
 from muse_core.training.carry import Carry
 from muse_core.training.faults import reach
 from muse_core.training.incidents import Incidents
-from muse_core.evaluation.meter import Meter
 from muse_core.training.optimizers import Optimizers, rate_factor
 from muse_core.training.progress import Display
 from muse_core.training.stop import Stop

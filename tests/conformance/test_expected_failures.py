@@ -12,8 +12,9 @@ MODULE = """
 from muse_core.testing import Suite
 
 class {name}(Suite):
-    kind = "{kind}"
+    kind = "stage"
     expected_failures = {expected}
+    exclude = {exclude}
 
     def test_always_passes(self, case):
         pass
@@ -23,9 +24,9 @@ class {name}(Suite):
 """
 
 
-def outcome(folder: Path, *, kind: str = "stage", expected: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit status and output of pytest for a suite of one passing and one failing test."""
-    (folder / "test_suite.py").write_text(MODULE.format(name="TestSuite", kind=kind, expected=expected or {}))
+def outcome(folder: Path, *, exclude: tuple[str, ...] = (), expected: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit status and output of pytest for a suite of stages with one passing and one failing test."""
+    (folder / "test_suite.py").write_text(MODULE.format(name="TestSuite", exclude=exclude, expected=expected or {}))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "always", "test_suite.py"]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     return ended.returncode, ended.stdout
@@ -50,6 +51,6 @@ def test_a_declaration_without_its_test_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_suite_without_a_case_is_an_error(tmp_path: Path) -> None:
-    status, printed = outcome(tmp_path, kind="router")
+    status, printed = outcome(tmp_path, exclude=("train", "evaluate", "convert"))
     assert status == pytest.ExitCode.INTERRUPTED, printed
-    assert "no router to test is installed" in printed
+    assert "no stage to test is installed" in printed

@@ -6,11 +6,12 @@ import itertools
 import math
 
 import attrs
+import numpy as np
 import pytest
 import torch
 
 from muse_core.component import Component
-from muse_core.contracts import Action, Document, Verdict
+from muse_core.contracts import Action, Batch, Document, Verdict
 from muse_core.testing.initializers import InitializerSuite
 from muse_core.testing.kernel_backends import KernelBackendSuite
 from muse_core.testing.loose import registry_with
@@ -79,6 +80,45 @@ class MoreNumbersEachTime(Numbers):
 class NoNumbers(Numbers):
     def documents(self):
         yield from ()
+
+
+class Sums:
+    """Examples a, b, a + b, …: the last token is the sum of the first two."""
+
+    vocabulary_size = 19
+
+    def __init__(self, options, context):
+        pass
+
+    def fingerprint(self):
+        return "sums"
+
+    def examples(self, split, indices, length):
+        seeds = [np.random.default_rng([("train", "validation", "test").index(split), index]) for index in indices]
+        digits = torch.from_numpy(np.stack([seed.integers(10, size=length) for seed in seeds]))
+        labels = torch.zeros_like(digits)
+        labels[:, -1] = digits[:, 0] + digits[:, 1]
+        return Batch(digits, labels, (torch.arange(length) == length - 1).expand(len(digits), -1), None)
+
+
+class SumsOfNothing(Sums):
+    def examples(self, split, indices, length):
+        batch = super().examples(split, indices, length)
+        return batch._replace(counted=torch.zeros_like(batch.counted))
+
+
+class SumsOutsideTheVocabulary(Sums):
+    vocabulary_size = 5
+
+
+class SumsInEverySplit(Sums):
+    def examples(self, split, indices, length):
+        return super().examples("train", indices, length)
+
+
+class SumsByPlace(Sums):
+    def examples(self, split, indices, length):
+        return super().examples(split, range(len(indices)), length)
 
 
 class Ceiling:
@@ -214,6 +254,10 @@ class TestNumbers(SourceSuite):
     name, registry = "right", of(SourceSuite, Numbers)
 
 
+class TestSums(SourceSuite):
+    name, registry = "right", of(SourceSuite, Sums)
+
+
 class TestCeiling(MonitorSuite):
     name, registry = "right", of(MonitorSuite, Ceiling)
 
@@ -230,6 +274,10 @@ CAUGHT = [
     (SourceSuite, NumbersOfToday, "test_the_fingerprint_is_stable"),
     (SourceSuite, MoreNumbersEachTime, "test_gives_the_same_documents_again"),
     (SourceSuite, NoNumbers, "test_gives_documents"),
+    (SourceSuite, SumsOfNothing, "test_examples_are_tokens_with_something_to_count"),
+    (SourceSuite, SumsOutsideTheVocabulary, "test_examples_are_tokens_with_something_to_count"),
+    (SourceSuite, SumsInEverySplit, "test_examples_depend_on_split_and_number_alone"),
+    (SourceSuite, SumsByPlace, "test_examples_depend_on_split_and_number_alone"),
     (MonitorSuite, Panics, "test_lets_a_healthy_run_go_on"),
     (MonitorSuite, IsSilent, "test_judges_a_damaged_step_without_raising_and_says_why"),
     (MonitorSuite, ForgetsItsStreak, "test_state_dict_is_all_that_a_judge_remembers"),
