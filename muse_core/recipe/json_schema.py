@@ -104,6 +104,8 @@ class _Writer:
         rows = [row for row in self.registry.rows() if kind in (row.kind, NAMESPACE[row.kind])]
         bare = [self.spelt(row) for row in rows] if not needed else []
         tables = [self.component(row, own, needed, default == row.name) for row in rows]
+        if not rows:  # nothing of the kind is installed, so that nothing fits
+            return {"not": {}}
         return {"anyOf": [*([{"enum": bare}] if bare else []), *tables]}
 
     def component(self, row: Registered, own: dict[str, Any], needed: tuple[str, ...], default: bool) -> dict:
