@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from muse_core.errors import RecipeError
 from muse_core.model.roles import DYNAMICS, EMBEDDING, MATRIX, VECTOR, parameter_roles
 from muse_core.recipe.schema import AdamW, Muon, Train
+from muse_core.training import muon
 
 DECAYED = (MATRIX, EMBEDDING)
 
@@ -79,13 +80,11 @@ def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], b
     parts: list[torch.optim.Optimizer] = []
     adam = dict(names)
     if isinstance(chosen, Muon):
-        if not hasattr(torch.optim, "Muon"):
-            raise RecipeError(f"train.optimizer: muon needs torch.optim.Muon, which torch {torch.__version__} lacks")
         matrices = {name: p for name, p in names.items() if roles[name] == MATRIX and p.ndim == 2}
         adam = {name: p for name, p in names.items() if name not in matrices}
         if matrices:
             parts.append(
-                torch.optim.Muon(
+                muon.Muon(
                     matrices.values(),
                     lr=chosen.learning_rate,
                     momentum=chosen.momentum,
