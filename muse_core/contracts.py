@@ -44,7 +44,7 @@ class Step(NamedTuple):
     measures: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
     weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
-    ``snr/ratio``."""
+    ``snr/signal_to_noise``."""
 
 
 class Period(NamedTuple):

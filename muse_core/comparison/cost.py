@@ -70,7 +70,8 @@ def training_cost(
             result = objective(model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
-        numbers = {name: float(value) for name, value in guard.gradient_numbers(parameters).items()}
+        norms = guard.norms([p.grad for p in parameters if p.grad is not None])
+        numbers = {name: float(value) for name, value in guard.gradient_numbers(norms).items()}
         guard.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()

@@ -13,7 +13,7 @@ def absorb(model: nn.Module, measures: Mapping[str, float], progress: float) -> 
     """Call ``absorb`` of every module in ``model`` that has it; see ``contracts.Absorbs``.
 
     ``measures`` are those of the model's output: ``blocks.3.hebbian/energy`` is the layer's own, and
-    ``blocks.3.hebbian/snr/ratio`` that of the module ``blocks.3.hebbian.filters.snr``.
+    ``blocks.3.hebbian/snr/signal_to_noise`` that of the module ``blocks.3.hebbian.filters.snr``.
     """
     for name, module in model.named_modules():
         if module is not model and hasattr(module, "absorb"):

@@ -7,6 +7,7 @@ from muse_core.component import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
+    "muse-fla": (("kernel backend", "fla"),),
     "muse-gates": (("layer", "polarisation"), ("safety monitor", "gates")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-hebbian": (("memory layer", "hebbian"),),
@@ -20,6 +21,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-prime-bump": (("initializer", "prime-bump"), ("potential", "prime-bump")),
     "muse-resolvent": (("layer", "resolvent"),),
     "muse-resonance": (("filter", "resonance"),),
+    "muse-rollback": (("safety monitor", "perplexity-spike"), ("safety monitor", "rollback")),
     "muse-scattering-router": (
         ("layer", "experts"),
         ("router", "act"),

@@ -38,7 +38,9 @@ class Event:
     doc: str
     keys: tuple[Key, ...]
     others: str = ""
-    """What keys that are not listed hold; nothing else may stand in the row when empty."""
+    """What keys that are not listed hold; nothing else may stand in the row when empty. Their names have a slash."""
+    plain: bool = attrs.field(default=False, kw_only=True)
+    """Some of them have none."""
 
 
 BOOKKEEPING = (
@@ -59,8 +61,13 @@ MEASURED = (
     Key("bits_per_byte", NUMBER, "bits per byte", "Nats of all tokens over ln 2 over the UTF-8 bytes of the text."),
     Key("bits_per_byte_low", NUMBER, "bits per byte", "2.5 % quantile over resampled sequences."),
     Key("bits_per_byte_high", NUMBER, "bits per byte", "97.5 % quantile."),
+    Key("accuracy", NUMBER, "", "Share of tokens to which the model gave the highest score."),
     Key("tokens", COUNT, "tokens", "Tokens scored."),
     Key("bytes", COUNT, "bytes", "UTF-8 bytes of those tokens."),
+)
+
+OF_LAYERS = (
+    "`<layer>/<measure>`: what a layer measured over the held-out text, joined over batches as over micro-batches."
 )
 
 SHARED = {"gamma": "decay", "snr": "signal_to_noise", "gate_entropy": "gate_entropy", "gate_load": "gate_load"}
@@ -90,6 +97,9 @@ EVENTS: dict[str, Event] = {
             Key("gradient_norm", NUMBER, "nats per token and parameter unit",
                 "Global 2-norm of the gradient before clipping, accumulated in float64."),
             Key("gradient_nonfinite", NUMBER, "tensors", "Parameters whose gradient holds a NaN or an infinity."),
+            Key("state_nonfinite", NUMBER, "tensors",
+                "Weights and moments that held a NaN or an infinity before the update."),
+            Key("rollbacks", NUMBER, "", "Rollbacks within the last 1,000 steps."),
             Key("learning_rate", NUMBER, "", "Of the newest update."),
             Key("tokens_per_second", NUMBER, "tokens per second",
                 "Target tokens over wall clock since the train row before; evaluation, probes and checkpoints are "
@@ -106,8 +116,11 @@ EVENTS: dict[str, Event] = {
         "`<layer>/<measure>`, such as `blocks.3.hebbian/energy`: what a layer measured on the step, joined over "
         "micro-batches by its suffix (`_sum`, `_min`, `_max`, otherwise the mean weighted by tokens); a loss of a "
         "layer or of the stage, in nats per token, under its name. `<monitor>/<number>`: what a monitor measured.",
+        plain=True,
     ),
-    "eval": Event("Every `evaluate.every` steps, on the same validation tokens each time.", (*STEP, *MEASURED)),
+    "eval": Event(
+        "Every `evaluate.every` steps, on the same validation tokens each time.", (*STEP, *MEASURED), OF_LAYERS
+    ),
     "probe": Event(
         "When probes of monitors ran.", STEP,
         "`<monitor>/<number>`: the results, described with each [monitor](components/safety-monitor/index.md).",
@@ -119,6 +132,7 @@ EVENTS: dict[str, Event] = {
             Key("length", COUNT, "tokens", "Context length."),
             *MEASURED,
         ),
+        OF_LAYERS,
     ),
 }
 
@@ -137,7 +151,8 @@ def json_schema() -> dict[str, Any]:
             {
                 "properties": properties | {"event": {"const": name}},
                 "required": [key.name for key in keys if key.always],
-                "additionalProperties": number if event.others else False,
+                "patternProperties": {"/": number} if event.others else {},
+                "additionalProperties": number if event.plain else False,
             }
         )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "oneOf": rows}

@@ -51,11 +51,11 @@ def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) ->
     found = diagnose(setup, tokens=N + 1)
     layers = {f"blocks.{block}.{name}" for block in (0, 1) for name in ("hebbian", "resolvent")}
     shapes = {"decay": (N, 4), "lyapunov": (N, 4), "phase": (N, 4), "spectral_shift": (N, 4), "theta": (N, 4, 2),
-              "memory_before": (N, 2, 8)}
+              "memory_before": (N, 2, 8), "gate": (N, 16)}
     assert {name: tuple(next(iter(layers.values())).shape) for name, layers in found.signals.items()} == shapes
     measures = {"decay", "decay_min", "decay_max", "overdamped", "lyapunov", "lyapunov_min", "lyapunov_max",
                 "memory_length_max", "non-hermitian/strength", "memory-feedback/strength", "energy", "rate",
-                "snr/ratio", "snr/share_filtered", "resonance/modes", "resonance/share_filtered",
+                "snr/signal_to_noise", "snr/share_filtered", "resonance/modes", "resonance/share_filtered",
                 "resonance/energy_kept"}
     assert found.measures.keys() == measures
     assert {layer for named in found.measures.values() for layer in named} == layers

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from click.testing import CliRunner
@@ -298,10 +299,13 @@ def test_the_worse_setting_of_norm_persistent_fails(
     from muse_core.evaluation.held_out import HeldOut
     from muse_core.training.setup import Setup
 
+    measure = Setup.evaluate
+
     def evaluate(self: Setup, *arguments: Any, **options: Any) -> HeldOut:
         on = self.recipe.model.options.block[0].layer.options.norm_persistent
         bits = 2.0 if on else 3.0
-        return HeldOut(loss=bits, bits_per_byte=bits, low=bits - 0.1, high=bits + 0.1, tokens=1, bytes=1)
+        found = measure(self, *arguments, **options)
+        return attrs.evolve(found, loss=bits, bits_per_byte=bits, low=bits - 0.1, high=bits + 0.1)
 
     monkeypatch.setattr(Setup, "evaluate", evaluate)
     assert norm_persistent(sharded()).outcome is PASS

@@ -87,7 +87,7 @@ def test_each_nested_component_absorbs_its_own_measures_and_no_other(registry):
             assert first.absorbed == [({"mean": measures[f"{name}/mean/mean"]}, 0.25)]
             assert second.absorbed == [({"mean": measures[f"{name}/mean-2/mean"]}, 0.25)]
             assert first.absorbed[0][0]["mean"] not in (0.0, second.absorbed[0][0]["mean"])
-            assert f"{name}/snr/ratio" in measures and f"{name}/energy" in measures
+            assert f"{name}/snr/signal_to_noise" in measures and f"{name}/energy" in measures
 
 
 class Told(nn.Module):

@@ -77,8 +77,11 @@ def test_every_row_of_a_real_run_is_as_the_schema_says(table: Table, go: Go, tmp
 def test_the_schema_refuses_what_it_does_not_know() -> None:
     check = jsonschema.Draft202012Validator(json_schema())
     row = {"event": "eval", "sequence": 3, "attempt": 1, "stage": 0, "step": 4, "loss": 1.0, "perplexity": "inf",
-           "bits_per_byte": 1.0, "bits_per_byte_low": 0.9, "bits_per_byte_high": 1.1, "tokens": 5, "bytes": 5}
+           "bits_per_byte": 1.0, "bits_per_byte_low": 0.9, "bits_per_byte_high": 1.1, "accuracy": 0.5, "tokens": 5,
+           "bytes": 5}
     assert check.is_valid(row)
+    assert check.is_valid(row | {"blocks.0.hebbian/energy": 2.0})
+    assert not check.is_valid(row | {"blocks.0.hebbian/energy": "large"})
     for wrong in ({"loss": "high"}, {"tokens": 5.5}, {"surprise": 1.0}, {"event": "unknown"}, {"stage": None}):
         assert not check.is_valid(row | wrong), wrong
     assert not check.is_valid({key: value for key, value in row.items() if key != "stage"})

@@ -11,7 +11,7 @@ import torch
 
 from muse_core.testing.promises.runs import StopAfter, events, loop_of, recipe_table
 from muse_core.training import faults
-from muse_core.training.guard import gradient_numbers, state_numbers
+from muse_core.training.guard import gradient_numbers, norms, state_numbers
 
 pytestmark = pytest.mark.promise("M1")
 
@@ -118,7 +118,7 @@ def test_real_or_imaginary_part_of_a_complex_number(bad):
     weight = torch.nn.Parameter(torch.ones(3, 3, dtype=torch.complex64))
     weight.grad = torch.ones_like(weight)
     weight.grad[1, 2] = bad
-    assert gradient_numbers([weight])["gradient_nonfinite"] == 1
+    assert gradient_numbers(norms([weight.grad]))["gradient_nonfinite"] == 1
     assert state_numbers([weight.grad, weight.detach()])["state_nonfinite"] == 1
 
 
