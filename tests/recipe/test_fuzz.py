@@ -6,41 +6,7 @@ import tomllib
 
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table, read_recipe, to_toml
-
-PIECES = [
-    "=", "[", "]", "[[", "{", "}", '"', "'", '"""', ".", ",", "#", "\n", "\\", "\x00", "é", "\u202e", "1e999", "-1",
-    "nan", "true", "9" * 30, "use", "model", "[model]", "block = 3\n", "use = 4\n", "2024-01-01", "0x",
-    "a.b.c.d.e.f.g.h.i", "[" * 20, "plugins.deny = ['lab']\n", "extends = 'x.toml'\n", "format = 2\n",
-    "'@'", '"stack"', '"snr@lab"', "\t",
-]
-
-
-def damaged(text, chance):
-    """The text after one to four changes of its characters, words or lines."""
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(text))
-        lines = text.split("\n")
-        match chance.randrange(7):
-            case 0:
-                text = text[:at] + chance.choice(PIECES) + text[at:]
-            case 1:
-                text = text[:at] + text[at + chance.randint(1, 9):]
-            case 2:
-                line = chance.choice(lines)
-                text = text.replace(line, "", 1) if line else text
-            case 3:
-                lines.insert(chance.randrange(len(lines)), chance.choice(lines))
-                text = "\n".join(lines)
-            case 4:
-                chance.shuffle(lines)
-                text = "\n".join(lines)
-            case 5:
-                words = [word for word in text.split() if word not in "=,[]{}"]
-                text = text.replace(chance.choice(words), chance.choice([*PIECES, *words]), 1)
-            case 6:
-                text = text[:at] + chr(chance.randrange(0x250)) + text[at + 1:]
-        text = text or "#"
-    return text
+from muse_core.testing.reliability.recipes import damaged
 
 
 def test_the_good_recipe_is_good(good, registry, tmp_path):
