@@ -134,6 +134,39 @@ def test_heads_start_log_spaced_between_their_bounds():
     assert (rate == 0.5).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.9])
+def test_writes_start_at_their_configured_rate(rate):
+    layer = make_layer(heads=5, initial_rate=rate)
+    _, found = layer.dynamics(torch.zeros(1, 3, WIDTH, dtype=torch.float64), None)
+    torch.testing.assert_close(found, torch.full_like(found, rate), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rate", [0.5, 0.05])
+def test_later_writes_of_the_delta_rule_erase_in_proportion_to_their_rate(rate):
+    """Of an answer kᵀW, n later tokens with independent keys leave the share (1 − β/K)ⁿ on average: why recall among
+    many tokens starts with a low rate."""
+    length, rows = 4 * WIDTH, 64
+    plain = {"heads": 1, "key_size": WIDTH, "initial_rate": rate, "initial_decay": [1e-9, 1e-9]}
+    layer = make_layer(**plain)
+    layer.dynamics.rate.weight.zero_()
+    layer.dynamics.decay.weight.zero_()
+    torch.nn.init.eye_(layer.key.weight)
+    first, later = make_input(1, rows, seed=1), make_input(length, rows, seed=2)
+    written = layer(first, None, {}, tokens_of(first)).state
+    carried = layer(later, written, {}, tokens_of(later, 1)).state["memory"]["weights"]
+    alone = layer(later, None, {}, tokens_of(later, 1)).state["memory"]["weights"]
+    key = F.normalize(layer.key(first[:, 0]), dim=-1)
+
+    def answer(weights):
+        return torch.einsum("bk,bkm->bm", key, weights[:, 0])
+
+    value = answer(written["memory"]["weights"])
+    left = (answer(carried - alone) * value).sum() / value.square().sum()
+    assert left.item() == pytest.approx((1 - rate / WIDTH) ** length, abs=0.05)
+
+
 def test_the_default_has_a_head_that_remembers_four_thousand_tokens():
     """The first token's influence on the last output at N = 4096, over that of the last token."""
     layer = build_component("memory layer", "hebbian", {"rule": "hebbian", "heads": 2}, width=WIDTH)

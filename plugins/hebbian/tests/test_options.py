@@ -28,6 +28,11 @@ def test_decay_bounds_must_be_ordered_rates(bounds):
         HebbianOptions(initial_decay=bounds)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.5])
+def test_the_initial_rate_lies_strictly_between_zero_and_one(rate):
+    assert "initial_rate" in problems(initial_rate=rate)
+
+
 def test_heads_must_divide_the_width():
     assert "heads is 5, which does not divide the width 48" in problems(heads=5)
 

@@ -28,6 +28,7 @@ class Dynamics(nn.Module):
         *,
         initial_decay: tuple[float, float],
         base_decay: float,
+        initial_rate: float,
         own_decay: bool,
     ):
         super().__init__()
@@ -35,6 +36,7 @@ class Dynamics(nn.Module):
         self.base_decay = base_decay
         self.decay = _linear(width, heads, generator) if own_decay else None
         self.rate = _linear(width, heads, generator)
+        nn.init.constant_(self.rate.bias, torch.tensor(initial_rate, dtype=torch.float64).logit().item())
         if self.decay is not None:
             slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
             start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)

@@ -59,6 +59,7 @@ class Hebbian(nn.Module):
             generator,
             initial_decay=options.initial_decay,
             base_decay=options.base_decay,
+            initial_rate=options.initial_rate,
             own_decay=not self.use_signal,
         )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None

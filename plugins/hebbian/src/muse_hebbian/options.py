@@ -37,6 +37,8 @@ class HebbianOptions:
     2000 tokens."""
     base_decay: float = field(default=0.0, validator=validators.ge(0.0))
     """Γ that no head falls below, added to the learned part."""
+    initial_rate: float = field(default=0.5, validator=[validators.gt(0.0), validators.lt(1.0)])
+    """Mean β at the start: how much of what its key stood for a token replaces."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
     output_norm: bool = True
