@@ -123,7 +123,7 @@ def test_padding_leaves_the_state_of_the_last_valid_token():
 
 @torch.no_grad()
 def test_heads_start_log_spaced_between_their_bounds():
-    layer = make_layer(heads=5, initial_decay=(0.0005, 0.2))
+    layer = make_layer(heads=5, key_size=10, initial_decay=(0.0005, 0.2))
     x = torch.zeros(1, 3, WIDTH, dtype=torch.float64)
     step = layer(x, None, {}, tokens_of(x))
     log_decay, rate = layer.dynamics(x, None)
@@ -131,7 +131,8 @@ def test_heads_start_log_spaced_between_their_bounds():
     torch.testing.assert_close(-log_decay[0, 0], expected, rtol=1e-5, atol=0)
     assert step.measures["decay_min"].item() == pytest.approx(0.0005, rel=1e-5)
     assert step.measures["decay_max"].item() == pytest.approx(0.2, rel=1e-5)
-    assert (rate == 0.5).all()
+    torch.testing.assert_close(rate[0, 0], (10 * expected).clamp_max(0.5), rtol=1e-5, atol=0)
+    assert (make_layer(rule="hebbian").dynamics(x, None)[1] == 0.5).all()
 
 
 @torch.no_grad()

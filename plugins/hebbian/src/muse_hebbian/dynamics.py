@@ -16,8 +16,9 @@ WEIGHT_STD = 0.5
 class Dynamics(nn.Module):
     """log-decay g = −(base_decay + softplus(w·x + c)) ≤ 0 and rate β = σ(u·x + b) in [0, 1], in fp32 at least.
 
-    c is set so that softplus(c) is log-spaced over the heads between the two ``initial_decay`` bounds; β starts around
-    1/2. With ``own_decay`` false only the rate is learned here and Γ comes from a signal. Source: mathematics §2, §3.
+    c is set so that softplus(c) is log-spaced over the heads between the two ``initial_decay`` bounds; β starts
+    around ``initial_rate``, or ``first_rate``. With ``own_decay`` false only the rate is learned here and Γ comes from
+    a signal. Source: mathematics §2, §3.
     """
 
     def __init__(
@@ -28,7 +29,8 @@ class Dynamics(nn.Module):
         *,
         initial_decay: tuple[float, float],
         base_decay: float,
-        initial_rate: float,
+        initial_rate: float | None,
+        replaced: int | None,
         own_decay: bool,
     ):
         super().__init__()
@@ -36,11 +38,12 @@ class Dynamics(nn.Module):
         self.base_decay = base_decay
         self.decay = _linear(width, heads, generator) if own_decay else None
         self.rate = _linear(width, heads, generator)
-        nn.init.constant_(self.rate.bias, torch.tensor(initial_rate, dtype=torch.float64).logit().item())
-        if self.decay is not None:
-            slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
-            start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)
-            with torch.no_grad():
+        slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
+        start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)
+        rate = first_rate(start, replaced) if initial_rate is None else torch.full_like(start, initial_rate)
+        with torch.no_grad():
+            self.rate.bias.copy_(rate.logit())
+            if self.decay is not None:
                 self.decay.bias.copy_(start.expm1().log())
 
     def forward(self, x: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -54,6 +57,16 @@ class Dynamics(nn.Module):
                 # gradient (aot_eager: "view size is not compatible").
                 learned = F.logsigmoid(-self.decay(x))
             return learned - self.base_decay, torch.sigmoid(self.rate(x))
+
+
+def first_rate(decay: Tensor, replaced: int | None) -> Tensor:
+    """β (H,) for first Γ (H,): 1/2, at most K Γ where a write replaces one of K = ``replaced`` directions.
+
+    A replacing write with an unrelated key leaves 1 − β/K of an answer on average; β ≤ K Γ makes that at least 1 − Γ,
+    so memory ends by its decay, which the heads spread over lengths, and not by the next K/β tokens.
+    """
+    half = torch.full_like(decay, 0.5)
+    return half if replaced is None else half.minimum(replaced * decay)
 
 
 def regrouped(decay: Tensor, heads: int) -> Tensor:

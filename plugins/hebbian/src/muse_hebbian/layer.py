@@ -60,6 +60,7 @@ class Hebbian(nn.Module):
             initial_decay=options.initial_decay,
             base_decay=options.base_decay,
             initial_rate=options.initial_rate,
+            replaced=self.key_width if options.rule == "delta" else None,
             own_decay=not self.use_signal,
         )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None

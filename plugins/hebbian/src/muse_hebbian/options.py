@@ -37,8 +37,11 @@ class HebbianOptions:
     2000 tokens."""
     base_decay: float = field(default=0.0, validator=validators.ge(0.0))
     """Γ that no head falls below, added to the learned part."""
-    initial_rate: float = field(default=0.5, validator=[validators.gt(0.0), validators.lt(1.0)])
-    """Mean β at the start: how much of what its key stood for a token replaces."""
+    initial_rate: float | None = field(
+        default=None, validator=validators.optional([validators.gt(0.0), validators.lt(1.0)])
+    )
+    """Mean β at the start, of every head. Default: 1/2, and under the delta rule K times the head's first Γ where that
+    is less, so that what others write erases an association no sooner than it decays."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
     output_norm: bool = True
