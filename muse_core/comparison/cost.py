@@ -22,6 +22,7 @@ from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training import guard
+from muse_core.training.loop import compiled
 from muse_core.training.objective import NextToken
 from muse_core.training.optimizers import make_optimizers
 
@@ -40,7 +41,7 @@ class Cost:
     """State that the model carries after the last token, all rows."""
     memory_bytes: int | None
     """What the memory layers' forward passes left allocated for the backward pass, their inputs to it included: an
-    upper bound of what fast weights take in training. None as above."""
+    upper bound of what fast weights take in training. None as above, and for a compiled model."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -50,7 +51,10 @@ class Cost:
 def training_cost(
     model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, warmup: int = 3, repeats: int = 5
 ) -> Cost:
-    """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change."""
+    """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change.
+
+    Compiled where the recipe says so, for this length alone; what memory layers hold is not measured then.
+    """
     vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
     device = precision.device
     ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
@@ -60,6 +64,10 @@ def training_cost(
     )
     optimizers = make_optimizers(model, recipe.train, lambda name: True)
     objective, parameters = NextToken(), list(optimizers.names.values())
+    compiles = recipe.train.compile
+    if compiles:
+        torch.compiler.reset()  # of an earlier length nothing is kept: a second one would be compiled for any
+    forward_model = compiled(model, compiles)
     state: Any = None
     held: list[int] = []
     model.train()
@@ -67,7 +75,7 @@ def training_cost(
     def step() -> None:
         nonlocal state
         with precision():
-            result = objective(model, batch, None)
+            result = objective(forward_model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
         norms = guard.norms([p.grad for p in parameters if p.grad is not None])
@@ -78,8 +86,9 @@ def training_cost(
 
     for _ in range(warmup):
         step()
-    with _allocated_by(memory_layers(model, recipe), device, held):
-        step()
+    if not compiles:
+        with _allocated_by(memory_layers(model, recipe), device, held):
+            step()
     _start_counting(device)
     times = []
     for _ in range(repeats):
@@ -94,7 +103,7 @@ def training_cost(
         seconds=statistics.median(times),
         peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
         state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if torch.is_tensor(leaf)),
-        memory_bytes=sum(held) if on_gpu else None,
+        memory_bytes=sum(held) if on_gpu and not compiles else None,
     )
 
 
