@@ -26,27 +26,29 @@ def causal_resolvent_apply(
     `tile` and `columns` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
     """
     problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
+        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group,
+        keeps_half=True,
+    )  # fmt: skip
     check_served(problem)
     rows = rows_of(problem)
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
-    carried = x.new_zeros((rows.energy.shape[0], width), dtype=problem.dtype)
+    carried = rows.energy.new_zeros((rows.energy.shape[0], width))
     if problem.applied is not None:
         carried = problem.applied.reshape(-1, width)
     columns = columns or column_tile(rows.energy.shape[0], problem.sites, width)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns))
-    y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
+    y, theta = y.transpose(1, 2).reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
 
 def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tuple[Tensor, Tensor]:
-    """The same function of the same operands through the torch backend: y (R, N, M) and theta (R, N)."""
+    """The same function of the same operands through the torch backend: y (B, N, H, M) and theta (R, N)."""
     d, p = shifted_and_coupled(diagonal, lower, upper, energy)
     result = by_torch.left_green(d, p, theta)
     lower = lower[:, None] if lower.ndim == 1 else lower.flatten(0, 1)
-    return linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried), result
+    y = linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried)
+    return y.view(values.shape).transpose(1, 2), result
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
@@ -60,8 +62,8 @@ def _forward(
 
 @_forward.register_fake
 def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
-    shape = (energy.shape[0], diagonal.shape[-1])
-    return energy.new_empty((*shape, values.shape[-1])), energy.new_empty(shape)
+    outer, heads, sites, width = values.shape
+    return energy.new_empty((outer, sites, heads, width)), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply_backward", mutates_args=())
@@ -70,9 +72,8 @@ def _backward(
     upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor, hopping: bool, tile: list[int],
     columns: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads, real = values.shape[1], not values.is_complex()
     dx, applied, before, carry = apply_backward(
-        gradient_y, y, lower, result, carried, heads, real, ColumnTile(*columns)
+        gradient_y, y, lower, result, carried, values.dtype, ColumnTile(*columns)
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
     chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
@@ -80,7 +81,7 @@ def _backward(
     if hopping and lower.ndim == 1:
         # One l a row: what it does to the values is a sum that the kernel leaves out.
         dl = dl - (result * before).sum(1).conj()
-    return da, dl, du, dz, dtheta, dx.view(values.shape), carry
+    return da, dl, du, dz, dtheta, dx.transpose(1, 2), carry
 
 
 @_backward.register_fake
@@ -88,7 +89,7 @@ def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, the
     return (
         *fake_gradients(diagonal, lower, upper, energy, hopping),
         theta.new_empty(theta.shape),
-        values.new_empty(values.shape),
+        values.new_empty(y.shape).transpose(1, 2),
         carried.new_empty(carried.shape),
     )
 
