@@ -10,9 +10,9 @@ from .rows import floats
 
 WIDEST = 8192
 """Features of a row that one program holds; a complex number is two."""
-PROGRAMS = 1024
-"""Programs at most, each with its share of the gain's gradient."""
-AT_ONCE = 4096
+PROGRAMS, SHARES = 4096, 512
+"""Programs forward and backward at most; each of the latter has a share of the gain's gradient."""
+AT_ONCE = 2048
 """Numbers that a program holds at once, where a row is not longer."""
 
 
@@ -51,8 +51,8 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
     return x.numel() // max(width, 1), inner, width
 
 
-def _launch(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> tuple[int, dict]:
-    """Programs and compile-time choices."""
+def _launch(x: Tensor, weight: Tensor | None, gate: Tensor | None, most: int) -> tuple[int, dict]:
+    """Programs, at most so many, and compile-time choices."""
     rows, _, width = _shape(x)
     columns = 16
     while columns < width:
@@ -60,14 +60,14 @@ def _launch(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> tuple[int,
     numbers = columns * (2 if x.is_complex() else 1)
     together = max(1, AT_ONCE // numbers)
     flags = {"COMPLEX": x.is_complex(), "NORM": weight is not None, "GATE": gate is not None}
-    flags |= {"R": together, "F": columns, "num_warps": 4 if numbers <= AT_ONCE else 8}
-    return min(PROGRAMS, -(-rows // together)), flags
+    flags |= {"R": together, "F": columns, "num_warps": 4 if numbers <= 2 * AT_ONCE else 8}
+    return min(most, -(-rows // together)), flags
 
 
 @torch.library.custom_op("muse_kernels::gated_norm", mutates_args=())
 def _forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, epsilon: float) -> Tensor:
     output = _result(x, gate)
-    programs, flags = _launch(x, weight, gate)
+    programs, flags = _launch(x, weight, gate, PROGRAMS)
     if output.numel():
         given, *steps = _rows(x)
         opening, *gate_steps = (None, 0, 0) if gate is None else _rows(gate)
@@ -89,7 +89,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = x.new_empty(x.shape)
     dgate = x.new_empty(0, dtype=torch.float32) if gate is None else gate.new_empty(gate.shape)
-    programs, flags = _launch(x, weight, gate)
+    programs, flags = _launch(x, weight, gate, SHARES)
     features = x.shape[-1] * (2 if x.is_complex() else 1)
     shares = x.new_empty((programs, features), dtype=torch.float32)
     if x.numel():

@@ -82,7 +82,8 @@ def gated_norm_backward_kernel(
     columns = tl.arange(0, F)[None, :]
     wr, wi = load_gain(weight, columns, width, COMPLEX, NORM)
     features = width * (2 if COMPLEX else 1)
-    sum_r, sum_i = tl.zeros((F,), tl.float32), tl.zeros((F,), tl.float32)
+    # Summed over the rows of a block at the end alone: until then nothing moves between threads.
+    sum_r, sum_i = tl.zeros((R, F), tl.float32), tl.zeros((R, F), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
         row = (block * R + tl.arange(0, R)[:, None]).to(tl.int64)
         here = (row < rows) & (columns < width)
@@ -107,8 +108,8 @@ def gated_norm_backward_kernel(
             tl.store(dgate + row * width + columns, dg, mask=here)
             gr, gi = gr * g * share, gi * g * share
         if NORM:
-            sum_r += tl.sum(gr * nr, axis=0)
-            sum_i += tl.sum(gi * ni, axis=0)
+            sum_r += gr * nr
+            sum_i += gi * ni
             gr, gi = gr * wr, gi * wi
             along = tl.sum(gr * nr + gi * ni, axis=1, keep_dims=True) / features
             gr, gi = scale * (gr - nr * along), scale * (gi - ni * along)
@@ -120,6 +121,6 @@ def gated_norm_backward_kernel(
     if NORM:
         column = tl.arange(0, F)
         share = dweight + tl.program_id(0).to(tl.int64) * features
-        tl.store(share + column, sum_r, mask=column < width)
+        tl.store(share + column, tl.sum(sum_r, axis=0), mask=column < width)
         if COMPLEX:
-            tl.store(share + width + column, sum_i, mask=column < width)
+            tl.store(share + width + column, tl.sum(sum_i, axis=0), mask=column < width)

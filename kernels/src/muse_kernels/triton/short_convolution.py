@@ -45,8 +45,8 @@ def _groups(heads: int, values: int, lanes: int) -> int:
     return 2 * heads + -(-values // lanes)
 
 
-def _tokens_at_once(lanes: int) -> int:
-    return max(4, 2048 // lanes)
+def _tokens_at_once(lanes: int, numbers: int) -> int:
+    return max(1, numbers // lanes)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _forward(
     query, key = (x.new_empty(batch, tokens, heads * key_width) for _ in range(2))
     value = x.new_empty(batch, tokens, values)
     lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes)
+    together = _tokens_at_once(lanes, 2048)
     if x.numel():
         x = _rows(x)
         initial = None if initial is None else initial.contiguous()
@@ -92,7 +92,7 @@ def _backward(
     dx, to_convolved = (x.new_empty(x.shape) for _ in range(2))
     dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
     lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes)
+    together = _tokens_at_once(lanes, 1024)
     blocks = batch * -(-tokens // together)
     programs = min(SHARES, blocks)
     shares = x.new_empty((programs, span, channels), dtype=torch.float32)

@@ -95,7 +95,7 @@ def convolved_gradient_kernel(
     per_row = tl.cdiv(tokens, T)
     sums = ()
     for lag in tl.static_range(S):
-        sums = sums + (tl.zeros((1, G), tl.float32),)
+        sums = sums + (tl.zeros((T, G), tl.float32),)
     for block in range(tl.program_id(1), blocks, tl.num_programs(1)):
         batch = (block // per_row).to(tl.int64)
         now = (block % per_row) * T + tl.arange(0, T)[:, None]
@@ -131,11 +131,11 @@ def convolved_gradient_kernel(
         tl.store(to_convolved + (batch * tokens + at) * channels + channel, g, mask=inside)
         new = ()
         for lag in tl.static_range(S):
-            new = new + (sums[lag] + tl.sum(g * inputs[lag], axis=0, keep_dims=True),)
+            new = new + (sums[lag] + g * inputs[lag],)
         sums = new
     shares = to_taps + tl.program_id(1).to(tl.int64) * S * channels
     for lag in tl.static_range(S):
-        tl.store(shares + lag * channels + channel, sums[lag], mask=held)
+        tl.store(shares + lag * channels + channel, tl.sum(sums[lag], axis=0, keep_dims=True), mask=held)
 
 
 @triton.jit
