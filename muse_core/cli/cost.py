@@ -90,8 +90,8 @@ def _table(rows: list[dict[str, Any]], reference: str) -> str:
             for key in ("peak_bytes", "memory_bytes", "fast_weights_bytes")
         )
         lines.append(
-            f"{start}{row['rows']} × {row['length']} | {row['tokens_per_second']:,.0f} | {ratio} | {peak} | {held} | {kept} | "
-            f"{row['state_bytes'] / 1e6:.2f} |"
+            f"{start}{row['rows']} × {row['length']} | {row['tokens_per_second']:,.0f} | {ratio} | {peak} | {held} | "
+            f"{kept} | {row['state_bytes'] / 1e6:.2f} |"
         )
     for row in rows:
         if "reach" in row:

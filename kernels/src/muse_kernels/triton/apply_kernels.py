@@ -105,13 +105,14 @@ def apply_kernel(
 def apply_backward_kernel(
     gradient_ptr, y_ptr, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, start_ptr,
     dx_ptr, applied_ptr, before_ptr, dinitial_ptr, factor_ptr, term_ptr, rows, sites, chunks, span,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, REDUCE: tl.constexpr,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr,
+    CONSTANT: tl.constexpr, REDUCE: tl.constexpr,
     T: tl.constexpr, Q: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Y_i = g_i + s_{i+1}, s_i = -l_i theta_i Y_i from s after each chunk, start (R, C, M); dx_i = theta_i Y_i.
 
     Besides dx (B, N, H, M): applied = sum_M Y_i y_i and before = sum_M Y_i y_{i-1}, (K, R, N) for K column tiles.
-    Gradient and y are contiguous (B, N, H, M); theta^2 tau of mathematics §1 is theta times `applied`, so x is not read.
+    Gradient and y are contiguous (B, N, H, M); theta^2 tau of mathematics §1 is theta times `applied`: x is not read.
     """
     row = (tl.program_id(0) * Q + tl.arange(0, Q)[:, None]).to(tl.int64)
     column = tl.program_id(2) * W + tl.arange(0, W)[None, :]

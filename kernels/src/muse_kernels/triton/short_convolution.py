@@ -22,7 +22,7 @@ def short_convolution(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.short_convolution`, in float32 or bfloat16, products in float32."""
-    parts = check_short_convolution(x, taps, heads, key_width, initial, resets)
+    check_short_convolution(x, taps, heads, key_width, initial, resets)
     if x.dtype == torch.float64:
         raise ValueError("short_convolution: the triton kernels compute in float32; use backend torch for float64")
     if key_width > WIDEST or len(taps) > LONGEST:

@@ -94,7 +94,7 @@ def convolved_gradient_kernel(
     channel, held = locate(group, groups, lane, M_ALL, K, G)
     per_row = tl.cdiv(tokens, T)
     sums = ()
-    for lag in tl.static_range(S):
+    for _ in tl.static_range(S):
         sums = sums + (tl.zeros((T, G), tl.float32),)
     for block in range(tl.program_id(1), blocks, tl.num_programs(1)):
         batch = (block // per_row).to(tl.int64)

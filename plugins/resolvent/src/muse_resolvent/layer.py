@@ -71,9 +71,9 @@ class Resolvent(nn.Module):
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
-        terms = self.terms(x, signals, tokens)
-        potential, decay = self.total(terms, x)
         low = lowered(x)
+        terms = self.terms(low, signals, tokens)
+        potential, decay = self.total(terms, low)
         value = self.value(low).unflatten(-1, (self.heads, self.values)) if self.values else None
         gate = self.gate(low) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
