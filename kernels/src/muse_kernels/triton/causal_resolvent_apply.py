@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 from ..resolvent_arguments import check_resolvent
 from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
-from .apply_launches import apply_backward, apply_forward
+from .apply_launches import apply_backward, apply_forward, laid_out_as
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward
 from .left_green import fake_gradients, shifted_and_coupled
@@ -38,17 +38,17 @@ def causal_resolvent_apply(
         carried = problem.applied.reshape(-1, width)
     columns = columns or column_tile(rows.energy.shape[0], problem.sites, width)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns))
-    y, theta = y.transpose(1, 2).reshape(*problem.shape, width), theta.reshape(problem.shape)
+    y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
 
 def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tuple[Tensor, Tensor]:
-    """The same function of the same operands through the torch backend: y (B, N, H, M) and theta (R, N)."""
+    """The same function of the same operands through the torch backend: y (B, H, N, M) and theta (R, N)."""
     d, p = shifted_and_coupled(diagonal, lower, upper, energy)
     result = by_torch.left_green(d, p, theta)
     lower = lower[:, None] if lower.ndim == 1 else lower.flatten(0, 1)
     y = linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried)
-    return y.view(values.shape).transpose(1, 2), result
+    return y.view(values.shape), result
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
@@ -62,8 +62,7 @@ def _forward(
 
 @_forward.register_fake
 def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
-    outer, heads, sites, width = values.shape
-    return energy.new_empty((outer, sites, heads, width)), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
+    return laid_out_as(values, energy.dtype), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply_backward", mutates_args=())
@@ -81,7 +80,7 @@ def _backward(
     if hopping and lower.ndim == 1:
         # One l a row: what it does to the values is a sum that the kernel leaves out.
         dl = dl - (result * before).sum(1).conj()
-    return da, dl, du, dz, dtheta, dx.transpose(1, 2), carry
+    return da, dl, du, dz, dtheta, dx, carry
 
 
 @_backward.register_fake
@@ -89,7 +88,7 @@ def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, the
     return (
         *fake_gradients(diagonal, lower, upper, energy, hopping),
         theta.new_empty(theta.shape),
-        values.new_empty(y.shape).transpose(1, 2),
+        laid_out_as(y, values.dtype),
         carried.new_empty(carried.shape),
     )
 
