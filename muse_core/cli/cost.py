@@ -76,9 +76,9 @@ def _table(rows: list[dict[str, Any]], reference: str) -> str:
     if steps:
         lines.append(
             "| target | parameters | rows × length | tokens/s | against the last | peak GB | memory layers hold GB "
-            "| state MB |"
+            "| of it fast weights GB | state MB |"
         )
-        lines.append("|---|---|---|---|---|---|---|---|")
+        lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in steps:
         start = f"| {row['target']} | {row['parameters']:,} | "
         if "rows" not in row:
