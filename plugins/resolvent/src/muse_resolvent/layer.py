@@ -97,7 +97,7 @@ class Resolvent(nn.Module):
                 features += self.phase_features(phases)
             # In the precision of the output's product, which the gate has.
             dtype = features[0].dtype if gate is None else gate.dtype
-            mixed = torch.cat([feature.flatten(2).to(dtype) for feature in features], dim=-1)
+            mixed = torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
             measured = measures(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
         return Step(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
 
