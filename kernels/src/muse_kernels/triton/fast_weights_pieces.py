@@ -9,9 +9,11 @@ each of them; backward, dS -> A^T dS + D alike. Three walks instead of one, of a
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from . import fast_weights_launch as launch
+from .fast_weights_carry import carry_states_kernel
 from .fast_weights_launch import Prepared, Problem
 
 PROGRAMS, FEWEST_PIECES, SHORTEST = 256, 8, 16
@@ -69,7 +71,7 @@ def forward(p: Problem, pieces: int) -> tuple[Tensor, Tensor, Tensor, Prepared, 
     launch.walk_forward(from_unit, prepared, scratch, transitions, torch.empty_like(scratch))
 
     state = ends.new_zeros(batch, heads, key_width, value_width) if p.initial is None else p.initial
-    starts = run(transitions, ends, state, pieces, reverse=False)[0]
+    starts, _ = carry(transitions, ends, state, pieces, reverse=False)
     launch.walk_forward(cuts._replace(initial=starts), prepared, output, ends, residual)
     final = ends.unflatten(0, (batch, pieces))[:, -1].contiguous()
     whole = (batch, tokens, heads, value_width)
@@ -91,25 +93,25 @@ def backward(
     from_zero = _states(cuts, widths[1])
     launch.walk_ends(cuts, prepared, given, None, grad_ends, grad_value, from_zero)
     last = from_zero.new_zeros(batch, heads, *widths) if grad_final is None else grad_final
-    ends, grad_initial = run(kept.transitions.mT, from_zero, last, pieces, reverse=True)
+    ends, grad_initial = carry(kept.transitions, from_zero, last, pieces, reverse=True)
     gradients = launch.backward(cuts, stored, prepared, given, ends)
     shapes = [x.shape for x in (p.query, p.key, p.value, p.log_decay, p.rate)]
     leaves = [gradient.reshape(shape) for gradient, shape in zip(gradients, shapes)]
     return *leaves, grad_initial
 
 
-def run(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
-    """The state before each piece, (B P, H, K, M), and after the last, of x -> factor x + term; from the end if
-    `reverse`."""
-    batch, heads = state.shape[:2]
-    before = torch.empty_like(terms)
-    by_piece = before.view(batch, pieces, *state.shape[1:])
-    factors, terms = (x.unflatten(0, (batch, pieces)) for x in (factors, terms))
-    for place in range(pieces - 1, -1, -1) if reverse else range(pieces):
-        by_piece[:, place] = state
-        state = torch.baddbmm(terms[:, place].flatten(0, 1), factors[:, place].flatten(0, 1), state.flatten(0, 1))
-        state = state.unflatten(0, (batch, heads))
-    return before, state
+def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The state before each piece, (B P, H, K, M), and after the last, (B, H, K, M), of S -> A S + B; with `reverse`
+    from the last piece on, of S -> A^T S + B."""
+    _, heads, key_width, value_width = state.shape
+    before, after = torch.empty_like(terms), torch.empty_like(state)
+    columns = 16
+    with torch.cuda.device_of(terms):
+        carry_states_kernel[len(state) * heads, triton.cdiv(value_width, columns)](
+            factors, terms, state, before, after, heads, pieces, K=key_width, M=value_width,
+            BK=launch.tile(key_width), BM=columns, REVERSE=reverse, num_warps=4,
+        )  # fmt: skip
+    return before, after
 
 
 def _states(p: Problem, width: int) -> Tensor:
