@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 from ..resolvent_arguments import check_resolvent
 from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
-from .apply_launches import apply_backward, apply_forward
+from .apply_launches import apply_backward, apply_forward, laid_out_as
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward
 from .left_green import fake_gradients, shifted_and_coupled
@@ -26,13 +26,14 @@ def causal_resolvent_apply(
     `tile` and `columns` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
     """
     problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
+        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group,
+        keeps_half=True,
+    )  # fmt: skip
     check_served(problem)
     rows = rows_of(problem)
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
-    carried = x.new_zeros((rows.energy.shape[0], width), dtype=problem.dtype)
+    carried = rows.energy.new_zeros((rows.energy.shape[0], width))
     if problem.applied is not None:
         carried = problem.applied.reshape(-1, width)
     columns = columns or column_tile(rows.energy.shape[0], problem.sites, width)
@@ -42,11 +43,12 @@ def causal_resolvent_apply(
 
 
 def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tuple[Tensor, Tensor]:
-    """The same function of the same operands through the torch backend: y (R, N, M) and theta (R, N)."""
+    """The same function of the same operands through the torch backend: y (B, H, N, M) and theta (R, N)."""
     d, p = shifted_and_coupled(diagonal, lower, upper, energy)
     result = by_torch.left_green(d, p, theta)
     lower = lower[:, None] if lower.ndim == 1 else lower.flatten(0, 1)
-    return linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried), result
+    y = linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried)
+    return y.view(values.shape), result
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
@@ -60,8 +62,7 @@ def _forward(
 
 @_forward.register_fake
 def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
-    shape = (energy.shape[0], diagonal.shape[-1])
-    return energy.new_empty((*shape, values.shape[-1])), energy.new_empty(shape)
+    return laid_out_as(values, energy.dtype), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply_backward", mutates_args=())
@@ -70,9 +71,8 @@ def _backward(
     upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor, hopping: bool, tile: list[int],
     columns: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads, real = values.shape[1], not values.is_complex()
     dx, applied, before, carry = apply_backward(
-        gradient_y, y, lower, result, carried, heads, real, ColumnTile(*columns)
+        gradient_y, y, lower, result, carried, values.dtype, ColumnTile(*columns)
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
     chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
@@ -80,7 +80,7 @@ def _backward(
     if hopping and lower.ndim == 1:
         # One l a row: what it does to the values is a sum that the kernel leaves out.
         dl = dl - (result * before).sum(1).conj()
-    return da, dl, du, dz, dtheta, dx.view(values.shape), carry
+    return da, dl, du, dz, dtheta, dx, carry
 
 
 @_backward.register_fake
@@ -88,7 +88,7 @@ def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, the
     return (
         *fake_gradients(diagonal, lower, upper, energy, hopping),
         theta.new_empty(theta.shape),
-        values.new_empty(values.shape),
+        laid_out_as(y, values.dtype),
         carried.new_empty(carried.shape),
     )
 

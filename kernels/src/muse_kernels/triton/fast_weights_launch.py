@@ -154,14 +154,19 @@ def prepared_shapes(rows: int, chunks: int, chunk: int, delta: bool) -> tuple[tu
     return square, square if delta else (0,), (rows, chunks, 3, chunk), (rows, chunks)
 
 
+def new_prepared(p: Problem) -> Prepared:
+    """Memory for it."""
+    scores, inverse, factors, kept = prepared_shapes(p.rows, p.chunks, p.chunk, p.delta)
+    return Prepared(
+        p.query.new_empty(scores), p.query.new_empty(inverse), p.rate.new_empty(factors), p.rate.new_empty(kept)
+    )
+
+
 def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Prepared]:
     """Output (B, N, H, M), final (B, H, K, M), the delta rule's residual (B, N, H, M), and what was prepared."""
     batch, tokens, heads, key_width = p.query.shape
     value_width = p.value.shape[-1]
-    scores, inverse, factors, kept = prepared_shapes(p.rows, p.chunks, p.chunk, p.delta)
-    prepared = Prepared(
-        p.query.new_empty(scores), p.query.new_empty(inverse), p.rate.new_empty(factors), p.rate.new_empty(kept)
-    )
+    prepared = new_prepared(p)
     output = p.value.new_empty(batch, tokens, heads, value_width)
     final = p.rate.new_empty(batch, heads, key_width, value_width)
     residual = p.value.new_empty(output.shape if p.delta else 0)
