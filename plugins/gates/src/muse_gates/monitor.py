@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Action, Verdict
 from muse_core.errors import DataError, RecipeError
-from muse_core.training.allowance import Allowance
+from muse_core.training.budgeted_probe import BudgetedProbe
 from muse_core.training.monitor_context import MonitorContext
 from muse_gates.ablation import Worth, worth_of
 from muse_gates.options import GatesOptions
@@ -22,41 +21,26 @@ GUESS = 16
 VERDICTS = ("useful", "idle", "harmful", "undecided")
 
 
-class Gates:
+class Gates(BudgetedProbe):
     """Measures every so many steps what each gate is worth, while that stays within the budget.
 
     Numbers of a probe, for each gate: ``<gate>/ablation`` and its standard error ``<gate>/error`` (nats per token),
     ``<gate>/entropy`` (bits), ``<gate>/load``; then ``useful``, ``idle``, ``harmful`` and ``undecided`` (how many
-    gates, by two standard errors against ``worth``), ``seconds`` and ``share`` (of the run's time that probes took).
-    Number of a step: ``share_max``, the share if one ran now. Always the same text. Source: mathematics §9.
+    gates, by two standard errors against ``worth``), ``seconds`` and ``share``. Always the same text.
+    Source: mathematics §9.
     """
 
     def __init__(self, options: GatesOptions, context: MonitorContext):
         self.options = options
         self.context = context
-        self.name = context.name
         self.rows = max(2, -(-options.tokens // context.sequence_length))
-        self.allowance = Allowance()
-        self.step = 0
-        self.failure = ""
-
-    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        if moment != "gradients":
-            return {}
-        self.allowance.step()
-        share = self.allowance.share_with_next((1 + GUESS) * self.rows / self.context.batch_size)
-        return {"share_max": torch.tensor(share, dtype=torch.float64)}
-
-    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
-        self.step = step
-        if not self.failure:
-            return Verdict()
-        failure, self.failure = self.failure, ""
-        action = Action.HALT if self.options.failure == "halt" else Action.CONTINUE
-        return Verdict(action, failure, self.name, step)
-
-    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        return step % self.options.every == 0 and floats[f"{self.name}/share_max"] <= self.options.budget
+        super().__init__(
+            context.name,
+            every=options.every,
+            budget=options.budget,
+            on_failure=options.failure,
+            passes=(1 + GUESS) * self.rows / context.batch_size,
+        )
 
     def probe(self, model: Any) -> dict[str, float]:
         """Raises RecipeError when no module's name matches, DataError when there is too little held-out text."""
@@ -69,14 +53,7 @@ class Gates:
             self.failure = self._failure(found, verdicts)
         numbers = {f"{name}/{key}": value for name, worth in found.items() for key, value in worth._asdict().items()}
         counts = {one: float(sum(verdict == one for verdict in verdicts.values())) for one in VERDICTS}
-        return numbers | counts | {"seconds": self.allowance.cost, "share": self.allowance.share}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: what the wall clock decides must not enter the state of a run."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        return numbers | counts | self.costs()
 
     def _gates(self, model: nn.Module) -> dict[str, nn.Module]:
         match = self.options.match

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from muse_core.contracts import Action, Verdict
-from muse_core.training.allowance import Allowance
+from muse_core.training.budgeted_probe import BudgetedProbe
 from muse_core.training.monitor_context import MonitorContext
 from muse_niah_probe.capacity import Capacity, capacity
 from muse_niah_probe.needles import Needles, make_needles
@@ -27,14 +25,12 @@ ASKED = 256
 """Tokens beside the text that a row reads, in bytes: the needle, and three times question and answer."""
 
 
-class NiahProbe:
+class NiahProbe(BudgetedProbe):
     """Probes every so many steps while that stays within the budget.
 
     Numbers of a probe: ``recall`` (share of needles answered exactly), ``log_probability``, ``over_emptied`` and
     ``over_shuffled`` (nats per answer token), ``distance`` (tokens), ``capacity`` and ``capacity_expected`` (cosines;
-    where the run has fast-weight kernels), ``seconds``, ``share`` (of the run's time that probes have taken, this one
-    included), ``failed`` (0 or 1). Number of a step: ``share_max``, the share that they would have taken if one ran
-    now; it is reduced over ranks, so that all decide alike.
+    where the run has fast-weight kernels), ``seconds``, ``share``, ``failed`` (0 or 1).
     The needles are the same at every probe of a run; the capacity is measured once, after the first step.
     Source: mathematics §9.
     """
@@ -42,35 +38,22 @@ class NiahProbe:
     def __init__(self, options: NiahProbeOptions, context: MonitorContext):
         self.options = options
         self.context = context
-        self.name = context.name
         self.fast_weights = None
         if context.kernels is not None:
             self.fast_weights = context.kernels.bind("fast_weights", sizes={"key": WIDTH, "value": WIDTH}, needs=())
         self.lead = max(context.sequence_length // 8, 1)
         self.distance = math.ceil(options.distance * context.sequence_length)
-        self.allowance = Allowance()
         tokens = options.needles * (self.lead + self.distance + ASKED)
         calls = math.ceil((self.lead + self.distance) / context.sequence_length) + 3
-        # In training batches; of a small model a call costs more than its tokens.
-        self.passes = max(tokens / (context.batch_size * context.sequence_length), calls)
-        self.step = 0
-        self.failure = ""
+        super().__init__(
+            context.name,
+            every=options.every,
+            budget=options.budget,
+            on_failure=options.failure,
+            # Of a small model a call costs more than its tokens.
+            passes=max(tokens / (context.batch_size * context.sequence_length), calls),
+        )
         self.held: Capacity | None = None
-
-    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        if moment != "gradients":
-            return {}
-        self.allowance.step()
-        share = self.allowance.share_with_next(self.passes)
-        return {"share_max": torch.tensor(share, dtype=torch.float64)}
-
-    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
-        self.step = step
-        if not self.failure:
-            return Verdict()
-        failure, self.failure = self.failure, ""
-        action = Action.HALT if self.options.failure == "halt" else Action.CONTINUE
-        return Verdict(action, failure, self.name, step)
 
     def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
         """Asked first after the first step, which is when the capacity is measured: it does not change with the
@@ -79,21 +62,13 @@ class NiahProbe:
             with self.allowance.spending(once=True):
                 self.held = self._capacity(torch.device(self.context.kernels.device))
             self.failure = self._off_theory(self.held)
-        return step % self.options.every == 0 and floats[f"{self.name}/share_max"] <= self.options.budget
+        return super().wants_probe(step, floats)
 
     def probe(self, model: Any) -> dict[str, float]:
         with self.allowance.spending():
             found = self._probe(model)
         self.failure = self._failure(found)
-        costs = {"seconds": self.allowance.cost, "share": self.allowance.share}
-        return found | costs | {"failed": float(bool(self.failure))}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: what the wall clock decides must not enter the state of a run."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        return found | self.costs() | {"failed": float(bool(self.failure))}
 
     def needles(self) -> Needles:
         """The run's needles, in the first held-out text."""
