@@ -109,7 +109,7 @@ def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse
     with torch.cuda.device_of(terms):
         carry_states_kernel[len(state) * heads, triton.cdiv(value_width, columns)](
             factors, terms, state, before, after, heads, pieces, K=key_width, M=value_width,
-            BK=launch.tile(key_width), BM=columns, REVERSE=reverse, num_warps=4,
+            BK=launch.tile(key_width), BM=columns, REVERSE=reverse, num_warps=8,
         )  # fmt: skip
     return before, after
 
