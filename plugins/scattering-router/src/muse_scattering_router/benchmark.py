@@ -43,8 +43,8 @@ def main() -> None:
             dense = dense or milliseconds
             alone = graphed(step, given.repeats, device)
             dense_graph = dense_graph or alone
-            probe = torch.empty(8, width, dtype=torch.bfloat16, device=device)
-            way = "dense" if title == "feed-forward" else "grouped_mm" if serves(probe, probe) else "loop"
+            probe = torch.empty(8, width)
+            way = "dense" if title == "feed-forward" else "grouped_mm" if serves(device, torch.bfloat16, probe) else "loop"
             count = sum(parameter.numel() for parameter in layer.parameters())
             print(
                 f"| {width} | {title} | {milliseconds:.3f} | {milliseconds / dense:.2f} | "
