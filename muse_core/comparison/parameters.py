@@ -10,7 +10,8 @@ from muse_core.training.setup import set_up
 
 
 def count_parameters(read: Read) -> dict[str, int]:
-    """Arm → parameters, all or active as the plan says. Raises RecipeError for a recipe that cannot be built, naming the arm."""
+    """Arm → parameters, all or active as the plan says. Raises RecipeError for a recipe that cannot be built,
+    naming the arm."""
     counts = {}
     for arm in read.plan.arms:
         try:

@@ -112,3 +112,24 @@ def test_rows_beyond_the_last_end_are_left_alone() -> None:
     found = weighted_swiglu_backward(hidden.detach(), scale.detach(), upstream, ends)
     for one, other in zip(found, torch.autograd.grad(due, [hidden, scale], upstream), strict=True):
         torch.testing.assert_close(one[:5], other[:5], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(8, 4), (11, 4), (3, 3), (5, 1)])
+def test_features_of_the_scattering_router(heads: int, channels: int) -> None:
+    shapes = {"phase": (heads,), "theta": (heads, 2)}
+    options = {"channels": channels, "top_k": 1, "resonant_top_k": 3, "resonance": 0.5}
+    router = build_component("router", "scattering", options, experts=8, signals=shapes).to(DEVICE).train()
+    router.scale.values += 0.1 * torch.rand_like(router.scale.values)
+    tokens = Tokens(torch.arange(90, device=DEVICE).expand(2, -1))
+    phase = torch.randn(2, 90, heads, device=DEVICE, requires_grad=True)
+    theta = torch.randn(2, 90, heads, 2, device=DEVICE)
+    theta[0, 0] = 0.0
+    theta.requires_grad_()
+    for valid in (None, tokens.positions < torch.tensor([[90], [21]], device=DEVICE)):
+        results = []
+        for read in (router.read, router.read_fused):
+            found = read({"phase": phase, "theta": theta}, tokens._replace(valid=valid), torch.float32)
+            gradients = torch.autograd.grad(found.entries, [phase, theta], torch.cos(found.entries.detach()))
+            results.append([found.entries, found.modulus, *found.measures.values(), *gradients])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
