@@ -143,7 +143,7 @@ def _settle(
     sums, counts, balance, z, statistics, ends, blocks, experts, balance_scale, z_scale, BLOCKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Sums over blocks; the losses and measures; and in ``counts`` the first row of each block's choices of an expert."""
+    """Sums over blocks; the losses and measures; and in ``counts`` the first row of a block's choices of an expert."""
     column = tl.arange(0, WIDE)
     number = tl.zeros((WIDE,), dtype=tl.int32)
     share = tl.zeros((WIDE,), dtype=tl.float32)
