@@ -44,7 +44,7 @@ class _SwigluExperts(torch.autograd.Function):
         found = F.grouped_mm(mixed, second.transpose(1, 2), offs=places.ends)
         ctx.save_for_backward(rows, scale, hidden, mixed, first, second, *places)
         ctx.dtypes = x.dtype, weight.dtype, matrices[0].dtype
-        return summed(found, places, dtype)
+        return summed(found, places, dtype)[0]
 
     @staticmethod
     @once_differentiable
@@ -57,8 +57,7 @@ class _SwigluExperts(torch.autograd.Function):
             hidden, scale, F.grouped_mm(upstream, second, offs=ends), ends
         )
         to_first = F.grouped_mm(to_hidden.T, rows, offs=ends)
-        to_x = summed(F.grouped_mm(to_hidden, first, offs=ends), places, of_x)
-        to_weight = to_scale[row.clamp(min=0)].masked_fill_(row < 0, 0.0).to(of_weight)
+        to_x, to_weight = summed(F.grouped_mm(to_hidden, first, offs=ends), places, of_x, to_scale, of_weight)
         return to_x, to_weight, None, None, *to_first.to(of_matrix).unbind(), *to_second.to(of_matrix).unbind()
 
 
@@ -75,13 +74,20 @@ def to_rows(x: Tensor, places: Places, dtype: torch.dtype, weight: Tensor | None
     return rows, scale
 
 
-def summed(rows: Tensor, places: Places, dtype: torch.dtype) -> Tensor:
-    """rows (R, D), summed over a token's used slots → (T, D) in ``dtype``."""
+def summed(
+    rows: Tensor, places: Places, dtype: torch.dtype, scale: Tensor | None = None, scale_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """rows (R, D), summed over a token's used slots → (T, D) in ``dtype``; and ``scale`` (R,) by slot → (T, K), zero in
+    unused ones."""
     rows, (tokens, slots) = rows.contiguous(), places.row.shape
     output = torch.empty(tokens, rows.shape[1], dtype=dtype, device=rows.device)
+    weighs = scale is not None
+    weight = torch.empty(tokens, slots, dtype=scale_dtype, device=rows.device) if weighs else output
     if tokens:
-        _summed[(tokens,)](rows, places.row, output, rows.shape[1], slots, BLOCK)
-    return output
+        _summed[(tokens,)](
+            rows, places.row, output, scale if weighs else rows, weight, rows.shape[1], slots, weighs, BLOCK
+        )
+    return output, weight
 
 
 def weighted_swiglu(hidden: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
@@ -124,8 +130,13 @@ def _to_rows(x, row, rows, weight, scale, width, slots, weighs: tl.constexpr, BL
 
 
 @triton.jit
-def _summed(rows, row, output, width, slots, BLOCK: tl.constexpr):
+def _summed(rows, row, output, scale, weight, width, slots, weighs: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
+    if weighs:
+        for slot in range(0, slots):
+            place = tl.load(row + token * slots + slot)
+            own = tl.load(scale + place, mask=place >= 0, other=0.0)
+            tl.store(weight + token * slots + slot, own.to(weight.dtype.element_ty))
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width

@@ -54,11 +54,14 @@ class _Features(torch.autograd.Function):
         ctx.of_phase = phase.dtype
         sums = sums.sum(0)
         ctx.mark_non_differentiable(modulus, sums)
+        ctx.set_materialize_grads(False)
         return entries, modulus, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if gradient is None:
+            return None, None, None, None
         theta, moments = ctx.saved_tensors
         tokens, heads, _ = theta.shape
         to_phase = torch.empty(tokens, heads, dtype=ctx.of_phase, device=theta.device)

@@ -79,12 +79,14 @@ class _Weigh(torch.autograd.Function):
         ctx.save_for_backward(logits, checked, statistics)
         ctx.masked, ctx.scales = valid is not None, (balance * experts, 2 * z_loss)
         ctx.mark_non_differentiable(statistics, row, ends)
+        ctx.set_materialize_grads(False)  # three fills a step, for what has no gradient
         return *losses, statistics, row, ends
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_balance: Tensor, to_z: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, to_balance: Tensor | None, to_z: Tensor | None, *_: Any) -> tuple[Any, ...]:
         logits, valid, statistics = ctx.saved_tensors
+        to_balance, to_z = (statistics.new_zeros(()) if one is None else one for one in (to_balance, to_z))
         tokens, experts = logits.shape
         wide = triton.next_power_of_2(experts)
         block = block_of(1, experts)
