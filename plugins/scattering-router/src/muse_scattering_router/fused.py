@@ -75,7 +75,8 @@ def to_rows(x: Tensor, places: Places, dtype: torch.dtype, weight: Tensor | None
 
 
 def summed(
-    rows: Tensor, places: Places, dtype: torch.dtype, scale: Tensor | None = None, scale_dtype: torch.dtype | None = None
+    rows: Tensor, places: Places, dtype: torch.dtype, scale: Tensor | None = None,
+    scale_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """rows (R, D), summed over a token's used slots → (T, D) in ``dtype``; and ``scale`` (R,) by slot → (T, K), zero in
     unused ones."""
