@@ -106,6 +106,7 @@ class Experts(nn.Module):
         from muse_scattering_router.fused_routing import Places
         from muse_scattering_router.fused_routing import weigh as weigh_fused
 
+        dtype = _dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             weighed = weigh_fused(
                 routing.logits.flatten(0, 1), expert.flatten(0, 1), tokens.valid,
@@ -113,7 +114,7 @@ class Experts(nn.Module):
             )
             update = swiglu_experts(
                 x.flatten(0, 1), routing.weight.flatten(0, 1), Places(weighed.row, weighed.ends),
-                list(self.input), list(self.output), _dtype(x),
+                list(self.input), list(self.output), dtype,
             )
         names = ["entropy", "load_entropy", "busiest_max", "slots", "dropped"]
         names += [f"load_{index}" for index in range(self.options.experts)]
