@@ -5,6 +5,7 @@ Letters: R rows sorted by expert, E experts, I inputs, O outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,14 @@ def serves(device: torch.device, dtype: torch.dtype, matrix: Tensor) -> bool:
         device.type == "cuda"
         and dtype == torch.bfloat16
         and hasattr(F, "grouped_mm")
-        and torch.cuda.get_device_capability(device) >= (9, 0)
+        and _capability(device) >= (9, 0)
         and all(size % ALIGNMENT == 0 for size in matrix.shape)
     )
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
