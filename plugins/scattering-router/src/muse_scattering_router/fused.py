@@ -42,23 +42,23 @@ class _SwigluExperts(torch.autograd.Function):
         hidden = F.grouped_mm(rows, first.transpose(1, 2), offs=places.ends)
         mixed = weighted_swiglu(hidden, scale, places.ends)
         found = F.grouped_mm(mixed, second.transpose(1, 2), offs=places.ends)
-        ctx.save_for_backward(rows, scale, hidden, mixed, first, second, *places)
+        ctx.save_for_backward(rows, scale, hidden, first, second, *places)
         ctx.dtypes = x.dtype, weight.dtype, matrices[0].dtype
         return summed(found, places, dtype)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        rows, scale, hidden, mixed, first, second, row, ends = ctx.saved_tensors
+        rows, scale, hidden, first, second, row, ends = ctx.saved_tensors
         places, (of_x, of_weight, of_matrix) = Places(row, ends), ctx.dtypes
         upstream, _ = to_rows(gradient, places, rows.dtype)
-        to_second = F.grouped_mm(upstream.T, mixed, offs=ends)
-        to_hidden, to_scale = weighted_swiglu_backward(
-            hidden, scale, F.grouped_mm(upstream, second, offs=ends), ends
-        )
-        to_first = F.grouped_mm(to_hidden.T, rows, offs=ends)
+        mixed = F.grouped_mm(upstream, second, offs=ends)
+        to_hidden, to_scale = weighted_swiglu_backward(hidden, scale, mixed, ends)
+        to_second = F.grouped_mm(upstream.T, mixed, offs=ends).to(of_matrix)
+        del upstream, mixed  # the largest sum of what is held at once lies below
         to_x, to_weight = summed(F.grouped_mm(to_hidden, first, offs=ends), places, of_x, to_scale, of_weight)
-        return to_x, to_weight, None, None, *to_first.to(of_matrix).unbind(), *to_second.to(of_matrix).unbind()
+        to_first = F.grouped_mm(to_hidden.T, rows, offs=ends).to(of_matrix)
+        return to_x, to_weight, None, None, *to_first.unbind(), *to_second.unbind()
 
 
 def to_rows(x: Tensor, places: Places, dtype: torch.dtype, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,11 +104,13 @@ def weighted_swiglu(hidden: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
 def weighted_swiglu_backward(
     hidden: Tensor, scale: Tensor, upstream: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``weighted_swiglu`` with respect to ``hidden`` and ``scale``."""
+    """Gradients of ``weighted_swiglu`` with respect to ``hidden`` and ``scale``. Its result takes the place of
+    ``upstream`` (R, F), so that it need not be kept for the backward pass."""
+    assert upstream.is_contiguous()
     to_hidden, to_scale = torch.empty_like(hidden), torch.empty_like(scale)
     if len(hidden):
         _swiglu_backward[(len(hidden),)](
-            hidden, scale, upstream.contiguous(), to_hidden, to_scale, ends, len(ends), hidden.shape[1] // 2, BLOCK
+            hidden, scale, upstream, to_hidden, to_scale, ends, len(ends), hidden.shape[1] // 2, BLOCK
         )
     return to_hidden, to_scale
 
@@ -177,7 +179,9 @@ def _swiglu_backward(
             gate = tl.load(hidden + (row * 2 + 1) * units + unit, mask=inside, other=0.0).to(tl.float32)
             given = tl.load(upstream + row * units + unit, mask=inside, other=0.0).to(tl.float32)
             share = tl.sigmoid(gate)
-            total += given * value * gate * share
+            mixed = value * gate * share
+            total += given * mixed
+            tl.store(upstream + row * units + unit, (factor * mixed).to(upstream.dtype.element_ty), mask=inside)
             to_value = factor * given * gate * share
             to_gate = factor * given * value * share * (1 + gate * (1 - share))
             tl.store(to_hidden + row * 2 * units + unit, to_value.to(to_hidden.dtype.element_ty), mask=inside)
