@@ -5,7 +5,7 @@ Letters: B batch rows, N tokens of the call, n the most tokens that any row stil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,6 @@ class Exits(nn.Module):
         super().__init__()
         self.options = options
         self.depth = context.depth
-        self.register_buffer("progress", torch.zeros(()))
         for site in sites:
             self.add_module(str(site.block), context.exit(site))
 
@@ -74,12 +73,7 @@ class Exits(nn.Module):
     def finish(self, present: Present) -> tuple[Tensor, Tensor]:
         """What the head reads (B, N, D), and what pondering costs in nats, once the last block has been passed."""
         present = _read(present, 1 - present.halted, 1.0)
-        price = self.options.ponder * (self.progress >= self.options.ponder_from)
-        return present.hidden, price * present.passed
-
-    def absorb(self, measures: Mapping[str, float], progress: float) -> None:
-        """Remember how much of the training is done."""
-        self.progress.fill_(progress)
+        return present.hidden, self.options.ponder * present.passed
 
 
 def _read(present: Present, share: Tensor, passed: float) -> Present:

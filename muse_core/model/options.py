@@ -44,8 +44,6 @@ class Exit:
     """A token leaves once its halting probabilities add up to this much."""
     ponder: float = field(default=0.01, validator=[validators.ge(0.0), validators.le(10.0)])
     """Nats per token that passing every block costs; a token expected to pass half of them costs half."""
-    ponder_from: float = field(default=0.0, validator=[validators.ge(0.0), validators.lt(1.0)])
-    """Share of the training before which passing blocks costs nothing, so that deep blocks learn something first."""
 
 
 @attrs.frozen(kw_only=True)

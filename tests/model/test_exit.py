@@ -230,16 +230,6 @@ def test_gradients_reach_everything_and_pondering_is_a_loss(build: Callable[...,
     assert all(module.bias.grad < 0 for module in model.exits.children()), "halting earlier does not lower the cost"
 
 
-def test_pondering_is_free_before_its_time(build: Callable[..., Any]) -> None:
-    model = build(EXIT | {"ponder_from": 0.5})
-    ids, tokens = documents(8)
-    paid = []
-    for progress in (0.25, 0.5):
-        model.absorb({}, progress)
-        paid.append(model(ids, None, tokens).losses["exit/ponder"].item())
-    assert paid[0] == 0.0 < paid[1] == build()(ids, None, tokens).losses["exit/ponder"].item()
-
-
 def test_generation_leaves_early_too(build: Callable[..., Any]) -> None:
     model = build()
     passed: list[int] = []
