@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from muse_core.comparison.plan import Plan, Read
 from muse_core.errors import RecipeError
+from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
 from muse_core.training.setup import set_up
 
 
 def count_parameters(read: Read) -> dict[str, int]:
-    """Arm → parameters. Raises RecipeError for a recipe that cannot be built, naming the arm."""
+    """Arm → parameters, all or active as the plan says. Raises RecipeError for a recipe that cannot be built,
+    naming the arm."""
     counts = {}
     for arm in read.plan.arms:
         try:
@@ -17,7 +19,10 @@ def count_parameters(read: Read) -> dict[str, int]:
             setup = set_up(checked.recipe, checked.registry)
         except RecipeError as error:
             raise RecipeError([f"arm {arm.name!r}: {problem}" for problem in error.problems]) from None
-        counts[arm.name] = sum(parameter.numel() for parameter in setup.model.parameters())
+        if read.plan.count == "active":
+            counts[arm.name] = active_parameters(setup.model)
+        else:
+            counts[arm.name] = sum(parameter.numel() for parameter in setup.model.parameters())
     return counts
 
 
@@ -27,7 +32,7 @@ def departures(plan: Plan, counts: dict[str, int]) -> list[str]:
         return []
     base = counts[plan.baseline]
     return [
-        f"arm {name!r} has {count:,} parameters, {count / base - 1:+.1%} against {base:,} of the baseline "
+        f"arm {name!r} has {count:,} {plan.counted}, {count / base - 1:+.1%} against {base:,} of the baseline "
         f"{plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its width, "
         'depth or multiples, or say parameters = "warn"'
         for name, count in counts.items()

@@ -67,10 +67,18 @@ class Plan:
     """What is compared: a ratio of bits or nats, lower being better, or a difference of accuracies."""
     parameters: Literal["refuse", "warn", "any"] = "refuse"
     """What to do with an arm whose number of parameters departs from the baseline's."""
+    count: Literal["all", "active"] = "all"
+    """Which parameters: all, or entries of the matrices that a token passes, without experts that it does not use."""
     parameter_tolerance: float = field(default=0.02, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Departure, as a share of the baseline's, from which it does."""
     watch: tuple[str, ...] = ()
-    """Patterns of measures in metrics.jsonl, as ``*/decay_max``: their first and last values are reported."""
+    """Patterns of measures in metrics.jsonl, as ``*/decay_max``: their first and last values in training or probes are
+    reported, and those of the held-out text."""
+
+    @property
+    def counted(self) -> str:
+        """The parameters that are counted, in words."""
+        return "active parameters" if self.count == "active" else "parameters"
 
     def __attrs_post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -27,6 +27,7 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
     return {
         "name": plan.name,
         "measure": plan.measure,
+        "counted": plan.counted,
         "split": plan.split,
         "baseline": plan.baseline,
         "tuned_key": plan.tune.key if plan.tune else None,
@@ -61,7 +62,7 @@ def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, C
         return sum(summary[key] for summary in summaries) / len(summaries)
 
     row |= {
-        "parameters": summaries[0]["parameters"],
+        "parameters": summaries[0][plan.counted.replace(" ", "_")],
         "tokens": mean("train_tokens"),
         "seconds": mean("train_seconds"),
         "tokens_per_second": mean("tokens_per_second"),
@@ -76,23 +77,26 @@ def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, C
     return row
 
 
-def _watched(plan: Plan, cells: Iterable[Cell]) -> dict[str, list[float]]:
-    """Pattern → [first, last] over the training rows of all runs, reduced over layers by the suffix of the name."""
-    first: dict[str, list[float]] = {}
-    last: dict[str, list[float]] = {}
+def _watched(plan: Plan, cells: Iterable[Cell]) -> dict[str, list[float | None]]:
+    """Pattern → [first, last, held out] over all runs, reduced over layers by the suffix of the name. First and last of
+    rows of training or probes; None where there is nothing of the kind."""
+    moments: tuple[dict[str, list[float]], ...] = ({}, {}, {})
     for cell in cells:
-        rows = [row for row in records_of(cell.path / "metrics.jsonl") if row.get("event") == "train"]
-        for found, row in ((first, rows[0]), (last, rows[-1])) if rows else ():
+        rows = list(records_of(cell.path / "metrics.jsonl"))
+        trained = [row for row in rows if row.get("event") in ("train", "probe")]
+        final = [row for row in rows if row.get("event") == "final"][:1]
+        for found, part in zip(moments, (trained[::-1], trained, final)):
+            newest = {key: value for row in part for key, value in row.items()}
             for pattern in plan.watch:
-                values = [value for key, value in row.items() if fnmatch.fnmatchcase(key, pattern)]
+                values = [value for key, value in newest.items() if fnmatch.fnmatchcase(key, pattern)]
                 found.setdefault(pattern, []).extend(value for value in values if isinstance(value, int | float))
-    return {
-        pattern: [_reduced(pattern, first[pattern]), _reduced(pattern, last[pattern])]
-        for pattern in plan.watch if first.get(pattern) and last.get(pattern)
-    }
+    reduced = {pattern: [_reduced(pattern, found.get(pattern)) for found in moments] for pattern in plan.watch}
+    return {pattern: values for pattern, values in reduced.items() if values != [None] * 3}
 
 
-def _reduced(pattern: str, values: list[float]) -> float:
+def _reduced(pattern: str, values: list[float] | None) -> float | None:
+    if not values:
+        return None
     if pattern.endswith("_min"):
         return min(values)
     return max(values) if pattern.endswith("_max") else sum(values) / len(values)
@@ -108,8 +112,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"Held-out {measure} on {report['split']} text; {versus} to {report['baseline']}, paired by seed, data order "
         "and document, with its 95 % interval.",
         "",
-        f"| arm | {report['tuned_key'] or 'tuned'} | parameters | tokens | training s | tokens/s | seeds | {measure} | "
-        f"{versus} | interval |",
+        f"| arm | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds | "
+        f"{measure} | {versus} | interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in report["arms"]:
@@ -141,10 +145,10 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "
                   "the sweep before a claim."]
     if any(report["watched"].values()):
-        lines += ["", "| arm | measure | first step | last step |", "|---|---|---|---|"]
+        lines += ["", "| arm | measure | first | last | held out |", "|---|---|---|---|---|"]
         lines += [
-            f"| {name} | `{pattern}` | {first:.4g} | {last:.4g} |"
-            for name, found in report["watched"].items() for pattern, (first, last) in found.items()
+            f"| {name} | `{pattern}` | " + " | ".join("" if one is None else f"{one:.4g}" for one in values) + " |"
+            for name, found in report["watched"].items() for pattern, values in found.items()
         ]
     lines += [f"\nFailed: {name}: {reason}" for name, reason in report["failed"].items()]
     if report["left"]:

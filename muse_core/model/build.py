@@ -95,6 +95,14 @@ class ModelContext:
 
     def layer(self, site: Site) -> nn.Module:
         """Build the layer of a site of the plan."""
+        return self._build(site, publish=site.publish)
+
+    def exit(self, site: ExitSite) -> nn.Module:
+        """Build the router that decides after one block who leaves."""
+        return self._build(site, experts=2)
+
+    def _build(self, site: Site | ExitSite, **more: Any) -> nn.Module:
+        """Build the component of a site; what it nests is built by ``construct_nested``."""
         context = Context(
             width=self.width,
             depth=self.depth,
@@ -105,25 +113,10 @@ class ModelContext:
             kernels=self.kernels,
             construct=lambda use, context: construct_nested(use, context, self.seed),
             signals=site.signals,
-            publish=site.publish,
+            **more,
         )
-        return construct_component(site.use, context, self.seed)
-
-    def exit(self, site: ExitSite) -> nn.Module:
-        """Build the router that decides after one block who leaves."""
-        context = Context(
-            width=self.width,
-            depth=self.depth,
-            block=site.block,
-            name=site.full_name,
-            sequence_length=self.sequence_length,
-            generator=generator_of(self.seed, site.full_name),
-            kernels=self.kernels,
-            construct=lambda use, context: construct_component(use, context, self.seed),
-            signals=site.signals,
-            experts=2,
-        )
-        return context.build(site.use)
+        module: nn.Module = construct_component(site.use, context, self.seed)
+        return module
 
 
 def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 
+def active_parameters(module: nn.Module) -> int:
+    """Entries of the matrices that a token passes, counted as ``flops_per_token`` counts them."""
+    return flops_per_token(module) // 2
+
+
 def flops_per_token(module: nn.Module) -> int:
     """Multiplications and additions of a token's forward pass through the matrices of ``module``, two per entry.
 

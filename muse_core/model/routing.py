@@ -17,8 +17,9 @@ def best(logits: Tensor, slots: int, used: Tensor | None = None) -> tuple[Tensor
     a token fills; all by default.
     """
     value, expert = logits.topk(min(max(slots, 2), logits.shape[-1]), dim=-1)
-    weight = value.softmax(dim=-1)[..., :slots]
-    expert = expert[..., :slots]
+    weight = value.softmax(dim=-1)
+    if slots < weight.shape[-1]:
+        weight, expert = weight[..., :slots], expert[..., :slots]
     if used is None:
         return expert, weight
     unused = torch.arange(slots, device=logits.device) >= used[..., None]

@@ -17,6 +17,7 @@ from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.model.build import construct
+from muse_core.model.flops import active_parameters
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Evaluate
 from muse_core.training.architectures import adopt, latest
@@ -256,6 +257,7 @@ class Run:
             "name": recipe.name,
             "seed": recipe.seed,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "active_parameters": active_parameters(setup.model),
             "steps": at["step"],
             "planned_steps": recipe.train.steps,
             "stopped_by_time": bool(loop and at["step"] < recipe.train.steps),

@@ -69,7 +69,8 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     found = plain["against_baseline"]
     assert found["value"] == pytest.approx(plain["mean"] / rotary["mean"])
     assert found["low"] < found["value"] < found["high"]
-    assert len(report["watched"]["plain"]["gradient_norm"]) == 2
+    first, last, held_out = report["watched"]["plain"]["gradient_norm"]
+    assert first != last and held_out is None
     assert not report["left"] and f"{found['value']:.4f}" in (out / "report.md").read_text()
 
     summaries = sorted(out.glob("*/*/summary.json"))
@@ -90,6 +91,16 @@ def test_arms_of_other_sizes_are_refused_before_anything_runs(plan: Path, tmp_pa
     warned = call(plan, "-o", tmp_path / "out", "--dry-run")
     assert warned.exit_code == 0 and "warning: arm 'plain'" in warned.output
     assert "plain/validation-seed-1: to begin" in warned.output
+
+
+def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(plan: Path, tmp_path: Path) -> None:
+    experts = "model.block[1]={ use = 'experts', router = 'mlp', multiple = 1.5 }"
+    plan.write_text(PLAN.replace('"model.block[0].rotary=false"', f'"{experts}"'))
+    every = call(plan, "-o", tmp_path / "out", "--dry-run", "--set", "model.width=32")
+    assert every.exit_code == 2 and "arm 'plain' has" in every.output
+    plan.write_text('count = "active"\nparameter_tolerance = 0.15\n' + plan.read_text())
+    active = call(plan, "-o", tmp_path / "out", "--dry-run", "--set", "model.width=32")
+    assert active.exit_code == 0 and "plain: " in active.output and "active parameters" in active.output, active.output
 
 
 def test_a_run_that_fails_is_said_to_and_not_repeated(plan: Path, tmp_path: Path) -> None:

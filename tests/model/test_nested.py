@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from muse_core.component import Component, UseFilter
-from muse_core.contracts import Step
+from muse_core.contracts import Routing, Step
 from muse_core.model.absorbing import absorb
 from muse_core.model.build import build_model
 from muse_core.recipe import check_table
@@ -63,12 +63,26 @@ class Host(nn.Module):
         return Step(x, None)
 
 
+@attrs.frozen(kw_only=True)
+class LeavingOptions(HostOptions):
+    """A host that decides who leaves."""
+
+    destinations = 2
+
+
+class Leaving(Host):
+    def forward(self, x, signals, tokens):
+        expert = torch.zeros(*x.shape[:2], 1, dtype=torch.long)
+        return Routing(expert, torch.ones(expert.shape), torch.zeros(*x.shape[:2], 2))
+
+
 @pytest.fixture(scope="module")
 def registry():
     return registry_with(
         ("filter", Component("mean", options=MeanOptions, implementation=f"{__name__}:Mean")),
         ("filter", Component("drawing-mean", options=MeanOptions, implementation=f"{__name__}:DrawingMean")),
         ("layer", Component("host", options=HostOptions, implementation=f"{__name__}:Host")),
+        ("router", Component("leaving", options=LeavingOptions, implementation=f"{__name__}:Leaving")),
     )
 
 
@@ -117,6 +131,19 @@ def test_what_a_nested_component_draws_moves_nothing_of_its_host(registry):
     assert torch.equal(alone.first, nesting.first) and torch.equal(alone.second, nesting.second)
     drawn = [nesting.first, nesting.second, *(one.weight for one in nesting.filters)]
     assert len({tuple(value.tolist()) for value in drawn}) == 4
+
+
+def test_exits_are_built_as_layers_are(registry):
+    """Alone, nesting, and nesting beside another: the same host, and the nested one draws for itself."""
+    built = []
+    for filters in ([], ["drawing-mean"], ["mean", "drawing-mean"]):
+        model = {"width": 12, "depth": 2, "block": ["feed-forward"], "exit": {"use": "leaving", "filters": filters}}
+        checked = check_table({"name": "t", "model": model}, registry)
+        built.append(build_model(checked.recipe, registry, vocabulary_size=11)[0].get_submodule("exits.0"))
+    for host in built[1:]:
+        assert torch.equal(host.first, built[0].first) and torch.equal(host.second, built[0].second)
+        drawn = [host.first, host.second, host.filters[-1].weight]
+        assert len({tuple(value.tolist()) for value in drawn}) == 3
 
 
 def test_a_repeated_potential_starts_with_other_values():

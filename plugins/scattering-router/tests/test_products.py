@@ -61,7 +61,7 @@ def test_grouped_mm_gives_what_the_loop_gives(every_slot: bool) -> None:
     expert, weight = (value.cuda() for value in routes(2, every_slot=every_slot))
     x = torch.randn(T, D, device="cuda", dtype=torch.bfloat16)
     matrices = [torch.randn(F, D, device="cuda").bfloat16().float() for _ in range(E)]
-    assert serves(x, matrices[0]), "this GPU runs the loop"
+    assert serves(x.device, x.dtype, matrices[0]), "this GPU runs the loop"
     results = []
     for dtype in (torch.bfloat16, torch.float64):
         inputs = [x.detach().to(dtype).requires_grad_(), weight.detach().clone().requires_grad_()]

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from muse_core.contracts import Tokens
 from muse_core.testing import build_component
-from muse_scattering_router.products import serves
 
 HEADS = 16
 
@@ -32,7 +33,7 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, bf16, {given.tokens:,} tokens, {given.experts} experts, 2 active")
     print(f"copy bandwidth {bandwidth(device):,.0f} GB/s")
     print("ms: called from Python; graph ms: the same kernels replayed as a CUDA graph, without launching each")
-    print("| width | layer | ms | × dense | graph ms | × dense | products | peak MiB | parameters |")
+    print("| width | layer | ms | × dense | graph ms | × dense | launches | peak MiB | parameters |")
     print("|---|---|---|---|---|---|---|---|---|")
     for width in given.widths:
         dense = dense_graph = 0.0
@@ -41,14 +42,13 @@ def main() -> None:
             step, signals = step_of(layer, width, given.tokens, device)
             milliseconds, peak = timed(step, given.repeats, device)
             dense = dense or milliseconds
+            launched = launches(step, device)
             alone = graphed(step, given.repeats, device)
             dense_graph = dense_graph or alone
-            probe = torch.empty(8, width, dtype=torch.bfloat16, device=device)
-            way = "dense" if title == "feed-forward" else "grouped_mm" if serves(probe, probe) else "loop"
             count = sum(parameter.numel() for parameter in layer.parameters())
             print(
                 f"| {width} | {title} | {milliseconds:.3f} | {milliseconds / dense:.2f} | "
-                f"{alone:.3f} | {alone / dense_graph:.2f} | {way} | {peak / 2**20:,.0f} | {count:,} |",
+                f"{alone:.3f} | {alone / dense_graph:.2f} | {launched} | {peak / 2**20:,.0f} | {count:,} |",
                 flush=True,
             )
             del layer, step, signals
@@ -104,6 +104,16 @@ def timed(step: Callable[[], None], repeats: int, device: torch.device) -> tuple
     before = torch.cuda.memory_allocated(device)
     median = events(step, repeats, device)
     return median, torch.cuda.max_memory_allocated(device) - before
+
+
+def launches(step: Callable[[], None], device: torch.device) -> int:
+    """Kernels, copies and fills of a step on the device; 0 without a GPU."""
+    if device.type != "cuda":
+        return 0
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type == DeviceType.CUDA for event in profiled.events())
 
 
 def graphed(step: Callable[[], None], repeats: int, device: torch.device) -> float:

@@ -6,17 +6,11 @@ expert, those of unused slots last.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def fuses(x: Tensor) -> bool:
-    """Whether the Triton kernels of ``fused`` take x."""
-    return x.device.type == "cuda" and x.dtype != torch.float64 and find_spec("triton") is not None
 
 
 class Order(NamedTuple):
@@ -59,10 +53,6 @@ def _copied(x: Tensor, order: Order, slots: int) -> Tensor:
 
 
 def _summed(rows: Tensor, order: Order, slots: int) -> Tensor:
-    if fuses(rows):
-        from muse_scattering_router.fused import summed
-
-        return summed(rows, order.row.unflatten(0, (-1, slots)), order.used)
     found = rows[order.row].unflatten(0, (-1, slots))
     if order.used is not None:
         found = found.masked_fill(~order.used[..., None], 0.0)

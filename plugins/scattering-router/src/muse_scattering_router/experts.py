@@ -6,18 +6,19 @@ Letters: B batch rows, N tokens, D width, E experts, F hidden units of one, K sl
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import Routing, State, Step, Tokens
 from muse_core.model.context import Context
 from muse_core.model.flops import flops_per_token
-from muse_scattering_router.dispatch import fuses, sort, to_rows, to_tokens, within_capacity
+from muse_scattering_router.dispatch import sort, to_rows, to_tokens, within_capacity
 from muse_scattering_router.load import weigh
 from muse_scattering_router.options import ExpertsOptions
-from muse_scattering_router.products import grouped
+from muse_scattering_router.products import grouped, serves
 
 
 class Experts(nn.Module):
@@ -44,11 +45,14 @@ class Experts(nn.Module):
         if tokens.valid is not None:
             wanted = wanted.masked_fill(~tokens.valid[..., None], -1)
         taken = self.within_capacity(wanted)
-        every_slot = getattr(self.router, "fills_slots", False) and tokens.valid is None and taken is wanted
-        weight = routing.weight if every_slot else routing.weight.masked_fill(taken < 0, 0.0)
-        update = self.compute(x, taken, weight, every_slot=every_slot)
-        options = self.options
-        losses, measures = weigh(wanted, taken, routing, tokens, balance=options.balance, z_loss=options.z_loss)
+        if taken is wanted and self.fuses(x, routing):
+            update, losses, measures = self.compute_fused(x, routing, wanted, tokens)
+        else:
+            every_slot = getattr(self.router, "fills_slots", False) and tokens.valid is None and taken is wanted
+            weight = routing.weight if every_slot else routing.weight.masked_fill(taken < 0, 0.0)
+            update = self.compute(x, taken, weight, every_slot=every_slot)
+            scales = {"balance": self.options.balance, "z_loss": self.options.z_loss}
+            losses, measures = weigh(wanted, taken, routing, tokens, **scales)
         measures |= {f"router/{name}": value for name, value in routing.measures.items()}
         return Step(update, {}, {}, dict(routing.losses) | losses, measures)
 
@@ -61,8 +65,7 @@ class Experts(nn.Module):
 
     def compute(self, x: Tensor, expert: Tensor, weight: Tensor, *, every_slot: bool) -> Tensor:
         """x (B, N, D), ``expert`` and ``weight`` (B, N, K) → (B, N, D); ``every_slot``: no slot is unused."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        slots = expert.shape[-1]
+        dtype, slots = _dtype(x), expert.shape[-1]
         with torch.autocast(x.device.type, enabled=False):
             order = sort(expert.flatten(0, 1), self.options.experts, every_slot=every_slot)
             rows = to_rows(x.to(dtype).flatten(0, 1), order, slots)
@@ -75,10 +78,6 @@ class Experts(nn.Module):
 
     def activate(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Hidden units of rows (R, …) times the rows' weights (R,)."""
-        if self.options.activation == "swiglu" and fuses(hidden):
-            from muse_scattering_router.fused import weighted_swiglu
-
-            return weighted_swiglu(hidden, weight)
         if self.options.activation == "swiglu":
             hidden, gate = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * hidden
@@ -86,10 +85,52 @@ class Experts(nn.Module):
             hidden = F.gelu(hidden) if self.options.activation == "gelu" else F.relu(hidden).square()
         return hidden * weight[:, None]
 
+    def fuses(self, x: Tensor, routing: Routing) -> bool:
+        """Whether the Triton kernels of ``fused`` serve."""
+        if self.options.activation != "swiglu" or find_spec("triton") is None or x.numel() == 0:
+            return False
+        from muse_scattering_router.fused_routing import block_of
+
+        matrices = (self.input[0], self.output[0])
+        return (
+            all(serves(x.device, _dtype(x), matrix) for matrix in matrices)
+            and routing.logits.dtype != torch.float64
+            and block_of(routing.expert.shape[-1], self.options.experts) > 0
+        )
+
+    def compute_fused(
+        self, x: Tensor, routing: Routing, expert: Tensor, tokens: Tokens
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Update, losses and measures; ``expert`` (B, N, K) is −1 in padding."""
+        from muse_scattering_router.fused import swiglu_experts
+        from muse_scattering_router.fused_routing import Places
+        from muse_scattering_router.fused_routing import weigh as weigh_fused
+
+        dtype = _dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weighed = weigh_fused(
+                routing.logits.flatten(0, 1), expert.flatten(0, 1), tokens.valid,
+                balance=self.options.balance, z_loss=self.options.z_loss,
+            )
+            update = swiglu_experts(
+                x.flatten(0, 1), routing.weight.flatten(0, 1), Places(weighed.row, weighed.ends),
+                list(self.input), list(self.output), dtype,
+            )
+        names = ["entropy", "load_entropy", "busiest_max", "slots", "dropped"]
+        names += [f"load_{index}" for index in range(self.options.experts)]
+        measures = dict(zip(names, weighed.statistics.unbind(), strict=True))
+        return update.view(x.shape), {"balance": weighed.balance, "z": weighed.z}, measures
+
     def flops_per_token(self) -> int:
         """Of the experts that a token is expected to use, and the router."""
         slots = getattr(self.router, "expected_slots", self.options.experts)
         return flops_per_token(self.router) + round(2 * slots * (self.input[0].numel() + self.output[0].numel()))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Of the products."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _matrices(count: int, shape: tuple[int, int], std: float, generator: torch.Generator) -> nn.ParameterList:

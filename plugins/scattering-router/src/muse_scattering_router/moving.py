@@ -37,7 +37,8 @@ class Moving(nn.Module):
             return
         self.steps += 1
         rate = (1.0 / self.steps).clamp(min=1 - self.decay)
-        now = torch.tensor(seen, dtype=self.values.dtype, device=self.values.device).view_as(self.values)
+        now = torch.tensor(seen, dtype=self.values.dtype).view_as(self.values)
+        now = now.to(self.values.device, non_blocking=True)  # does not wait for the optimiser's kernels
         self.values.lerp_(now, rate.to(now.dtype))
 
 
@@ -81,6 +82,9 @@ class Standardised(Moving):
     def measured(self, x: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
         """The batch's own moments of x (B, N, F) over valid tokens, for ``follow``."""
         weight = torch.ones_like(x[..., :1]) if valid is None else valid[..., None].to(x.dtype)
-        count = weight.sum().clamp(min=1)
-        moments = [(power * weight).sum((0, 1)) / count for power in (x.detach(), x.detach().square())]
-        return self.named(torch.stack(moments, dim=-1))
+        sums = [(power * weight).sum((0, 1)) for power in (x.detach(), x.detach().square())]
+        return self.taken(torch.stack(sums, dim=-1), weight.sum().clamp(min=1))
+
+    def taken(self, sums: Tensor, count: Tensor | int) -> dict[str, Tensor]:
+        """Sums over ``count`` tokens (F, 2) of x and its square, as measures."""
+        return self.named(sums / count)

@@ -5,6 +5,7 @@ Letters: R rows sorted by expert, E experts, I inputs, O outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def grouped(rows: Tensor, matrices: Sequence[Tensor], ends: Tensor) -> Tensor:
 
     Rows after the last end hold anything, or zero. torch's grouped_mm where it serves, otherwise a loop over experts.
     """
-    if serves(rows, matrices[0]):
+    if serves(rows.device, rows.dtype, matrices[0]):
         stacked: Tensor = _Stacked.apply(rows.dtype, *matrices)
         return F.grouped_mm(rows, stacked.transpose(1, 2), offs=ends)
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
@@ -31,29 +32,37 @@ def grouped(rows: Tensor, matrices: Sequence[Tensor], ends: Tensor) -> Tensor:
     return torch.cat([*products, rows.new_zeros(len(pieces[-1]), matrices[0].shape[0])])
 
 
-def serves(rows: Tensor, matrix: Tensor) -> bool:
+def serves(device: torch.device, dtype: torch.dtype, matrix: Tensor) -> bool:
     """Whether torch's grouped_mm takes these: bf16 on a GPU of compute capability 9.0 on, aligned rows."""
     return (
-        rows.device.type == "cuda"
-        and rows.dtype == torch.bfloat16
+        device.type == "cuda"
+        and dtype == torch.bfloat16
         and hasattr(F, "grouped_mm")
-        and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+        and _capability(device) >= (9, 0)
         and all(size % ALIGNMENT == 0 for size in matrix.shape)
     )
 
 
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """torch.stack in another dtype in one pass and one launch."""
+    stacked = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype, device=matrices[0].device)
+    torch._foreach_copy_(list(stacked.unbind()), list(matrices))
+    return stacked
+
+
 class _Stacked(torch.autograd.Function):
-    """torch.stack in another dtype, each matrix read and written once; stack and a cast take two passes either way."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *matrices: Tensor) -> Tensor:
         ctx.dtype = matrices[0].dtype
-        stacked = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype, device=matrices[0].device)
-        for place, matrix in zip(stacked.unbind(), matrices):
-            place.copy_(matrix)
-        return stacked
+        return stack(matrices, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        return (None, *(part.to(ctx.dtype) for part in gradient.unbind()))
+        return (None, *gradient.to(ctx.dtype).unbind())

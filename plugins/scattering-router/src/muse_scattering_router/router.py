@@ -6,6 +6,8 @@ Letters: B batch rows, N tokens, H heads of the resolvent, C channels, Q bins, E
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,17 @@ from muse_scattering_router.options import ScatteringOptions
 PHASE, LOG_THETA, MEAN_LOG_THETA = (0.0, 0.25), (-0.3, 0.19), (-0.34, 0.09)
 """Mean and deviation of δ, log |θ| and its mean over heads with which a resolvent of default options starts on the
 default corpus; the averages begin there and follow from the first step on."""
+
+
+class Read(NamedTuple):
+    """What the router reads of a batch."""
+
+    entries: Tensor
+    """(B, N, I): what the logits are linear in."""
+    modulus: Tensor
+    """(B, N, 1): log |θ|, its mean over channels."""
+    measures: dict[str, Tensor]
+    """What the moving averages absorb."""
 
 
 class Scattering(nn.Module):
@@ -56,7 +69,7 @@ class Scattering(nn.Module):
             inputs = features
             self.scale = Standardised(expected, options.decay)
         self.resonance = None
-        if options.resonance < 1:
+        if options.resonance < 1 and not self.fills_slots:
             self.resonance = Quantiles([MEAN_LOG_THETA], (options.resonance,), options.decay)
         self.score = nn.Linear(inputs, context.experts, bias=False)
         weight = torch.randn(self.score.weight.shape, generator=context.generator)
@@ -72,21 +85,43 @@ class Scattering(nn.Module):
         """Reads ``phase`` (B, N, H) and ``theta`` (B, N, H, 2); x gives the dtype only."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            found = self.features(signals, dtype)
-            if self.options.map == "bins":
-                entries = F.one_hot(self.scale(found), self.options.bins).flatten(2).to(dtype)
-            else:
-                entries = self.scale(found)
+            read = self.read_fused if self.fuses(signals, dtype) else self.read
+            entries, modulus, measures = read(signals, tokens, dtype)
             logits = self.score(entries)
-        modulus = found[..., self.options.channels :].mean(-1, keepdim=True)
-        resonant = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        used = None
         if self.resonance is not None:
             resonant = self.resonance(modulus)[..., 0] > 0
-        used = None
-        if not self.fills_slots:
             used = torch.where(resonant, self.options.resonant_top_k, self.options.top_k)
+            measures |= self.resonant(resonant, modulus, tokens)
+        elif not self.fills_slots:
+            used = torch.full(x.shape[:2], self.options.top_k, device=x.device)
         expert, weight = best(logits, self.slots, used)
-        return Routing(expert, weight, logits, {}, self.measures(found, modulus, resonant, tokens))
+        return Routing(expert, weight, logits, {}, measures)
+
+    def read(self, signals: Mapping[str, Tensor], tokens: Tokens, dtype: torch.dtype) -> Read:
+        """What the logits are linear in, log |θ|, and in training what the moving averages absorb."""
+        found = self.features(signals, dtype)
+        scaled = self.scale(found)
+        if self.options.map == "bins":
+            scaled = F.one_hot(scaled, self.options.bins).flatten(2).to(dtype)
+        measured = self.scale.measured(found, tokens.valid) if self.training else {}
+        return Read(scaled, found[..., self.options.channels :].mean(-1, keepdim=True), measured)
+
+    def read_fused(self, signals: Mapping[str, Tensor], tokens: Tokens, dtype: torch.dtype) -> Read:
+        """``read`` by a Triton kernel."""
+        from muse_scattering_router.fused_features import features
+
+        phase, theta = signals["phase"], signals["theta"]
+        found = features(phase.flatten(0, 1), theta.flatten(0, 1), self.scale.values, tokens.valid)
+        measured = self.scale.taken(found.sums, _count(phase, tokens)) if self.training else {}
+        entries, modulus = (part.view(*phase.shape[:2], -1) for part in found[:2])
+        return Read(entries, modulus, measured)
+
+    def fuses(self, signals: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+        """Whether ``read_fused`` serves."""
+        phase = signals["phase"]
+        wanted = phase.device.type == "cuda" and dtype == torch.float32 and self.options.map == "linear"
+        return wanted and phase.numel() > 0 and find_spec("triton") is not None
 
     def features(self, signals: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """(B, N, 2 C): mean δ, then mean log |θ| of each channel."""
@@ -96,15 +131,14 @@ class Scattering(nn.Module):
         return torch.stack(groups, dim=-1)
 
     @torch.no_grad()
-    def measures(self, found: Tensor, modulus: Tensor, resonant: Tensor, tokens: Tokens) -> dict[str, Tensor]:
-        """``resonance``, the share of tokens at resonance; in training also what the moving averages absorb."""
+    def resonant(self, resonant: Tensor, modulus: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        """``resonance``, the share of tokens at resonance; in training also the quantile that its average absorbs."""
         valid = torch.ones_like(resonant) if tokens.valid is None else tokens.valid
         measured = {"resonance": (resonant & valid).sum() / valid.sum().clamp(min=1)}
         if self.training:
-            measured |= self.scale.measured(found, tokens.valid)
-            if self.resonance is not None:
-                seen = self.resonance.measured(modulus, tokens.valid)
-                measured |= {f"modulus_{name}": value for name, value in seen.items()}
+            assert self.resonance is not None
+            seen = self.resonance.measured(modulus, tokens.valid)
+            measured |= {f"modulus_{name}": value for name, value in seen.items()}
         return measured
 
     def absorb(self, measures: Mapping[str, float], progress: float) -> None:
@@ -114,6 +148,11 @@ class Scattering(nn.Module):
             prefix = "modulus_"
             own = {key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)}
             self.resonance.follow(own)
+
+
+def _count(x: Tensor, tokens: Tokens) -> Tensor | int:
+    """Valid tokens of x (B, N, …)."""
+    return x.shape[0] * x.shape[1] if tokens.valid is None else tokens.valid.sum().clamp(min=1)
 
 
 def _heads(signals: Mapping[str, tuple[int, ...]]) -> int:
