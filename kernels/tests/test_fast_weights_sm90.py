@@ -19,7 +19,7 @@ CEILINGS = {
     ("hebbian", "gradients_kernel"): (255, 0, 2700),
     ("delta", "prepare_kernel"): (167, 0, 3260),
     ("delta", "forward_kernel"): (255, 0, 1820),
-    ("delta", "gradients_kernel"): (255, 144, 3080),
+    ("delta", "gradients_kernel"): (255, 152, 3080),
 }
 
 

@@ -8,7 +8,6 @@ from ..torch.fast_weights import fast_weights as by_torch
 from . import fast_weights_launch as launch
 
 WIDEST = 128
-MOST_ROWS = 65535  # of a launch grid's second axis
 
 
 def fast_weights(
@@ -49,12 +48,6 @@ def fast_weights(
         raise ValueError(
             f"fast_weights: the triton kernels hold heads up to {WIDEST} wide, got K={layout.key_width}, "
             f"M={layout.value_width}; use backend torch"
-        )
-    rows = layout.batch * layout.heads
-    if rows > MOST_ROWS:
-        raise ValueError(
-            f"fast_weights: the triton kernels launch at most {MOST_ROWS} rows, got B H = {rows}; "
-            "split the batch or use backend torch"
         )
     query, key, value = (_unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
     largest = launch.LONGEST_SINGLE if layout.output_dtype == torch.float32 else launch.LONGEST_HALF

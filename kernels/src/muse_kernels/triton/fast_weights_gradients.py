@@ -69,11 +69,11 @@ def gradients_kernel(
     grad_rate and grad_decay get one share for each tile of key columns, (tiles, B, N, H), to be summed.
     """
     TILES: tl.constexpr = (K + BK - 1) // BK
-    part = tl.program_id(0) % TILES
-    chunk = tl.program_id(0) // TILES
-    row = tl.program_id(1).to(tl.int64)
+    part, cell = tl.program_id(0) % TILES, tl.program_id(0) // TILES
+    chunks = tl.cdiv(tokens, C)
+    row, chunk = (cell // chunks).to(tl.int64), cell % chunks
+    cell = cell.to(tl.int64)
     b, h = row // heads, row % heads
-    cell = row * (tl.num_programs(0) // TILES) + chunk
     rows = tl.arange(0, C)
     depth = part * BK + tl.arange(0, BK)
     operand = key.dtype.element_ty
@@ -156,7 +156,7 @@ def gradients_kernel(
         later -= by_read
     if HAS_RESETS:
         later = tl.where(tl.load(resets + rows * resets_n, mask=inside, other=0) != 0, 0.0, later)
-    batches = tl.num_programs(1) // heads
+    batches = tl.num_programs(0) // (TILES * chunks * heads)
     gates = ((part * batches + b) * tokens + start + rows) * heads + h
     tl.store(grad_rate + gates, by_rate, mask=inside)
     tl.store(grad_decay + gates, later, mask=inside)

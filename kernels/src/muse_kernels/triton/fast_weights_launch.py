@@ -201,7 +201,7 @@ def _steps(*tensors: Tensor | None) -> list[int]:
 def prepare(p: Problem, prepared: Prepared) -> None:
     """Launch `prepare_kernel`."""
     key_width = p.query.shape[-1]
-    prepare_kernel[p.chunks, p.rows](
+    prepare_kernel[(p.rows * p.chunks,)](
         *(p.query, p.key, *p.gates, *prepared, *p.extent),
         *_steps(p.query, p.key, *p.gates),
         K=key_width,
@@ -217,7 +217,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
 def walk_forward(p: Problem, prepared: Prepared, output: Tensor, final: Tensor, residual: Tensor) -> None:
     """Launch `forward_kernel`."""
     sizes = p.sizes(p.tuning.forward)
-    forward_kernel[triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    forward_kernel[(p.rows * triton.cdiv(sizes["M"], sizes["BM"]),)](
         *(p.query, p.key, p.value, *prepared, p.initial, output, final, residual, *p.extent),
         *_steps(p.query, p.key, p.value),
         **sizes,
@@ -229,7 +229,7 @@ def walk_states(p: Problem, residual: Tensor, prepared: Prepared, states: Tensor
     """Launch `states_kernel`."""
     sizes = p.sizes(p.tuning.states)
     del sizes["DELTA"]
-    states_kernel[triton.cdiv(sizes["K"], sizes["BK"]), triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    states_kernel[(p.rows * triton.cdiv(sizes["K"], sizes["BK"]) * triton.cdiv(sizes["M"], sizes["BM"]),)](
         *(p.key, residual, prepared.factors, prepared.kept, p.initial, states, *p.extent),
         *_steps(p.key, residual),
         **sizes,
@@ -248,7 +248,7 @@ def walk_ends(
 ) -> None:
     """Launch `ends_kernel`."""
     sizes = p.sizes(p.tuning.ends)
-    ends_kernel[triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    ends_kernel[(p.rows * triton.cdiv(sizes["M"], sizes["BM"]),)](
         *(p.query, p.key, *prepared, grad_output, grad_final, grad_ends, grad_value, grad_initial, *p.extent),
         *_steps(p.query, p.key, grad_output),
         **sizes,
@@ -267,7 +267,7 @@ def gather_gradients(
 ) -> None:
     """Launch `gradients_kernel`; `gradients` receive those of query and key, and the shares of log-decay and rate."""
     sizes = p.sizes(p.tuning.gradients)
-    gradients_kernel[p.chunks * triton.cdiv(sizes["K"], sizes["BK"]), p.rows](
+    gradients_kernel[(p.rows * p.chunks * triton.cdiv(sizes["K"], sizes["BK"]),)](
         *(p.query, p.key, residual, *p.gates, states, grad_output, grad_ends, grad_value, *gradients, *p.extent),
         *_steps(p.query, p.key, residual, *p.gates, grad_output),
         **sizes,

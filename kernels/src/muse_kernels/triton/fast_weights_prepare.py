@@ -45,10 +45,11 @@ def prepare_kernel(
     PRECISION: tl.constexpr,
 ):
     """One chunk of one head: scores (C, C), inverse (C, C), factors (3, C), and the state's decay across the chunk."""
-    chunk = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    cell = tl.program_id(0)
+    chunks = tl.cdiv(tokens, C)
+    row, chunk = (cell // chunks).to(tl.int64), cell % chunks
+    cell = cell.to(tl.int64)
     b, h = row // heads, row % heads
-    cell = row * tl.num_programs(0) + chunk
     rows = tl.arange(0, C)
     depth = tl.arange(0, BK)
     start = tl.cast(chunk, tl.int64) * C

@@ -53,12 +53,13 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):
     """One head, BM columns of its state: output, final state and, for the delta rule, R."""
-    row = tl.program_id(1).to(tl.int64)
+    TILES: tl.constexpr = (M + BM - 1) // BM
+    row, part = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
     b, h = row // heads, row % heads
     rows = tl.arange(0, C)
     square = rows[:, None] * C + rows[None, :]
     depth = tl.arange(0, BK)
-    columns = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = part * BM + tl.arange(0, BM)
     operand = key.dtype.element_ty
     chunks = tl.cdiv(tokens, C)
     query += b * query_b + h * query_h
@@ -136,11 +137,14 @@ def states_kernel(
     PRECISION: tl.constexpr,
 ):
     """The state at every chunk start, (BK, BM) of it a program; stored (B H, chunks, K, M)."""
-    row = tl.program_id(2).to(tl.int64)
+    TILES: tl.constexpr = (M + BM - 1) // BM
+    PARTS: tl.constexpr = (K + BK - 1) // BK
+    part = tl.program_id(0) % (PARTS * TILES)
+    row = (tl.program_id(0) // (PARTS * TILES)).to(tl.int64)
     b, h = row // heads, row % heads
     rows = tl.arange(0, C)
-    depth = tl.program_id(0) * BK + tl.arange(0, BK)
-    columns = tl.program_id(1) * BM + tl.arange(0, BM)
+    depth = part % PARTS * BK + tl.arange(0, BK)
+    columns = part // PARTS * BM + tl.arange(0, BM)
     chunks = tl.cdiv(tokens, C)
     key += b * key_b + h * key_h
     residual += b * residual_b + h * residual_h
@@ -200,12 +204,13 @@ def ends_kernel(
     PRECISION: tl.constexpr,
 ):
     """Gradients of the states at every chunk end, last chunk first, BM columns a program; of value and of initial."""
-    row = tl.program_id(1).to(tl.int64)
+    TILES: tl.constexpr = (M + BM - 1) // BM
+    row, part = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
     b, h = row // heads, row % heads
     rows = tl.arange(0, C)
     square = rows[:, None] * C + rows[None, :]
     depth = tl.arange(0, BK)
-    columns = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = part * BM + tl.arange(0, BM)
     operand = key.dtype.element_ty
     chunks = tl.cdiv(tokens, C)
     cell = row * chunks + chunks - 1
