@@ -7,10 +7,10 @@ Fewer rows take a program a chunk, and each chunk hands theta to the next throug
 import triton
 import triton.language as tl
 
-from .complex import load_complex, multiply, reciprocal, subtract_product
-from .moebius import act, lane_products, prefix_products
+from .complex import load_complex, multiply
+from .moebius import act, lane_prefixes
 from .sites import from_previous_lane, load_sites, repeat, row_start, store_sites
-from .tridiagonal import couplings, load_hopping, load_shifted_diagonal, shifted
+from .tridiagonal import load_tridiagonal, shifted, thetas
 
 
 @triton.jit
@@ -36,13 +36,12 @@ def left_green_loop_kernel(
         next_r, next_i = load_sites(a, ahead, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
         # Shifted when it is used: arithmetic on what is still on its way would wait for it.
         dr, di = shifted(ar, ai, z_ptr, row, E)
-        x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
-        x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
-        er, ei = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti)
+        er, ei = act(lane_prefixes(dr, di, pr, pi, E), tr, ti)
         sr, si = from_previous_lane(er, tr, P), from_previous_lane(ei, ti, P)
         tr = tl.sum(tl.where(lane == P - 1, er, 0.0), axis=0)
         ti = tl.sum(tl.where(lane == P - 1, ei, 0.0), axis=0)
-        store_thetas(theta_ptr + base, first, sites, dr, di, pr, pi, sr, si, MASKED, P, E)
+        theta_r, theta_i = thetas(dr, di, pr, pi, sr, si, E)
+        store_sites(theta_ptr + base, first, sites, theta_r, theta_i, True, MASKED, P, E)
         ar, ai = next_r, next_i
 
 
@@ -62,16 +61,11 @@ def left_green_chain_kernel(
     number = tl.atomic_add(link_ptr + rows.to(tl.int64) * chunks, 1, sem="relaxed") + 1
     row, chunk = (number % rows).to(tl.int32), (number // rows).to(tl.int32)
     first = chunk * (P * E)
-    dr, di = load_shifted_diagonal(
-        a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, A_COMPLEX, UNIT, MASKED, P, E
-    )
-    lr, li, ur, ui = load_hopping(
-        l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
-        L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
+    dr, di, pr, pi = load_tridiagonal(
+        a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
+        z_ptr, row, heads, first, sites, A_COMPLEX, L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
     )  # fmt: skip
-    pr, pi = couplings(lr, li, ur, ui, first, sites, MASKED, P, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
+    products = lane_prefixes(dr, di, pr, pi, E)
     link = link_ptr + row.to(tl.int64) * chunks + chunk
     source = link if chunk > 0 else initial_ptr + row
     word = tl.load(source, volatile=True)
@@ -79,7 +73,7 @@ def left_green_chain_kernel(
         word = tl.load(source, volatile=True)
     tr = word.to(tl.int32).to(tl.float32, bitcast=True)
     ti = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    er, ei = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti)
+    er, ei = act(products, tr, ti)
     low = er.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
     word = (ei.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low
     # Two not-a-numbers may read as -1, for which the next chunk would wait for ever.
@@ -88,18 +82,5 @@ def left_green_chain_kernel(
     tl.atomic_xchg(link + 1 + lane * 0, word, mask=(lane == P - 1) & (chunk + 1 < chunks), sem="relaxed")
     sr, si = from_previous_lane(er, tr, P), from_previous_lane(ei, ti, P)
     base = row.to(tl.int64) * sites * 2
-    store_thetas(theta_ptr + base, first, sites, dr, di, pr, pi, sr, si, MASKED, P, E)
-
-
-@triton.jit
-def store_thetas(
-    pointer, first, sites, dr, di, pr, pi, tr, ti, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr
-):  # fmt: skip
-    """theta of each lane's sites, from the one before them."""
-    theta_r, theta_i = (), ()
-    for e in tl.static_range(E):
-        cr, ci = subtract_product(dr[e], di[e], pr[e], pi[e], tr, ti)
-        tr, ti = reciprocal(cr, ci)
-        theta_r = theta_r + (tr,)
-        theta_i = theta_i + (ti,)
-    store_sites(pointer, first, sites, theta_r, theta_i, True, MASKED, P, E)
+    theta_r, theta_i = thetas(dr, di, pr, pi, sr, si, E)
+    store_sites(theta_ptr + base, first, sites, theta_r, theta_i, True, MASKED, P, E)
