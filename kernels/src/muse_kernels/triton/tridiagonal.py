@@ -56,16 +56,27 @@ def load_hopping(
     P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """E values of l and of u each lane; CONSTANT along the row, they are one complex number, (R,) contiguous."""
+    lr, li = load_coupling(
+        l_ptr, l_outer, l_inner, l_stride, row, heads, first, sites, L_COMPLEX, CONSTANT, UNIT, MASKED, P, E
+    )
+    ur, ui = load_coupling(
+        u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E
+    )
+    return lr, li, ur, ui
+
+
+@triton.jit
+def load_coupling(
+    pointer, outer, inner, stride, row, heads, first, sites, COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
+    UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """E values of l, or of u, each lane; CONSTANT along the row, they are one complex number, (R,) contiguous."""
     if CONSTANT:
-        lr, li = load_complex(l_ptr + row.to(tl.int64) * 2)
-        ur, ui = load_complex(u_ptr + row.to(tl.int64) * 2)
-        return repeat(lr, E), repeat(li, E), repeat(ur, E), repeat(ui, E)
+        real, imag = load_complex(pointer + row.to(tl.int64) * 2)
+        return repeat(real, E), repeat(imag, E)
     else:
-        l = row_start(l_ptr, row, heads, l_outer, l_inner, L_COMPLEX)
-        u = row_start(u_ptr, row, heads, u_outer, u_inner, U_COMPLEX)
-        lr, li = load_sites(l, first, sites, l_stride, L_COMPLEX, UNIT, MASKED, P, E)
-        ur, ui = load_sites(u, first, sites, u_stride, U_COMPLEX, UNIT, MASKED, P, E)
-        return lr, li, ur, ui
+        start = row_start(pointer, row, heads, outer, inner, COMPLEX)
+        return load_sites(start, first, sites, stride, COMPLEX, UNIT, MASKED, P, E)
 
 
 @triton.jit
