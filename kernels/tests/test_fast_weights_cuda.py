@@ -33,7 +33,12 @@ def assert_near(problem, tolerance, **options):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1.5e-2), (torch.float32, 2e-6)])
 @pytest.mark.parametrize(
     "tokens, key_width, value_width, resets, read",
-    [(1024, 128, 128, False, "after"), (333, 64, 80, True, "before"), (1, 16, 16, False, "after")],
+    [
+        (1024, 128, 128, False, "after"),
+        (333, 64, 80, True, "before"),
+        (1, 16, 16, False, "after"),
+        (8192, 64, 48, True, "after"),  # in pieces
+    ],
 )
 def test_near_float64(rule, dtype, tolerance, tokens, key_width, value_width, resets, read):
     sizes = {"heads": 3, "key_width": key_width, "value_width": value_width, "resets": resets}

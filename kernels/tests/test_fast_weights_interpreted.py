@@ -13,6 +13,7 @@ from muse_kernels.reference import fast_weights as reference
 from muse_kernels.testing.fast_weights import assert_close, draw, results
 
 fast_weights_launch = pytest.importorskip("muse_kernels.triton.fast_weights_launch")
+fast_weights_pieces = pytest.importorskip("muse_kernels.triton.fast_weights_pieces")
 fast_weights = pytest.importorskip("muse_kernels.triton").fast_weights
 
 pytestmark = pytest.mark.skipif(
@@ -95,7 +96,7 @@ def test_strided_expanded_and_empty(rule):
 def test_registered_operator(rule="delta"):
     """Schema, fake tensors and autograd registration, as torch's own checker sees them."""
     p = draw(5, batch=1, heads=1, key_width=4, value_width=3, resets=True, dtype=torch.float32)
-    arguments = (p.query, p.key, p.value, p.log_decay, p.rate, p.initial, p.resets, rule, "after", 16)
+    arguments = (p.query, p.key, p.value, p.log_decay, p.rate, p.initial, p.resets, rule, "after", 16, 1)
     torch.library.opcheck(torch.ops.muse_kernels.fast_weights.default, arguments)
 
 
@@ -130,3 +131,28 @@ def test_refusals():
         draw(4).run(fast_weights)
     with pytest.raises(ValueError, match="up to 128 wide, got K=129, M=3"):
         draw(4, key_width=129, dtype=torch.float32).run(fast_weights)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_more_rows_than_an_axis_takes(rule, monkeypatch):
+    """Five rows over two layers of three, the last of which is taken twice."""
+    monkeypatch.setattr(fast_weights_launch, "MOST_OF_AN_AXIS", 3)
+    problem = draw(20, batch=1, heads=5, key_width=3, value_width=2, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), 1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("resets", (False, True))
+def test_rows_in_pieces(rule, resets, monkeypatch):
+    """Few long rows, cut into pieces that run side by side: here four of two chunks."""
+    pieces = fast_weights_pieces
+    monkeypatch.setattr(pieces, "FEWEST_PIECES", 2)
+    monkeypatch.setattr(pieces, "SHORTEST", 2)
+    assert pieces.pieces_of(2, 128, 16) == 4 and pieces.pieces_of(2, 127, 16) == 1
+    problem = draw(128, batch=2, heads=1, key_width=6, value_width=5, resets=resets, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), 1e-5)
+
+
+def test_pieces_are_for_few_long_rows():
+    cut = fast_weights_pieces.pieces_of
+    assert [cut(8, 65_536, 64), cut(32, 16_384, 64), cut(256, 2048, 64), cut(8, 4096, 64)] == [32, 8, 1, 1]

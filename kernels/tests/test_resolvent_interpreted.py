@@ -111,10 +111,10 @@ def test_values_backward_by_either_kernel(varies, real):
     random = torch.Generator().manual_seed(0)
     gradient, y, theta, initial, lower = (
         torch.randn(*shape, dtype=torch.complex64, generator=random)
-        for shape in ((2, 7, 5), (2, 7, 5), (2, 7), (2, 5), (1, 2, 7) if varies else (2,))
+        for shape in ((1, 2, 7, 5), (1, 2, 7, 5), (2, 7), (2, 5), (1, 2, 7) if varies else (2,))
     )
     lower = lower.real if varies else lower
-    given = (gradient, y, lower, theta, initial, 2, real, True)
+    given = (gradient, y, lower, theta, initial, torch.float32 if real else torch.complex64, True)
     expected = apply_launches.apply_backward(*given, columns=COLUMNS)
     for columns in (5, 2):
         found = apply_launches.apply_backward(*given, lanes=tiles.LaneTile(2, 2, columns, 1))
@@ -146,6 +146,42 @@ def test_whole_stretches_of_values(width):
     problem = draw(8, "constant", batch=1, heads=2, width=width, dtype=torch.float32)
     columns = tiles.ColumnTile(2, 2, 2, 4, 1, late=2)
     both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), columns=columns)
+
+
+def test_values_of_all_heads_together():
+    """Heads inside tokens, as layers have them: the same numbers in the same order of memory, and so their gradient."""
+    problem = draw(7, "constant", batch=2, heads=3, width=3, dtype=torch.float32)
+
+    def together(p, backend, **options):
+        values = p.values.transpose(1, 2).contiguous().transpose(1, 2)
+        (y, theta), final = backend.causal_resolvent_apply(
+            p.diagonal, p.lower, p.upper, p.energy, values, initial=(p.theta, p.applied), **options
+        )
+        if backend is kernels:
+            assert y.transpose(1, 2).is_contiguous()
+        return y, theta, *final
+
+    both(problem, together, tile=TILE, columns=COLUMNS)
+    for columns in (3, 2):
+        both(problem, together, lanes=tiles.LaneTile(2, 4, columns, 1))
+
+
+@pytest.mark.parametrize("lanes", (tiles.LaneTile(2, 4, 2, 1), None))
+def test_values_in_half_precision(lanes):
+    """Only what is loaded is rounded: the result is that of the rounded values, their gradient is rounded."""
+    problem = draw(9, "constant", batch=1, heads=2, width=2, dtype=torch.float32)
+    rounded = problem.values.detach().real.bfloat16().requires_grad_()
+    whole = rounded.detach().float().requires_grad_()
+    results = []
+    for values in (rounded, whole):
+        (y, _), _ = kernels.causal_resolvent_apply(
+            problem.diagonal, problem.lower, problem.upper, problem.energy, values, lanes=lanes
+        )
+        results.append((y, *torch.autograd.grad(y.abs().square().sum(), values)))
+    assert results[0][1].dtype == torch.bfloat16
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
+    # The interpreter cuts off what a GPU rounds.
+    torch.testing.assert_close(results[0][1].float(), results[1][1], rtol=2**-7, atol=0)
 
 
 def test_left_diagonal_and_its_double_backward():

@@ -111,9 +111,9 @@ def test_values_in_lanes(monkeypatch):
 
 
 def test_values_in_lanes_backward(monkeypatch):
-    tile, (y, initial) = tiles.lane_tile(2048, 1024, 6, per_lane=2), values(2048, 1024, 6)
+    tile, (y, initial) = tiles.lane_backward_tile(2048, 1024, 6), values(2048, 1024, 6)
     theta = torch.empty(2048, 1024, dtype=torch.complex64, device="meta")
     lower = operands(2048, 1024, True).lower
-    launch = lambda: lane_launches.run_lanes_back(y[0], y[0], lower, theta, initial, 2048, False, True, tile)  # noqa: E731
+    launch = lambda: lane_launches.run_lanes_back(y, y, lower, theta, initial, y.dtype, True, tile)  # noqa: E731
     found = compiled(monkeypatch, lane_launches, "lane_apply_backward_kernel", launch)
     check(found, tile.per_lane, registers=128, instructions=560)

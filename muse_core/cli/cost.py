@@ -76,19 +76,22 @@ def _table(rows: list[dict[str, Any]], reference: str) -> str:
     if steps:
         lines.append(
             "| target | parameters | rows × length | tokens/s | against the last | peak GB | memory layers hold GB "
-            "| state MB |"
+            "| of it fast weights GB | state MB |"
         )
-        lines.append("|---|---|---|---|---|---|---|---|")
+        lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in steps:
         start = f"| {row['target']} | {row['parameters']:,} | "
         if "rows" not in row:
-            lines.append(f"{start}{row['length']} | {row['failed']} | | | | |")
+            lines.append(f"{start}{row['length']} | {row['failed']} | | | | | |")
             continue
         ratio = f"{row['tokens_per_second'] / base[row['length']]:.2f}" if row["length"] in base else ""
-        peak, held = (("" if row[key] is None else f"{row[key] / 1e9:.2f}") for key in ("peak_bytes", "memory_bytes"))
+        peak, held, kept = (
+            "" if row[key] is None else f"{row[key] / 1e9:.2f}"
+            for key in ("peak_bytes", "memory_bytes", "fast_weights_bytes")
+        )
         lines.append(
             f"{start}{row['rows']} × {row['length']} | {row['tokens_per_second']:,.0f} | {ratio} | {peak} | {held} | "
-            f"{row['state_bytes'] / 1e6:.2f} |"
+            f"{kept} | {row['state_bytes'] / 1e6:.2f} |"
         )
     for row in rows:
         if "reach" in row:

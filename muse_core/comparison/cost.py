@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from muse_core.component import load, walk
@@ -22,6 +22,7 @@ from muse_core.model.batches import to_device
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training import guard
+from muse_core.training.loop import compiled
 from muse_core.training.objective import NextToken
 from muse_core.training.optimizers import make_optimizers
 
@@ -40,7 +41,11 @@ class Cost:
     """State that the model carries after the last token, all rows."""
     memory_bytes: int | None
     """What the memory layers' forward passes left allocated for the backward pass, their inputs to it included: an
-    upper bound of what fast weights take in training. None as above."""
+    upper bound of what fast weights take in training. None as above, and for a compiled model."""
+
+    fast_weights_bytes: int | None
+    """What the operation fast_weights alone keeps for the backward pass, its inputs among it: memories that lie in no
+    other sum, each counted once. None where no layer uses it, and for a compiled model."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -50,7 +55,10 @@ class Cost:
 def training_cost(
     model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, warmup: int = 3, repeats: int = 5
 ) -> Cost:
-    """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change."""
+    """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change.
+
+    Compiled where the recipe says so, for this length alone; what memory layers hold is not measured then.
+    """
     vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
     device = precision.device
     ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
@@ -60,6 +68,10 @@ def training_cost(
     )
     optimizers = make_optimizers(model, recipe.train, lambda name: True)
     objective, parameters = NextToken(), list(optimizers.names.values())
+    compiles = recipe.train.compile
+    if compiles:
+        torch.compiler.reset()  # of an earlier length nothing is kept: a second one would be compiled for any
+    forward_model = compiled(model, compiles)
     state: Any = None
     held: list[int] = []
     model.train()
@@ -67,7 +79,7 @@ def training_cost(
     def step() -> None:
         nonlocal state
         with precision():
-            result = objective(model, batch, None)
+            result = objective(forward_model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
         norms = guard.norms([p.grad for p in parameters if p.grad is not None])
@@ -78,8 +90,11 @@ def training_cost(
 
     for _ in range(warmup):
         step()
-    with _allocated_by(memory_layers(model, recipe), device, held):
-        step()
+    kept: dict[int, int] | None = None
+    if not compiles:
+        layers = memory_layers(model, recipe)
+        with _allocated_by(layers, device, held), kept_by("fast_weights", layers) as kept:
+            step()
     _start_counting(device)
     times = []
     for _ in range(repeats):
@@ -94,7 +109,8 @@ def training_cost(
         seconds=statistics.median(times),
         peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
         state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if torch.is_tensor(leaf)),
-        memory_bytes=sum(held) if on_gpu else None,
+        memory_bytes=sum(held) if on_gpu and not compiles else None,
+        fast_weights_bytes=sum(kept.values()) if kept else None,
     )
 
 
@@ -124,6 +140,41 @@ def _allocated_by(modules: list[nn.Module], device: torch.device, held: list[int
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def kept_by(operation: str, modules: list[nn.Module]) -> Iterator[dict[int, int]]:
+    """Yields address → bytes of every memory that calls of a kernel operation keep for the backward pass.
+
+    The kernels are found as attributes of the modules: a bound one bears its operation's name.
+    """
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        found[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    def watched(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                return kernel(*arguments, **named)
+
+        return call
+
+    kernels = [
+        (module, name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if getattr(getattr(value, "func", value), "__name__", None) == operation
+    ]
+    for module, name, kernel in kernels:
+        setattr(module, name, watched(kernel))
+    try:
+        yield found
+    finally:
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
 
 
 def _start_counting(device: torch.device) -> None:

@@ -30,6 +30,14 @@ class Precision:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
+def lowered(x: torch.Tensor) -> torch.Tensor:
+    """x as autocast would give it to matrix products, cast once for all that read it; x itself without autocast."""
+    device = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` takes the first GPU if there is one. Raises RecipeError naming what exists."""
     if name == "auto":

@@ -26,6 +26,13 @@ PLACES = (("cpu", "float32"), ("cpu", "float64"), ("cuda", "float32"), ("cuda", 
 SIZES = {"key": 4, "value": 5}
 """Head sizes of the fast-weights problems."""
 
+HALVED = {
+    "fast_weights": ("query", "key", "value"),
+    "gated_norm": ("x", "gate"),
+    "short_convolution": ("x",),
+}
+"""What arrives in bf16 under autocast, by operation; the others' arguments are fp32 then."""
+
 NEEDS = ("gradient", "resets", "group", "double_backward")
 
 
@@ -75,7 +82,7 @@ class KernelBackendSuite(Suite):
         compared, reason = 0, None
         for operation, implementation in backend.operations().items():
             assert operation in PROBLEMS, f"muse-kernels defines no operation {operation!r}"
-            if dtype == "bfloat16" and operation != "fast_weights":
+            if dtype == "bfloat16" and operation not in HALVED:
                 continue
             reference = getattr(muse_kernels.reference, operation)
             for name, arguments in PROBLEMS[operation](self.tokens).items():
@@ -90,7 +97,8 @@ class KernelBackendSuite(Suite):
                     continue
                 compared += 1
                 gradients = "gradient" in served[0].needs
-                rounded = {key: _rounded(value, dtype, key) for key, value in arguments.items()}
+                halved = HALVED.get(operation, ())
+                rounded = {key: _rounded(value, dtype, key in halved) for key, value in arguments.items()}
                 double = {key: _rounded(value, "float64") for key, value in rounded.items()}
                 given = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in rounded.items()}
                 expected = results(reference, double, gradients)
@@ -128,11 +136,12 @@ def _flat(value: Any, path: str = "result") -> dict[str, Tensor]:
     return {key: leaf for index, part in enumerate(value) for key, leaf in _flat(part, f"{path}[{index}]").items()}
 
 
-def _rounded(value: Any, dtype: str, name: str = "") -> Any:
+def _rounded(value: Any, dtype: str, halved: bool = False) -> Any:
     if not isinstance(value, Tensor) or value.dtype == torch.bool:
         return value
-    if dtype == "bfloat16":
-        return value.to(torch.bfloat16 if name in ("query", "key", "value") else torch.float32)
+    if dtype == "bfloat16" and not value.is_complex():
+        return value.to(torch.bfloat16 if halved else torch.float32)
+    dtype = "float32" if dtype == "bfloat16" else dtype
     real, complex_ = {"float32": (torch.float32, torch.complex64), "float64": (torch.float64, torch.complex128)}[dtype]
     return value.to(complex_ if value.is_complex() else real)
 
@@ -200,10 +209,45 @@ def _fast_weights(tokens: int) -> dict[str, Arguments]:
     }
 
 
+def _gated(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(6)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    heads, token = normal(2, tokens, 3, 5), torch.complex(normal(2, tokens, 5), normal(2, tokens, 5))
+    return {
+        "heads": {"x": heads, "weight": normal(5), "gate": normal(2, tokens, 3, 5)},
+        "complex": {"x": token, "weight": normal(10), "gate": normal(2, tokens, 5)},
+        "no gate": {"x": heads, "weight": normal(5), "gate": None},
+        "no gain": {"x": token, "weight": None, "gate": normal(2, tokens, 5)},
+    }
+
+
+def _convolved(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    resets = torch.zeros(2, tokens, dtype=torch.bool)
+    resets[0, 0] = resets[1, tokens // 2] = True
+    problem = {"x": normal(2, tokens, 39), "taps": normal(3, 39), "heads": 3, "key_width": 4}
+    carried = {"initial": normal(2, 2, 39)}
+    return {
+        "start": problem,
+        "carried": problem | carried,
+        "resets": problem | carried | {"resets": resets},
+        "one token": problem | carried | {"x": normal(2, 1, 39)},
+    }
+
+
 PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
     "resolvent_diagonal": _resolvent,
     "causal_resolvent_diagonal": _carried,
     "causal_resolvent_apply": _applied,
     "fast_weights": _fast_weights,
+    "gated_norm": _gated,
+    "short_convolution": _convolved,
 }
 """Operation → problems by name."""

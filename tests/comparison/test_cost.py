@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from muse_core.cli.cost import cost
-from muse_core.comparison.cost import memory_layers, training_cost
+from muse_core.comparison.cost import kept_by, memory_layers, training_cost
 from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.build import build_model
 from muse_core.model.precision import choose_precision
@@ -41,6 +41,30 @@ def test_memory_layers_are_found_by_their_kind() -> None:
     assert memory_layers(*reversed(build("feed-forward"))) == []
 
 
+def test_what_fast_weights_keep_is_counted_by_memory_and_not_by_view() -> None:
+    """By a kernel whose kept tensors are known: both factors of each product, and each exponential."""
+    recipe, model = build({"use": "hebbian", "heads": 2})
+    layer = memory_layers(model, recipe)[0]
+    memory, leaf = torch.randn(7), torch.ones(3, requires_grad=True)
+
+    def fast_weights(key, value):
+        return (key * value).exp()
+
+    layer.kernel = fast_weights
+    with kept_by("fast_weights", [layer]) as kept:
+        alive = [layer.kernel(leaf, memory[:3]), layer.kernel(leaf, memory[4:]), leaf.exp()]
+    assert layer.kernel is fast_weights and len(alive) == 3
+    assert sorted(kept.values()) == [3 * 4, 3 * 4, 7 * 4], "two exponentials and one memory; a leaf needs no keeping"
+
+
+def test_fast_weights_keep_their_inputs_at_least() -> None:
+    recipe, model = build({"use": "hebbian", "heads": 2})
+    found = training_cost(model, recipe, PRECISION, rows=3, length=10, warmup=1, repeats=1)
+    assert found.fast_weights_bytes is not None and found.fast_weights_bytes >= 3 * 10 * 3 * 16 * 4, "q, k and v"
+    recipe, model = build("feed-forward")
+    assert training_cost(model, recipe, PRECISION, rows=3, length=10, repeats=1).fast_weights_bytes is None
+
+
 def test_reach_is_zero_beyond_a_window_and_what_autograd_says_within() -> None:
     ids = torch.randint(20, (2, 13), generator=torch.Generator().manual_seed(0))
     _, short = build({"use": "attention", "heads": 2, "window": 4})
@@ -65,5 +89,7 @@ def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path) -> Non
     assert [(row["rows"], row["length"]) for row in rows if "rows" in row] == [(4, 8), (4, 8), (2, 16), (2, 16)]
     reach = {Path(row["target"]).name: row["reach"] for row in rows if "reach" in row}
     assert reach["a.toml"] > 0 and reach["b.toml"] == 0, "feed-forward layers pass nothing on"
+    tables = [line.count("|") for line in result.output.splitlines() if line.startswith("|")]
+    assert len(tables) == 6 and len(set(tables)) == 1, "a heading and a rule above four rows of as many cells"
     assert "| 4 × 8 |" in result.output and "gradient reach over 12 tokens" in result.output
     assert CliRunner().invoke(cost, [str(tmp_path / "none.toml")]).exit_code == 2

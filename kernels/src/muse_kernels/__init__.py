@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 from .debugging import debug
 from .dispatch import Choice, Request, chosen
 from .fast_weights import fast_weights
+from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
+from .short_convolution import short_convolution
 
 __all__ = [
     "Choice",
@@ -22,5 +24,7 @@ __all__ = [
     "chosen",
     "debug",
     "fast_weights",
+    "gated_norm",
     "resolvent_diagonal",
+    "short_convolution",
 ]

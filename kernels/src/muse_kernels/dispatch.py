@@ -33,6 +33,8 @@ BACKENDS: Mapping[str, tuple[str, ...]] = {
     "causal_resolvent_diagonal": ("triton", "torch", "reference"),
     "causal_resolvent_apply": ("triton", "torch", "reference"),
     "fast_weights": ("triton", "torch", "reference"),
+    "gated_norm": ("triton", "torch", "reference"),
+    "short_convolution": ("triton", "torch", "reference"),
 }
 
 

@@ -48,11 +48,12 @@ class Tridiagonal:
 
 
 def check_resolvent(
-    operation: str, diagonal, lower, upper, energy, *, values=None, initial=None, group=None
+    operation: str, diagonal, lower, upper, energy, *, values=None, initial=None, group=None, keeps_half: bool = False
 ) -> Tridiagonal:
     """The arguments of a resolvent operation made uniform; ValueError naming the argument and the shapes otherwise.
 
-    bfloat16 and float16 are computed in float32. Under `muse_kernels.debug` the values are checked too.
+    bfloat16 and float16 are computed in float32; `keeps_half` leaves `values` of these as they are, for kernels that
+    convert what they load. Under `muse_kernels.debug` the values are checked too.
     """
     if group is not None:
         raise NotImplementedError(f"{operation}: context parallelism (group) is not built yet; pass group=None")
@@ -64,7 +65,9 @@ def check_resolvent(
     given |= {"values": values, "initial": theta, "initial[1]": applied}
     given = {name: x for name, x in given.items() if x is not None}
     precision = _precision(operation, given, diagonal)
-    given = {name: _convert(operation, name, x, precision, diagonal.device) for name, x in given.items()}
+    kept = keeps_half and isinstance(values, Tensor) and values.dtype in (torch.bfloat16, torch.float16)
+    wanted = dict.fromkeys(given, precision) | ({"values": values.dtype} if kept else {})
+    given = {name: _convert(operation, name, x, wanted[name], diagonal.device) for name, x in given.items()}
 
     sites = diagonal.shape[-1]
     trailing = {"energy": 1, "values": 2, "initial": 0, "initial[1]": 1}

@@ -104,7 +104,7 @@ def apply_cases(rows: int, sites: int, width: int, tiles: dict) -> Iterator[Case
 
     def differentiate(o: Rows, y: Tensor, theta: Tensor, of_y: Tensor, of_theta: Tensor) -> tuple[Tensor, ...]:
         dx, applied, *_ = apply_backward(
-            of_y, y, o.lower, theta, carried, rows, False, False, lanes=tiles.get(backward)
+            of_y, y, o.lower, theta, carried, y.dtype, False, lanes=tiles.get(backward)
         )
         return dx, *left_green_backward(o, theta, of_theta, applied, None, False)
 

@@ -4,6 +4,16 @@ from ..refusals import refuse_reference as refuse
 from .causal_resolvent_apply import causal_resolvent_apply
 from .causal_resolvent_diagonal import causal_resolvent_diagonal
 from .fast_weights import fast_weights
+from .gated_norm import gated_norm
 from .resolvent_diagonal import resolvent_diagonal
+from .short_convolution import short_convolution
 
-__all__ = ["causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights", "refuse", "resolvent_diagonal"]
+__all__ = [
+    "causal_resolvent_apply",
+    "causal_resolvent_diagonal",
+    "fast_weights",
+    "gated_norm",
+    "refuse",
+    "resolvent_diagonal",
+    "short_convolution",
+]

@@ -1,24 +1,25 @@
 """theta and the values by the kernels that suit their shape, and the values' adjoint. No autograd."""
 
+import torch
 from torch import Tensor
 
 from .column_apply_launches import run_columns, run_columns_back
 from .lane_apply_launches import run_lanes, run_lanes_back
 from .row_launches import left_green
 from .rows import Rows
-from .tiles import ColumnTile, LaneTile, Tile, column_tile, lane_tile
+from .tiles import ColumnTile, LaneTile, Tile, column_tile, lane_backward_tile, lane_tile
 
 
 def apply_forward(
     rows: Rows, values: Tensor, initial: Tensor, tile: Tile | None = None, columns: ColumnTile | None = None,
     lanes: LaneTile | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y (R, N, M) and theta (R, N) of values (B, H, N, M) and y before the row (R, M).
+    """y (B, H, N, M), laid out as the values, and theta (R, N) of values (B, H, N, M) and y before the row (R, M).
 
     `lanes` asks for the kernel over lanes, `tile` for theta and `columns` for the values alone.
     """
     _, _, sites, width = values.shape
-    if not (lanes or tile or columns):
+    if not (lanes or tile or columns or inside_tokens(values)):
         lanes = lane_tile(initial.shape[0], sites, width)
     if lanes:
         return run_lanes(rows, values, initial, lanes)
@@ -27,17 +28,22 @@ def apply_forward(
 
 
 def apply_backward(
-    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, heads: int, real: bool, hopping: bool,
+    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, hopping: bool,
     columns: ColumnTile | None = None, lanes: LaneTile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx (R, N, M), sum_M Y y (R, N), what l gets, and the gradient of y before the row (R, M); as `run_lanes_back`."""
-    rows, sites, width = y.shape
-    operands = (gradient, y, lower, theta, initial, heads, real)
-    if not (lanes or columns):
-        lanes = lane_tile(rows, sites, width, per_lane=2)
+    """dx (B, H, N, M), sum_M Y y (R, N), what l gets, and the gradient of y before the row; as `run_lanes_back`."""
+    (rows, sites), width = theta.shape, y.shape[-1]
+    operands = (gradient, y, lower, theta, initial, dtype)
+    if not (lanes or columns or inside_tokens(y)):
+        lanes = lane_backward_tile(rows, sites, width)
     if lanes:
         return run_lanes_back(*operands, hopping, lanes)
     dx, applied, before, dinitial = run_columns_back(*operands, columns or column_tile(rows, sites, width))
     if hopping and lower.ndim == 1:
         before = (theta * before).sum(1)
     return dx, applied, before, dinitial
+
+
+def inside_tokens(values: Tensor) -> bool:
+    """Whether the heads of a token lie together: neighbouring rows share sectors, which one thread a column uses."""
+    return values.shape[1] > 1 and values.stride(1) < values.stride(2)

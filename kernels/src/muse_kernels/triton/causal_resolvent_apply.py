@@ -11,7 +11,7 @@ from .apply_launches import apply_backward, apply_forward
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward
 from .left_green import fake_gradients, shifted_and_coupled
-from .rows import Rows, as_rows, rows_of
+from .rows import Rows, as_rows, laid_out_as, rows_of
 from .served import check_served
 from .tiles import ColumnTile, LaneTile, Tile
 
@@ -26,25 +26,27 @@ def causal_resolvent_apply(
     over the values once, the other two those of the kernels for few rows. Source: mathematics §1.
     """
     problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
+        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group,
+        keeps_half=True,
+    )  # fmt: skip
     check_served(problem)
     rows = rows_of(problem)
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
     edge = (rows.energy.shape[0], width)
-    carried = x.new_zeros(edge, dtype=problem.dtype) if problem.applied is None else problem.applied.reshape(edge)
+    carried = rows.energy.new_zeros(edge) if problem.applied is None else problem.applied.reshape(edge)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns or ()), list(lanes or ()))
     y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
 
 def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tuple[Tensor, Tensor]:
-    """The same function of the same operands through the torch backend: y (R, N, M) and theta (R, N)."""
+    """The same function of the same operands through the torch backend: y (B, H, N, M) and theta (R, N)."""
     d, p = shifted_and_coupled(diagonal, lower, upper, energy)
     result = by_torch.left_green(d, p, theta)
     lower = lower[:, None] if lower.ndim == 1 else lower.flatten(0, 1)
-    return linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried), result
+    y = linear_scan(result[..., None] * values.flatten(0, 1), -result * lower, carried)
+    return y.view(values.shape), result
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
@@ -58,8 +60,7 @@ def _forward(
 
 @_forward.register_fake
 def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns, lanes):
-    shape = (energy.shape[0], diagonal.shape[-1])
-    return energy.new_empty((*shape, values.shape[-1])), energy.new_empty(shape)
+    return laid_out_as(values, energy.dtype), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
 
 
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply_backward", mutates_args=())
@@ -69,9 +70,8 @@ def _backward(
     columns: list[int], lanes: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     tile, columns, lanes = _tiles(tile, columns, lanes)
-    heads, real = values.shape[1], not values.is_complex()
     dx, applied, before, carry = apply_backward(
-        gradient_y, y, lower, result, carried, heads, real, hopping, columns, lanes
+        gradient_y, y, lower, result, carried, values.dtype, hopping, columns, lanes
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
     varies = hopping and lower.ndim > 1
@@ -80,7 +80,7 @@ def _backward(
     )
     if hopping and not varies:
         dl = dl - before.conj()
-    return da, dl, du, dz, dtheta, dx.view(values.shape), carry
+    return da, dl, du, dz, dtheta, dx, carry
 
 
 @_backward.register_fake
@@ -88,7 +88,7 @@ def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, the
     return (
         *fake_gradients(diagonal, lower, upper, energy, hopping),
         theta.new_empty(theta.shape),
-        values.new_empty(values.shape),
+        laid_out_as(y, values.dtype),
         carried.new_empty(carried.shape),
     )
 

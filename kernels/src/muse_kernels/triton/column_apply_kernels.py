@@ -15,16 +15,16 @@ from .complex import multiply, multiply_add
 @triton.jit
 def apply_kernel(
     x_ptr, x_outer, x_inner, x_stride, x_column, l_ptr, l_outer, l_inner, l_stride, theta_ptr, start_ptr, y_ptr,
-    factor_ptr, term_ptr, rows, heads, sites, chunks, span,
-    WIDTH: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, L_COMPLEX: tl.constexpr,
+    y_outer, y_inner, factor_ptr, term_ptr, rows, heads, sites, chunks, span,
+    WIDTH: tl.constexpr, Y_STEP: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, L_COMPLEX: tl.constexpr,
     CONSTANT: tl.constexpr, REDUCE: tl.constexpr, MASKED: tl.constexpr,
     T: tl.constexpr, Q: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """y (R, N, M) from the y before each chunk, start (R, C, M); REDUCE stores each chunk's factor and terms.
+    """y (B, H, N, M) from the y before each chunk, start (R, C, M); REDUCE stores each chunk's factor and terms.
 
     T sites are held, each replaced by the one T sites on as soon as it is used: T loads are always on their way.
     X_UNIT: the sites of x are M numbers apart, so that addresses are constants. Without MASKED all chunks are whole
-    multiples of T sites.
+    multiples of T sites. The sites of y are Y_STEP numbers apart.
     """
     row = (tl.program_id(0) * Q + tl.arange(0, Q)[:, None]).to(tl.int64)
     column = tl.program_id(2) * W + tl.arange(0, W)[None, :]
@@ -38,7 +38,7 @@ def apply_kernel(
     x = x_ptr + (outer * x_outer + inner * x_inner + column * x_column + start * stride) * (2 if X_COMPLEX else 1)
     l = l_ptr + (outer * l_outer + inner * l_inner + start * l_stride + column * 0) * (2 if L_COMPLEX else 1)
     theta = theta_ptr + (row * sites + start + column * 0) * 2
-    y = y_ptr + ((row * sites + start) * WIDTH + column) * 2
+    y = y_ptr + (outer * y_outer + inner * y_inner + start * Y_STEP + column) * 2
     edge = (row * chunks + chunk) * WIDTH + column
     fr, fi = tl.full((Q, W), 1.0, tl.float32), tl.zeros((Q, W), tl.float32)
     yr, yi = tl.zeros((Q, W), tl.float32), tl.zeros((Q, W), tl.float32)
@@ -67,7 +67,8 @@ def apply_kernel(
         l_ahead = l + tl.cast(ahead, tl.int64) * l_stride * (2 if L_COMPLEX else 1)
         next_xr, next_xi, next_tr, next_ti, next_lr, next_li = (), (), (), (), (), ()
         for t in tl.static_range(T):
-            vr, vi = multiply(tr[t], ti[t], xr[t], xi[t])
+            # Converted when it is used: arithmetic on what is still on its way would wait for it.
+            vr, vi = multiply(tr[t], ti[t], xr[t].to(tl.float32), xi[t])
             cr, ci = multiply(tr[t], ti[t], lr[0 if CONSTANT else t], li[0 if CONSTANT else t])
             vr, vi = multiply_add(-cr, -ci, yr, yi, vr, vi)
             if REDUCE:
@@ -79,7 +80,7 @@ def apply_kernel(
             else:
                 yr, yi = vr, vi
                 stored = inside & (site + t < held) if MASKED else inside
-                store_tile(y, t * WIDTH, stored, yr, yi, True)
+                store_tile(y, t * Y_STEP, stored, yr, yi, True)
             here = inside & (site + T + t < held) if MASKED else inside
             r, i = load_number(x_ahead, t * stride, here, X_COMPLEX)
             next_xr, next_xi = next_xr + (r,), next_xi + (i,)
@@ -94,7 +95,7 @@ def apply_kernel(
         x += T * stride * (2 if X_COMPLEX else 1)
         l += T * l_stride * (2 if L_COMPLEX else 1)
         theta += T * 2
-        y += T * WIDTH * 2
+        y += T * Y_STEP * 2
     if REDUCE:
         store_pair(factor_ptr + (row * chunks + chunk + column * 0) * 2, inside & (column == 0), fr, fi)
         store_pair(term_ptr + edge * 2, inside, yr, yi)
@@ -102,28 +103,30 @@ def apply_kernel(
 
 @triton.jit
 def apply_backward_kernel(
-    gradient_ptr, y_ptr, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, start_ptr,
-    dx_ptr, applied_ptr, before_ptr, dinitial_ptr, factor_ptr, term_ptr, rows, heads, sites, chunks, span, width,
-    X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, REDUCE: tl.constexpr,
+    gradient_ptr, y_ptr, y_outer, y_inner, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, start_ptr,
+    dx_ptr, applied_ptr, before_ptr, dinitial_ptr, factor_ptr, term_ptr, rows, heads, sites, chunks, span,
+    WIDTH: tl.constexpr, Y_STEP: tl.constexpr, X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr,
+    CONSTANT: tl.constexpr, REDUCE: tl.constexpr,
     T: tl.constexpr, Q: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Y_i = g_i + s_{i+1}, s_i = -l_i theta_i Y_i from s after each chunk, start (R, C, M); dx_i = theta_i Y_i.
 
-    Besides dx (R, N, M): applied = sum_M Y_i y_i and before = sum_M Y_i y_{i-1}, (K, R, N) for K column tiles.
-    Gradient and y are contiguous (R, N, M); theta^2 tau of mathematics §1 is theta times `applied`, so x is not read.
+    Besides dx (B, H, N, M): applied = sum_M Y_i y_i and before = sum_M Y_i y_{i-1}, (K, R, N) for K column tiles.
+    Gradient, y and dx have the same strides, Y_STEP from site to site; theta^2 tau of mathematics §1 is theta times
+    `applied`, so x is not read.
     """
     row = (tl.program_id(0) * Q + tl.arange(0, Q)[:, None]).to(tl.int64)
     column = tl.program_id(2) * W + tl.arange(0, W)[None, :]
     chunk = tl.program_id(1)
-    inside = (row < rows) & (column < width)
+    inside = (row < rows) & (column < WIDTH)
     l = l_ptr + (row // heads * l_outer + row % heads * l_inner + column * 0) * (2 if L_COMPLEX else 1)
     theta = theta_ptr + (row * sites + column * 0) * 2
-    values = row * sites * width + column
+    values = row // heads * y_outer + row % heads * y_inner + column
     totals = (tl.program_id(2).to(tl.int64) * rows + row) * sites
-    edge = (row * chunks + chunk) * width + column
+    edge = (row * chunks + chunk) * WIDTH + column
     first = chunk * span
     limit = tl.minimum(first + span, sites)
-    initial_r, initial_i = load_pair(initial_ptr + (row * width + column) * 2, inside)
+    initial_r, initial_i = load_pair(initial_ptr + (row * WIDTH + column) * 2, inside)
     fr, fi = tl.full((Q, W), 1.0, tl.float32), tl.zeros((Q, W), tl.float32)
     sr, si = tl.zeros((Q, W), tl.float32), tl.zeros((Q, W), tl.float32)
     if not REDUCE:
@@ -132,10 +135,10 @@ def apply_backward_kernel(
     for k in range(0, stretches):
         site = first + (stretches - 1 - k) * T
         tr, ti, cr, ci = load_steps(theta, l, l_stride, site, limit, inside, L_COMPLEX, CONSTANT, T, Q, W)
-        gr, gi = load_stretch(gradient_ptr + values * 2, site, limit, width, inside, True, T, Q, W)
+        gr, gi = load_stretch(gradient_ptr + values * 2, site, limit, Y_STEP, inside, True, T, Q, W)
         if not REDUCE:
-            yr, yi = load_stretch(y_ptr + values * 2, site, limit, width, inside, True, T, Q, W)
-            zr, zi = load_stretch(y_ptr + values * 2, site - 1, limit, width, inside, True, 1, Q, W)
+            yr, yi = load_stretch(y_ptr + values * 2, site, limit, Y_STEP, inside, True, T, Q, W)
+            zr, zi = load_stretch(y_ptr + values * 2, site - 1, limit, Y_STEP, inside, True, 1, Q, W)
             zr, zi = (tl.where(site == 0, initial_r, zr[0]),), (tl.where(site == 0, initial_i, zi[0]),)
             zr, zi = zr + yr, zi + yi
         for u in tl.static_range(T):
@@ -151,7 +154,7 @@ def apply_backward_kernel(
                 here = inside & valid
                 vr, vi = multiply(tr[T - 1 - u], ti[T - 1 - u], ur, ui)
                 dx = dx_ptr + values * (2 if X_COMPLEX else 1)
-                store_tile(dx, now.to(tl.int64) * width, here, vr, -vi, X_COMPLEX)
+                store_tile(dx, now.to(tl.int64) * Y_STEP, here, vr, -vi, X_COMPLEX)
                 store_total(applied_ptr + (totals + now) * 2, (row < rows) & valid, ur, ui, zr[T - u], zi[T - u])
                 store_total(before_ptr + (totals + now) * 2, (row < rows) & valid, ur, ui, zr[T - 1 - u], zi[T - 1 - u])
             sr, si = tl.where(valid, nr, sr), tl.where(valid, ni, si)
@@ -159,7 +162,7 @@ def apply_backward_kernel(
         store_pair(factor_ptr + (row * chunks + chunk + column * 0) * 2, inside & (column == 0), fr, fi)
         store_pair(term_ptr + edge * 2, inside, sr, si)
     elif chunk == 0:
-        store_pair(dinitial_ptr + (row * width + column) * 2, inside, sr, -si)
+        store_pair(dinitial_ptr + (row * WIDTH + column) * 2, inside, sr, -si)
 
 
 @triton.jit

@@ -5,26 +5,27 @@ from torch import Tensor
 
 from .column_apply_kernels import apply_backward_kernel, apply_kernel
 from .launches import linear_carries
-from .rows import floats, strides
+from .rows import floats, gradient_like, laid_out_as, strides
 from .tiles import ColumnTile
 
 
 def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, tile: ColumnTile) -> Tensor:
-    """y (R, N, M) of values (B, H, N, M), lower (B, H, N) or (R,), theta (R, N) and y before the row (R, M)."""
+    """y (B, H, N, M) of values (B, H, N, M), lower (B, H, N) or (R,), theta (R, N) and y before the row (R, M)."""
     outer, heads, sites, width = values.shape
     rows = outer * heads
-    y = theta.new_empty((rows, sites, width))
+    y = laid_out_as(values, theta.dtype)
     if y.numel() == 0:
         return y
     lower, shared = _hopping(lower, heads, tile)
-    grid, sizes = _sizes(rows, heads, sites, width, tile)
+    grid, sizes = _sizes(rows, heads, sites, tile, width)
     x, start = floats(values), floats(initial.contiguous()[:, None])
     ragged = tile.span % tile.stretch != 0 or sites % tile.span % tile.stretch != 0
 
     def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
         apply_kernel[grid](
-            x, *values.stride(), *lower, floats(theta), start, floats(y), factor, term, *sizes[:5], WIDTH=width,
-            X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width, MASKED=ragged, REDUCE=reduce, **shared,
+            x, *values.stride(), *lower, floats(theta), start, floats(y), *y.stride()[:2], factor, term, *sizes,
+            WIDTH=width, Y_STEP=y.stride(2), X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width,
+            MASKED=ragged, REDUCE=reduce, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
@@ -37,25 +38,27 @@ def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, t
 
 
 def run_columns_back(
-    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, heads: int, real: bool, tile: ColumnTile
+    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, tile: ColumnTile
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx (R, N, M), sum_M Y y and sum_M Y y_{i-1} (R, N), and the gradient of y before the row (R, M)."""
-    rows, sites, width = y.shape
-    dx = torch.empty_like(y, dtype=torch.float32 if real else y.dtype)
+    """dx (B, H, N, M) in `dtype`, sum_M Y y and sum_M Y y_{i-1} (R, N), and the gradient of y before the row (R, M)."""
+    outer, heads, sites, width = y.shape
+    rows = outer * heads
+    dx = laid_out_as(y, dtype)
     dinitial = torch.empty_like(initial, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return dx, torch.zeros_like(theta), torch.zeros_like(theta), dinitial
     lower, shared = _hopping(lower, heads, tile._replace(stretch=tile.late))
-    grid, sizes = _sizes(rows, heads, sites, width, tile)
+    grid, sizes = _sizes(rows, heads, sites, tile, width)
     applied, before = theta.new_empty((grid[2], rows, sites)), theta.new_empty((grid[2], rows, sites))
-    gradient, first = floats(gradient.contiguous()), floats(initial.contiguous())
+    gradient, first = gradient_like(y, gradient), floats(initial.contiguous())
     zero = torch.zeros_like(initial)
     start = floats(zero[:, None])
 
     def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
         apply_backward_kernel[grid](
-            gradient, floats(y), *lower, floats(theta), first, start, floats(dx), floats(applied), floats(before),
-            floats(dinitial), factor, term, *sizes, X_COMPLEX=not real, REDUCE=reduce, **shared,
+            gradient, floats(y), *y.stride()[:2], *lower, floats(theta), first, start, floats(dx), floats(applied),
+            floats(before), floats(dinitial), factor, term, *sizes, WIDTH=width, Y_STEP=y.stride(2),
+            X_COMPLEX=dx.is_complex(), REDUCE=reduce, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
@@ -78,8 +81,10 @@ def _hopping(lower: Tensor, heads: int, tile: ColumnTile) -> tuple[tuple, dict]:
     return (floats(lower), *((heads, 1, 0) if constant else strides(lower))), flags
 
 
-def _sizes(rows: int, heads: int, sites: int, width: int, tile: ColumnTile) -> tuple[tuple[int, int, int], tuple]:
-    """The grid, and the kernels' (rows, heads, sites, chunks, span, width)."""
+def _sizes(
+    rows: int, heads: int, sites: int, tile: ColumnTile, width: int
+) -> tuple[tuple[int, int, int], tuple[int, int, int, int, int]]:
+    """The grid, and the kernels' (rows, heads, sites, chunks, span)."""
     chunks = -(-sites // tile.span)
     grid = (-(-rows // tile.rows), chunks, -(-width // tile.columns))
-    return grid, (rows, heads, sites, chunks, tile.span, width)
+    return grid, (rows, heads, sites, chunks, tile.span)

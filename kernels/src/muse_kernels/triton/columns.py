@@ -31,13 +31,13 @@ def load_stretch(
 
 @triton.jit
 def load_number(pointer, offset, inside, COMPLEX: tl.constexpr):
-    """The tile at `offset` elements of the tensor after `pointer` (Q, W); outside, any number."""
+    """The tile at `offset` elements of the tensor after `pointer` (Q, W), in its precision; outside, any number."""
     if COMPLEX:
         part = tl.arange(0, 2)[None, None, :]
         return tl.split(tl.load((pointer + offset * 2)[:, :, None] + part, mask=inside[:, :, None] & (part < 2)))
     else:
         real = tl.load(pointer + offset, mask=inside)
-        return real, tl.zeros_like(real)
+        return real, tl.zeros(real.shape, tl.float32)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ from torch import Tensor
 from ..fast_weights_arguments import check_fast_weights
 from ..torch.fast_weights import fast_weights as by_torch
 from . import fast_weights_launch as launch
+from . import fast_weights_pieces as in_pieces
 
 WIDEST = 128
 
@@ -56,7 +57,10 @@ def fast_weights(
         size *= 2
     if initial is not None:
         initial = initial.float().contiguous()
-    output, final, *_ = _forward(query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size)
+    pieces = in_pieces.pieces_of(layout.batch * layout.heads, layout.tokens, size)
+    output, final, *_ = _forward(
+        query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size, pieces
+    )
     return output, final
 
 
@@ -94,23 +98,30 @@ def _forward(
     rule: str,
     read: str,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    pieces: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = _problem(query, key, value, log_decay, rate, initial, resets, rule, read, chunk)
-    output, final, residual, prepared = launch.forward(problem)
-    return output, final, residual, *prepared
+    if pieces > 1:
+        output, final, residual, prepared, kept = in_pieces.forward(problem, pieces)
+    else:
+        output, final, residual, prepared = launch.forward(problem)
+        kept = (rate.new_empty(0), rate.new_empty(0))
+    return output, final, residual, *prepared, *kept
 
 
 @_forward.register_fake
-def _(query, key, value, log_decay, rate, initial, resets, rule, read, chunk):
+def _(query, key, value, log_decay, rate, initial, resets, rule, read, chunk, pieces):
     batch, tokens, heads, key_width = query.shape
     output = value.new_empty(batch, tokens, heads, value.shape[-1])
     delta = rule == "delta"
-    shapes = launch.prepared_shapes(batch * heads, (tokens + chunk - 1) // chunk, chunk, delta)
+    chunks = (tokens + chunk - 1) // chunk
+    shapes = launch.prepared_shapes(batch * heads * pieces, chunks // pieces, chunk, delta)
     return (
         output,
         rate.new_empty(batch, heads, key_width, value.shape[-1]),
         value.new_empty(output.shape if delta else 0),
         *(x.new_empty(shape) for x, shape in zip((query, query, rate, rate), shapes, strict=True)),
+        *(rate.new_empty(shape) for shape in in_pieces.shapes(query, value, pieces)),
     )
 
 
@@ -128,17 +139,23 @@ def _backward(
     inverse: Tensor,
     factors: Tensor,
     kept: Tensor,
+    starts: Tensor,
+    transitions: Tensor,
     grad_output: Tensor,
     grad_final: Tensor | None,
     rule: str,
     read: str,
     chunk: int,
+    pieces: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = _problem(query, key, value, log_decay, rate, initial, resets, rule, read, chunk)
     grad_output = _unit_last_stride(grad_output)
     grad_final = None if grad_final is None else grad_final.contiguous()
     stored = residual if problem.delta else value
     prepared = launch.Prepared(scores, inverse, factors, kept)
+    if pieces > 1:
+        cuts = in_pieces.Pieces(starts, transitions)
+        return in_pieces.backward(problem, stored, prepared, cuts, grad_output, grad_final, pieces)
     return launch.backward(problem, stored, prepared, grad_output, grad_final)
 
 
@@ -150,7 +167,7 @@ def _(query, key, value, log_decay, rate, *_):
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.rule, ctx.read, ctx.chunk = inputs
+    *tensors, ctx.rule, ctx.read, ctx.chunk, ctx.pieces = inputs
     ctx.save_for_backward(*tensors, *output[2:])
     ctx.set_materialize_grads(False)
 
@@ -163,9 +180,10 @@ def _gradients(ctx, grad_output, grad_final, *_):
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, grad_output, grad_final)):
         gradients = _differentiable_gradients(ctx, inputs, grad_output, grad_final)
     else:
-        gradients = _backward(*inputs, *prepared, grad_output, grad_final, ctx.rule, ctx.read, ctx.chunk)
+        options = (ctx.rule, ctx.read, ctx.chunk, ctx.pieces)
+        gradients = _backward(*inputs, *prepared, grad_output, grad_final, *options)
     *leaves, grad_initial = gradients
-    return *leaves, None if initial is None else grad_initial, None, None, None, None
+    return *leaves, None if initial is None else grad_initial, None, None, None, None, None
 
 
 def _differentiable_gradients(ctx, inputs, grad_output, grad_final):

@@ -9,23 +9,23 @@ import triton.language as tl
 
 from .complex import multiply, multiply_add
 from .lane_values import load_values, scan_terms, store_values
-from .sites import from_previous_lane, load_sites, store_sites
+from .sites import from_previous_lane, load_sites, row_start, store_sites
 from .tridiagonal import load_coupling
 
 
 @triton.jit
 def lane_apply_backward_kernel(
-    gradient_ptr, y_ptr, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, dx_ptr, applied_ptr, before_ptr,
-    dinitial_ptr, rows, heads, sites, chunks,
+    gradient_ptr, y_ptr, y_outer, y_inner, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, dx_ptr,
+    applied_ptr, before_ptr, dinitial_ptr, rows, heads, sites, chunks,
     X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, HOPPING: tl.constexpr,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr, G: tl.constexpr,
-    PIECE: tl.constexpr,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, Y_STEP: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """dx_i = theta_i Y_i (R, N, M) and applied = sum_M Y_i y_i, (K, R, N) for K groups of columns.
+    """dx_i = theta_i Y_i (B, H, N, M) and applied = sum_M Y_i y_i, (K, R, N) for K groups of columns.
 
     HOPPING: before = sum_M Y_i y_{i-1} alike, or where l is CONSTANT its sum with theta over the row, (K, R).
-    Gradient and y are contiguous (R, N, M), y before the row is initial (R, M). theta^2 tau of mathematics §1 is theta
-    times `applied`, so x is not read.
+    Gradient, y and dx have the same strides, Y_STEP from site to site; y before the row is initial (R, M). theta^2 tau
+    of mathematics §1 is theta times `applied`, so x is not read.
     """
     GROUPS: tl.constexpr = (WIDTH + G - 1) // G
     row, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
@@ -33,8 +33,9 @@ def lane_apply_backward_kernel(
     lane = tl.arange(0, P)
     following = (lane + 1) % P
     base = row.to(tl.int64) * sites
-    y, gradient = y_ptr + base * WIDTH * 2, gradient_ptr + base * WIDTH * 2
-    dx = dx_ptr + base * WIDTH * (2 if X_COMPLEX else 1)
+    y = row_start(y_ptr, row, heads, y_outer, y_inner, True)
+    gradient = row_start(gradient_ptr, row, heads, y_outer, y_inner, True)
+    dx = row_start(dx_ptr, row, heads, y_outer, y_inner, X_COMPLEX)
     total = group.to(tl.int64) * rows + row
     edge = (row.to(tl.int64) * WIDTH + column) * 2
     # s after the chunk, in the last lane.
@@ -46,8 +47,8 @@ def lane_apply_backward_kernel(
         chunk = chunks - 1 - k
         first = chunk * (P * E)
         theta_r, theta_i = load_sites(theta_ptr + base * 2, first, sites, 1, True, True, MASKED, P, E)
-        gr, gi = load_values(gradient, first, sites, column, WIDTH, True, True, WIDTH, MASKED, P, E, G)
-        yr, yi = load_values(y, first, sites, column, WIDTH, True, True, WIDTH, MASKED, P, E, G)
+        gr, gi = load_values(gradient, first, sites, column, Y_STEP, True, Y_STEP == WIDTH, WIDTH, MASKED, P, E, G)
+        yr, yi = load_values(y, first, sites, column, Y_STEP, True, Y_STEP == WIDTH, WIDTH, MASKED, P, E, G)
         lr, li = load_coupling(
             l_ptr, l_outer, l_inner, l_stride, row, heads, first, sites, L_COMPLEX, CONSTANT, UNIT, MASKED, P, E
         )
@@ -77,7 +78,7 @@ def lane_apply_backward_kernel(
         after_r, after_i = ends_r, ends_i
         if HOPPING:
             # y before the chunk, for its first site.
-            edge_of_y = y + (first.to(tl.int64) * WIDTH - WIDTH + column) * 2 if chunk > 0 else initial_ptr + edge
+            edge_of_y = y + ((first.to(tl.int64) - 1) * Y_STEP + column) * 2 if chunk > 0 else initial_ptr + edge
             lag_r, lag_i = (), ()
             for m in tl.static_range(G):
                 r = tl.load(edge_of_y + m * 2, mask=column + m < WIDTH, other=0.0)
@@ -106,7 +107,7 @@ def lane_apply_backward_kernel(
                 sum_r, sum_i = multiply_add(theta_r[e], theta_i[e], hr, hi, sum_r, sum_i)
             else:
                 before_r, before_i = (hr,) + before_r, (hi,) + before_i
-        store_values(dx, first, sites, column, dx_r, dx_i, X_COMPLEX, WIDTH, MASKED, P, E, G, PIECE)
+        store_values(dx, first, sites, column, Y_STEP, dx_r, dx_i, X_COMPLEX, WIDTH, MASKED, P, E, G, PIECE)
         store_sites(applied_ptr + total * sites * 2, first, sites, applied_r, applied_i, True, MASKED, P, E)
         if HOPPING and not CONSTANT:
             store_sites(before_ptr + total * sites * 2, first, sites, before_r, before_i, True, MASKED, P, E)

@@ -17,12 +17,16 @@ from .tridiagonal import couplings, load_hopping, shifted, thetas
 @triton.jit
 def lane_apply_kernel(
     a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
-    z_ptr, initial_ptr, x_ptr, x_outer, x_inner, x_stride, start_ptr, theta_ptr, y_ptr, heads, sites, chunks,
+    z_ptr, initial_ptr, x_ptr, x_outer, x_inner, x_stride, start_ptr, theta_ptr, y_ptr, y_outer, y_inner,
+    heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    UNIT: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
+    UNIT: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, WIDTH: tl.constexpr, Y_STEP: tl.constexpr,
+    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """theta (R, N) and y (R, N, M) from theta and y before the row, initial (R,) and start (R, M)."""
+    """theta (R, N) and y (B, H, N, M) from theta and y before the row, initial (R,) and start (R, M).
+
+    X_UNIT: the sites of x are M numbers apart. Those of y are Y_STEP numbers apart.
+    """
     # Neighbouring programs share the sectors of a row: its groups of columns come one after the other.
     GROUPS: tl.constexpr = (WIDTH + G - 1) // G
     row, column = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS * G
@@ -39,7 +43,7 @@ def lane_apply_kernel(
     x = row_start(x_ptr, row, heads, x_outer, x_inner, X_COMPLEX)
     stride = WIDTH if X_UNIT else x_stride
     theta = theta_ptr + row.to(tl.int64) * sites * 2
-    y = y_ptr + row.to(tl.int64) * sites * WIDTH * 2
+    y = row_start(y_ptr, row, heads, y_outer, y_inner, True)
     for chunk in range(0, chunks):
         first = chunk * (P * E)
         ar, ai = load_sites(a, first, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
@@ -63,10 +67,10 @@ def lane_apply_kernel(
             cr, ci = cr + (-r,), ci + (-i,)
         vr, vi = (), ()
         for j in tl.static_range(E * G):
-            r, i = multiply(theta_r[j // G], theta_i[j // G], xr[j], xi[j])
+            r, i = multiply(theta_r[j // G], theta_i[j // G], xr[j].to(tl.float32), xi[j])
             vr, vi = vr + (r,), vi + (i,)
         r, i, yr, yi = run_values(cr, ci, vr, vi, yr, yi, P, E, G)
-        store_values(y, first, sites, column, r, i, True, WIDTH, MASKED, P, E, G, PIECE)
+        store_values(y, first, sites, column, Y_STEP, r, i, True, WIDTH, MASKED, P, E, G, PIECE)
 
 
 @triton.jit

@@ -17,7 +17,8 @@ def load_values(
 ):  # fmt: skip
     """E G numbers each lane, G columns from `column` on; zero past the row's end and past the width.
 
-    Sites are `stride` numbers apart; UNIT says that this is the width. The imaginary parts of real values are zeros.
+    Sites are `stride` numbers apart; UNIT says that this is the width. Real values are in the precision of memory, and
+    their imaginary parts zeros.
     """
     PARTS: tl.constexpr = 2 if COMPLEX else 1
     FLAT: tl.constexpr = UNIT and G == WIDTH
@@ -60,27 +61,49 @@ def load_values(
 
 @triton.jit
 def store_values(
-    pointer, first, sites, column, real, imag, COMPLEX: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
+    pointer, first, sites, column, STEP: tl.constexpr, real, imag, COMPLEX: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """The inverse of `load_values` into a contiguous row, PIECE neighbours of a lane at a time."""
+    """The inverse of `load_values` into sites STEP numbers apart.
+
+    PIECE neighbours of a lane at a time where all its numbers are neighbours, else a site at a time, of PIECE >= G.
+    """
     PARTS: tl.constexpr = 2 if COMPLEX else 1
     part = tl.arange(0, PIECE * PARTS)[None, :]
     lane = tl.arange(0, P)[:, None] * E
-    base = pointer + (first.to(tl.int64) * WIDTH + column) * PARTS
-    for k in tl.static_range(E * G // PIECE):
-        number = k * PIECE + part // PARTS
-        if G == WIDTH:
+    base = pointer + (first.to(tl.int64) * STEP + column) * PARTS
+    if G == STEP:
+        for k in tl.static_range(E * G // PIECE):
+            x = join_numbers(real, imag, k * PIECE, PIECE, COMPLEX, P, PIECE)
             address = base + (lane * (G * PARTS) + (k * PIECE * PARTS + part))
-        else:
-            address = base + ((lane + k * PIECE // G) * (WIDTH * PARTS) + (k * PIECE % G * PARTS + part))
-        x = join_sites(real, k * PIECE, P, PIECE)
+            if MASKED:
+                tl.store(address, x, mask=first + lane + (k * PIECE + part // PARTS) // G < sites)
+            else:
+                tl.store(address, x)
+    else:
+        for e in tl.static_range(E):
+            x = join_numbers(real, imag, e * G, G, COMPLEX, P, PIECE)
+            address = base + ((lane + e).to(tl.int64) * (STEP * PARTS) + part)
+            number = part // PARTS
+            if MASKED or WIDTH % G != 0 or PIECE != G:
+                inside = (first + lane + e < sites) & (number < G) & (column + number < WIDTH)
+                tl.store(address, x, mask=inside)
+            else:
+                tl.store(address, x)
+
+
+@triton.jit
+def join_numbers(
+    real, imag, FIRST: tl.constexpr, COUNT: tl.constexpr, COMPLEX: tl.constexpr, P: tl.constexpr, PIECE: tl.constexpr
+):
+    """COUNT numbers from number FIRST on as (P, PIECE), or as pairs of floats (P, 2 PIECE); behind them, any."""
+    kept_r, kept_i = (), ()
+    for m in tl.static_range(PIECE):
+        kept_r = kept_r + (real[FIRST + (m if m < COUNT else 0)],)
         if COMPLEX:
-            x = tl.reshape(tl.join(x, join_sites(imag, k * PIECE, P, PIECE)), (P, PIECE * 2))
-        if MASKED or WIDTH % G != 0:
-            tl.store(address, x, mask=(first + lane + number // G < sites) & (column + number % G < WIDTH))
-        else:
-            tl.store(address, x)
+            kept_i = kept_i + (imag[FIRST + (m if m < COUNT else 0)],)
+    x = join_sites(kept_r, 0, P, PIECE)
+    return tl.reshape(tl.join(x, join_sites(kept_i, 0, P, PIECE)), (P, PIECE * 2)) if COMPLEX else x
 
 
 @triton.jit

@@ -111,15 +111,24 @@ def column_tile(rows: int, sites: int, width: int) -> ColumnTile:
     return ColumnTile(together, columns, 16, span, 1)
 
 
-def lane_tile(rows: int, sites: int, width: int, per_lane: int = 4) -> LaneTile | None:
-    """theta and the values in one pass: a warp a row, more warps where rows are few.
+def lane_tile(rows: int, sites: int, width: int) -> LaneTile | None:
+    """theta and the values in one pass; None where one thread a column is faster."""
+    return _lanes(rows, sites, width, per_lane=4, columns=width if width < 8 else 4)
 
-    None where one thread a column is faster: for enough columns to fill the device, and for so few, long rows that
-    their chunks should run at once.
+
+def lane_backward_tile(rows: int, sites: int, width: int) -> LaneTile | None:
+    """The values' adjoint alike: its gradient and y leave registers for two sites a lane."""
+    return _lanes(rows, sites, width, per_lane=2, columns=min(width, 8))
+
+
+def _lanes(rows: int, sites: int, width: int, per_lane: int, columns: int) -> LaneTile | None:
+    """A warp a row, more warps where rows are few.
+
+    None for enough columns to fill the device with a thread each, and for rows so few and long that their chunks
+    should run at once.
     """
-    if width == 0 or width >= 16 and rows * width >= 32_768:
+    if width == 0 or width > 8 and rows * width >= 16_384:
         return None
-    columns = width if width < 8 else 4
     programs = rows * -(-width // columns)
     if programs < 512 and sites > LONGEST:
         return None

@@ -46,12 +46,14 @@ class Dynamics(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.decay is None:
-                learned = -regrouped(decay, self.heads).to(x.dtype)
-            else:
-                # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
-                # gradient (aot_eager: "view size is not compatible").
-                learned = F.logsigmoid(-self.decay(x))
-            return learned - self.base_decay, torch.sigmoid(self.rate(x))
+                return -regrouped(decay, self.heads).to(x.dtype) - self.base_decay, torch.sigmoid(self.rate(x))
+            # One product, so that x is read once.
+            weight = torch.cat((self.decay.weight, self.rate.weight))
+            bias = torch.cat((self.decay.bias, self.rate.bias))
+            forgetting, writing = F.linear(x, weight, bias).chunk(2, dim=-1)
+            # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
+            # gradient (aot_eager: "view size is not compatible").
+            return F.logsigmoid(-forgetting) - self.base_decay, torch.sigmoid(writing)
 
 
 def regrouped(decay: Tensor, heads: int) -> Tensor:

@@ -14,9 +14,11 @@ from muse_core.contracts import State, Step, Tokens
 from muse_core.model.by_period import by_period
 from muse_core.model.context import Context
 from muse_core.model.periods import Writes
+from muse_core.model.precision import lowered
 from muse_hebbian.convolution import CausalConvolution
 from muse_hebbian.dynamics import Dynamics, regrouped
 from muse_hebbian.options import HebbianOptions
+from muse_kernels.torch.short_convolution import unit
 
 
 class Hebbian(nn.Module):
@@ -50,9 +52,14 @@ class Hebbian(nn.Module):
         self.key = _projection(width, self.heads * self.key_width, generator)
         self.value = _projection(width, self.heads * self.value_width, generator)
         channels = self.heads * (2 * self.key_width + self.value_width)
-        self.convolution = (
-            CausalConvolution(channels, options.convolution, generator) if options.convolution else None
-        )
+        self.convolution = None
+        if options.convolution:
+            short = context.kernels.bind(
+                "short_convolution",
+                sizes={"key": self.key_width, "span": options.convolution},
+                needs=("gradient", "resets"),
+            )
+            self.convolution = CausalConvolution(channels, options.convolution, generator, short)
         self.dynamics = Dynamics(
             width,
             self.heads,
@@ -62,6 +69,7 @@ class Hebbian(nn.Module):
             own_decay=not self.use_signal,
         )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
+        self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
         self.gate = _projection(width, self.heads * self.value_width, generator) if options.gate else None
         # As many updates as there are blocks add up in the stream.
         self.output = _projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
@@ -82,21 +90,21 @@ class Hebbian(nn.Module):
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         state = {} if state is None else state
         new_state = {}
-        projected = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
+        low = lowered(x)
+        projected = F.linear(low, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
         if self.convolution is not None:
-            projected, new_state["convolution"] = self.convolution(projected, state.get("convolution"), tokens)
-            projected = F.silu(projected)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1))
-            for part in projected.split(
-                (self.heads * self.key_width, self.heads * self.key_width, self.heads * self.value_width), dim=-1
+            (query, key, value), new_state["convolution"] = self.convolution(
+                projected, self.heads, self.key_width, state.get("convolution"), tokens
             )
-        )
+        else:
+            sizes = (self.heads * self.key_width, self.heads * self.key_width, self.heads * self.value_width)
+            query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in projected.split(sizes, dim=-1))
+            query, key = unit(query), unit(key)
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         reading = by_period(
             self.kernel,
             list(self.filters.items()),
-            Writes(_unit(query), _unit(key), value, log_decay, rate),
+            Writes(query, key, value, log_decay, rate),
             state.get("memory"),
             tokens,
             rule=self.rule,
@@ -104,18 +112,17 @@ class Hebbian(nn.Module):
             read_before="memory_before" in self.publish,
         )
         new_state["memory"] = reading.state
-        read = reading.output
-        if self.norm is not None:
-            read = self.norm(read.to(torch.promote_types(read.dtype, torch.float32)))
-        read = read.flatten(2)
         published = {} if reading.before is None else {"memory_before": reading.before}
-        if self.gate is not None:
-            gate = self.gate(x)
-            read = read * F.silu(gate)
-            if "gate" in self.publish:
-                published["gate"] = gate.sigmoid()
+        gate = None if self.gate is None else self.gate(low)
+        if "gate" in self.publish:
+            published["gate"] = gate.sigmoid()
+        read = self.gated_norm(
+            reading.output,
+            None if self.norm is None else self.norm.weight,
+            None if gate is None else gate.view(reading.output.shape),
+        )
         return Step(
-            self.output(read.to(projected.dtype)),
+            self.output(read.flatten(2).to(projected.dtype)),
             new_state,
             published,
             {},
@@ -127,11 +134,6 @@ def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: flo
     linear = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
     return linear
-
-
-def _unit(x: Tensor) -> Tensor:
-    """x over its length, computed in fp32 at least: a square overflows in fp16 and loses bits in bf16."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6).to(x.dtype)
 
 
 @torch.no_grad()

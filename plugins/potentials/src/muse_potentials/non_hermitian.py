@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from muse_core.contracts import Tokens
 from muse_core.model.context import Context
 from muse_potentials.options import NonHermitianOptions
-from muse_potentials.projection import Projection
+from muse_potentials.projection import Projection, project
 
 
 class Offset(nn.Module):
@@ -46,9 +46,10 @@ class NonHermitian(nn.Module):
             self.register_buffer("fixed", spaced(heads, options.initial_decay).to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
-        potential = self.potential(x)
         if self.adaptive:
-            decay = F.softplus(self.decay(x) + self.dynamics.offset)
+            potential, decay = project(x, self.potential, self.decay)
+            decay = F.softplus(decay + self.dynamics.offset)
         else:
+            potential = self.potential(x)
             decay = self.fixed.expand_as(potential)
-        return potential, self.base_decay + decay
+        return potential, self.base_decay + decay if self.base_decay else decay

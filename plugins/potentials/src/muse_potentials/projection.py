@@ -15,5 +15,13 @@ class Projection(nn.Module):
         nn.init.normal_(self.weight, std=scale * features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected = nn.functional.linear(x, self.weight)
-        return projected.to(torch.promote_types(projected.dtype, torch.float32))
+        (projected,) = project(x, self)
+        return projected
+
+
+def project(x: Tensor, *projections: Projection) -> tuple[Tensor, ...]:
+    """Each projection of x, by one product, so that x is read once."""
+    weights = [projection.weight for projection in projections]
+    projected = nn.functional.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights))
+    projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
+    return projected.split([len(weight) for weight in weights], dim=-1)

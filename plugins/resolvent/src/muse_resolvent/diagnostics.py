@@ -32,16 +32,23 @@ def measures(
 
     V, Γ, θ (B, N, H); ``hopping`` |l| (H,); ``valid`` (B, N). Source: mathematics §1, §2.
     """
+    exponents, overdamped = local_exponents(theta, hopping), decay > OVERDAMPED * potential.abs()
     if valid is None:
-        valid = torch.ones(decay.shape[:2], dtype=torch.bool, device=decay.device)
-    weight = _weights(decay, valid)
-    chosen = valid[..., None]
-    lyapunov = torch.einsum("bn,bnh->h", weight, local_exponents(theta, hopping))
+        (smallest, largest), lyapunov = decay.aminmax(), exponents.mean((0, 1))
+        mean, overdamped = decay.mean(), overdamped.to(decay.dtype).mean()
+    else:
+        weight = _weights(decay, valid)
+        chosen = valid[..., None]
+        lyapunov, mean, overdamped = (
+            torch.einsum("bn,bnh->h", weight, x.to(decay.dtype)) for x in (exponents, decay, overdamped)
+        )
+        mean, overdamped = mean.mean(), overdamped.mean()
+        smallest, largest = torch.where(chosen, decay, torch.inf).amin(), torch.where(chosen, decay, 0).amax()
     return {
-        "decay": torch.einsum("bn,bnh->h", weight, decay).mean(),
-        "decay_min": torch.where(chosen, decay, torch.inf).amin(),
-        "decay_max": torch.where(chosen, decay, 0).amax(),
-        "overdamped": torch.einsum("bn,bnh->h", weight, (decay > OVERDAMPED * potential.abs()).to(decay.dtype)).mean(),
+        "decay": mean,
+        "decay_min": smallest,
+        "decay_max": largest,
+        "overdamped": overdamped,
         "lyapunov": lyapunov.mean(),
         "lyapunov_min": lyapunov.amin(),
         "lyapunov_max": lyapunov.amax(),

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from muse_core.component import named
 from muse_core.contracts import State, Step, Tokens
 from muse_core.model.context import Context
+from muse_core.model.precision import lowered
 from muse_resolvent.carry import last_valid, restored, stored
 from muse_resolvent.diagnostics import local_exponents, measures, strengths
 from muse_resolvent.dynamics import Dynamics
@@ -63,6 +63,7 @@ class Resolvent(nn.Module):
             nn.init.normal_(self.value.weight, std=width**-0.5)
             self.gate = nn.Linear(width, applied, bias=False) if options.gate else None
             self.norm = nn.RMSNorm(2 * applied, eps=1e-6) if options.output_norm else None
+            self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": 2 * applied})
         if self.reads_phase or not self.values:
             self.green = context.kernels.bind("causal_resolvent_diagonal")
         features = 2 * applied + self.heads * {"none": 2, "increment": 3, "shift": 5}[options.phase]
@@ -70,10 +71,11 @@ class Resolvent(nn.Module):
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
-        terms = self.terms(x, signals, tokens)
-        potential, decay = self.total(terms, x)
-        value = self.value(x).unflatten(-1, (self.heads, self.values)) if self.values else None
-        gate = self.gate(x) if self.gate is not None else None
+        low = lowered(x)
+        terms = self.terms(low, signals, tokens)
+        potential, decay = self.total(terms, low)
+        value = self.value(low).unflatten(-1, (self.heads, self.values)) if self.values else None
+        gate = self.gate(low) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
             coupling = hopping[:, None]
@@ -86,14 +88,16 @@ class Resolvent(nn.Module):
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:
                 found["gate"] = gate.sigmoid()
-            features = [] if y is None else [self.read_values(y, gate if gate is None else F.silu(gate))]
+            features = [] if y is None else [self.read_values(y, gate)]
             features.append(found["theta"])
             if self.reads_phase:
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)
                 found |= phases
                 kept |= kept_phases
                 features += self.phase_features(phases)
-            mixed = torch.cat([feature.flatten(2) for feature in features], dim=-1)
+            # In the precision of the output's product, which the gate has.
+            dtype = features[0].dtype if gate is None else gate.dtype
+            mixed = torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
             measured = measures(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
         return Step(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
 
@@ -107,9 +111,12 @@ class Resolvent(nn.Module):
 
     def total(self, terms: dict[str, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
         """The sums over the potentials; zeros for none."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        potential = decay = torch.zeros(*x.shape[:2], self.heads, dtype=dtype, device=x.device)
-        for more_potential, more_decay in terms.values():
+        if not terms:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            nothing = torch.zeros(*x.shape[:2], self.heads, dtype=dtype, device=x.device)
+            return nothing, nothing
+        (potential, decay), *others = terms.values()
+        for more_potential, more_decay in others:
             potential, decay = potential + more_potential, decay + more_decay
         return potential, decay
 
@@ -128,7 +135,7 @@ class Resolvent(nn.Module):
             sites.coupling,
             sites.coupling,
             sites.energy,
-            value.to(sites.diagonal.real.dtype).transpose(1, 2),
+            value.transpose(1, 2),
             initial=None if state is None else (before, before_y),
         )
         theta, y = theta.transpose(1, 2), y.transpose(1, 2)
@@ -137,11 +144,8 @@ class Resolvent(nn.Module):
 
     def read_values(self, y: Tensor, gate: Tensor | None) -> Tensor:
         """Complex (B, N, H, M) → (B, N, 2 H M): real parts, then imaginary parts, of unit mean square times a learned
-        gain, both times the gate (B, N, H M)."""
-        parts = torch.cat((y.real.flatten(2), y.imag.flatten(2)), dim=-1)
-        if self.norm is not None:
-            parts = self.norm(parts)
-        return parts if gate is None else (parts.unflatten(-1, (2, -1)) * gate[:, :, None]).flatten(2)
+        gain, both times SiLU of the gate (B, N, H M)."""
+        return self.gated_norm(y.flatten(2), None if self.norm is None else self.norm.weight, gate)
 
     def read_phase(
         self, theta: Tensor, sites: Sites, state: State, tokens: Tokens

@@ -8,7 +8,14 @@ from muse_core.contracts import KernelRequest
 from muse_kernels.refusals import refuse_reference, refuse_torch
 from muse_torch_bk.options import ReferenceOptions, TorchOptions
 
-OPERATIONS = ("resolvent_diagonal", "causal_resolvent_diagonal", "causal_resolvent_apply", "fast_weights")
+OPERATIONS = (
+    "resolvent_diagonal",
+    "causal_resolvent_diagonal",
+    "causal_resolvent_apply",
+    "fast_weights",
+    "gated_norm",
+    "short_convolution",
+)
 
 
 class Torch:

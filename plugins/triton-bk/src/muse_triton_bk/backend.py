@@ -8,7 +8,14 @@ from muse_core.contracts import KernelRequest
 from muse_kernels.refusals import refuse_triton
 from muse_triton_bk.options import TritonOptions
 
-OPERATIONS = ("resolvent_diagonal", "causal_resolvent_diagonal", "causal_resolvent_apply", "fast_weights")
+OPERATIONS = (
+    "resolvent_diagonal",
+    "causal_resolvent_diagonal",
+    "causal_resolvent_apply",
+    "fast_weights",
+    "gated_norm",
+    "short_convolution",
+)
 
 
 class Triton:

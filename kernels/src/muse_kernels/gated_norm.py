@@ -1,0 +1,42 @@
+"""Root mean square normalisation and a gate in one pass: served by the backend asked for."""
+
+import torch
+from torch import Tensor
+
+from .dispatch import Request, chosen, implementation
+
+
+def gated_norm(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6, backend: str = "auto"
+) -> Tensor:
+    """x over its root mean square along the last axis, times a gain, times SiLU of a gate.
+
+    Args:
+        x: (..., F), real or complex; complex numbers count as F real parts followed by F imaginary parts.
+        weight: the gain, (F,), or (2F,) for complex x; None leaves x as it is.
+        gate: what SiLU opens, (..., F) real, the same for both parts of a complex number; None opens fully.
+        epsilon: added to the mean square.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns (..., F) or, for complex x, (..., 2F), in the gate's dtype, in x's real one without a gate; computed in
+    float32 at least. ValueError names the argument and the shapes that do not fit. Source: Zhang and Sennrich 2019.
+    """
+    request = Request(
+        "gated_norm",
+        x.device.type,
+        "float64" if x.dtype in (torch.float64, torch.complex128) else "float32",
+        {"features": x.shape[-1] * (2 if x.is_complex() else 1)},
+    )
+    return implementation("gated_norm", chosen(request, backend).backend)(x, weight, gate, epsilon=epsilon)
+
+
+def check_gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> torch.dtype:
+    """The dtype of the result; ValueError naming the argument and the shapes where they do not fit."""
+    if x.ndim < 1 or not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"gated_norm: x must be floating or complex (..., F), got {x.dtype} {tuple(x.shape)}")
+    features = x.shape[-1] * (2 if x.is_complex() else 1)
+    if weight is not None and tuple(weight.shape) != (features,):
+        raise ValueError(f"gated_norm: weight must be ({features},) beside x {tuple(x.shape)}, {tuple(weight.shape)}")
+    if gate is not None and gate.shape != x.shape:
+        raise ValueError(f"gated_norm: gate must be {tuple(x.shape)} as x, got {tuple(gate.shape)}")
+    return x.real.dtype if gate is None else gate.dtype

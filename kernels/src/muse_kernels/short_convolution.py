@@ -1,0 +1,89 @@
+"""Queries, keys and values from their projections, by a short causal convolution: served by the backend asked for."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dispatch import Request, chosen, implementation
+
+SHORTEST = 1e-6
+"""Length below which a query or key is divided by this instead of its length."""
+
+
+class Heads(NamedTuple):
+    """How the channels C = H (2K + M) divide: H queries of width K, H keys of width K, H values of width M."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def channels(self) -> int:
+        return self.heads * (2 * self.key_width + self.value_width)
+
+
+def short_convolution(
+    x: Tensor,
+    taps: Tensor,
+    heads: int,
+    key_width: int,
+    *,
+    initial: Tensor | None = None,
+    resets: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU of y_t = sum over lags below S of taps_lag x_{t-lag}, tokens of the same document alone; queries and keys
+    then divided by their length.
+
+    Args:
+        x: projections (B, N, C) with C = H (2K + M): all queries, all keys, all values.
+        taps: (S, C), one vector of gains a lag.
+        heads, key_width: H and K.
+        initial: the S - 1 inputs before the first token (B, S - 1, C), zero where they belong to an earlier document;
+            None is zero.
+        resets: (B, N) bool, true where a document starts.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns query and key (B, N, H, K) of length 1 and value (B, N, H, M), in the dtype of x. Gradients of first order
+    to x, taps and initial. ValueError names the argument and the shapes that do not fit. Source: mathematics §3.
+    """
+    request = Request(
+        "short_convolution",
+        x.device.type,
+        str(x.dtype).removeprefix("torch."),
+        {"key": key_width, "span": len(taps)},
+        frozenset({"resets"}) if resets is not None else frozenset(),
+    )
+    function = implementation("short_convolution", chosen(request, backend).backend)
+    return function(x, taps, heads, key_width, initial=initial, resets=resets)
+
+
+def check_short_convolution(
+    x: Tensor, taps: Tensor, heads: int, key_width: int, initial: Tensor | None, resets: Tensor | None
+) -> Heads:
+    """How the channels divide; ValueError naming the argument and the shapes where they do not fit."""
+    if x.ndim != 3 or not x.is_floating_point():
+        raise ValueError(f"short_convolution: x must be floating (B, N, C), got {x.dtype} {tuple(x.shape)}")
+    batch, tokens, channels = x.shape
+    values = channels - 2 * heads * key_width
+    if heads < 1 or key_width < 1 or values < heads or values % heads:
+        raise ValueError(
+            f"short_convolution: x {tuple(x.shape)} does not hold {heads} heads of 2 x {key_width} channels for "
+            "queries and keys and as many for values each"
+        )
+    if taps.ndim != 2 or taps.shape[0] < 1 or taps.shape[1] != channels:
+        raise ValueError(f"short_convolution: taps must be (S, {channels}) beside x, got {tuple(taps.shape)}")
+    before = (batch, taps.shape[0] - 1, channels)
+    if initial is not None and tuple(initial.shape) != before:
+        raise ValueError(f"short_convolution: initial must be {before}, got {tuple(initial.shape)}")
+    if resets is not None and (tuple(resets.shape) != (batch, tokens) or resets.dtype != torch.bool):
+        raise ValueError(
+            f"short_convolution: resets must be bool {(batch, tokens)}, got {resets.dtype} {tuple(resets.shape)}"
+        )
+    return Heads(heads, key_width, values // heads)
+
+
+def documents(resets: Tensor | None) -> Tensor | None:
+    """(B, N) int32: which document a token belongs to, counted from the carried one (0)."""
+    return None if resets is None else resets.cumsum(1, dtype=torch.int32)

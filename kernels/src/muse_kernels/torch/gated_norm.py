@@ -1,0 +1,24 @@
+"""The gated normalisation by plain torch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..gated_norm import check_gated_norm
+
+
+def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
+    """One pass an operation; arguments, results and errors as `muse_kernels.gated_norm`."""
+    dtype = check_gated_norm(x, weight, gate)
+    both = x.is_complex()
+    if both:
+        x = torch.cat((x.real, x.imag), dim=-1)
+    if weight is not None:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = F.rms_norm(x, x.shape[-1:], weight, epsilon)
+    if gate is None:
+        return x.to(dtype)
+    opened = F.silu(gate)
+    if both:
+        return (x.unflatten(-1, (2, -1)) * opened.unsqueeze(-2)).flatten(-2).to(dtype)
+    return (x * opened).to(dtype)

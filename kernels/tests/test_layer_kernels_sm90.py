@@ -1,0 +1,54 @@
+"""What the kernels around fast weights and the applied resolvent become on Hopper, at width 512 in bfloat16."""
+
+import importlib
+import os
+
+import pytest
+import torch
+
+sm90 = pytest.importorskip("muse_kernels.testing.sm90")
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
+
+# By Triton 3.7.1: registers as found, instructions with a tenth to spare. None spills.
+CEILINGS = {
+    "gated_norm_kernel": (54, 850),
+    "gated_norm_backward_kernel": (128, 1320),
+    "short_convolution_kernel": (62, 930),
+    "convolved_gradient_kernel": (134, 1380),
+    "shifted_gradient_kernel": (63, 500),
+}
+
+
+def recorded(patch, module: str, launches) -> dict:
+    """Every kernel of the module, as `launches` would run them on tensors that hold no memory."""
+    place = importlib.import_module(f"muse_kernels.triton.{module}")
+    recorders = {name: sm90.Recorder(getattr(place, name)) for name in CEILINGS if hasattr(place, name)}
+    for name, recorder in recorders.items():
+        patch.setattr(place, name, recorder)
+    with torch.device("meta"):
+        launches(place)
+    return recorders
+
+
+def norms(place) -> None:
+    x, gate = torch.empty(8, 2048, 512, dtype=torch.complex64), torch.empty(8, 2048, 512, dtype=torch.bfloat16)
+    gradient = torch.empty(8, 2048, 1152, dtype=torch.bfloat16)[..., :1024]
+    place._forward._init_fn(x, torch.empty(1024), gate, 1e-6)
+    place._backward._init_fn(gradient, x, torch.empty(1024), gate, 1e-6)
+
+
+def convolutions(place) -> None:
+    x, taps = torch.empty(8, 2048, 1536, dtype=torch.bfloat16), torch.empty(4, 1536)
+    document = torch.empty(8, 2048, dtype=torch.int32)
+    parts = place._forward._init_fn(x, taps, None, document, 8, 64)
+    place._backward._init_fn(*parts, x, taps, None, document, 8, 64)
+
+
+@pytest.mark.parametrize("module, launches", [("gated_norm", norms), ("short_convolution", convolutions)])
+def test_ceilings(monkeypatch, module, launches):
+    for name, recorder in recorded(monkeypatch, module, launches).items():
+        found = recorder.compile()
+        registers, instructions = CEILINGS[name]
+        assert found.stack == 0 and found.registers <= registers, f"{name}: {found}"
+        assert instructions / 3 <= found.instructions <= instructions, f"{name}: {found}"
