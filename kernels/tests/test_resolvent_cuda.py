@@ -90,18 +90,22 @@ def test_values_by_the_kernel_of_their_own(batch, sites, width):
     assert_close(results(problem, lambda p: p.apply(kernels.causal_resolvent_apply)), expected, 1e-4)
 
 
-@pytest.mark.parametrize("width", (1, 6, 16))
-def test_values_of_many_rows(width):
-    """As a model calls it: real values and a diagonal whose sites are not neighbours, in one pass."""
+@pytest.mark.parametrize("width, inside, lane_tile", (
+    (1, False, None), (6, False, None), (6, True, tiles.LaneTile(32, 4, 6, 1, 128)), (16, True, None),
+))  # fmt: skip
+def test_values_of_many_rows(width, inside, lane_tile):
+    """Real values, a diagonal whose sites are not neighbours; rows one by one, or heads inside tokens as in models."""
     problem = on_gpu(draw(300, "constant", batch=128, width=width, dtype=torch.float32))
     with torch.no_grad():
         problem.lower.mul_(0.3)
         problem.diagonal = problem.diagonal.transpose(1, 2).contiguous().transpose(1, 2)
-        problem.values = problem.values.transpose(1, 2).contiguous().transpose(1, 2)
+        if inside:
+            problem.values = problem.values.transpose(1, 2).contiguous().transpose(1, 2)
     for x in (problem.diagonal, problem.values):
         x.requires_grad_()
     expected = results(problem.in_double(), lambda p: p.apply(lanes.causal_resolvent_apply))
-    assert_close(results(problem, lambda p: p.apply(kernels.causal_resolvent_apply)), expected, 1e-4)
+    run = lambda p: p.apply(kernels.causal_resolvent_apply, lanes=lane_tile)  # noqa: E731
+    assert_close(results(problem, run), expected, 1e-4)
 
 
 def sequential(a, l, u, z):

@@ -6,7 +6,7 @@ from torch import Tensor
 from .column_apply_launches import run_columns, run_columns_back
 from .lane_apply_launches import run_lanes, run_lanes_back
 from .row_launches import left_green
-from .rows import Rows
+from .rows import Rows, inside_tokens
 from .tiles import ColumnTile, LaneTile, Tile, column_tile, lane_backward_tile, lane_tile
 
 
@@ -18,6 +18,8 @@ def apply_forward(
 
     `lanes` asks for the kernel over lanes, `tile` for theta and `columns` for the values alone.
     """
+    # Where heads lie inside tokens, neighbouring rows share sectors, which one thread a column uses; lanes are not
+    # measured there.
     _, _, sites, width = values.shape
     if not (lanes or tile or columns or inside_tokens(values)):
         lanes = lane_tile(initial.shape[0], sites, width)
@@ -42,8 +44,3 @@ def apply_backward(
     if hopping and lower.ndim == 1:
         before = (theta * before).sum(1)
     return dx, applied, before, dinitial
-
-
-def inside_tokens(values: Tensor) -> bool:
-    """Whether the heads of a token lie together: neighbouring rows share sectors, which one thread a column uses."""
-    return values.shape[1] > 1 and values.stride(1) < values.stride(2)

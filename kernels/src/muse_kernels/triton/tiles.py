@@ -1,4 +1,4 @@
-"""What one program takes of a row. Choices are the fastest of those measured on an H200 (docs/results)."""
+"""What one program takes of a row. Choices are the fastest of those measured (docs/results)."""
 
 from typing import NamedTuple
 
