@@ -80,6 +80,12 @@ def test_strided_and_expanded(rule):
     assert torch.equal(problem.run(fast_weights, rule=rule)[0], shared)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_more_rows_than_the_later_axes_of_a_grid_take(rule):
+    sizes = {"batch": 35_000, "heads": 2, "key_width": 16, "value_width": 16}
+    assert_near(draw(2, **sizes).to(torch.bfloat16, "cuda"), 1.5e-2, rule=rule)
+
+
 def test_compiled():
     problem = draw(128, heads=2, key_width=64, value_width=64).to(torch.bfloat16, "cuda")
     compiled = torch.compile(lambda *x: fast_weights(*x, rule="delta")[0].float().sin(), fullgraph=True)

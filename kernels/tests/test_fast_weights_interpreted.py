@@ -131,8 +131,14 @@ def test_refusals():
         draw(4).run(fast_weights)
     with pytest.raises(ValueError, match="up to 128 wide, got K=129, M=3"):
         draw(4, key_width=129, dtype=torch.float32).run(fast_weights)
-    with pytest.raises(ValueError, match="at most 65535 rows, got B H = 65536"):
-        draw(1, batch=65536, heads=1, key_width=1, value_width=1, dtype=torch.float32).run(fast_weights)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_more_rows_than_an_axis_takes(rule, monkeypatch):
+    """Five rows over two layers of three, the last of which is taken twice."""
+    monkeypatch.setattr(fast_weights_launch, "MOST_OF_AN_AXIS", 3)
+    problem = draw(20, batch=1, heads=5, key_width=3, value_width=2, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), 1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)

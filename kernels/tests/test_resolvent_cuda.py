@@ -40,22 +40,26 @@ def test_every_result_is_near_float64(kind, sites):
         (lambda p, b, **_: p.full(b.resolvent_diagonal), {}),
         (lambda p, b, **_: p.left(b.causal_resolvent_diagonal), {}),
         (lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), {"columns": COLUMNS}),
+        (lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), {"lanes": tiles.LaneTile(32, 4, 3, 1)}),
     ):
         expected = results(exact, lambda p, run=run: run(p, lanes))
         actual = results(problem, lambda p, run=run, o=options: run(p, kernels, **o))
         assert_close(actual, expected, 3e-4, zeros=sites == 1)
 
 
-@pytest.mark.parametrize("tile", ((32, 16, 1), (64, 8, 4), (128, 8, 2), (128, 16, 8)))
+@pytest.mark.parametrize("tile", ((32, 8, 1), (64, 8, 4), (128, 8, 2), (256, 4, 8)))
 def test_any_number_of_warps_and_chunks(tile):
     problem = on_gpu(draw(1000, dtype=torch.float32))
     exact = problem.in_double()
     columns = tiles.ColumnTile(8, 4, 4, 300, tile[2], late=4)
+    lanes_of_values = tiles.LaneTile(tile[0], tile[1], 2, tile[2])
     tile = tiles.Tile(*tile)
     expected = results(exact, lambda p: p.full(lanes.resolvent_diagonal))
     assert_close(results(problem, lambda p: p.full(kernels.resolvent_diagonal, tile=tile)), expected, 1e-4)
     expected = results(exact, lambda p: p.apply(lanes.causal_resolvent_apply))
     run = lambda p: p.apply(kernels.causal_resolvent_apply, tile=tile, columns=columns)  # noqa: E731
+    assert_close(results(problem, run), expected, 1e-4)
+    run = lambda p: p.apply(kernels.causal_resolvent_apply, lanes=lanes_of_values)  # noqa: E731
     assert_close(results(problem, run), expected, 1e-4)
 
 
@@ -63,20 +67,45 @@ def test_any_number_of_warps_and_chunks(tile):
 def test_rows_read_once(kind, batch, sites):
     """Many rows, a program each; fewer, longer ones, whose chunks wait for each other. Repeated: a race would show."""
     problem = on_gpu(draw(sites, kind, batch=batch, heads=4, dtype=torch.float32))
-    expected, _ = problem.in_double().left(lanes.causal_resolvent_diagonal)
+    weight = torch.randn(problem.diagonal.shape, device="cuda", dtype=torch.complex64)
+
+    def theta_and_gradient(p, backend):
+        theta, _ = p.left(backend.causal_resolvent_diagonal)
+        return theta, *torch.autograd.grad((weight * theta).sum().real, p.diagonal)
+
+    expected = theta_and_gradient(problem.in_double(), lanes)
     for _ in range(20):
-        theta, _ = problem.left(kernels.causal_resolvent_diagonal)
-        error = ((theta - expected).abs().amax(-1) / expected.abs().amax(-1)).max()
-        assert error <= 1e-3, f"{error:.1e}"
+        for found, exact in zip(theta_and_gradient(problem, kernels), expected, strict=True):
+            error = ((found - exact).abs().amax(-1) / exact.abs().amax(-1)).max()
+            assert error <= 1e-3, f"{error:.1e}"
 
 
-def test_values_at_the_tile_of_their_own():
-    """Whole stretches of 32 sites, as a call without options takes them."""
-    problem = on_gpu(draw(512, "constant", width=6, dtype=torch.float32))
+@pytest.mark.parametrize("batch, sites, width", ((1, 512, 6), (512, 64, 16), (1, 5000, 3)))
+def test_values_by_the_kernel_of_their_own(batch, sites, width):
+    """Several warps a row, a thread a column, chunks of few, long rows: as a call without options takes them."""
+    problem = on_gpu(draw(sites, "constant", batch=batch, heads=4, width=width, dtype=torch.float32))
     with torch.no_grad():
         problem.lower.mul_(0.3)  # the values would grow past single precision
     expected = results(problem.in_double(), lambda p: p.apply(lanes.causal_resolvent_apply))
     assert_close(results(problem, lambda p: p.apply(kernels.causal_resolvent_apply)), expected, 1e-4)
+
+
+@pytest.mark.parametrize("width, inside, lane_tile", (
+    (1, False, None), (6, False, None), (6, True, tiles.LaneTile(32, 4, 6, 1, 128)), (16, True, None),
+))  # fmt: skip
+def test_values_of_many_rows(width, inside, lane_tile):
+    """Real values, a diagonal whose sites are not neighbours; rows one by one, or heads inside tokens as in models."""
+    problem = on_gpu(draw(300, "constant", batch=128, width=width, dtype=torch.float32))
+    with torch.no_grad():
+        problem.lower.mul_(0.3)
+        problem.diagonal = problem.diagonal.transpose(1, 2).contiguous().transpose(1, 2)
+        if inside:
+            problem.values = problem.values.transpose(1, 2).contiguous().transpose(1, 2)
+    for x in (problem.diagonal, problem.values):
+        x.requires_grad_()
+    expected = results(problem.in_double(), lambda p: p.apply(lanes.causal_resolvent_apply))
+    run = lambda p: p.apply(kernels.causal_resolvent_apply, lanes=lane_tile)  # noqa: E731
+    assert_close(results(problem, run), expected, 1e-4)
 
 
 def sequential(a, l, u, z):

@@ -12,6 +12,8 @@ from muse_kernels import reference
 from muse_kernels.resolvent_arguments import check_resolvent
 from muse_kernels.testing.resolvent import assert_close, draw, results
 
+apply_launches = pytest.importorskip("muse_kernels.triton.apply_launches")
+launches = pytest.importorskip("muse_kernels.triton.launches")
 row_launches = pytest.importorskip("muse_kernels.triton.row_launches")
 kernels = pytest.importorskip("muse_kernels.triton")
 tiles = pytest.importorskip("muse_kernels.triton.tiles")
@@ -63,6 +65,22 @@ def test_long_rows_read_once(kind, sites):
         assert (theta - expected).abs().max() <= CLOSE * expected.abs().max(), launch.__name__
 
 
+@pytest.mark.parametrize("sites", (8, 19))
+def test_long_rows_read_once_backward(sites):
+    """In the middle of the band, where what a chunk hands on has hardly decayed."""
+    random = torch.Generator().manual_seed(0)
+    diagonal, gradient = (torch.randn(2, sites, dtype=torch.complex64, generator=random) for _ in range(2))
+    ones = torch.ones(2, 1, dtype=torch.complex64)
+    rows = rows_of(check_resolvent("", 0.1 * diagonal.real, ones, ones, torch.full((2, 1), 0.5 + 0.05j)))
+    theta = row_launches.left_green_chain(rows, tiles.Tile(2, 4, 1))
+    twice, once = (
+        launches.left_green_backward(rows, theta, gradient, gradient, None, True, tiles.Tile(2, 4, 1), chain)
+        for chain in (False, True)
+    )
+    for a, b in zip(once, twice, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=CLOSE * b.abs().max().item())
+
+
 @pytest.mark.parametrize("rows, sites, constant, taken", (
     (512, 4096, True, "loop"), (512, 4096, False, "forward"), (511, 4096, True, "forward"),
     (512, 2048, True, "forward"), (32, 4097, True, "chain"), (31, 4097, True, "forward"),
@@ -77,6 +95,51 @@ def test_choice_of_the_kernel(monkeypatch, rows, sites, constant, taken):
     assert called == [taken]
 
 
+@pytest.mark.parametrize("kind, sites, width, columns", (
+    ("complex", 11, 5, 5), ("constant", 8, 3, 3), ("strided", 16, 4, 2), ("constant", 9, 5, 2), ("complex", 5, 1, 1),
+    ("constant", 16, 7, 7),
+))  # fmt: skip
+def test_applied_in_one_pass(kind, sites, width, columns):
+    problem = draw(sites, kind, batch=1, heads=2, width=width, dtype=torch.float32)
+    lanes = tiles.LaneTile(2, 4, columns, 1)
+    both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), lanes=lanes)
+
+
+@pytest.mark.parametrize("varies, real", ((False, False), (True, True)))
+def test_values_backward_by_either_kernel(varies, real):
+    """Two sites a lane, as many rows take them, against one thread a column; l is real where it varies."""
+    random = torch.Generator().manual_seed(0)
+    gradient, y, theta, initial, lower = (
+        torch.randn(*shape, dtype=torch.complex64, generator=random)
+        for shape in ((1, 2, 7, 5), (1, 2, 7, 5), (2, 7), (2, 5), (1, 2, 7) if varies else (2,))
+    )
+    lower = lower.real if varies else lower
+    given = (gradient, y, lower, theta, initial, torch.float32 if real else torch.complex64, True)
+    expected = apply_launches.apply_backward(*given, columns=COLUMNS)
+    for columns in (5, 2):
+        found = apply_launches.apply_backward(*given, lanes=tiles.LaneTile(2, 2, columns, 1))
+        assert_close(found, expected, CLOSE)
+
+
+def test_strides_of_values_applied_in_one_pass():
+    problem = draw(8, "constant", batch=2, heads=2, width=4, dtype=torch.float32)
+    call = lambda: problem.apply(kernels.causal_resolvent_apply, lanes=tiles.LaneTile(2, 4, 4, 1))[0][0]  # noqa: E731
+    plain = call()
+    for order in ((0, 2, 1, 3), (3, 1, 2, 0)):
+        values = problem.values.detach().permute(order).contiguous()
+        problem.values = values.permute(order)  # each of the two is its own inverse
+        assert torch.equal(call(), plain)
+
+
+@pytest.mark.parametrize("rows, sites, width, taken", (
+    (2048, 1024, 6, (32, 6)), (2048, 1024, 8, (32, 4)), (2048, 1024, 16, None), (512, 1024, 6, (128, 6)),
+    (64, 4096, 6, (256, 6)), (64, 4097, 6, None), (1, 1, 1, (32, 1)), (8, 200, 9, (64, 4)),
+))  # fmt: skip
+def test_choice_of_lanes_for_values(rows, sites, width, taken):
+    tile = tiles.lane_tile(rows, sites, width)
+    assert (tile and (tile.lanes, tile.columns)) == taken
+
+
 @pytest.mark.parametrize("width", (2, 3))
 def test_whole_stretches_of_values(width):
     """Eight sites in chunks of four: no load of the values is masked."""
@@ -87,7 +150,7 @@ def test_whole_stretches_of_values(width):
 
 def test_values_of_all_heads_together():
     """Heads inside tokens, as layers have them: the same numbers in the same order of memory, and so their gradient."""
-    problem = draw(7, "constant", batch=2, heads=3, width=2, dtype=torch.float32)
+    problem = draw(7, "constant", batch=2, heads=3, width=3, dtype=torch.float32)
 
     def together(p, backend, **options):
         values = p.values.transpose(1, 2).contiguous().transpose(1, 2)
@@ -99,9 +162,12 @@ def test_values_of_all_heads_together():
         return y, theta, *final
 
     both(problem, together, tile=TILE, columns=COLUMNS)
+    for columns in (3, 2):
+        both(problem, together, lanes=tiles.LaneTile(2, 4, columns, 1))
 
 
-def test_values_in_half_precision():
+@pytest.mark.parametrize("lanes", (tiles.LaneTile(2, 4, 2, 1), None))
+def test_values_in_half_precision(lanes):
     """Only what is loaded is rounded: the result is that of the rounded values, their gradient is rounded."""
     problem = draw(9, "constant", batch=1, heads=2, width=2, dtype=torch.float32)
     rounded = problem.values.detach().real.bfloat16().requires_grad_()
@@ -109,7 +175,7 @@ def test_values_in_half_precision():
     results = []
     for values in (rounded, whole):
         (y, _), _ = kernels.causal_resolvent_apply(
-            problem.diagonal, problem.lower, problem.upper, problem.energy, values
+            problem.diagonal, problem.lower, problem.upper, problem.energy, values, lanes=lanes
         )
         results.append((y, *torch.autograd.grad(y.abs().square().sum(), values)))
     assert results[0][1].dtype == torch.bfloat16
@@ -151,3 +217,10 @@ def test_compiled_without_a_graph_break():
 def test_empty_batch():
     (y, theta), _ = kernels.causal_resolvent_apply(torch.ones(0, 4), 1.0, 1.0, 0.5j, torch.ones(0, 4, 2))
     assert y.shape == (0, 4, 2) and theta.shape == (0, 4)
+
+
+def test_no_values():
+    problem = draw(5, batch=1, heads=1, width=0, dtype=torch.float32)
+    (y, theta), _ = problem.apply(kernels.causal_resolvent_apply)
+    expected, _ = problem.in_double().left(reference.causal_resolvent_diagonal)
+    assert y.shape == (1, 1, 5, 0) and (theta - expected).abs().max() <= CLOSE * expected.abs().max()

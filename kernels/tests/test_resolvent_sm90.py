@@ -7,7 +7,8 @@ import torch
 
 launches = pytest.importorskip("muse_kernels.triton.launches")
 row_launches = pytest.importorskip("muse_kernels.triton.row_launches")
-apply_launches = pytest.importorskip("muse_kernels.triton.apply_launches")
+column_launches = pytest.importorskip("muse_kernels.triton.column_apply_launches")
+lane_launches = pytest.importorskip("muse_kernels.triton.lane_apply_launches")
 sm90 = pytest.importorskip("muse_kernels.testing.sm90")
 tiles = pytest.importorskip("muse_kernels.triton.tiles")
 
@@ -78,17 +79,41 @@ def test_theta_backward(monkeypatch):
     check(found, tile.per_lane, registers=64, instructions=115)
 
 
-def test_values_forward(monkeypatch):
-    # 32 sites ahead, as the choice is, take ten times as long to compile, and the same instructions a site.
-    tile = tiles.column_tile(2048, 1024, 6)._replace(stretch=8)
-    values = torch.empty(1, 2048, 1024, 6, dtype=torch.complex64, device="meta")
-    rows = operands(2048, 1024, constant=True)
-    theta = torch.empty(2048, 1024, dtype=torch.complex64, device="meta")
-    initial = torch.empty(2048, 6, dtype=torch.complex64, device="meta")
-    found = compiled(
-        monkeypatch,
-        apply_launches,
-        "apply_kernel",
-        lambda: apply_launches.apply_forward(values, rows.lower, theta, initial, tile),
+def test_theta_backward_of_long_rows(monkeypatch):
+    rows, theta = operands(64, 262_144, constant=True), torch.empty(64, 262_144, dtype=torch.complex64, device="meta")
+    launch = lambda: launches.left_green_backward(rows, theta, theta, None, None, False)  # noqa: E731
+    found = compiled(monkeypatch, launches, "left_green_backward_kernel", launch)
+    check(found, tiles.CHAIN_BACKWARD.per_lane, registers=64, instructions=140)
+
+
+def values(rows: int, sites: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of rows and what they start from."""
+    return (
+        torch.empty(1, rows, sites, width, dtype=torch.complex64, device="meta"),
+        torch.empty(rows, width, dtype=torch.complex64, device="meta"),
     )
-    check(found, tile.stretch, registers=64, instructions=60)
+
+
+def test_values_in_columns(monkeypatch):
+    # 8 sites ahead: 16, as the choice is, take longer to compile.
+    tile = tiles.column_tile(2048, 1024, 16)._replace(stretch=8)
+    theta, (x, initial) = torch.empty(2048, 1024, dtype=torch.complex64, device="meta"), values(2048, 1024, 16)
+    launch = lambda: column_launches.run_columns(x, operands(2048, 1024, True).lower, theta, initial, tile)  # noqa: E731
+    found = compiled(monkeypatch, column_launches, "apply_kernel", launch)
+    check(found, tile.stretch, registers=64, instructions=70)
+
+
+def test_values_in_lanes(monkeypatch):
+    tile, (x, initial) = tiles.lane_tile(2048, 1024, 6), values(2048, 1024, 6)
+    launch = lambda: lane_launches.run_lanes(operands(2048, 1024, True), x, initial, tile)  # noqa: E731
+    found = compiled(monkeypatch, lane_launches, "lane_apply_kernel", launch)
+    check(found, tile.per_lane, registers=128, instructions=385)
+
+
+def test_values_in_lanes_backward(monkeypatch):
+    tile, (y, initial) = tiles.lane_backward_tile(2048, 1024, 6), values(2048, 1024, 6)
+    theta = torch.empty(2048, 1024, dtype=torch.complex64, device="meta")
+    lower = operands(2048, 1024, True).lower
+    launch = lambda: lane_launches.run_lanes_back(y, y, lower, theta, initial, y.dtype, True, tile)  # noqa: E731
+    found = compiled(monkeypatch, lane_launches, "lane_apply_backward_kernel", launch)
+    check(found, tile.per_lane, registers=128, instructions=560)

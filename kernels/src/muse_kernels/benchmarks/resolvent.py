@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton.apply_launches import apply_forward
+from ..triton.apply_launches import apply_backward, apply_forward
 from ..triton.launches import green_backward, left_green_backward, left_green_forward
 from ..triton.row_launches import left_green
 from ..triton.rows import Rows
-from ..triton.tiles import column_tile, green_tile, left_backward_tile
+from ..triton.tiles import green_tile
 from .timing import device_seconds
 
 
@@ -59,7 +59,7 @@ def cases(tiles: dict | None = None) -> Iterator[Case]:
     yield from green_cases(4096, 2048, tiles)
     yield from left_cases("512x4096, constant hopping", 512, 4096, 6, tiles)
     yield from left_cases("64x262144, constant hopping", 64, 262_144, 3, tiles)
-    yield apply_case(2048, 1024, 6, tiles)
+    yield from apply_cases(2048, 1024, 6, tiles)
 
 
 def green_cases(rows: int, sites: int, tiles: dict) -> Iterator[Case]:
@@ -83,7 +83,7 @@ def left_cases(label: str, rows: int, sites: int, copies: int, tiles: dict) -> I
     calls = [partial(left_green, o, tiles.get(forward)) for o in operands]
     yield Case(forward, calls, 16 * rows * sites, target=0.5)
     saved = [call() for call in calls]
-    tile = tiles.get(backward) or left_backward_tile(sites)
+    tile = tiles.get(backward)
     calls = [
         partial(left_green_backward, o, s, torch.randn_like(s), None, None, False, tile)
         for o, s in zip(operands, saved)
@@ -91,20 +91,25 @@ def left_cases(label: str, rows: int, sites: int, copies: int, tiles: dict) -> I
     yield Case(backward, calls, 24 * rows * sites, target=0.5)
 
 
-def apply_case(rows: int, sites: int, width: int, tiles: dict) -> Case:
-    """theta and y of complex values."""
-    name = f"causal apply {rows}x{sites}, M = {width}, complex"
-    columns = tiles.get(name) or column_tile(rows, sites, width)
+def apply_cases(rows: int, sites: int, width: int, tiles: dict) -> Iterator[Case]:
+    """theta and y of complex values, with one coupling a row, which takes no gradient."""
+    label = f"{rows}x{sites}, M = {width}, complex"
+    forward, backward = f"causal apply {label}", f"causal apply backward {label}"
     operands = draw(rows, sites, constant=True, copies=3)
-    carried = torch.zeros(rows, width, dtype=torch.complex64, device="cuda")
-
-    def apply(o: Rows, values: Tensor) -> tuple[Tensor, Tensor]:
-        theta = left_green(o)
-        return apply_forward(values, o.lower, theta, carried, columns), theta
-
     values = [torch.randn(1, rows, sites, width, dtype=torch.complex64, device="cuda") for _ in operands]
-    calls = [partial(apply, o, x) for o, x in zip(operands, values)]
-    return Case(name, calls, (16 + 16 * width) * rows * sites, target=0.65)
+    carried = torch.zeros(rows, width, dtype=torch.complex64, device="cuda")
+    calls = [partial(apply_forward, o, x, carried, lanes=tiles.get(forward)) for o, x in zip(operands, values)]
+    yield Case(forward, calls, (16 + 16 * width) * rows * sites, target=0.65)
+    saved = [call() for call in calls]
+
+    def differentiate(o: Rows, y: Tensor, theta: Tensor, of_y: Tensor, of_theta: Tensor) -> tuple[Tensor, ...]:
+        dx, applied, *_ = apply_backward(
+            of_y, y, o.lower, theta, carried, y.dtype, False, lanes=tiles.get(backward)
+        )
+        return dx, *left_green_backward(o, theta, of_theta, applied, None, False)
+
+    calls = [partial(differentiate, o, *s, *(torch.randn_like(x) for x in s)) for o, s in zip(operands, saved)]
+    yield Case(backward, calls, (24 + 24 * width) * rows * sites, target=None)
 
 
 def measure(tiles: dict | None = None) -> Iterator[Row]:

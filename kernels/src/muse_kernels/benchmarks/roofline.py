@@ -26,8 +26,9 @@ def draw_roofline(figures: dict, path: Path) -> None:
         return
     axes = (figure := Figure(figsize=(7, 5), layout="constrained")).subplots()
     measured = points(figures)
-    for name, count, seconds in measured:
-        axes.loglog(count / 1e6, seconds * 1e6, "o", label=name)
+    for place, (name, count, seconds) in enumerate(measured):
+        # The colours come again after ten.
+        axes.loglog(count / 1e6, seconds * 1e6, "os^"[place // 10 % 3], label=name)
     counts = [count for _, count, _ in measured]
     ends = [min(counts) / 2, max(counts) * 2]
     axes.loglog([b / 1e6 for b in ends], [b / figures["copy_bandwidth"] * 1e6 for b in ends], "k-", label="device copy")

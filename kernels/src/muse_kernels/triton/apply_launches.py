@@ -1,103 +1,46 @@
-"""Launches of the values' kernels. No autograd."""
+"""theta and the values by the kernels that suit their shape, and the values' adjoint. No autograd."""
 
 import torch
 from torch import Tensor
 
-from .apply_kernels import apply_backward_kernel, apply_kernel
-from .launches import linear_carries
-from .rows import floats, strides
-from .tiles import ColumnTile
+from .column_apply_launches import run_columns, run_columns_back
+from .lane_apply_launches import run_lanes, run_lanes_back
+from .row_launches import left_green
+from .rows import Rows, inside_tokens
+from .tiles import ColumnTile, LaneTile, Tile, column_tile, lane_backward_tile, lane_tile
 
 
-def laid_out_as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor of the shape (B, H, N, M) of x, dense, in the order of x: heads inside tokens or around them.
+def apply_forward(
+    rows: Rows, values: Tensor, initial: Tensor, tile: Tile | None = None, columns: ColumnTile | None = None,
+    lanes: LaneTile | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y (B, H, N, M), laid out as the values, and theta (R, N) of values (B, H, N, M) and y before the row (R, M).
 
-    Who keeps what a token has of all heads together reads the result so too, and neither is copied into rows.
+    `lanes` asks for the kernel over lanes, `tile` for theta and `columns` for the values alone.
     """
-    outer, heads, sites, width = x.shape
-    if heads > 1 and x.stride(1) < x.stride(2):
-        return x.new_empty((outer, sites, heads, width), dtype=dtype).transpose(1, 2)
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-def apply_forward(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, tile: ColumnTile) -> Tensor:
-    """y (B, H, N, M) of values (B, H, N, M), lower (B, H, N) or (R,), theta (R, N) and y before the row (R, M)."""
-    outer, heads, sites, width = values.shape
-    rows = outer * heads
-    y = laid_out_as(values, theta.dtype)
-    if y.numel() == 0:
-        return y
-    lower, shared = _hopping(lower, heads, tile)
-    grid, sizes = _sizes(rows, heads, sites, tile, width)
-    x, start = floats(values), floats(initial.contiguous()[:, None])
-    ragged = tile.span % tile.stretch != 0 or sites % tile.span % tile.stretch != 0
-
-    def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
-        apply_kernel[grid](
-            x, *values.stride(), *lower, floats(theta), start, floats(y), *y.stride()[:2], factor, term, *sizes,
-            WIDTH=width, Y_STEP=y.stride(2), X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width,
-            MASKED=ragged, REDUCE=reduce, **shared,
-        )  # fmt: skip
-
-    with torch.cuda.device_of(theta):
-        if grid[1] > 1:
-            factor, term = start.new_empty((rows, grid[1], 2)), start.new_empty((rows, grid[1], width, 2))
-            launch(True, start, factor, term)
-            start = floats(linear_carries(factor, term, initial, reverse=False))
-        launch(False, start, start, start)
-    return y
+    # Where heads lie inside tokens, neighbouring rows share sectors, which one thread a column uses; lanes are not
+    # measured there.
+    _, _, sites, width = values.shape
+    if not (lanes or tile or columns or inside_tokens(values)):
+        lanes = lane_tile(initial.shape[0], sites, width)
+    if lanes:
+        return run_lanes(rows, values, initial, lanes)
+    theta = left_green(rows, tile)
+    return run_columns(values, rows.lower, theta, initial, columns or column_tile(len(theta), sites, width)), theta
 
 
 def apply_backward(
-    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, tile: ColumnTile
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx (B, H, N, M) in `dtype`, sum_M Y y and sum_M Y y_{i-1} (R, N), and the gradient of y before the row (R, M)."""
-    outer, heads, sites, width = y.shape
-    rows = outer * heads
-    dx = laid_out_as(y, dtype)
-    dinitial = torch.empty_like(initial, memory_format=torch.contiguous_format)
-    if y.numel() == 0:
-        return dx, torch.zeros_like(theta), torch.zeros_like(theta), dinitial
-    lower, shared = _hopping(lower, heads, tile._replace(stretch=tile.late))
-    grid, sizes = _sizes(rows, heads, sites, tile, width)
-    applied, before = theta.new_empty((grid[2], rows, sites)), theta.new_empty((grid[2], rows, sites))
-    gradient, first = floats(gradient.expand(y.shape)), floats(initial.contiguous())
-    if gradient.stride() != floats(y).stride():
-        gradient = torch.empty_like(floats(y)).copy_(gradient)
-    zero = torch.zeros_like(initial)
-    start = floats(zero[:, None])
-
-    def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
-        apply_backward_kernel[grid](
-            gradient, floats(y), *y.stride()[:2], *lower, floats(theta), first, start, floats(dx), floats(applied),
-            floats(before), floats(dinitial), factor, term, *sizes, WIDTH=width, Y_STEP=y.stride(2),
-            X_COMPLEX=dx.is_complex(), REDUCE=reduce, **shared,
-        )  # fmt: skip
-
-    with torch.cuda.device_of(theta):
-        if grid[1] > 1:
-            factor, term = start.new_empty((rows, grid[1], 2)), start.new_empty((rows, grid[1], width, 2))
-            launch(True, start, factor, term)
-            start = floats(linear_carries(factor, term, zero, reverse=True))
-        launch(False, start, start, start)
-    applied, before = (x[0] if grid[2] == 1 else x.sum(0) for x in (applied, before))
+    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, hopping: bool,
+    columns: ColumnTile | None = None, lanes: LaneTile | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx (B, H, N, M), sum_M Y y (R, N), what l gets, and the gradient of y before the row; as `run_lanes_back`."""
+    (rows, sites), width = theta.shape, y.shape[-1]
+    operands = (gradient, y, lower, theta, initial, dtype)
+    if not (lanes or columns or inside_tokens(y)):
+        lanes = lane_backward_tile(rows, sites, width)
+    if lanes:
+        return run_lanes_back(*operands, hopping, lanes)
+    dx, applied, before, dinitial = run_columns_back(*operands, columns or column_tile(rows, sites, width))
+    if hopping and lower.ndim == 1:
+        before = (theta * before).sum(1)
     return dx, applied, before, dinitial
-
-
-def _hopping(lower: Tensor, heads: int, tile: ColumnTile) -> tuple[tuple, dict]:
-    """l as (pointer, strides), and the flags of a launch; l (R,) is one number a row."""
-    constant = lower.ndim == 1
-    if constant:
-        lower = lower.contiguous()
-    flags = {"L_COMPLEX": lower.is_complex(), "CONSTANT": constant}
-    flags.update(T=tile.stretch, Q=tile.rows, W=tile.columns, num_warps=tile.warps)
-    return (floats(lower), *((heads, 1, 0) if constant else strides(lower))), flags
-
-
-def _sizes(
-    rows: int, heads: int, sites: int, tile: ColumnTile, width: int
-) -> tuple[tuple[int, int, int], tuple[int, int, int, int, int]]:
-    """The grid, and the kernels' (rows, heads, sites, chunks, span)."""
-    chunks = -(-sites // tile.span)
-    grid = (-(-rows // tile.rows), chunks, -(-width // tile.columns))
-    return grid, (rows, heads, sites, chunks, tile.span)

@@ -7,23 +7,23 @@ from torch.autograd.function import once_differentiable
 from ..resolvent_arguments import check_resolvent
 from ..torch import left_green as by_torch
 from ..torch.linear_scan import linear_scan
-from .apply_launches import apply_backward, apply_forward, laid_out_as
+from .apply_launches import apply_backward, apply_forward
 from .double_backward import differentiate_gradients
 from .launches import left_green_backward
 from .left_green import fake_gradients, shifted_and_coupled
-from .row_launches import left_green
-from .rows import Rows, as_rows, rows_of
+from .rows import Rows, as_rows, laid_out_as, rows_of
 from .served import check_served
-from .tiles import ColumnTile, Tile, column_tile, left_backward_tile
+from .tiles import ColumnTile, LaneTile, Tile
 
 
 def causal_resolvent_apply(
     diagonal, lower, upper, energy, values, *, initial=None, group=None, tile: Tile | None = None,
-    columns: ColumnTile | None = None,
+    columns: ColumnTile | None = None, lanes: LaneTile | None = None,
 ):  # fmt: skip
     """y and theta; as `muse_kernels.causal_resolvent_apply`, in float32.
 
-    `tile` and `columns` override the choice of lanes and warps, for tests and benchmarks. Source: mathematics §1.
+    `tile`, `columns` and `lanes` override the choices, for tests and benchmarks: `lanes` those of the kernels that run
+    over the values once, the other two those of the kernels for few rows. Source: mathematics §1.
     """
     problem = check_resolvent(
         "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group,
@@ -33,11 +33,9 @@ def causal_resolvent_apply(
     rows = rows_of(problem)
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
-    carried = rows.energy.new_zeros((rows.energy.shape[0], width))
-    if problem.applied is not None:
-        carried = problem.applied.reshape(-1, width)
-    columns = columns or column_tile(rows.energy.shape[0], problem.sites, width)
-    y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns))
+    edge = (rows.energy.shape[0], width)
+    carried = rows.energy.new_zeros(edge) if problem.applied is None else problem.applied.reshape(edge)
+    y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns or ()), list(lanes or ()))
     y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
@@ -54,14 +52,14 @@ def apply_in_torch(diagonal, lower, upper, energy, theta, values, carried) -> tu
 @torch.library.custom_op("muse_kernels::triton_causal_resolvent_apply", mutates_args=())
 def _forward(
     diagonal: Tensor, lower: Tensor, upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor,
-    tile: list[int], columns: list[int],
+    tile: list[int], columns: list[int], lanes: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    result = left_green(Rows(diagonal, lower, upper, energy, theta), Tile(*tile) if tile else None)
-    return apply_forward(values, lower, result, carried, ColumnTile(*columns)), result
+    rows = Rows(diagonal, lower, upper, energy, theta)
+    return apply_forward(rows, values, carried, *_tiles(tile, columns, lanes))
 
 
 @_forward.register_fake
-def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
+def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns, lanes):
     return laid_out_as(values, energy.dtype), energy.new_empty((energy.shape[0], diagonal.shape[-1]))
 
 
@@ -69,17 +67,19 @@ def _(diagonal, lower, upper, energy, theta, values, carried, tile, columns):
 def _backward(
     gradient_y: Tensor, gradient_theta: Tensor, y: Tensor, result: Tensor, diagonal: Tensor, lower: Tensor,
     upper: Tensor, energy: Tensor, theta: Tensor, values: Tensor, carried: Tensor, hopping: bool, tile: list[int],
-    columns: list[int],
+    columns: list[int], lanes: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tile, columns, lanes = _tiles(tile, columns, lanes)
     dx, applied, before, carry = apply_backward(
-        gradient_y, y, lower, result, carried, values.dtype, ColumnTile(*columns)
+        gradient_y, y, lower, result, carried, values.dtype, hopping, columns, lanes
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
-    chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
-    da, dl, du, dz, dtheta = left_green_backward(rows, result, gradient_theta, applied, before, hopping, chosen)
-    if hopping and lower.ndim == 1:
-        # One l a row: what it does to the values is a sum that the kernel leaves out.
-        dl = dl - (result * before).sum(1).conj()
+    varies = hopping and lower.ndim > 1
+    da, dl, du, dz, dtheta = left_green_backward(
+        rows, result, gradient_theta, applied, before if varies else None, hopping, tile
+    )
+    if hopping and not varies:
+        dl = dl - before.conj()
     return da, dl, du, dz, dtheta, dx, carry
 
 
@@ -93,6 +93,12 @@ def _(gradient_y, gradient_theta, y, result, diagonal, lower, upper, energy, the
     )
 
 
+def _tiles(tile: list[int], columns: list[int], lanes: list[int]):
+    """Overrides as an operator takes them, or None."""
+    given = ((Tile, tile), (ColumnTile, columns), (LaneTile, lanes))
+    return tuple(kind(*sizes) if sizes else None for kind, sizes in given)
+
+
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*output, *inputs[:7])
     ctx.tiles = inputs[7:]
@@ -101,7 +107,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, gradient_y, gradient_theta):
     hopping = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     da, dl, du, *rest = _backward(gradient_y, gradient_theta, *ctx.saved_tensors, hopping, *ctx.tiles)
-    return da, dl if hopping else None, du if hopping else None, *rest, None, None
+    return da, dl if hopping else None, du if hopping else None, *rest, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -116,7 +122,7 @@ def _save_backward(ctx, inputs, output):
 def _differentiate_backward(ctx, *cotangents):
     gradient_y, gradient_theta, *operands = ctx.saved_tensors
     dy, dtheta, *rest = differentiate_gradients(apply_in_torch, operands, [gradient_y, gradient_theta], cotangents)
-    return dy, dtheta, None, None, *rest, None, None, None
+    return dy, dtheta, None, None, *rest, None, None, None, None
 
 
 _backward.register_autograd(_differentiate_backward, setup_context=_save_backward)

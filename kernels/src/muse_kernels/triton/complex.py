@@ -38,6 +38,25 @@ def then_linear(ar, ai, br, bi, cr, ci, dr, di):
 
 
 @triton.jit
+def then_two(ar, ai, b0r, b0i, b1r, b1i, cr, ci, d0r, d0i, d1r, d1i):
+    """Two maps x -> a x + b of one factor followed by two x -> c x + d: associative."""
+    fr, fi = multiply(cr, ci, ar, ai)
+    t0r, t0i = multiply_add(cr, ci, b0r, b0i, d0r, d0i)
+    t1r, t1i = multiply_add(cr, ci, b1r, b1i, d1r, d1i)
+    return fr, fi, t0r, t0i, t1r, t1i
+
+
+@triton.jit
+def then_three(ar, ai, b0r, b0i, b1r, b1i, b2r, b2i, cr, ci, d0r, d0i, d1r, d1i, d2r, d2i):
+    """Three maps x -> a x + b of one factor followed by three x -> c x + d: associative."""
+    fr, fi = multiply(cr, ci, ar, ai)
+    t0r, t0i = multiply_add(cr, ci, b0r, b0i, d0r, d0i)
+    t1r, t1i = multiply_add(cr, ci, b1r, b1i, d1r, d1i)
+    t2r, t2i = multiply_add(cr, ci, b2r, b2i, d2r, d2i)
+    return fr, fi, t0r, t0i, t1r, t1i, t2r, t2i
+
+
+@triton.jit
 def load_complex(pointer):
     """The complex number at a pointer to its real part."""
     return tl.load(pointer), tl.load(pointer + 1)

@@ -9,7 +9,6 @@ from . import fast_weights_launch as launch
 from . import fast_weights_pieces as in_pieces
 
 WIDEST = 128
-MOST_ROWS = 65535  # of a launch grid's second axis
 
 
 def fast_weights(
@@ -51,12 +50,6 @@ def fast_weights(
             f"fast_weights: the triton kernels hold heads up to {WIDEST} wide, got K={layout.key_width}, "
             f"M={layout.value_width}; use backend torch"
         )
-    rows = layout.batch * layout.heads
-    if rows > MOST_ROWS:
-        raise ValueError(
-            f"fast_weights: the triton kernels launch at most {MOST_ROWS} rows, got B H = {rows}; "
-            "split the batch or use backend torch"
-        )
     query, key, value = (_unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
     largest = launch.LONGEST_SINGLE if layout.output_dtype == torch.float32 else launch.LONGEST_HALF
     size = 16
@@ -64,7 +57,7 @@ def fast_weights(
         size *= 2
     if initial is not None:
         initial = initial.float().contiguous()
-    pieces = in_pieces.pieces_of(rows, layout.tokens, size)
+    pieces = in_pieces.pieces_of(layout.batch * layout.heads, layout.tokens, size)
     output, final, *_ = _forward(
         query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size, pieces
     )

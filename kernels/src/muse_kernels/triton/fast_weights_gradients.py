@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .fast_weights_decay import across, between, between_transposed, from_start, load_decay, to_end
-from .fast_weights_tiles import load_state, load_tile, store_tile
+from .fast_weights_tiles import load_state, load_tile, row_of_program, store_tile
 
 
 @triton.jit
@@ -33,6 +33,7 @@ def gradients_kernel(
     grad_rate,
     tokens,
     heads,
+    rows_in_all,
     query_b,
     query_n,
     query_h,
@@ -71,8 +72,7 @@ def gradients_kernel(
     TILES: tl.constexpr = (K + BK - 1) // BK
     part = tl.program_id(0) % TILES
     chunk = tl.program_id(0) // TILES
-    row = tl.program_id(1).to(tl.int64)
-    b, h = row // heads, row % heads
+    row, b, h = row_of_program(rows_in_all, heads)
     cell = row * (tl.num_programs(0) // TILES) + chunk
     rows = tl.arange(0, C)
     depth = part * BK + tl.arange(0, BK)
@@ -156,7 +156,7 @@ def gradients_kernel(
         later -= by_read
     if HAS_RESETS:
         later = tl.where(tl.load(resets + rows * resets_n, mask=inside, other=0) != 0, 0.0, later)
-    batches = tl.num_programs(1) // heads
+    batches = rows_in_all // heads
     gates = ((part * batches + b) * tokens + start + rows) * heads + h
     tl.store(grad_rate + gates, by_rate, mask=inside)
     tl.store(grad_decay + gates, later, mask=inside)

@@ -39,6 +39,7 @@ class Tuning(NamedTuple):
     gradients: Launch
 
 
+MOST_OF_AN_AXIS = 65_535  # programs of a launch grid's axes behind the first
 LONGEST_HALF, LONGEST_SINGLE = 64, 16  # tokens of a chunk; twice the bytes fill the shared memory
 
 HALF = MappingProxyType(
@@ -96,9 +97,14 @@ class Problem(NamedTuple):
         return self.query.shape[0] * self.query.shape[2]
 
     @property
-    def extent(self) -> tuple[int, int]:
-        """Tokens and heads of a row."""
-        return self.query.shape[1], self.query.shape[2]
+    def extent(self) -> tuple[int, int, int]:
+        """Tokens and heads of a row, and rows."""
+        return self.query.shape[1], self.query.shape[2], self.rows
+
+    def grid(self, programs: int) -> tuple[int, int, int]:
+        """Programs a row, and the rows over two axes; see `row_of_program`."""
+        layers = triton.cdiv(self.rows, MOST_OF_AN_AXIS)
+        return programs, triton.cdiv(self.rows, layers), layers
 
     @property
     def gates(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -206,7 +212,7 @@ def _steps(*tensors: Tensor | None) -> list[int]:
 def prepare(p: Problem, prepared: Prepared) -> None:
     """Launch `prepare_kernel`."""
     key_width = p.query.shape[-1]
-    prepare_kernel[p.chunks, p.rows](
+    prepare_kernel[p.grid(p.chunks)](
         *(p.query, p.key, *p.gates, *prepared, *p.extent),
         *_steps(p.query, p.key, *p.gates),
         K=key_width,
@@ -222,7 +228,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
 def walk_forward(p: Problem, prepared: Prepared, output: Tensor, final: Tensor, residual: Tensor) -> None:
     """Launch `forward_kernel`."""
     sizes = p.sizes(p.tuning.forward)
-    forward_kernel[triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    forward_kernel[p.grid(triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.query, p.key, p.value, *prepared, p.initial, output, final, residual, *p.extent),
         *_steps(p.query, p.key, p.value),
         **sizes,
@@ -234,7 +240,7 @@ def walk_states(p: Problem, residual: Tensor, prepared: Prepared, states: Tensor
     """Launch `states_kernel`."""
     sizes = p.sizes(p.tuning.states)
     del sizes["DELTA"]
-    states_kernel[triton.cdiv(sizes["K"], sizes["BK"]), triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    states_kernel[p.grid(triton.cdiv(sizes["K"], sizes["BK"]) * triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.key, residual, prepared.factors, prepared.kept, p.initial, states, *p.extent),
         *_steps(p.key, residual),
         **sizes,
@@ -253,7 +259,7 @@ def walk_ends(
 ) -> None:
     """Launch `ends_kernel`."""
     sizes = p.sizes(p.tuning.ends)
-    ends_kernel[triton.cdiv(sizes["M"], sizes["BM"]), p.rows](
+    ends_kernel[p.grid(triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.query, p.key, *prepared, grad_output, grad_final, grad_ends, grad_value, grad_initial, *p.extent),
         *_steps(p.query, p.key, grad_output),
         **sizes,
@@ -272,7 +278,7 @@ def gather_gradients(
 ) -> None:
     """Launch `gradients_kernel`; `gradients` receive those of query and key, and the shares of log-decay and rate."""
     sizes = p.sizes(p.tuning.gradients)
-    gradients_kernel[p.chunks * triton.cdiv(sizes["K"], sizes["BK"]), p.rows](
+    gradients_kernel[p.grid(p.chunks * triton.cdiv(sizes["K"], sizes["BK"]))](
         *(p.query, p.key, residual, *p.gates, states, grad_output, grad_ends, grad_value, *gradients, *p.extent),
         *_steps(p.query, p.key, residual, *p.gates, grad_output),
         **sizes,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .fast_weights_decay import across, between, from_start, load_decay, to_end
-from .fast_weights_tiles import load_tile
+from .fast_weights_tiles import load_tile, row_of_program
 
 
 @triton.jit
@@ -20,6 +20,7 @@ def prepare_kernel(
     kept,
     tokens,
     heads,
+    rows_in_all,
     query_b,
     query_n,
     query_h,
@@ -46,8 +47,7 @@ def prepare_kernel(
 ):
     """One chunk of one head: scores (C, C), inverse (C, C), factors (3, C), and the state's decay across the chunk."""
     chunk = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
-    b, h = row // heads, row % heads
+    row, b, h = row_of_program(rows_in_all, heads)
     cell = row * tl.num_programs(0) + chunk
     rows = tl.arange(0, C)
     depth = tl.arange(0, BK)

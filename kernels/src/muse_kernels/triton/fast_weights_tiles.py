@@ -42,3 +42,13 @@ def store_state(base, depth, columns, state, K: tl.constexpr, M: tl.constexpr, F
         tl.store(cells, state)
     else:
         tl.store(cells, state, mask=(depth < K)[:, None] & (columns < M)[None, :])
+
+
+@triton.jit
+def row_of_program(rows, heads):
+    """The program's row of B H, its sequence and head: the grid's second axis, and the third where that is too short.
+
+    They may hold a few more than there are rows; those do the last row again and write the same numbers.
+    """
+    row = tl.minimum(tl.program_id(1) + tl.program_id(2) * tl.num_programs(1), rows - 1)
+    return row.to(tl.int64), (row // heads).to(tl.int64), (row % heads).to(tl.int64)

@@ -15,7 +15,7 @@ P, T and the factors e^c, b e^{c_C - c}, e^{c_C} come from fast_weights_prepare.
 import triton
 import triton.language as tl
 
-from .fast_weights_tiles import load_state, load_tile, store_state, store_tile
+from .fast_weights_tiles import load_state, load_tile, row_of_program, store_state, store_tile
 
 
 @triton.jit
@@ -33,6 +33,7 @@ def forward_kernel(
     residual,
     tokens,
     heads,
+    rows_in_all,
     query_b,
     query_n,
     query_h,
@@ -53,8 +54,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):
     """One head, BM columns of its state: output, final state and, for the delta rule, R."""
-    row = tl.program_id(1).to(tl.int64)
-    b, h = row // heads, row % heads
+    row, b, h = row_of_program(rows_in_all, heads)
     rows = tl.arange(0, C)
     square = rows[:, None] * C + rows[None, :]
     depth = tl.arange(0, BK)
@@ -120,6 +120,7 @@ def states_kernel(
     states,
     tokens,
     heads,
+    rows_in_all,
     key_b,
     key_n,
     key_h,
@@ -136,11 +137,11 @@ def states_kernel(
     PRECISION: tl.constexpr,
 ):
     """The state at every chunk start, (BK, BM) of it a program; stored (B H, chunks, K, M)."""
-    row = tl.program_id(2).to(tl.int64)
-    b, h = row // heads, row % heads
+    PARTS: tl.constexpr = (K + BK - 1) // BK
+    row, b, h = row_of_program(rows_in_all, heads)
     rows = tl.arange(0, C)
-    depth = tl.program_id(0) * BK + tl.arange(0, BK)
-    columns = tl.program_id(1) * BM + tl.arange(0, BM)
+    depth = tl.program_id(0) % PARTS * BK + tl.arange(0, BK)
+    columns = tl.program_id(0) // PARTS * BM + tl.arange(0, BM)
     chunks = tl.cdiv(tokens, C)
     key += b * key_b + h * key_h
     residual += b * residual_b + h * residual_h
@@ -180,6 +181,7 @@ def ends_kernel(
     grad_initial,
     tokens,
     heads,
+    rows_in_all,
     query_b,
     query_n,
     query_h,
@@ -200,8 +202,7 @@ def ends_kernel(
     PRECISION: tl.constexpr,
 ):
     """Gradients of the states at every chunk end, last chunk first, BM columns a program; of value and of initial."""
-    row = tl.program_id(1).to(tl.int64)
-    b, h = row // heads, row % heads
+    row, b, h = row_of_program(rows_in_all, heads)
     rows = tl.arange(0, C)
     square = rows[:, None] * C + rows[None, :]
     depth = tl.arange(0, BK)

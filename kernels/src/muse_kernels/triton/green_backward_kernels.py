@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .complex import load_complex, multiply, multiply_add, store_first, store_last, then_linear
+from .links import hand_on, next_place, receive
 from .site_arithmetic import add_sites, multiply_sites, negated, store_conjugate, store_sum, subtract_sites
 from .sites import from_next_lane, from_previous_lane, load_sites
 from .tridiagonal import load_hopping
@@ -18,18 +19,21 @@ from .tridiagonal import load_hopping
 def left_green_backward_kernel(
     l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, theta_ptr, initial_ptr, gradient_ptr,
     applied_ptr, before_ptr, start_ptr, summary_ptr, da_ptr, dl_ptr, du_ptr, dz_ptr, dp_ptr, dinitial_ptr,
-    heads, sites, chunks,
+    heads, rows, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    APPLIED: tl.constexpr, HOPPING: tl.constexpr, REDUCE: tl.constexpr, WHOLE: tl.constexpr, UNIT: tl.constexpr,
-    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+    APPLIED: tl.constexpr, HOPPING: tl.constexpr, REDUCE: tl.constexpr, WHOLE: tl.constexpr, CHAIN: tl.constexpr,
+    UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """w_i = theta_i (theta_i (g_i + s_{i+1}) + q_i), s_i = p_i w_i from s after each chunk, start (R, C).
 
     APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}. HOPPING: l and u want gradients,
     (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w. WHOLE: one chunk holds
-    the row, after which s is zero.
+    the row, after which s is zero. CHAIN: s comes from the chunk after this one, and start are the links.
     """
-    row, chunk = tl.program_id(0), tl.program_id(1)
+    row, chunk, place = tl.program_id(0), tl.program_id(1), 0
+    if CHAIN:
+        row, place = next_place(start_ptr, rows, chunks)
+        chunk = chunks - 1 - place
     first = chunk * (P * E)
     base = row.to(tl.int64) * sites * 2
     at = row.to(tl.int64) * chunks + chunk
@@ -56,7 +60,12 @@ def left_green_backward_kernel(
             store_first(summary_ptr + at * 4 + k, linear[k], P)
     else:
         sr, si, start_r, start_i = br, bi, 0.0, 0.0
-        if not WHOLE:
+        if CHAIN:
+            link = start_ptr + row.to(tl.int64) * chunks + place
+            start_r, start_i = receive(link, place, 0.0, 0.0)
+            sr, si = multiply_add(fr, fi, start_r, start_i, br, bi)
+            hand_on(link + 1, sr, si, (tl.arange(0, P) == 0) & (chunk > 0))
+        elif not WHOLE:
             start_r, start_i = load_complex(start_ptr + at * 2)
             sr, si = multiply_add(fr, fi, start_r, start_i, br, bi)
         if chunk == 0:

@@ -7,19 +7,10 @@ to a carry, a carry kernel runs over the chunks, and the same kernel without RED
 import triton
 import triton.language as tl
 
-from .complex import (
-    load_complex,
-    multiply,
-    multiply_add,
-    reciprocal,
-    store_first,
-    store_last,
-    subtract_product,
-    then_linear,
-)
-from .moebius import act, lane_products, prefix_products
+from .complex import load_complex, multiply, multiply_add, store_first, store_last, then_linear
+from .moebius import act, lane_prefixes
 from .sites import from_next_lane, from_previous_lane, load_sites, store_sites
-from .tridiagonal import couplings, load_hopping, load_shifted_diagonal
+from .tridiagonal import load_couplings, load_tridiagonal, thetas
 
 
 @triton.jit
@@ -33,31 +24,20 @@ def left_green_kernel(
     """theta (R, N) from the theta before each chunk, start (R, C); with GREEN also G, for rows of one chunk."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
-    dr, di = load_shifted_diagonal(
-        a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, A_COMPLEX, UNIT, MASKED, P, E
-    )
-    lr, li, ur, ui = load_hopping(
-        l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
-        L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
+    dr, di, pr, pi = load_tridiagonal(
+        a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
+        z_ptr, row, heads, first, sites, A_COMPLEX, L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
     )  # fmt: skip
-    pr, pi = couplings(lr, li, ur, ui, first, sites, MASKED, P, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
+    products = lane_prefixes(dr, di, pr, pi, E)
     at = row.to(tl.int64) * chunks + chunk
     if REDUCE:
-        products = (x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
         for k in tl.static_range(8):
             store_last(summary_ptr + at * 8 + k, products[k], P)
     else:
         start_r, start_i = load_complex(start_ptr + at * 2)
-        tr, ti = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, start_r, start_i)
+        tr, ti = act(products, start_r, start_i)
         tr, ti = from_previous_lane(tr, start_r, P), from_previous_lane(ti, start_i, P)
-        theta_r, theta_i = (), ()
-        for e in tl.static_range(E):
-            cr, ci = subtract_product(dr[e], di[e], pr[e], pi[e], tr, ti)
-            tr, ti = reciprocal(cr, ci)
-            theta_r = theta_r + (tr,)
-            theta_i = theta_i + (ti,)
+        theta_r, theta_i = thetas(dr, di, pr, pi, tr, ti, E)
         base = row.to(tl.int64) * sites * 2
         store_sites(theta_ptr + base, first, sites, theta_r, theta_i, True, MASKED, P, E)
         if GREEN:
@@ -77,11 +57,10 @@ def full_green_kernel(
     """G (R, N) from theta and q = p G after each chunk, start (R, C): the second half for rows of several chunks."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     first = chunk * (P * E)
-    lr, li, ur, ui = load_hopping(
+    pr, pi = load_couplings(
         l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
         L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
     )  # fmt: skip
-    pr, pi = couplings(lr, li, ur, ui, first, sites, MASKED, P, E)
     base = row.to(tl.int64) * sites * 2
     theta_r, theta_i = load_sites(theta_ptr + base, first, sites, 1, True, True, MASKED, P, E)
     fr, fi, qr, qi = green_products(pr, pi, theta_r, theta_i, E)

@@ -7,7 +7,7 @@ from .carry_kernels import linear_carry_kernel, moebius_carry_kernel
 from .green_backward_kernels import green_backward_kernel, left_green_backward_kernel
 from .green_kernels import full_green_kernel, left_green_kernel
 from .rows import Operands, Rows, floats, operands
-from .tiles import Tile
+from .tiles import CHAIN_BACKWARD, CHAIN_ROWS, LONGEST, Tile, left_backward_tile
 
 
 def left_green_forward(rows: Rows, tile: Tile, full: bool) -> tuple[Tensor, Tensor]:
@@ -60,10 +60,16 @@ def full_green_by_chunks(given: Operands, theta: Tensor, green: Tensor, tile: Ti
 
 def left_green_backward(
     rows: Rows, theta: Tensor, gradient: Tensor, applied: Tensor | None, before: Tensor | None, hopping: bool,
-    tile: Tile,
+    tile: Tile | None = None, chain: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of a, l, u, z and theta_{-1}, shaped as the operands; those of l and u are empty without `hopping`."""
+    """Gradients of a, l, u, z and theta_{-1}, shaped as the operands; those of l and u are empty without `hopping`.
+
+    `tile` overrides the choice of lanes and warps, `chain` whether a row's chunks wait for each other.
+    """
     given = operands(*rows[:3])
+    if chain is None:
+        chain = tile is None and given.sites > LONGEST and given.rows >= CHAIN_ROWS
+    tile = tile or (CHAIN_BACKWARD if chain else left_backward_tile(given.sites))
     chunks = given.chunks(tile)
     sums = Sums(rows, given, hopping, chunks)
     initial_gradient = torch.empty_like(rows.theta, memory_format=torch.contiguous_format)
@@ -71,18 +77,21 @@ def left_green_backward(
         return *sums.results(), initial_gradient
     gradient, initial = floats(gradient.contiguous()), floats(rows.theta.contiguous())
     add = applied is not None
-    extra = (floats(applied.contiguous()), floats(before.contiguous())) if add else (gradient, gradient)
+    extra = [gradient if x is None else floats(x.contiguous()) for x in (applied, before)]
     shared = dict(given.flags, APPLIED=add, HOPPING=hopping, MASKED=given.masked(tile), **tile.options)
     start = initial
 
     def launch(reduce: bool, start: Tensor, summary: Tensor) -> None:
-        left_green_backward_kernel[(given.rows, chunks)](
+        left_green_backward_kernel[(given.rows * chunks,) if chain else (given.rows, chunks)](
             *given.hopping, floats(theta), initial, gradient, *extra, start, summary, *sums.pointers(),
-            floats(initial_gradient), given.heads, given.sites, chunks, REDUCE=reduce, WHOLE=chunks == 1, **shared,
+            floats(initial_gradient), given.heads, given.rows, given.sites, chunks,
+            REDUCE=reduce, WHOLE=chunks == 1, CHAIN=chain, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
-        if chunks > 1:
+        if chain:
+            start = links(theta, given.rows, chunks)
+        elif chunks > 1:
             summary = gradient.new_empty((given.rows, chunks, 4))
             launch(True, summary, summary)
             zero = theta.new_zeros((given.rows, 1))
@@ -119,6 +128,11 @@ def green_backward(
             right = floats(linear_carries(summary[..., 4:6], summary[..., 6:8], zero, reverse=True))
         launch(False, left, right, gradient)
     return sums.results()
+
+
+def links(like: Tensor, rows: int, chunks: int) -> Tensor:
+    """What the chunks of one launch hand a number on by, beside `like`."""
+    return torch.full((rows * chunks + 1,), -1, dtype=torch.int64, device=like.device)
 
 
 class Sums:

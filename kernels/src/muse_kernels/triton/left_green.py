@@ -9,7 +9,7 @@ from .double_backward import differentiate_gradients
 from .launches import left_green_backward
 from .row_launches import left_green
 from .rows import Rows
-from .tiles import Tile, left_backward_tile
+from .tiles import Tile
 
 
 def left_green_rows(rows: Rows, tile: Tile | None = None) -> Tensor:
@@ -48,7 +48,7 @@ def _backward(
     hopping: bool, tile: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = Rows(diagonal, lower, upper, energy, theta)
-    chosen = Tile(*tile) if tile else left_backward_tile(diagonal.shape[-1])
+    chosen = Tile(*tile) if tile else None
     return left_green_backward(rows, result, gradient, None, None, hopping, chosen)
 
 

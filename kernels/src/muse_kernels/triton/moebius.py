@@ -37,8 +37,9 @@ def then_moebius(
 
 
 @triton.jit
-def act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti):
-    """theta after the matrix: (x0 t + x1) / (y0 t + y1)."""
+def act(matrix, tr, ti):
+    """theta after a matrix of eight parts: (x0 t + x1) / (y0 t + y1)."""
+    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = matrix
     nr, ni = multiply_add(x0r, x0i, tr, ti, x1r, x1i)
     dr, di = multiply_add(y0r, y0i, tr, ti, y1r, y1i)
     # Scaled so that |denominator|^2 stays in range whatever the two magnitudes are.
@@ -68,6 +69,12 @@ def lane_products(dr, di, pr, pi, E: tl.constexpr):
 
 
 @triton.jit
-def prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i):
-    """Products of lanes 0..j."""
-    return tl.associative_scan((x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i), 0, then_moebius)
+def prefix_products(matrices):
+    """Products of lanes 0..j, of each lane's matrix as eight tensors (P,)."""
+    return tl.associative_scan(matrices, 0, then_moebius)
+
+
+@triton.jit
+def lane_prefixes(dr, di, pr, pi, E: tl.constexpr):
+    """What all sites up to the end of lane j do to theta, eight tensors (P,), from tuples of d and p."""
+    return prefix_products(lane_products(dr, di, pr, pi, E))

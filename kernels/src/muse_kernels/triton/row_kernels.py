@@ -7,10 +7,11 @@ Fewer rows take a program a chunk, and each chunk hands theta to the next throug
 import triton
 import triton.language as tl
 
-from .complex import load_complex, multiply, reciprocal, subtract_product
-from .moebius import act, lane_products, prefix_products
+from .complex import load_complex, multiply
+from .links import hand_on, next_place, receive
+from .moebius import act, lane_prefixes
 from .sites import from_previous_lane, load_sites, repeat, row_start, store_sites
-from .tridiagonal import couplings, load_hopping, load_shifted_diagonal, shifted
+from .tridiagonal import load_tridiagonal, shifted, thetas
 
 
 @triton.jit
@@ -25,7 +26,9 @@ def left_green_loop_kernel(
     ur, ui = load_complex(u_ptr + row.to(tl.int64) * 2)
     pr, pi = multiply(lr, li, ur, ui)
     pr, pi = repeat(pr, E), repeat(pi, E)
-    lane = tl.arange(0, P)
+    # theta before the chunk, the same in all lanes.
+    tr, ti = tr + tl.zeros((P,), tl.float32), ti + tl.zeros((P,), tl.float32)
+    last = tl.arange(0, P) * 0 + (P - 1)
     base = row.to(tl.int64) * sites * 2
     a = row_start(a_ptr, row, heads, a_outer, a_inner, A_COMPLEX)
     ar, ai = load_sites(a, row * 0, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
@@ -36,13 +39,11 @@ def left_green_loop_kernel(
         next_r, next_i = load_sites(a, ahead, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
         # Shifted when it is used: arithmetic on what is still on its way would wait for it.
         dr, di = shifted(ar, ai, z_ptr, row, E)
-        x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
-        x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
-        er, ei = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti)
+        er, ei = act(lane_prefixes(dr, di, pr, pi, E), tr, ti)
         sr, si = from_previous_lane(er, tr, P), from_previous_lane(ei, ti, P)
-        tr = tl.sum(tl.where(lane == P - 1, er, 0.0), axis=0)
-        ti = tl.sum(tl.where(lane == P - 1, ei, 0.0), axis=0)
-        store_thetas(theta_ptr + base, first, sites, dr, di, pr, pi, sr, si, MASKED, P, E)
+        tr, ti = tl.gather(er, last, axis=0), tl.gather(ei, last, axis=0)
+        theta_r, theta_i = thetas(dr, di, pr, pi, sr, si, E)
+        store_sites(theta_ptr + base, first, sites, theta_r, theta_i, True, MASKED, P, E)
         ar, ai = next_r, next_i
 
 
@@ -53,53 +54,20 @@ def left_green_chain_kernel(
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
     UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """theta (R, N) from theta before the row, initial (R,) as int64: a complex number as one word.
-
-    Links (R, C) of the same kind hold theta before each chunk, -1 until it is known; so the number and the news of it
-    arrive at once. Behind them the counter of the programs, from -1 on, which numbers them in the order in which they
-    start: whoever waits, waits for a program that runs. All rows' chunks of one place come before those of the next.
-    """
-    number = tl.atomic_add(link_ptr + rows.to(tl.int64) * chunks, 1, sem="relaxed") + 1
-    row, chunk = (number % rows).to(tl.int32), (number // rows).to(tl.int32)
+    """theta (R, N) from theta before the row, initial (R,); theta goes from chunk to chunk by links."""
+    row, chunk = next_place(link_ptr, rows, chunks)
     first = chunk * (P * E)
-    dr, di = load_shifted_diagonal(
-        a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, A_COMPLEX, UNIT, MASKED, P, E
-    )
-    lr, li, ur, ui = load_hopping(
-        l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
-        L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
+    dr, di, pr, pi = load_tridiagonal(
+        a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
+        z_ptr, row, heads, first, sites, A_COMPLEX, L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
     )  # fmt: skip
-    pr, pi = couplings(lr, li, ur, ui, first, sites, MASKED, P, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = lane_products(dr, di, pr, pi, E)
-    x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i = prefix_products(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i)
+    products = lane_prefixes(dr, di, pr, pi, E)
     link = link_ptr + row.to(tl.int64) * chunks + chunk
-    source = link if chunk > 0 else initial_ptr + row
-    word = tl.load(source, volatile=True)
-    while (word == -1) & (chunk > 0):
-        word = tl.load(source, volatile=True)
-    tr = word.to(tl.int32).to(tl.float32, bitcast=True)
-    ti = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    er, ei = act(x0r, x0i, x1r, x1i, y0r, y0i, y1r, y1i, tr, ti)
-    low = er.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    word = (ei.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low
-    # Two not-a-numbers may read as -1, for which the next chunk would wait for ever.
-    word = tl.where(word == -1, 0x7FC000007FC00000, word)
-    lane = tl.arange(0, P)
-    tl.atomic_xchg(link + 1 + lane * 0, word, mask=(lane == P - 1) & (chunk + 1 < chunks), sem="relaxed")
+    tr, ti = load_complex(initial_ptr + row.to(tl.int64) * 2)
+    tr, ti = receive(link, chunk, tr, ti)
+    er, ei = act(products, tr, ti)
+    hand_on(link + 1, er, ei, (tl.arange(0, P) == P - 1) & (chunk + 1 < chunks))
     sr, si = from_previous_lane(er, tr, P), from_previous_lane(ei, ti, P)
     base = row.to(tl.int64) * sites * 2
-    store_thetas(theta_ptr + base, first, sites, dr, di, pr, pi, sr, si, MASKED, P, E)
-
-
-@triton.jit
-def store_thetas(
-    pointer, first, sites, dr, di, pr, pi, tr, ti, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr
-):  # fmt: skip
-    """theta of each lane's sites, from the one before them."""
-    theta_r, theta_i = (), ()
-    for e in tl.static_range(E):
-        cr, ci = subtract_product(dr[e], di[e], pr[e], pi[e], tr, ti)
-        tr, ti = reciprocal(cr, ci)
-        theta_r = theta_r + (tr,)
-        theta_i = theta_i + (ti,)
-    store_sites(pointer, first, sites, theta_r, theta_i, True, MASKED, P, E)
+    theta_r, theta_i = thetas(dr, di, pr, pi, sr, si, E)
+    store_sites(theta_ptr + base, first, sites, theta_r, theta_i, True, MASKED, P, E)

@@ -3,14 +3,10 @@
 import torch
 from torch import Tensor
 
-from .launches import left_green_forward
+from .launches import left_green_forward, links
 from .row_kernels import left_green_chain_kernel, left_green_loop_kernel
 from .rows import Rows, floats, operands
-from .tiles import CHAIN, LONGEST, LOOP, Tile, left_tile
-
-LOOP_ROWS, CHAIN_ROWS = 512, 32
-"""Rows from which a program a row fills the device, and from which a row's chunks may wait for each other: handing
-theta on takes 0.6 us a chunk, in which the chunks of a dozen rows are read once more. Measured (docs/results)."""
+from .tiles import CHAIN, CHAIN_ROWS, LONGEST, LOOP, LOOP_ROWS, Tile, left_tile
 
 
 def left_green(rows: Rows, tile: Tile | None = None) -> Tensor:
@@ -46,11 +42,10 @@ def left_green_chain(rows: Rows, tile: Tile) -> Tensor:
     theta = rows.energy.new_empty((given.rows, given.sites))
     if theta.numel():
         chunks = given.chunks(tile)
-        initial = rows.theta.resolve_conj().contiguous().view(torch.int64)
         with torch.cuda.device_of(theta):
-            links = torch.full((given.rows * chunks + 1,), -1, dtype=torch.int64, device=theta.device)
             left_green_chain_kernel[(given.rows * chunks,)](
-                *given.diagonal, *given.hopping, floats(rows.energy.contiguous()), initial, floats(theta), links,
+                *given.diagonal, *given.hopping, floats(rows.energy.contiguous()), floats(rows.theta.contiguous()),
+                floats(theta), links(theta, given.rows, chunks),
                 given.heads, given.rows, given.sites, chunks,
                 **given.flags, MASKED=given.masked(tile), **tile.options,
             )  # fmt: skip

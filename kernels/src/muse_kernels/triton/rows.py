@@ -46,6 +46,28 @@ def as_rows(x: Tensor, lead: tuple[int, ...]) -> Tensor:
     return x.reshape(outer, lead[-1], *x.shape[len(lead) :])
 
 
+def inside_tokens(x: Tensor) -> bool:
+    """Whether (B, H, N, M) has the heads of a token side by side, as layers have them, and not rows one by one."""
+    return x.shape[1] > 1 and x.stride(1) < x.stride(2)
+
+
+def laid_out_as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor of the shape (B, H, N, M) of x, dense, in the order of x: heads inside tokens or around them.
+
+    Who keeps what a token has of all heads together reads the result so too, and neither is copied into rows.
+    """
+    outer, heads, sites, width = x.shape
+    if inside_tokens(x):
+        return x.new_empty((outer, sites, heads, width), dtype=dtype).transpose(1, 2)
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def gradient_like(y: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of y as floats, in y's order of memory."""
+    gradient = floats(gradient.expand(y.shape))
+    return gradient if gradient.stride() == floats(y).stride() else torch.empty_like(floats(y)).copy_(gradient)
+
+
 def floats(x: Tensor) -> Tensor:
     """A view of a tensor as float32, complex numbers as pairs."""
     x = x.resolve_conj().resolve_neg()

@@ -49,9 +49,9 @@ def load_sites(
     real, imag = (), ()
     # Each lane reads its own sites 16 bytes at a time; neighbouring reads of a cache line follow at once and hit it.
     # The alternative, contiguous reads moved to their lanes through shared memory, costs a barrier for every two sites.
-    PER_LOAD: tl.constexpr = 2 if COMPLEX else 4
+    PER_LOAD: tl.constexpr = 2 if COMPLEX or E == 2 else 4
     lane = tl.arange(0, P)[:, None] * E
-    part = tl.arange(0, 4)[None, :]
+    part = tl.arange(0, PER_LOAD * (2 if COMPLEX else 1))[None, :]
     for k in tl.static_range(E // PER_LOAD):
         at = first + lane + (k * PER_LOAD + (part // 2 if COMPLEX else part))
         # Written apart, so that the compiler sees contiguous addresses.
@@ -63,14 +63,17 @@ def load_sites(
         else:
             address = pointer + at.to(tl.int64) * stride
         x = tl.load(address, mask=at < sites, other=0.0) if MASKED else tl.load(address)
-        even, odd = tl.split(tl.reshape(x, (P, 2, 2)))
-        x0, x2 = tl.split(even)
-        x1, x3 = tl.split(odd)
-        if COMPLEX:
-            real = real + (x0, x2)
-            imag = imag + (x1, x3)
+        if COMPLEX or PER_LOAD == 4:
+            even, odd = tl.split(tl.reshape(x, (P, 2, 2)))
+            x0, x2 = tl.split(even)
+            x1, x3 = tl.split(odd)
+            if COMPLEX:
+                real, imag = real + (x0, x2), imag + (x1, x3)
+            else:
+                real = real + (x0, x1, x2, x3)
         else:
-            real = real + (x0, x1, x2, x3)
+            x0, x1 = tl.split(x)
+            real = real + (x0, x1)
     return real, imag if COMPLEX else repeat(0.0, E)
 
 

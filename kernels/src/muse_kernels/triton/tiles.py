@@ -1,4 +1,4 @@
-"""What one program takes of a row. Choices are the fastest of those measured on an H200 (docs/results)."""
+"""What one program takes of a row. Choices are the fastest of those measured (docs/results)."""
 
 from typing import NamedTuple
 
@@ -39,6 +39,29 @@ class ColumnTile(NamedTuple):
     late: int = 16
 
 
+class LaneTile(NamedTuple):
+    """P lanes of E consecutive sites, each with G columns of the values, on this many warps."""
+
+    lanes: int
+    per_lane: int
+    columns: int
+    warps: int
+    registers: int = 0
+
+    @property
+    def sites(self) -> int:
+        return self.lanes * self.per_lane
+
+    def groups(self, width: int) -> int:
+        """Programs that share the columns of a row."""
+        return -(-width // self.columns)
+
+    @property
+    def options(self) -> dict:
+        """As keyword arguments of a launch."""
+        return Tile(self.lanes, self.per_lane, self.warps, self.registers).options | {"G": self.columns}
+
+
 def tile_for(sites: int, per_lane: int, longest: int) -> Tile:
     """The smallest tile that holds a row, of at most `longest` sites; one lane is one thread."""
     lanes = 32
@@ -49,10 +72,15 @@ def tile_for(sites: int, per_lane: int, longest: int) -> Tile:
 
 LONGEST = 4096
 """Sites of a row that one program holds at once."""
+LOOP_ROWS, CHAIN_ROWS = 512, 32
+"""Rows from which a program a row fills the device, and from which a row's chunks may wait for each other: handing
+a number on takes 0.6 us a chunk, in which the chunks of a dozen rows are read once more. Measured (docs/results)."""
 LOOP = Tile(128, 8, 4)
 """theta forward of many rows, one program a row: chunks of 1,024 sites."""
 CHAIN = Tile(256, 16, 8, registers=80)
 """theta forward of fewer, longer rows, a program a chunk: three to a multiprocessor."""
+CHAIN_BACKWARD = Tile(256, 8, 8)
+"""theta backward of such rows."""
 
 
 def left_tile(sites: int) -> Tile:
@@ -80,6 +108,32 @@ def column_tile(rows: int, sites: int, width: int) -> ColumnTile:
     span = sites
     while programs * -(-sites // span) < 256 and span > 128:
         span = (span + 1) // 2
-    # Twice the loads in flight are 6 % faster, and masks in 32 unrolled sites take minutes to compile.
-    stretch = 32 if span == sites and sites % 32 == 0 else 16
-    return ColumnTile(together, columns, stretch, span, 1)
+    return ColumnTile(together, columns, 16, span, 1)
+
+
+def lane_tile(rows: int, sites: int, width: int) -> LaneTile | None:
+    """theta and the values in one pass; None where one thread a column is faster."""
+    return _lanes(rows, sites, width, per_lane=4, columns=width if width < 8 else 4)
+
+
+def lane_backward_tile(rows: int, sites: int, width: int) -> LaneTile | None:
+    """The values' adjoint alike: its gradient and y leave registers for two sites a lane."""
+    return _lanes(rows, sites, width, per_lane=2, columns=min(width, 8))
+
+
+def _lanes(rows: int, sites: int, width: int, per_lane: int, columns: int) -> LaneTile | None:
+    """A warp a row, more warps where rows are few.
+
+    None for enough columns to fill the device with a thread each, and for rows so few and long that their chunks
+    should run at once.
+    """
+    if width == 0 or width > 8 and rows * width >= 16_384:
+        return None
+    programs = rows * -(-width // columns)
+    if programs < 512 and sites > LONGEST:
+        return None
+    warps = 1 if programs >= 1024 else 4 if programs >= 512 else 8
+    while warps > 1 and 32 * warps * per_lane >= 2 * sites:
+        warps //= 2
+    # Sixteen programs of a warp fit a multiprocessor at 128 registers a thread: 2,112 rows run at once.
+    return LaneTile(32 * warps, per_lane, columns, warps, registers=128)

@@ -1,21 +1,41 @@
-"""The shifted diagonal d = a - z and the couplings p = l u of a row, as lanes of sites."""
+"""The shifted diagonal d = a - z, the couplings p = l u and theta of a row, as lanes of sites."""
 
 import triton
 import triton.language as tl
 
-from .complex import load_complex, multiply
+from .complex import load_complex, multiply, reciprocal, subtract_product
 from .sites import load_sites, repeat, row_start
 
 
 @triton.jit
-def load_shifted_diagonal(
-    a_ptr, a_outer, a_inner, a_stride, z_ptr, row, heads, first, sites, COMPLEX: tl.constexpr, UNIT: tl.constexpr,
-    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+def load_tridiagonal(
+    a_ptr, a_outer, a_inner, a_stride, l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride,
+    z_ptr, row, heads, first, sites, A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr,
+    CONSTANT: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """E values of d = a - z each lane."""
-    a = row_start(a_ptr, row, heads, a_outer, a_inner, COMPLEX)
-    ar, ai = load_sites(a, first, sites, a_stride, COMPLEX, UNIT, MASKED, P, E)
-    return shifted(ar, ai, z_ptr, row, E)
+    """E values of d = a - z and of p = l u each lane."""
+    a = row_start(a_ptr, row, heads, a_outer, a_inner, A_COMPLEX)
+    ar, ai = load_sites(a, first, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
+    dr, di = shifted(ar, ai, z_ptr, row, E)
+    pr, pi = load_couplings(
+        l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
+        L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
+    )  # fmt: skip
+    return dr, di, pr, pi
+
+
+@triton.jit
+def load_couplings(
+    l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
+    L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """E values of p = l u each lane."""
+    lr, li, ur, ui = load_hopping(
+        l_ptr, l_outer, l_inner, l_stride, u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites,
+        L_COMPLEX, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E,
+    )  # fmt: skip
+    return couplings(lr, li, ur, ui, first, sites, MASKED, P, E)
 
 
 @triton.jit
@@ -36,16 +56,27 @@ def load_hopping(
     P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """E values of l and of u each lane; CONSTANT along the row, they are one complex number, (R,) contiguous."""
+    lr, li = load_coupling(
+        l_ptr, l_outer, l_inner, l_stride, row, heads, first, sites, L_COMPLEX, CONSTANT, UNIT, MASKED, P, E
+    )
+    ur, ui = load_coupling(
+        u_ptr, u_outer, u_inner, u_stride, row, heads, first, sites, U_COMPLEX, CONSTANT, UNIT, MASKED, P, E
+    )
+    return lr, li, ur, ui
+
+
+@triton.jit
+def load_coupling(
+    pointer, outer, inner, stride, row, heads, first, sites, COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
+    UNIT: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """E values of l, or of u, each lane; CONSTANT along the row, they are one complex number, (R,) contiguous."""
     if CONSTANT:
-        lr, li = load_complex(l_ptr + row.to(tl.int64) * 2)
-        ur, ui = load_complex(u_ptr + row.to(tl.int64) * 2)
-        return repeat(lr, E), repeat(li, E), repeat(ur, E), repeat(ui, E)
+        real, imag = load_complex(pointer + row.to(tl.int64) * 2)
+        return repeat(real, E), repeat(imag, E)
     else:
-        l = row_start(l_ptr, row, heads, l_outer, l_inner, L_COMPLEX)
-        u = row_start(u_ptr, row, heads, u_outer, u_inner, U_COMPLEX)
-        lr, li = load_sites(l, first, sites, l_stride, L_COMPLEX, UNIT, MASKED, P, E)
-        ur, ui = load_sites(u, first, sites, u_stride, U_COMPLEX, UNIT, MASKED, P, E)
-        return lr, li, ur, ui
+        start = row_start(pointer, row, heads, outer, inner, COMPLEX)
+        return load_sites(start, first, sites, stride, COMPLEX, UNIT, MASKED, P, E)
 
 
 @triton.jit
@@ -60,3 +91,15 @@ def couplings(lr, li, ur, ui, first, sites, MASKED: tl.constexpr, P: tl.constexp
         pr = pr + (r,)
         pi = pi + (i,)
     return pr, pi
+
+
+@triton.jit
+def thetas(dr, di, pr, pi, tr, ti, E: tl.constexpr):
+    """theta of each lane's E sites, from the one before them."""
+    theta_r, theta_i = (), ()
+    for e in tl.static_range(E):
+        cr, ci = subtract_product(dr[e], di[e], pr[e], pi[e], tr, ti)
+        tr, ti = reciprocal(cr, ci)
+        theta_r = theta_r + (tr,)
+        theta_i = theta_i + (ti,)
+    return theta_r, theta_i
