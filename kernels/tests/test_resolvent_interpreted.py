@@ -162,8 +162,8 @@ def test_values_of_all_heads_together():
         return y, theta, *final
 
     both(problem, together, tile=TILE, columns=COLUMNS)
-    for columns in (3, 2):
-        both(problem, together, lanes=tiles.LaneTile(2, 4, columns, 1))
+    both(problem, together, lanes=tiles.LaneTile(2, 4, 2, 1))
+    both(problem, together)  # forward one thread a column, backward lanes
 
 
 @pytest.mark.parametrize("lanes", (tiles.LaneTile(2, 4, 2, 1), None))

@@ -18,8 +18,8 @@ def apply_forward(
 
     `lanes` asks for the kernel over lanes, `tile` for theta and `columns` for the values alone.
     """
-    # Where heads lie inside tokens, neighbouring rows share sectors, which one thread a column uses; lanes are not
-    # measured there.
+    # Where heads lie inside tokens, neighbouring rows share the sectors of y: one thread a column fills them, lanes
+    # take 1.5 times as long at M = 6. Backward, lanes are faster there too.
     _, _, sites, width = values.shape
     if not (lanes or tile or columns or inside_tokens(values)):
         lanes = lane_tile(initial.shape[0], sites, width)
@@ -36,7 +36,7 @@ def apply_backward(
     """dx (B, H, N, M), sum_M Y y (R, N), what l gets, and the gradient of y before the row; as `run_lanes_back`."""
     (rows, sites), width = theta.shape, y.shape[-1]
     operands = (gradient, y, lower, theta, initial, dtype)
-    if not (lanes or columns or inside_tokens(y)):
+    if not (lanes or columns):
         lanes = lane_backward_tile(rows, sites, width)
     if lanes:
         return run_lanes_back(*operands, hopping, lanes)
