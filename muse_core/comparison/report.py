@@ -13,6 +13,7 @@ import attrs
 from muse_core.comparison.cells import Cell, chosen_values, reported_cells, scores_by_value, tuning_cells
 from muse_core.comparison.plan import Plan, Read
 from muse_core.comparison.ratio import paired, read_rows
+from muse_core.errors import StorageError
 from muse_core.training.records import read_rows as records_of
 
 
@@ -61,8 +62,15 @@ def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, C
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)
 
+    counted = plan.counted.replace(" ", "_")
+    for cell, summary in zip(own.values(), summaries, strict=True):
+        if counted not in summary:
+            raise StorageError(
+                f"{cell.path}: this run of an earlier version does not tell its {plan.counted} - remove the folder "
+                "to repeat it"
+            )
     row |= {
-        "parameters": summaries[0][plan.counted.replace(" ", "_")],
+        "parameters": summaries[0][counted],
         "tokens": mean("train_tokens"),
         "seconds": mean("train_seconds"),
         "tokens_per_second": mean("tokens_per_second"),

@@ -133,6 +133,8 @@ def test_heads_start_log_spaced_between_their_bounds():
     assert step.measures["decay_max"].item() == pytest.approx(0.2, rel=1e-5)
     torch.testing.assert_close(rate[0, 0], (10 * expected).clamp_max(0.5), rtol=1e-5, atol=0)
     assert (make_layer(rule="hebbian").dynamics(x, None)[1] == 0.5).all()
+    faster = make_layer(heads=5, key_size=10, initial_decay=(0.0005, 0.2), base_decay=0.01).dynamics(x, None)[1]
+    torch.testing.assert_close(faster[0, 0], (10 * (expected + 0.01)).clamp_max(0.5), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
@@ -192,7 +194,8 @@ def test_a_decay_signal_is_averaged_over_equal_groups(given):
         "memory layer", "hebbian", PLAIN | {"decay": "signal"}, width=WIDTH, signals={"decay": (given,)}
     ).double()
     gamma = torch.rand(2, 5, given, dtype=torch.float64)
-    log_decay, _ = layer.dynamics(make_input(5), gamma)
+    log_decay, rate = layer.dynamics(torch.zeros(2, 5, WIDTH, dtype=torch.float64), gamma)
+    assert (rate == 0.5).all()  # no Γ of its own to hold it to
     expected = gamma.expand(2, 5, 2) if given < 2 else gamma.view(2, 5, 2, given // 2).mean(-1)
     torch.testing.assert_close(log_decay, -expected)
     assert all("decay" not in name for name, _ in layer.named_parameters())

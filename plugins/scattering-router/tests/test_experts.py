@@ -101,7 +101,7 @@ def test_capacity_drops_in_training_only() -> None:
     assert torch.equal(evaluated.update, free) and not torch.equal(trained.update, free)
 
 
-@pytest.mark.parametrize("router", ["mlp", {"use": "scattering", "top_k": 1, "resonance": 0.5}])
+@pytest.mark.parametrize("router", ["mlp", {"use": "scattering", "top_k": 1, "resonant_top_k": 2, "resonance": 0.5}])
 def test_the_causality_gate_passes_in_both_precisions(router: Any) -> None:
     registry = load_plugins()
     block = [{"use": "resolvent", "heads": 8}, {"use": "experts", "router": router}]

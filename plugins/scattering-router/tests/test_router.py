@@ -136,9 +136,17 @@ def test_a_single_choice_still_trains_the_router() -> None:
         ({"channels": 9}, None, "channels = 9 exceeds the 8 heads"),
         ({}, {"phase": (8,), "theta": (8,)}, "not those of one resolvent"),
         ({"map": "table"}, None, "linear"),
+        ({"resonance": 0.5}, None, "resonance = 0.5 changes nothing"),
+        ({"top_k": 3, "resonant_top_k": 3, "resonance": 0.5}, None, "as many experts as the others, 3"),
     ],
 )
 def test_bad_options_are_refused_by_name(options: dict[str, Any], shapes: Any, sentence: str) -> None:
     shapes = shapes or {"phase": (HEADS,), "theta": (HEADS, 2)}
     with pytest.raises(RecipeError, match=sentence):
         build_component("router", "scattering", options, experts=4, signals=shapes)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_nothing_depends_on_resonance_unless_it_is_asked_for(top_k: int) -> None:
+    module = router(top_k=top_k)
+    assert module.resonance is None and module.slots == top_k and module.expected_slots == top_k

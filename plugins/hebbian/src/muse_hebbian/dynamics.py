@@ -40,7 +40,11 @@ class Dynamics(nn.Module):
         self.rate = _linear(width, heads, generator)
         slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
         start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)
-        rate = first_rate(start, replaced) if initial_rate is None else torch.full_like(start, initial_rate)
+        if initial_rate is None:
+            # The Γ of a signal is not known here.
+            rate = first_rate(start + base_decay, replaced if own_decay else None)
+        else:
+            rate = torch.full_like(start, initial_rate)
         with torch.no_grad():
             self.rate.bias.copy_(rate.logit())
             if self.decay is not None:

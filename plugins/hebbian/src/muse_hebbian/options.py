@@ -40,8 +40,8 @@ class HebbianOptions:
     initial_rate: float | None = field(
         default=None, validator=validators.optional([validators.gt(0.0), validators.lt(1.0)])
     )
-    """Mean β at the start, of every head. Default: 1/2, and under the delta rule K times the head's first Γ where that
-    is less, so that what others write erases an association no sooner than it decays."""
+    """Mean β at the start, of every head. Default: 1/2, and under the delta rule with a Γ of its own K times the head's
+    first Γ where that is less, so that what others write erases an association no sooner than it decays."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
     output_norm: bool = True

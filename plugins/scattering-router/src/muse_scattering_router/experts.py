@@ -6,7 +6,6 @@ Letters: B batch rows, N tokens, D width, E experts, F hidden units of one, K sl
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from muse_core.model.flops import flops_per_token
 from muse_scattering_router.dispatch import sort, to_rows, to_tokens, within_capacity
 from muse_scattering_router.load import weigh
 from muse_scattering_router.options import ExpertsOptions
-from muse_scattering_router.products import grouped, serves
+from muse_scattering_router.products import HAS_TRITON, grouped, serves
 
 
 class Experts(nn.Module):
@@ -87,7 +86,7 @@ class Experts(nn.Module):
 
     def fuses(self, x: Tensor, routing: Routing) -> bool:
         """Whether the Triton kernels of ``fused`` serve."""
-        if self.options.activation != "swiglu" or find_spec("triton") is None or x.numel() == 0:
+        if self.options.activation != "swiglu" or not HAS_TRITON or x.numel() == 0:
             return False
         from muse_scattering_router.fused_routing import block_of
 

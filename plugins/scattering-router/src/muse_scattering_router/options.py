@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+import attrs
 from attrs import field, frozen, validators
 
 from muse_core.component import Requirement, UseRouter
@@ -44,11 +45,13 @@ class ScatteringOptions:
 
     top_k: int = field(default=2, validator=[validators.ge(1), validators.le(64)])
     """Experts of an ordinary token."""
-    resonant_top_k: int = field(default=2, validator=[validators.ge(1), validators.le(64)])
-    """Experts of a token at resonance; as many as of any other by default, since more there and fewer elsewhere did
-    worse."""
+    resonant_top_k: int | None = field(
+        default=None, validator=validators.optional([validators.ge(1), validators.le(64)])
+    )
+    """Experts of a token at resonance. Default: as many as of any other, so that nothing depends on resonance, since
+    more there and fewer elsewhere did worse."""
     resonance: float = field(default=0.8, validator=[validators.gt(0.0), validators.le(1.0)])
-    """Quantile of the mean log |θ| above which a token is at resonance; 1 is never."""
+    """Quantile of the mean log |θ| above which a token is at resonance; 1 is never. Only with ``resonant_top_k``."""
     map: Literal["linear", "bins"] = "linear"
     """From features to logits. linear: a matrix on standardised features. bins: a table entry per feature and quantile
     bin."""
@@ -60,13 +63,25 @@ class ScatteringOptions:
     """Of the moving averages of quantiles, means and deviations, per optimiser step. At 0.99 they lag behind a young
     model: with 300 steps 0 to 5 % of tokens were at resonance where 20 % were due."""
 
+    def __attrs_post_init__(self) -> None:
+        if self.resonance != attrs.fields(type(self)).resonance.default and self.at_resonance == self.top_k:
+            raise ValueError(
+                f"resonance = {self.resonance} changes nothing while tokens at resonance have as many experts as the "
+                f"others, {self.top_k} - give resonant_top_k another number or leave resonance out"
+            )
+
+    @property
+    def at_resonance(self) -> int:
+        """Experts of a token at resonance."""
+        return self.top_k if self.resonant_top_k is None else self.resonant_top_k
+
     def requires(self) -> tuple[Requirement, ...]:
         """δ and θ of the nearest resolvent before."""
         return (Requirement("phase"), Requirement("theta"))
 
     def refuse(self, experts: int) -> str | None:
         """Why it cannot choose among this many."""
-        for name, slots in (("top_k", self.top_k), ("resonant_top_k", self.resonant_top_k)):
+        for name, slots in (("top_k", self.top_k), ("resonant_top_k", self.at_resonance)):
             if slots > experts:
                 return f"{name} = {slots} exceeds the number of experts, {experts} - lower it or raise experts"
         return None

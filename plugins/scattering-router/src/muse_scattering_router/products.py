@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+HAS_TRITON = find_spec("triton") is not None
+"""Asked once: torch.compile does not trace the question."""
 ALIGNMENT = 8
 """bf16 numbers in 16 bytes, to which grouped_mm wants strides aligned."""
 

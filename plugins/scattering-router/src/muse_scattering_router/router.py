@@ -6,7 +6,6 @@ Letters: B batch rows, N tokens, H heads of the resolvent, C channels, Q bins, E
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from muse_core.model.context import Context
 from muse_core.model.routing import best
 from muse_scattering_router.moving import Quantiles, Standardised
 from muse_scattering_router.options import ScatteringOptions
+from muse_scattering_router.products import HAS_TRITON
 
 PHASE, LOG_THETA, MEAN_LOG_THETA = (0.0, 0.25), (-0.3, 0.19), (-0.34, 0.09)
 """Mean and deviation of δ, log |θ| and its mean over heads with which a resolvent of default options starts on the
@@ -55,9 +55,9 @@ class Scattering(nn.Module):
         self.heads = _heads(context.signals)
         if options.channels > self.heads:
             raise ValueError(f"channels = {options.channels} exceeds the {self.heads} heads of the resolvent before it")
-        self.slots = max(options.top_k, options.resonant_top_k)
-        self.fills_slots = options.top_k == options.resonant_top_k
-        more = options.resonant_top_k - options.top_k
+        self.slots = max(options.top_k, options.at_resonance)
+        self.fills_slots = options.top_k == options.at_resonance
+        more = options.at_resonance - options.top_k
         self.expected_slots = options.top_k + (1 - options.resonance) * more
         features = 2 * options.channels
         expected = [PHASE] * options.channels + [LOG_THETA] * options.channels
@@ -91,7 +91,7 @@ class Scattering(nn.Module):
         used = None
         if self.resonance is not None:
             resonant = self.resonance(modulus)[..., 0] > 0
-            used = torch.where(resonant, self.options.resonant_top_k, self.options.top_k)
+            used = torch.where(resonant, self.options.at_resonance, self.options.top_k)
             measures |= self.resonant(resonant, modulus, tokens)
         elif not self.fills_slots:
             used = torch.full(x.shape[:2], self.options.top_k, device=x.device)
@@ -121,7 +121,7 @@ class Scattering(nn.Module):
         """Whether ``read_fused`` serves."""
         phase = signals["phase"]
         wanted = phase.device.type == "cuda" and dtype == torch.float32 and self.options.map == "linear"
-        return wanted and phase.numel() > 0 and find_spec("triton") is not None
+        return wanted and phase.numel() > 0 and HAS_TRITON
 
     def features(self, signals: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """(B, N, 2 C): mean δ, then mean log |θ| of each channel."""
