@@ -156,3 +156,6 @@ def test_rows_in_pieces(rule, resets, monkeypatch):
 def test_pieces_are_for_few_long_rows():
     cut = fast_weights_pieces.pieces_of
     assert [cut(8, 65_536, 64), cut(32, 16_384, 64), cut(256, 2048, 64), cut(8, 4096, 64)] == [32, 8, 1, 1]
+    assert cut(0, 65_536, 64) == 1
+    empty = draw(2048, batch=0, heads=1, key_width=3, value_width=2, dtype=torch.float32)
+    assert all(x.shape[0] == 0 for x in results(empty, fast_weights, rule="delta"))

@@ -7,6 +7,7 @@ from torch import nn
 from muse_kernels import gated_norm as public
 from muse_kernels.reference import gated_norm as reference
 from muse_kernels.testing.places import assert_near, functions, results
+from muse_kernels.torch import gated_norm as by_torch
 
 DOUBLE = {"dtype": torch.float64, "device": "cpu"}
 EVERYWHERE = pytest.mark.parametrize("place", functions("gated_norm"))
@@ -55,6 +56,17 @@ def test_any_strides_and_no_rows(place):
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("spread", (lambda w: torch.stack((w, 0 * w), dim=-1)[:, 0], lambda w: w[:1].expand(12)))
+def test_a_strided_or_expanded_gain(place, spread):
+    function, dtype, device, tolerance = place
+    leaves = draw(2, 5, 12)
+    leaves[1] = spread(leaves[1])
+    moved = lambda x, weight, gate: function(x, spread(weight), gate)  # noqa: E731
+    defined = lambda x, weight, gate: reference(x, spread(weight), gate)  # noqa: E731
+    assert_near(results(moved, leaves, dtype, device), results(defined, leaves, **DOUBLE), tolerance)
+
+
+@EVERYWHERE
 def test_second_derivative(place):
     function, dtype, device, tolerance = place
 
@@ -77,6 +89,23 @@ def test_takes_the_gates_precision():
     x, weight, gate = draw(3, 8)
     assert public(x.float(), weight.float(), gate.bfloat16()).dtype == torch.bfloat16
     assert public(x.bfloat16(), weight.float(), None).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("gain", (False, True))
+def test_half_precision_is_rounded_at_the_end_alone(gain):
+    x, weight, gate = (t.bfloat16() for t in draw(50, 8))
+    weight = weight if gain else None
+    expected = reference(x, weight, gate).float()
+    torch.testing.assert_close(by_torch(x, weight, gate).float(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_double_precision_of_one_is_that_of_all():
+    x, weight, gate = draw(3, 8)
+    for given in ((x.float(), weight.float(), gate), (x.float(), weight, gate)):
+        torch.testing.assert_close(public(*given), reference(*given), rtol=1e-13, atol=1e-13)
+    triton = pytest.importorskip("muse_kernels.triton")
+    with pytest.raises(ValueError, match="backend torch for float64"):
+        triton.gated_norm(x.float(), weight.float(), gate)
 
 
 def test_errors_name_the_argument():

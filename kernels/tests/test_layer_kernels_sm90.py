@@ -45,6 +45,20 @@ def convolutions(place) -> None:
     place._backward._init_fn(*parts, x, taps, None, document, 8, 64)
 
 
+def many_rows(place) -> None:
+    for batch, tokens in ((70_000, 2), (1, 4_000_000), (8, 1)):
+        x, taps, initial = torch.empty(batch, tokens, 24), torch.empty(4, 24), torch.empty(batch, 3, 24)
+        parts = place._forward._init_fn(x, taps, initial, None, 2, 4)
+        place._backward._init_fn(*parts, x, taps, initial, None, 2, 4)
+
+
+def test_any_number_of_rows_and_tokens(monkeypatch):
+    """All axes of a grid but the first end at 65,535."""
+    for name, recorder in recorded(monkeypatch, "short_convolution", many_rows).items():
+        assert all(axis <= 65_535 for grid in recorder.grids for axis in grid[1:]), (name, recorder.grids)
+        recorder.compile()  # of one token, a constant
+
+
 @pytest.mark.parametrize("module, launches", [("gated_norm", norms), ("short_convolution", convolutions)])
 def test_ceilings(monkeypatch, module, launches):
     for name, recorder in recorded(monkeypatch, module, launches).items():

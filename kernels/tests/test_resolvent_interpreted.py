@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from muse_kernels import reference
+from muse_kernels import Request, chosen, reference
 from muse_kernels.resolvent_arguments import check_resolvent
 from muse_kernels.testing.resolvent import assert_close, draw, results
 
@@ -217,6 +217,16 @@ def test_compiled_without_a_graph_break():
 def test_empty_batch():
     (y, theta), _ = kernels.causal_resolvent_apply(torch.ones(0, 4), 1.0, 1.0, 0.5j, torch.ones(0, 4, 2))
     assert y.shape == (0, 4, 2) and theta.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "options", ({"columns": tiles.ColumnTile(1, 32, 2, 3, 1, late=2)}, {"lanes": tiles.LaneTile(2, 2, 8, 1)})
+)
+def test_values_wider_than_a_program_holds(options):
+    """Two hundred columns, in tiles of 32 by the kernel with one thread a column and of 8 over lanes."""
+    assert chosen(Request("causal_resolvent_apply", "cpu", "float32", {"value": 200})).backend == "triton"
+    problem = draw(3, batch=1, heads=1, width=200, dtype=torch.float32)
+    both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), **options)
 
 
 def test_no_values():

@@ -1,5 +1,7 @@
 """The short convolution against its definition in float64, on every backend that can run here."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from muse_kernels import chosen, dispatch
 from muse_kernels import short_convolution as public
 from muse_kernels.reference import short_convolution as reference
 from muse_kernels.testing.places import assert_near, functions, results
+from muse_kernels.torch import short_convolution as by_torch
 
 DOUBLE = {"dtype": torch.float64, "device": "cpu"}
 EVERYWHERE = pytest.mark.parametrize("place", functions("short_convolution"))
@@ -46,6 +49,19 @@ def test_equals_its_definition(place, heads, key_width, value_width, span, token
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("carried", (False, True))
+def test_more_rows_than_an_axis_takes(place, carried, monkeypatch):
+    """Two rows where an axis takes one program, of several blocks of tokens and groups of channels."""
+    function, dtype, device, tolerance = place
+    if dtype == torch.float32:
+        monkeypatch.setattr(import_module("muse_kernels.triton.short_convolution"), "MOST_OF_AN_AXIS", 1)
+    leaves = draw(150, 201, 3, carried)
+    starts = torch.rand(2, 150, generator=torch.Generator().manual_seed(2)) < 0.1
+    expected = results(convolved(reference, 3, 20), leaves, **DOUBLE, resets=starts)
+    assert_near(results(convolved(function, 3, 20), leaves, dtype, device, resets=starts), expected, tolerance)
+
+
+@EVERYWHERE
 def test_in_pieces(place):
     """What is carried are the last inputs, zero before the document that runs on."""
     function, dtype, device, tolerance = place
@@ -80,6 +96,22 @@ def test_strides(place):
     assert_near(list(convolved(function, 2, 4)(apart, taps, initial)), expected, tolerance)
 
 
+@EVERYWHERE
+def test_strides_of_the_other_operands(place):
+    """Forward and backward, of taps, carried inputs and resets that lie apart, and of the same start in all rows."""
+    function, dtype, device, tolerance = place
+    leaves = draw(6, 24, 3)
+    starts = torch.rand(6, 2, generator=torch.Generator().manual_seed(2)) < 0.3
+
+    def apart(function, starts):
+        turn = lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)  # noqa: E731
+        return lambda x, taps, initial: convolved(function, 2, 4)(x, turn(taps), turn(initial), starts.to(x.device))
+
+    for resets in (starts.T, starts.T[:1].expand(2, 6)):
+        expected = results(apart(reference, resets), leaves, **DOUBLE)
+        assert_near(results(apart(function, resets), leaves, dtype, device), expected, tolerance)
+
+
 def test_queries_and_keys_have_length_one():
     query, key, value = convolved(public, 2, 4)(*draw(6, 30, 3))
     assert (query.shape, key.shape, value.shape) == ((2, 6, 2, 4), (2, 6, 2, 4), (2, 6, 2, 7))
@@ -87,15 +119,38 @@ def test_queries_and_keys_have_length_one():
         torch.testing.assert_close(part.norm(dim=-1), torch.ones_like(part[..., 0]))
 
 
-def test_a_second_derivative_is_the_reference_s_alone():
+@pytest.mark.parametrize("carried", (False, True))
+def test_second_derivative_by_differences(carried):
+    leaves = [x if x is None else x.requires_grad_() for x in draw(4, 6, 3, carried)]
+    starts = torch.tensor([[False, False, True, False], [False] * 4])
+    assert torch.autograd.gradgradcheck(lambda *given: convolved(by_torch, 1, 2)(*given, starts), leaves)
+
+
+@EVERYWHERE
+def test_second_derivative(place):
+    function, dtype, device, tolerance = place
+    starts = torch.tensor([[False, False, True, False, False], [True] + [False] * 4])
+
+    def penalty(function, dtype, device):
+        leaves = [x.to(device, dtype).requires_grad_() for x in draw(5, 20, 3)]
+        outputs = convolved(function, 2, 3)(*leaves, starts.to(device))
+        first = torch.autograd.grad(sum(y.pow(3).sum() for y in outputs), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+    assert_near(penalty(function, dtype, device), penalty(reference, **DOUBLE), 20 * tolerance)
+
+
+def test_a_second_derivative_is_the_torch_backends_too():
     request = dispatch.Request("short_convolution", "cpu", "float64", {}, frozenset({"double_backward"}))
-    assert chosen(request).backend == "reference"
+    assert chosen(request).backend == "torch"
 
 
 def test_errors_name_the_argument():
     x, taps, initial = draw(6, 24, 3)
     with pytest.raises(ValueError, match=r"x \(2, 6, 24\) does not hold 5 heads"):
         public(x, taps, 5, 4)
+    with pytest.raises(ValueError, match=r"x must have a token at least, got \(B, N, C\) = \(2, 0, 24\)"):
+        public(x[:, :0], taps, 2, 4, initial=initial)
     with pytest.raises(ValueError, match=r"taps must be \(S, 24\)"):
         public(x, taps[:, :5], 2, 4)
     with pytest.raises(ValueError, match=r"initial must be \(2, 2, 24\), got \(2, 1, 24\)"):

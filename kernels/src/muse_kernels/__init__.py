@@ -14,7 +14,7 @@ from .dispatch import Choice, Request, chosen
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
-from .short_convolution import short_convolution
+from .short_convolution import short_convolution, unit_length
 
 __all__ = [
     "Choice",
@@ -27,4 +27,5 @@ __all__ = [
     "gated_norm",
     "resolvent_diagonal",
     "short_convolution",
+    "unit_length",
 ]

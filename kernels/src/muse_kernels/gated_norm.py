@@ -19,15 +19,21 @@ def gated_norm(
         backend: "auto", "triton", "torch" or "reference".
 
     Returns (..., F) or, for complex x, (..., 2F), in the gate's dtype, in x's real one without a gate; computed in
-    float32 at least. ValueError names the argument and the shapes that do not fit. Source: Zhang and Sennrich 2019.
+    float64 where one of the three is of double precision, otherwise in float32. ValueError names the argument and the
+    shapes that do not fit. Source: Zhang and Sennrich 2019.
     """
     request = Request(
         "gated_norm",
         x.device.type,
-        "float64" if x.dtype in (torch.float64, torch.complex128) else "float32",
+        "float64" if in_double(x, weight, gate) else "float32",
         {"features": x.shape[-1] * (2 if x.is_complex() else 1)},
     )
     return implementation("gated_norm", chosen(request, backend).backend)(x, weight, gate, epsilon=epsilon)
+
+
+def in_double(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is of double precision, and so is what they are computed in."""
+    return any(x is not None and x.dtype in (torch.float64, torch.complex128) for x in tensors)
 
 
 def check_gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> torch.dtype:

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 _HAS_TRITON = find_spec("triton") is not None  # asked once: torch.compile does not trace the question
 WIDEST = {
     "fast_weights": {"key": 128, "value": 128},
-    "causal_resolvent_apply": {"value": 128},
     "gated_norm": {"features": 8192},
     "short_convolution": {"key": 128, "span": 16},
 }
@@ -24,14 +23,8 @@ def refuse_reference(request) -> str | None:
 
 
 def refuse_torch(request) -> str | None:
-    """The torch backend serves everything but a process group and second derivatives of the short convolution."""
-    return _NOT_BUILT if "group" in request.needs else _refuse_second_derivatives(request)
-
-
-def _refuse_second_derivatives(request) -> str | None:
-    if request.operation == "short_convolution" and "double_backward" in request.needs:
-        return "its short convolution is differentiated once; use backend reference"
-    return None
+    """The torch backend serves everything but a process group."""
+    return _NOT_BUILT if "group" in request.needs else None
 
 
 def refuse_triton(request) -> str | None:
@@ -40,8 +33,6 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
-    if (reason := _refuse_second_derivatives(request)) is not None:
-        return reason
     for name, most in WIDEST.get(request.operation, {}).items():
         if request.sizes.get(name, 0) > most:
             return f"its {request.operation} holds {name} up to {most} wide, not {request.sizes[name]}"

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .dispatch import Request, chosen, implementation
 
@@ -37,7 +38,7 @@ def short_convolution(
     then divided by their length.
 
     Args:
-        x: projections (B, N, C) with C = H (2K + M): all queries, all keys, all values.
+        x: projections (B, N, C), N at least 1, with C = H (2K + M): all queries, all keys, all values.
         taps: (S, C), one vector of gains a lag.
         heads, key_width: H and K.
         initial: the S - 1 inputs before the first token (B, S - 1, C), zero where they belong to an earlier document;
@@ -45,8 +46,8 @@ def short_convolution(
         resets: (B, N) bool, true where a document starts.
         backend: "auto", "triton", "torch" or "reference".
 
-    Returns query and key (B, N, H, K) of length 1 and value (B, N, H, M), in the dtype of x. Gradients of first order
-    to x, taps and initial. ValueError names the argument and the shapes that do not fit. Source: mathematics §3.
+    Returns query and key (B, N, H, K) of length 1 and value (B, N, H, M), in the dtype of x. Gradients of any
+    order to x, taps and initial. ValueError names the argument and the shapes that do not fit. Source: mathematics §3.
     """
     request = Request(
         "short_convolution",
@@ -59,6 +60,16 @@ def short_convolution(
     return function(x, taps, heads, key_width, initial=initial, resets=resets)
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """x (..., K) over its length along the last axis, or over `SHORTEST` where it is shorter; in the dtype of x.
+
+    Plain torch, whatever backend is bound. Computed in float32 at least: a square overflows in float16 and loses bits
+    in bfloat16.
+    """
+    computed = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.normalize(computed, dim=-1, eps=SHORTEST).to(x.dtype)
+
+
 def check_short_convolution(
     x: Tensor, taps: Tensor, heads: int, key_width: int, initial: Tensor | None, resets: Tensor | None
 ) -> Heads:
@@ -66,6 +77,8 @@ def check_short_convolution(
     if x.ndim != 3 or not x.is_floating_point():
         raise ValueError(f"short_convolution: x must be floating (B, N, C), got {x.dtype} {tuple(x.shape)}")
     batch, tokens, channels = x.shape
+    if tokens == 0:
+        raise ValueError(f"short_convolution: x must have a token at least, got (B, N, C) = {tuple(x.shape)}")
     values = channels - 2 * heads * key_width
     if heads < 1 or key_width < 1 or values < heads or values % heads:
         raise ValueError(

@@ -24,13 +24,15 @@ class Resources(NamedTuple):
 
 
 class Recorder:
-    """Stands in a kernel's place and keeps the arguments of its launches."""
+    """Stands in a kernel's place and keeps the grids and arguments of its launches."""
 
     def __init__(self, kernel):
         self.kernel = kernel
+        self.grids: list[tuple[int, ...]] = []
         self.launches: list[tuple[tuple, dict]] = []
 
     def __getitem__(self, grid):
+        self.grids.append(grid)
         return lambda *arguments, **named: self.launches.append((arguments, named))
 
     def compile(self) -> Resources:

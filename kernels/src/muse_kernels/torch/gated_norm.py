@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gated_norm import check_gated_norm
+from ..gated_norm import check_gated_norm, in_double
 
 
 def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
@@ -13,12 +13,13 @@ def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon
     both = x.is_complex()
     if both:
         x = torch.cat((x.real, x.imag), dim=-1)
+    computed = torch.float64 if in_double(x, weight, gate) else torch.float32
+    x = x.to(computed)
     if weight is not None:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        x = F.rms_norm(x, x.shape[-1:], weight, epsilon)
+        x = F.rms_norm(x, x.shape[-1:], weight.to(computed), epsilon)
     if gate is None:
         return x.to(dtype)
-    opened = F.silu(gate)
+    opened = F.silu(gate.to(computed))
     if both:
         return (x.unflatten(-1, (2, -1)) * opened.unsqueeze(-2)).flatten(-2).to(dtype)
     return (x * opened).to(dtype)

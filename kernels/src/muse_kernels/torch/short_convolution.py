@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..short_convolution import SHORTEST, check_short_convolution, documents
+from ..short_convolution import check_short_convolution, documents, unit_length
 
 
 def short_convolution(
@@ -23,25 +22,25 @@ def short_convolution(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments, results and errors as `muse_kernels.short_convolution`."""
-    parts = check_short_convolution(x, taps, heads, key_width, initial, resets)
+    check_short_convolution(x, taps, heads, key_width, initial, resets)
+    return of_documents(x, taps, initial, documents(resets), heads, key_width)
+
+
+def of_documents(
+    x: Tensor, taps: Tensor, initial: Tensor | None, document: Tensor | None, heads: int, key_width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `short_convolution`, of the number of each token's document (B, N) instead of the resets."""
     memory = len(taps) - 1
     if initial is None:
         initial = x.new_zeros(x.shape[0], memory, x.shape[2])
-    document = documents(resets)
     if document is not None:
         document = F.pad(document, (memory, 0))
     padded = torch.cat((initial.to(x.dtype), x), dim=1)
     convolved = F.silu(_ShiftedSum.apply(padded, taps.to(x.dtype), document))
-    query, key, value = convolved.split(
-        (heads * key_width, heads * key_width, heads * parts.value_width), dim=-1
-    )
+    widths = heads * key_width, heads * key_width, x.shape[2] - 2 * heads * key_width
+    query, key, value = convolved.split(widths, dim=-1)
     query, key, value = (part.unflatten(-1, (heads, -1)) for part in (query, key, value))
-    return unit(query), unit(key), value
-
-
-def unit(x: Tensor) -> Tensor:
-    """x over its length, computed in float32 at least: a square overflows in fp16 and loses bits in bfloat16."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=SHORTEST).to(x.dtype)
+    return unit_length(query), unit_length(key), value
 
 
 class _ShiftedSum(torch.autograd.Function):
@@ -59,7 +58,6 @@ class _ShiftedSum(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         padded, taps, document = ctx.saved_tensors
         span = len(taps)

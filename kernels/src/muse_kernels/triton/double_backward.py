@@ -22,3 +22,21 @@ def differentiate_gradients(
         pairs = [(f, c.reshape(f.shape)) for f, c in pairs if c.numel() == f.numel()]
         given, weights = [f for f, _ in pairs], [c for _, c in pairs]
         return list(torch.autograd.grad(given, [*gradients, *inputs], weights, allow_unused=True))
+
+
+def differentiated_again(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass over these is itself recorded."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def gradients_by_torch(
+    function: Callable, inputs: Sequence[Tensor | None], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Differentiable gradients of the inputs, through torch operations; None for those that are None.
+
+    `function` maps the inputs to a tensor or a tuple of them, `gradients` are their incoming gradients.
+    """
+    leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in inputs]
+    present = [x for x in leaves if x is not None]
+    found = iter(torch.autograd.grad(function(*leaves), present, gradients, create_graph=True))
+    return [None if x is None else next(found) for x in leaves]

@@ -28,9 +28,9 @@ class Pieces(NamedTuple):
 
 
 def pieces_of(rows: int, tokens: int, chunk: int) -> int:
-    """Into how many pieces a row is cut, a power of two; 1 where rows are many, short, or no multiple of a piece."""
+    """Into how many pieces a row is cut, a power of two; 1 where rows are many, short, none, or no multiple of it."""
     pieces, chunks = 1, tokens // chunk
-    if tokens % chunk:
+    if rows == 0 or tokens % chunk:
         return 1
     while rows * pieces * 2 <= PROGRAMS and chunks % (pieces * 2) == 0 and chunks >= pieces * 2 * SHORTEST:
         pieces *= 2
@@ -94,9 +94,9 @@ def backward(
     launch.walk_ends(cuts, prepared, given, None, grad_ends, grad_value, from_zero)
     last = from_zero.new_zeros(batch, heads, *widths) if grad_final is None else grad_final
     ends, grad_initial = carry(kept.transitions, from_zero, last, pieces, reverse=True)
-    gradients = launch.backward(cuts, stored, prepared, given, ends)
+    *gradients, _ = launch.backward(cuts, stored, prepared, given, ends)  # the last is the pieces' starts'
     shapes = [x.shape for x in (p.query, p.key, p.value, p.log_decay, p.rate)]
-    leaves = [gradient.reshape(shape) for gradient, shape in zip(gradients, shapes)]
+    leaves = [gradient.reshape(shape) for gradient, shape in zip(gradients, shapes, strict=True)]
     return *leaves, grad_initial
 
 

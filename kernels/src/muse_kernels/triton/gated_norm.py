@@ -1,10 +1,13 @@
 """The gated normalisation by Triton kernels: x and the gate are read once forward and once backward."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ..gated_norm import check_gated_norm
+from ..gated_norm import check_gated_norm, in_double
 from ..torch.gated_norm import gated_norm as by_torch
+from .double_backward import differentiated_again, gradients_by_torch
 from .gated_norm_kernels import gated_norm_backward_kernel, gated_norm_kernel
 from .rows import floats
 
@@ -19,7 +22,7 @@ AT_ONCE = 2048
 def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
     """As `muse_kernels.gated_norm`, in float32. A second derivative recomputes by torch operations."""
     check_gated_norm(x, weight, gate)
-    if x.dtype in (torch.float64, torch.complex128):
+    if in_double(x, weight, gate):
         raise ValueError("gated_norm: the triton kernels compute in float32; use backend torch for float64")
     features = x.shape[-1] * (2 if x.is_complex() else 1)
     if features > WIDEST:
@@ -70,6 +73,7 @@ def _forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, epsilon: flo
     programs, flags = _launch(x, weight, gate, PROGRAMS)
     if output.numel():
         given, *steps = _rows(x)
+        weight = None if weight is None else weight.contiguous()
         opening, *gate_steps = (None, 0, 0) if gate is None else _rows(gate)
         with torch.cuda.device_of(x):
             gated_norm_kernel[(programs,)](
@@ -94,6 +98,7 @@ def _backward(
     shares = x.new_empty((programs, features), dtype=torch.float32)
     if x.numel():
         given, *steps = _rows(x)
+        weight = None if weight is None else weight.contiguous()
         opening, *gate_steps = (None, 0, 0) if gate is None else _rows(gate)
         incoming, *gradient_steps = _rows(gradient)
         with torch.cuda.device_of(x):
@@ -120,12 +125,9 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, gradient):
     x, weight, gate = ctx.saved_tensors
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, gate, gradient)):
-        leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, gate)]
-        present = [t for t in leaves if t is not None]
-        output = by_torch(*leaves, epsilon=ctx.epsilon)
-        found = iter(torch.autograd.grad(output, present, gradient, create_graph=True))
-        return *(None if t is None else next(found) for t in leaves), None
+    if differentiated_again(x, weight, gate, gradient):
+        found = gradients_by_torch(partial(by_torch, epsilon=ctx.epsilon), (x, weight, gate), [gradient])
+        return *found, None
     dx, dweight, dgate = _backward(gradient, x, weight, gate, ctx.epsilon)
     return dx, None if weight is None else dweight, None if gate is None else dgate, None
 

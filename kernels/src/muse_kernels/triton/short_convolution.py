@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from ..short_convolution import SHORTEST, check_short_convolution, documents
+from ..torch.short_convolution import of_documents
+from .double_backward import differentiated_again, gradients_by_torch
 from .short_convolution_kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
 
 WIDEST, LONGEST = 128, 16
 """Key channels of a head, and tokens of the convolution, that a program holds."""
+MOST_OF_AN_AXIS = 65_535  # programs of a launch grid's axes behind the first
 SHARES = 64
 """Programs that share the tokens of a channel group in the taps' gradient."""
 
@@ -21,7 +24,8 @@ def short_convolution(
     initial: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `muse_kernels.short_convolution`, in float32 or bfloat16, products in float32."""
+    """As `muse_kernels.short_convolution`, in float32 or bfloat16, products in float32. Second
+    derivatives recompute by torch operations."""
     check_short_convolution(x, taps, heads, key_width, initial, resets)
     if x.dtype == torch.float64:
         raise ValueError("short_convolution: the triton kernels compute in float32; use backend torch for float64")
@@ -45,6 +49,12 @@ def _groups(heads: int, values: int, lanes: int) -> int:
     return 2 * heads + -(-values // lanes)
 
 
+def _grid(groups: int, blocks: int, batch: int) -> tuple[tuple[int, ...], bool]:
+    """The launch grid, and whether it is folded into its first axis, because another one would not take so many."""
+    folded = max(blocks, batch) > MOST_OF_AN_AXIS
+    return ((groups * blocks * batch,) if folded else (groups, blocks, batch)), folded
+
+
 def _tokens_at_once(lanes: int, numbers: int) -> int:
     return max(1, numbers // lanes)
 
@@ -64,13 +74,14 @@ def _forward(
     lanes = _lanes(key_width)
     together = _tokens_at_once(lanes, 2048)
     if x.numel():
+        grid, folded = _grid(_groups(heads, values, lanes), -(-tokens // together), batch)
         x = _rows(x)
         initial = None if initial is None else initial.contiguous()
         with torch.cuda.device_of(x):
-            short_convolution_kernel[_groups(heads, values, lanes), -(-tokens // together), batch](
+            short_convolution_kernel[grid](
                 x, *x.stride()[:2], taps.contiguous(), initial, document, query, key, value, tokens, heads, values,
                 SHORTEST, INITIAL=initial is not None, RESETS=document is not None, S=len(taps), K=key_width,
-                T=together, G=lanes, num_warps=4,
+                T=together, G=lanes, FOLDED=folded, num_warps=4,
             )  # fmt: skip
     return query, key, value
 
@@ -108,9 +119,11 @@ def _backward(
                 heads, values, SHORTEST, **flags, K=key_width, T=together, G=lanes, num_warps=4,
             )  # fmt: skip
             rows = tokens + (span - 1 if initial is not None else 0)
-            shifted_gradient_kernel[-(-channels // 128), -(-rows // 16), batch](
-                to_convolved, taps, document, dx, dinitial, tokens, channels, **flags, T=16, G=128, num_warps=4
-            )
+            grid, folded = _grid(-(-channels // 128), -(-rows // 16), batch)
+            shifted_gradient_kernel[grid](
+                to_convolved, taps, document, dx, dinitial, tokens, channels, **flags, T=16, G=128, FOLDED=folded,
+                num_warps=4,
+            )  # fmt: skip
     return dx, shares.sum(0).to(taps.dtype), dinitial
 
 
@@ -127,6 +140,13 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, *gradients):
     x, taps, initial, document = ctx.saved_tensors
+    if differentiated_again(x, taps, initial, *gradients):
+
+        def by_torch(x, taps, initial):
+            parts = of_documents(x.float(), taps, initial, document, ctx.heads, ctx.key_width)
+            return tuple(part.flatten(2).to(x.dtype) for part in parts)
+
+        return *gradients_by_torch(by_torch, (x, taps, initial), gradients), None, None, None
     dx, dtaps, dinitial = _backward(*gradients, x, taps, initial, document, ctx.heads, ctx.key_width)
     return dx, dtaps, None if initial is None else dinitial, None, None, None
 

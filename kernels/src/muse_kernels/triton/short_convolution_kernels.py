@@ -49,17 +49,28 @@ def locate(group, groups, lane, M_ALL, K: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
+def place(groups, blocks, FOLDED: tl.constexpr):
+    """Group, block of tokens and row of a program: an axis of the grid each, or all on the first one, in that order."""
+    if FOLDED:
+        program = tl.program_id(0)
+        block = program // groups
+        return program % groups, block % blocks, (block // blocks).to(tl.int64)
+    else:
+        return tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+
+
+@triton.jit
 def short_convolution_kernel(
     x, x_b, x_n, taps, initial, document, query, key, value, tokens, groups, M_ALL, shortest,
     INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):  # fmt: skip
     """Queries, keys (B, N, H K) and values (B, N, H M), contiguous; `groups` is H, M_ALL is H M."""
-    group = tl.program_id(0)
-    batch = tl.program_id(2).to(tl.int64)
+    group, block, batch = place(2 * groups + tl.cdiv(M_ALL, G), tl.cdiv(tokens, T), FOLDED)
     lane = tl.arange(0, G)[None, :]
     channels = 2 * groups * K + M_ALL
     channel, held = locate(group, groups, lane, M_ALL, K, G)
-    now = tl.program_id(1) * T + tl.arange(0, T)[:, None]
+    now = block * T + tl.arange(0, T)[:, None]
     kept = now < tokens
     x += batch * x_b
     if INITIAL:
@@ -151,11 +162,15 @@ def unit_gradient(g, y, shortest):
 def shifted_gradient_kernel(
     to_convolved, taps, document, dx, dinitial, tokens, channels,
     INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):  # fmt: skip
     """dx_t = sum of taps_lag times the gradient at t + lag; tokens before the first one are those of `initial`."""
-    channel = tl.program_id(0) * G + tl.arange(0, G)[None, :]
-    batch = tl.program_id(2).to(tl.int64)
-    now = tl.program_id(1) * T + tl.arange(0, T)[:, None]
+    rows = tokens
+    if INITIAL:
+        rows += S - 1
+    group, block, batch = place(tl.cdiv(channels, G), tl.cdiv(rows, T), FOLDED)
+    channel = group * G + tl.arange(0, G)[None, :]
+    now = block * T + tl.arange(0, T)[:, None]
     if INITIAL:
         now -= S - 1
     held = channel < channels

@@ -18,7 +18,7 @@ from muse_core.model.precision import lowered
 from muse_hebbian.convolution import CausalConvolution
 from muse_hebbian.dynamics import Dynamics, regrouped
 from muse_hebbian.options import HebbianOptions
-from muse_kernels.torch.short_convolution import unit
+from muse_kernels import unit_length
 
 
 class Hebbian(nn.Module):
@@ -101,7 +101,7 @@ class Hebbian(nn.Module):
         else:
             sizes = (self.heads * self.key_width, self.heads * self.key_width, self.heads * self.value_width)
             query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in projected.split(sizes, dim=-1))
-            query, key = unit(query), unit(key)
+            query, key = unit_length(query), unit_length(key)
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         reading = by_period(
             self.kernel,
