@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from muse_core.cli.errors import guarded
+from muse_core.cli.errors import ended_by_sigterm, guarded
 
 LEFT = 75
 """Exit code when runs are left: call again (EX_TEMPFAIL)."""
@@ -40,7 +40,7 @@ def compare(
     Exit codes: 0 all is done; 75 runs are left, call again; others as for muse-run.
     """
     started = time.monotonic()
-    with guarded():
+    with guarded(), ended_by_sigterm():  # so that runs are asked to save, and none is left behind
         from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.report import compose, markdown, write

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -122,3 +126,37 @@ def test_the_deadline_ends_what_runs_and_leaves_it_to_the_next_call(plan: Path, 
     assert not slots.running and not cells[0].settled() and any("to be continued" in text for text in said)
     reported = call(plan, "-o", out, "--report")
     assert reported.exit_code == LEFT and "Left to run: rotary/validation-seed-1" in reported.output
+
+
+def test_a_terminated_comparison_leaves_no_run_behind(plan: Path, tmp_path: Path) -> None:
+    """SIGTERM: the run saves, ends, and goes on in the next call."""
+    long = ("--set", "train.steps=1000000")
+    start = "from muse_core.cli import muse; muse()"
+    command = [sys.executable, "-c", start, "compare", str(plan), "-o", str(tmp_path / "out"), *long]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = tmp_path / "out/rotary/validation-seed-1/metrics.jsonl"
+    patience = time.monotonic() + 120
+    while not (metrics.is_file() and '"train"' in metrics.read_text()):
+        assert time.monotonic() < patience and process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "to be continued" in said
+    assert not _alive(metrics.parent)
+    cells = reported_cells(read_plan(plan, long[1:]), tmp_path / "out", {"rotary": None})
+    assert cells[0].started() and not cells[0].settled()
+
+
+def _alive(run: Path) -> list[str]:
+    """Processes that name the run directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if str(run) in arguments:
+                    found.append(arguments)
+        except OSError:
+            continue  # it ended meanwhile
+    return found
