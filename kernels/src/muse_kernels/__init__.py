@@ -14,7 +14,8 @@ from .dispatch import Choice, Request, chosen
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
-from .short_convolution import short_convolution, unit_length
+from .short_convolution import short_convolution
+from .short_convolution_arguments import unit_length
 
 __all__ = [
     "Choice",

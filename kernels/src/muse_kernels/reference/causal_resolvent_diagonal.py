@@ -28,10 +28,17 @@ def causal_resolvent_diagonal_dense(diagonal, lower, upper, energy, *, initial=N
     return theta, theta[..., -1].clone()
 
 
+def shifted_matrix(problem: Tridiagonal) -> Tensor:
+    """H - z without a carried state, (*lead, N, N) complex128."""
+    d = (problem.diagonal - problem.energy).to(torch.complex128).expand(problem.shape)
+    lower, upper = (x.to(torch.complex128).expand(problem.shape) for x in (problem.lower, problem.upper))
+    return (
+        torch.diag_embed(d) + torch.diag_embed(lower[..., 1:], offset=-1) + torch.diag_embed(upper[..., 1:], offset=1)
+    )
+
+
 def carried_matrix(problem: Tridiagonal) -> Tensor:
     """H - z with the carried theta folded into entry (0, 0) as -p_0 theta_{-1}: (*lead, N, N) complex128."""
-    from .resolvent_diagonal import shifted_matrix
-
     matrix = shifted_matrix(problem)
     if problem.theta is None:
         return matrix

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..resolvent_arguments import Tridiagonal, check_resolvent
-from .causal_resolvent_diagonal import in_float64, left_green
+from ..resolvent_arguments import check_resolvent
+from .causal_resolvent_diagonal import in_float64, left_green, shifted_matrix
 
 
 def resolvent_diagonal(diagonal, lower, upper, energy) -> Tensor:
@@ -25,12 +25,3 @@ def resolvent_diagonal_dense(diagonal, lower, upper, energy) -> Tensor:
     """The same by inverting the dense matrix: O(N³), for tests."""
     problem = check_resolvent("resolvent_diagonal", diagonal, lower, upper, energy)
     return torch.linalg.inv(shifted_matrix(problem)).diagonal(dim1=-2, dim2=-1).to(problem.dtype)
-
-
-def shifted_matrix(problem: Tridiagonal) -> Tensor:
-    """H - z without a carried state, (*lead, N, N) complex128."""
-    d = (problem.diagonal - problem.energy).to(torch.complex128).expand(problem.shape)
-    lower, upper = (x.to(torch.complex128).expand(problem.shape) for x in (problem.lower, problem.upper))
-    return (
-        torch.diag_embed(d) + torch.diag_embed(lower[..., 1:], offset=-1) + torch.diag_embed(upper[..., 1:], offset=1)
-    )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..short_convolution import SHORTEST, check_short_convolution, documents
+from ..short_convolution_arguments import SHORTEST, check_short_convolution, documents
 from ..torch.short_convolution import of_documents
 from .double_backward import differentiated_again, gradients_by_torch
 from .short_convolution_kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
