@@ -27,15 +27,17 @@ class Choice(NamedTuple):
     refusals: Mapping[str, str]
 
 
-# Operation -> backends in the order in which "auto" asks them.
-BACKENDS: Mapping[str, tuple[str, ...]] = {
-    "resolvent_diagonal": ("triton", "torch", "reference"),
-    "causal_resolvent_diagonal": ("triton", "torch", "reference"),
-    "causal_resolvent_apply": ("triton", "torch", "reference"),
-    "fast_weights": ("triton", "torch", "reference"),
-    "gated_norm": ("triton", "torch", "reference"),
-    "short_convolution": ("triton", "torch", "reference"),
-}
+OPERATIONS = (
+    "resolvent_diagonal",
+    "causal_resolvent_diagonal",
+    "causal_resolvent_apply",
+    "fast_weights",
+    "gated_norm",
+    "short_convolution",
+)
+"""What every backend defines."""
+BACKENDS = ("triton", "torch", "reference")
+"""In the order in which "auto" asks them."""
 
 
 def chosen(request: Request, backend: str = "auto") -> Choice:
@@ -47,13 +49,12 @@ def chosen(request: Request, backend: str = "auto") -> Choice:
     >>> chosen(Request("resolvent_diagonal", "cpu", "float64")).backend
     'torch'
     """
-    if request.operation not in BACKENDS:
-        raise ValueError(f"unknown operation {request.operation!r}; there are {', '.join(BACKENDS)}")
-    order = BACKENDS[request.operation]
-    if backend != "auto" and backend not in order:
-        raise ValueError(f"{request.operation}: backend must be auto, {', '.join(order)}; got {backend!r}")
+    if request.operation not in OPERATIONS:
+        raise ValueError(f"unknown operation {request.operation!r}; there are {', '.join(OPERATIONS)}")
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"{request.operation}: backend must be auto, {', '.join(BACKENDS)}; got {backend!r}")
     refusals = {}
-    for name in order if backend == "auto" else (backend,):
+    for name in BACKENDS if backend == "auto" else (backend,):
         reason = REFUSALS[name](request)
         if reason is None:
             return Choice(name, refusals)

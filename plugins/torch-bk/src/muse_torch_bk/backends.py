@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
+from muse_kernels.dispatch import OPERATIONS
 from muse_kernels.refusals import refuse_reference, refuse_torch
 from muse_torch_bk.options import ReferenceOptions, TorchOptions
-
-OPERATIONS = (
-    "resolvent_diagonal",
-    "causal_resolvent_diagonal",
-    "causal_resolvent_apply",
-    "fast_weights",
-    "gated_norm",
-    "short_convolution",
-)
 
 
 class Torch:

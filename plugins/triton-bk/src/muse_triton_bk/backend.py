@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
+from muse_kernels.dispatch import OPERATIONS
 from muse_kernels.refusals import refuse_triton
 from muse_triton_bk.options import TritonOptions
-
-OPERATIONS = (
-    "resolvent_diagonal",
-    "causal_resolvent_diagonal",
-    "causal_resolvent_apply",
-    "fast_weights",
-    "gated_norm",
-    "short_convolution",
-)
 
 
 class Triton:
