@@ -1,5 +1,7 @@
 """Launches of the values' kernels with one thread a column. No autograd."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, t
         return y
     lower, shared = _hopping(lower, heads, tile)
     grid, sizes = _sizes(rows, heads, sites, tile, width)
-    x, start = floats(values), floats(initial.contiguous()[:, None])
+    x = floats(values)
     ragged = tile.span % tile.stretch != 0 or sites % tile.span % tile.stretch != 0
 
     def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
@@ -28,12 +30,7 @@ def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, t
             MASKED=ragged, REDUCE=reduce, **shared,
         )  # fmt: skip
 
-    with torch.cuda.device_of(theta):
-        if grid[1] > 1:
-            factor, term = start.new_empty((rows, grid[1], 2)), start.new_empty((rows, grid[1], width, 2))
-            launch(True, start, factor, term)
-            start = floats(linear_carries(factor, term, initial, reverse=False))
-        launch(False, start, start, start)
+    _launch_chunks(launch, initial, grid[1], reverse=False)
     return y
 
 
@@ -51,8 +48,6 @@ def run_columns_back(
     grid, sizes = _sizes(rows, heads, sites, tile, width)
     applied, before = theta.new_empty((grid[2], rows, sites)), theta.new_empty((grid[2], rows, sites))
     gradient, first = gradient_like(y, gradient), floats(initial.contiguous())
-    zero = torch.zeros_like(initial)
-    start = floats(zero[:, None])
 
     def launch(reduce: bool, start: Tensor, factor: Tensor, term: Tensor) -> None:
         apply_backward_kernel[grid](
@@ -61,14 +56,21 @@ def run_columns_back(
             X_COMPLEX=dx.is_complex(), REDUCE=reduce, **shared,
         )  # fmt: skip
 
-    with torch.cuda.device_of(theta):
-        if grid[1] > 1:
-            factor, term = start.new_empty((rows, grid[1], 2)), start.new_empty((rows, grid[1], width, 2))
-            launch(True, start, factor, term)
-            start = floats(linear_carries(factor, term, zero, reverse=True))
-        launch(False, start, start, start)
+    _launch_chunks(launch, torch.zeros_like(initial), grid[1], reverse=True)
     applied, before = (x[0] if grid[2] == 1 else x.sum(0) for x in (applied, before))
     return dx, applied, before, dinitial
+
+
+def _launch_chunks(launch: Callable[..., None], initial: Tensor, chunks: int, *, reverse: bool) -> None:
+    """Whole rows at once; chunks of them twice, first for what each does to the number (R, M) it starts from."""
+    start = floats(initial.contiguous()[:, None])
+    with torch.cuda.device_of(initial):
+        if chunks > 1:
+            rows, width = initial.shape
+            factor, term = start.new_empty((rows, chunks, 2)), start.new_empty((rows, chunks, width, 2))
+            launch(True, start, factor, term)
+            start = floats(linear_carries(factor, term, initial, reverse=reverse))
+        launch(False, start, start, start)
 
 
 def _hopping(lower: Tensor, heads: int, tile: ColumnTile) -> tuple[tuple, dict]:
