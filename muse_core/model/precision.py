@@ -30,12 +30,17 @@ class Precision:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def lowered(x: torch.Tensor) -> torch.Tensor:
-    """x as autocast would give it to matrix products, cast once for all that read it; x itself without autocast."""
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which matrix products of x are computed: autocast's for float32, its own otherwise."""
     device = x.device.type
     if x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+        return x.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def lowered(x: torch.Tensor) -> torch.Tensor:
+    """x as autocast would give it to matrix products, cast once for all that read it; x itself without autocast."""
+    return x.to(product_dtype(x))
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from muse_core.contracts import Routing, State, Step, Tokens
 from muse_core.model.context import Context
 from muse_core.model.flops import flops_per_token
+from muse_core.model.precision import product_dtype
 from muse_scattering_router.dispatch import sort, to_rows, to_tokens, within_capacity
 from muse_scattering_router.load import weigh
 from muse_scattering_router.options import ExpertsOptions
@@ -64,7 +65,7 @@ class Experts(nn.Module):
 
     def compute(self, x: Tensor, expert: Tensor, weight: Tensor, *, every_slot: bool) -> Tensor:
         """x (B, N, D), ``expert`` and ``weight`` (B, N, K) → (B, N, D); ``every_slot``: no slot is unused."""
-        dtype, slots = _dtype(x), expert.shape[-1]
+        dtype, slots = product_dtype(x), expert.shape[-1]
         with torch.autocast(x.device.type, enabled=False):
             order = sort(expert.flatten(0, 1), self.options.experts, every_slot=every_slot)
             rows = to_rows(x.to(dtype).flatten(0, 1), order, slots)
@@ -92,7 +93,7 @@ class Experts(nn.Module):
 
         matrices = (self.input[0], self.output[0])
         return (
-            all(serves(x.device, _dtype(x), matrix) for matrix in matrices)
+            all(serves(x.device, product_dtype(x), matrix) for matrix in matrices)
             and routing.logits.dtype != torch.float64
             and block_of(routing.expert.shape[-1], self.options.experts) > 0
         )
@@ -105,7 +106,7 @@ class Experts(nn.Module):
         from muse_scattering_router.fused_routing import Places
         from muse_scattering_router.fused_routing import weigh as weigh_fused
 
-        dtype = _dtype(x)
+        dtype = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             weighed = weigh_fused(
                 routing.logits.flatten(0, 1), expert.flatten(0, 1), tokens.valid,
@@ -124,12 +125,6 @@ class Experts(nn.Module):
         """Of the experts that a token is expected to use, and the router."""
         slots = getattr(self.router, "expected_slots", self.options.experts)
         return flops_per_token(self.router) + round(2 * slots * (self.input[0].numel() + self.output[0].numel()))
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """Of the products."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _matrices(count: int, shape: tuple[int, int], std: float, generator: torch.Generator) -> nn.ParameterList:

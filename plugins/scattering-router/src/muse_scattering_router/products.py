@@ -59,6 +59,7 @@ def stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 class _Stacked(torch.autograd.Function):
+    """``stack``, differentiable."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *matrices: Tensor) -> Tensor:
