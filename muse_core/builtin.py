@@ -22,6 +22,6 @@ def muse_initializers() -> Iterable[Component]:
 
 @hookimpl
 def muse_stages() -> Iterable[Component]:
-    yield Component("train", options=TrainOptions, implementation="muse_core.training.objective:Train")
-    yield Component("evaluate", options=EvaluateOptions, implementation="muse_core.training.objective:Evaluate")
+    yield Component("train", options=TrainOptions, implementation="muse_core.training.objectives:Train")
+    yield Component("evaluate", options=EvaluateOptions, implementation="muse_core.training.objectives:Evaluate")
     yield Component("convert", options=ConvertOptions, implementation="muse_core.training.convert:Convert")

@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
     """(B, N) bool, right padding: False where a row has ended. None: all valid."""
 
 
-class Step(NamedTuple):
+class LayerOutput(NamedTuple):
     """What a layer returns."""
 
     update: Tensor
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     """(B, N, …): exactly the names in ``context.publish``."""
     losses: dict[str, Tensor] = {}
     """Scalars, already weighted, summed over valid tokens."""
-    measures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
     weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
     ``snr/signal_to_noise``."""
@@ -68,17 +68,17 @@ class Routing(NamedTuple):
     logits: Tensor
     """(B, N, E)."""
     losses: dict[str, Tensor] = {}
-    measures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
 
 
-class Output(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a model returns."""
 
     hidden: Tensor
     """(B, N, D): input of the head; ``model.logits(hidden)`` gives (B, N, vocabulary)."""
     state: State
     losses: dict[str, Tensor]
-    measures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 class Batch(NamedTuple):
@@ -88,7 +88,7 @@ class Batch(NamedTuple):
     """(B, N) int64 token ids."""
     labels: Tensor
     """(B, N) int64: the next token."""
-    counted: Tensor
+    loss_mask: Tensor
     """(B, N) bool: the label belongs to the loss (false for padding)."""
     tokens: Tokens
 
@@ -100,7 +100,7 @@ class Result(NamedTuple):
     """Scalar: sum over counted tokens, in nats, of everything to minimise. The loop divides by the global count."""
     losses: dict[str, Tensor]
     """Detached scalar sums by name, for the records; ``"cross_entropy"`` among them for language models."""
-    measures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
     state: State
 
 
@@ -169,16 +169,16 @@ class Layer(Protocol):
 
     def __init__(self, options: Any, context: Any) -> None: ...
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         ...
 
 
-class Absorbs(Protocol):
+class UpdatesStatistics(Protocol):
     """Optional for every component: moving averages, bins and schedules that change between steps."""
 
-    def absorb(self, measures: Mapping[str, float], progress: float) -> None:
-        """Called once per accepted optimiser step, after reduction; ``measures`` are the component's own, without
+    def update_statistics(self, metrics: Mapping[str, float], progress: float) -> None:
+        """Called once per accepted optimiser step, after reduction; ``metrics`` are the component's own, without
         prefix, whether a layer or nested in one; ``progress`` = accepted / planned steps in [0, 1]."""
         ...
 
@@ -225,7 +225,7 @@ class Model(Protocol):
 
     def __init__(self, options: Any, context: Any) -> None: ...
 
-    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         """``inputs``: ids (B, N) or embeddings (B, N, D)."""
         ...
 
@@ -317,10 +317,10 @@ class Monitor(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Doubts(Protocol):
+class VetoesCertification(Protocol):
     """Optional for monitors: a say in which checkpoints a rollback may go back to."""
 
-    def doubt(self, step: int) -> str | None:
+    def veto_certification(self, step: int) -> str | None:
         """Why the checkpoint after ``step`` steps may not be certified, in a sentence, or None. The core itself
         certifies none with a value that is not finite."""
         ...
@@ -353,5 +353,5 @@ class TaskSource(Protocol):
 
     def examples(self, split: str, indices: Any, length: int) -> Batch:
         """The examples of these numbers, an int64 array (B,), each of ``length`` tokens: a pure function of split
-        ("train", "validation", "test"), number and length. ``counted`` says which labels belong to the loss."""
+        ("train", "validation", "test"), number and length. ``loss_mask`` says which labels belong to the loss."""
         ...

@@ -12,7 +12,7 @@ import pytest
 
 from muse_core.component import KINDS, Component
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
-from muse_core.plugins.options_check import structural_faults
+from muse_core.options.check import structural_faults
 
 
 def example(hook: str) -> str:

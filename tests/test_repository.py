@@ -55,7 +55,7 @@ def test_metadata_of_a_distribution(folder: Path) -> None:
         module = "muse_" + folder.name.replace("-", "_")
         assert stated["name"] == f"muse-{folder.name}"
         assert stated["entry-points"][GROUP] == {folder.name: f"{module}.plugin"}
-        assert "muse-core>=0.1,<0.2" in stated["dependencies"]
+        assert "muse-core>=0.2,<0.3" in stated["dependencies"]
         assert list((folder / "tests").glob("test_*.py")), "a plugin has tests of its own"
 
 

@@ -8,9 +8,9 @@ import posixpath
 import tomllib
 
 from muse_core.component import KINDS
-from muse_core.documentation import options_of
 from muse_core.errors import PluginError
 from muse_core.hookspecs import HOOK_OF_KIND, Hooks
+from muse_core.options.describe import options_of
 from muse_core.plugins import Registered, Registry
 from muse_core.plugins.discovery import normalised
 
@@ -25,7 +25,7 @@ SNIPPETS = {
     "layer": '[[model.block]]\nuse = "{name}"',
     "memory layer": '[[model.block]]\nuse = "{name}"',
     "potential": '[[model.block]]\nuse = "resolvent"\npotential = ["{name}"]',
-    "filter": '[[model.block]]\nuse = "hebbian"\nfilters = ["{name}"]',
+    "filter": '[[model.block]]\nuse = "fast-weights"\nfilters = ["{name}"]',
     "initializer": '[[initializers]]\nuse = "{name}"\nmatch = "blocks.*.query.weight"',
     "kernel backend": '[kernels]\nbackend = ["{name}"]',
     "safety monitor": '[[monitors]]\nuse = "{name}"',

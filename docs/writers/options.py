@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from muse_core.component import Kind
-from muse_core.documentation import Option, arms, mark, options_of, spoken
+from muse_core.options.describe import Option, annotation_marker, options_of, type_description, union_members
 
 from .prose import plain, prose
 
@@ -35,8 +35,8 @@ def spoken_range(option: Option) -> str:
 
 
 def _kind(option: Option) -> str:
-    words = spoken(option.type)
-    absent = type(None) in arms(option.type) and not mark(option.type, Kind)
+    words = type_description(option.type)
+    absent = type(None) in union_members(option.type) and not annotation_marker(option.type, Kind)
     return f"{words}, or left out" if absent else words
 
 

@@ -8,7 +8,7 @@ import typing
 import attrs
 
 from muse_core.component import Kind
-from muse_core.documentation import arms, choices_of, mark, options_of
+from muse_core.options.describe import annotation_marker, choices_of, options_of, union_members
 from muse_core.recipe.schema import Recipe
 
 from .components import kind_page
@@ -30,7 +30,7 @@ def pages() -> dict[str, str]:
         *_keys(Recipe),
     ]
     for option in options_of(Recipe):
-        for table in (arm for one in arms(option.type) for arm in _tables(one)):
+        for table in (arm for one in union_members(option.type) for arm in _tables(one)):
             many = typing.get_origin(option.type) is tuple
             head = f"[[{option.key}]]" if many else f"[{option.key}]"
             parts += [NESTED.format(head=head), prose(table.__doc__, PAGE), *_component(table), options_section(
@@ -43,7 +43,7 @@ def _keys(cls: type) -> list[str]:
     """The keys of the top level that are no tables of the core's own, and links to those that are components."""
     lines = []
     for option in options_of(cls):
-        if any(_tables(arm) for arm in arms(option.type)):
+        if any(_tables(arm) for arm in union_members(option.type)):
             continue
         kind = _kind(option.type)
         what = f"[a {kind}]({link(PAGE, kind_page(kind))})" if kind else ""
@@ -56,14 +56,14 @@ def _keys(cls: type) -> list[str]:
 
 def _kind(annotation: object) -> str | None:
     for one in (annotation, *typing.get_args(annotation)):
-        if kind := mark(one, Kind):
+        if kind := annotation_marker(one, Kind):
             return kind.name
     return None
 
 
 def _tables(annotation: object) -> list[type]:
     """The core's own classes of an annotation: ``Train`` of ``Train``, ``Matched`` of ``tuple[Matched, ...]``."""
-    if mark(annotation, Kind):
+    if annotation_marker(annotation, Kind):
         return []
     return [one for one in (annotation, *typing.get_args(annotation)) if isinstance(one, type) and attrs.has(one)]
 

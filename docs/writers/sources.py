@@ -57,7 +57,7 @@ def member(scope: ast.Module | ast.ClassDef, name: str) -> Described:
 
 
 def file_of(module_name: str) -> str:
-    """Repository path of a module of this project: ``muse_hebbian.layer`` → plugins/hebbian/src/…/layer.py.
+    """Repository path of a module of this project: ``muse_fast_weights.layer`` → plugins/fast-weights/src/…/layer.py.
 
     Raises FileNotFoundError.
     """

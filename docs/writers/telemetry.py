@@ -1,8 +1,8 @@
-"""The rows of metrics.jsonl, read from ``muse_core.training.metrics_schema``."""
+"""The rows of metrics.jsonl, read from ``muse_core.metrics.schema``."""
 
 from __future__ import annotations
 
-from muse_core.training.metrics_schema import BOOKKEEPING, EVENTS, SCHEMA, Event, Key
+from muse_core.metrics.schema import BOOKKEEPING, EVENTS, SCHEMA, Event, Key
 
 from .prose import cell
 
@@ -17,7 +17,7 @@ Numbers are float64 and survive to the last bit; NaN and infinities are the stri
 stretch of steps that was repeated after a rollback or a crash stays in the file: of rows with the same event, stage and
 step the last one counts.
 
-`muse_core.training.metrics_schema.json_schema()` gives the same as a JSON schema of a row."""
+`muse_core.metrics.schema.json_schema()` gives the same as a JSON schema of a row."""
 
 READING = """\
 ## How a step is measured

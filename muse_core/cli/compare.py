@@ -65,7 +65,7 @@ def compare(
 
             counts = count_parameters(read)
             for name, count in counts.items():
-                click.echo(f"{name}: {count:,} {read.plan.counted}")
+                click.echo(f"{name}: {count:,} {read.plan.parameter_kind}")
             far = departures(read.plan, counts)
             if far and read.plan.parameters == "refuse":
                 raise RecipeError([f"{plan}: {sentence}" for sentence in far])

@@ -6,7 +6,7 @@ import inspect
 import textwrap
 from typing import Any
 
-from muse_core.documentation import Option, options_of, source_of, spoken
+from muse_core.options.describe import Option, options_of, source_of, type_description
 from muse_core.plugins import Registered
 
 WIDTH = 100
@@ -50,7 +50,7 @@ def _option(option: Option, row: Registered) -> dict[str, Any]:
     place = source_of(row.component.options)
     return {
         "key": option.key,
-        "type": spoken(option.type),
+        "type": type_description(option.type),
         "required": option.required,
         "default": None if option.required else _plain(option.default),
         "range": str(option.range),

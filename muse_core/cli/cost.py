@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.cli.threads import wait_politely
+from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
@@ -38,7 +38,7 @@ def cost(
     does not fit into the memory is said to be so, and the others go on. --reach reads held-out text in runs and random
     tokens otherwise.
     """
-    wait_politely()
+    let_waiting_threads_sleep()
     with guarded():
         from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
 

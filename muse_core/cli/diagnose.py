@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.cli.threads import wait_politely
+from muse_core.cli.threads import let_waiting_threads_sleep
 
 NARROWEST = 100
 """Columns that a row takes; narrower terminals wrap it and pipes get it whole."""
@@ -25,7 +25,7 @@ def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
     tokens and heads.
     """
-    wait_politely()
+    let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.diagnostics import diagnose as read
 

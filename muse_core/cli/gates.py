@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.cli.threads import wait_politely
+from muse_core.cli.threads import let_waiting_threads_sleep
 
 COLOURS = {"PASS": "green", "FAIL": "red", "NOT APPLICABLE": "dim"}
 
@@ -38,7 +38,7 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
     Gates that concern something the recipe does not have do not apply and say so. The report is gates.json in the
     folder. Exit codes: 0 nothing failed; 4 a gate failed; others as muse-run.
     """
-    wait_politely()
+    let_waiting_threads_sleep()
     with guarded():
         from muse_core.errors import StorageError
         from muse_core.recipe import read_recipe
@@ -55,7 +55,7 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
         from muse_core.exit_gates.bench import Bench
         from muse_core.exit_gates.findings import Finding
         from muse_core.exit_gates.gates import GATES, require, run_gates
-        from muse_core.training.progress import Display
+        from muse_core.metrics.console import Display
 
         display = Display()
 

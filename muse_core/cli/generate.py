@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.cli.threads import wait_politely
+from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
@@ -30,7 +30,7 @@ def generate(
 
     Prints the prompt and what follows as it is drawn. Memory stays constant where the model's state does.
     """
-    wait_politely()
+    let_waiting_threads_sleep()
     with guarded():
         from muse_core.errors import RecipeError
         from muse_core.model.generation import generate as draw

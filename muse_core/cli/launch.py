@@ -11,17 +11,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from muse_core.errors import MuseError, RecipeError
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import Records
+from muse_core.metrics.sinks import require_sinks
 from muse_core.plugins.raised import blame
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, differences, read_lock
+from muse_core.storage.run_directory import RunDirectory
 from muse_core.training import preview
 from muse_core.training.locking import lock_of
-from muse_core.training.progress import Display
-from muse_core.training.records import Records
 from muse_core.training.run import Run
-from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
-from muse_core.training.sinks import require_sinks
 
 
 def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import ended_by_sigterm, guarded
-from muse_core.cli.threads import wait_politely
+from muse_core.cli.threads import let_waiting_threads_sleep
 from muse_core.errors import RecipeError
 
 
@@ -41,7 +41,7 @@ def main(
     Exit codes: 0 done; 2 recipe, arguments or device; 3 storage or data;
     4 halted by a gate or monitor; 5 plugin; 130 or 143 interrupted, resumable.
     """
-    wait_politely()
+    let_waiting_threads_sleep()
     with guarded(), ended_by_sigterm():
         given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
         if len(given) != 1:

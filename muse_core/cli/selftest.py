@@ -26,7 +26,7 @@ def selftest(is_long: bool, only: str | None, seed: int | None) -> None:
 
         from muse_core.errors import PluginError, RecipeError
         from muse_core.plugins.near import suggestion
-        from muse_core.testing.promises import PROMISES
+        from muse_core.selftest.promises import PROMISES
 
         names = PROMISES if only is None else [name.strip().upper() for name in only.split(",")]
         for name in names:
@@ -35,6 +35,6 @@ def selftest(is_long: bool, only: str | None, seed: int | None) -> None:
         if find_spec("pytest") is None:
             raise PluginError("the tests need pytest - pip install muse-core[test]")
         options = [*(["--long"] if is_long else []), *(["--seed", str(seed)] if seed is not None else [])]
-        command = [sys.executable, "-P", "-m", "muse_core.testing.selftest", "--only", ",".join(names), *options]
+        command = [sys.executable, "-P", "-m", "muse_core.selftest.run", "--only", ",".join(names), *options]
         environment = {key: value for key, value in os.environ.items() if key not in ("MUSE_STRICT", "PYTEST_ADDOPTS")}
         raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def wait_politely() -> None:
+def let_waiting_threads_sleep() -> None:
     """Let threads that wait sleep instead of spin; to be called before torch is imported. A value that the user has
     set stays.
 

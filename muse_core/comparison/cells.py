@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.comparison.plan import Arm, Plan, Read
+from muse_core.comparison.plan import Arm, ComparisonPlan, Read
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 
@@ -133,7 +133,7 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, float | None]:
     return found
 
 
-def scores_by_value(plan: Plan, cells: list[Cell]) -> Iterator[tuple[float, float]]:
+def scores_by_value(plan: ComparisonPlan, cells: list[Cell]) -> Iterator[tuple[float, float]]:
     """(value, mean measure over seeds) of every value whose runs are all done."""
     assert plan.tune is not None
     for value in plan.tune.values:

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from muse_core.component import load, walk
 from muse_core.contracts import Batch, Tokens
-from muse_core.model.batches import to_device
+from muse_core.data.micro_batches import to_device
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training import guard
+from muse_core.training import gradient_checks
 from muse_core.training.loop import compiled
-from muse_core.training.objective import NextToken
+from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import make_optimizers
 
 
@@ -82,9 +82,9 @@ def training_cost(
             result = objective(forward_model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
-        norms = guard.norms([p.grad for p in parameters if p.grad is not None])
-        numbers = {name: float(value) for name, value in guard.gradient_numbers(norms).items()}
-        guard.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
+        norms = gradient_checks.norms([p.grad for p in parameters if p.grad is not None])
+        numbers = {name: float(value) for name, value in gradient_checks.gradient_numbers(norms).items()}
+        gradient_checks.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muse_core.comparison.plan import Plan, Read
+from muse_core.comparison.plan import ComparisonPlan, Read
 from muse_core.errors import RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
@@ -26,13 +26,13 @@ def count_parameters(read: Read) -> dict[str, int]:
     return counts
 
 
-def departures(plan: Plan, counts: dict[str, int]) -> list[str]:
+def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:
     """A sentence for every arm whose size departs too far from the baseline's; none under ``parameters = "any"``."""
     if plan.parameters == "any":
         return []
     base = counts[plan.baseline]
     return [
-        f"arm {name!r} has {count:,} {plan.counted}, {count / base - 1:+.1%} against {base:,} of the baseline "
+        f"arm {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the baseline "
         f"{plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its width, "
         'depth or multiples, or say parameters = "warn"'
         for name, count in counts.items()

@@ -44,7 +44,7 @@ class Tune:
 
 
 @attrs.frozen(kw_only=True)
-class Plan:
+class ComparisonPlan:
     """Arms, what is tuned for each of them, and the runs that are reported."""
 
     format: Literal[1] = 1
@@ -76,7 +76,7 @@ class Plan:
     reported, and those of the held-out text."""
 
     @property
-    def counted(self) -> str:
+    def parameter_kind(self) -> str:
         """The parameters that are counted, in words."""
         return "active parameters" if self.count == "active" else "parameters"
 
@@ -99,7 +99,7 @@ class Plan:
 class Read:
     """A plan and where its recipes lie."""
 
-    plan: Plan
+    plan: ComparisonPlan
     folder: Path
 
     def recipe(self, arm: Arm) -> Path:
@@ -109,7 +109,7 @@ class Read:
 def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
     """Reads a plan; ``overrides`` are those of all arms, after the plan's own. Raises RecipeError with every problem,
     one line each, as for recipes."""
-    plan: Plan = read_table(path, Plan)
+    plan: ComparisonPlan = read_table(path, ComparisonPlan)
     plan = attrs.evolve(plan, set=(*plan.set, *overrides))
     problems = []
     if plan.tune is not None:

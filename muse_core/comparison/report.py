@@ -11,10 +11,10 @@ from typing import Any
 import attrs
 
 from muse_core.comparison.cells import Cell, chosen_values, reported_cells, scores_by_value, tuning_cells
-from muse_core.comparison.plan import Plan, Read
+from muse_core.comparison.plan import ComparisonPlan, Read
 from muse_core.comparison.ratio import paired, read_rows
 from muse_core.errors import StorageError
-from muse_core.training.records import read_rows as records_of
+from muse_core.metrics.jsonl import read_rows as records_of
 
 
 def compose(read: Read, output: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
     return {
         "name": plan.name,
         "measure": plan.measure,
-        "counted": plan.counted,
+        "counted": plan.parameter_kind,
         "split": plan.split,
         "baseline": plan.baseline,
         "tuned_key": plan.tune.key if plan.tune else None,
@@ -46,13 +46,13 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
     }
 
 
-def _at_the_edge(plan: Plan, value: float | None) -> bool:
+def _at_the_edge(plan: ComparisonPlan, value: float | None) -> bool:
     """Whether the best value tried is the smallest or largest, so that a better one may lie beyond."""
     tried = plan.tune.values if plan.tune else ()
     return len(tried) > 1 and value in (min(tried), max(tried))
 
 
-def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
+def _arm(plan: ComparisonPlan, name: str, value: float | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
     own, base = done[name], done[plan.baseline]
     row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
     if not own:
@@ -62,15 +62,15 @@ def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, C
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)
 
-    counted = plan.counted.replace(" ", "_")
+    parameter_kind = plan.parameter_kind.replace(" ", "_")
     for cell, summary in zip(own.values(), summaries, strict=True):
-        if counted not in summary:
+        if parameter_kind not in summary:
             raise StorageError(
-                f"{cell.path}: this run of an earlier version does not tell its {plan.counted} - remove the folder "
+                f"{cell.path}: this run of an earlier version does not tell its {plan.parameter_kind} - remove the folder "
                 "to repeat it"
             )
     row |= {
-        "parameters": summaries[0][counted],
+        "parameters": summaries[0][parameter_kind],
         "tokens": mean("train_tokens"),
         "seconds": mean("train_seconds"),
         "tokens_per_second": mean("tokens_per_second"),
@@ -85,7 +85,7 @@ def _arm(plan: Plan, name: str, value: float | None, done: dict[str, dict[int, C
     return row
 
 
-def _watched(plan: Plan, cells: Iterable[Cell]) -> dict[str, list[float | None]]:
+def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[float | None]]:
     """Pattern → [first, last, held out] over all runs, reduced over layers by the suffix of the name. First and last of
     rows of training or probes; None where there is nothing of the kind."""
     moments: tuple[dict[str, list[float]], ...] = ({}, {}, {})

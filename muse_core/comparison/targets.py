@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from muse_core.build import build_model
 from muse_core.comparison.cost import training_cost
 from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach
-from muse_core.model.build import build_model
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe

@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Routing, Step, Tokens
+from muse_core.contracts import LayerOutput, Routing, Tokens
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording
 from muse_core.model.precision import Precision
@@ -146,8 +146,8 @@ def _observe(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
     """Output (B, N, V) of the model for embeddings x (B, N, D), and what every layer and router said by name."""
     said: dict[str, Seen] = {}
 
-    def keep(name: str, output: Step | Routing, tokens: Tokens) -> None:
-        said[name] = Seen(output.update if isinstance(output, Step) else output.logits, tokens)
+    def keep(name: str, output: LayerOutput | Routing, tokens: Tokens) -> None:
+        said[name] = Seen(output.update if isinstance(output, LayerOutput) else output.logits, tokens)
 
     with recording(model, keep):
         positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)

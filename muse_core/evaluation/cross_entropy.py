@@ -44,17 +44,17 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
 def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and whether the label has the highest score, each (B, N), zero where not counted."""
     labels, flat, rows = _labels(batch), hidden.flatten(0, 1), _rows_at_once(model)
-    losses, hits = [], []
+    losses, correct = [], []
     for some, wanted in zip(flat.split(rows), labels.split(rows)):
         scores = model.logits(some).float()
         losses.append(F.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none"))
-        hits.append(scores.argmax(-1) == wanted)
-    return torch.cat(losses).view_as(batch.labels), torch.cat(hits).view_as(batch.labels)
+        correct.append(scores.argmax(-1) == wanted)
+    return torch.cat(losses).view_as(batch.labels), torch.cat(correct).view_as(batch.labels)
 
 
 def _labels(batch: Batch) -> Tensor:
     """(B·N,) int64: IGNORED where the label does not count."""
-    return batch.labels.masked_fill(~batch.counted, IGNORED).flatten()
+    return batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
 
 
 def _rows_at_once(model: Any) -> int:

@@ -12,12 +12,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Batch, Routing, Step, Tokens
+from muse_core.build import build_model
+from muse_core.contracts import Batch, LayerOutput, Routing, Tokens
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording
-from muse_core.model.build import build_model
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -28,7 +28,7 @@ class Diagnosis:
     """Nats per token of the text."""
     signals: dict[str, dict[str, Tensor]]
     """(N, …) on the CPU, at least fp32: what each layer's options list under ``provides``."""
-    measures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
     """What each layer and its filters report, over the whole text."""
 
     def ranges(self) -> dict[tuple[str, str], tuple[float, float, float]]:
@@ -39,7 +39,7 @@ class Diagnosis:
             for name, layers in self.signals.items() for layer, value in layers.items()
         }
         return found | {
-            (name, layer): (value,) * 3 for name, layers in self.measures.items() for layer, value in layers.items()
+            (name, layer): (value,) * 3 for name, layers in self.metrics.items() for layer, value in layers.items()
         }
 
 
@@ -75,8 +75,8 @@ def diagnose(
     model.load_state_dict(setup.model.state_dict())
     signals: dict[str, dict[str, Tensor]] = {}
 
-    def keep(layer: str, step: Step | Routing, tokens: Tokens) -> None:
-        for name, value in step.signals.items() if isinstance(step, Step) else ():
+    def keep(layer: str, step: LayerOutput | Routing, tokens: Tokens) -> None:
+        for name, value in step.signals.items() if isinstance(step, LayerOutput) else ():
             kept = value[0].to("cpu", torch.promote_types(value.dtype, torch.float32))
             signals.setdefault(name, {})[layer] = kept
 
@@ -86,11 +86,11 @@ def diagnose(
     with undisturbed(model), setup.precision(), recording(model, keep):
         output = model(batch.inputs, None, batch.tokens)
         loss = cross_entropy(model, output.hidden, batch).item() / positions.shape[1]
-    measures: dict[str, dict[str, float]] = {}
-    for full_name, value in output.measures.items():
+    metrics: dict[str, dict[str, float]] = {}
+    for full_name, value in output.metrics.items():
         layer, _, name = full_name.partition("/")
-        measures.setdefault(name, {})[layer] = value.item()
-    return Diagnosis(loss=loss, signals=signals, measures=measures)
+        metrics.setdefault(name, {})[layer] = value.item()
+    return Diagnosis(loss=loss, signals=signals, metrics=metrics)
 
 
 def _opened(run: Any, weights: str) -> Any:

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from muse_core.contracts import Batch, Result
+from muse_core.data.micro_batches import to_device
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
-from muse_core.evaluation.meter import Meter
-from muse_core.model.batches import to_device
+from muse_core.metrics.accumulator import MetricAccumulator
 from muse_core.model.precision import Precision
 
 RESAMPLES = 1000
@@ -32,7 +32,7 @@ class Rows:
     """int64: counted tokens."""
     bytes: np.ndarray
     """int64: bytes that they stand for."""
-    hits: np.ndarray
+    correct: np.ndarray
     """int64: counted tokens whose label has the highest score."""
 
 
@@ -53,7 +53,7 @@ class HeldOut:
     """Share of counted tokens whose label has the highest score."""
     rows: Rows = attrs.field(eq=False, repr=False)
     """The same by row, for comparisons in pairs."""
-    measures: Mapping[str, float] = {}
+    metrics: Mapping[str, float] = {}
     """What the layers measured, reduced as in training."""
 
     @property
@@ -90,8 +90,8 @@ def held_out(
     nats: list[np.ndarray] = []
     sizes: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    hits: list[np.ndarray] = []
-    meter = Meter()
+    correct: list[np.ndarray] = []
+    accumulator = MetricAccumulator()
     with undisturbed(model):
         for batch in batches:
             if interrupted():
@@ -100,12 +100,12 @@ def held_out(
             with precision():
                 output = model(there.inputs, None, there.tokens)
                 losses, right = scored(model, output.hidden, there)
-            meter.add_result(Result(losses.sum(), {}, output.measures, None), there.counted.sum())
+            accumulator.add_result(Result(losses.sum(), {}, output.metrics, None), there.loss_mask.sum())
             nats.append(losses.double().sum(1).cpu().numpy())
-            counted = batch.counted.numpy()
-            sizes.append((byte_lengths[batch.labels.numpy()] * counted).sum(1))
-            counts.append(counted.sum(1))
-            hits.append(right.sum(1).cpu().numpy())
+            loss_mask = batch.loss_mask.numpy()
+            sizes.append((byte_lengths[batch.labels.numpy()] * loss_mask).sum(1))
+            counts.append(loss_mask.sum(1))
+            correct.append(right.sum(1).cpu().numpy())
     tokens = int(sum(part.sum() for part in counts))
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
@@ -119,11 +119,11 @@ def held_out(
         high=high,
         tokens=tokens,
         bytes=total_bytes,
-        accuracy=float(np.concatenate(hits).sum() / tokens),
+        accuracy=float(np.concatenate(correct).sum() / tokens),
         rows=Rows(
-            nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, hits=np.concatenate(hits)
+            nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, correct=np.concatenate(correct)
         ),
-        measures={name: value for name, value in meter.read().items() if "/" in name},
+        metrics={name: value for name, value in accumulator.read().items() if "/" in name},
     )
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from muse_core.contracts import Routing, Step, Tokens
+from muse_core.contracts import LayerOutput, Routing, Tokens
 
 
 @contextmanager
-def recording(model: nn.Module, record: Callable[[str, Step | Routing, Tokens], None]) -> Iterator[None]:
+def recording(model: nn.Module, record: Callable[[str, LayerOutput | Routing, Tokens], None]) -> Iterator[None]:
     """Calls ``record`` with the full name of each layer and router, what it returned and about which tokens, as long as
     it lasts."""
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Step | Routing):
+            if isinstance(output, LayerOutput | Routing):
                 record(name, output, inputs[-1])
 
         return keep

@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from muse_core.build import build_model, construct, registered_use
 from muse_core.component import Use
 from muse_core.errors import Halted
-from muse_core.model.build import build_model, construct, registered_use
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.model.kernels import ranked
 from muse_core.recipe import Checked, check_table, to_toml
+from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.locking import lock_of
-from muse_core.training.progress import Display
-from muse_core.training.records import Records, read_rows
 from muse_core.training.run import Run
-from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
 
 FOREVER = 1e9

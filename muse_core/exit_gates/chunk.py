@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from muse_core.build import build_model
+from muse_core.data.micro_batches import micro_batches, to_device
 from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.findings import Finding, judged, not_applicable
-from muse_core.model.batches import micro_batches, to_device
-from muse_core.model.build import build_model
 from muse_core.model.plan import periods
 from muse_core.recipe import Checked
-from muse_core.training.objective import NextToken
+from muse_core.training.objectives import NextToken
 
 CHUNKS = (8, 16, 32, 64)
 ROUNDS = 3

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from muse_core import fault_injection
 from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.findings import Finding, failed, judged
-from muse_core.training import faults
-from muse_core.training.board import STREAK
-from muse_core.training.checkpoint.generation import describe
+from muse_core.storage.checkpoint.generation import describe
+from muse_core.training.monitors import STREAK
 
 EVERY = 3
 """Steps between checkpoints."""
@@ -39,7 +39,7 @@ def forced_spike(bench: Bench) -> Finding:
         seen["restored"].append((loop.at.step, loop.checkpoints.snapshot(loop).state_hash()))
         return loop
 
-    with faults.installed({"loss": spike, "restored": restored}):
+    with fault_injection.installed({"loss": spike, "restored": restored}):
         run = bench.train(checked, "rollback")
     incidents = run.events("incident")
     if run.halted or not incidents or not seen["restored"]:

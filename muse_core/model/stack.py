@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from muse_core.contracts import Output, State, Tokens
+from muse_core.contracts import ModelOutput, State, Tokens
 from muse_core.errors import RecipeError
-from muse_core.model.absorbing import absorb
 from muse_core.model.exit import Exits
 from muse_core.model.flops import flops_per_token
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, plan
+from muse_core.model.statistics import update_statistics
 
 
-class Passed(NamedTuple):
+class BlockOutput(NamedTuple):
     """What a block returns."""
 
     x: Tensor
     state: dict[str, State]
     signals: dict[str, Tensor]
     losses: dict[str, Tensor]
-    measures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 def make_norm(kind: str, width: int) -> nn.Module:
@@ -48,10 +48,10 @@ class Block(nn.Module):
             self.norms[site.name] = make_norm(options.norm, options.width)
             self.add_module(site.name, context.layer(site))
 
-    def forward(self, x: Tensor, state: dict[str, State] | None, signals: dict[str, Tensor], tokens: Tokens) -> Passed:
+    def forward(self, x: Tensor, state: dict[str, State] | None, signals: dict[str, Tensor], tokens: Tokens) -> BlockOutput:
         """x (B, N, D); ``state`` by layer name, None at the start. ``signals`` are not changed: the new ones return."""
         signals = dict(signals)
-        passed = Passed(x, {}, signals, {}, {})
+        passed = BlockOutput(x, {}, signals, {}, {})
         for site in self.sites:
             step = self.get_submodule(site.name)(
                 self.norms[site.name](x), None if state is None else state.get(site.name), signals, tokens
@@ -63,7 +63,7 @@ class Block(nn.Module):
             passed.state[site.name] = step.state
             signals.update(step.signals)
             passed.losses.update({f"{site.full_name}/{key}": value for key, value in step.losses.items()})
-            passed.measures.update({f"{site.full_name}/{key}": value for key, value in step.measures.items()})
+            passed.metrics.update({f"{site.full_name}/{key}": value for key, value in step.metrics.items()})
         return passed._replace(x=x)
 
 
@@ -100,7 +100,7 @@ class Stack(nn.Module):
                 self.head = nn.Linear(options.width, context.vocabulary_size, bias=False)
                 nn.init.normal_(self.head.weight, std=1 / math.sqrt(options.width) / 4)
 
-    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         """See the class. ``tokens`` None: one document from position 0 in every row."""
         x = inputs if inputs.is_floating_point() else self.embedding(inputs)
         if tokens is None:
@@ -111,32 +111,32 @@ class Stack(nn.Module):
         new_state: dict[str, State] = {}
         signals: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
-        measures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
             passed = self.through(block, x, None if state is None else state[str(index)], signals, tokens)
             x, signals = passed.x, passed.signals
             new_state[str(index)] = passed.state
             losses.update(passed.losses)
-            measures.update(passed.measures)
-        return Output(self.norm(x), new_state, losses, measures)
+            metrics.update(passed.metrics)
+        return ModelOutput(self.norm(x), new_state, losses, metrics)
 
     def through(
         self, block: nn.Module, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens
-    ) -> Passed:
+    ) -> BlockOutput:
         """One block, with its activations recomputed in the backward pass where the recipe says so."""
-        passed: Passed
+        passed: BlockOutput
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             passed = checkpoint(block, x, state, signals, tokens, use_reentrant=False)
         else:
             passed = block(x, state, signals, tokens)
         return passed
 
-    def leaving_early(self, exits: Exits, x: Tensor, state: State, tokens: Tokens) -> Output:
+    def leaving_early(self, exits: Exits, x: Tensor, state: State, tokens: Tokens) -> ModelOutput:
         """``forward`` where tokens may leave. A block that no token reaches is skipped and keeps its state."""
         new_state = dict.fromkeys(map(str, range(len(self.blocks)))) if state is None else dict(state)
         decided: dict[str, State] = {} if state is None else dict(state["exits"])
         losses: dict[str, Tensor] = {}
-        measures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         slots: list[int] = []
         present = exits.start(x, tokens)
         for index, block in enumerate(self.blocks):
@@ -147,14 +147,14 @@ class Stack(nn.Module):
             present = present._replace(x=passed.x, signals=passed.signals)
             new_state[str(index)] = passed.state
             losses.update(passed.losses)
-            measures.update(passed.measures)
+            metrics.update(passed.metrics)
             if hasattr(exits, str(index)):
                 present, decided[str(index)], routing = exits.leave(index, present, decided.get(str(index)))
                 losses.update({f"exits.{index}/{key}": value for key, value in routing.losses.items()})
-                measures.update({f"exits.{index}/{key}": value for key, value in routing.measures.items()})
+                metrics.update({f"exits.{index}/{key}": value for key, value in routing.metrics.items()})
         hidden, losses["exit/ponder"] = exits.finish(present)
-        measures |= self.spent(slots, x)
-        return Output(self.norm(hidden), new_state | {"exits": decided}, losses, measures)
+        metrics |= self.spent(slots, x)
+        return ModelOutput(self.norm(hidden), new_state | {"exits": decided}, losses, metrics)
 
     def spent(self, slots: list[int], x: Tensor) -> dict[str, Tensor]:
         """What the blocks computed, padding of ragged rows included, and what they would have without the exit;
@@ -172,6 +172,6 @@ class Stack(nn.Module):
         """hidden (B, N, D) → scores (B, N, vocabulary)."""
         return hidden @ self.embedding.weight.T if self.head is None else self.head(hidden)
 
-    def absorb(self, measures: dict[str, float], progress: float) -> None:
+    def update_statistics(self, metrics: dict[str, float], progress: float) -> None:
         """Hand each component its own reduced measures, once per accepted optimiser step."""
-        absorb(self, measures, progress)
+        update_statistics(self, metrics, progress)

@@ -8,9 +8,9 @@ from muse_core.component import NAMESPACE
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
     "muse-fla": (("kernel backend", "fla"),),
-    "muse-gates": (("layer", "polarisation"), ("safety monitor", "gates")),
+    "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
-    "muse-hebbian": (("memory layer", "hebbian"),),
+    "muse-fast-weights": (("memory layer", "fast-weights"),),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-potentials": (

@@ -23,7 +23,7 @@ class Discovered:
     """One entry point of one installed distribution."""
 
     distribution: str
-    """Normalised name, as ``muse-hebbian``."""
+    """Normalised name, as ``muse-fast-weights``."""
     version: str
     entry_point: str
     """Key of the entry point, as ``hebbian``."""

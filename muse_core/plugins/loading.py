@@ -18,9 +18,9 @@ import pluggy
 from muse_core.component import NAMESPACE, Component
 from muse_core.errors import PluginError
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
+from muse_core.options.check import documentation_faults, placement_faults, structural_faults
 from muse_core.plugins.discovery import Discovered, discover
 from muse_core.plugins.near import suggestion
-from muse_core.plugins.options_check import documentation_faults, placement_faults, structural_faults
 from muse_core.plugins.raised import raised
 from muse_core.plugins.registry import Loaded, Problem, Registered, Registry, exclusion
 

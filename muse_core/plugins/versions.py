@@ -12,7 +12,7 @@ _COMPARE = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operato
 
 
 def admits(requirement: str, version: str) -> bool | None:
-    """Whether a requirement such as ``muse-core>=0.1,<0.2`` admits a version; None when its marker excludes this
+    """Whether a requirement such as ``muse-core>=0.2,<0.3`` admits a version; None when its marker excludes this
     interpreter.
 
     Raises ValueError for a requirement that cannot be read.

@@ -13,13 +13,13 @@ from muse_core.plugins import Registry, load_plugins
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
 from muse_core.recipe.conditions import across
-from muse_core.recipe.nodes import MAX_PROBLEMS, Enough, Node, Refused, Sheet
+from muse_core.recipe.nodes import MAX_PROBLEMS, Diagnostics, InvalidValue, Node, TooManyProblems
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.reading import read_source
 from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Plugins, Recipe
-from muse_core.recipe.source import Source
+from muse_core.recipe.source import RecipeText
 from muse_core.recipe.structure import make_converter
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Checked:
     """The same as a plain table; checking it again gives an equal recipe."""
     registry: Registry
     """The plugins that it was checked against, without those that it leaves out."""
-    source: Source
+    source: RecipeText
 
     @property
     def where(self) -> str:
@@ -61,18 +61,18 @@ def read_recipe(
 def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
     """Read a TOML file that is no recipe but as strict as one into an attrs class without components. Raises
     RecipeError with every problem."""
-    source, sheet = read_source(path), Sheet(Registry(()))
-    value: T = _structured(source, make_converter(), sheet, cls)
+    source, diagnostics = read_source(path), Diagnostics(Registry(()))
+    value: T = _structured(source, make_converter(), diagnostics, cls)
     return value
 
 
 def check_table(table: Mapping[str, Any], registry: Registry | None = None, where: str = "<table>") -> Checked:
     """The same for a table made in Python."""
-    return check_source(Source(dict(table), where, {}), registry)
+    return check_source(RecipeText(dict(table), where, {}), registry)
 
 
 def check_source(
-    source: Source, registry: Registry | None = None, versions: Mapping[str, str] | None = None
+    source: RecipeText, registry: Registry | None = None, versions: Mapping[str, str] | None = None
 ) -> Checked:
     """Check a table that was read. ``versions``: distributions that it was written for, when they are known; options
     of another version pass through their class's ``upgrade(table, from_version)``."""
@@ -81,43 +81,43 @@ def check_source(
     if registry is None:
         registry = load_plugins(allow=listed.allow, deny=listed.deny)
     registry = registry.only(listed.allow, listed.deny)
-    sheet = Sheet(registry, versions=versions or {})
+    diagnostics = Diagnostics(registry, versions=versions or {})
     installed = dict.fromkeys(loaded.plugin.distribution for loaded in registry.plugins)
     for index, name in enumerate(listed.allow or ()):
         if normalised(name) not in installed:
             hint = suggestion(name, installed, "installed")
-            sheet.report(("plugins", "allow", index), f"{name[:64]!r} is not installed{hint}")
-    recipe = _structured(source, converter, sheet, Recipe)
-    sheet.problems.extend(across(recipe))
-    _raise(source, sheet)
+            diagnostics.report(("plugins", "allow", index), f"{name[:64]!r} is not installed{hint}")
+    recipe = _structured(source, converter, diagnostics, Recipe)
+    diagnostics.problems.extend(across(recipe))
+    _raise(source, diagnostics)
     return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source)
 
 
-def _plugins_table(source: Source, converter: Any) -> Plugins:
+def _plugins_table(source: RecipeText, converter: Any) -> Plugins:
     """The [plugins] table, read before anything is imported for its sake. Raises RecipeError when it is wrong: whatever
     else were said would depend on it."""
-    sheet = Sheet(Registry(()))
+    diagnostics = Diagnostics(Registry(()))
     try:
-        return converter.structure(Node(source.table.get("plugins", {}), ("plugins",), sheet), Plugins)
-    except (Refused, Enough):
-        _raise(source, sheet)
+        return converter.structure(Node(source.table.get("plugins", {}), ("plugins",), diagnostics), Plugins)
+    except (InvalidValue, TooManyProblems):
+        _raise(source, diagnostics)
         raise
 
 
-def _structured(source: Source, converter: Any, sheet: Sheet, cls: type) -> Any:
+def _structured(source: RecipeText, converter: Any, diagnostics: Diagnostics, cls: type) -> Any:
     try:
-        return converter.structure(Node(source.table, (), sheet), cls)
-    except (Refused, Enough):
-        assert sheet.problems, "a value was refused without a reason"
-        _raise(source, sheet)
+        return converter.structure(Node(source.table, (), diagnostics), cls)
+    except (InvalidValue, TooManyProblems):
+        assert diagnostics.problems, "a value was refused without a reason"
+        _raise(source, diagnostics)
 
 
-def _raise(source: Source, sheet: Sheet) -> None:
+def _raise(source: RecipeText, diagnostics: Diagnostics) -> None:
     """Every problem as a line, in the order of the file. Does nothing when there is none."""
-    if not sheet.problems:
+    if not diagnostics.problems:
         return
     order = {file: number for number, (file, _) in enumerate(source.places.values())}
-    ranked = sorted(sheet.problems, key=lambda item: (
+    ranked = sorted(diagnostics.problems, key=lambda item: (
         source.place(item[0])[0] != source.where, order.get(source.place(item[0])[0], 0), source.place(item[0])[1]))
     lines = [
         f"{source.locate(path)}: {written(path)}: {what}" if path else f"{source.locate(path)}: {what}"

@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 
 from muse_core.component import Use, provided, required
-from muse_core.documentation import is_inline, key_of
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import plan
+from muse_core.options.describe import is_inline, key_of
 from muse_core.recipe.paths import read_path
 from muse_core.recipe.positions import Path
 from muse_core.recipe.schema import Recipe

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import attrs
 
 from muse_core.component import NAMESPACE, Kind
-from muse_core.documentation import Option, arms, choices_of, mark, options_of
+from muse_core.options.describe import Option, annotation_marker, choices_of, options_of, union_members
+from muse_core.options.ranges import Range
 from muse_core.plugins import Registered, Registry
-from muse_core.ranges import Range
 from muse_core.recipe.schema import Recipe
 
 SCALARS = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -46,7 +46,7 @@ class _Writer:
         properties = {option.key: self.option(option) for option in described if not option.inline}
         needed = [option.key for option in described if option.required and not option.inline]
         if inline is not None:
-            kind = mark(inline.type, Kind).name
+            kind = annotation_marker(inline.type, Kind).name
             return self.chosen(kind, inline, properties, tuple(needed))
         return {
             "type": "object",
@@ -68,7 +68,7 @@ class _Writer:
         return schema
 
     def of_type(self, annotation: Any, option: Option | None = None) -> dict[str, Any]:
-        if kind := mark(annotation, Kind):
+        if kind := annotation_marker(annotation, Kind):
             return self.chosen(kind.name, option, {}, ())
         if choices := choices_of(annotation):
             default = option.default if option else None
@@ -76,7 +76,7 @@ class _Writer:
                 {"enum": list(choices)},
                 *(self.named(name, cls, cls.__name__, {}, default == name) for name, cls in choices.items()),
             ]}
-        members = [arm for arm in arms(annotation) if arm is not type(None)]
+        members = [arm for arm in union_members(annotation) if arm is not type(None)]
         if len(members) > 1:
             return {"anyOf": [self.of_type(arm) for arm in members]}
         annotation = members[0]
@@ -94,7 +94,7 @@ class _Writer:
         item = self.of_type(members[0])
         if len(members) == 2 and members[1] is Ellipsis:
             many = {"type": "array", "items": item}
-            return {"anyOf": [many, item]} if mark(members[0], Kind) else many
+            return {"anyOf": [many, item]} if annotation_marker(members[0], Kind) else many
         return {"type": "array", "items": [self.of_type(one) for one in members],
                 "minItems": len(members), "maxItems": len(members)}
 

@@ -23,7 +23,7 @@ from muse_core.plugins.discovery import CORE
 from muse_core.recipe.check import Checked, check_source
 from muse_core.recipe.conditions import instances
 from muse_core.recipe.reading import overridden, read_source
-from muse_core.recipe.source import Source
+from muse_core.recipe.source import RecipeText
 from muse_core.recipe.writing import normalised
 
 FORMAT = 1
@@ -58,7 +58,7 @@ class Lock:
             str(row["name"]): str(row["version"])
             for row in self.table.get("plugins", []) if {"name", "version"} <= set(row)
         }
-        source = Source(copy.deepcopy(self.table["recipe"]), f"{self.where} [recipe]", {})
+        source = RecipeText(copy.deepcopy(self.table["recipe"]), f"{self.where} [recipe]", {})
         return check_source(overridden(source, overrides), registry, versions)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.documentation import is_inline, key_of, types_of
+from muse_core.options.describe import is_inline, key_of, types_of
 from muse_core.recipe.positions import Path
 from muse_core.recipe.schema import Recipe
 from muse_core.recipe.source import Places

@@ -17,16 +17,16 @@ ABSENT: Any = object()
 """Stands for a field without a default."""
 
 
-class Refused(Exception):
+class InvalidValue(Exception):
     """The value was reported and has no structured form."""
 
 
-class Enough(Exception):
+class TooManyProblems(Exception):
     """So many problems that more would not help."""
 
 
 @attrs.frozen
-class Sheet:
+class Diagnostics:
     """What all nodes of one check share."""
 
     registry: Registry
@@ -36,7 +36,7 @@ class Sheet:
 
     def report(self, path: Path, what: str) -> None:
         if len(self.problems) == MAX_PROBLEMS:
-            raise Enough
+            raise TooManyProblems
         self.problems.append((path, what))
 
 
@@ -46,15 +46,15 @@ class Node:
 
     value: Any
     path: Path
-    sheet: Sheet
+    diagnostics: Diagnostics
     default: Any = ABSENT
     """What the field would hold without the recipe, as its class writes it."""
     siblings: tuple[str, ...] = ()
     """Keys of the table around an inline component, for suggestions."""
 
     def refuse(self, what: str) -> typing.NoReturn:
-        self.sheet.report(self.path, what)
-        raise Refused
+        self.diagnostics.report(self.path, what)
+        raise InvalidValue
 
     def child(self, step: str | int, value: Any, default: Any = ABSENT) -> Node:
-        return Node(value, (*self.path, step), self.sheet, default)
+        return Node(value, (*self.path, step), self.diagnostics, default)

@@ -9,13 +9,13 @@ from typing import Any
 from muse_core.errors import RecipeError
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
-from muse_core.recipe.source import Source
+from muse_core.recipe.source import RecipeText
 
 _BARE_WORD = re.compile(r"[A-Za-z_./~][A-Za-z0-9_./~:@+-]*")
 PLACE = "--set"
 
 
-def override(source: Source, text: str) -> None:
+def override(source: RecipeText, text: str) -> None:
     """Write one override into a source's table and places.
 
     Tables that are missing on the way are made; a bare component name on the way becomes a table; array items must

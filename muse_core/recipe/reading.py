@@ -13,13 +13,13 @@ from muse_core.errors import RecipeError
 from muse_core.recipe.merging import merge
 from muse_core.recipe.overrides import override
 from muse_core.recipe.positions import MAX_BYTES, TooMuch, positions
-from muse_core.recipe.source import Source
+from muse_core.recipe.source import RecipeText
 
 MAX_EXTENDS = 8
 """Recipes in one chain of ``extends``."""
 
 
-def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Source:
+def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RecipeText:
     """Read a recipe with everything that it extends, then apply the overrides.
 
     Raises RecipeError for a file that cannot be read, is too big or is not TOML.
@@ -27,7 +27,7 @@ def read_source(file: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     return overridden(_read_chain(os.fspath(file), ()), overrides)
 
 
-def overridden(source: Source, overrides: Iterable[str]) -> Source:
+def overridden(source: RecipeText, overrides: Iterable[str]) -> RecipeText:
     """The source with ``--set`` overrides written into its table. Raises RecipeError with every one that is wrong."""
     problems: list[str] = []
     for text in overrides:
@@ -40,7 +40,7 @@ def overridden(source: Source, overrides: Iterable[str]) -> Source:
     return source
 
 
-def _read_chain(file: str, above: tuple[str, ...]) -> Source:
+def _read_chain(file: str, above: tuple[str, ...]) -> RecipeText:
     source = parse(_read_text(file), file)
     base = source.table.pop("extends", None)
     if base is None:
@@ -59,10 +59,10 @@ def _read_chain(file: str, above: tuple[str, ...]) -> Source:
     except RecipeError as error:
         raise RecipeError([f"{place}: extends: {problem}" for problem in error.problems]) from None
     table, places = merge(below.table, below.places, source.table, source.places)
-    return Source(table, source.where, places, source.text)
+    return RecipeText(table, source.where, places, source.text)
 
 
-def parse(text: str, where: str) -> Source:
+def parse(text: str, where: str) -> RecipeText:
     """A table from TOML text. Raises RecipeError with the line of the error."""
     try:
         lines = positions(text)
@@ -75,7 +75,7 @@ def parse(text: str, where: str) -> Source:
     except (ValueError, RecursionError) as error:  # a number too long for int(), a date such as 2024-99-99
         raise RecipeError(f"{where}: not valid TOML: {error}") from None
     places = {path: (where, line) for path, line in lines.items()}
-    return Source(table, where, places, text)
+    return RecipeText(table, where, places, text)
 
 
 _ADVICE = {

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from muse_core.component import Use
-from muse_core.documentation import arms, choices_of, is_inline, key_of, types_of
+from muse_core.options.describe import choices_of, is_inline, key_of, types_of, union_members
 from muse_core.plugins import Registry
 
 
@@ -40,7 +40,7 @@ def _plain(value: Any, annotation: Any, registry: Registry) -> Any:
 
 
 def _item_type(annotation: Any) -> Any:
-    for arm in arms(annotation):
+    for arm in union_members(annotation):
         if typing.get_origin(arm) is tuple:
             return typing.get_args(arm)[0]
     return Any

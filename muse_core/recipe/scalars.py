@@ -6,7 +6,7 @@ import math
 import typing
 from typing import Any
 
-from muse_core.documentation import spoken
+from muse_core.options.describe import type_description
 from muse_core.plugins.near import near
 from muse_core.recipe.nodes import Node
 from muse_core.recipe.words import has_control_characters, shown
@@ -56,4 +56,4 @@ def literal(node: Node, annotation: Any) -> Any:
     texts = [value for value in values if isinstance(value, str)]
     close = near(node.value, texts) if isinstance(node.value, str) else None
     hint = f" - did you mean {close!r}?" if close else ""
-    node.refuse(f"must be {spoken(annotation)}, not {shown(node.value)}{hint}")
+    node.refuse(f"must be {type_description(annotation)}, not {shown(node.value)}{hint}")

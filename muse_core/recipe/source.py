@@ -13,7 +13,7 @@ Places = dict[Path, tuple[str, int]]
 
 
 @attrs.frozen
-class Source:
+class RecipeText:
     """A plain table and where it came from."""
 
     table: dict[str, Any]

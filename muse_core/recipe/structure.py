@@ -14,10 +14,18 @@ import attrs
 import cattrs
 
 from muse_core.component import NAMESPACE, Kind, Use
-from muse_core.documentation import arms, choices_of, is_inline, key_of, mark, spoken, types_of
+from muse_core.options.describe import (
+    annotation_marker,
+    choices_of,
+    is_inline,
+    key_of,
+    type_description,
+    types_of,
+    union_members,
+)
 from muse_core.plugins import UnknownComponent
 from muse_core.plugins.near import suggestion
-from muse_core.recipe.nodes import ABSENT, Node, Refused
+from muse_core.recipe.nodes import ABSENT, InvalidValue, Node
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.scalars import literal, number, text, truth, whole
@@ -42,7 +50,7 @@ def make_converter() -> cattrs.Converter:
         return _table(converter, node, cls, label)
 
     def component(node: Node, annotation: Any) -> Use:
-        return _component(converter, node, mark(annotation, Kind).name)
+        return _component(converter, node, annotation_marker(annotation, Kind).name)
 
     def choice(node: Node, annotation: Any) -> Any:
         return _choice(converter, node, choices_of(annotation))
@@ -53,10 +61,10 @@ def make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(attrs.has, table)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is Literal, literal)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
-    converter.register_structure_hook_func(lambda t: len(arms(t)) > 1, one_of)
+    converter.register_structure_hook_func(lambda t: len(union_members(t)) > 1, one_of)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Annotated, plain)
     converter.register_structure_hook_func(lambda t: choices_of(t) is not None, choice)
-    converter.register_structure_hook_func(lambda t: mark(t, Kind) is not None, component)
+    converter.register_structure_hook_func(lambda t: annotation_marker(t, Kind) is not None, component)
     return converter
 
 
@@ -69,14 +77,14 @@ def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:
     members = typing.get_args(annotation)
     value = node.value
     item = members[0]
-    of_components = len(members) == 2 and members[1] is Ellipsis and mark(item, Kind)
+    of_components = len(members) == 2 and members[1] is Ellipsis and annotation_marker(item, Kind)
     if of_components and isinstance(value, str | Mapping):
         return (converter.structure(node, item),)
     if not isinstance(value, list | tuple):
-        node.refuse(f"must be {spoken(annotation)}, not {shown(value)}")
+        node.refuse(f"must be {type_description(annotation)}, not {shown(value)}")
     if not (len(members) == 2 and members[1] is Ellipsis):
         if len(value) != len(members):
-            node.refuse(f"must be {spoken(annotation)}; it has {len(value)}")
+            node.refuse(f"must be {type_description(annotation)}; it has {len(value)}")
         types = members
     else:
         types = (item,) * len(value)
@@ -84,39 +92,39 @@ def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:
     for index, (one, kind) in enumerate(zip(value, types)):
         try:
             found.append(converter.structure(node.child(index, one), kind))
-        except Refused:
+        except InvalidValue:
             continue
     if len(found) < len(value):
-        raise Refused
+        raise InvalidValue
     return tuple(found)
 
 
 def _union(converter: cattrs.Converter, node: Node, annotation: Any) -> Any:
-    members = arms(annotation)
+    members = union_members(annotation)
     if node.value is None and type(None) in members:
         return None
     members = tuple(arm for arm in members if arm is not type(None))
     trials = []
     for arm in members:
-        trial = attrs.evolve(node, sheet=attrs.evolve(node.sheet, problems=[]))
+        trial = attrs.evolve(node, diagnostics=attrs.evolve(node.diagnostics, problems=[]))
         try:
             return converter.structure(trial, arm)
-        except Refused:
-            trials.append(trial.sheet.problems)
+        except InvalidValue:
+            trials.append(trial.diagnostics.problems)
     deeper = [problems for problems in trials if any(path != node.path for path, _ in problems)]
     if len(members) == 1 or len(deeper) == 1:
         for path, what in (deeper or trials)[0]:
-            node.sheet.report(path, what)
-        raise Refused
+            node.diagnostics.report(path, what)
+        raise InvalidValue
     if isinstance(node.value, str):
         named = [problems for problems, arm in zip(trials, members) if _names_component(arm)]
         if len(named) == 1:
-            node.refuse(f"must be {spoken(annotation)}: {named[0][0][1]}")
-    node.refuse(f"must be {spoken(annotation)}, not {shown(node.value)}")
+            node.refuse(f"must be {type_description(annotation)}: {named[0][0][1]}")
+    node.refuse(f"must be {type_description(annotation)}, not {shown(node.value)}")
 
 
 def _names_component(annotation: Any) -> bool:
-    return any(mark(arm, Kind) for arm in (annotation, *typing.get_args(annotation)))
+    return any(annotation_marker(arm, Kind) for arm in (annotation, *typing.get_args(annotation)))
 
 
 def _table(
@@ -131,7 +139,7 @@ def _table(
     hints = types_of(cls)
     rest = {} if bare else dict(node.value)
     values: dict[str, Any] = {}
-    count = len(node.sheet.problems)
+    count = len(node.diagnostics.problems)
     known = [key_of(field) for field in attrs.fields(cls) if not is_inline(field)]
     for field in attrs.fields(cls):
         if field is inline:
@@ -140,27 +148,27 @@ def _table(
         default = _default(field)
         raw = rest.pop(key, default)
         if raw is ABSENT:
-            node.sheet.report((*node.path, key), f"missing: {label} needs {spoken(hints[field.name])} here")
+            node.diagnostics.report((*node.path, key), f"missing: {label} needs {type_description(hints[field.name])} here")
             continue
         try:
             values[field.name] = converter.structure(node.child(key, raw, default), hints[field.name])
-        except Refused:
+        except InvalidValue:
             continue
     if inline is not None:
-        inner = Node(node.value if bare else rest, node.path, node.sheet, _default(inline), tuple(known))
+        inner = Node(node.value if bare else rest, node.path, node.diagnostics, _default(inline), tuple(known))
         try:
             values[inline.name] = converter.structure(inner, hints[inline.name])
-        except Refused:
+        except InvalidValue:
             pass
     else:
         noun = "key" if label.startswith(("[", "a ")) else "option"
         for key in rest:
             hint = suggestion(str(key), [*known, *siblings], f"{noun}s")
-            node.sheet.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")
+            node.diagnostics.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")
     for name, what in faults_of(cls, values, owner):
-        node.sheet.report((*node.path, name), what)
-    if len(node.sheet.problems) > count or len(values) < len(attrs.fields(cls)):
-        raise Refused
+        node.diagnostics.report((*node.path, name), what)
+    if len(node.diagnostics.problems) > count or len(values) < len(attrs.fields(cls)):
+        raise InvalidValue
     try:
         return construct(cls, values, owner)
     except ValueError as error:
@@ -187,13 +195,13 @@ def _chosen(node: Node, what: str, known: Iterable[str]) -> tuple[str, dict[str,
         default = node.default
         default = {"use": default} if isinstance(default, str) else default
         if not isinstance(default, Mapping):
-            node.sheet.report((*node.path, "use"), f"missing - one of {', '.join(known) or 'none that is installed'}")
-            raise Refused
+            node.diagnostics.report((*node.path, "use"), f"missing - one of {', '.join(known) or 'none that is installed'}")
+            raise InvalidValue
         table = {**default, **table}
     name = table.pop("use")
     if not isinstance(name, str):
-        node.sheet.report((*node.path, "use"), f"must be the name of {what}, as text, not {shown(name)}")
-        raise Refused
+        node.diagnostics.report((*node.path, "use"), f"must be the name of {what}, as text, not {shown(name)}")
+        raise InvalidValue
     return name, table
 
 
@@ -202,13 +210,13 @@ def _use_path(node: Node) -> Path:
 
 
 def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
-    known = dict.fromkeys(row.name for row in node.sheet.registry.rows() if kind in (row.kind, NAMESPACE[row.kind]))
+    known = dict.fromkeys(row.name for row in node.diagnostics.registry.rows() if kind in (row.kind, NAMESPACE[row.kind]))
     name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}", known)
     try:
-        row = node.sheet.registry.find(kind, name)
+        row = node.diagnostics.registry.find(kind, name)
     except UnknownComponent as error:
-        node.sheet.report(_use_path(node), str(error))
-        raise Refused from None
+        node.diagnostics.report(_use_path(node), str(error))
+        raise InvalidValue from None
     owner = f"{row.distribution} {row.version}"
     table = _upgraded(node, row, table, owner)
     inner = attrs.evolve(node, value=table)
@@ -221,7 +229,7 @@ def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
 
 def _upgraded(node: Node, row: Any, table: dict[str, Any], owner: str) -> dict[str, Any]:
     """The options of an older version in today's words, when the recipe says which version wrote them."""
-    version = node.sheet.versions.get(row.distribution)
+    version = node.diagnostics.versions.get(row.distribution)
     upgrade = getattr(row.component.options, "upgrade", None)
     if version in (None, row.version) or upgrade is None:
         return table
@@ -241,6 +249,6 @@ def _choice(converter: cattrs.Converter, node: Node, tables: Mapping[str, type])
         return node.value
     name, table = _chosen(node, "a table", tables)
     if name not in tables:
-        node.sheet.report(_use_path(node), f"there is no {name[:64]!r}{suggestion(name, tables, 'there are')}")
-        raise Refused
+        node.diagnostics.report(_use_path(node), f"there is no {name[:64]!r}{suggestion(name, tables, 'there are')}")
+        raise InvalidValue
     return _table(converter, attrs.evolve(node, value=table), tables[name], name)

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from muse_core.documentation import field_documentation, key_of
-from muse_core.ranges import flat, range_of
+from muse_core.options.describe import field_documentation, key_of
+from muse_core.options.ranges import flat, range_of
 from muse_core.recipe.words import clipped, shown
 
 

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from muse_core.build import ModelContext, construct, construct_component, construct_nested, registered_use
 from muse_core.component import Kind, Use, provided
+from muse_core.data.sources import SourceContext
+from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
-from muse_core.model.build import ModelContext, construct, construct_component, construct_nested, registered_use
 from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.seeding import generator_of
 from muse_core.plugins import Registry
-from muse_core.recipe.nodes import Node, Refused, Sheet
+from muse_core.recipe.nodes import Diagnostics, InvalidValue, Node
 from muse_core.recipe.structure import make_converter
 from muse_core.testing.cases import installed
 from muse_core.training.monitor_context import MonitorContext
-from muse_core.training.sources import SourceContext
-from muse_core.training.tokenizers import ByteTokenizer
 
 OF_CONTEXT = {
     "potential": {"heads": 4},
@@ -38,14 +38,14 @@ def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, regi
     Raises RecipeError with every problem.
     """
     registry = registry or installed()
-    sheet = Sheet(registry)
+    diagnostics = Diagnostics(registry)
     value = {**(options or {}), "use": name}
     try:
         wanted: Any = Annotated[Use, Kind(kind)]
-        use: Use = make_converter().structure(Node(value, (), sheet), wanted)
+        use: Use = make_converter().structure(Node(value, (), diagnostics), wanted)
         return use
-    except Refused:
-        lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in sheet.problems]
+    except InvalidValue:
+        lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in diagnostics.problems]
         raise RecipeError(lines) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from muse_core.documentation import arms, options_of
+from muse_core.options.describe import options_of, union_members
 from muse_core.plugins import Registered, Registry, load_plugins
 
 
@@ -86,7 +86,7 @@ def _enumerated(annotation: Any) -> tuple[Any, ...]:
         return (True, False)
     if typing.get_origin(annotation) is Literal:
         return typing.get_args(annotation)
-    members = arms(annotation)
+    members = union_members(annotation)
     return tuple(value for member in members for value in _enumerated(member)) if len(members) > 1 else ()
 
 

@@ -19,13 +19,13 @@ import pytest
 
 from muse_core.cli.errors import guarded
 from muse_core.component import KINDS
-from muse_core.documentation import options_of
 from muse_core.errors import PluginError
+from muse_core.options.describe import options_of
 from muse_core.plugins import Loaded, Registered
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
 from muse_core.testing.cases import cases_of, installed
-from muse_core.testing.narrator import Narrator
+from muse_core.testing.reporter import ResultReporter
 
 SUITES = {
     "potential": "potentials:PotentialSuite",
@@ -122,21 +122,21 @@ def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(chosen: tuple[Chosen, ...], voice: io.TextIOBase) -> Narrator:
-    """Run the suites under pytest, away from any project's settings; ``voice`` hears every result as it comes."""
+def run(chosen: tuple[Chosen, ...], stream: io.TextIOBase) -> ResultReporter:
+    """Run the suites under pytest, away from any project's settings; ``stream`` hears every result as it comes."""
     with tempfile.TemporaryDirectory(prefix="muse-check-") as folder:
         titles: dict[str, str] = {}
         path, settings = Path(folder) / "test_plugin.py", Path(folder) / "pytest.ini"
         path.write_text(module_of(chosen, titles), encoding="utf-8")
         settings.write_text("[pytest]\n", encoding="utf-8")
-        narrator = Narrator(titles, voice)
+        reporter = ResultReporter(titles, stream)
         arguments = [str(path), "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", "-q"]
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = pytest.main([*arguments, "-p", "muse_core.testing.pytest_plugin"], plugins=[narrator])
+            code = pytest.main([*arguments, "-p", "muse_core.testing.pytest_plugin"], plugins=[reporter])
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise PluginError(f"the checks could not run:\n{said.getvalue().strip()}")
-    return narrator
+    return reporter
 
 
 def main() -> None:
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     given = parser.parse_args()
     # What tests and plugins print is captured; results are not.
-    voice = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     with guarded():
         chosen = tuple(choose(name).only(given.kind or KINDS) for name in given.names)
         for one in chosen:
@@ -153,12 +153,12 @@ def main() -> None:
                 raise PluginError(f"{one.title} has no {' or '.join(given.kind)} to check")
         faults = {row: sentence for one in chosen for row in one.rows if (sentence := caseless(row))}
         chosen = tuple(attrs.evolve(one, rows=tuple(row for row in one.rows if row not in faults)) for one in chosen)
-        with voice:
-            narrator = run(chosen, voice)
+        with stream:
+            reporter = run(chosen, stream)
             for sentence in faults.values():
-                narrator.fail(sentence)
-            narrator.sum_up()
-        if narrator.failed or not narrator.passed:
+                reporter.fail(sentence)
+            reporter.sum_up()
+        if reporter.failed or not reporter.passed:
             raise SystemExit(PluginError.exit_code)
 
 

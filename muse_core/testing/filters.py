@@ -70,21 +70,21 @@ class FilterSuite(ExecutionSuite):
 
     def test_returns_weights_state_and_measures(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
-        weights, state, measures = module(moment.before, moment.after, moment.period, None)
+        weights, state, metrics = module(moment.before, moment.after, moment.period, None)
         assert weights.shape == moment.after.shape and weights.dtype == moment.after.dtype
         assert torch.isfinite(weights).all()
         for path, value in leaves(state).items():
             assert not value.is_complex(), f"{path} is complex; store a trailing axis of 2"
             assert not value.is_floating_point() or value.dtype.itemsize >= 4, f"{path} is {value.dtype}"
-        for name, measure in measures.items():
+        for name, measure in metrics.items():
             assert measure.shape == () and not measure.requires_grad, f"measure {name} is no detached scalar"
             assert torch.isfinite(measure), f"measure {name} is {measure}"
 
     def test_empty_weights_stay_finite(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
         nothing = Period(moment.period.log_decay, torch.zeros_like(moment.period.write_scale), moment.period.reset)
-        weights, _, measures = module(torch.zeros_like(moment.before), torch.zeros_like(moment.after), nothing, None)
-        assert torch.isfinite(weights).all() and all(torch.isfinite(value) for value in measures.values())
+        weights, _, metrics = module(torch.zeros_like(moment.before), torch.zeros_like(moment.after), nothing, None)
+        assert torch.isfinite(weights).all() and all(torch.isfinite(value) for value in metrics.values())
 
     def test_rows_do_not_see_each_other(self, case: Case) -> None:
         module = self.lively(case).eval()
@@ -145,8 +145,8 @@ def apply(
 ) -> tuple[list[Tensor], State, dict[str, Tensor]]:
     """Weights of every period, the last state and the last measures."""
     weights: list[Tensor] = []
-    measures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     for moment in moments:
-        filtered, state, measures = module(moment.before, moment.after, moment.period, state)
+        filtered, state, metrics = module(moment.before, moment.after, moment.period, state)
         weights.append(filtered)
-    return weights, state, measures
+    return weights, state, metrics

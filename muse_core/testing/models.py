@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Output, State
+from muse_core.contracts import ModelOutput, State
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
 from muse_core.testing.modules import assert_reached, gradients_of, weighted
@@ -49,13 +49,13 @@ class ModelSuite(DerivativeSuite):
     def test_returns_hidden_states_and_logits(self, case: Case) -> None:
         module = self.build(case)
         output = module(self.ids())
-        assert isinstance(output, Output), f"forward returned {type(output).__name__}, not contracts.Output"
+        assert isinstance(output, ModelOutput), f"forward returned {type(output).__name__}, not contracts.ModelOutput"
         assert output.hidden.shape[:2] == (3, self.length) and torch.isfinite(output.hidden).all()
         logits = module.logits(output.hidden)
         assert logits.shape == (3, self.length, module.vocabulary_size)
         for path, value in leaves(output.state).items():
             assert not value.is_complex(), f"{path} is complex"
-        for name, value in (*output.losses.items(), *output.measures.items()):
+        for name, value in (*output.losses.items(), *output.metrics.items()):
             assert value.shape == (), f"{name} is no scalar"
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:

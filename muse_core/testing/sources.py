@@ -60,11 +60,11 @@ class SourceSuite(Suite):
     def test_examples_are_tokens_with_something_to_count(self, case: Case) -> None:
         batch = self.examples(case, "train", range(4))
         size = self.build(case).vocabulary_size
-        for name, tensor in (("inputs", batch.inputs), ("labels", batch.labels), ("counted", batch.counted)):
+        for name, tensor in (("inputs", batch.inputs), ("labels", batch.labels), ("counted", batch.loss_mask)):
             assert tensor.shape == (4, self.length), f"{name} has shape {tuple(tensor.shape)}"
         for tensor in (batch.inputs, batch.labels):
             assert 0 <= tensor.min() <= tensor.max() < size, "a token outside the vocabulary"
-        assert batch.counted.any(dim=1).all(), "an example without anything to count"
+        assert batch.loss_mask.any(dim=1).all(), "an example without anything to count"
 
     def test_examples_depend_on_split_and_number_alone(self, case: Case) -> None:
         whole, piece = self.examples(case, "train", range(4)), self.examples(case, "train", range(2, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muse_core.contracts import Batch, Output, Result, State, Tokens
+from muse_core.contracts import Batch, ModelOutput, Result, State, Tokens
 from muse_core.testing.cases import Case
 from muse_core.testing.sequences import make_tokens
 from muse_core.testing.suite import Suite
@@ -25,9 +25,9 @@ class TokenTable(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, inputs: torch.Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+    def forward(self, inputs: torch.Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         hidden = inputs if inputs.is_floating_point() else self.embedding(inputs)
-        return Output(hidden, {}, {"own": 0.1 * hidden.square().sum()}, {"own_max": hidden.detach().max()})
+        return ModelOutput(hidden, {}, {"own": 0.1 * hidden.square().sum()}, {"own_max": hidden.detach().max()})
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.head(hidden)
@@ -42,9 +42,9 @@ class StageSuite(Suite):
     def batch(self) -> Batch:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(VOCABULARY, (3, 9), generator=generator)
-        counted = torch.ones(3, 8, dtype=torch.bool)
-        counted[0, 5:] = False
-        return Batch(ids[:, :-1], ids[:, 1:], counted, make_tokens(3, 8))
+        loss_mask = torch.ones(3, 8, dtype=torch.bool)
+        loss_mask[0, 5:] = False
+        return Batch(ids[:, :-1], ids[:, 1:], loss_mask, make_tokens(3, 8))
 
     def test_says_which_parameters_train(self, case: Case) -> None:
         stage = self.build(case)
@@ -59,7 +59,7 @@ class StageSuite(Suite):
         result = objective(model, batch, None)
         assert isinstance(result, Result), f"the objective returned {type(result).__name__}, not contracts.Result"
         assert result.total.shape == () and torch.isfinite(result.total)
-        for name, value in (*result.losses.items(), *result.measures.items()):
+        for name, value in (*result.losses.items(), *result.metrics.items()):
             assert value.shape == () and not value.requires_grad, f"{name} is no detached scalar"
         parts = sum(objective(model, rows_of(batch, [row]), None).total for row in range(3))
         assert abs(parts - result.total) <= 1e-4 * abs(result.total), "micro-batches do not add up to the batch"
@@ -75,4 +75,4 @@ class StageSuite(Suite):
 
 def rows_of(batch: Batch, rows: list[int]) -> Batch:
     tokens = Tokens(batch.tokens.positions[rows])
-    return Batch(batch.inputs[rows], batch.labels[rows], batch.counted[rows], tokens)
+    return Batch(batch.inputs[rows], batch.labels[rows], batch.loss_mask[rows], tokens)

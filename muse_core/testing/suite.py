@@ -12,8 +12,8 @@ import pytest
 from muse_core.component import Component, load
 from muse_core.errors import RecipeError
 from muse_core.model.signatures import mismatch
+from muse_core.options.check import documentation_faults, structural_faults
 from muse_core.plugins import Registry
-from muse_core.plugins.options_check import documentation_faults, structural_faults
 from muse_core.testing.building import build_component
 from muse_core.testing.cases import Case, cases_of, installed, registered_cases
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Verdict
-from muse_core.training.allowance import Allowance
+from muse_core.training.probe_budget import ProbeBudget
 
 
 class BudgetedProbe:
     """A monitor that probes every so many steps while that stays within a share of the run's wall clock.
 
-    A subclass gives ``probe``, spends within ``self.allowance.spending()``, and writes a sentence into ``failure`` when
+    A subclass gives ``probe``, spends within ``self.probe_budget.spending()``, and writes a sentence into ``failure`` when
     what it found is bad; the next ``judge`` reports it once, as "warn" or "halt" asks. Number of a step:
     ``share_max``, the share if one more ran now; it is reduced over ranks, so that all decide alike.
     """
@@ -29,15 +29,15 @@ class BudgetedProbe:
         self.budget = budget
         self.on_failure = on_failure
         self.passes = passes
-        self.allowance = Allowance()
+        self.probe_budget = ProbeBudget()
         self.step = 0
         self.failure = ""
 
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         if moment != "gradients":
             return {}
-        self.allowance.step()
-        return {"share_max": torch.tensor(self.allowance.share_with_next(self.passes), dtype=torch.float64)}
+        self.probe_budget.step()
+        return {"share_max": torch.tensor(self.probe_budget.share_with_next(self.passes), dtype=torch.float64)}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         self.step = step
@@ -51,7 +51,7 @@ class BudgetedProbe:
 
     def costs(self) -> dict[str, float]:
         """``seconds`` of the last probe and ``share`` of the run's time that probes have taken."""
-        return {"seconds": self.allowance.cost, "share": self.allowance.share}
+        return {"seconds": self.probe_budget.cost, "share": self.probe_budget.share}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: what the wall clock decides must not enter the state of a run."""

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from muse_core.recipe import read_recipe
+from muse_core.training.checkpointer import kept_weights
 from muse_core.training.conversion import renamed
-from muse_core.training.keeper import kept_weights
 from muse_core.training.stages import ConvertOptions
 
 

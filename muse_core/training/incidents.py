@@ -14,7 +14,7 @@ import attrs
 from muse_core.contracts import Verdict
 from muse_core.errors import Halted
 
-MOST = 3
+MAX_ROLLBACKS = 3
 """Rollbacks within WINDOW steps before the run halts."""
 WINDOW = 1000
 
@@ -46,7 +46,7 @@ class Incident:
 class Incidents:
     """The rollbacks of one stage of a run so far."""
 
-    def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = (), *, most: int = MOST):
+    def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = (), *, most: int = MAX_ROLLBACKS):
         """``events``: rows of events.jsonl, of which the rollbacks of this stage count."""
         self.most = most
         self.known = [

@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from muse_core.contracts import Action, Batch, Objective, Verdict
+from muse_core.data.micro_batches import micro_batches, to_device
 from muse_core.errors import Halted
 from muse_core.evaluation.held_out import HeldOut
-from muse_core.evaluation.meter import Meter
-from muse_core.model.batches import micro_batches, to_device
+from muse_core.fault_injection import fault_point
+from muse_core.metrics.accumulator import MetricAccumulator
+from muse_core.metrics.console import Display
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training import guard
-from muse_core.training.board import Board
-from muse_core.training.carry import Carry
-from muse_core.training.faults import reach
+from muse_core.training import gradient_checks
 from muse_core.training.incidents import Incidents
+from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import Optimizers, rate_factor
-from muse_core.training.progress import Display
 from muse_core.training.stop import Stop
+from muse_core.training.stream_state import StreamState
 
 
 @attrs.define(kw_only=True)
@@ -57,7 +57,7 @@ class Loop:
     """``batch(step, quarantine)`` gives a Batch: a pure function."""
     byte_lengths: np.ndarray
     precision: Precision
-    board: Board
+    monitors: MonitorGroup
     incidents: Incidents
     checkpoints: Any
     """``commit(loop)`` and ``restore(loop, verdict)``."""
@@ -68,10 +68,10 @@ class Loop:
     stream_period: int = 1
     """Least common multiple of the model's periods."""
     at: Position = attrs.field(factory=Position)
-    carry: Carry = attrs.field(init=False)
+    stream_state: StreamState = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.carry = Carry(self.recipe.data.order == "streams")
+        self.stream_state = StreamState(self.recipe.data.order == "streams")
 
     def run(self) -> None:
         """Train from ``at`` to the planned number of steps, or until a stop is requested.
@@ -84,28 +84,28 @@ class Loop:
         mark, mark_tokens = time.perf_counter(), 0
         while self.at.step < train.steps:
             started = time.perf_counter()
-            batch = reach("batch", self.data.batch(self.at.step, self.incidents.quarantine))
+            batch = fault_point("batch", self.data.batch(self.at.step, self.incidents.quarantine))
             values = self._gradients(batch, parameters)
-            verdict = self.board.judge(self.at.step, values, self._warn)
+            verdict = self.monitors.judge(self.at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
             if verdict.action is Action.HALT:
                 raise Halted(f"halted at step {self.at.step} by {verdict.monitor}: {verdict.reason}")
             if verdict.action is Action.ROLLBACK:
-                self.carry.reject()
+                self.stream_state.reject()
                 self.checkpoints.restore(self, verdict)
                 continue
             if verdict.action is Action.SKIP:
-                self.carry.reject()
+                self.stream_state.reject()
             else:
-                guard.clip(parameters, values["gradient_norm"], train.clip_norm)
+                gradient_checks.clip(parameters, values["gradient_norm"], train.clip_norm)
                 self.optimizers.step(rate_factor(train, self.at.accepted) * self.incidents.rate)
-                reach("post_step", self.model)
+                fault_point("post_step", self.model)
                 self.at.accepted += 1
                 self.at.tokens += int(values["tokens"])
-                self.carry.accept()
+                self.stream_state.accept()
                 if hasattr(self.model, "absorb"):
-                    self.model.absorb(values, self.at.accepted / train.steps)
+                    self.model.update_statistics(values, self.at.accepted / train.steps)
             self.optimizers.zero_grad()
             self.at.step += 1
             self.at.seconds += time.perf_counter() - started
@@ -123,29 +123,29 @@ class Loop:
 
     def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
         """Forward and backward over the micro-batches; every number of the step, read once."""
-        meter = Meter()
+        accumulator = MetricAccumulator()
         # Of the batch on the host: numpy, so that it is no read of a tensor.
-        targets = max(int(batch.counted.numpy().sum()), 1)
+        targets = max(int(batch.loss_mask.numpy().sum()), 1)
         for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
             there = to_device(piece, self.precision.device)
-            if self.carry.streams:
+            if self.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
             with self.precision():
-                result = reach("loss", self.objective(self.forward_model, there, self.carry.of(index)))
+                result = fault_point("loss", self.objective(self.forward_model, there, self.stream_state.of(index)))
             (result.total / targets).backward()
-            meter.add_result(result, there.counted.sum())
-            self.carry.propose(result.state)
-        reach("gradient", self.model)
+            accumulator.add_result(result, there.loss_mask.sum())
+            self.stream_state.propose(result.state)
+        fault_point("gradient", self.model)
         gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
-        meter.add(self.board.measure("gradients", gradients))
-        norms = guard.norms(list(gradients.values()))
-        meter.add(self.board.measure("norms", {"names": tuple(gradients), "norms": norms}))
-        meter.add(guard.gradient_numbers(norms))
-        meter.add(guard.state_numbers(self.optimizers.held()))
-        values = meter.read()
+        accumulator.add(self.monitors.measure("gradients", gradients))
+        norms = gradient_checks.norms(list(gradients.values()))
+        accumulator.add(self.monitors.measure("norms", {"names": tuple(gradients), "norms": norms}))
+        accumulator.add(gradient_checks.gradient_numbers(norms))
+        accumulator.add(gradient_checks.state_numbers(self.optimizers.held()))
+        values = accumulator.read()
         values["rollbacks"] = float(self.incidents.recent(self.at.step))
-        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.counted.numpy()].sum())
+        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
 
     def _between(self, values: Mapping[str, float]) -> bool:
@@ -154,7 +154,7 @@ class Loop:
         last = step == recipe.train.steps
         stopping = self.stop.requested  # read once: a signal may come between two reads
         # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
-        probed = self.board.probe(step, values, self.model, self.precision, self._warn)
+        probed = self.monitors.probe(step, values, self.model, self.precision, self._warn)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
@@ -180,7 +180,7 @@ class Loop:
         """Probes are judged with the step after them; those after the last step are judged here, where only a halt
         means anything. Raises Halted."""
         names = {key.partition("/")[0] for key in probed}
-        verdict = self.board.judge(self.at.step, values, self._warn, only=names)
+        verdict = self.monitors.judge(self.at.step, values, self._warn, only=names)
         if verdict.action is Action.HALT:
             self._note(verdict, values)
             raise Halted(f"halted after step {self.at.step} by {verdict.monitor}: {verdict.reason}")
@@ -235,7 +235,7 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "accuracy": measured.accuracy,
         "tokens": measured.tokens,
         "bytes": measured.bytes,
-    } | dict(measured.measures)
+    } | dict(measured.metrics)
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

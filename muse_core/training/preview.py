@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Batch
-from muse_core.model.batches import to_device
+from muse_core.data.micro_batches import to_device
+from muse_core.data.tasks import TaskCorpus
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
-from muse_core.training.objective import NextToken
+from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
-from muse_core.training.task import TaskCorpus
 
 PROBE_TOKENS = 256
 """Activations are measured on one sequence of at most this many tokens and scaled to the micro-batch."""

@@ -13,28 +13,28 @@ from typing import Any
 import attrs
 import torch
 
+from muse_core.build import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
-from muse_core.model.build import construct
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import Records, read_rows
+from muse_core.metrics.recorder import Telemetry
+from muse_core.metrics.sinks import open_sinks
 from muse_core.model.flops import active_parameters
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Evaluate
+from muse_core.storage.checkpoint import Checkpoints
+from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
-from muse_core.training.board import Board
-from muse_core.training.checkpoint import Checkpoints
+from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
 from muse_core.training.incidents import Incidents
-from muse_core.training.keeper import Keeper
 from muse_core.training.loop import Loop, compiled, evaluation_row
+from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
-from muse_core.training.progress import Display
-from muse_core.training.records import Records, read_rows
-from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup
-from muse_core.training.sinks import open_sinks
 from muse_core.training.stop import Interrupted, Stop
-from muse_core.training.telemetry import Telemetry
 from muse_core.training.trained import initial_weights
 
 
@@ -138,9 +138,9 @@ class Run:
             data=setup.training_data(),
             byte_lengths=setup.corpus.byte_lengths,
             precision=setup.precision,
-            board=Board(setup.monitors()),
+            monitors=MonitorGroup(setup.monitors()),
             incidents=Incidents(number, read_rows(self.directory.events)),
-            checkpoints=Keeper(checkpoints, {"data": setup.corpus.digest}, stage=number, recorded=recorded),
+            checkpoints=Checkpointer(checkpoints, {"data": setup.corpus.digest}, stage=number, recorded=recorded),
             records=self.records,
             display=self.display,
             stop=stop,
@@ -249,7 +249,7 @@ class Run:
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
-        spent, saved = (first.measures.get(f"exit/flops_{what}_sum") for what in ("spent", "saved"))
+        spent, saved = (first.metrics.get(f"exit/flops_{what}_sum") for what in ("spent", "saved"))
         exit = {}
         if spent is not None and saved is not None:
             exit = {"held_out_flops_spent": spent, "held_out_flops_saved": saved}

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from muse_core.build import build_model, construct, registered_use
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
+from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts
+from muse_core.data.corpus import Corpus, open_corpus
+from muse_core.data.documents import Report
+from muse_core.data.tasks import TaskCorpus, TaskData
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
-from muse_core.model.build import build_model, construct, registered_use
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.corpus import Corpus, open_corpus
-from muse_core.training.data import TrainingData, evaluation_batches, evaluation_starts
-from muse_core.training.documents import Report
 from muse_core.training.monitor_context import MonitorContext
-from muse_core.training.task import TaskCorpus, TaskData
 
 LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""

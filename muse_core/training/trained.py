@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from muse_core.errors import StorageError
+from muse_core.metrics.console import Display
 from muse_core.recipe import read_recipe
+from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.training.architectures import newest_folder
-from muse_core.training.checkpoint import Checkpoints, Snapshot
+from muse_core.training.checkpointer import load_weights
 from muse_core.training.conversion import Conversion, carry_over, renamed
-from muse_core.training.keeper import load_weights
-from muse_core.training.progress import Display
 from muse_core.training.setup import Setup, set_up
 
 

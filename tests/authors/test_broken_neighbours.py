@@ -158,9 +158,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (site / f"{module}_implementation.py").write_text(implementation)
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
-        core = "muse-core>=9,<10" if name == "other-core" else "muse-core>=0.1,<0.2"
+        core = "muse-core>=9,<10" if name == "other-core" else "muse-core>=0.2,<0.3"
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: {core}\n")
-        group = "muse.v2" if name == "other-api" else "muse.v1"
+        group = "muse.v2" if name == "other-api" else "muse.v2"
         (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
         block = f'{{ use = "{name}" }}' if kind == "layer" else '{ use = "feed-forward" }'
         monitors = f'monitors = ["{name}"]' if kind == "safety monitor" else ""

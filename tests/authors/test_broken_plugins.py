@@ -99,9 +99,9 @@ def test_a_name_that_is_nothing_is_refused(muse_check, tmp_path) -> None:
     [
         ("[project", "is no TOML: "),
         ("[tool.poetry]\nname = 'muse-x'", "has no [project] table with a name"),
-        ("[project]\nname = 'muse-x'", 'names no plugin - add [project.entry-points."muse.v1"]'),
+        ("[project]\nname = 'muse-x'", 'names no plugin - add [project.entry-points."muse.v2"]'),
         (
-            "[project]\nname = 'muse-x'\n[project.entry-points.'muse.v1']\nx = 'muse_x.plugin'",
+            "[project]\nname = 'muse-x'\n[project.entry-points.'muse.v2']\nx = 'muse_x.plugin'",
             "neither src nor the folder itself holds muse_x, which its entry points name",
         ),
     ],
@@ -131,4 +131,4 @@ def test_a_path_that_is_no_folder_is_refused(given, sentence, tmp_path) -> None:
 
 
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    assert check("hebbian", "--kind", "mixer")[0] == 2
+    assert check("fast-weights", "--kind", "mixer")[0] == 2

@@ -30,7 +30,7 @@ depth = 1
 block = [
     { use = "our-layer" },
     { use = "resolvent", heads = 4, apply = false, potential = ["our-potential"] },
-    { use = "hebbian", heads = 2, period = 16, filters = ["our-filter"] },
+    { use = "fast-weights", heads = 2, period = 16, filters = ["our-filter"] },
     { use = "our-memory-layer", heads = 2 },
     { use = "our-router-experts", router = "our-router" },
     { use = "feed-forward" },
@@ -113,7 +113,7 @@ def test_every_kind_has_a_template_and_nothing_else_has() -> None:
         (["../wave", "--kind", "layer"], 2, "is not made of small letters"),
         (["muse-wave", "--kind", "layer"], 2, "leave out 'muse-': the distribution of 'wave' is named muse-wave"),
         (["wave", "--kind", "layers"], 2, "there is no kind 'layers' - did you mean 'layer'?"),
-        (["hebbian", "--kind", "layer"], 2, "'hebbian' is a memory layer of muse-hebbian 0.1.0 - choose another name"),
+        (["fast-weights", "--kind", "layer"], 2, "'fast-weights' is a memory layer of muse-fast-weights 0.1.0 - choose another name"),
         (["there", "--kind", "layer"], 3, "muse-there exists already - choose another name"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

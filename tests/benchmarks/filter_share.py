@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muse_core.build import build_model
 from muse_core.contracts import Batch, Period, State, Tokens
-from muse_core.model.build import build_model
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import read_source
-from muse_core.training.objective import NextToken
+from muse_core.training.objectives import NextToken
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 257
@@ -39,7 +39,7 @@ def build(path: str, filters: list[str]) -> tuple[Any, Any]:
     source = read_source(path, [])
     block = [dict(layer) for layer in source.table["model"]["block"]]
     for layer in block:
-        if layer["use"] == "hebbian":
+        if layer["use"] == "fast-weights":
             layer["filters"] = filters
     source.table["model"]["block"] = block
     checked = check_source(source)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from muse_core.build import build_model
 from muse_core.contracts import Tokens
-from muse_core.model.build import build_model
 from muse_core.model.plan import periods
 from muse_core.recipe import read_recipe
 from muse_core.testing.sequences import leaves

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from muse_core.build import construct
 from muse_core.component import Use
+from muse_core.data.micro_batches import to_device
 from muse_core.evaluation.held_out import undisturbed
-from muse_core.model.batches import to_device
-from muse_core.model.build import construct
 from muse_core.recipe import check_table, read_recipe
-from muse_core.training import guard
-from muse_core.training.objective import NextToken
+from muse_core.training import gradient_checks
+from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup, set_up
 
@@ -83,12 +83,12 @@ def main() -> None:
         timed("forward and backward", forward_backward, step)
         gradients = {name: p.grad for name, p in optimizers.names.items() if p.grad is not None}
         for _ in range(REPEATS):
-            norms = timed("finite check and norm", guard.norms, list(gradients.values()))
-            numbers = timed("global norm", guard.gradient_numbers, norms)
+            norms = timed("finite check and norm", gradient_checks.norms, list(gradients.values()))
+            numbers = timed("global norm", gradient_checks.gradient_numbers, norms)
             for policy in POLICIES:
                 timed(f"gradient-safety {policy}", watch, policy, gradients, norms)
             norm = float(numbers["gradient_norm"])
-            timed("clip", guard.clip, parameters, norm, norm * 0.999)
+            timed("clip", gradient_checks.clip, parameters, norm, norm * 0.999)
         timed("optimiser", optimizers.step, 1.0)
         optimizers.zero_grad()
         timed("one needle probe", needle)

@@ -50,8 +50,8 @@ def make_plugins(folder: Path, count: int) -> None:
         info = folder / f"made_up_{number}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: made-up-{number}\nVersion: 1.0\nRequires-Dist: muse-core>=0.1,<0.2\n")
-        (info / "entry_points.txt").write_text(f"[muse.v1]\nmade-up-{number} = made_up_{number}\n")
+            f"Metadata-Version: 2.1\nName: made-up-{number}\nVersion: 1.0\nRequires-Dist: muse-core>=0.2,<0.3\n")
+        (info / "entry_points.txt").write_text(f"[muse.v2]\nmade-up-{number} = made_up_{number}\n")
 
 
 def cpu_milliseconds(code: str, folder: Path) -> float:

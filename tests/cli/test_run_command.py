@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
-from muse_core.training.records import read_rows
+from muse_core.metrics.jsonl import read_rows
 
 RECIPE = """\
 # A tiny run.
@@ -193,7 +193,7 @@ def test_dry_run_shows_what_would_be_built_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     shown = invoke(recipe, "--dry-run", "--set", "model.block=['hebbian', 'feed-forward']")
     assert shown.exit_code == 0, shown.output
-    for word in ("blocks.1.hebbian", "total", "dynamics", "activations", "epochs", "fast_weights", "torch", "MiB"):
+    for word in ("blocks.1.fast-weights", "total", "dynamics", "activations", "epochs", "fast_weights", "torch", "MiB"):
         assert word in shown.output, word
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from muse_core.build import build_model
 from muse_core.cli.cost import cost
 from muse_core.comparison.cost import kept_by, memory_layers, training_cost
 from muse_core.evaluation.reach import gradient_reach
-from muse_core.model.build import build_model
 from muse_core.model.precision import choose_precision
 from muse_core.recipe import check_table
 
@@ -26,7 +26,7 @@ def build(*block, **model):
 
 
 def test_a_step_trains_and_its_state_is_that_of_the_layers() -> None:
-    recipe, model = build({"use": "hebbian", "heads": 2, "convolution": 0})
+    recipe, model = build({"use": "fast-weights", "heads": 2, "convolution": 0})
     before = model.embedding.weight.detach().clone()
     found = training_cost(model, recipe, PRECISION, rows=3, length=10, warmup=1, repeats=2)
     assert found.state_bytes == 3 * 2 * 8 * 8 * 4, "rows × heads × K × M numbers in fp32"
@@ -36,14 +36,14 @@ def test_a_step_trains_and_its_state_is_that_of_the_layers() -> None:
 
 
 def test_memory_layers_are_found_by_their_kind() -> None:
-    recipe, model = build({"use": "hebbian", "heads": 2}, "feed-forward", depth=3)
+    recipe, model = build({"use": "fast-weights", "heads": 2}, "feed-forward", depth=3)
     assert [type(module).__name__ for module in memory_layers(model, recipe)] == ["Hebbian"] * 3
     assert memory_layers(*reversed(build("feed-forward"))) == []
 
 
 def test_what_fast_weights_keep_is_counted_by_memory_and_not_by_view() -> None:
     """By a kernel whose kept tensors are known: both factors of each product, and each exponential."""
-    recipe, model = build({"use": "hebbian", "heads": 2})
+    recipe, model = build({"use": "fast-weights", "heads": 2})
     layer = memory_layers(model, recipe)[0]
     memory, leaf = torch.randn(7), torch.ones(3, requires_grad=True)
 
@@ -58,7 +58,7 @@ def test_what_fast_weights_keep_is_counted_by_memory_and_not_by_view() -> None:
 
 
 def test_fast_weights_keep_their_inputs_at_least() -> None:
-    recipe, model = build({"use": "hebbian", "heads": 2})
+    recipe, model = build({"use": "fast-weights", "heads": 2})
     found = training_cost(model, recipe, PRECISION, rows=3, length=10, warmup=1, repeats=1)
     assert found.fast_weights_bytes is not None and found.fast_weights_bytes >= 3 * 10 * 3 * 16 * 4, "q, k and v"
     recipe, model = build("feed-forward")
@@ -78,7 +78,7 @@ def test_reach_is_zero_beyond_a_window_and_what_autograd_says_within() -> None:
 
 
 def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path) -> None:
-    for name, block in (("a", '{ use = "hebbian", heads = 2 }'), ("b", '"feed-forward"')):
+    for name, block in (("a", '{ use = "fast-weights", heads = 2 }'), ("b", '"feed-forward"')):
         (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n[model]\nwidth = 16\ndepth = 1\nblock = [{block}]')
     output = tmp_path / "c.json"
     options = f"--length 8 --length 16 --tokens 32 --repeats 1 --device cpu --reach 12 --json {output}".split()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.component import Component
-from muse_core.contracts import Step
+from muse_core.contracts import LayerOutput
 from muse_core.testing.layers import LayerSuite
 from muse_core.testing.loose import registry_with
 
@@ -56,7 +56,7 @@ class Right(nn.Module):
             averages.append(average)
         trace = torch.stack(averages, dim=1)
         update = self.options.gain * self.output(trace.to(x.dtype))
-        return Step(self.changed(update, x), self.kept(average), self.told(trace))
+        return LayerOutput(self.changed(update, x), self.kept(average), self.told(trace))
 
     def given(self, state):
         return state["average"]
@@ -195,12 +195,12 @@ class KeepsAList(Right):
 
 class MeasuresEveryToken(Right):
     def forward(self, x, state, signals, tokens):
-        return super().forward(x, state, signals, tokens)._replace(measures={"size": x.detach().norm(dim=-1)})
+        return super().forward(x, state, signals, tokens)._replace(metrics={"size": x.detach().norm(dim=-1)})
 
 
 class MeasuresWithAGradient(Right):
     def forward(self, x, state, signals, tokens):
-        return super().forward(x, state, signals, tokens)._replace(measures={"rate": self.dynamics.logit.mean()})
+        return super().forward(x, state, signals, tokens)._replace(metrics={"rate": self.dynamics.logit.mean()})
 
 
 class LosesToInfinity(Right):
@@ -292,8 +292,8 @@ class ComputesOtherwiseCompiled(Right):
 
 
 class CannotAbsorb(Right):
-    def absorb(self, measures, progress):
-        return measures["loss"]
+    def update_statistics(self, metrics, progress):
+        return metrics["loss"]
 
 
 class HasAnotherSignature(Right):

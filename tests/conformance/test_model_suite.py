@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from muse_core.component import Component
-from muse_core.contracts import Output
+from muse_core.contracts import ModelOutput
 from muse_core.testing.loose import registry_with
 from muse_core.testing.models import ModelSuite
 
@@ -43,7 +43,7 @@ class Right(nn.Module):
             before, count = before + x[:, token], count + 1
             hidden.append(before / count.sqrt())
         mixed = self.mix(self.seen(torch.stack(hidden, dim=1)))
-        return self.returned(Output(mixed, {"sum": before, "count": count}, {}, {}))
+        return self.returned(ModelOutput(mixed, {"sum": before, "count": count}, {}, {}))
 
     def given(self, state):
         return state

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from torch import nn
 
-from muse_core.contracts import Routing, Step
+from muse_core.contracts import LayerOutput, Routing
 from muse_core.testing.layers import LayerSuite
 
 
@@ -17,15 +17,15 @@ class NoOptions:
 
 class OfALayer(nn.Module):
     def forward(self, x):
-        return Step(x, None, measures={"size": x.detach().norm()})
+        return LayerOutput(x, None, metrics={"size": x.detach().norm()})
 
-    def absorb(self, measures, progress):
-        self.size = measures.get("size")
+    def update_statistics(self, metrics, progress):
+        self.size = metrics.get("size")
 
 
 class OfARouter(OfALayer):
     def forward(self, x):
-        return Routing(x, x, x, measures={"size": x.detach().norm()})
+        return Routing(x, x, x, metrics={"size": x.detach().norm()})
 
 
 class OfAFilter(OfALayer):
@@ -44,7 +44,7 @@ class Right(nn.Module):
         size = x.detach().norm()
         for part in self.parts.values():
             part(x)
-        return Step(x, None, measures={self.prefix.format(name=name) + "size": size for name in self.parts})
+        return LayerOutput(x, None, metrics={self.prefix.format(name=name) + "size": size for name in self.parts})
 
 
 class UsesTheWholePath(Right):

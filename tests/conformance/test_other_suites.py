@@ -18,7 +18,7 @@ from muse_core.testing.loose import registry_with
 from muse_core.testing.monitors import MonitorSuite
 from muse_core.testing.sources import SourceSuite
 from muse_core.testing.stages import StageSuite
-from muse_core.training.objective import NextToken, Train
+from muse_core.training.objectives import NextToken, Train
 
 calls = itertools.count()
 
@@ -104,7 +104,7 @@ class Sums:
 class SumsOfNothing(Sums):
     def examples(self, split, indices, length):
         batch = super().examples(split, indices, length)
-        return batch._replace(counted=torch.zeros_like(batch.counted))
+        return batch._replace(loss_mask=torch.zeros_like(batch.loss_mask))
 
 
 class SumsOutsideTheVocabulary(Sums):
@@ -177,7 +177,7 @@ class Hesitates(Ceiling):
 class MeanNextToken(NextToken):
     def __call__(self, model, batch, state):
         result = super().__call__(model, batch, state)
-        return result._replace(total=result.total / batch.counted.sum())
+        return result._replace(total=result.total / batch.loss_mask.sum())
 
 
 class TrainByMean(Train):

@@ -67,10 +67,10 @@ def test_every_global_change_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("python", "requires", "complaint"),
     [
-        (None, ("muse-core>=0.1,<0.2",), "pyproject.toml has no requires-python"),
+        (None, ("muse-core>=0.2,<0.3",), "pyproject.toml has no requires-python"),
         (">=3.11", ("torch",), "pyproject.toml does not depend on muse-core"),
         (">=3.11", ("muse-core>=0.1",), "muse-core>=0.1 has no upper bound"),
-        (">=3.11", ("torch", "muse-core>=0.1,<0.2"), None),
+        (">=3.11", ("torch", "muse-core>=0.2,<0.3"), None),
     ],
     ids=["no python", "no core", "no bound", "right"],
 )

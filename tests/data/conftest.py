@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from muse_core.contracts import Document
+from muse_core.data.batches import Corpus, prepare_corpus
 from muse_core.recipe.schema import Bytes, Data
-from muse_core.training.data import Corpus, prepare_corpus
 
 
 @attrs.frozen

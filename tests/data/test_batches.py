@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muse_core.data.batches import TrainingData, evaluation_batches
 from muse_core.errors import DataError
-from muse_core.training.data import TrainingData, evaluation_batches
 
 LENGTH = 24
 
@@ -39,8 +39,8 @@ def test_labels_are_the_next_tokens(numbered, order):
     batch = training(numbered, order=order).batch(4)
     assert torch.equal(batch.inputs[:, 1:], batch.labels[:, :-1])
     assert batch.inputs.dtype == batch.labels.dtype == batch.tokens.positions.dtype == torch.int64
-    assert batch.inputs.shape == batch.labels.shape == batch.counted.shape == (6, LENGTH)
-    assert batch.counted.all() and batch.tokens.valid is None
+    assert batch.inputs.shape == batch.labels.shape == batch.loss_mask.shape == (6, LENGTH)
+    assert batch.loss_mask.all() and batch.tokens.valid is None
 
 
 def test_an_epoch_of_permuted_windows_reads_the_text_once(numbered):
@@ -165,7 +165,7 @@ def test_too_little_text_is_refused_with_what_to_do(make_corpus):
 def test_evaluation_scores_every_token_once(numbered, length, rows):
     split = numbered.split("test")
     batches = list(evaluation_batches(split, sequence_length=length, batch_size=rows))
-    labels = torch.cat([batch.labels[batch.counted] for batch in batches])
+    labels = torch.cat([batch.labels[batch.loss_mask] for batch in batches])
     assert torch.equal(labels.sort().values, torch.from_numpy(np.sort(split.tokens[1:].astype(np.int64))))
     assert all(batch.inputs.shape[1] == length and len(batch.inputs) <= rows for batch in batches)
 
@@ -191,11 +191,11 @@ def test_lengths_that_share_a_span_score_the_same_tokens(numbered):
 
     def scored(length):
         batches = evaluation_batches(split, sequence_length=length, batch_size=4, max_tokens=500, span=8 * LENGTH)
-        rows = [row[counted].tolist() for batch in batches for row, counted in zip(batch.labels, batch.counted)]
+        rows = [row[loss_mask].tolist() for batch in batches for row, loss_mask in zip(batch.labels, batch.loss_mask)]
         return sum(rows, [])
 
     everything = evaluation_batches(split, sequence_length=LENGTH, batch_size=4, span=800 * LENGTH)
-    assert all(batch.counted.any(1).all() for batch in everything), "no window lies behind the text"
+    assert all(batch.loss_mask.any(1).all() for batch in everything), "no window lies behind the text"
     assert len(scored(LENGTH)) == 2 * 8 * LENGTH
     assert scored(LENGTH) == scored(2 * LENGTH) == scored(8 * LENGTH)
     with pytest.raises(ValueError, match="a span of 192 tokens cannot be cut into windows of 25"):

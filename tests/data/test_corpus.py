@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muse_core.data.batches import evaluation_batches
+from muse_core.data.documents import SPLITS
+from muse_core.data.sources import cache_folder
+from muse_core.data.token_files import Unusable, read_header
 from muse_core.errors import DataError
 from muse_core.recipe.schema import BytePair
-from muse_core.training.data import evaluation_batches
-from muse_core.training.documents import SPLITS
-from muse_core.training.encoded import Unusable, read_header
-from muse_core.training.sources import cache_folder
 
 WORDS = (
     "the quick brown fox jumps over a lazy dog, packs my box with five dozen liquor jugs and vexes sphinxes of quartz"
@@ -86,15 +86,15 @@ def test_labels_of_a_split_count_its_bytes_exactly(make_corpus, trained_on_anyth
     for name in SPLITS:
         size = sum(len(text.encode()) for text in documents(corpus, name))
         batches = evaluation_batches(corpus.split(name), sequence_length=length, batch_size=3)
-        counted = sum(int(corpus.byte_lengths[batch.labels[batch.counted].numpy()].sum()) for batch in batches)
-        assert counted == size == corpus.split(name).num_bytes
+        loss_mask = sum(int(corpus.byte_lengths[batch.labels[batch.loss_mask].numpy()].sum()) for batch in batches)
+        assert loss_mask == size == corpus.split(name).num_bytes
 
 
 @pytest.fixture(scope="module")
 def trained_on_anything(tmp_path_factory):
     """GPT-2 files with the 256 bytes and a few merges, which any text may use."""
+    from muse_core.data.byte_pair import byte_characters
     from muse_core.recipe.schema import GPT2
-    from muse_core.training.byte_pair import byte_characters
 
     folder = tmp_path_factory.mktemp("tokenizer")
     merges = [("0", "0"), ("00", "0"), ("Ġ", "Ġ"), ("Ã", "¿")]
@@ -237,6 +237,6 @@ def test_the_cache_folder_follows_recipe_then_variables(monkeypatch):
 
 
 def test_encoding_needs_no_torch():
-    program = "import sys, muse_core.training.corpus; print('torch' in sys.modules)"
+    program = "import sys, muse_core.data.corpus; print('torch' in sys.modules)"
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.training.order import permute, shuffled
+from muse_core.data.permutation import permute, shuffled
 
 seeds = st.integers(0, 2**31 - 1)
 

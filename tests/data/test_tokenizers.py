@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muse_core.data.byte_pair import byte_characters
+from muse_core.data.tokenizers import from_json, identity, make_tokenizer
 from muse_core.errors import DataError
 from muse_core.recipe.schema import GPT2, BytePair, Bytes
-from muse_core.training.byte_pair import byte_characters
-from muse_core.training.tokenizers import from_json, identity, make_tokenizer
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. <|endoftext|>\n", "Größe, naïve, 日本語, 🦊🦊! " * 3] * 4
 texts = st.one_of(
@@ -87,7 +87,7 @@ def test_byte_pairs_are_learned_and_counted_with_the_separator():
 def test_byte_pairs_are_the_same_in_another_process():
     """The library's hash tables are seeded anew by every process."""
     program = (
-        "import sys, json; from muse_core.training.byte_pair import train;"
+        "import sys, json; from muse_core.data.byte_pair import train;"
         "print(train(300, json.loads(sys.argv[1])).digest)"
     )
     command = [sys.executable, "-c", program, json.dumps(TEXTS)]

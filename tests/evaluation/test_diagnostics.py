@@ -12,12 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from muse_core.build import build_model
 from muse_core.cli import muse
 from muse_core.cli.run import main
 from muse_core.errors import DataError, StorageError
 from muse_core.evaluation.diagnostics import diagnose
 from muse_core.evaluation.recording import recording
-from muse_core.model.build import build_model
 from muse_core.model.generation import generate
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
@@ -30,7 +30,7 @@ N = 40
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A memory, and after it a resolvent that it acts on."""
-    memory = {"use": "hebbian", "heads": 2, "period": 8, "filters": ["snr", "resonance"]}
+    memory = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr", "resonance"]}
     mixer = {"use": "resolvent", "heads": 4, "potential": ["non-hermitian", "memory-feedback"]}
     return {
         "name": "diagnosed",
@@ -49,23 +49,23 @@ def setup(table: dict[str, Any]) -> Any:
 
 def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) -> None:
     found = diagnose(setup, tokens=N + 1)
-    layers = {f"blocks.{block}.{name}" for block in (0, 1) for name in ("hebbian", "resolvent")}
+    layers = {f"blocks.{block}.{name}" for block in (0, 1) for name in ("fast-weights", "resolvent")}
     shapes = {"decay": (N, 4), "lyapunov": (N, 4), "phase": (N, 4), "spectral_shift": (N, 4), "theta": (N, 4, 2),
               "memory_before": (N, 2, 8), "gate": (N, 16)}
     assert {name: tuple(next(iter(layers.values())).shape) for name, layers in found.signals.items()} == shapes
-    measures = {"decay", "decay_min", "decay_max", "overdamped", "lyapunov", "lyapunov_min", "lyapunov_max",
+    metrics = {"decay", "decay_min", "decay_max", "overdamped", "lyapunov", "lyapunov_min", "lyapunov_max",
                 "memory_length_max", "non-hermitian/strength", "memory-feedback/strength", "energy", "rate",
                 "snr/signal_to_noise", "snr/share_filtered", "resonance/modes", "resonance/share_filtered",
                 "resonance/energy_kept"}
-    assert found.measures.keys() == measures
-    assert {layer for named in found.measures.values() for layer in named} == layers
-    numbers = [value for named in found.measures.values() for value in named.values()]
-    assert all(math.isfinite(value) for value in numbers) and found.measures["memory-feedback/strength"]
-    assert 1 <= found.measures["resonance/modes"]["blocks.0.hebbian"] <= 8
+    assert found.metrics.keys() == metrics
+    assert {layer for named in found.metrics.values() for layer in named} == layers
+    numbers = [value for named in found.metrics.values() for value in named.values()]
+    assert all(math.isfinite(value) for value in numbers) and found.metrics["memory-feedback/strength"]
+    assert 1 <= found.metrics["resonance/modes"]["blocks.0.fast-weights"] <= 8
     lyapunov = found.signals["lyapunov"]["blocks.1.resolvent"].mean(0)
-    assert lyapunov.mean().item() == pytest.approx(found.measures["lyapunov"]["blocks.1.resolvent"], rel=1e-5)
+    assert lyapunov.mean().item() == pytest.approx(found.metrics["lyapunov"]["blocks.1.resolvent"], rel=1e-5)
     low, mean, high = found.ranges()["signal decay", "blocks.0.resolvent"]
-    assert low == pytest.approx(found.measures["decay_min"]["blocks.0.resolvent"]) and low < mean < high
+    assert low == pytest.approx(found.metrics["decay_min"]["blocks.0.resolvent"]) and low < mean < high
 
 
 def test_the_model_itself_is_left_as_it_was(setup: Any) -> None:
@@ -121,12 +121,12 @@ def test_a_memory_acts_on_the_hamiltonian_and_not_only_on_the_stream(table: dict
         return seen["blocks.0.resolvent"]["theta"]
 
     with torch.no_grad():
-        model.get_parameter("blocks.0.hebbian.output.weight").zero_()
+        model.get_parameter("blocks.0.fast-weights.output.weight").zero_()
         state = model(x, None, make_tokens(1, N)).state
-    other = state | {"0": state["0"] | {"hebbian": dict(state["0"]["hebbian"])}}
-    memory = dict(other["0"]["hebbian"]["memory"])
+    other = state | {"0": state["0"] | {"fast-weights": dict(state["0"]["fast-weights"])}}
+    memory = dict(other["0"]["fast-weights"]["memory"])
     memory["weights"] = memory["weights"] + torch.randn(memory["weights"].shape, dtype=torch.float64)
-    other["0"]["hebbian"]["memory"] = memory
+    other["0"]["fast-weights"]["memory"] = memory
     assert (theta(other) - theta(state)).abs().amax((0, 2, 3))[0] > 1e-3
     with torch.no_grad():
         model.get_parameter("blocks.0.resolvent.potentials.memory-feedback.potential.weight").zero_()

@@ -36,23 +36,23 @@ class Bigram(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, inputs: Tensor, state: Any = None, tokens: Any = None) -> Any:
-        return SimpleNamespace(hidden=self.dropout(self.table(inputs)), state=None, losses={}, measures={})
+        return SimpleNamespace(hidden=self.dropout(self.table(inputs)), state=None, losses={}, metrics={})
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
 
-def batch(rows: int, length: int, seed: int = 0, counted: float = 1.0) -> Batch:
+def batch(rows: int, length: int, seed: int = 0, loss_mask: float = 1.0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(V, (rows, length + 1), generator=generator)
-    mask = torch.rand(rows, length, generator=generator) < counted
+    mask = torch.rand(rows, length, generator=generator) < loss_mask
     return Batch(ids[:, :-1], ids[:, 1:], mask, Tokens(torch.arange(length).expand(rows, -1)))
 
 
 def nats(model: Bigram, one: Batch) -> Tensor:
     """(B, N), zero where not counted."""
     scores = model.table(one.inputs)
-    return -torch.log_softmax(scores, -1).gather(-1, one.labels[..., None])[..., 0] * one.counted
+    return -torch.log_softmax(scores, -1).gather(-1, one.labels[..., None])[..., 0] * one.loss_mask
 
 
 def test_loss_and_bits_per_byte_are_sums_over_all_batches() -> None:
@@ -61,8 +61,8 @@ def test_loss_and_bits_per_byte_are_sums_over_all_batches() -> None:
     measured = held_out(model, batches, LENGTHS, PRECISION)
     with torch.no_grad():
         total = sum(nats(model, one).sum().item() for one in batches)
-    tokens = sum(int(one.counted.sum()) for one in batches)
-    size = sum(int((LENGTHS[one.labels.numpy()] * one.counted.numpy()).sum()) for one in batches)
+    tokens = sum(int(one.loss_mask.sum()) for one in batches)
+    size = sum(int((LENGTHS[one.labels.numpy()] * one.loss_mask.numpy()).sum()) for one in batches)
     assert measured.tokens == tokens and measured.bytes == size
     assert math.isclose(measured.loss, total / tokens, rel_tol=1e-6)
     assert math.isclose(measured.bits_per_byte, total / math.log(2) / size, rel_tol=1e-6)
@@ -91,13 +91,13 @@ def test_evaluation_leaves_mode_and_random_state_alone() -> None:
 def test_interruption_gives_nothing_and_an_empty_split_is_an_error() -> None:
     assert held_out(Bigram(), [batch(2, 4)], LENGTHS, PRECISION, interrupted=lambda: True) is None
     with pytest.raises(DataError, match="no tokens"):
-        held_out(Bigram(), [batch(2, 4, counted=0.0)], LENGTHS, PRECISION)
+        held_out(Bigram(), [batch(2, 4, loss_mask=0.0)], LENGTHS, PRECISION)
 
 
 @pytest.mark.parametrize("at_once", [V, 7 * V, 10**6])
 def test_cross_entropy_in_pieces_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    model, one = Bigram(), batch(3, 11, counted=0.7)
-    expected = F.cross_entropy(model.table(one.inputs)[one.counted], one.labels[one.counted], reduction="sum")
+    model, one = Bigram(), batch(3, 11, loss_mask=0.7)
+    expected = F.cross_entropy(model.table(one.inputs)[one.loss_mask], one.labels[one.loss_mask], reduction="sum")
     (expected_gradient,) = torch.autograd.grad(expected, [model.table.weight])
     monkeypatch.setattr(module, "SCORES_AT_ONCE", at_once)
     total = cross_entropy(model, model.table(one.inputs), one)
@@ -105,17 +105,17 @@ def test_cross_entropy_in_pieces_is_that_of_the_whole(monkeypatch: pytest.Monkey
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(gradient, expected_gradient)
     per_token = cross_entropy(model, model.table(one.inputs), one, per_token=True)
-    assert per_token.shape == one.labels.shape and not per_token[~one.counted].any()
+    assert per_token.shape == one.labels.shape and not per_token[~one.loss_mask].any()
 
 
 def test_accuracy_and_rows_are_those_of_the_highest_scores() -> None:
     model = Bigram().eval()
     batches = [batch(3, 20, 1, 0.8), batch(2, 20, 2, 0.5)]
     measured = held_out(model, batches, LENGTHS, PRECISION)
-    right = [((model.table(one.inputs).argmax(-1) == one.labels) & one.counted).sum(1) for one in batches]
-    assert measured.rows.hits.tolist() == torch.cat(right).tolist()
-    assert measured.accuracy == pytest.approx(measured.rows.hits.sum() / measured.tokens)
-    assert measured.rows.tokens.tolist() == torch.cat([one.counted.sum(1) for one in batches]).tolist()
+    right = [((model.table(one.inputs).argmax(-1) == one.labels) & one.loss_mask).sum(1) for one in batches]
+    assert measured.rows.correct.tolist() == torch.cat(right).tolist()
+    assert measured.accuracy == pytest.approx(measured.rows.correct.sum() / measured.tokens)
+    assert measured.rows.tokens.tolist() == torch.cat([one.loss_mask.sum(1) for one in batches]).tolist()
     assert measured.rows.nats.sum() / measured.tokens == pytest.approx(measured.loss)
     assert measured.rows.bytes.sum() == measured.bytes
 

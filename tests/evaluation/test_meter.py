@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muse_core.contracts import Result
-from muse_core.evaluation.meter import Meter
+from muse_core.metrics.accumulator import MetricAccumulator
 
 pieces = st.lists(
     st.tuples(st.integers(1, 50), st.floats(0, 100), st.floats(-5, 5)), min_size=1, max_size=6
@@ -16,8 +16,8 @@ pieces = st.lists(
 
 @given(pieces)
 def test_losses_are_per_token_and_measures_reduce_by_their_suffix(pieces: list[tuple[int, float, float]]) -> None:
-    meter = Meter()
-    for counted, loss, measure in pieces:
+    accumulator = MetricAccumulator()
+    for loss_mask, loss, measure in pieces:
         value = torch.tensor(measure, dtype=torch.float64)
         result = Result(
             torch.tensor(loss, dtype=torch.float64),
@@ -25,20 +25,20 @@ def test_losses_are_per_token_and_measures_reduce_by_their_suffix(pieces: list[t
             {"a/x": value, "a/x_sum": value, "a/x_min": value, "a/x_max": value},
             None,
         )
-        meter.add_result(result, torch.tensor(counted))
-    read = meter.read()
-    tokens = sum(counted for counted, _, _ in pieces)
-    measures = [measure for _, _, measure in pieces]
+        accumulator.add_result(result, torch.tensor(loss_mask))
+    read = accumulator.read()
+    tokens = sum(loss_mask for loss_mask, _, _ in pieces)
+    metrics = [measure for _, _, measure in pieces]
     assert read["tokens"] == tokens
     assert abs(read["loss"] - sum(loss for _, loss, _ in pieces) / tokens) < 1e-9
     assert abs(read["a/x"] - sum(c * m for c, _, m in pieces) / tokens) < 1e-9
-    assert abs(read["a/x_sum"] - sum(measures)) < 1e-9
-    assert read["a/x_min"] == min(measures)
-    assert read["a/x_max"] == max(measures)
+    assert abs(read["a/x_sum"] - sum(metrics)) < 1e-9
+    assert read["a/x_min"] == min(metrics)
+    assert read["a/x_max"] == max(metrics)
 
 
 def test_numbers_of_the_whole_step_stand_as_they_are() -> None:
-    meter = Meter()
-    meter.add_result(Result(torch.tensor(6.0), {}, {}, None), torch.tensor(3))
-    meter.add({"gradient_norm": torch.tensor(2.5)})
-    assert meter.read() == {"tokens": 3.0, "total": 2.0, "gradient_norm": 2.5, "loss": 2.0}
+    accumulator = MetricAccumulator()
+    accumulator.add_result(Result(torch.tensor(6.0), {}, {}, None), torch.tensor(3))
+    accumulator.add({"gradient_norm": torch.tensor(2.5)})
+    assert accumulator.read() == {"tokens": 3.0, "total": 2.0, "gradient_norm": 2.5, "loss": 2.0}

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import muse_kernels.torch
+from muse_core import fault_injection
 from muse_core.cli import muse
 from muse_core.exit_gates import chunk, gates
 from muse_core.exit_gates.bench import Bench
@@ -26,16 +27,15 @@ from muse_core.exit_gates.needles import memory_capacity, needle_overhead
 from muse_core.exit_gates.persistent import norm_persistent
 from muse_core.exit_gates.rollback import forced_spike
 from muse_core.exit_gates.shards import shard_boundaries
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import read_rows
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
-from muse_core.training import faults
-from muse_core.training.allowance import Allowance
-from muse_core.training.keeper import Keeper
-from muse_core.training.progress import Display
-from muse_core.training.records import read_rows
+from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.probe_budget import ProbeBudget
 
 PASS, FAIL, NOT_APPLICABLE = Outcome.PASS, Outcome.FAIL, Outcome.NOT_APPLICABLE
-MEMORY = {"use": "hebbian", "heads": 2, "period": 8, "filters": ["snr"]}
+MEMORY = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}
 STEPS = 4
 
 
@@ -154,7 +154,7 @@ def test_a_non_finite_step_fails(make: Callable[..., Bench], monitors: list[Any]
         calls["n"] += 1
         return result._replace(total=result.total * math.nan) if calls["n"] == 5 else result
 
-    with faults.installed({"loss": damage}):
+    with fault_injection.installed({"loss": damage}):
         assert_fails(finite_steps(bench), words)
 
 
@@ -182,7 +182,7 @@ def test_a_wrong_ppl_delta_fails(sound: Bench, tmp_path: Path, change: Any, word
 
 
 def test_a_needle_probe_that_takes_too_long_fails(make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Allowance, "share_with_next", lambda self, passes: 0.0)
+    monkeypatch.setattr(ProbeBudget, "share_with_next", lambda self, passes: 0.0)
     bench = make(monitors=[{"use": "niah-probe", "needles": 2, "every": 1, "budget": 1.0}])
     finding = needle_overhead(bench)
     assert finding.numbers["probes"] == STEPS
@@ -201,23 +201,23 @@ def test_a_kernel_that_forgets_fails_the_capacity_test(sound: Bench, monkeypatch
 
 def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once because the keeper's own check notices, once because the gate does."""
-    original = Keeper.load
+    original = Checkpointer.load
     again = iter(range(2))
     monkeypatch.setattr(sound, "train", lambda checked, name: Bench.train(sound, checked, f"{name}-{next(again)}"))
 
-    def forgetful(self: Keeper, loop: Any, generation: Any, snapshot: Any) -> None:
+    def forgetful(self: Checkpointer, loop: Any, generation: Any, snapshot: Any) -> None:
         monkeypatch.setattr(loop.optimizers, "load_state_tensors", lambda tensors: None)
         original(self, loop, generation, snapshot)
 
-    monkeypatch.setattr(Keeper, "load", forgetful)
+    monkeypatch.setattr(Checkpointer, "load", forgetful)
     report = gates.run_gates(sound, lambda *heard: None, {"forced spike": forced_spike})
     assert not report["passed"] and "does not come back" in report["gates"][0]["reason"]
 
-    def disturbed(self: Keeper, loop: Any, generation: Any, snapshot: Any) -> None:
+    def disturbed(self: Checkpointer, loop: Any, generation: Any, snapshot: Any) -> None:
         original(self, loop, generation, snapshot)
         next(loop.model.parameters()).data.add_(1e-6)
 
-    monkeypatch.setattr(Keeper, "load", disturbed)
+    monkeypatch.setattr(Checkpointer, "load", disturbed)
     assert_fails(forced_spike(sound), "did not come back to what it was")
 
 
@@ -249,7 +249,7 @@ PLUGIN = """
 
     def __getattr__(name):
         import torch
-        from muse_core.contracts import Step
+        from muse_core.contracts import LayerOutput
 
         class Sharded(torch.nn.Module):
             def __init__(self, options, context):
@@ -267,7 +267,7 @@ PLUGIN = """
                 update = torch.cat(parts, 1)
                 if self.options.norm_persistent and not self.options.dead:
                     update = update / (1 + update.norm(dim=-1, keepdim=True))
-                return Step(update, {})
+                return LayerOutput(update, {})
 
         if name == "Sharded":
             return Sharded
@@ -348,7 +348,7 @@ def test_the_command_prints_every_gate_and_ends_with_four_when_one_fails(
         calls["n"] += 1
         return result._replace(total=result.total * math.nan) if calls["n"] == 2 else result
 
-    with faults.installed({"loss": damage}):
+    with fault_injection.installed({"loss": damage}):
         bad = run("--dir", tmp_path / "bad")
     assert bad.exit_code == 4 and "1 of 8 gates failed" in bad.output and "finite steps" in bad.output
     assert not json.loads((tmp_path / "bad" / "gates.json").read_text())["passed"]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import Tokens
-from muse_core.model.by_period import FEWEST_AT_ONCE, by_period, stretches
-from muse_core.model.periods import Writes
+from muse_core.fast_weights.by_period import FEWEST_AT_ONCE, by_period, stretches
+from muse_core.fast_weights.periods import Writes
 from muse_kernels.torch.fast_weights import fast_weights
 
 BATCH, HEADS, KEY, VALUE = 3, 2, 4, 5
@@ -165,27 +165,27 @@ def test_gradients_of_many_periods_at_once_are_those_of_one_token_after_another(
 def test_the_number_of_kernel_calls_does_not_grow_with_that_of_the_periods(rule, calls):
     made = []
 
-    def counted(*arguments, **options):
+    def loss_mask(*arguments, **options):
         made.append(options)
         return fast_weights(*arguments, **options)
 
     tokens = Tokens(torch.zeros(BATCH, 60))
-    by_period(counted, [("mixing", Mixing())], make_writes(60), None, tokens, rule=rule, period=3)
+    by_period(loss_mask, [("mixing", Mixing())], make_writes(60), None, tokens, rule=rule, period=3)
     assert len(made) == calls
 
 
 def test_without_filters_the_kernel_runs_once_and_only_weights_are_carried():
     calls = []
 
-    def counted(*arguments, **options):
+    def loss_mask(*arguments, **options):
         calls.append(options)
         return fast_weights(*arguments, **options)
 
     tokens = Tokens(torch.zeros(BATCH, 50))
-    reading = by_period(counted, [], make_writes(50), None, tokens, rule="hebbian", period=4)
+    reading = by_period(loss_mask, [], make_writes(50), None, tokens, rule="hebbian", period=4)
     assert len(calls) == 1
     assert set(reading.state) == {"weights"}
-    assert reading.before is None and reading.measures == {}
+    assert reading.before is None and reading.metrics == {}
 
 
 def test_measures_of_several_periods_are_reduced_by_their_suffix():
@@ -194,10 +194,10 @@ def test_measures_of_several_periods_are_reduced_by_their_suffix():
     reading = by_period(
         fast_weights, [("mixing", mixing)], make_writes(15), None, tokens, rule="hebbian", period=5
     )
-    measures = reading.measures
-    assert measures["mixing/times_max"] == 3
+    metrics = reading.metrics
+    assert metrics["mixing/times_max"] == 3
     shares = [Mixing()(*seen)[2]["share"] for seen in mixing.seen]
-    torch.testing.assert_close(measures["mixing/share"], torch.stack(shares).mean())
+    torch.testing.assert_close(metrics["mixing/share"], torch.stack(shares).mean())
     assert not math.isclose(shares[0], shares[1])
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from muse_core.build import build_model
 from muse_core.component import Component, Requirement
 from muse_core.contracts import Routing, Tokens
 from muse_core.errors import RecipeError
 from muse_core.evaluation.causality import exact_leak
-from muse_core.model.build import build_model
 from muse_core.model.exit import Present, stay
 from muse_core.model.generation import generate
 from muse_core.recipe import check_table
@@ -71,7 +71,7 @@ ROUTERS = [
 ]
 BLOCK = [
     {"use": "resolvent", "heads": 3},
-    {"use": "hebbian", "heads": 2},
+    {"use": "fast-weights", "heads": 2},
     {"use": "attention", "heads": 2},
     {"use": "attention", "name": "near", "heads": 2, "window": 3},
     {"use": "feed-forward"},
@@ -124,7 +124,7 @@ def test_whole_chunked_and_stepwise_agree_exactly(build: Callable[..., Any], siz
     ids, tokens = documents(seed)
     with torch.no_grad():
         output = model(ids, None, tokens)
-        assert 1.2 < output.measures["exit/blocks"] < 3.8, "the comparison would be empty"
+        assert 1.2 < output.metrics["exit/blocks"] < 3.8, "the comparison would be empty"
         state, pieces = None, []
         for start, stop in cuts(N, sizes):
             piece = Tokens(tokens.positions[:, start:stop], 0, tokens.resets[:, start:stop])
@@ -185,7 +185,7 @@ def test_what_the_head_reads_is_the_weighted_sum(build: Callable[..., Any]) -> N
         output = model(ids, None, tokens)
         first = model.blocks[0](model.embedding(ids), None, {}, tokens).x
     assert (output.hidden - model.norm(first)).abs().max() <= 1e-12
-    assert output.measures["exit/blocks"] == 1 and output.state["1"] is None
+    assert output.metrics["exit/blocks"] == 1 and output.state["1"] is None
     assert output.losses["exit/ponder"] == pytest.approx(0.5 * B * N / 4)
 
 
@@ -197,7 +197,7 @@ def test_a_stack_whose_tokens_never_leave_is_the_stack(build: Callable[..., Any]
     with torch.no_grad():
         output = model(ids, None, tokens)
         assert (output.hidden - plain(ids, None, tokens).hidden).abs().max() <= 1e-12
-    assert output.measures["exit/flops_saved_sum"] == 0 and output.losses["exit/ponder"] == pytest.approx(0.5 * B * N)
+    assert output.metrics["exit/flops_saved_sum"] == 0 and output.losses["exit/ponder"] == pytest.approx(0.5 * B * N)
 
 
 def test_saved_flops_are_those_of_blocks_not_passed(build: Callable[..., Any]) -> None:
@@ -205,17 +205,17 @@ def test_saved_flops_are_those_of_blocks_not_passed(build: Callable[..., Any]) -
     model = build()
     computed = [0] * 4
 
-    def counted(index: int) -> Callable[..., None]:
+    def loss_mask(index: int) -> Callable[..., None]:
         return lambda module, inputs, output: computed.__setitem__(index, output.x[..., 0].numel())
 
     for index, block in enumerate(model.blocks):
-        block.register_forward_hook(counted(index))
+        block.register_forward_hook(loss_mask(index))
     with torch.no_grad():
-        measures = model(ids, None, tokens).measures
+        metrics = model(ids, None, tokens).metrics
     cost = model.costs[0]
     assert cost == 2 * sum(p.numel() for p in model.blocks[0].parameters() if p.ndim == 2)
-    assert measures["exit/flops_spent_sum"] == cost * sum(computed) < 4 * cost * B * N
-    assert measures["exit/flops_spent_sum"] + measures["exit/flops_saved_sum"] == 4 * cost * B * N
+    assert metrics["exit/flops_spent_sum"] == cost * sum(computed) < 4 * cost * B * N
+    assert metrics["exit/flops_spent_sum"] + metrics["exit/flops_saved_sum"] == 4 * cost * B * N
 
 
 def test_gradients_reach_everything_and_pondering_is_a_loss(build: Callable[..., Any]) -> None:
@@ -285,7 +285,7 @@ def test_starts_of_documents_are_handed_on(data: st.DataObject) -> None:
 
 
 def wrong() -> Iterator[tuple[str, Any, list[Any], str]]:
-    filtered = [{"use": "hebbian", "heads": 2, "period": 4, "filters": ["snr"]}]
+    filtered = [{"use": "fast-weights", "heads": 2, "period": 4, "filters": ["snr"]}]
     yield "filters", EXIT, filtered, "leave the period grid on which snr of hebbian act"
     yield "signal", "needy", [{"use": "feed-forward"}], "the exit needy reads the signal 'spectral_shift', which no"
     late = [{"use": "feed-forward"}, {"use": "resolvent", "heads": 3, "at": "1:"}]

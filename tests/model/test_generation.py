@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muse_core.model.build import build_model
+from muse_core.build import build_model
 from muse_core.model.generation import generate, sample
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
@@ -21,7 +21,7 @@ V = 11
 @pytest.fixture(scope="module")
 def model() -> Any:
     registry = load_plugins()
-    block = [{"use": "resolvent", "heads": 2}, {"use": "hebbian", "heads": 2, "period": 4, "filters": ["snr"]}]
+    block = [{"use": "resolvent", "heads": 2}, {"use": "fast-weights", "heads": 2, "period": 4, "filters": ["snr"]}]
     table = {"name": "g", "model": {"width": 8, "depth": 2, "block": block}, "train": {"sequence_length": 16}}
     built, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=V, dtype="float64")
     return built.double().eval()

@@ -11,13 +11,13 @@ from muse_core.testing.layers import MemoryLayerSuite
 
 
 class TestHebbianRuleWithSnr(MemoryLayerSuite):
-    name = "hebbian"
+    name = "fast-weights"
     options = {"rule": "hebbian", "heads": 2, "filters": ["snr"], "period": 4, "initial_decay": [0.05, 0.5]}
     test_compiles = None  # seconds per segment; one test below compiles two
 
 
 class TestDeltaRuleWithSnrTwice(MemoryLayerSuite):
-    name = "hebbian"
+    name = "fast-weights"
     options = {"filters": [{"use": "snr", "threshold": 1.0, "gamma_boost": 4.0}, "snr"], "period": 8}
     test_compiles = None
 
@@ -26,17 +26,17 @@ def test_the_filter_acts_and_its_measures_come_out():
     tokens = Tokens(torch.arange(20).expand(2, -1))
     x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
     plain, filtered = (
-        build_component("memory layer", "hebbian", {"heads": 2, "period": 8, "filters": filters})(x, None, {}, tokens)
+        build_component("memory layer", "fast-weights", {"heads": 2, "period": 8, "filters": filters})(x, None, {}, tokens)
         for filters in ([], ["snr"])
     )
     torch.testing.assert_close(filtered.update[:, :8], plain.update[:, :8])
     assert (filtered.update[:, 8:] - plain.update[:, 8:]).abs().max() > 1e-3
-    assert 0 < filtered.measures["snr/share_filtered"] < 1
+    assert 0 < filtered.metrics["snr/share_filtered"] < 1
 
 
 @torch.no_grad()
 def test_segments_between_periods_compile():
-    layer = build_component("memory layer", "hebbian", {"heads": 2, "period": 8, "filters": ["snr"]}, publish=())
+    layer = build_component("memory layer", "fast-weights", {"heads": 2, "period": 8, "filters": ["snr"]}, publish=())
     x, tokens = torch.randn(2, 12, 16), Tokens(torch.arange(12).expand(2, -1))
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, None, {}, tokens)
@@ -44,7 +44,7 @@ def test_segments_between_periods_compile():
 
 
 def test_a_period_that_never_ends_inside_a_sequence_is_refused():
-    memory = {"use": "hebbian", "period": 64, "filters": ["snr"]}
+    memory = {"use": "fast-weights", "period": 64, "filters": ["snr"]}
     table = {"name": "test", "train": {"sequence_length": 64}, "model": {"width": 48, "depth": 1, "block": [memory]}}
     with pytest.raises(RecipeError, match="the filters would never act"):
         check_table(table)

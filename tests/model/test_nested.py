@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from muse_core.build import build_model
 from muse_core.component import Component, UseFilter
-from muse_core.contracts import Routing, Step
-from muse_core.model.absorbing import absorb
-from muse_core.model.build import build_model
+from muse_core.contracts import LayerOutput, Routing
+from muse_core.model.statistics import update_statistics
 from muse_core.recipe import check_table
 from muse_core.testing import build_component, registry_with
 
@@ -31,8 +31,8 @@ class Mean(nn.Module):
     def forward(self, before, after, period, state):
         return after, None, {"mean": self.factor * after.detach().mean()}
 
-    def absorb(self, measures, progress):
-        self.absorbed.append((measures, progress))
+    def update_statistics(self, metrics, progress):
+        self.absorbed.append((metrics, progress))
 
 
 class DrawingMean(Mean):
@@ -60,7 +60,7 @@ class Host(nn.Module):
         self.second = nn.Parameter(torch.randn(3, generator=context.generator))
 
     def forward(self, x, state, signals, tokens):
-        return Step(x, None)
+        return LayerOutput(x, None)
 
 
 @attrs.frozen(kw_only=True)
@@ -87,26 +87,26 @@ def registry():
 
 
 def test_each_nested_component_absorbs_its_own_measures_and_no_other(registry):
-    memory = {"use": "hebbian", "heads": 2, "period": 8, "filters": ["mean", "snr", {"use": "mean", "factor": 2.0}]}
+    memory = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["mean", "snr", {"use": "mean", "factor": 2.0}]}
     block = [memory, memory | {"name": "slow", "period": 16}]
     table = {"name": "t", "model": {"width": 12, "depth": 2, "block": block}, "train": {"sequence_length": 64}}
     model, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=11)
     ids = torch.randint(11, (2, 24), generator=torch.Generator().manual_seed(0))
-    measures = {name: value.item() for name, value in model(ids).measures.items()}
-    model.absorb(measures, 0.25)
+    metrics = {name: value.item() for name, value in model(ids).metrics.items()}
+    model.update_statistics(metrics, 0.25)
     for block in (0, 1):
-        for layer in ("hebbian", "slow"):
+        for layer in ("fast-weights", "slow"):
             name = f"blocks.{block}.{layer}"
             first, second = (model.get_submodule(f"{name}.filters.{one}") for one in ("mean", "mean-2"))
-            assert first.absorbed == [({"mean": measures[f"{name}/mean/mean"]}, 0.25)]
-            assert second.absorbed == [({"mean": measures[f"{name}/mean-2/mean"]}, 0.25)]
+            assert first.absorbed == [({"mean": metrics[f"{name}/mean/mean"]}, 0.25)]
+            assert second.absorbed == [({"mean": metrics[f"{name}/mean-2/mean"]}, 0.25)]
             assert first.absorbed[0][0]["mean"] not in (0.0, second.absorbed[0][0]["mean"])
-            assert f"{name}/snr/signal_to_noise" in measures and f"{name}/energy" in measures
+            assert f"{name}/snr/signal_to_noise" in metrics and f"{name}/energy" in metrics
 
 
 class Told(nn.Module):
-    def absorb(self, measures, progress):
-        self.told = measures
+    def update_statistics(self, metrics, progress):
+        self.told = metrics
 
 
 def test_absorbing_at_any_depth():
@@ -115,7 +115,7 @@ def test_absorbing_at_any_depth():
     layer.router = router
     layer.filters = nn.ModuleDict({"gate": gate})
     router.inner = nn.Sequential(nn.Identity(), last)
-    absorb(model, {
+    update_statistics(model, {
         "layers.0/energy": 1.0, "layers.0/router/load": 2.0, "layers.0/gate/open": 3.0, "layers.0.router/full": 4.0,
         "layers.0/router/1/depth": 5.0, "layers.00/energy": 6.0, "router/load": 7.0, "loss": 8.0,
     }, 0.5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from muse_core.build import build_model
 from muse_core.errors import RecipeError
-from muse_core.model.build import build_model
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from muse_core.build import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import PluginError, RecipeError
-from muse_core.model.build import build_model
 from muse_core.model.plan import periods
 from muse_core.model.roles import ROLES, parameter_roles
 from muse_core.plugins import load_plugins
@@ -21,8 +21,8 @@ V, N, B = 19, 45, 3
 
 EVERYTHING = [
     {"use": "resolvent", "heads": 3, "phase": "shift", "potential": ["non-hermitian", "memory-feedback"]},
-    {"use": "hebbian", "heads": 2, "period": 8, "filters": ["snr"]},
-    {"use": "hebbian", "name": "slow", "heads": 2, "rule": "hebbian", "period": 12, "filters": ["snr"]},
+    {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]},
+    {"use": "fast-weights", "name": "slow", "heads": 2, "rule": "hebbian", "period": 12, "filters": ["snr"]},
     {"use": "attention", "heads": 2, "at": "::2"},
     {"use": "attention", "name": "near", "heads": 2, "window": 5},
     {"use": "feed-forward"},
@@ -82,7 +82,7 @@ def test_whole_chunked_and_stepwise_agree_exactly(build: Callable[..., Any], cut
 
 
 def test_a_document_does_not_see_the_one_before(build: Callable[..., Any]) -> None:
-    model = build([layer for layer in EVERYTHING if "period" not in layer] + [{"use": "hebbian", "heads": 2}])
+    model = build([layer for layer in EVERYTHING if "period" not in layer] + [{"use": "fast-weights", "heads": 2}])
     ids, tokens = random_tokens(2)
     start = 17
     tokens.resets[:, start:] = False
@@ -133,7 +133,7 @@ def test_removing_a_layer_leaves_all_other_initial_values_alone(build: Callable[
     for name, parameter in less.named_parameters():
         assert torch.equal(parameter, values[name]), name
     other = dict(build(EVERYTHING, seed=1).named_parameters())
-    assert not torch.equal(other["blocks.0.hebbian.query.weight"], values["blocks.0.hebbian.query.weight"])
+    assert not torch.equal(other["blocks.0.fast-weights.query.weight"], values["blocks.0.fast-weights.query.weight"])
 
 
 def test_at_places_layers_and_names_are_those_of_parameters(build: Callable[..., Any]) -> None:
@@ -149,7 +149,7 @@ def test_roles_cover_every_parameter(build: Callable[..., Any]) -> None:
     roles = parameter_roles(model)
     assert set(roles) == {name for name, _ in model.named_parameters()} and set(roles.values()) == set(ROLES)
     assert roles["embedding.weight"] == roles["head.weight"] == "embedding"
-    assert roles["blocks.0.hebbian.query.weight"] == "matrix"
+    assert roles["blocks.0.fast-weights.query.weight"] == "matrix"
     assert all(role == "dynamics" for name, role in roles.items() if ".dynamics." in name)
 
 
@@ -169,7 +169,7 @@ def test_periods_count_only_where_something_acts(registry: Any) -> None:
         return periods(check_table(table, registry).recipe.model.options)
 
     assert of(EVERYTHING) == (8, 12)
-    assert of([{"use": "hebbian", "heads": 2}]) == ()
+    assert of([{"use": "fast-weights", "heads": 2}]) == ()
 
 
 def test_failure_of_a_layer_names_it_with_its_distribution(build: Callable[..., Any]) -> None:

@@ -30,7 +30,7 @@ def test_another_hook_api_is_refused_by_name(install, layer_source):
     install("example-future", layer_source("wave"), group="muse.v7")
     (plugin,) = found("example-future")
     assert plugin.refusal == f"is for hook API 7; muse-core {__version__} offers API 1"
-    assert "muse.v1" in plugin.advice
+    assert "muse.v2" in plugin.advice
 
 
 def test_a_distribution_that_serves_this_api_too_is_not_refused(install, layer_source):
@@ -44,10 +44,10 @@ def test_a_distribution_that_serves_this_api_too_is_not_refused(install, layer_s
 @pytest.mark.parametrize(
     "requires, refusal",
     [
-        (("muse-core>=0.1,<0.2",), None),
+        (("muse-core>=0.2,<0.3",), None),
         (("attrs", "Muse_Core~=0.1.0"), None),
         (("muse-core>=0.2,<0.3",), f"needs muse-core>=0.2,<0.3; this is muse-core {__version__}"),
-        (("muse-core>=0.1,<0.2; python_version < '3'",), "does not say which muse-core it is for"),
+        (("muse-core>=0.2,<0.3; python_version < '3'",), "does not say which muse-core it is for"),
         (("attrs",), "does not say which muse-core it is for"),
         (("muse-core-extras>=0.1",), "does not say which muse-core it is for"),
     ],

@@ -181,7 +181,7 @@ def test_a_slow_import_is_timed(install):
 
 def test_a_denied_plugin_is_not_imported(install, layer_source):
     module = install("example-wave", layer_source("wave"))
-    for lists in ({"deny": ["Example_Wave"]}, {"allow": ["muse-hebbian"]}):
+    for lists in ({"deny": ["Example_Wave"]}, {"allow": ["muse-fast-weights"]}):
         registry = load_plugins(strict=False, **lists)
         assert module not in sys.modules
         assert not registry.offers("layer", "wave")

@@ -4,11 +4,11 @@ import attrs
 import pytest
 
 from muse_core.component import KINDS, Component
-from muse_core.documentation import is_inline, key_of
 from muse_core.model.options import Placed
+from muse_core.options.check import AROUND
+from muse_core.options.describe import is_inline, key_of
 from muse_core.plugins import Discovered, Loaded, Registered, Registry, UnknownComponent, load_plugins
 from muse_core.plugins.bundled import PROVIDES
-from muse_core.plugins.options_check import AROUND
 from muse_core.recipe.schema import Data, Matched
 
 
@@ -64,8 +64,8 @@ def test_a_layer_may_be_a_memory_layer_but_not_the_other_way_round():
         ("filter", "xyz", "there is no filter 'xyz' - installed filters: none"),
         ("layer", "wave@b", "there is no layer 'wave@b': 'b' is not installed - a offers 'wave'"),
         ("layer", "wave@c", "there is no layer 'wave@c': c does not offer it - a does"),
-        ("layer", "hebbian", "there is no layer 'hebbian': muse-hebbian provides it and is not installed"
-                             " - pip install ./plugins/hebbian"),
+        ("layer", "fast-weights", "there is no layer 'fast-weights': muse-fast-weights provides it and is not installed"
+                             " - pip install ./plugins/fast-weights"),
     ],
 )
 def test_a_missing_component_says_what_to_do(kind, name, expected):
@@ -80,19 +80,19 @@ def test_the_cause_of_a_broken_provider_is_told(install):
 
 
 def test_the_cause_of_a_broken_bundled_provider_is_told():
-    broken = Discovered(distribution="muse-hebbian", version="0.1.0", entry_point="hebbian", module="m", api=2,
+    broken = Discovered(distribution="muse-fast-weights", version="0.1.0", entry_point="fast-weights", module="m", api=2,
                         refusal="is for hook API 2")
     from muse_core.plugins import load_plugin
 
     registry = Registry((load_plugin(broken),))
-    assert message(registry, "layer", "hebbian") == (
-        "there is no layer 'hebbian': muse-hebbian provides it and does not load: is for hook API 2")
+    assert message(registry, "layer", "fast-weights") == (
+        "there is no layer 'fast-weights': muse-fast-weights provides it and does not load: is for hook API 2")
 
 
 def test_what_a_list_leaves_out_is_said():
-    registry = registry_of(registered("memory layer", "hebbian", "muse-hebbian")).only(deny=["muse-hebbian"])
-    assert message(registry, "layer", "hebbian") == (
-        "there is no layer 'hebbian': muse-hebbian provides it and is left out by plugins.deny")
+    registry = registry_of(registered("memory layer", "fast-weights", "muse-fast-weights")).only(deny=["muse-fast-weights"])
+    assert message(registry, "layer", "fast-weights") == (
+        "there is no layer 'fast-weights': muse-fast-weights provides it and is left out by plugins.deny")
 
 
 def test_keys_of_the_tables_around_components_are_those_of_the_schema():

@@ -7,8 +7,8 @@ import pytest
 from attrs import validators
 
 from muse_core.component import UseFilter
-from muse_core.documentation import field_documentation, options_of, source_of, spoken
-from muse_core.ranges import range_of
+from muse_core.options.describe import field_documentation, options_of, source_of, type_description
+from muse_core.options.ranges import range_of
 from muse_core.recipe.schema import TOKENIZERS, Choice
 
 
@@ -90,7 +90,7 @@ def test_a_class_without_source_has_no_help_but_works():
     ],
 )
 def test_types_in_words(annotation, words):
-    assert spoken(annotation) == words
+    assert type_description(annotation) == words
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import tomllib
 
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table, read_recipe, to_toml
-from muse_core.testing.reliability.recipes import damaged
+from muse_core.selftest.reliability.recipes import damaged
 
 
 def test_the_good_recipe_is_good(good, registry, tmp_path):

@@ -11,7 +11,7 @@ from muse_core.plugins import Loaded, Registry
 from muse_core.recipe import check_table, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.nodes import MAX_PROBLEMS
-from muse_core.recipe.source import Source
+from muse_core.recipe.source import RecipeText
 
 
 def table(*block, **changes):
@@ -72,13 +72,13 @@ def test_so_many_problems_end_the_check(registry):
 
 def test_upgrade_is_asked_only_when_the_recipe_was_written_for_another_version(registry):
     made = table({"use": "mixer", "potential": [{"use": "well", "height": -2.0}]})
-    old = check_source(Source(made, "lock", {}), registry, {"lab": "0.7"})
+    old = check_source(RecipeText(made, "lock", {}), registry, {"lab": "0.7"})
     assert old.recipe.model.options.block[0].layer.options.potential[0].options.depth == 2.0
     for versions in ({}, {"lab": "0.9"}, {"other": "0.7"}):
         with pytest.raises(RecipeError, match="well has no option 'height'"):
-            check_source(Source(made, "lock", {}), registry, versions)
+            check_source(RecipeText(made, "lock", {}), registry, versions)
     with pytest.raises(RecipeError, match=r"well cannot upgrade options written for lab 0\.8: 0\.8 had no wells"):
-        check_source(Source(made, "lock", {}), registry, {"lab": "0.8"})
+        check_source(RecipeText(made, "lock", {}), registry, {"lab": "0.8"})
 
 
 def test_plugins_that_the_recipe_leaves_out_are_not_found(registry):
@@ -132,11 +132,11 @@ def test_the_work_of_a_check_grows_no_faster_than_the_depth(registry, layer):
     def calls(depth):
         made = table(*block)
         made["model"]["depth"] = depth
-        counted = 0
+        loss_mask = 0
 
         def count(frame, event, argument):
-            nonlocal counted
-            counted += 1
+            nonlocal loss_mask
+            loss_mask += 1
 
         sys.setprofile(count)
         try:
@@ -145,7 +145,7 @@ def test_the_work_of_a_check_grows_no_faster_than_the_depth(registry, layer):
             pass
         finally:
             sys.setprofile(None)
-        return counted
+        return loss_mask
 
     calls(16)
     assert calls(512) <= 2.2 * calls(256)

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 import muse_core.training
-from muse_core.training.faults import POINTS, installed, reach
+from muse_core.fault_injection import POINTS, fault_point, installed
 
 
 def test_without_a_plan_values_pass_unchanged():
     value = object()
-    assert all(reach(point, value) is value for point in POINTS)
+    assert all(fault_point(point, value) is value for point in POINTS)
 
 
 def test_a_plan_acts_inside_its_block_only():
     with installed({"loss": lambda loss: loss + 1.0}):
-        assert reach("loss", 2.0) == 3.0
-        assert reach("gradient", 2.0) == 2.0
-    assert reach("loss", 2.0) == 2.0
+        assert fault_point("loss", 2.0) == 3.0
+        assert fault_point("gradient", 2.0) == 2.0
+    assert fault_point("loss", 2.0) == 2.0
 
 
 def test_a_plan_ends_with_its_block_also_when_the_fault_raises():
@@ -28,8 +28,8 @@ def test_a_plan_ends_with_its_block_also_when_the_fault_raises():
         raise OSError("injected")
 
     with pytest.raises(OSError, match="injected"), installed({"restore": fail}):
-        reach("restore", None)
-    assert reach("restore", 1) == 1
+        fault_point("restore", None)
+    assert fault_point("restore", 1) == 1
 
 
 def test_a_misspelt_point_is_refused():
@@ -48,7 +48,7 @@ def test_no_code_of_the_core_installs_a_plan():
             continue
         assert not any(
             isinstance(node, ast.ImportFrom)
-            and node.module == "muse_core.training.faults"
+            and node.module == "muse_core.fault_injection"
             and any(alias.name == "installed" for alias in node.names)
             for node in ast.walk(ast.parse(file.read_text()))
         ), file

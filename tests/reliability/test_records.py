@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muse_core.errors import StorageError
-from muse_core.testing.reliability.disks import FailingDisk, VolatileDisk
-from muse_core.training.records import Records, read_rows
+from muse_core.metrics.jsonl import Records, read_rows
+from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
 
 
 def write(path, count, first=0):

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.testing.reliability.disks import VolatileDisk
-from muse_core.training.checkpoint import Checkpoints, Snapshot
-from muse_core.training.checkpoint.tensor_file import (
+from muse_core.selftest.reliability.disks import VolatileDisk
+from muse_core.storage.checkpoint import Checkpoints, Snapshot
+from muse_core.storage.checkpoint.tensor_file import (
     DTYPES,
     file_size,
     fingerprint,

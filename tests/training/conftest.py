@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table, to_toml
-from muse_core.training.allowance import Allowance
-from muse_core.training.progress import Display
-from muse_core.training.records import Records, read_rows
+from muse_core.storage.run_directory import RunDirectory
+from muse_core.training.probe_budget import ProbeBudget
 from muse_core.training.run import Run
-from muse_core.training.run_directory import RunDirectory
 from muse_core.training.setup import Setup, set_up
 
 
@@ -88,7 +88,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def punctual(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes run whenever they are due, whatever the clock of this machine says."""
-    monkeypatch.setattr(Allowance, "share_with_next", lambda self, passes: 0.0)
+    monkeypatch.setattr(ProbeBudget, "share_with_next", lambda self, passes: 0.0)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Step
+from muse_core.contracts import LayerOutput
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import exact_leak, own_precision_leak, probe_length, probe_positions
 from muse_core.training.setup import Setup
@@ -24,7 +24,7 @@ class Leaky(nn.Module):
         self.see = see
         self.strength = nn.Parameter(torch.tensor([strength]))
 
-    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Any) -> Step:
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Any) -> LayerOutput:
         step = self.inner(x, state, signals, tokens)
         return step._replace(update=step.update + self.strength * self.see(x))
 

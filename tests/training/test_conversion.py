@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from muse_core.errors import RecipeError, StorageError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table, to_toml
 from muse_core.training.conversion import carry_over, renamed
-from muse_core.training.records import read_rows
 from muse_core.training.trained import newest_of, open_trained
 
 Table = Callable[..., dict[str, Any]]
@@ -39,10 +39,10 @@ def phase_2(recipe: dict[str, Any], **tables: Any) -> dict[str, Any]:
     """The same with a dissipative potential and a memory, both quiet at the start."""
     block = [
         {"use": "resolvent", "heads": 8, "potential": [QUIET]},
-        {"use": "hebbian", "heads": 2, "period": 16, "filters": ["snr", "resonance"]},
+        {"use": "fast-weights", "heads": 2, "period": 16, "filters": ["snr", "resonance"]},
         {"use": "feed-forward"},
     ]
-    quiet = [{"use": "scaled", "factor": 0.0, "match": "blocks.*.hebbian.output.weight"}]
+    quiet = [{"use": "scaled", "factor": 0.0, "match": "blocks.*.fast-weights.output.weight"}]
     return recipe | {"model": recipe["model"] | {"block": block}, "initializers": quiet} | tables
 
 
@@ -91,9 +91,9 @@ def test_a_converted_model_starts_at_the_perplexity_of_its_first_phase(
     assert carried["unfit"] == carried["left"] == 0 and carried["copied"] > 10 and carried["initialised"] > 10
     events = [row for row in read_rows(tmp_path / "staged" / "events.jsonl") if row["event"] == "weights"]
     assert [row["source"] for row in events] == [str(tmp_path / "one"), "stage 0"]
-    assert events[0]["initialised"] == 0 and "blocks.0.hebbian.output.weight" in events[1]["initialised_names"]
+    assert events[0]["initialised"] == 0 and "blocks.0.fast-weights.output.weight" in events[1]["initialised_names"]
     setup, step = open_trained(tmp_path / "staged")
-    assert step == 2 and "blocks.0.hebbian.query.weight" in setup.model.state_dict()
+    assert step == 2 and "blocks.0.fast-weights.query.weight" in setup.model.state_dict()
 
     init = {"init": {"from": str(tmp_path / "one"), "rename": RENAME}, "stages": ["evaluate"]}
     quiet = go(phase_2(first, **init), "quiet")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from muse_core import fault_injection
 from muse_core.contracts import Result
 from muse_core.errors import Halted
-from muse_core.training import faults
-from muse_core.training.checkpoint import Checkpoints
-from muse_core.training.keeper import Keeper
-from muse_core.training.records import read_rows
+from muse_core.metrics.jsonl import read_rows
+from muse_core.storage.checkpoint import Checkpoints
+from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.stop import Stop
 
 Table = Callable[..., dict[str, Any]]
@@ -26,7 +26,7 @@ Go = Callable[..., dict[str, Any]]
 MEMORY = {
     "block": [
         {"use": "resolvent", "heads": 4},
-        {"use": "hebbian", "heads": 2, "period": 16, "filters": ["snr"]},
+        {"use": "fast-weights", "heads": 2, "period": 16, "filters": ["snr"]},
         {"use": "feed-forward"},
     ]
 }
@@ -84,7 +84,7 @@ def test_accumulation_changes_nothing_but_rounding(table: Table, go: Go, losses:
         assert math.isclose(loss, losses("pieces")[step], rel_tol=2e-4), step
 
 
-def poison(at: set[int], value: float = math.nan) -> faults.Plan:
+def poison(at: set[int], value: float = math.nan) -> fault_injection.Plan:
     """A plan that makes the loss of certain calls non-finite; calls are counted over the whole run."""
     seen = {"calls": -1}
 
@@ -101,15 +101,15 @@ def test_non_finite_step_is_skipped_before_the_optimiser(
 ) -> None:
     """Step 2 is damaged: weights and moments after it are those before it, and the schedule has not moved."""
     snapshots: dict[int, dict[str, Tensor]] = {}
-    original = Keeper.commit
+    original = Checkpointer.commit
 
-    def keep(self: Keeper, loop: Any) -> None:
+    def keep(self: Checkpointer, loop: Any) -> None:
         snapshot = self.snapshot(loop)
         snapshots[loop.at.step] = snapshot.model | snapshot.optimizer
         original(self, loop)
 
-    monkeypatch.setattr(Keeper, "commit", keep)
-    with faults.installed(poison({4}, value)):
+    monkeypatch.setattr(Checkpointer, "commit", keep)
+    with fault_injection.installed(poison({4}, value)):
         summary = go(table(checkpoint={"every": 1}))
     assert summary["steps"] == 8 and summary["accepted_steps"] == 7
     assert all(torch.equal(snapshots[2][name], snapshots[3][name]) for name in snapshots[2])
@@ -127,7 +127,7 @@ def test_non_finite_gradient_behind_a_finite_loss_is_caught(table: Table, go: Go
             next(model.parameters()).grad[0, 0] = math.inf
         return model
 
-    with faults.installed({"gradient": damage}):
+    with fault_injection.installed({"gradient": damage}):
         summary = go(table())
     assert summary["accepted_steps"] == 7
     assert events(tmp_path / "run", "skip")[0]["step"] == 5
@@ -136,7 +136,7 @@ def test_non_finite_gradient_behind_a_finite_loss_is_caught(table: Table, go: Go
 def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
     table: Table, go: Go, tmp_path: Path, losses: Any
 ) -> None:
-    with faults.installed(poison(set(range(8, 14)))):
+    with fault_injection.installed(poison(set(range(8, 14)))):
         summary = go(table())
     assert summary["steps"] == 8 and summary["rollbacks"] == 1
     (incident,) = events(tmp_path / "run", "incident")
@@ -145,14 +145,14 @@ def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
 
 
 def test_run_that_keeps_breaking_halts_after_three_rollbacks(table: Table, go: Go, tmp_path: Path) -> None:
-    with faults.installed(poison(set(range(8, 10_000)))), pytest.raises(Halted, match="3 rollbacks") as caught:
+    with fault_injection.installed(poison(set(range(8, 10_000)))), pytest.raises(Halted, match="3 rollbacks") as caught:
         go(table())
     assert caught.value.exit_code == 4
     assert len(events(tmp_path / "run", "incident")) == 3
 
 
 def test_damage_before_any_good_step_goes_back_to_the_start(table: Table, go: Go, tmp_path: Path) -> None:
-    with faults.installed(poison(set(range(0, 6)))):
+    with fault_injection.installed(poison(set(range(0, 6)))):
         assert go(table())["steps"] == 8
     assert events(tmp_path / "run", "incident")[0]["target"] == 0
 

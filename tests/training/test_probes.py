@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from muse_core.errors import Halted
-from muse_core.training.records import read_rows
+from muse_core.metrics.jsonl import read_rows
 
 pytestmark = pytest.mark.usefixtures("punctual")
 Table = Callable[..., dict[str, Any]]
@@ -41,8 +41,8 @@ def test_a_failed_probe_warns_by_default(table: Table, go: Go, tmp_path: Path, e
 
 def test_gates_are_pressed_measured_and_judged_in_a_run(table: Table, go: Go, tmp_path: Path) -> None:
     """λ falls from 10 towards 0.1 by equal factors a step; the loss of the records is without it."""
-    blocks = [{"use": "hebbian", "heads": 2, "period": 16}, {"use": "polarisation"}]
-    monitor = {"use": "gates", "every": 8, "tokens": 48, "budget": 1.0, "after": 0}
+    blocks = [{"use": "fast-weights", "heads": 2, "period": 16}, {"use": "polarisation"}]
+    monitor = {"use": "gate-ablation", "every": 8, "tokens": 48, "budget": 1.0, "after": 0}
     recipe = table(model={"block": blocks, "depth": 1}, monitors=[monitor])
     summary = go(recipe)
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
@@ -54,5 +54,5 @@ def test_gates_are_pressed_measured_and_judged_in_a_run(table: Table, go: Go, tm
         expected = row["blocks.0.polarisation/weight"] * row["blocks.0.polarisation/undecided"]
         assert row["blocks.0.polarisation/polarisation"] == pytest.approx(expected, rel=1e-4)
     assert rows[0]["loss"] < 6.0 < rows[0]["blocks.0.polarisation/polarisation"]
-    judged = summary["probes"]["gates"]
+    judged = summary["probes"]["gate-ablation"]
     assert judged["step"] == 8 and sum(judged[one] for one in ("useful", "idle", "harmful", "undecided")) == 1

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from muse_core import fault_injection
 from muse_core.component import Use
 from muse_core.contracts import Action, Remedy, Verdict
-from muse_core.testing.promises.runs import StopAfter, events, loop_of, recipe_table
-from muse_core.training import faults
-from muse_core.training.board import Board, strongest_remedy
-from muse_core.training.checkpoint import Checkpoints
+from muse_core.selftest.promises.runs import StopAfter, events, loop_of, recipe_table
+from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.incidents import WINDOW, Incident, Incidents
+from muse_core.training.monitors import MonitorGroup, strongest_remedy
 
 GO_ON = Verdict()
 
@@ -42,7 +42,7 @@ class Asks:
     def probe(self, model: Any) -> dict[str, float]:
         return {}
 
-    def doubt(self, step: int) -> str | None:
+    def veto_certification(self, step: int) -> str | None:
         return "doubtful" if step in self.doubtful else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ USE = Use(kind="safety monitor", name="asks", distribution="d", version="1", imp
 @contextmanager
 def asked(folder: Path, monitor: Asks, steps: int = 1000) -> Iterator[Any]:
     recipe = recipe_table(folder, train={"steps": 24}, checkpoint={"every": 4})
-    with loop_of(folder / "run", recipe, StopAfter(steps), Board([(USE, monitor)])) as loop:
+    with loop_of(folder / "run", recipe, StopAfter(steps), MonitorGroup([(USE, monitor)])) as loop:
         yield loop
 
 
@@ -108,7 +108,7 @@ def test_rate_and_fresh_moments_hold_from_then_on_and_after_a_kill(tmp_path: Pat
         raise Killed
 
     remedy = Remedy(rate=0.25, reset_moments=True)
-    with asked(tmp_path, Asks(14, remedy)) as loop, faults.installed({"rollback": die}), pytest.raises(Killed):
+    with asked(tmp_path, Asks(14, remedy)) as loop, fault_injection.installed({"rollback": die}), pytest.raises(Killed):
         loop.run()
     monitor = Asks(14, remedy)
     with asked(tmp_path, monitor, steps=1) as loop:

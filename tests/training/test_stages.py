@@ -14,9 +14,9 @@ import torch
 
 from muse_core.component import Component
 from muse_core.errors import PluginError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
-from muse_core.training.checkpoint import Checkpoints
-from muse_core.training.records import read_rows
+from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.stop import Stop
 
 Table = Callable[..., dict[str, Any]]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muse_core.data.tasks import Numbers
 from muse_core.errors import DataError, RecipeError
-from muse_core.training.task import Numbers
 
 TASK = {"data": {"use": "mqar", "vocabulary": 32, "pairs": 2}, "train": {"sequence_length": 16}}
 

@@ -16,14 +16,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from muse_core import fault_injection
 from muse_core.errors import RecipeError
-from muse_core.testing.reliability.disks import VolatileDisk
-from muse_core.training import faults, guard, sinks, tensorboard
-from muse_core.training.board import Board
+from muse_core.metrics import sinks, tensorboard
+from muse_core.metrics.jsonl import Records, read_rows
+from muse_core.metrics.recorder import Telemetry, shared
+from muse_core.metrics.schema import EVENTS, SCHEMA, json_schema
+from muse_core.selftest.reliability.disks import VolatileDisk
+from muse_core.training import gradient_checks
 from muse_core.training.loop import Loop
-from muse_core.training.metrics_schema import EVENTS, SCHEMA, json_schema
-from muse_core.training.records import Records, read_rows
-from muse_core.training.telemetry import Telemetry, shared
+from muse_core.training.monitors import MonitorGroup
 
 pytestmark = pytest.mark.usefixtures("punctual")
 Table = Callable[..., dict[str, Any]]
@@ -32,7 +34,7 @@ Go = Callable[..., dict[str, Any]]
 MEMORY = {
     "block": [
         {"use": "resolvent", "heads": 4},
-        {"use": "hebbian", "heads": 2, "period": 8, "filters": ["snr"]},
+        {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]},
         {"use": "feed-forward"},
     ]
 }
@@ -66,9 +68,9 @@ def test_every_row_of_a_real_run_is_as_the_schema_says(table: Table, go: Go, tmp
     (header,) = rows(tmp_path / "run", "schema")
     assert header["schema"] == SCHEMA and header["sequence"] == 0
     last = rows(tmp_path / "run", "train")[-1]
-    decays = [last[f"blocks.{block}.{layer}/decay"] for block in (0, 1) for layer in ("resolvent", "hebbian")]
+    decays = [last[f"blocks.{block}.{layer}/decay"] for block in (0, 1) for layer in ("resolvent", "fast-weights")]
     assert last["gamma"] == pytest.approx(sum(decays) / 4)
-    assert last["snr"] == pytest.approx(sum(last[f"blocks.{n}.hebbian/snr/signal_to_noise"] for n in (0, 1)) / 2)
+    assert last["snr"] == pytest.approx(sum(last[f"blocks.{n}.fast-weights/snr/signal_to_noise"] for n in (0, 1)) / 2)
     probe = rows(tmp_path / "run", "probe")[-1]
     assert summary["probes"]["niah-probe"]["step"] == 8
     assert summary["probes"]["niah-probe"]["over_shuffled"] == probe["niah-probe/over_shuffled"]
@@ -80,8 +82,8 @@ def test_the_schema_refuses_what_it_does_not_know() -> None:
            "bits_per_byte": 1.0, "bits_per_byte_low": 0.9, "bits_per_byte_high": 1.1, "accuracy": 0.5, "tokens": 5,
            "bytes": 5}
     assert check.is_valid(row)
-    assert check.is_valid(row | {"blocks.0.hebbian/energy": 2.0})
-    assert not check.is_valid(row | {"blocks.0.hebbian/energy": "large"})
+    assert check.is_valid(row | {"blocks.0.fast-weights/energy": 2.0})
+    assert not check.is_valid(row | {"blocks.0.fast-weights/energy": "large"})
     for wrong in ({"loss": "high"}, {"tokens": 5.5}, {"surprise": 1.0}, {"event": "unknown"}, {"stage": None}):
         assert not check.is_valid(row | wrong), wrong
     assert not check.is_valid({key: value for key, value in row.items() if key != "stage"})
@@ -101,7 +103,7 @@ def test_ppl_delta_follows_what_counts_after_a_rollback(table: Table, go: Go, tm
         calls["n"] += 1
         return result._replace(total=result.total * math.nan) if calls["n"] in range(8, 14) else result
 
-    with faults.installed({"loss": damage}):
+    with fault_injection.installed({"loss": damage}):
         assert go(table())["rollbacks"] == 1
     found = [(row["step"], row["ppl_delta"]) for row in rows(tmp_path / "run", "train")]
     assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
@@ -165,7 +167,7 @@ class Scalars(TorchDispatchMode):
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+def loss_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """What each step reads on the host for its gradients, verdict and clipping. Optimisers are left out: torch keeps
     their step counters on the host."""
     steps: list[list[str]] = []
@@ -184,29 +186,29 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
         monkeypatch.setattr(owner, name, call)
 
     watched(Loop, "_gradients", begins=True)
-    watched(Board, "judge")
-    watched(guard, "clip")
+    watched(MonitorGroup, "judge")
+    watched(gradient_checks, "clip")
     yield steps
 
 
 def test_a_step_reads_once_from_the_device(
-    table: Table, go: Go, counted: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    table: Table, go: Go, loss_mask: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many micro-batches, layers and monitors there are; also in steps that are logged."""
     go(table(model=MEMORY, monitors=MONITORS, train={"steps": 3, "micro_batch": 1, "log_every": 2}))
-    assert counted == [["tolist"]] * 3
+    assert loss_mask == [["tolist"]] * 3
 
 
 def test_the_count_notices_one_read_more(
-    table: Table, go: Go, counted: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    table: Table, go: Go, loss_mask: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(result: Any) -> Any:
         mask = torch.ones(2, dtype=torch.bool)
         return result._replace(total=result.total * torch.ones(2)[mask].sum().item() / 2)
 
-    with faults.installed({"loss": read}):
+    with fault_injection.installed({"loss": read}):
         go(table(train={"steps": 1, "micro_batch": 4}))
-    assert sorted(counted[0]) == ["_local_scalar_dense", "index", "item", "tolist"]
+    assert sorted(loss_mask[0]) == ["_local_scalar_dense", "index", "item", "tolist"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra tensorboard is not installed")
@@ -220,12 +222,12 @@ def test_tensorboard_has_the_numbers_of_the_rows(table: Table, go: Go, tmp_path:
         calls["n"] += 1
         return result._replace(total=result.total * math.nan) if calls["n"] in range(8, 14) else result
 
-    with faults.installed({"loss": damage}):
+    with fault_injection.installed({"loss": damage}):
         go(table(model=MEMORY, monitors=MONITORS, telemetry={"tensorboard": True}, evaluate={"every": 4}))
     folder = tmp_path / "run" / "tensorboard" / "stage-0"
     board = EventAccumulator(str(folder), purge_orphaned_data=True).Reload()
     last = {row["step"]: row for row in rows(tmp_path / "run", "train")}
-    for key in ("loss", "ppl_delta", "gamma", "blocks.1.hebbian/energy", "gradient-safety/tensors"):
+    for key in ("loss", "ppl_delta", "gamma", "blocks.1.fast-weights/energy", "gradient-safety/tensors"):
         written = {event.step: event.value for event in board.Scalars(f"train/{key}")}
         expected = {step: row[key] for step, row in last.items() if row.get(key) is not None}
         assert written == pytest.approx(expected, rel=1e-6), key

@@ -7,7 +7,7 @@
 (torch.Size([2, 8]), torch.Size([2]))
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from .debugging import debug
 from .dispatch import Choice, Request, chosen

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.component import provided
-from muse_core.contracts import State, Step
+from muse_core.contracts import LayerOutput, State
 from muse_core.errors import MuseError
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
@@ -83,13 +83,13 @@ class LayerBase(DerivativeSuite):
         return output_tensors(step) | {f"loss {name}": value for name, value in step.losses.items()}
 
 
-def run(layer: nn.Module, sequence: Sequence, state: State = None) -> Step:
+def run(layer: nn.Module, sequence: Sequence, state: State = None) -> LayerOutput:
     """One forward call."""
-    step: Step = layer(sequence.x, state, dict(sequence.signals), sequence.tokens)
+    step: LayerOutput = layer(sequence.x, state, dict(sequence.signals), sequence.tokens)
     return step
 
 
-def output_tensors(step: Step) -> dict[str, Tensor]:
+def output_tensors(step: LayerOutput) -> dict[str, Tensor]:
     """What later layers see of a step, by name."""
     return {"update": step.update} | {f"signal {name}": value for name, value in sorted(step.signals.items())}
 

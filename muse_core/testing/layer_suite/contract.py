@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from muse_core.contracts import Step
+from muse_core.contracts import LayerOutput
 from muse_core.errors import MuseError
-from muse_core.model.absorbing import place_of
+from muse_core.model.statistics import place_of
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
 from muse_core.testing.sequences import Sequence, assert_close, assert_same_state, leaves, mapped
@@ -21,7 +21,7 @@ class LayerContract(LayerBase):
         layer = self.build(case) if dtype == torch.float32 else self.double(case)
         sequence = self.sequence(case, dtype=dtype)
         step = run(layer, sequence)
-        assert isinstance(step, Step), f"forward returned {type(step).__name__}, not contracts.Step"
+        assert isinstance(step, LayerOutput), f"forward returned {type(step).__name__}, not contracts.LayerOutput"
         assert step.update.shape == sequence.x.shape, f"update is {tuple(step.update.shape)}"
         assert step.update.dtype == dtype, f"update is {step.update.dtype} for x in {dtype}"
         assert torch.isfinite(step.update).all()
@@ -33,10 +33,10 @@ class LayerContract(LayerBase):
         self.check_state(step)
         for name, loss in step.losses.items():
             assert loss.shape == () and torch.isfinite(loss), f"loss {name} is no finite scalar"
-        for name, measure in step.measures.items():
+        for name, measure in step.metrics.items():
             assert measure.shape == () and not measure.requires_grad, f"measure {name} is no detached scalar"
 
-    def check_signals(self, case: Case, step: Step, sequence: Sequence) -> None:
+    def check_signals(self, case: Case, step: LayerOutput, sequence: Sequence) -> None:
         published = self.published(case)
         assert step.signals.keys() == published.keys(), (
             f"returned the signals {sorted(step.signals)} where context.publish has {sorted(published)}"
@@ -46,7 +46,7 @@ class LayerContract(LayerBase):
             assert step.signals[name].shape == due, f"signal {name} is {tuple(step.signals[name].shape)}, not {due}"
             assert not step.signals[name].is_complex(), f"signal {name} is complex"
 
-    def check_state(self, step: Step) -> None:
+    def check_state(self, step: LayerOutput) -> None:
         for path, value in leaves(step.state).items():
             assert not value.is_complex(), f"{path} is complex; store a trailing axis of 2"
             assert not value.is_floating_point() or value.dtype.itemsize >= 4, f"{path} is {value.dtype}"
@@ -56,7 +56,7 @@ class LayerContract(LayerBase):
         assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
 
     def test_what_is_nested_gets_its_measures_back(self, case: Case) -> None:
-        """A nested component with ``absorb`` is told what stands under the name of its module, and nothing else."""
+        """A nested component with ``update_statistics`` is told what stands under the name of its module, and nothing else."""
         layer = self.build(case)
         measured: set[str] = set()
         for path, part in layer.named_modules():
@@ -65,7 +65,7 @@ class LayerContract(LayerBase):
                 part.register_forward_hook(
                     lambda _, __, output, at=place: measured.update(f"{at}/{name}" for name in measures_of(output))
                 )
-        returned = run(layer, self.sequence(case, dtype=torch.float32)).measures
+        returned = run(layer, self.sequence(case, dtype=torch.float32)).metrics
         missing = sorted(measured - returned.keys())
         assert not missing, f"returns no measure {' nor '.join(missing)}: its component would absorb nothing"
 
@@ -124,7 +124,7 @@ class LayerContract(LayerBase):
 def measures_of(output: object) -> dict[str, torch.Tensor]:
     """Measures in what a nested component returned: a layer's, a router's, or a filter's third."""
     if hasattr(output, "measures"):
-        return output.measures
+        return output.metrics
     is_filters = isinstance(output, tuple) and len(output) == 3 and isinstance(output[2], dict)
     return output[2] if is_filters else {}
 

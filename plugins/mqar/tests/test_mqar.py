@@ -23,16 +23,16 @@ def make(**options):
 
 def some(source, split="train", count=200, length=N):
     batch = source.examples(split, np.arange(count), length)
-    return batch.inputs.numpy(), batch.labels.numpy(), batch.counted.numpy()
+    return batch.inputs.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
 
 
 def test_every_question_is_a_key_and_its_label_the_value_that_followed_it() -> None:
-    ids, labels, counted = some(make())
+    ids, labels, loss_mask = some(make())
     for row in range(len(ids)):
         keys, values = ids[row, 0 : 2 * K : 2], ids[row, 1 : 2 * K : 2]
         assert len(set(keys)) == K and (keys >= 1).all() and (keys < V // 2).all()
         assert (values >= V // 2).all() and (values < V).all()
-        asked = np.flatnonzero(counted[row])
+        asked = np.flatnonzero(loss_mask[row])
         assert len(asked) == K and (asked >= 2 * K).all() and not (asked % 2).any()
         answer = dict(zip(keys, values))
         assert sorted(ids[row, asked]) == sorted(keys)
@@ -40,8 +40,8 @@ def test_every_question_is_a_key_and_its_label_the_value_that_followed_it() -> N
 
 
 def test_random_tokens_fill_the_rest_and_no_label_there_counts() -> None:
-    ids, _, counted = some(make(), count=400)
-    rest = ids[:, 2 * K :][~counted[:, 2 * K :]]
+    ids, _, loss_mask = some(make(), count=400)
+    rest = ids[:, 2 * K :][~loss_mask[:, 2 * K :]]
     share = np.bincount(rest, minlength=V) / len(rest)
     assert abs(share - 1 / V).max() < 5 * (1 / V / len(rest)) ** 0.5
 
@@ -50,8 +50,8 @@ def test_random_tokens_fill_the_rest_and_no_label_there_counts() -> None:
 def test_first_questions_fall_into_slots_by_their_weight(power: float) -> None:
     """With one pair the slot of the question follows i^(a−1) exactly."""
     source = build_component("source", "mqar", vocabulary=V, pairs=1, power=power)
-    _, _, counted = some(source, count=4000, length=12)
-    slots = (np.argmax(counted, axis=1) - 2) // 2
+    _, _, loss_mask = some(source, count=4000, length=12)
+    slots = (np.argmax(loss_mask, axis=1) - 2) // 2
     weights = np.arange(1, 6) ** (power - 1.0)
     share = np.bincount(slots, minlength=5) / 4000
     assert abs(share - weights / weights.sum()).max() < 0.03
@@ -59,8 +59,8 @@ def test_first_questions_fall_into_slots_by_their_weight(power: float) -> None:
 
 def test_keys_come_in_the_order_in_which_their_slots_were_drawn() -> None:
     """The first pair is asked for soonest on average, as the likeliest slot is drawn first."""
-    ids, _, counted = some(make(), count=2000)
-    where = [[np.flatnonzero(counted[row] & (ids[row] == key))[0] for key in ids[row, 0 : 2 * K : 2]] for row in
+    ids, _, loss_mask = some(make(), count=2000)
+    where = [[np.flatnonzero(loss_mask[row] & (ids[row] == key))[0] for key in ids[row, 0 : 2 * K : 2]] for row in
              range(len(ids))]
     means = np.mean(where, axis=0)
     assert (np.diff(means) > 0).all()

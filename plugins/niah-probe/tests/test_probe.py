@@ -9,7 +9,7 @@ from muse_niah_probe.recall import Recall
 
 from muse_core.contracts import Action
 from muse_core.testing import build_component
-from muse_core.training import allowance
+from muse_core.training import probe_budget
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(allowance, "time", clock)
+    monkeypatch.setattr(probe_budget, "time", clock)
     return clock
 
 
@@ -65,7 +65,7 @@ def test_probes_never_take_more_than_the_budget(monkeypatch, clock):
     probed = train(monitor, clock, 1000, 1.0)
     assert 3 <= len(probed) <= 5
     assert 2.0 * len(probed) <= 0.01 * clock.now * 1.01
-    assert monitor.allowance.spent == pytest.approx(2.0 * len(probed))
+    assert monitor.probe_budget.spent == pytest.approx(2.0 * len(probed))
 
 
 def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock):
@@ -81,7 +81,7 @@ def test_after_a_long_probe_the_next_ones_are_planned_longer(monkeypatch, clock)
     clock.now = 1.0
     monitor.measure("gradients", {})
     for cost in (5.0, 1.0):
-        with monitor.allowance.spending():
+        with monitor.probe_budget.spending():
             clock.now += cost
     clock.now = 1001.0
     assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
@@ -145,17 +145,17 @@ def test_the_kernel_is_tested_once_after_the_first_step(monkeypatch):
     monitor = make(monkeypatch, failure="halt", every=1000)
     monitor.fast_weights = leaky(monitor.fast_weights)
     assert not monitor.wants_probe(1, {"niah-probe/share_max": 9.0})
-    held, spent = monitor.held, monitor.allowance.spent
-    assert spent > 0 and monitor.allowance.largest is None
+    held, spent = monitor.held, monitor.probe_budget.spent
+    assert spent > 0 and monitor.probe_budget.largest is None
     verdict = monitor.judge(1, {})
     assert verdict.action is Action.HALT and "where theory says 0.707" in verdict.reason
     assert not monitor.wants_probe(2, {"niah-probe/share_max": 9.0})
-    assert monitor.held is held and monitor.allowance.spent == spent
+    assert monitor.held is held and monitor.probe_budget.spent == spent
 
 
 def test_a_real_model_is_probed_from_end_to_end():
     monitor = build_component("safety monitor", "niah-probe", {"needles": 3})
-    model = build_component("model", "stack", {"width": 16, "depth": 1, "block": [{"use": "hebbian", "heads": 2}]})
+    model = build_component("model", "stack", {"width": 16, "depth": 1, "block": [{"use": "fast-weights", "heads": 2}]})
     found = monitor.probe(model.eval())
     assert set(found) == {
         "recall", "log_probability", "over_emptied", "over_shuffled", "distance", "capacity", "capacity_expected",

@@ -7,7 +7,7 @@ from muse_niah_probe.needles import make_needles
 from muse_niah_probe.recall import recall
 from torch import nn
 
-from muse_core.contracts import Output
+from muse_core.contracts import ModelOutput
 
 VOCABULARY = 128
 
@@ -41,7 +41,7 @@ class Copier(nn.Module):
                 done = int(((asked >= 48) & (asked < 58)).sum())
                 if count[row] == 5 and done < 5:
                     hidden[row, t, int(digits[row, done])] = self.certainty
-        return Output(hidden + self.bias, {"digits": digits, "count": count}, {}, {})
+        return ModelOutput(hidden + self.bias, {"digits": digits, "count": count}, {}, {})
 
     def logits(self, hidden):
         return hidden

@@ -107,16 +107,16 @@ def test_schedules_go_from_first_to_last(schedule):
 def test_epsilon_follows_the_run_and_is_saved_with_the_weights():
     module, positions = build(epsilon=[0.4, 0.02], schedule="linear"), list(range(CONTEXT))
     before, _ = values(module, positions)
-    module.absorb({}, 1e-4)
+    module.update_statistics({}, 1e-4)
     assert torch.equal(values(module, positions)[0], before), "less than one per cent is no change"
-    module.absorb({}, 0.5)
+    module.update_statistics({}, 0.5)
     assert module.epsilon.item() == pytest.approx(0.21)
     expected = 0.1 * written_out(CONTEXT, 0.21, 3)
     torch.testing.assert_close(values(module, positions)[0][0, :, 0], expected, rtol=1e-5, atol=1e-6)
     fresh = build(epsilon=[0.4, 0.02], schedule="linear")
     fresh.load_state_dict(module.state_dict())
     assert torch.equal(values(fresh, positions)[0], values(module, positions)[0])
-    module.absorb({}, 1.0)
+    module.update_statistics({}, 1.0)
     assert module.epsilon.item() == pytest.approx(0.02)
 
 

@@ -113,9 +113,9 @@ def test_measures_describe_valid_tokens(x):
     layer = build()
     tokens = make_tokens(3, LENGTH)
     valid = torch.arange(LENGTH) < torch.tensor([[13], [4], [0]])
-    found = layer(x, None, {}, tokens._replace(valid=valid)).measures
+    found = layer(x, None, {}, tokens._replace(valid=valid)).metrics
     spoilt = torch.where(valid[..., None], x, 1e6)
-    again = layer(spoilt, None, {}, tokens._replace(valid=valid)).measures
+    again = layer(spoilt, None, {}, tokens._replace(valid=valid)).metrics
     potential, decay = (term[valid] for term in layer.diagonal(x, {}, tokens))
     theta = torch.view_as_complex(layer(x, None, {}, tokens).signals["theta"].contiguous())[valid]
     hopping = layer.dynamics()[1]
@@ -144,7 +144,7 @@ def test_measures_describe_valid_tokens(x):
 def test_measures_are_not_rounded_by_autocast(x, tokens):
     with torch.autocast("cpu", torch.bfloat16):
         step = build().float()(x.float(), None, {}, tokens)
-    torch.testing.assert_close(step.measures["decay"], step.signals["decay"].mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(step.metrics["decay"], step.signals["decay"].mean(), rtol=1e-6, atol=0)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def test_lyapunov_exponent_of_the_free_lattice():
     layer = build(potential=[])
     layer.dynamics.energy.zero_()
     layer.dynamics.broadening.fill_(torch.tensor(1.0 - 0.05).expm1().log())
-    lyapunov = layer(torch.zeros(1, 400, WIDTH, dtype=torch.float64), None, {}, make_tokens(1, 400)).measures[
+    lyapunov = layer(torch.zeros(1, 400, WIDTH, dtype=torch.float64), None, {}, make_tokens(1, 400)).metrics[
         "lyapunov"
     ]
     assert abs(torch.exp(-2 * lyapunov).item() - 0.382) < 2e-3

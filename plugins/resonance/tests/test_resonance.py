@@ -39,23 +39,23 @@ def written_out(w, threshold, sharpness, values=None):
 @pytest.mark.parametrize("threshold, sharpness", [(0.1, 8.0), (0.6, 3.0), (0.9, 20.0)])
 def test_it_is_the_formula_written_out_with_or_without_a_basis_of_the_values(threshold, sharpness):
     filter_, w = make_filter(threshold=threshold, sharpness=sharpness), weights()
-    filtered, state, measures = filter_(torch.zeros_like(w), w, PERIOD, None)
+    filtered, state, metrics = filter_(torch.zeros_like(w), w, PERIOD, None)
     values = random_basis(VALUE, torch.Generator().manual_seed(1))
     for expected, relative in (written_out(w, threshold, sharpness), written_out(w, threshold, sharpness, values)):
         torch.testing.assert_close(filtered, expected, rtol=0, atol=1e-12)
         below = (relative < threshold).double().mean()
-        assert measures["share_filtered"].item() == pytest.approx(below.item())
-        assert measures["modes"].item() == pytest.approx(KEY * (1 - below.item()))
+        assert metrics["share_filtered"].item() == pytest.approx(below.item())
+        assert metrics["modes"].item() == pytest.approx(KEY * (1 - below.item()))
     assert state is None
     kept = filtered.square().sum() / w.square().sum()
-    assert measures["energy_kept"].item() == pytest.approx(kept.item()) and kept < 1
+    assert metrics["energy_kept"].item() == pytest.approx(kept.item()) and kept < 1
 
 
 def test_threshold_near_nothing_leaves_the_weights_alone():
     w = weights()
-    filtered, _, measures = make_filter(threshold=1e-12)(w, w, PERIOD, None)
+    filtered, _, metrics = make_filter(threshold=1e-12)(w, w, PERIOD, None)
     torch.testing.assert_close(filtered, w, rtol=1e-10, atol=1e-12)
-    assert measures["share_filtered"] == 0 and measures["energy_kept"].item() == pytest.approx(1)
+    assert metrics["share_filtered"] == 0 and metrics["energy_kept"].item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("basis", ["zeta", "fourier", "random"])

@@ -107,17 +107,17 @@ def test_an_outlier_asks_the_canary_within_the_step() -> None:
 
 def test_only_a_checkpoint_at_which_the_canary_passed_is_certified() -> None:
     machine = Machine(OPTIONS, checkpoint_every=70)
-    assert machine.doubt(0) is None
+    assert machine.veto_certification(0) is None
     loss, canary = quiet(500)
     for step, value in enumerate(loss):
         machine.see(step, float(value))
         if machine.asks(step + 1):
             machine.answer(step + 1, float(canary[step]))
-        assert (machine.doubt(step + 1) is None) == ((step + 1) % 50 == 0 or (step + 1) % 70 == 0)
+        assert (machine.veto_certification(step + 1) is None) == ((step + 1) % 50 == 0 or (step + 1) % 70 == 0)
     machine.answer(501, 2.0 + 1.5 * machine.canary.bound)
-    assert "above its bound" in machine.doubt(501)
+    assert "above its bound" in machine.veto_certification(501)
     machine.answer(550, 4.0)
-    assert machine.doubt(550) == machine.damage[0]
+    assert machine.veto_certification(550) == machine.damage[0]
 
 
 def test_nothing_is_decided_while_warming_up() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from muse_core.build import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.evaluation.causality import exact_leak, own_precision_leak
-from muse_core.model.build import build_model
 from muse_core.model.precision import choose_precision
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
@@ -74,13 +74,13 @@ def test_losses_and_measures_by_hand() -> None:
     mean = logits.softmax(-1).mean(0)
     assert step.losses["balance"].item() == pytest.approx(0.5 * valid.sum().item() * 4 * (load * mean).sum().item())
     assert step.losses["z"].item() == pytest.approx(0.25 * logits.logsumexp(-1).square().sum().item())
-    assert [step.measures[f"load_{index}"].item() for index in range(4)] == pytest.approx(load.tolist())
+    assert [step.metrics[f"load_{index}"].item() for index in range(4)] == pytest.approx(load.tolist())
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean() / torch.tensor(4.0).log()
-    assert step.measures["entropy"].item() == pytest.approx(entropy.item())
+    assert step.metrics["entropy"].item() == pytest.approx(entropy.item())
     load_entropy = torch.distributions.Categorical(probs=load).entropy() / torch.tensor(4.0).log()
-    assert step.measures["load_entropy"].item() == pytest.approx(load_entropy.item())
-    assert step.measures["busiest_max"].item() == pytest.approx(load.max().item())
-    assert step.measures["slots"] == 2 and step.measures["dropped"] == 0
+    assert step.metrics["load_entropy"].item() == pytest.approx(load_entropy.item())
+    assert step.metrics["busiest_max"].item() == pytest.approx(load.max().item())
+    assert step.metrics["slots"] == 2 and step.metrics["dropped"] == 0
     assert not step.update[~valid].any(), "padding was computed"
 
 
@@ -97,7 +97,7 @@ def test_capacity_drops_in_training_only() -> None:
     x = torch.randn(B, N, D, dtype=torch.float64)
     free = layer()(x, None, {}, TOKENS).update
     trained, evaluated = experts.train()(x, None, {}, TOKENS), experts.eval()(x, None, {}, TOKENS)
-    assert trained.measures["dropped"] >= 0.5 and evaluated.measures["dropped"] == 0
+    assert trained.metrics["dropped"] >= 0.5 and evaluated.metrics["dropped"] == 0
     assert torch.equal(evaluated.update, free) and not torch.equal(trained.update, free)
 
 

@@ -45,10 +45,10 @@ def test_losses_measures_and_order(tokens: int, experts: int, slots: int, ragged
     found = fused_routing.weigh(logits, wanted, valid, balance=0.5, z_loss=0.25)
     rows = Tokens(torch.arange(tokens, device=DEVICE)[None], valid=None if valid is None else valid[None])
     routing = Routing(expert[None], torch.ones_like(expert[None]), logits[None], {}, {})
-    losses, measures = weigh(wanted[None], wanted[None], routing, rows, balance=0.5, z_loss=0.25)
+    losses, metrics = weigh(wanted[None], wanted[None], routing, rows, balance=0.5, z_loss=0.25)
     torch.testing.assert_close(found.balance, losses["balance"])
     torch.testing.assert_close(found.z, losses["z"])
-    torch.testing.assert_close(found.statistics, torch.stack([value.float() for value in measures.values()]))
+    torch.testing.assert_close(found.statistics, torch.stack([value.float() for value in metrics.values()]))
     upstream = [torch.tensor(1.5, device=DEVICE), torch.tensor(-0.5, device=DEVICE)]
     gradients = [
         torch.autograd.grad(pair, logits, upstream)[0]
@@ -92,7 +92,7 @@ def test_the_layer_and_its_gradients(router: Any) -> None:
                 step = one(inputs[0], None, signals_now, tokens)
             loss = (step.update * upstream).sum() + sum(step.losses.values())
             gradients = torch.autograd.grad(loss, [*inputs, *one.parameters()], allow_unused=True)
-            results.append([step.update, *step.losses.values(), *step.measures.values(), *gradients])
+            results.append([step.update, *step.losses.values(), *step.metrics.values(), *gradients])
     for low, exact in zip(*results, strict=True):
         assert (low is None) == (exact is None)
         if low is not None:
@@ -145,6 +145,6 @@ def test_features_of_the_scattering_router(heads: int, channels: int) -> None:
         for read in (router.read, router.read_fused):
             found = read({"phase": phase, "theta": theta}, tokens._replace(valid=valid), torch.float32)
             gradients = torch.autograd.grad(found.entries, [phase, theta], torch.cos(found.entries.detach()))
-            results.append([found.entries, found.modulus, *found.measures.values(), *gradients])
+            results.append([found.entries, found.modulus, *found.metrics.values(), *gradients])
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from muse_core.build import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
-from muse_core.model.build import build_model
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.testing import build_component
@@ -43,8 +43,8 @@ def route(module: Any, given: dict[str, Tensor], valid: Tensor | None = None) ->
 
 def step(module: Any, given: dict[str, Tensor], valid: Tensor | None = None) -> None:
     """What a run does in an accepted step."""
-    measures = route(module.train(), given, valid).measures
-    module.absorb({name: float(value) for name, value in measures.items()}, 0.0)
+    metrics = route(module.train(), given, valid).metrics
+    module.update_statistics({name: float(value) for name, value in metrics.items()}, 0.0)
 
 
 @pytest.mark.parametrize(("map", "least"), [("bins", 0.02), ("linear", 0.01)])
@@ -58,8 +58,8 @@ def test_every_expert_is_reached_at_the_start_in_a_model(map: str, least: float)
         registry = load_plugins()
         table = {"name": "t", "seed": seed, "model": {"width": 64, "depth": 3, "block": block}}
         model, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=64)
-        measures = model(torch.randint(64, (4, 256), generator=torch.Generator().manual_seed(seed))).measures
-        loads = [value.item() for name, value in measures.items() if "/load_" in name and "entropy" not in name]
+        metrics = model(torch.randint(64, (4, 256), generator=torch.Generator().manual_seed(seed))).metrics
+        loads = [value.item() for name, value in metrics.items() if "/load_" in name and "entropy" not in name]
         assert len(loads) == 24 and min(loads) > least, f"an expert starts with {min(loads):.2%} of the choices"
 
 
@@ -90,9 +90,9 @@ def test_averages_are_constant_within_a_step_and_in_evaluation() -> None:
     module = router(map="bins")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     route(module.train(), signals(3))
-    measured = route(module.eval(), signals(4)).measures
-    module.absorb({name: float(value) for name, value in measured.items()}, 0.5)
-    module.absorb({"edge_0_0": math.nan} | {name: 1.0 for name in before}, 0.5)
+    measured = route(module.eval(), signals(4)).metrics
+    module.update_statistics({name: float(value) for name, value in measured.items()}, 0.5)
+    module.update_statistics({"edge_0_0": math.nan} | {name: 1.0 for name in before}, 0.5)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     step(module, signals(3))
     assert not torch.equal(module.scale.values, before["scale.values"])
@@ -117,7 +117,7 @@ def test_more_experts_at_resonance() -> None:
     resonant = modulus > modulus.flatten().quantile(0.75)
     slots = (routing.expert >= 0).sum(-1)
     assert torch.equal(slots == 3, resonant) and torch.equal(slots == 1, ~resonant)
-    assert routing.measures["resonance"] == pytest.approx(0.25, abs=0.01)
+    assert routing.metrics["resonance"] == pytest.approx(0.25, abs=0.01)
 
 
 def test_a_single_choice_still_trains_the_router() -> None:

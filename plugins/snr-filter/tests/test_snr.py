@@ -38,9 +38,9 @@ def noise_periods(filter_, periods, *, decay, apply):
     weights, state, found = torch.zeros(HEADS, KEY, VALUE, dtype=torch.float64), None, []
     for seed in range(periods):
         after, period = write(weights, *noise(seed), decay=decay)
-        filtered, state, measures = filter_(weights[None], after, period, state)
+        filtered, state, metrics = filter_(weights[None], after, period, state)
         weights = (filtered if apply else after)[0]
-        found.append((after, filtered, measures))
+        found.append((after, filtered, metrics))
     return found
 
 
@@ -48,9 +48,9 @@ def noise_periods(filter_, periods, *, decay, apply):
 def test_of_noise_the_share_of_a_normal_distribution_is_filtered(threshold):
     """erf(τ/√2), in the first period and, with σ carried through the decay, in every later one."""
     filter_ = make_filter(threshold=threshold)
-    for _, _, measures in noise_periods(filter_, 5, decay=0.01, apply=False):
-        assert measures["share_filtered"].item() == pytest.approx(math.erf(threshold / math.sqrt(2)), abs=0.02)
-        assert measures["signal_to_noise"].item() == pytest.approx(1.0, abs=0.05)
+    for _, _, metrics in noise_periods(filter_, 5, decay=0.01, apply=False):
+        assert metrics["share_filtered"].item() == pytest.approx(math.erf(threshold / math.sqrt(2)), abs=0.02)
+        assert metrics["signal_to_noise"].item() == pytest.approx(1.0, abs=0.05)
 
 
 def test_without_the_carried_noise_the_share_would_be_wrong():
@@ -88,10 +88,10 @@ def test_entries_below_fade_and_entries_above_are_boosted_within_the_largest():
     after = torch.tensor([[[[0.2, 3.0, -3.5, 6.0, -1.9]]]], dtype=torch.float64)
     log_decay = torch.tensor([[math.log(0.5)]], dtype=torch.float64)
     period = Period(log_decay, torch.ones(1, 1, dtype=torch.float64), torch.tensor([False]))
-    filtered, state, measures = make_filter(threshold=2.0, gamma_boost=3.0, rate_boost=1.5)(before, after, period, None)
+    filtered, state, metrics = make_filter(threshold=2.0, gamma_boost=3.0, rate_boost=1.5)(before, after, period, None)
     expected = [0.2 * 0.25, 3.0 + 0.5 * (3.0 - 1.0), -3.5 + 0.5 * (-3.5 + 1.5), 6.0, -1.9 * 0.25]
     torch.testing.assert_close(filtered[0, 0, 0], torch.tensor(expected, dtype=torch.float64))
-    assert measures["share_filtered"] == pytest.approx(0.4)
+    assert metrics["share_filtered"] == pytest.approx(0.4)
     assert state["noise"].item() == 1.0
 
 
@@ -134,9 +134,9 @@ def test_gradients_reach_both_weights_and_the_decay():
 def test_a_head_that_never_wrote_stays_finite():
     zeros = torch.zeros(1, HEADS, KEY, VALUE)
     period = Period(torch.zeros(1, HEADS), torch.zeros(1, HEADS), torch.tensor([False]))
-    filtered, _, measures = make_filter()(zeros, zeros, period, None)
+    filtered, _, metrics = make_filter()(zeros, zeros, period, None)
     assert not filtered.any()
-    assert all(torch.isfinite(value) for value in measures.values())
+    assert all(torch.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 0.0}, {"gamma_boost": 0.5}, {"rate_boost": 2.5}])

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
+from muse_core.data.corpus import open_corpus
 from muse_core.recipe.schema import BytePair, Bytes, Data
 from muse_core.testing.building import resolve
-from muse_core.training.corpus import open_corpus
 
 SPLITS = ("train", "validation", "canary", "test")
 
@@ -49,8 +49,8 @@ def test_nothing_is_written_outside_the_cache(tmp_path):
     program = f"""
 from pathlib import Path
 from muse_core.recipe.schema import Bytes, Data
-from muse_core.training.corpus import prepare_corpus
-from muse_core.training.sources import SourceContext
+from muse_core.data.corpus import prepare_corpus
+from muse_core.data.sources import SourceContext
 from muse_text_sources.files import Files
 from muse_text_sources.options import FilesOptions
 cache = Path({str(cache)!r})

@@ -66,7 +66,7 @@ from pathlib import Path
 from {Hub.__module__} import Hub
 from {HubOptions.__module__} import HubOptions
 from muse_core.errors import DataError
-from muse_core.training.sources import SourceContext
+from muse_core.data.sources import SourceContext
 hub = Hub(HubOptions(name="someone/something"), SourceContext(cache=Path({str(tmp_path)!r})))
 for ask in (hub.fingerprint, lambda: list(hub.documents())):
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_leaky_average.options import LeakyAverageOptions
 
@@ -38,14 +38,14 @@ class LeakyAverage(nn.Module):
         self.value = nn.Linear(context.width, context.width, bias=False)
         self.output = nn.Linear(context.width, context.width, bias=False)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         values = self.value(x).unflatten(-1, (self.heads, -1))
         precise = torch.promote_types(x.dtype, torch.float32)
         start = values.new_zeros(values[:, 0].shape, dtype=precise) if state is None else state["average"]
         with torch.autocast(x.device.type, enabled=False):
             averages = leaky_averages(values.to(precise), self.dynamics().to(precise), start, tokens.resets)
         last = averages[:, -1] if tokens.valid is None else last_valid(averages, start, tokens.valid)
-        return Step(self.output(averages.flatten(-2).to(x.dtype)), {"average": last})
+        return LayerOutput(self.output(averages.flatten(-2).to(x.dtype)), {"average": last})
 
 
 def leaky_averages(values: Tensor, keep: Tensor, start: Tensor, resets: Tensor | None) -> Tensor:

@@ -21,6 +21,6 @@ def test_weights_that_outgrow_their_usual_size_are_scaled_to_the_bound() -> None
     small, large = torch.ones(1, 1, 3, 3), 99 * torch.ones(1, 1, 3, 3)
     kept, state, _ = fade(small, small, period, None)
     torch.testing.assert_close(kept, small)
-    scaled, _, measures = fade(small, large, period, state)
+    scaled, _, metrics = fade(small, large, period, state)
     torch.testing.assert_close(scaled, torch.full_like(large, 1.5 * 50))  # usual is the mean of 1 and 99
-    assert measures["share_scaled"] == 1
+    assert metrics["share_scaled"] == 1

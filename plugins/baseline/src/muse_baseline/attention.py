@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from muse_baseline.options import AttentionOptions
 from muse_baseline.rotary import rotate
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 
 
@@ -42,7 +42,7 @@ class Attention(nn.Module):
             nn.init.normal_(projection.weight, std=context.width**-0.5)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * context.width) ** -0.5)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         query = self.query(x).unflatten(-1, (self.heads, self.size))
         key = self.key(x).unflatten(-1, (self.groups, self.size))
         value = self.value(x).unflatten(-1, (self.groups, self.size))
@@ -57,7 +57,7 @@ class Attention(nn.Module):
             mixed, state = self.attend_cached(query, key, value, state, tokens)
         dtype = torch.promote_types(x.dtype, torch.float32)
         state |= {"key": state["key"].to(dtype), "value": state["value"].to(dtype)}
-        return Step(self.output(mixed.flatten(-2)), state)
+        return LayerOutput(self.output(mixed.flatten(-2)), state)
 
     def attend_cached(
         self, query: Tensor, key: Tensor, value: Tensor, state: State, tokens: Tokens

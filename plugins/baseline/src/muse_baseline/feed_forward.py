@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_baseline.options import FeedForwardOptions
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 
 
@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
         nn.init.normal_(self.input.weight, std=context.width**-0.5)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * hidden) ** -0.5)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         hidden = self.input(x)
         if self.activation == "swiglu":
             hidden, gate = hidden.chunk(2, dim=-1)
@@ -31,4 +31,4 @@ class FeedForward(nn.Module):
             hidden = F.gelu(hidden)
         else:
             hidden = F.relu(hidden).square()
-        return Step(self.output(hidden), {})
+        return LayerOutput(self.output(hidden), {})

@@ -1,3 +1,3 @@
 """Handles non-finite gradients: replace, skip or halt."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

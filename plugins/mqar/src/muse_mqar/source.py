@@ -40,13 +40,13 @@ class Mqar:
             )
         shape = (len(indices), length)
         ids, labels = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        counted = np.zeros(shape, dtype=bool)
+        loss_mask = np.zeros(shape, dtype=bool)
         for row, index in enumerate(indices):
-            self._fill(split, int(index), ids[row], labels[row], counted[row])
+            self._fill(split, int(index), ids[row], labels[row], loss_mask[row])
         positions = torch.arange(length).expand(shape)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(counted), Tokens(positions))
+        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(loss_mask), Tokens(positions))
 
-    def _fill(self, split: str, index: int, ids: np.ndarray, labels: np.ndarray, counted: np.ndarray) -> None:
+    def _fill(self, split: str, index: int, ids: np.ndarray, labels: np.ndarray, loss_mask: np.ndarray) -> None:
         """One example into ids, labels and counted, each (N,)."""
         options = self.options
         draw = np.random.Generator(np.random.Philox(key=[options.seed * len(SPLITS) + SPLITS.index(split), index]))
@@ -65,4 +65,4 @@ class Mqar:
         ids[0 : 2 * pairs : 2], ids[1 : 2 * pairs : 2] = keys, values
         ids[asked] = keys
         labels[asked] = values
-        counted[asked] = True
+        loss_mask[asked] = True

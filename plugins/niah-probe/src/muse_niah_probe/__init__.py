@@ -1,3 +1,3 @@
 """Needle-in-a-haystack probe of a model's memory while it trains."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

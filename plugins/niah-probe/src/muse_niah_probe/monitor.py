@@ -59,13 +59,13 @@ class NiahProbe(BudgetedProbe):
         """Asked first after the first step, which is when the capacity is measured: it does not change with the
         weights, and a kernel that is off should not train for long."""
         if self.fast_weights is not None and self.held is None:
-            with self.allowance.spending(once=True):
+            with self.probe_budget.spending(once=True):
                 self.held = self._capacity(torch.device(self.context.kernels.device))
             self.failure = self._off_theory(self.held)
         return super().wants_probe(step, floats)
 
     def probe(self, model: Any) -> dict[str, float]:
-        with self.allowance.spending():
+        with self.probe_budget.spending():
             found = self._probe(model)
         self.failure = self._failure(found)
         return found | self.costs() | {"failed": float(bool(self.failure))}

@@ -1,3 +1,3 @@
 """A potential of bumps at logarithms of prime powers, and an initializer of the same weights."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

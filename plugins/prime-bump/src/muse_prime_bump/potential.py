@@ -45,7 +45,7 @@ class PrimeBump(nn.Module):
         return value, torch.zeros_like(value)
 
     @torch.no_grad()
-    def absorb(self, measures: Mapping[str, float], progress: float) -> None:
+    def update_statistics(self, metrics: Mapping[str, float], progress: float) -> None:
         wanted = scheduled(self.options, progress)
         far = abs(math.log(wanted / self.made_for)) >= SMALLEST_CHANGE
         if far or (progress >= 1.0 and wanted != self.made_for):

@@ -23,7 +23,7 @@ def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measures(
+def metrics(
     potential: Tensor, decay: Tensor, theta: Tensor, hopping: Tensor, valid: Tensor | None
 ) -> dict[str, Tensor]:
     """Over valid tokens: ``decay`` Γ with ``decay_min`` and ``decay_max``; ``overdamped``, the share with Γ > 10 |V|;

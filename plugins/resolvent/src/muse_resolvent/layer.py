@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.component import named
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
 from muse_resolvent.carry import last_valid, restored, stored
-from muse_resolvent.diagnostics import local_exponents, measures, strengths
+from muse_resolvent.diagnostics import local_exponents, metrics, strengths
 from muse_resolvent.dynamics import Dynamics
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
@@ -70,7 +70,7 @@ class Resolvent(nn.Module):
         self.output = nn.Linear(features, width, bias=False)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         low = lowered(x)
         terms = self.terms(low, signals, tokens)
         potential, decay = self.total(terms, low)
@@ -98,8 +98,8 @@ class Resolvent(nn.Module):
             # In the precision of the output's product, which the gate has.
             dtype = features[0].dtype if gate is None else gate.dtype
             mixed = torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
-            measured = measures(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
-        return Step(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
+            measured = metrics(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
+        return LayerOutput(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
 
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""

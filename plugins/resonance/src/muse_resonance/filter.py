@@ -47,7 +47,7 @@ class Resonance(nn.Module):
             relative = energy / energy.amax(-1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
             mask = self.mask(relative)
             filtered = frame @ (modes * mask[..., None, :, None]).flatten(-3, -2)
-        return filtered, None, self.measures(after, filtered, relative)
+        return filtered, None, self.metrics(after, filtered, relative)
 
     def mask(self, relative: Tensor) -> Tensor:
         """m in [0, 1] from r² in [0, 1]."""
@@ -56,7 +56,7 @@ class Resonance(nn.Module):
         return torch.sigmoid(self.options.sharpness * (0.5 * logarithm - threshold.log()))
 
     @torch.no_grad()
-    def measures(self, after: Tensor, filtered: Tensor, relative: Tensor) -> dict[str, Tensor]:
+    def metrics(self, after: Tensor, filtered: Tensor, relative: Tensor) -> dict[str, Tensor]:
         """Of weights before and after, and r² (B, H, K)."""
         above = (relative >= self.options.threshold**2).to(after.dtype)
         power = after.square().sum().clamp_min(torch.finfo(after.dtype).tiny)

@@ -1,3 +1,3 @@
 """Finds damage by training loss and canary text, and rolls back."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -57,7 +57,7 @@ class Machine:
         elif self.suspicion is None:
             self.suspicion = f"the losses themselves gave no reason to look at step {step}", self.passed_at
 
-    def doubt(self, step: int) -> str | None:
+    def veto_certification(self, step: int) -> str | None:
         """Why the weights after ``step`` steps cannot be vouched for, or None."""
         if step == 0:
             return None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Verdict
+from muse_core.data.micro_batches import to_device
 from muse_core.evaluation.cross_entropy import cross_entropy
-from muse_core.model.batches import to_device
 from muse_core.training.monitor_context import MonitorContext
 from muse_rollback.ladder import remedy
 from muse_rollback.machine import Machine
@@ -78,11 +78,11 @@ class Rollback:
             there = to_device(batch, device)
             output = model(there.inputs, None, there.tokens)
             total += cross_entropy(model, output.hidden, there).double()
-            tokens += int(batch.counted.sum())
+            tokens += int(batch.loss_mask.sum())
         return float(total / max(tokens, 1))
 
-    def doubt(self, step: int) -> str | None:
-        return self.machine.doubt(step)
+    def veto_certification(self, step: int) -> str | None:
+        return self.machine.veto_certification(step)
 
     def state_dict(self) -> dict[str, Any]:
         return self.machine.state_dict() | {"streak": self.streak}

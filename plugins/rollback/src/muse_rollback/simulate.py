@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from muse_core.training.records import read_rows
+from muse_core.metrics.jsonl import read_rows
 from muse_rollback.machine import Machine
 from muse_rollback.noise import Noise, recorded
 from muse_rollback.options import PerplexitySpikeOptions, RollbackOptions

@@ -1,3 +1,3 @@
 """Experts, a router by scattering phases, and early exit."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

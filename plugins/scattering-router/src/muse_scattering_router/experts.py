@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import Routing, State, Step, Tokens
+from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.flops import flops_per_token
 from muse_core.model.precision import product_dtype
@@ -38,7 +38,7 @@ class Experts(nn.Module):
         self.input = _matrices(count, (inputs, width), width**-0.5, context.generator)
         self.output = _matrices(count, (width, hidden), (2 * context.depth * hidden) ** -0.5, context.generator)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised."""
         routing = self.router(x, signals, tokens)
         wanted = routing.expert
@@ -46,15 +46,15 @@ class Experts(nn.Module):
             wanted = wanted.masked_fill(~tokens.valid[..., None], -1)
         taken = self.within_capacity(wanted)
         if taken is wanted and self.fuses(x, routing):
-            update, losses, measures = self.compute_fused(x, routing, wanted, tokens)
+            update, losses, metrics = self.compute_fused(x, routing, wanted, tokens)
         else:
             every_slot = getattr(self.router, "fills_slots", False) and tokens.valid is None and taken is wanted
             weight = routing.weight if every_slot else routing.weight.masked_fill(taken < 0, 0.0)
             update = self.compute(x, taken, weight, every_slot=every_slot)
             scales = {"balance": self.options.balance, "z_loss": self.options.z_loss}
-            losses, measures = weigh(wanted, taken, routing, tokens, **scales)
-        measures |= {f"router/{name}": value for name, value in routing.measures.items()}
-        return Step(update, {}, {}, dict(routing.losses) | losses, measures)
+            losses, metrics = weigh(wanted, taken, routing, tokens, **scales)
+        metrics |= {f"router/{name}": value for name, value in routing.metrics.items()}
+        return LayerOutput(update, {}, {}, dict(routing.losses) | losses, metrics)
 
     def within_capacity(self, expert: Tensor) -> Tensor:
         """``expert`` (B, N, K) without the choices that exceed the capacity."""
@@ -118,8 +118,8 @@ class Experts(nn.Module):
             )
         names = ["entropy", "load_entropy", "busiest_max", "slots", "dropped"]
         names += [f"load_{index}" for index in range(self.options.experts)]
-        measures = dict(zip(names, weighed.statistics.unbind(), strict=True))
-        return update.view(x.shape), {"balance": weighed.balance, "z": weighed.z}, measures
+        metrics = dict(zip(names, weighed.statistics.unbind(), strict=True))
+        return update.view(x.shape), {"balance": weighed.balance, "z": weighed.z}, metrics
 
     def flops_per_token(self) -> int:
         """Of the experts that a token is expected to use, and the router."""

@@ -99,9 +99,9 @@ def _forward(
     block = tl.program_id(0)
     token, head = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, WIDE)
     there = token < tokens
-    counted = there
+    loss_mask = there
     if masked:
-        counted = there & (tl.load(valid + token, mask=there, other=0) != 0)
+        loss_mask = there & (tl.load(valid + token, mask=there, other=0) != 0)
     inside = there[:, None] & (head < heads)[None, :]
     place = token.to(tl.int64)[:, None] * heads + head[None, :]
     angle = tl.load(phase + place, mask=inside, other=0.0).to(tl.float32)
@@ -118,7 +118,7 @@ def _forward(
             value = tl.sum(tl.where(member, size if kind == 1 else angle, 0.0), 1) / number
             mean, factor = _scale(moments, feature)
             tl.store(entries + token.to(tl.int64) * 2 * channels + feature, (value - mean) * factor, mask=there)
-            seen = tl.where(counted, value, 0.0)
+            seen = tl.where(loss_mask, value, 0.0)
             line = sums + (block * 2 * channels + feature) * 2
             tl.store(line, tl.sum(seen, 0))
             tl.store(line + 1, tl.sum(seen * seen, 0))

@@ -121,18 +121,18 @@ def _tally(
     there = token < tokens
     inside = there[:, None] & (column < experts)[None, :]
     score, partition, share = _softmax(logits + token.to(tl.int64)[:, None] * experts + column[None, :], inside)
-    counted = there
+    loss_mask = there
     if masked:
-        counted = there & (tl.load(valid + token, mask=there, other=0) != 0)
+        loss_mask = there & (tl.load(valid + token, mask=there, other=0) != 0)
     mixed = tl.where(inside, share * score, 0.0)
-    entropy = tl.where(counted, partition - tl.sum(mixed, 1), 0.0)
-    squared = tl.where(counted, partition * partition, 0.0)
-    share = tl.where(counted[:, None], share, 0.0)
+    entropy = tl.where(loss_mask, partition - tl.sum(mixed, 1), 0.0)
+    squared = tl.where(loss_mask, partition * partition, 0.0)
+    share = tl.where(loss_mask[:, None], share, 0.0)
     line = sums + block * (WIDE + 4)
     tl.store(line + column, tl.sum(share, 0))
     tl.store(line + WIDE, tl.sum(squared, 0))
     tl.store(line + WIDE + 1, tl.sum(entropy, 0))
-    tl.store(line + WIDE + 2, tl.sum(counted.to(tl.float32), 0))
+    tl.store(line + WIDE + 2, tl.sum(loss_mask.to(tl.float32), 0))
     number = tl.zeros((WIDE,), dtype=tl.int32)
     for slot in range(0, slots):
         chosen = tl.load(expert + token.to(tl.int64) * slots + slot, mask=there, other=-1).to(tl.int32)
@@ -220,6 +220,6 @@ def _backward(
     centred = upstream[None, :] - tl.sum(share * upstream[None, :], 1)[:, None]
     found = share * (centred + (tl.load(to_z).to(tl.float32) * z_scale * partition)[:, None])
     if masked:
-        counted = tl.load(valid + token, mask=there, other=0) != 0
-        found = tl.where(counted[:, None], found, 0.0)
+        loss_mask = tl.load(valid + token, mask=there, other=0) != 0
+        found = tl.where(loss_mask[:, None], found, 0.0)
     tl.store(gradient + place, found.to(gradient.dtype.element_ty), mask=inside)

@@ -50,11 +50,11 @@ def weigh(
         full = math.log(experts) if experts > 1 else 1.0
         entropy = partition - (probability * logits).sum(-1)
         entropy = entropy.mean() if tokens.valid is None else (entropy * tokens.valid).sum() / count.clamp(min=1)
-        measures = {
+        metrics = {
             "entropy": entropy / full,
             "load_entropy": -torch.xlogy(load, load).sum() / full,
             "busiest_max": load.max(),
             "slots": chosen / count.clamp(min=1),
             "dropped": torch.zeros_like(chosen) if taken is wanted else 1 - (taken >= 0).sum() / chosen,
         } | {f"load_{index}": share for index, share in enumerate(load.unbind())}
-    return losses, {name: value.detach() for name, value in measures.items()}
+    return losses, {name: value.detach() for name, value in metrics.items()}

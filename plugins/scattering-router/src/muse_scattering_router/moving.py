@@ -30,9 +30,9 @@ class Moving(nn.Module):
         return dict(zip(self.names, values.flatten().unbind()))
 
     @torch.no_grad()
-    def follow(self, measures: Mapping[str, float]) -> None:
+    def follow(self, metrics: Mapping[str, float]) -> None:
         """Take up a step; one that measured nothing, or nothing finite, is passed over."""
-        seen = [measures.get(name, math.nan) for name in self.names]
+        seen = [metrics.get(name, math.nan) for name in self.names]
         if not all(map(math.isfinite, seen)):
             return
         self.steps += 1

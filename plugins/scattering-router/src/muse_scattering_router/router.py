@@ -31,7 +31,7 @@ class Read(NamedTuple):
     """(B, N, I): what the logits are linear in."""
     modulus: Tensor
     """(B, N, 1): log |θ|, its mean over channels."""
-    measures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
     """What the moving averages absorb."""
 
 
@@ -86,17 +86,17 @@ class Scattering(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             read = self.read_fused if self.fuses(signals, dtype) else self.read
-            entries, modulus, measures = read(signals, tokens, dtype)
+            entries, modulus, metrics = read(signals, tokens, dtype)
             logits = self.score(entries)
         used = None
         if self.resonance is not None:
             resonant = self.resonance(modulus)[..., 0] > 0
             used = torch.where(resonant, self.options.at_resonance, self.options.top_k)
-            measures |= self.resonant(resonant, modulus, tokens)
+            metrics |= self.resonant(resonant, modulus, tokens)
         elif not self.fills_slots:
             used = torch.full(x.shape[:2], self.options.top_k, device=x.device)
         expert, weight = best(logits, self.slots, used)
-        return Routing(expert, weight, logits, {}, measures)
+        return Routing(expert, weight, logits, {}, metrics)
 
     def read(self, signals: Mapping[str, Tensor], tokens: Tokens, dtype: torch.dtype) -> Read:
         """What the logits are linear in, log |θ|, and in training what the moving averages absorb."""
@@ -141,12 +141,12 @@ class Scattering(nn.Module):
             measured |= {f"modulus_{name}": value for name, value in seen.items()}
         return measured
 
-    def absorb(self, measures: Mapping[str, float], progress: float) -> None:
+    def update_statistics(self, metrics: Mapping[str, float], progress: float) -> None:
         """Move the averages by what the accepted step has measured."""
-        self.scale.follow(measures)
+        self.scale.follow(metrics)
         if self.resonance is not None:
             prefix = "modulus_"
-            own = {key.removeprefix(prefix): value for key, value in measures.items() if key.startswith(prefix)}
+            own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
             self.resonance.follow(own)
 
 

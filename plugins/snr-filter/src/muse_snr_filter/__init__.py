@@ -1,3 +1,3 @@
 """A signal-to-noise filter of fast weights."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

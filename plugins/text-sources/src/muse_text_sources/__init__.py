@@ -1,3 +1,3 @@
 """Sources of text: the State of the Union addresses, the Python library, local files, the Hugging Face hub."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

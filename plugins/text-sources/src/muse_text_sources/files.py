@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from muse_core.contracts import Document
+from muse_core.data.sources import SourceContext
 from muse_core.errors import DataError
-from muse_core.training.sources import SourceContext
 from muse_text_sources.options import FilesOptions
 from muse_text_sources.rows import library, read_errors, text_of
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from muse_core.contracts import Document
-from muse_core.training.sources import SourceContext, open_source
+from muse_core.data.sources import SourceContext, open_source
 from muse_text_sources.options import MixOptions
 
 

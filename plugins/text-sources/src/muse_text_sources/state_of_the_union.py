@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muse_core.contracts import Document
+from muse_core.data.sources import SourceContext
 from muse_core.errors import DataError
-from muse_core.training.sources import SourceContext
 from muse_text_sources.options import StateOfTheUnionOptions
 
 CORPUS = Path(__file__).parent / "corpora" / "state-of-the-union.parquet"

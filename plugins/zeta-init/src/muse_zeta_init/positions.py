@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_zeta_init.options import ZetaPositionsOptions
 from muse_zeta_init.zeros import random_zeros, zeta_zeros
@@ -28,10 +28,10 @@ class ZetaPositions(nn.Module):
         )
         self.amplitude = nn.Parameter(torch.full((2 * (context.width // 2),), options.scale))
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         angle = tokens.positions.to(self.frequency.dtype)[..., None] * self.frequency
         update = torch.cat((angle.sin(), angle.cos()), dim=-1) * self.amplitude
-        return Step(nn.functional.pad(update, (0, x.shape[-1] - update.shape[-1])).to(x.dtype), {})
+        return LayerOutput(nn.functional.pad(update, (0, x.shape[-1] - update.shape[-1])).to(x.dtype), {})
 
 
 def frequencies(options: ZetaPositionsOptions, count: int, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ Letters: B batch rows, N tokens, D width, S span.
 from __future__ import annotations
 
 import torch
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import State, LayerOutput, Tokens
 from muse_core.model.context import Context
 from torch import Tensor, nn
 
@@ -26,14 +26,14 @@ class NewPlugin(nn.Module):
         # As many updates as there are blocks add up in the stream.
         nn.init.normal_(self.output.weight, std=(2 * context.depth * width) ** -0.5, generator=generator)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         memory = self.span - 1
         before = x.new_zeros(x.shape[0], memory, x.shape[2]) if state is None else state["inputs"].to(x.dtype)
         stream = torch.cat([before, x], dim=1)
         document = documents(tokens, memory)
         mixed = sum(tap * earlier(stream, document, lag, self.span) for lag, tap in enumerate(self.taps))
-        return Step(self.output(mixed.to(x.dtype)), {"inputs": last_inputs(stream, document, memory, tokens.valid)})
+        return LayerOutput(self.output(mixed.to(x.dtype)), {"inputs": last_inputs(stream, document, memory, tokens.valid)})
 
 
 def earlier(stream: Tensor, document: Tensor, lag: int, span: int) -> Tensor:

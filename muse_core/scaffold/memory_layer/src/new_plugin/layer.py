@@ -6,7 +6,7 @@ Letters: B batch rows, N tokens, D width, H heads, K = D / H.
 from __future__ import annotations
 
 import torch
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import State, LayerOutput, Tokens
 from muse_core.model.context import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +37,7 @@ class NewPlugin(nn.Module):
         nn.init.normal_(self.input.weight, std=width**-0.5, generator=generator)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * width) ** -0.5, generator=generator)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         query, key, value = self.input(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         log_decay, rate = self.dynamics(x)
@@ -51,7 +51,7 @@ class NewPlugin(nn.Module):
             unit(query), unit(key), value, log_decay, rate, rule=self.rule, initial=before, resets=resets
         )
         energy = weights.detach().square().sum((-1, -2)).mean()
-        return Step(self.output(read.flatten(2).to(x.dtype)), {"weights": weights}, measures={"energy": energy})
+        return LayerOutput(self.output(read.flatten(2).to(x.dtype)), {"weights": weights}, metrics={"energy": energy})
 
 
 class Dynamics(nn.Module):

@@ -6,8 +6,8 @@ Letters: B batch rows, N tokens, D width, S span.
 from __future__ import annotations
 
 import torch
-from muse_core.contracts import Output, State, Tokens
-from muse_core.model.build import ModelContext
+from muse_core.contracts import ModelOutput, State, Tokens
+from muse_core.build import ModelContext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +29,7 @@ class NewPlugin(nn.Module):
             nn.init.normal_(self.embedding.weight, std=0.02)
         self.norm = nn.RMSNorm(options.width, eps=1e-6)
 
-    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> Output:
+    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         """``inputs``: ids (B, N) or embeddings (B, N, D). ``tokens`` None: one document in every row."""
         x = inputs if inputs.is_floating_point() else self.embedding(inputs)
         if tokens is None:
@@ -40,7 +40,7 @@ class NewPlugin(nn.Module):
         document = documents(tokens, memory)
         window = torch.cat([earlier(stream, document, lag, self.span) for lag in range(self.span)], dim=-1)
         hidden = self.norm(x + self.output(F.gelu(self.input(window))))
-        return Output(hidden, {"inputs": last_inputs(stream, document, memory, tokens.valid)}, {}, {})
+        return ModelOutput(hidden, {"inputs": last_inputs(stream, document, memory, tokens.valid)}, {}, {})
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, N, D) → scores (B, N, vocabulary)."""

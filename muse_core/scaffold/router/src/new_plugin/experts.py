@@ -6,7 +6,7 @@ Letters: B batch rows, N tokens, D width, E experts, F hidden units.
 from __future__ import annotations
 
 import torch
-from muse_core.contracts import State, Step, Tokens
+from muse_core.contracts import State, LayerOutput, Tokens
 from muse_core.model.context import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,11 +27,11 @@ class NewPluginExperts(nn.Module):
         output = torch.randn(count, hidden, width, generator=context.generator)
         self.output = nn.Parameter(output * (2 * context.depth * hidden) ** -0.5)
 
-    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> Step:
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised. Each token by itself; the state is empty."""
         routing = self.router(x, signals, tokens)
         weight = per_expert(routing.weight, routing.expert, len(self.input)).to(x.dtype)
         hidden = F.gelu(torch.einsum("bnd,edf->bnef", x, self.input.to(x.dtype)))
         update = torch.einsum("bnef,efd->bnd", hidden * weight[..., None], self.output.to(x.dtype))
-        measures = {f"router/{name}": value for name, value in routing.measures.items()}
-        return Step(update, {}, {}, routing.losses, measures)
+        metrics = {f"router/{name}": value for name, value in routing.metrics.items()}
+        return LayerOutput(update, {}, {}, routing.losses, metrics)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from muse_core.contracts import Document
-from muse_core.training.sources import SourceContext
+from muse_core.data.sources import SourceContext
 
 from new_plugin.options import NewPluginOptions
 

@@ -25,13 +25,13 @@ class NormalisedScores:
         scores = model.logits(output.hidden)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         log_z = scores.logsumexp(dim=-1)
-        labels = batch.labels.masked_fill(~batch.counted, 0)
+        labels = batch.labels.masked_fill(~batch.loss_mask, 0)
         surprise = log_z - scores.gather(-1, labels[..., None])[..., 0]
-        entropy = torch.where(batch.counted, surprise, 0.0).sum()
-        penalty = self.weight * torch.where(batch.counted, log_z.square(), 0.0).sum()
+        entropy = torch.where(batch.loss_mask, surprise, 0.0).sum()
+        penalty = self.weight * torch.where(batch.loss_mask, log_z.square(), 0.0).sum()
         losses = {"cross_entropy": entropy, "normaliser": penalty} | output.losses
         detached = {name: value.detach() for name, value in losses.items()}
-        return Result(sum(losses.values()), detached, output.measures, output.state)
+        return Result(sum(losses.values()), detached, output.metrics, output.state)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -1,0 +1,1 @@
+"""Text and tasks: from a source to batches."""

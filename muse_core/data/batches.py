@@ -1,0 +1,152 @@
+"""Batches as pure functions: of the step in training, of the split in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from muse_core.contracts import Batch, Tokens
+from muse_core.data.corpus import Corpus, open_corpus, prepare_corpus
+from muse_core.data.permutation import permute, shuffled
+from muse_core.data.quarantine import data_step
+from muse_core.data.token_files import Split
+from muse_core.errors import DataError
+
+__all__ = ["Corpus", "Split", "TrainingData", "evaluation_batches", "open_corpus", "prepare_corpus"]
+
+
+class TrainingData:
+    """The training split in batches. Holds no cursor: ``batch`` depends on its arguments alone.
+
+    order "permuted": windows of ``sequence_length`` tokens in an order that is a function of seed, epoch and index,
+    each read with fresh state. order "streams": ``batch_size`` contiguous stretches, one a row, read on from step to
+    step with the state carried; which stretch a row reads changes with the epoch.
+
+    Documents are packed: a window holds the end of one and the beginning of the next. Text at the end that does not
+    fill a window is left out.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        seed: int,
+        batch_size: int,
+        sequence_length: int,
+        order: str = "permuted",
+        reset_at_documents: bool = True,
+    ):
+        self._text = corpus.split("train")
+        self._seed = seed
+        self._batch_size = batch_size
+        self._length = sequence_length
+        self._streams = order == "streams"
+        self._reset_at_documents = reset_at_documents
+        self._num_labels = len(self._text.tokens) - 1
+        rows = batch_size if self._streams else 1
+        self._windows_per_row = self._num_labels // rows // sequence_length
+        if not self._windows_per_row:
+            raise DataError(
+                f"the training text has {self._num_labels} tokens, fewer than {rows} × {sequence_length} that "
+                f"{'the streams of a batch need' if self._streams else 'a window needs'}: shorten "
+                f"train.sequence_length{' or train.batch_size' if self._streams else ''}, or give more text"
+            )
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that read the training text once."""
+        return self._windows_per_row / (1 if self._streams else self._batch_size)
+
+    def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
+        """See ``muse_core.data.quarantine``."""
+        return data_step(step, quarantine)
+
+    def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
+        """The batch of an optimiser step, (batch_size, sequence_length), on the CPU.
+
+        Row r of step s is fixed, whatever ranks and micro-batches the rows are dealt to. In streams ``tokens.offset``
+        is the unreduced stream position, step × sequence_length, and token 0 resets where a row does not continue the
+        previous step's text: at the start, at a new epoch, behind a quarantined step.
+        """
+        if self._streams:
+            return self._stream_batch(step, quarantine)
+        places = self.data_step(step, quarantine) * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        windows = shuffled(places, self._windows_per_row, seed=self._seed)
+        return _windows(self._text, windows * self._length, self._length, self._reset_at_documents)
+
+    def _stream_batch(self, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
+        data_step = self.data_step(step, quarantine)
+        epoch, window = divmod(data_step, self._windows_per_row)
+        places = epoch * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        stretches = shuffled(places, self._batch_size, seed=self._seed)
+        origins = stretches * (self._num_labels // self._batch_size)
+        starts = origins + window * self._length
+        batch = _windows(self._text, starts, self._length, self._reset_at_documents, origins=origins)
+        continues = step > 0 and window > 0 and self.data_step(step - 1, quarantine) == data_step - 1
+        resets = torch.zeros_like(batch.loss_mask) if batch.tokens.resets is None else batch.tokens.resets
+        resets[:, 0] |= not continues
+        return batch._replace(tokens=batch.tokens._replace(offset=step * self._length, resets=resets))
+
+
+def evaluation_batches(
+    split: Split,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    span: int | None = None,
+    reset_at_documents: bool = True,
+) -> Iterator[Batch]:
+    """The same batches every time: windows read with fresh state, every token of the split scored at most once, and
+    exactly once without ``max_tokens``.
+
+    span: tokens that are taken together, a multiple of ``sequence_length`` (default: that); sequence lengths that
+    share a span read the same text. Spans come in a fixed shuffled order, so that ``max_tokens`` (in whole spans, at
+    least one) takes a sample of all documents. The window at the end of the text is filled up with separators that
+    are not counted. The last batch may have fewer rows.
+    """
+    starts = evaluation_starts(split, sequence_length=sequence_length, max_tokens=max_tokens, span=span)
+    for first in range(0, len(starts), batch_size):
+        yield _windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
+
+
+def evaluation_starts(
+    split: Split, *, sequence_length: int, max_tokens: int | None = None, span: int | None = None
+) -> np.ndarray:
+    """(rows,) int64: places where the rows of ``evaluation_batches`` begin, in their order."""
+    span = span or sequence_length
+    if span % sequence_length:
+        raise ValueError(f"a span of {span} tokens cannot be cut into windows of {sequence_length}")
+    num_labels = len(split.tokens) - 1
+    count = -(-num_labels // span)
+    taken = count if max_tokens is None else min(count, max(1, max_tokens // span))
+    spans = permute(np.arange(taken, dtype=np.int64), count, seed=0, epoch=0) * span
+    starts = (spans[:, None] + np.arange(0, span, sequence_length)).ravel()
+    return starts[starts < num_labels]
+
+
+def _windows(
+    text: Split, starts: np.ndarray, length: int, reset_at_documents: bool, *, origins: np.ndarray | None = None
+) -> Batch:
+    """A batch whose row r reads ``length`` tokens from place ``starts[r]``.
+
+    origins: (B,) places where the reading of each row began; positions count from there, or from a later document
+    start if documents count. Default: ``starts``.
+    """
+    places = starts[:, None] + np.arange(length + 1)
+    ids = text.tokens[np.minimum(places, len(text.tokens) - 1)].astype(np.int64)
+    places = places[:, :-1]
+    begin = np.broadcast_to((starts if origins is None else origins)[:, None], places.shape)
+    resets = None
+    if reset_at_documents:
+        document = text.starts[np.searchsorted(text.starts, places, side="right") - 1]
+        begin = np.maximum(begin, document)
+        resets = torch.from_numpy(document == places)
+    return Batch(
+        inputs=torch.from_numpy(ids[:, :-1].copy()),
+        labels=torch.from_numpy(ids[:, 1:].copy()),
+        loss_mask=torch.from_numpy(places + 1 < len(text.tokens)),
+        tokens=Tokens(positions=torch.from_numpy(places - begin), resets=resets),
+    )

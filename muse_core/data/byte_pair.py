@@ -1,0 +1,110 @@
+"""Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2, Radford et al. 2019) by ``tokenizers``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+
+import attrs
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
+from muse_core.errors import DataError
+
+END = "<|endoftext|>"
+
+
+@attrs.frozen(eq=False, slots=False)
+class BytePairTokenizer(Tokenizer):
+    """The separator stays outside the vocabulary of the library, which would otherwise find its name in text."""
+
+    model: tokenizers.Tokenizer
+    separator: int
+
+    @functools.cached_property
+    def pieces(self) -> Sequence[bytes]:
+        value_of = {character: value for value, character in enumerate(byte_characters())}
+        pieces = [b""] * max(self.separator + 1, self.model.get_vocab_size())
+        for token, index in self.model.get_vocab().items():
+            if index != self.separator:
+                pieces[index] = bytes(value_of[character] for character in token)
+        return pieces
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self.model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def to_json(self) -> str:
+        content = {"kind": "byte-pair", "separator": self.separator, "model": json.loads(self.model.to_str())}
+        return json.dumps(content, sort_keys=True)
+
+
+def train(vocabulary: int, texts: Iterable[str]) -> BytePairTokenizer:
+    """Learn ``vocabulary`` tokens, the separator among them, from ``texts``. The same texts give the same tokens.
+
+    DataError when the text supports fewer.
+    """
+    model = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 1, initial_alphabet=sorted(byte_characters()), show_progress=False
+    )
+    model.train_from_iterator(texts, trainer)
+    learned = model.get_vocab_size() + 1
+    if learned < vocabulary:
+        raise DataError(
+            f"the training text supports only {learned} of {vocabulary} byte-pair tokens: "
+            f"set data.tokenizer.vocabulary to {learned} or less, or give more text"
+        )
+    return BytePairTokenizer(model, separator=vocabulary - 1)
+
+
+def read_files(vocab_path: str, merges_path: str) -> BytePairTokenizer:
+    """The encoding of GPT-2's vocab.json and merges.txt. DataError when they are not byte-level encoding."""
+    vocab = _read_vocab(vocab_path)
+    lines = (line for line in read_tokenizer_file(merges_path).splitlines() if not line.startswith("#version"))
+    merges = []
+    for line in filter(None, lines):
+        left, _, right = line.partition(" ")
+        if not {left, right, left + right} <= vocab.keys():
+            raise DataError(f"{merges_path}: merge {line!r} does not fit {vocab_path}")
+        merges.append((left, right))
+    return BytePairTokenizer(_byte_level(models.BPE(vocab=vocab, merges=merges)), vocab.get(END, len(vocab)))
+
+
+def restore(model: str, separator: int) -> BytePairTokenizer:
+    """From the library's JSON."""
+    return BytePairTokenizer(tokenizers.Tokenizer.from_str(model), separator)
+
+
+def byte_characters() -> list[str]:
+    """The printable character by which GPT-2's files write each byte value."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = (value for value in range(256) if value not in printable)
+    shifted = {value: 256 + rank for rank, value in enumerate(others)}
+    return [chr(shifted.get(value, value)) for value in range(256)]
+
+
+def _read_vocab(path: str) -> dict[str, int]:
+    try:
+        vocab = json.loads(read_tokenizer_file(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error}): give GPT-2's vocab.json") from error
+    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
+        raise DataError(f"{path}: not a table of tokens numbered from 0 without gaps: give GPT-2's vocab.json")
+    alphabet = set(byte_characters())
+    if missing := alphabet - vocab.keys():
+        raise DataError(f"{path}: {len(missing)} of the 256 byte tokens are missing: not byte-level encoding")
+    if odd := [token for token in vocab if token != END and not alphabet.issuperset(token)]:
+        raise DataError(f"{path}: token {odd[0]!r} is not made of bytes: not byte-level encoding")
+    return vocab
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """Documents are cut into words by GPT-2's pattern."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

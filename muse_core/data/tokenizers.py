@@ -1,0 +1,78 @@
+"""The tokenizers that a recipe may choose, and their descriptions on disk. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
+from muse_core.recipe.schema import GPT2, BytePair, Bytes
+
+
+class ByteTokenizer(Tokenizer):
+    """Every UTF-8 byte is the token of its value; 256 separates documents."""
+
+    separator = 256
+    pieces = (*(bytes([value]) for value in range(256)), b"")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "bytes"})
+
+
+def identity(options: Any) -> str:
+    """Names everything besides the training text that decides the tokenizer which ``options`` describe."""
+    match options:
+        case Bytes():
+            return "bytes"
+        case BytePair(vocabulary=size):
+            return f"bpe/{size}/{_library()}"
+        case GPT2(vocab=vocab, merges=merges):
+            digests = (hashlib.sha256(read_tokenizer_file(path).encode()).hexdigest() for path in (vocab, merges))
+            return f"gpt2/{'/'.join(digests)}/{_library()}"
+    raise ValueError(f"unknown tokenizer options {options!r}")
+
+
+def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that ``options`` (Bytes, BytePair or GPT2 of the recipe's schema) describe.
+
+    texts: the training split, read only by one that learns. DataError when files are unusable or the text supports
+    fewer tokens than asked for.
+    """
+    match options:
+        case Bytes():
+            return ByteTokenizer()
+        case BytePair(vocabulary=size):
+            from muse_core.data import byte_pair
+
+            return byte_pair.train(size, texts)
+        case GPT2(vocab=vocab, merges=merges):
+            from muse_core.data import byte_pair
+
+            return byte_pair.read_files(vocab, merges)
+    raise ValueError(f"unknown tokenizer options {options!r}")
+
+
+def from_json(text: str) -> Tokenizer:
+    """The tokenizer that :meth:`Tokenizer.to_json` described. ValueError for anything else."""
+    match json.loads(text):
+        case {"kind": "bytes"}:
+            return ByteTokenizer()
+        case {"kind": "byte-pair", "separator": int(separator), "model": dict(model)}:
+            from muse_core.data import byte_pair
+
+            return byte_pair.restore(json.dumps(model), separator)
+    raise ValueError("not the description of a tokenizer")
+
+
+def _library() -> str:
+    """The library that cuts text into tokens, by version: another version might cut differently."""
+    import tokenizers
+
+    return f"tokenizers {tokenizers.__version__}"

@@ -1,0 +1,1 @@
+"""Fast weights with filters on the absolute period grid."""

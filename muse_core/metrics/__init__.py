@@ -1,0 +1,1 @@
+"""Numbers of a run: added up, written down, shown."""

@@ -1,0 +1,87 @@
+"""Completes the numbers of a run, writes them to metrics.jsonl and hands them to other sinks. Imports no torch."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from muse_core import __version__
+from muse_core.metrics.jsonl import Records
+from muse_core.metrics.schema import SCHEMA, SHARED
+
+
+class Sink(Protocol):
+    """Where rows go besides metrics.jsonl."""
+
+    def row(self, row: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Telemetry:
+    """The records of a run with rows as ``metrics_schema`` describes them.
+
+    ``earlier`` are the rows of former attempts, from which ``ppl_delta`` goes on, so that a resumed run writes what an
+    unstopped one would have.
+    """
+
+    def __init__(self, records: Records, earlier: Iterable[Mapping[str, Any]] = (), sinks: Sequence[Sink] = ()):
+        self.records = records
+        self.sinks = tuple(sinks)
+        self.stage = 0
+        """Number of the stage that rows are written for."""
+        self._steps: list[int] = []
+        self._perplexities: list[float] = []
+        for row in earlier:
+            if row.get("event") == "train":
+                self.begin(row.get("stage", 0))
+                self._follow(row["step"], float(row["perplexity"]))
+        records.metrics({"event": "schema", "schema": SCHEMA, "muse_core": __version__})
+
+    def begin(self, stage: int) -> None:
+        """Rows from now on belong to this stage."""
+        if stage != self.stage:
+            self.stage, self._steps, self._perplexities = stage, [], []
+
+    def metrics(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Append a row and return it complete."""
+        row = dict(row)
+        if "step" in row:
+            row["stage"] = self.stage
+        if row["event"] == "train":
+            row["ppl_delta"] = self._follow(row["step"], row["perplexity"])
+            row |= shared(row)
+        self.records.metrics(row)
+        for sink in self.sinks:
+            sink.row(row)
+        return row
+
+    def event(self, row: Mapping[str, Any]) -> None:
+        self.records.event(row)
+
+    def sync(self) -> None:
+        self.records.sync()
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _follow(self, step: int, perplexity: float) -> float | None:
+        """The difference to the row before ``step``; what was known of this step and later ones is forgotten."""
+        kept = bisect.bisect_left(self._steps, step)
+        del self._steps[kept:], self._perplexities[kept:]
+        before = self._perplexities[-1] if self._perplexities else None
+        self._steps.append(step)
+        self._perplexities.append(perplexity)
+        return None if before is None else perplexity - before
+
+
+def shared(row: Mapping[str, Any]) -> dict[str, float]:
+    """Means over layers of the measures that several kinds of layers have."""
+    found: dict[str, float] = {}
+    for name, measure in SHARED.items():
+        values = [value for key, value in row.items() if key.endswith(f"/{measure}")]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found

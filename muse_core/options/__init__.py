@@ -1,0 +1,1 @@
+"""Options classes: described, checked, bounded."""

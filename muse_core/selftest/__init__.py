@@ -1,0 +1,1 @@
+"""Promises about failures and the experiments that test them."""

@@ -1,0 +1,155 @@
+"""The directory of one run: its layout, who may write there, and what may start in it. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from muse_core.errors import StorageError
+from muse_core.storage.directory_lock import RunLock
+from muse_core.storage.disk import (
+    Disk,
+    inside,
+    make_directory,
+    read_file,
+    storage_errors,
+    write_file_atomically,
+)
+
+MAX_RECIPE_BYTES = 4 * 2**20
+
+
+class RunDirectory:
+    """A locked run directory; a context manager that lets the lock go.
+
+    Made by ``create`` for a new run and by ``open`` to go on with one. Raises StorageError naming what is wrong.
+    """
+
+    def __init__(self, path: Path, disk: Disk, lock: RunLock):
+        self.path = path
+        self.disk = disk
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path | str, *, source: str, recipe: str, lock: str, disk: Disk | None = None) -> RunDirectory:
+        """Claims a directory for a new run and begins it: ``claim``, then ``begin``."""
+        self = cls.claim(path, recipe, disk=disk)
+        try:
+            self.begin(source=source, recipe=recipe, lock=lock)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def claim(cls, path: Path | str, recipe: str, *, disk: Disk | None = None) -> RunDirectory:
+        """Locks a directory for a new run of the resolved recipe ``recipe``, before the work of preparing it.
+
+        The directory may exist and hold other things, but no run. Nothing makes it a run until ``begin``.
+        """
+        self = cls._claim(Path(path), disk or Disk(), new=True)
+        try:
+            self._refuse_other_run(recipe)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def begin(self, *, source: str, recipe: str, lock: str) -> None:
+        """Writes the recipe as given, as resolved, and its lock. The resolved recipe makes this directory a run, so it
+        comes last."""
+        self.write("source.toml", source)
+        self.write("muse.lock.toml", lock)
+        self.write("recipe.toml", recipe)
+
+    @classmethod
+    def open(cls, path: Path | str, *, disk: Disk | None = None) -> RunDirectory:
+        """Claims the directory of an existing run."""
+        self = cls._claim(Path(path), disk or Disk(), new=False)
+        if not self.recipe.is_file():
+            self.close()
+            raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run to resume")
+        return self
+
+    @property
+    def source(self) -> Path:
+        """The recipe as given."""
+        return self.path / "source.toml"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def lock(self) -> Path:
+        """Versions and digests of everything the run depends on."""
+        return self.path / "muse.lock.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Writes a file of this directory atomically and durably; ``name`` may have folders, which are made."""
+        target = inside(self.path, self.path / name)
+        data = content.encode() if isinstance(content, str) else content
+        with storage_errors("write", target):
+            make_directory(self.disk, target.parent)
+            write_file_atomically(self.disk, target, data)
+        return target
+
+    def close(self) -> None:
+        """Lets the directory go."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def _claim(cls, path: Path, disk: Disk, *, new: bool) -> RunDirectory:
+        with storage_errors("use this run directory", path):
+            if new:
+                make_directory(disk, path)
+            elif not path.is_dir():
+                raise StorageError(f"{path}: there is no such run directory - name the directory of a run to resume")
+        real = Path(os.path.realpath(path))
+        return cls(real, disk, RunLock(real, disk))
+
+    def _refuse_other_run(self, recipe: str) -> None:
+        with storage_errors("read", self.recipe):
+            found = read_file(self.recipe, limit=MAX_RECIPE_BYTES) if os.path.lexists(self.recipe) else None
+        if found is None:
+            left = [path.name for path in (self.checkpoints, self.metrics, self.events) if os.path.lexists(path)]
+            if left:
+                raise StorageError(
+                    f"{self.path}: has {left[0]} of a run whose recipe.toml is missing - choose another run directory"
+                )
+        elif found == recipe.encode():
+            raise StorageError(
+                f"{self.path}: already holds a run of this recipe - continue it with --resume {self.path}, or choose "
+                "another run directory"
+            )
+        else:
+            raise StorageError(
+                f"{self.path}: holds a run of another recipe - choose another run directory, or continue that run "
+                f"with --resume {self.path}"
+            )

@@ -1,0 +1,60 @@
+"""The core's stages: next-token training, and evaluation of the weights as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from muse_core.contracts import Batch, Result, State
+from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.training.stages import EvaluateOptions, TrainOptions
+
+
+class NextToken:
+    """Cross-entropy of the next token plus the layers' own losses. Stateless."""
+
+    def __call__(self, model: Any, batch: Batch, state: State) -> Result:
+        output = model(batch.inputs, state, batch.tokens)
+        entropy = cross_entropy(model, output.hidden, batch)
+        total = entropy + sum(output.losses.values(), start=torch.zeros_like(entropy))
+        losses = {name: value.detach() for name, value in output.losses.items()}
+        return Result(total, {"cross_entropy": entropy.detach()} | losses, output.metrics, output.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state
+
+
+class Train:
+    """Stage ``train``."""
+
+    def __init__(self, options: TrainOptions, context: Any):
+        pass
+
+    def objective(self, model: Any, data: Any) -> NextToken:
+        return NextToken()
+
+    def trainable(self, name: str) -> bool:
+        return True
+
+    def finish(self, model: Any) -> None:
+        return None
+
+
+class Evaluate:
+    """Stage ``evaluate``: the runner's held-out evaluation is all there is to do."""
+
+    def __init__(self, options: EvaluateOptions, context: Any):
+        pass
+
+    def objective(self, model: Any, data: Any) -> None:
+        return None
+
+    def trainable(self, name: str) -> bool:
+        return False
+
+    def finish(self, model: Any) -> None:
+        return None

@@ -1,0 +1,96 @@
+"""Options of the hebbian memory. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import attrs
+from attrs import field, validators
+
+from muse_core.component import Requirement, UseFilter
+
+SIZE = [validators.ge(1), validators.le(65_536)]
+
+
+@attrs.frozen(kw_only=True)
+class FastWeightsOptions:
+    """Fast weights W that tokens write (key → value) and read (query), and that forget at a rate of their own.
+
+    hebbian: W_t = e^{g} W_{t−1} + β k vᵀ. delta: W_t = e^{g} (I − β k kᵀ) W_{t−1} + β k vᵀ, which replaces what a key
+    stood for instead of adding to it. g = −Γ per token, keys of length 1.
+    """
+
+    rule: Literal["hebbian", "delta"] = "delta"
+    """How a token writes."""
+    heads: int = field(default=4, validator=[validators.ge(1), validators.le(1024)])
+    """Number of separate memories H."""
+    key_size: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Width K of keys and queries of a head. Default: the model's width over heads."""
+    value_size: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Width M of values of a head. Default: the model's width over heads."""
+    decay: Literal["own", "signal"] = "own"
+    """own: every head learns its Γ. signal: Γ is the signal ``decay`` of an earlier layer of the model, averaged over
+    its heads in equal groups."""
+    initial_decay: tuple[float, float] = (0.0005, 0.1)
+    """Γ per token of the slowest and the fastest head at the start; those between are log-spaced. 0.0005 remembers
+    2000 tokens."""
+    base_decay: float = field(default=0.0, validator=validators.ge(0.0))
+    """Γ that no head falls below, added to the learned part."""
+    initial_rate: float | None = field(
+        default=None, validator=validators.optional([validators.gt(0.0), validators.lt(1.0)])
+    )
+    """Mean β at the start, of every head. Default: 1/2, and under the delta rule with a Γ of its own K times the head's
+    first Γ where that is less, so that what others write erases an association no sooner than it decays."""
+    convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
+    """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
+    output_norm: bool = True
+    """Normalise what each head reads."""
+    gate: bool = True
+    """Multiply what is read by a gate of the token."""
+    period: int = field(default=64, validator=[validators.ge(1), validators.le(1_048_576)])
+    """Tokens between two applications of the filters, on the grid of absolute positions."""
+    filters: tuple[UseFilter, ...] = ()
+    """Filters of the fast weights, applied in this order at the end of every period."""
+
+    def __attrs_post_init__(self) -> None:
+        slow, fast = self.initial_decay
+        if not 0.0 < slow <= fast <= 10.0:
+            raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
+
+    def provides(self, width: int) -> dict[str, tuple[int, ...]]:
+        """``memory_before``: W_{t−1}ᵀ q_t, what the memory answered before the token wrote. ``gate``: σ of the gate's
+        pre-activation, how far open it is."""
+        found: dict[str, tuple[int, ...]] = {"memory_before": (self.heads, self.value_width(width))}
+        return found | {"gate": (self.heads * self.value_width(width),)} if self.gate else found
+
+    def requires(self) -> tuple[Requirement, ...]:
+        return (Requirement("decay"),) if self.decay == "signal" else ()
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        length = recipe.train.sequence_length
+        if self.filters and self.period >= length:
+            yield (
+                f"period is {self.period} but sequences have {length} tokens, so the filters would never act on what "
+                f"is read - use a period below train.sequence_length or leave the filters out"
+            )
+        width = getattr(recipe.model.options, "width", None)
+        sizes = (self.key_size, self.value_size)
+        if width is not None and None in sizes and width % self.heads:
+            yield (
+                f"heads is {self.heads}, which does not divide the width {width} - choose a divisor or give key_size "
+                f"and value_size"
+            )
+
+    def key_width(self, width: int) -> int:
+        """K for a model of this width."""
+        return self.key_size or self._share(width)
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width."""
+        return self.value_size or self._share(width)
+
+    def _share(self, width: int) -> int:
+        if width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide the width {width}; give key_size and value_size")
+        return width // self.heads

@@ -1,0 +1,15 @@
+"""The hebbian memory keeps the contract of memory layers at odd sizes too; tests/ does the same for its defaults."""
+
+from muse_core.testing.layers import MemoryLayerSuite
+
+
+class TestHebbianOfOddSizes(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"rule": "hebbian", "heads": 3, "key_size": 5, "value_size": 7, "convolution": 2, "base_decay": 0.1}
+    test_compiles = None  # the defaults compile; a variant costs seconds more
+
+
+class TestHebbianWithoutConvolution(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"heads": 1, "convolution": 0, "output_norm": False, "gate": False}
+    test_compiles = None

@@ -1,3 +1,0 @@
-"""Gates: what they do, whether they matter, and a loss that makes them decide."""
-
-__version__ = "0.1.0"

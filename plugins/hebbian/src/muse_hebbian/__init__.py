@@ -1,3 +1,0 @@
-"""Dissipative associative memory: fast weights by the Hebbian or the delta rule."""
-
-__version__ = "0.1.0"
