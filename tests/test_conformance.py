@@ -72,7 +72,7 @@ class TestStack(ModelSuite):
         "depth": 2,
         "block": [
             {"use": "resolvent", "heads": 4},
-            {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]},
+            {"use": "fast-weights", "name": "hebbian", "heads": 2, "period": 8, "filters": ["snr"]},
             {"use": "attention", "heads": 2, "at": "1:"},
             {"use": "feed-forward"},
         ],

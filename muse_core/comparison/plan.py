@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 from attrs import field, validators
@@ -46,6 +46,8 @@ class Tune:
 @attrs.frozen(kw_only=True)
 class ComparisonPlan:
     """Arms, what is tuned for each of them, and the runs that are reported."""
+
+    title: ClassVar[str] = "a plan"
 
     format: Literal[1] = 1
     """Version of the format."""

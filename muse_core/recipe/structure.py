@@ -70,7 +70,7 @@ def make_converter() -> cattrs.Converter:
 
 def _label(path: Path, cls: type) -> str:
     keys = [step for step in path if isinstance(step, str)]
-    return f"[{'.'.join(keys)}]" if keys else f"a {cls.__name__.lower()}"
+    return f"[{'.'.join(keys)}]" if keys else getattr(cls, "title", f"a {cls.__name__.lower()}")
 
 
 def _list(converter: cattrs.Converter, node: Node, annotation: Any) -> tuple:

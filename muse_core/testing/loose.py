@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muse_core import API_VERSION
 from muse_core.component import Component
 from muse_core.plugins import Discovered, Loaded, Registered, Registry
 from muse_core.testing.cases import installed
@@ -19,7 +20,7 @@ def registry_with(*components: tuple[str, Component], distribution: str = "loose
             def registry(cls):
                 return registry_with(("layer", Component("shift", options=ShiftOptions, implementation="shift:Shift")))
     """
-    plugin = Discovered(distribution=distribution, version="0", entry_point=distribution, module=__name__, api=1)
+    plugin = Discovered(distribution=distribution, version="0", entry_point=distribution, module=__name__, api=API_VERSION)
     rows = tuple(
         Registered(
             kind=kind,

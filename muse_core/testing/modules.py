@@ -75,14 +75,14 @@ class ModuleSuite(Suite):
             if value.is_floating_point():
                 assert value.dtype == torch.float64, f"{name} is {value.dtype} in a float64 copy"
 
-    def test_absorb_takes_an_empty_step(self, case: Case) -> None:
+    def test_statistics_take_an_empty_step(self, case: Case) -> None:
         module = self.build(case)
         for progress in (0.0, 0.5, 1.0):
             for part in module.modules():
-                if hasattr(part, "absorb"):
+                if hasattr(part, "update_statistics"):
                     part.update_statistics({}, progress)
         for name, value in self.outputs(case, module.eval(), torch.float32).items():
-            assert torch.isfinite(value).all(), f"{name} is not finite after absorb"
+            assert torch.isfinite(value).all(), f"{name} is not finite after update_statistics"
 
 
 def gradients_of(total: Tensor, module: nn.Module) -> dict[str, Tensor | None]:

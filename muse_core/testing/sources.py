@@ -60,7 +60,7 @@ class SourceSuite(Suite):
     def test_examples_are_tokens_with_something_to_count(self, case: Case) -> None:
         batch = self.examples(case, "train", range(4))
         size = self.build(case).vocabulary_size
-        for name, tensor in (("inputs", batch.inputs), ("labels", batch.labels), ("counted", batch.loss_mask)):
+        for name, tensor in (("inputs", batch.inputs), ("labels", batch.labels), ("loss_mask", batch.loss_mask)):
             assert tensor.shape == (4, self.length), f"{name} has shape {tuple(tensor.shape)}"
         for tensor in (batch.inputs, batch.labels):
             assert 0 <= tensor.min() <= tensor.max() < size, "a token outside the vocabulary"

@@ -228,7 +228,8 @@ class Run:
             evaluate.split, length, tokens=evaluate.final_tokens, span=train.sequence_length * max(evaluate.lengths)
         )
         assert len(documents) == len(result.rows.nats)
-        columns = {"document": documents} | attrs.asdict(result.rows)
+        rows = attrs.asdict(result.rows)
+        columns = {"document": documents, "hits": rows.pop("correct")} | rows
         table = {"split": evaluate.split, "length": length} | {key: value.tolist() for key, value in columns.items()}
         self.directory.write("held_out.json", json.dumps(table) + "\n")
 

@@ -85,7 +85,7 @@ NEIGHBOURS: dict[str, tuple[str, str, str, int, str]] = {
     "misspelt-hook": (HEAD + ROW.replace("{hook}", "muse_layer"), layer(), "layer", 2, SILENT),
     "wrong-hook": (HEAD + ROW.replace("{parameters}", "config"), layer(), "layer", 2, SILENT),
     "attention": (HEAD + ROW, layer(), "layer", 2,
-                  "attention 1.0 and muse-baseline 0.1.0 both offer a layer 'attention' - write use = "
+                  "attention 1.0 and muse-baseline 0.2.0 both offer a layer 'attention' - write use = "
                   "'attention@attention' or 'attention@muse-baseline'"),
     "wrong-signature": (HEAD + ROW, layer(state="memory"), "layer", 5,
                         "model.block[0]: layer 'wrong-signature' of wrong-signature 1.0 does not keep the contract: "
@@ -160,7 +160,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         info.mkdir()
         core = "muse-core>=9,<10" if name == "other-core" else "muse-core>=0.2,<0.3"
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: {core}\n")
-        group = "muse.v2" if name == "other-api" else "muse.v2"
+        group = "muse.v3" if name == "other-api" else "muse.v2"
         (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
         block = f'{{ use = "{name}" }}' if kind == "layer" else '{ use = "feed-forward" }'
         monitors = f'monitors = ["{name}"]' if kind == "safety monitor" else ""
@@ -205,7 +205,7 @@ def test_a_run_that_uses_one_says_which_and_why(outputs, name) -> None:
 PROBLEMS = {
     "import-error": "importing its module raised ModuleNotFoundError: No module named 'nothing_of_that_name' at ",
     "system-exit": "importing its module raised SystemExit: good night at ",
-    "other-api": r"is for hook API 2; muse-core \S+ offers API 1",
+    "other-api": r"is for hook API 3; muse-core \S+ offers API 2",
     "other-core": r"needs muse-core>=9,<10; this is muse-core",
     "misspelt-hook": "muse_layer is no hook of muse",
     "wrong-hook": "has a hook with wrong parameters",

@@ -113,7 +113,7 @@ def test_every_kind_has_a_template_and_nothing_else_has() -> None:
         (["../wave", "--kind", "layer"], 2, "is not made of small letters"),
         (["muse-wave", "--kind", "layer"], 2, "leave out 'muse-': the distribution of 'wave' is named muse-wave"),
         (["wave", "--kind", "layers"], 2, "there is no kind 'layers' - did you mean 'layer'?"),
-        (["fast-weights", "--kind", "layer"], 2, "'fast-weights' is a memory layer of muse-fast-weights 0.1.0 - choose another name"),
+        (["fast-weights", "--kind", "layer"], 2, "is a memory layer of muse-fast-weights 0.2.0 - choose another name"),
         (["there", "--kind", "layer"], 3, "muse-there exists already - choose another name"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -191,7 +191,7 @@ def test_dry_run_shows_what_would_be_built_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    shown = invoke(recipe, "--dry-run", "--set", "model.block=['hebbian', 'feed-forward']")
+    shown = invoke(recipe, "--dry-run", "--set", "model.block=['fast-weights', 'feed-forward']")
     assert shown.exit_code == 0, shown.output
     for word in ("blocks.1.fast-weights", "total", "dynamics", "activations", "epochs", "fast_weights", "torch", "MiB"):
         assert word in shown.output, word
@@ -222,11 +222,11 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "wrong type": ([good, "--set", "train.steps=\"six\""], 2, "whole number"),
         "out of range": ([good, "--set", "model.dropout=1.5"], 2, "model.dropout"),
         "unknown component": ([good, "--set", "model.block=['atention']"], 2, "did you mean 'attention'"),
-        "missing signal": ([good, "--set", "model.block=[{use='hebbian', decay='signal'}]"], 2, "signal 'decay'"),
+        "missing signal": ([good, "--set", "model.block=[{use='fast-weights', decay='signal'}]"], 2, "signal 'decay'"),
         "impossible size": ([good, "--set", "model.depth=4096", "--set", "model.width=4096"], 2, "GiB"),
         "sizes that do not divide": ([good, "--set", "model.block=[{use='attention', heads=5}]"], 2, "heads"),
         "period never reached": (
-            [good, "--set", "model.block=[{use='hebbian', period=32, filters=['snr']}]"], 2, "period"),
+            [good, "--set", "model.block=[{use='fast-weights', period=32, filters=['snr']}]"], 2, "period"),
         "unknown device": ([good, "--device", "tpu"], 2, "no device"),
         "run directory is a file": ([good, "--run-dir", folder / "file"], 3, "file"),
         "unwritable run directory": ([good, "--run-dir", "/proc/run"], 3, "/proc/run"),

@@ -37,7 +37,7 @@ def test_a_step_trains_and_its_state_is_that_of_the_layers() -> None:
 
 def test_memory_layers_are_found_by_their_kind() -> None:
     recipe, model = build({"use": "fast-weights", "heads": 2}, "feed-forward", depth=3)
-    assert [type(module).__name__ for module in memory_layers(model, recipe)] == ["Hebbian"] * 3
+    assert [type(module).__name__ for module in memory_layers(model, recipe)] == ["FastWeights"] * 3
     assert memory_layers(*reversed(build("feed-forward"))) == []
 
 

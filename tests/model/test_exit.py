@@ -286,7 +286,7 @@ def test_starts_of_documents_are_handed_on(data: st.DataObject) -> None:
 
 def wrong() -> Iterator[tuple[str, Any, list[Any], str]]:
     filtered = [{"use": "fast-weights", "heads": 2, "period": 4, "filters": ["snr"]}]
-    yield "filters", EXIT, filtered, "leave the period grid on which snr of hebbian act"
+    yield "filters", EXIT, filtered, "leave the period grid on which snr of fast-weights act"
     yield "signal", "needy", [{"use": "feed-forward"}], "the exit needy reads the signal 'spectral_shift', which no"
     late = [{"use": "feed-forward"}, {"use": "resolvent", "heads": 3, "at": "1:"}]
     yield "late", "needy", late, "provides only later; set after = 2"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muse_core import __version__
+from muse_core import API_VERSION, __version__
 from muse_core.plugins import discover
 from muse_core.plugins.versions import admits
 
@@ -29,7 +29,7 @@ def test_the_core_comes_first():
 def test_another_hook_api_is_refused_by_name(install, layer_source):
     install("example-future", layer_source("wave"), group="muse.v7")
     (plugin,) = found("example-future")
-    assert plugin.refusal == f"is for hook API 7; muse-core {__version__} offers API 1"
+    assert plugin.refusal == f"is for hook API 7; muse-core {__version__} offers API 2"
     assert "muse.v2" in plugin.advice
 
 
@@ -38,15 +38,15 @@ def test_a_distribution_that_serves_this_api_too_is_not_refused(install, layer_s
     info = next(install.site.glob("example_both-*.dist-info"))
     entries = info / "entry_points.txt"
     entries.write_text(entries.read_text() + "[muse.v7]\nboth = nowhere\n")
-    assert [plugin.api for plugin in found("example-both")] == [1]
+    assert [plugin.api for plugin in found("example-both")] == [API_VERSION]
 
 
 @pytest.mark.parametrize(
     "requires, refusal",
     [
         (("muse-core>=0.2,<0.3",), None),
-        (("attrs", "Muse_Core~=0.1.0"), None),
-        (("muse-core>=0.2,<0.3",), f"needs muse-core>=0.2,<0.3; this is muse-core {__version__}"),
+        (("attrs", "Muse_Core~=0.2.0"), None),
+        (("muse-core>=0.1,<0.2",), f"needs muse-core>=0.1,<0.2; this is muse-core {__version__}"),
         (("muse-core>=0.2,<0.3; python_version < '3'",), "does not say which muse-core it is for"),
         (("attrs",), "does not say which muse-core it is for"),
         (("muse-core-extras>=0.1",), "does not say which muse-core it is for"),

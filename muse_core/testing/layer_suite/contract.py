@@ -60,14 +60,14 @@ class LayerContract(LayerBase):
         layer = self.build(case)
         measured: set[str] = set()
         for path, part in layer.named_modules():
-            if path and hasattr(part, "absorb"):
+            if path and hasattr(part, "update_statistics"):
                 place = place_of(layer, path)
                 part.register_forward_hook(
                     lambda _, __, output, at=place: measured.update(f"{at}/{name}" for name in measures_of(output))
                 )
         returned = run(layer, self.sequence(case, dtype=torch.float32)).metrics
         missing = sorted(measured - returned.keys())
-        assert not missing, f"returns no measure {' nor '.join(missing)}: its component would absorb nothing"
+        assert not missing, f"returns no measure {' nor '.join(missing)}: its component could update no statistics"
 
     def test_leaves_its_inputs_alone(self, case: Case) -> None:
         layer, sequence = self.double(case), self.sequence(case)
@@ -123,7 +123,7 @@ class LayerContract(LayerBase):
 
 def measures_of(output: object) -> dict[str, torch.Tensor]:
     """Measures in what a nested component returned: a layer's, a router's, or a filter's third."""
-    if hasattr(output, "measures"):
+    if hasattr(output, "metrics"):
         return output.metrics
     is_filters = isinstance(output, tuple) and len(output) == 3 and isinstance(output[2], dict)
     return output[2] if is_filters else {}
