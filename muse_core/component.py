@@ -39,6 +39,8 @@ class Component:
     name: str
     options: type = attrs.field(kw_only=True)
     implementation: str = attrs.field(kw_only=True)
+    former_names: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    """Names that recipes of earlier versions call it by; they are read as today's, with a note."""
 
 
 @attrs.frozen

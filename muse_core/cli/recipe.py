@@ -38,6 +38,8 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
                 continue
             used = ", ".join(sorted(used_distributions(checked))) or "no plugins"
             click.echo(f"{path}: ok ({checked.recipe.name}; {used})")
+            for change in checked.renamed:
+                click.echo(f"{checked.locate(change.path)}: {change}", err=True)
         if problems:
             raise RecipeError(problems)
 
@@ -52,6 +54,30 @@ def fill(recipe: str, overrides: tuple[str, ...], output: str | None) -> None:
         from muse_core.recipe import read_recipe, to_toml
 
         _deliver(to_toml(read_recipe(recipe, overrides).resolved), output)
+
+
+@recipe.command()
+@click.argument("recipe", type=click.Path())
+@OUTPUT
+def upgrade(recipe: str, output: str | None) -> None:
+    """Write RECIPE with today's names for components that were renamed, its comments and layout kept. ``-o RECIPE``
+    changes the file itself."""
+    with guarded():
+        from muse_core.errors import RecipeError
+        from muse_core.recipe import read_recipe
+        from muse_core.recipe.check import check_source
+        from muse_core.recipe.reading import parse
+        from muse_core.recipe.upgrade import upgraded_text
+
+        checked = read_recipe(recipe)
+        text = upgraded_text(checked.source, checked.renamed)
+        if "extends" not in parse(text, recipe).table:
+            again = check_source(parse(text, recipe), checked.registry)
+            if again.resolved != checked.resolved or again.renamed:
+                raise RecipeError(f"{recipe}: the rewritten recipe would not be equal; change the names by hand")
+        for change in checked.renamed:
+            click.echo(f"{checked.locate(change.path)}: {change.former} is {change.name} now", err=True)
+        _deliver(text, output)
 
 
 @recipe.command()

@@ -21,6 +21,7 @@ from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Plugins, Recipe
 from muse_core.recipe.source import RecipeText
 from muse_core.recipe.structure import make_converter
+from muse_core.recipe.upgrade import Renamed, upgraded
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ class Checked:
     registry: Registry
     """The plugins that it was checked against, without those that it leaves out."""
     source: RecipeText
+    renamed: tuple[Renamed, ...] = ()
+    """Former names that it uses; ``resolved`` has today's."""
 
     @property
     def where(self) -> str:
@@ -81,6 +84,8 @@ def check_source(
     if registry is None:
         registry = load_plugins(allow=listed.allow, deny=listed.deny)
     registry = registry.only(listed.allow, listed.deny)
+    table, renamed = upgraded(source.table, registry)
+    source = attrs.evolve(source, table=table)
     diagnostics = Diagnostics(registry, versions=versions or {})
     installed = dict.fromkeys(loaded.plugin.distribution for loaded in registry.plugins)
     for index, name in enumerate(listed.allow or ()):
@@ -90,7 +95,7 @@ def check_source(
     recipe = _structured(source, converter, diagnostics, Recipe)
     diagnostics.problems.extend(across(recipe))
     _raise(source, diagnostics)
-    return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source)
+    return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source, renamed=renamed)
 
 
 def _plugins_table(source: RecipeText, converter: Any) -> Plugins:

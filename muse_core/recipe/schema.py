@@ -241,8 +241,8 @@ class Plugins:
 class Recipe:
     """One TOML file that says everything a run does."""
 
-    format: Literal[1] = 1
-    """Version of the recipe format."""
+    format: Literal[1, 2] = 2
+    """Version of the recipe format; recipes of 1 are read with today's names."""
     name: str = field(validator=validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"))
     """Name of the run directory and in reports."""
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**31)])

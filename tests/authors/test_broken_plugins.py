@@ -14,7 +14,7 @@ from muse_core.cli import muse
 BROKEN = {
     "a layer that leaks": (
         "layer", "layer.py",
-        "return LayerOutput(self.output(mixed.to(x.dtype))", "return Step(self.output(mixed + x.mean(dim=1, keepdim=True))",
+        "return LayerOutput(self.output(mixed.to(x.dtype))", "return LayerOutput(self.output(mixed + x.mean(dim=1, keepdim=True))",
         "a large change reaches no earlier token and no other row (2 of 2 cases)",
         "eval: update before the change of x at token ",
     ),

@@ -11,4 +11,9 @@ from muse_fast_weights.options import FastWeightsOptions
 
 @hookimpl
 def muse_memory_layers() -> Iterable[Component]:
-    yield Component("fast-weights", options=FastWeightsOptions, implementation="muse_fast_weights.layer:FastWeights")
+    yield Component(
+        "fast-weights",
+        options=FastWeightsOptions,
+        implementation="muse_fast_weights.layer:FastWeights",
+        former_names=("hebbian",),
+    )

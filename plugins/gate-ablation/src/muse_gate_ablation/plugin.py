@@ -16,4 +16,9 @@ def muse_layers() -> Iterable[Component]:
 
 @hookimpl
 def muse_safety_monitors() -> Iterable[Component]:
-    yield Component("gate-ablation", options=GateAblationOptions, implementation="muse_gate_ablation.monitor:GateAblation")
+    yield Component(
+        "gate-ablation",
+        options=GateAblationOptions,
+        implementation="muse_gate_ablation.monitor:GateAblation",
+        former_names=("gates",),
+    )
