@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from muse_core.component import load, walk
 from muse_core.contracts import Batch, Tokens
-from muse_core.data.micro_batches import to_device
+from muse_core.data.batches import to_device
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training import gradient_checks

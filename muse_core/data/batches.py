@@ -3,18 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from muse_core.contracts import Batch, Tokens
-from muse_core.data.corpus import Corpus, open_corpus, prepare_corpus
-from muse_core.data.permutation import permute, shuffled
-from muse_core.data.quarantine import data_step
+from muse_core.data.permutation import data_step, permute, shuffled
 from muse_core.data.token_files import Split
 from muse_core.errors import DataError
 
-__all__ = ["Corpus", "Split", "TrainingData", "evaluation_batches", "open_corpus", "prepare_corpus"]
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start`` to ``stop`` of a batch."""
+    tokens = batch.tokens
+    return Batch(
+        batch.inputs[start:stop],
+        batch.labels[start:stop],
+        batch.loss_mask[start:stop],
+        Tokens(
+            tokens.positions[start:stop],
+            tokens.offset,
+            None if tokens.resets is None else tokens.resets[start:stop],
+            None if tokens.valid is None else tokens.valid[start:stop],
+        ),
+    )
+
+
+def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The batch in pieces of at most ``size`` rows; one piece when None."""
+    total = batch.inputs.shape[0]
+    for start in range(0, total, size or total):
+        yield rows(batch, start, min(start + (size or total), total))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; from pinned memory without waiting."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if device.type == "cuda":
+            # An expanded tensor cannot be pinned.
+            return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    tokens = batch.tokens
+    return Batch(
+        move(batch.inputs),
+        move(batch.labels),
+        move(batch.loss_mask),
+        Tokens(
+            move(tokens.positions),
+            tokens.offset,
+            None if tokens.resets is None else move(tokens.resets),
+            None if tokens.valid is None else move(tokens.valid),
+        ),
+    )
+
+
+class HasSplits(Protocol):
+    """A corpus of text."""
+
+    def split(self, name: str) -> Split: ...
 
 
 class TrainingData:
@@ -30,7 +79,7 @@ class TrainingData:
 
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: HasSplits,
         *,
         seed: int,
         batch_size: int,
@@ -60,7 +109,7 @@ class TrainingData:
         return self._windows_per_row / (1 if self._streams else self._batch_size)
 
     def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
-        """See ``muse_core.data.quarantine``."""
+        """See ``muse_core.data.permutation.data_step``."""
         return data_step(step, quarantine)
 
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from muse_core.contracts import Batch, TaskSource
-from muse_core.data.quarantine import data_step
+from muse_core.data.permutation import data_step
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizers import Tokenizer
 from muse_core.errors import DataError, RecipeError

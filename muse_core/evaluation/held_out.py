@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from muse_core.contracts import Batch, Result
-from muse_core.data.micro_batches import to_device
+from muse_core.data.batches import to_device
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
 from muse_core.metrics.accumulator import MetricAccumulator

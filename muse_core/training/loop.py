@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from muse_core.contracts import Action, Batch, Objective, Verdict
-from muse_core.data.micro_batches import micro_batches, to_device
+from muse_core.data.batches import micro_batches, to_device
 from muse_core.errors import Halted
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Batch
-from muse_core.data.micro_batches import to_device
+from muse_core.data.batches import to_device
 from muse_core.data.tasks import TaskCorpus
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles

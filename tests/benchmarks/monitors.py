@@ -17,7 +17,7 @@ import torch
 
 from muse_core.build import construct
 from muse_core.component import Use
-from muse_core.data.micro_batches import to_device
+from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.recipe import check_table, read_recipe
 from muse_core.training import gradient_checks

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from muse_core.contracts import Document
-from muse_core.data.batches import Corpus, prepare_corpus
+from muse_core.data.corpus import Corpus, prepare_corpus
 from muse_core.recipe.schema import Bytes, Data
 
 

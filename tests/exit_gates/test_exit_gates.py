@@ -31,8 +31,8 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
+from muse_core.training.budgeted_probe import ProbeBudget
 from muse_core.training.checkpointer import Checkpointer
-from muse_core.training.probe_budget import ProbeBudget
 
 PASS, FAIL, NOT_APPLICABLE = Outcome.PASS, Outcome.FAIL, Outcome.NOT_APPLICABLE
 MEMORY = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}

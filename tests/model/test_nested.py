@@ -10,7 +10,7 @@ from torch import nn
 from muse_core.build import build_model
 from muse_core.component import Component, UseFilter
 from muse_core.contracts import LayerOutput, Routing
-from muse_core.model.statistics import update_statistics
+from muse_core.model.stack import update_statistics
 from muse_core.recipe import check_table
 from muse_core.testing import build_component, registry_with
 

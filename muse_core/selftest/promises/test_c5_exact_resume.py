@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from muse_core.data.micro_batches import rows
+from muse_core.data.batches import rows
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, losses, recipe_table, train, write_text
 from muse_core.storage.checkpoint import Checkpoints
 

@@ -9,7 +9,7 @@ import torch
 
 from muse_core.contracts import LayerOutput
 from muse_core.errors import MuseError
-from muse_core.model.statistics import place_of
+from muse_core.model.stack import place_of
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
 from muse_core.testing.sequences import Sequence, assert_close, assert_same_state, leaves, mapped

@@ -9,7 +9,7 @@ from muse_niah_probe.recall import Recall
 
 from muse_core.contracts import Action
 from muse_core.testing import build_component
-from muse_core.training import probe_budget
+from muse_core.training import budgeted_probe
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(probe_budget, "time", clock)
+    monkeypatch.setattr(budgeted_probe, "time", clock)
     return clock
 
 

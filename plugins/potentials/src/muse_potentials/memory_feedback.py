@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from muse_core.contracts import Tokens
 from muse_core.model.context import Context
+from muse_potentials.non_hermitian import Projection
 from muse_potentials.options import MemoryFeedbackOptions
-from muse_potentials.projection import Projection
 
 
 class MemoryFeedback(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Verdict
-from muse_core.data.micro_batches import to_device
+from muse_core.data.batches import to_device
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.training.monitor_context import MonitorContext
 from muse_rollback.ladder import remedy
