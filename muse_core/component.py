@@ -8,24 +8,6 @@ from typing import Annotated, Any
 
 import attrs
 
-KINDS = (
-    "potential",
-    "memory layer",
-    "router",
-    "initializer",
-    "kernel backend",
-    "safety monitor",
-    "layer",
-    "filter",
-    "model",
-    "stage",
-    "source",
-)
-"""Every kind of component, in the order in which listings show them."""
-
-NAMESPACE = {kind: kind for kind in KINDS} | {"memory layer": "layer"}
-"""Kinds that share names: a memory layer is a layer, so a recipe asks for either with ``use`` in a block."""
-
 
 @attrs.frozen
 class Component:

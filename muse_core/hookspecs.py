@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pluggy
 
 from muse_core.component import Component
+from muse_core.kinds import ROWS
 
 PROJECT = "muse"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -265,17 +266,5 @@ class Hooks:
         """
 
 
-HOOK_OF_KIND = {
-    "potential": "muse_potentials",
-    "memory layer": "muse_memory_layers",
-    "router": "muse_routers",
-    "initializer": "muse_initializers",
-    "kernel backend": "muse_kernel_backends",
-    "safety monitor": "muse_safety_monitors",
-    "layer": "muse_layers",
-    "filter": "muse_filters",
-    "model": "muse_models",
-    "stage": "muse_stages",
-    "source": "muse_sources",
-}
+HOOK_OF_KIND = {row.name: row.hook for row in ROWS}
 """The hook that lists the components of a kind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muse_core.component import KINDS
+from muse_core.kinds import KINDS
 from muse_core.testing.cases import installed
 from muse_core.testing.distributions import PluginSuite
 from muse_core.testing.filters import FilterSuite

@@ -10,8 +10,9 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from muse_core.component import KINDS, Component
+from muse_core.component import Component
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
+from muse_core.kinds import KINDS
 from muse_core.options.check import structural_faults
 
 

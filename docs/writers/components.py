@@ -7,9 +7,9 @@ import inspect
 import posixpath
 import tomllib
 
-from muse_core.component import KINDS
 from muse_core.errors import PluginError
-from muse_core.hookspecs import HOOK_OF_KIND, Hooks
+from muse_core.hookspecs import Hooks
+from muse_core.kinds import BY_NAME, KINDS
 from muse_core.options.describe import options_of
 from muse_core.plugins import Registered, Registry
 from muse_core.plugins.discovery import normalised
@@ -20,20 +20,6 @@ from .sources import ROOT, file_of, member, members, module
 
 INDEX = "reference/components/index.md"
 METHODS = ("provides", "requires")
-PROTOCOLS = {kind: kind.split()[-1].capitalize() for kind in KINDS} | {"kernel backend": "KernelBackend"}
-SNIPPETS = {
-    "layer": '[[model.block]]\nuse = "{name}"',
-    "memory layer": '[[model.block]]\nuse = "{name}"',
-    "potential": '[[model.block]]\nuse = "resolvent"\npotential = ["{name}"]',
-    "filter": '[[model.block]]\nuse = "fast-weights"\nfilters = ["{name}"]',
-    "initializer": '[[initializers]]\nuse = "{name}"\nmatch = "blocks.*.query.weight"',
-    "kernel backend": '[kernels]\nbackend = ["{name}"]',
-    "safety monitor": '[[monitors]]\nuse = "{name}"',
-    "model": '[model]\nuse = "{name}"',
-    "stage": '[[stages]]\nuse = "{name}"',
-    "source": '[data]\nuse = "{name}"',
-}
-"""How a recipe chooses a component of each kind."""
 
 
 def pages(registry: Registry) -> dict[str, str]:
@@ -93,7 +79,7 @@ def _first_sentence(row: Registered) -> str:
 
 
 def _kind(kind: str, rows: list[Registered]) -> str:
-    page, hook, protocol = kind_page(kind), HOOK_OF_KIND[kind], PROTOCOLS[kind]
+    page, hook, protocol = kind_page(kind), BY_NAME[kind].hook, BY_NAME[kind].protocol
     contracts = link(page, "reference/contracts.md")
     parts = [
         f"# {kind.capitalize()}",
@@ -118,8 +104,7 @@ def _component(row: Registered) -> str:
         f"{row.kind.capitalize()} of [{row.distribution}]({readme}). Options `{options.__module__}."
         f"{options.__qualname__}`, implementation `{module_name}.{name}`.",
     ]
-    if row.kind in SNIPPETS:
-        parts.append(fenced(SNIPPETS[row.kind].format(name=row.name), "toml"))
+    parts.append(fenced(BY_NAME[row.kind].recipe.format(name=row.name), "toml"))
     if any(not option.inline for option in options_of(options)):
         parts += ["## Options", options_section(options, page)]
     parts += _signals(options, page)

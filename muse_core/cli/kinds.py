@@ -8,8 +8,8 @@ def read_kind(text: str) -> str:
 
     Raises RecipeError with the nearest kind for anything else.
     """
-    from muse_core.component import KINDS
     from muse_core.errors import RecipeError
+    from muse_core.kinds import KINDS
     from muse_core.plugins.near import suggestion
 
     kind = text.replace("-", " ")

@@ -137,7 +137,7 @@ def _print_rows(registry: Registry, kind: str | None) -> None:
     import shutil
     import sys
 
-    from muse_core.component import KINDS
+    from muse_core.kinds import KINDS
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for one in KINDS:

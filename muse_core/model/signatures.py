@@ -6,23 +6,9 @@ import inspect
 from typing import Any
 
 from muse_core import contracts
+from muse_core.kinds import ROWS
 
-METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "potential": (contracts.Potential, ("__init__", "forward")),
-    "memory layer": (contracts.Layer, ("__init__", "forward")),
-    "layer": (contracts.Layer, ("__init__", "forward")),
-    "filter": (contracts.Filter, ("__init__", "forward")),
-    "router": (contracts.Router, ("__init__", "forward")),
-    "model": (contracts.Model, ("__init__", "forward", "logits")),
-    "stage": (contracts.Stage, ("__init__", "objective", "trainable", "finish")),
-    "initializer": (contracts.Initializer, ("__init__", "__call__")),
-    "kernel backend": (contracts.KernelBackend, ("__init__", "operations", "refuse")),
-    "safety monitor": (
-        contracts.Monitor,
-        ("__init__", "measure", "judge", "wants_probe", "probe", "state_dict", "load_state_dict"),
-    ),
-    "source": (contracts.Source, ("__init__", "fingerprint", "documents")),
-}
+METHODS = {row.name: (getattr(contracts, row.protocol), row.methods) for row in ROWS}
 """Kind → its protocol and the methods that the core calls. ``__init__`` of Model takes (options, context) too."""
 
 TASK_SOURCE = (contracts.TaskSource, ("__init__", "fingerprint", "examples"))

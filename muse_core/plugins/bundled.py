@@ -3,7 +3,7 @@ to install. Names only: nothing here is loaded, and a name outside this table wo
 
 from __future__ import annotations
 
-from muse_core.component import NAMESPACE
+from muse_core.kinds import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),

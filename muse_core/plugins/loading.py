@@ -15,9 +15,10 @@ from types import ModuleType
 
 import pluggy
 
-from muse_core.component import NAMESPACE, Component
+from muse_core.component import Component
 from muse_core.errors import PluginError
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
+from muse_core.kinds import NAMESPACE
 from muse_core.options.check import documentation_faults, placement_faults, structural_faults
 from muse_core.plugins.discovery import Discovered, discover
 from muse_core.plugins.near import suggestion

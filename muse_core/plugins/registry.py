@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import attrs
 
-from muse_core.component import KINDS, NAMESPACE, Component
+from muse_core.component import Component
+from muse_core.kinds import KINDS, NAMESPACE
 from muse_core.plugins.bundled import providers
 from muse_core.plugins.discovery import CORE, Discovered, normalised
 from muse_core.plugins.near import suggestion

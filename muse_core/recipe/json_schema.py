@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import attrs
 
-from muse_core.component import NAMESPACE, Kind
+from muse_core.component import Kind
+from muse_core.kinds import NAMESPACE
 from muse_core.options.describe import Option, annotation_marker, choices_of, options_of, union_members
 from muse_core.options.ranges import Range
 from muse_core.plugins import Registered, Registry

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import attrs
 import cattrs
 
-from muse_core.component import NAMESPACE, Kind, Use
+from muse_core.component import Kind, Use
+from muse_core.kinds import NAMESPACE
 from muse_core.options.describe import (
     annotation_marker,
     choices_of,

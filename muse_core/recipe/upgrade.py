@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from muse_core.component import NAMESPACE
 from muse_core.errors import RecipeError
+from muse_core.kinds import NAMESPACE, ROWS
 from muse_core.plugins.registry import Registry
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
@@ -21,18 +21,7 @@ from muse_core.recipe.source import RecipeText
 FORMAT = 2
 """Format of recipes that this version writes."""
 
-KIND_OF_KEY = {
-    "block": "layer",
-    "monitors": "safety monitor",
-    "filters": "filter",
-    "potential": "potential",
-    "router": "router",
-    "stages": "stage",
-    "initializers": "initializer",
-    "backend": "kernel backend",
-    "model": "model",
-    "data": "source",
-}
+KIND_OF_KEY = {row.key: NAMESPACE[row.name] for row in ROWS}
 """Key of a table or list of tables → kind of the component that stands there."""
 
 Renames = dict[tuple[str, str], str]

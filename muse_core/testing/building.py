@@ -12,6 +12,7 @@ from muse_core.component import Kind, Use, provided
 from muse_core.data.sources import SourceContext
 from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
+from muse_core.kinds import BY_NAME
 from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.seeding import generator_of
@@ -28,8 +29,6 @@ OF_CONTEXT = {
 }
 """Kind → the fields of its context that its host sets, with what they are here; for other kinds these words are
 options."""
-
-WITHOUT_CONTEXT = frozenset({"initializer", "kernel backend", "stage"})
 
 
 def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, registry: Registry | None = None) -> Use:
@@ -76,7 +75,7 @@ def build_component(
     table = {**(table or {}), **options}
     host = {field: table.pop(field, value) for field, value in OF_CONTEXT.get(kind, {}).items()}
     use = resolve(kind, name, table, registry)
-    if kind in WITHOUT_CONTEXT:
+    if not BY_NAME[kind].context:
         return construct(use, None)
     kernels = bound_kernels(dtype, registry)
     if kind == "source":

@@ -18,29 +18,14 @@ import attrs
 import pytest
 
 from muse_core.cli.errors import guarded
-from muse_core.component import KINDS
 from muse_core.errors import PluginError
+from muse_core.kinds import BY_NAME, KINDS, ROWS
 from muse_core.options.describe import options_of
 from muse_core.plugins import Loaded, Registered
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
 from muse_core.testing.cases import cases_of, installed
 from muse_core.testing.reporter import ResultReporter
-
-SUITES = {
-    "potential": "potentials:PotentialSuite",
-    "memory layer": "layers:MemoryLayerSuite",
-    "router": "routers:RouterSuite",
-    "initializer": "initializers:InitializerSuite",
-    "kernel backend": "kernel_backends:KernelBackendSuite",
-    "safety monitor": "monitors:MonitorSuite",
-    "layer": "layers:LayerSuite",
-    "filter": "filters:FilterSuite",
-    "model": "models:ModelSuite",
-    "stage": "stages:StageSuite",
-    "source": "sources:SourceSuite",
-}
-"""Kind → its suite in this package."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +88,7 @@ def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
     modules = tuple(one.loaded.plugin.module for one in chosen)
     lines = [
         "from muse_core.testing.distributions import PluginSuite, import_report",
-        *(f"from muse_core.testing.{place.replace(':', ' import ')}" for place in sorted(SUITES.values())),
+        *(f"from muse_core.testing.{place.replace(':', ' import ')}" for place in sorted(row.suite for row in ROWS)),
         "",
         "class Together(PluginSuite):",
         "    def report(self, plugin):",
@@ -117,7 +102,7 @@ def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
             title = f"TestComponent{number}_{place}"
             titles[title] = f"{row.kind} {row.name}"
             reference = installed().reference(row.kind, row.name, row.distribution)
-            suite = SUITES[row.kind].partition(":")[2]
+            suite = BY_NAME[row.kind].suite.partition(":")[2]
             lines += ["", f"class {title}({suite}):", f"    kind, name = {row.kind!r}, {reference!r}"]
     return "\n".join(lines) + "\n"
 

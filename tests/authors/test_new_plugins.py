@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from muse_core.cli import muse
-from muse_core.component import KINDS
+from muse_core.kinds import KINDS
 from muse_core.scaffold import TEMPLATES
 
 TOGETHER = """

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from muse_core.component import KINDS
+from muse_core.kinds import KINDS
 from muse_core.options.describe import options_of
 from muse_core.plugins import load_plugins
 from muse_core.recipe.schema import Recipe

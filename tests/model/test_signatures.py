@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from muse_core.component import KINDS
+from muse_core.kinds import KINDS
 from muse_core.model.signatures import METHODS, mismatch
 
 

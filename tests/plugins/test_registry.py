@@ -3,7 +3,8 @@
 import attrs
 import pytest
 
-from muse_core.component import KINDS, Component
+from muse_core.component import Component
+from muse_core.kinds import KINDS
 from muse_core.model.options import Placed
 from muse_core.options.check import AROUND
 from muse_core.options.describe import is_inline, key_of
