@@ -11,6 +11,14 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+FORMER_NAMES = {
+    "Step": "LayerOutput",
+    "Output": "ModelOutput",
+    "Absorbs": "UpdatesStatistics",
+    "Doubts": "VetoesCertification",
+}
+"""Of muse-core 0.1, for plugins that were written for it."""
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -288,33 +296,42 @@ class KernelBackend(Protocol):
         ...
 
 
-class Monitor(Protocol):
-    """Watches the loop. Judges are pure functions of globally reduced numbers, so ranks never disagree."""
+class Monitor:
+    """Watches the loop. A subclass overrides what it needs; a class with all of these methods does as well. Judges are
+    pure functions of globally reduced numbers, so ranks never disagree."""
 
-    def __init__(self, options: Any, context: Any) -> None: ...
+    def __init__(self, options: Any, context: Any) -> None:
+        self.options = options
+        self.name: str = context.name
+        """Its numbers stand in the records as ``<name>/<number>``."""
 
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
         gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
-        2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity)."""
-        ...
+        2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity).
+        By default nothing."""
+        return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         """Before the optimiser step, with every reduced number of this step, the monitor's own under
-        ``<monitor>/<name>``; ``rollbacks`` is how many there were within the last 1,000 steps."""
-        ...
+        ``<monitor>/<name>``; ``rollbacks`` is how many there were within the last 1,000 steps. By default: go on."""
+        return Verdict()
 
     def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        """After ``step`` steps, before the checkpoint of that step: what a probe changes in ``state_dict`` is in it."""
-        ...
+        """After ``step`` steps, before the checkpoint of that step: what a probe changes in ``state_dict`` is in it. By
+        default never."""
+        return False
 
     def probe(self, model: Any) -> dict[str, float]:
         """On all ranks, in eval mode under no_grad with the random state kept."""
-        ...
+        return {}
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must remember, as JSON. By default nothing."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
 
 
 class VetoesCertification(Protocol):
@@ -355,3 +372,12 @@ class TaskSource(Protocol):
         """The examples of these numbers, an int64 array (B,), each of ``length`` tokens: a pure function of split
         ("train", "validation", "test"), number and length. ``loss_mask`` says which labels belong to the loss."""
         ...
+
+
+def __getattr__(name: str) -> Any:
+    if name in FORMER_NAMES:
+        raise ImportError(
+            f"muse_core.contracts.{name} is called {FORMER_NAMES[name]} since muse-core 0.2; "
+            "docs/guide/how-to/upgrade.md lists every name that changed"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

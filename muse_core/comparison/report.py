@@ -66,7 +66,8 @@ def _arm(plan: ComparisonPlan, name: str, value: float | None, done: dict[str, d
     for cell, summary in zip(own.values(), summaries, strict=True):
         if parameter_kind not in summary:
             raise StorageError(
-                f"{cell.path}: this run of an earlier version does not tell its {plan.parameter_kind} - remove the folder "
+                f"{cell.path}: this run of an earlier version does not tell its {plan.parameter_kind} - remove the "
+                f"folder "
                 "to repeat it"
             )
     row |= {

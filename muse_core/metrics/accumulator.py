@@ -26,7 +26,7 @@ class MetricAccumulator:
         self.tokens: Tensor | None = None
 
     def add_result(self, result: Result, num_targets: Tensor) -> None:
-        """A micro-batch: losses are sums, measures reduced by suffix. ``num_targets`` is its number of target tokens."""
+        """A micro-batch: losses are sums, metrics reduced by suffix. ``num_targets`` tokens have a target."""
         num_targets = num_targets.double()
         self.tokens = num_targets if self.tokens is None else self.tokens + num_targets
         self._sum("total", result.total.detach())

@@ -81,7 +81,9 @@ class Block(nn.Module):
             self.norms[site.name] = make_norm(options.norm, options.width)
             self.add_module(site.name, context.layer(site))
 
-    def forward(self, x: Tensor, state: dict[str, State] | None, signals: dict[str, Tensor], tokens: Tokens) -> BlockOutput:
+    def forward(
+        self, x: Tensor, state: dict[str, State] | None, signals: dict[str, Tensor], tokens: Tokens
+    ) -> BlockOutput:
         """x (B, N, D); ``state`` by layer name, None at the start. ``signals`` are not changed: the new ones return."""
         signals = dict(signals)
         passed = BlockOutput(x, {}, signals, {}, {})

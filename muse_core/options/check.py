@@ -106,4 +106,5 @@ def type_fault(annotation: Any, *, within_list: bool = False) -> str | None:
         return next((fault for member in inner if (fault := type_fault(member, within_list=True))), None)
     if isinstance(annotation, type) and attrs.has(annotation):
         return next(iter(structural_faults(annotation)), None)
-    return f"{type_description(annotation)} is no type for a recipe: use bool, int, float, str, Literal, a tuple or a component"
+    allowed = "bool, int, float, str, Literal, a tuple or a component"
+    return f"{type_description(annotation)} is no type for a recipe: use {allowed}"

@@ -95,7 +95,8 @@ def check_source(
     recipe = _structured(source, converter, diagnostics, Recipe)
     diagnostics.problems.extend(across(recipe))
     _raise(source, diagnostics)
-    return Checked(recipe=recipe, resolved=as_table(recipe, registry), registry=registry, source=source, renamed=renamed)
+    resolved = as_table(recipe, registry)
+    return Checked(recipe=recipe, resolved=resolved, registry=registry, source=source, renamed=renamed)
 
 
 def _plugins_table(source: RecipeText, converter: Any) -> Plugins:

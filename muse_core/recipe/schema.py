@@ -224,7 +224,7 @@ class Matched:
     initializer: UseInitializer = field(metadata=INLINE)
     """Which initializer."""
     match: str
-    """Pattern of full parameter names, as ``blocks.*.fast-weights.query.weight``; of several that match, the last wins."""
+    """Pattern of full parameter names, as ``blocks.*.resolvent.output.weight``; the last that matches wins."""
 
 
 @attrs.frozen(kw_only=True)

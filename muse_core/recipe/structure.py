@@ -149,7 +149,8 @@ def _table(
         default = _default(field)
         raw = rest.pop(key, default)
         if raw is ABSENT:
-            node.diagnostics.report((*node.path, key), f"missing: {label} needs {type_description(hints[field.name])} here")
+            needed = type_description(hints[field.name])
+            node.diagnostics.report((*node.path, key), f"missing: {label} needs {needed} here")
             continue
         try:
             values[field.name] = converter.structure(node.child(key, raw, default), hints[field.name])
@@ -196,7 +197,8 @@ def _chosen(node: Node, what: str, known: Iterable[str]) -> tuple[str, dict[str,
         default = node.default
         default = {"use": default} if isinstance(default, str) else default
         if not isinstance(default, Mapping):
-            node.diagnostics.report((*node.path, "use"), f"missing - one of {', '.join(known) or 'none that is installed'}")
+            choices = ", ".join(known) or "none that is installed"
+            node.diagnostics.report((*node.path, "use"), f"missing - one of {choices}")
             raise InvalidValue
         table = {**default, **table}
     name = table.pop("use")
@@ -211,7 +213,8 @@ def _use_path(node: Node) -> Path:
 
 
 def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
-    known = dict.fromkeys(row.name for row in node.diagnostics.registry.rows() if kind in (row.kind, NAMESPACE[row.kind]))
+    rows = node.diagnostics.registry.rows()
+    known = dict.fromkeys(row.name for row in rows if kind in (row.kind, NAMESPACE[row.kind]))
     name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}", known)
     try:
         row = node.diagnostics.registry.find(kind, name)

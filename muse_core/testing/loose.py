@@ -20,7 +20,9 @@ def registry_with(*components: tuple[str, Component], distribution: str = "loose
             def registry(cls):
                 return registry_with(("layer", Component("shift", options=ShiftOptions, implementation="shift:Shift")))
     """
-    plugin = Discovered(distribution=distribution, version="0", entry_point=distribution, module=__name__, api=API_VERSION)
+    plugin = Discovered(
+        distribution=distribution, version="0", entry_point=distribution, module=__name__, api=API_VERSION
+    )
     rows = tuple(
         Registered(
             kind=kind,

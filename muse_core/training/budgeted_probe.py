@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Monitor, Verdict
 
 PART_OF_STEP = 0.4
 """What reading tokens takes of what training on them takes, before it was measured: a third for forward without
@@ -82,11 +82,11 @@ class ProbeBudget:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
 
-class BudgetedProbe:
+class BudgetedProbe(Monitor):
     """A monitor that probes every so many steps while that stays within a share of the run's wall clock.
 
-    A subclass gives ``probe``, spends within ``self.probe_budget.spending()``, and writes a sentence into ``failure`` when
-    what it found is bad; the next ``judge`` reports it once, as "warn" or "halt" asks. Number of a step:
+    A subclass gives ``probe``, spends within ``self.probe_budget.spending()``, and writes a sentence into ``failure``
+    when what it found is bad; the next ``judge`` reports it once, as "warn" or "halt" asks. Number of a step:
     ``share_max``, the share if one more ran now; it is reduced over ranks, so that all decide alike.
     """
 
@@ -127,5 +127,3 @@ class BudgetedProbe:
         """Nothing: what the wall clock decides must not enter the state of a run."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass

@@ -106,9 +106,12 @@ class MonitorGroup:
 
     def vetoes(self, step: int) -> list[str]:
         """Why the checkpoint after ``step`` steps may not be certified."""
-        asked = [(use, monitor.veto_certification) for use, monitor in self.monitors if hasattr(monitor, "veto_certification")]
-        found = [(use.name, self._call(use, "veto_certification", veto_certification, step)) for use, veto_certification in asked]
-        return [f"{name}: {reason}" for name, reason in found if reason]
+        reasons: list[str] = []
+        for use, monitor in self.monitors:
+            if hasattr(monitor, "veto_certification"):
+                reason = self._call(use, "veto_certification", monitor.veto_certification, step)
+                reasons += [f"{use.name}: {reason}"] if reason else []
+        return reasons
 
     def probe(
         self,

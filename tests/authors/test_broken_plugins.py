@@ -14,7 +14,8 @@ from muse_core.cli import muse
 BROKEN = {
     "a layer that leaks": (
         "layer", "layer.py",
-        "return LayerOutput(self.output(mixed.to(x.dtype))", "return LayerOutput(self.output(mixed + x.mean(dim=1, keepdim=True))",
+        "return LayerOutput(self.output(mixed.to(x.dtype))",
+        "return LayerOutput(self.output(mixed + x.mean(dim=1, keepdim=True))",
         "a large change reaches no earlier token and no other row (2 of 2 cases)",
         "eval: update before the change of x at token ",
     ),
@@ -90,8 +91,9 @@ def check(*arguments: object) -> tuple[int, str]:
 def test_a_name_that_is_nothing_is_refused(muse_check, tmp_path) -> None:
     ended = muse_check("fast-weigts", cwd=tmp_path)
     assert ended.returncode == 5
-    assert ended.stderr == "nothing installed is named 'fast-weigts', nor is it the folder of a plugin - did you mean " \
-                           "'fast-weights'?\n"
+    assert ended.stderr == (
+        "nothing installed is named 'fast-weigts', nor is it the folder of a plugin - did you mean 'fast-weights'?\n"
+    )
 
 
 @pytest.mark.parametrize(

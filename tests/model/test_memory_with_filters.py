@@ -26,7 +26,7 @@ def test_the_filter_acts_and_its_measures_come_out():
     tokens = Tokens(torch.arange(20).expand(2, -1))
     x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
     plain, filtered = (
-        build_component("memory layer", "fast-weights", {"heads": 2, "period": 8, "filters": filters})(x, None, {}, tokens)
+        build_component("memory layer", "fast-weights", heads=2, period=8, filters=filters)(x, None, {}, tokens)
         for filters in ([], ["snr"])
     )
     torch.testing.assert_close(filtered.update[:, :8], plain.update[:, :8])

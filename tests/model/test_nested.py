@@ -87,7 +87,8 @@ def registry():
 
 
 def test_each_nested_component_absorbs_its_own_measures_and_no_other(registry):
-    memory = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["mean", "snr", {"use": "mean", "factor": 2.0}]}
+    filters = ["mean", "snr", {"use": "mean", "factor": 2.0}]
+    memory = {"use": "fast-weights", "heads": 2, "period": 8, "filters": filters}
     block = [memory, memory | {"name": "slow", "period": 16}]
     table = {"name": "t", "model": {"width": 12, "depth": 2, "block": block}, "train": {"sequence_length": 64}}
     model, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=11)

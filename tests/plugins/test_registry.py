@@ -81,7 +81,8 @@ def test_the_cause_of_a_broken_provider_is_told(install):
 
 
 def test_the_cause_of_a_broken_bundled_provider_is_told():
-    broken = Discovered(distribution="muse-fast-weights", version="0.1.0", entry_point="fast-weights", module="m", api=2,
+    broken = Discovered(distribution="muse-fast-weights", version="0.1.0", entry_point="fast-weights", module="m",
+                        api=2,
                         refusal="is for hook API 2")
     from muse_core.plugins import load_plugin
 
@@ -91,7 +92,8 @@ def test_the_cause_of_a_broken_bundled_provider_is_told():
 
 
 def test_what_a_list_leaves_out_is_said():
-    registry = registry_of(registered("memory layer", "fast-weights", "muse-fast-weights")).only(deny=["muse-fast-weights"])
+    whole = registry_of(registered("memory layer", "fast-weights", "muse-fast-weights"))
+    registry = whole.only(deny=["muse-fast-weights"])
     assert message(registry, "layer", "fast-weights") == (
         "there is no layer 'fast-weights': muse-fast-weights provides it and is left out by plugins.deny")
 

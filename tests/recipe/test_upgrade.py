@@ -40,7 +40,8 @@ def test_a_recipe_of_format_1_is_read_in_todays_names(tmp_path) -> None:
     assert (block[0]["use"], block[0]["name"], block[0]["rule"]) == ("fast-weights", "hebbian", "hebbian")
     assert checked.resolved["monitors"][0]["use"] == "gate-ablation"
     assert checked.resolved["format"] == 2
-    assert [(one.former, one.name) for one in checked.renamed] == [("gates", "gate-ablation"), ("hebbian", "fast-weights")]
+    renamed = {one.former: one.name for one in checked.renamed}
+    assert renamed == {"gates": "gate-ablation", "hebbian": "fast-weights"}
 
 
 @pytest.mark.parametrize("text", [OLD, INLINE], ids=["tables", "inline"])

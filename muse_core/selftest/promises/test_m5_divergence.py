@@ -28,7 +28,8 @@ def test_it_halts_after_three_rollbacks_each_stronger_than_the_last(trained, tmp
                         weight += 0.05 * torch.randn(weight.shape, generator=generator)
             return model
 
-        with fault_injection.installed({"post_step": climb}), pytest.raises(Halted, match="3 rollbacks within 1000") as halted:
+        climbing = fault_injection.installed({"post_step": climb})
+        with climbing, pytest.raises(Halted, match="3 rollbacks within 1000") as halted:
             loop.run()
     assert halted.value.exit_code == 4
     found = events(tmp_path / "run", "incident")

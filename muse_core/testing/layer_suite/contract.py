@@ -56,7 +56,7 @@ class LayerContract(LayerBase):
         assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
 
     def test_what_is_nested_gets_its_measures_back(self, case: Case) -> None:
-        """A nested component with ``update_statistics`` is told what stands under the name of its module, and nothing else."""
+        """A nested component with ``update_statistics`` is told what stands under its module's name, no more."""
         layer = self.build(case)
         measured: set[str] = set()
         for path, part in layer.named_modules():

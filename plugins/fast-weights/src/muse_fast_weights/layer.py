@@ -24,7 +24,7 @@ from muse_kernels import unit_length
 class FastWeights(nn.Module):
     """update_t = P (gate(x_t) ⊙ norm(W_tᵀ q_t)), with W written by the Hebbian or the delta rule.
 
-    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (see ``muse_core.fast_weights.by_period.Reading``) and,
+    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.by_period.Reading``) and,
     with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t;
     ``gate`` (B, N, H M): σ of the gate's pre-activation.
     Measures: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ

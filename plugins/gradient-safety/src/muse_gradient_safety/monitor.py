@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Monitor, Verdict
 from muse_core.training.monitor_context import MonitorContext
 from muse_gradient_safety.options import GradientSafetyOptions
 
 
-class GradientSafety:
+class GradientSafety(Monitor):
     """Counts parameters with non-finite gradients on the device and judges by the count once it is read.
 
     Numbers per step: ``tensors`` (parameters with a non-finite gradient), ``first_min`` (position of the first of them
@@ -24,8 +24,7 @@ class GradientSafety:
     """
 
     def __init__(self, options: GradientSafetyOptions, context: MonitorContext):
-        self.options = options
-        self.name = context.name
+        super().__init__(options, context)
         self.streak = 0
         self.names: tuple[str, ...] = ()
 
@@ -64,12 +63,6 @@ class GradientSafety:
         replaced = floats.get(f"{self.name}/replaced")
         done = "" if replaced is None else f", {replaced:.0f} elements zeroed"
         return f"non-finite gradient of {first}{others}{done}"
-
-    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        return False
-
-    def probe(self, model: Any) -> dict[str, float]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"streak": self.streak}

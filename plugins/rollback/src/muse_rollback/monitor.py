@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Monitor, Verdict
 from muse_core.data.batches import to_device
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.training.monitor_context import MonitorContext
@@ -22,7 +21,7 @@ STREAK = 3
 """Consecutive non-finite steps at which the core rolls back; this monitor then says how."""
 
 
-class Rollback:
+class Rollback(Monitor):
     """Screens the training loss, asks the canary, and says what a rollback does.
 
     Numbers of an evaluation: ``canary`` (nats per token), ``reference`` and ``bound`` (nats; where there are enough
@@ -31,17 +30,13 @@ class Rollback:
     """
 
     def __init__(self, options: RollbackOptions, context: MonitorContext):
-        self.options = options
+        super().__init__(options, context)
         self.context = context
-        self.name = context.name
         self.machine = Machine(
             options, warmup_steps=context.warmup_steps, checkpoint_every=context.checkpoint_every
         )
         self.streak = 0
         self._asked_at = 0
-
-    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         healthy = math.isfinite(floats["total"]) and not floats["gradient_nonfinite"]

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Monitor, Verdict
 from muse_core.training.monitor_context import MonitorContext
 from muse_rollback.options import PerplexitySpikeOptions
 
@@ -31,16 +29,12 @@ class Average:
         return share if step >= self.options.warmup_steps and share > self.options.threshold else None
 
 
-class PerplexitySpike:
+class PerplexitySpike(Monitor):
     """Acts when the batch's perplexity exceeds its moving average by a share."""
 
     def __init__(self, options: PerplexitySpikeOptions, context: MonitorContext):
-        self.options = options
-        self.name = context.name
+        super().__init__(options, context)
         self.average = Average(options)
-
-    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         if not math.isfinite(floats["loss"]):
@@ -50,12 +44,6 @@ class PerplexitySpike:
             return Verdict()
         reason = f"perplexity {100 * share:.1f} % above its moving average"
         return Verdict(ACTIONS[self.options.action], reason, self.name, step)
-
-    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        return False
-
-    def probe(self, model: Any) -> dict[str, float]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average.value}

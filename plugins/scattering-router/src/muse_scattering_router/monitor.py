@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from muse_core.contracts import Routing, Verdict
+from muse_core.contracts import Monitor, Routing, Verdict
 from muse_core.training.monitor_context import MonitorContext
 from muse_scattering_router.options import RoutingMonitorOptions
 
 LOAD = re.compile(r"(?P<layer>.+)/load_(?P<expert>\d+)")
 
 
-class RoutingMonitor:
+class RoutingMonitor(Monitor):
     """Follows every ``<layer>/load_<e>`` of a run's steps and warns once when an expert's average falls below the given
     part of an equal share, and again only after it has been above.
 
@@ -26,15 +25,11 @@ class RoutingMonitor:
     """
 
     def __init__(self, options: RoutingMonitorOptions, context: MonitorContext):
-        self.options = options
+        super().__init__(options, context)
         self.context = context
-        self.name = context.name
         self.loads: dict[str, float] = {}
         self.collapsed: list[str] = []
         self.choices: dict[str, list[int]] = {}
-
-    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
         experts: dict[str, int] = {}

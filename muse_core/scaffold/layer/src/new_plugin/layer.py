@@ -33,7 +33,8 @@ class NewPlugin(nn.Module):
         stream = torch.cat([before, x], dim=1)
         document = documents(tokens, memory)
         mixed = sum(tap * earlier(stream, document, lag, self.span) for lag, tap in enumerate(self.taps))
-        return LayerOutput(self.output(mixed.to(x.dtype)), {"inputs": last_inputs(stream, document, memory, tokens.valid)})
+        kept = last_inputs(stream, document, memory, tokens.valid)
+        return LayerOutput(self.output(mixed.to(x.dtype)), {"inputs": kept})
 
 
 def earlier(stream: Tensor, document: Tensor, lag: int, span: int) -> Tensor:

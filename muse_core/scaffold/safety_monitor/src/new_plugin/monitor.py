@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Monitor, Verdict
 from muse_core.training.monitor_context import MonitorContext
 from torch import Tensor
 
 from new_plugin.options import NewPluginOptions
 
 
-class NewPlugin:
+class NewPlugin(Monitor):
     """Number per step: ``largest_max``, the largest magnitude of a gradient entry. What a judge remembers is in
     ``state_dict``, so that a resumed run judges alike."""
 
     def __init__(self, options: NewPluginOptions, context: MonitorContext):
-        self.options = options
-        self.name = context.name
+        super().__init__(options, context)
         self.usual: float | None = None
 
     @torch.no_grad()
@@ -44,12 +43,6 @@ class NewPlugin:
             return Verdict()
         reason = f"a gradient entry of {largest:.3g} is over {self.options.factor:g} times the usual {usual:.3g}"
         return Verdict(Action.SKIP, reason, self.name, step)
-
-    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        return False
-
-    def probe(self, model: Any) -> dict[str, float]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"usual": self.usual}
