@@ -50,6 +50,23 @@ class Use:
     """Key path in the recipe, for messages: ``model.block[1].filters[0]``."""
 
 
+@attrs.frozen
+class PathMark:
+    """Annotation that marks a text option as a path: checking a recipe makes it absolute, written ``RecipePath``.
+
+    A relative path is relative to the file that writes it, as ``extends`` is; one of ``--set`` to the working
+    directory. So a recipe means the same from every folder, and so does the resolved recipe in a run's directory.
+    """
+
+    or_name: bool = False
+    """The value may be something else, a name: it is a path only where it leads to a folder."""
+
+
+RecipePath = Annotated[str, PathMark()]
+"""A file, a folder or a pattern of files."""
+RecipePathOrName = Annotated[str, PathMark(or_name=True)]
+"""A folder, where there is one of this name beside the recipe; otherwise a name, left as it is."""
+
 UsePotential = Annotated[Use, Kind("potential")]
 UseMemoryLayer = Annotated[Use, Kind("memory layer")]
 UseRouter = Annotated[Use, Kind("router")]

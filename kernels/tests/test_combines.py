@@ -8,8 +8,8 @@ from types import FunctionType, SimpleNamespace
 import pytest
 import torch
 
-complex_kernels = pytest.importorskip("muse_kernels.triton.complex")
-moebius = pytest.importorskip("muse_kernels.triton.moebius")
+complex_kernels = pytest.importorskip("muse_kernels.triton.resolvent.complex")
+moebius = pytest.importorskip("muse_kernels.triton.resolvent.moebius")
 
 
 def normalised(*matrix):

@@ -48,7 +48,7 @@ def test_near_float64(rule, dtype, tolerance, tokens, key_width, value_width, re
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("warps", (2, 8))
 def test_at_other_numbers_of_warps(rule, warps, monkeypatch):
-    from muse_kernels.triton import fast_weights_launch as launch
+    from muse_kernels.triton.fast_weights import launch
 
     tuning = launch.HALF[rule]
     kernels = {name: getattr(tuning, name)._replace(warps=warps) for name in tuning._fields if name != "leaf"}

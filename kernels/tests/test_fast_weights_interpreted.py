@@ -12,8 +12,8 @@ from muse_kernels import fast_weights as public
 from muse_kernels.reference import fast_weights as reference
 from muse_kernels.testing.fast_weights import assert_close, draw, results
 
-fast_weights_launch = pytest.importorskip("muse_kernels.triton.fast_weights_launch")
-fast_weights_pieces = pytest.importorskip("muse_kernels.triton.fast_weights_pieces")
+fast_weights_launch = pytest.importorskip("muse_kernels.triton.fast_weights.launch")
+fast_weights_pieces = pytest.importorskip("muse_kernels.triton.fast_weights.pieces")
 fast_weights = pytest.importorskip("muse_kernels.triton").fast_weights
 
 pytestmark = pytest.mark.skipif(

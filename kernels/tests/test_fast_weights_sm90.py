@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-launch = pytest.importorskip("muse_kernels.triton.fast_weights_launch")
+launch = pytest.importorskip("muse_kernels.triton.fast_weights.launch")
 sm90 = pytest.importorskip("muse_kernels.testing.sm90")
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")

@@ -22,7 +22,7 @@ CEILINGS = {
 
 def recorded(patch, module: str, launches) -> dict:
     """Every kernel of the module, as `launches` would run them on tensors that hold no memory."""
-    place = importlib.import_module(f"muse_kernels.triton.{module}")
+    place = importlib.import_module(module)
     recorders = {name: sm90.Recorder(getattr(place, name)) for name in CEILINGS if hasattr(place, name)}
     for name, recorder in recorders.items():
         patch.setattr(place, name, recorder)
@@ -52,14 +52,20 @@ def many_rows(place) -> None:
         place._backward._init_fn(*parts, x, taps, initial, None, 2, 4)
 
 
+MODULES = [
+    ("muse_kernels.triton.gated_norm.operator", norms),
+    ("muse_kernels.triton.short_convolution.operator", convolutions),
+]
+
+
 def test_any_number_of_rows_and_tokens(monkeypatch):
     """All axes of a grid but the first end at 65,535."""
-    for name, recorder in recorded(monkeypatch, "short_convolution", many_rows).items():
+    for name, recorder in recorded(monkeypatch, "muse_kernels.triton.short_convolution.operator", many_rows).items():
         assert all(axis <= 65_535 for grid in recorder.grids for axis in grid[1:]), (name, recorder.grids)
         recorder.compile()  # of one token, a constant
 
 
-@pytest.mark.parametrize("module, launches", [("gated_norm", norms), ("short_convolution", convolutions)])
+@pytest.mark.parametrize("module, launches", MODULES)
 def test_ceilings(monkeypatch, module, launches):
     for name, recorder in recorded(monkeypatch, module, launches).items():
         found = recorder.compile()

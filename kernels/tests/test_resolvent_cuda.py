@@ -13,7 +13,7 @@ from muse_kernels.testing.resolvent import DOUBLE, assert_close, draw, results
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 kernels = pytest.importorskip("muse_kernels.triton")
-tiles = pytest.importorskip("muse_kernels.triton.tiles")
+tiles = pytest.importorskip("muse_kernels.triton.resolvent.tiles")
 
 COLUMNS = tiles.ColumnTile(8, 4, 4, 2000, 1, late=4)  # unrolled four times: sixteen take ten times as long to compile
 
@@ -136,5 +136,5 @@ def test_as_good_as_the_sequential_loop(eta):
 
 
 def test_auto_takes_the_kernels():
-    request = dispatch.Request("causal_resolvent_apply", "cuda", "float32")
+    request = dispatch.KernelRequest("causal_resolvent_apply", "cuda", "float32")
     assert chosen(request).backend == "triton"

@@ -5,9 +5,11 @@ import torch
 
 from muse_kernels import causal_resolvent_apply, causal_resolvent_diagonal, reference, resolvent_diagonal
 from muse_kernels import torch as lanes
-from muse_kernels.reference.causal_resolvent_apply import causal_resolvent_apply_dense
-from muse_kernels.reference.causal_resolvent_diagonal import causal_resolvent_diagonal_dense
-from muse_kernels.reference.resolvent_diagonal import resolvent_diagonal_dense
+from muse_kernels.reference.resolvent import (
+    causal_resolvent_apply_dense,
+    causal_resolvent_diagonal_dense,
+    resolvent_diagonal_dense,
+)
 from muse_kernels.testing.resolvent import assert_close, draw, results
 
 EXACT = 1e-10

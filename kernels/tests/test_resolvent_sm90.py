@@ -5,14 +5,14 @@ import os
 import pytest
 import torch
 
-launches = pytest.importorskip("muse_kernels.triton.launches")
-row_launches = pytest.importorskip("muse_kernels.triton.row_launches")
-column_launches = pytest.importorskip("muse_kernels.triton.column_apply_launches")
-lane_launches = pytest.importorskip("muse_kernels.triton.lane_apply_launches")
+launches = pytest.importorskip("muse_kernels.triton.resolvent.green_launches")
+row_launches = pytest.importorskip("muse_kernels.triton.resolvent.row_launches")
+column_launches = pytest.importorskip("muse_kernels.triton.resolvent.column_apply_launches")
+lane_launches = pytest.importorskip("muse_kernels.triton.resolvent.lane_apply_launches")
 sm90 = pytest.importorskip("muse_kernels.testing.sm90")
-tiles = pytest.importorskip("muse_kernels.triton.tiles")
+tiles = pytest.importorskip("muse_kernels.triton.resolvent.tiles")
 
-from muse_kernels.triton.rows import Rows  # noqa: E402
+from muse_kernels.triton.resolvent.rows import Rows  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
 

@@ -54,7 +54,7 @@ def test_more_rows_than_an_axis_takes(place, carried, monkeypatch):
     """Two rows where an axis takes one program, of several blocks of tokens and groups of channels."""
     function, dtype, device, tolerance = place
     if dtype == torch.float32:
-        monkeypatch.setattr(import_module("muse_kernels.triton.short_convolution"), "MOST_OF_AN_AXIS", 1)
+        monkeypatch.setattr(import_module("muse_kernels.triton.short_convolution.operator"), "MOST_OF_AN_AXIS", 1)
     leaves = draw(150, 201, 3, carried)
     starts = torch.rand(2, 150, generator=torch.Generator().manual_seed(2)) < 0.1
     expected = results(convolved(reference, 3, 20), leaves, **DOUBLE, resets=starts)
@@ -141,7 +141,7 @@ def test_second_derivative(place):
 
 
 def test_a_second_derivative_is_the_torch_backends_too():
-    request = dispatch.Request("short_convolution", "cpu", "float64", {}, frozenset({"double_backward"}))
+    request = dispatch.KernelRequest("short_convolution", "cpu", "float64", {}, frozenset({"double_backward"}))
     assert chosen(request).backend == "torch"
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
 import click
 
-from muse_core.cli.errors import ended_by_sigterm, guarded
+from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.process import outlive_output, refuse_several_processes
 
 LEFT = 75
 """Exit code when runs are left: call again (EX_TEMPFAIL)."""
+FAILED_RUNS = 6
+"""Exit code when nothing is left that another call would do, and the comparison lacks runs that failed."""
 
 
 @click.command()
@@ -37,16 +41,22 @@ def compare(
     every run report.md and report.json are written anew.
 
     \b
-    Exit codes: 0 all is done; 75 runs are left, call again; others as for muse-run.
+    Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of an arm's sweep
+    did, and another call does nothing without --retry; others as for muse-run.
     """
-    started = time.monotonic()
-    with guarded(), ended_by_sigterm():  # so that runs are asked to save, and none is left behind
+    outlive_output()
+    with guarded(), ended_by_signals(), contextlib.ExitStack() as held:
+        refuse_several_processes()
         from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.report import compose, markdown, write
         from muse_core.comparison.slots import Slots
         from muse_core.errors import RecipeError, StorageError
+        from muse_core.storage.directory_lock import RunLock
+        from muse_core.storage.disk import Disk
+        from muse_core.training.stop import Interrupted, Stop
 
+        stop = Stop(max_seconds)
         read = read_plan(plan, overrides)
         folder = output or Path("comparisons") / read.plan.name
         tuning = tuning_cells(read, folder)
@@ -63,7 +73,7 @@ def compare(
         if not only_report:
             from muse_core.comparison.parameters import count_parameters, departures
 
-            counts = count_parameters(read)
+            counts = count_parameters(read, folder)
             for name, count in counts.items():
                 click.echo(f"{name}: {count:,} {read.plan.parameter_kind}")
             far = departures(read.plan, counts)
@@ -81,25 +91,33 @@ def compare(
             raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")
         cells()
         folder.mkdir(parents=True, exist_ok=True)
+        if not only_report:
+            lock = RunLock(folder.resolve(), Disk(), "--output")
+            held.callback(lock.release)
         if retry:
             for cell in cells():
                 (cell.path / FAILED).unlink(missing_ok=True)
         if not only_report:
-            Slots(
-                count=slots,
-                gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
-                say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
-                deadline=None if max_seconds is None else started + max_seconds,
-            ).work(
-                lambda: [cell for cell in cells() if not cell.settled()],
-                lambda: write(compose(read, folder), folder),
-            )
+            with stop:  # so that runs are asked to save, and none is left behind
+                Slots(
+                    count=slots,
+                    gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
+                    say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
+                    stop=stop,
+                ).work(
+                    lambda: [cell for cell in cells() if not cell.settled()],
+                    lambda: write(compose(read, folder), folder),
+                )
         report = compose(read, folder)
         write(report, folder)
         click.echo()
         click.echo(markdown(report), nl=False)
+        if stop.signal is not None:
+            raise Interrupted(stop.signal, "interrupted; what ran is saved. Call again to go on")
         if report["left"] or report["waiting_for_the_sweep"]:
             raise SystemExit(LEFT)
+        if report["reported_failed"] or report["sweep_failed"]:
+            raise SystemExit(FAILED_RUNS)
 
 
 def _state(cell: object) -> str:

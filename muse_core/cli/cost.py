@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from muse_core.cli.errors import guarded
+from muse_core.cli.errors import guarded, warn
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
@@ -41,16 +41,17 @@ def cost(
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
+        from muse_core.storage.canonical_json import spelled
 
         device_set = [] if device is None else [f'train.device="{device}"']
-        opened = [open_target(path, [*overrides, *device_set], vocabulary) for path in targets]
+        opened = [open_target(path, [*overrides, *device_set], vocabulary, warn) for path in targets]
         rows: list[dict[str, Any]] = []
 
         def report(target: Target, found: dict[str, Any]) -> None:
             rows.append({"target": str(target.path), "parameters": target.parameters} | found)
             click.echo(_line(rows[-1]))
             if output is not None:
-                output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+                output.write_text(json.dumps(spelled(rows), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
         click.echo(f"{opened[0].device_name}, {opened[0].precision.dtype}; {opened[0].versions}")
         if reach is not None:

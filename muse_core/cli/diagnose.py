@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import click
 
-from muse_core.cli.errors import guarded
+from muse_core.cli.errors import guarded, warn
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 NARROWEST = 100
@@ -18,8 +20,9 @@ NARROWEST = 100
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--text", help="Text to read [default: the beginning of the validation text].")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
+@click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
-def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
+def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json: bool) -> None:
     """Show signals and measures of every layer of RUN, a run directory, at its start and as trained.
 
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
@@ -28,15 +31,20 @@ def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.diagnostics import diagnose as read
+        from muse_core.storage.canonical_json import spelled
+        from muse_core.training.trained import open_start, open_trained
 
-        start, now = (read(run, text, weights=weights, tokens=tokens) for weights in ("start", "newest"))
+        with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
+            trained, _ = open_trained(run, step=step, untrained=False, say=warn)
+            start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run), trained))
         before, after = start.ranges(), now.ranges()
         if as_json:
             rows = [
                 {"quantity": quantity, "layer": layer, "start": list(before[quantity, layer]), "trained": list(values)}
                 for (quantity, layer), values in after.items()
             ]
-            print(json.dumps({"loss": {"start": start.loss, "trained": now.loss}, "rows": rows}, indent=2))
+            table = {"loss": {"start": start.loss, "trained": now.loss}, "rows": rows}
+            print(json.dumps(spelled(table), indent=2, allow_nan=False))
             return
         from rich.console import Console
         from rich.table import Table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -10,26 +12,50 @@ from collections.abc import Iterator
 from types import FrameType
 
 from muse_core.errors import MuseError
+from muse_core.training.stop import heeded
 
 INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the body with its exit code, its ``finally`` clauses run; training then takes the signal over."""
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM, SIGHUP and SIGUSR1 end the body with 128 + their number, its ``finally`` clauses run; training then
+    takes the signals over. After the body they end in the same way until the interpreter shuts down, which they do not
+    disturb: a command never ends by the default action of a signal."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        print("terminated", file=sys.stderr)
+        _say("terminated")
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    numbers = [one for one in heeded() if one != signal.SIGINT]
+    before = {one: signal.signal(one, end) for one in numbers}
+    atexit.register(_ignore, numbers)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            if handler not in (signal.SIG_DFL, None):
+                signal.signal(one, handler)
+
+
+def _ignore(numbers: list[int]) -> None:
+    for one in numbers:
+        signal.signal(one, signal.SIG_IGN)
+
+
+def warn(sentence: str) -> None:
+    """Says something beside what the command answers."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _replace_what_cannot_be_written() -> None:
+    """Characters that the terminal's encoding lacks are written as question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -38,11 +64,18 @@ def guarded() -> Iterator[None]:
 
     Anything else is a fault of the program: its traceback is shown and the exit code is 1.
     """
+    _replace_what_cannot_be_written()
     try:
         yield
     except MuseError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
+
+
+def _say(text: str) -> None:
+    """A line on standard error, if there is one that takes it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr)

@@ -56,6 +56,7 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
         from muse_core.exit_gates.findings import Finding
         from muse_core.exit_gates.gates import GATES, require, run_gates
         from muse_core.metrics.console import Display
+        from muse_core.training.stop import Interrupted
 
         display = Display()
 
@@ -72,6 +73,10 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
         target.mkdir(parents=True, exist_ok=True)
         try:
             report = run_gates(Bench(checked, target, display, steps=steps), hear)
+        except Interrupted as error:
+            raise Interrupted(
+                error.exit_code - 128, f"interrupted; gates do not go on where they stopped: {target} may be removed"
+            ) from None
         finally:
             display.finish()
         display.say(f"report: {target / 'gates.json'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,48 +10,89 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from muse_core.errors import MuseError, RecipeError
+from muse_core.data.sources import cache_folder
+from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.sinks import require_sinks
+from muse_core.model.precision import choose_device
 from muse_core.plugins.raised import blame
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, differences, read_lock
+from muse_core.recipe.schema import Train
+from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training import preview
-from muse_core.training.locking import lock_of
+from muse_core.training.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
+from muse_core.training.locking import input_digests, lock_of, own_digests
+from muse_core.training.longer import LENGTH, Longer
+from muse_core.training.loop import require_compiler
+from muse_core.training.optimizers import rate_factor
 from muse_core.training.run import Run
-from muse_core.training.setup import Setup, set_up
+from muse_core.training.setup import Setup, memory_errors, set_up
+from muse_core.training.trained import weights_of_init
 
 
 def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool) -> None:
     """Start a run in a new directory; ``lock`` is what it must repeat, if anything."""
     display = Display()
     resolved = to_toml(checked.resolved)
-    target = run_dir or Path("runs") / f"{checked.recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunDirectory.claim(target, resolved) as directory:
-        setup = _prepare(checked, display)
-        now = lock_of(checked, setup)
-        drift = _drift(lock, now, display, allow_drift) if lock is not None else []
-        directory.begin(source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table))
-        _start(setup, directory, display, drift)
+    name = checked.recipe.name
+    claimed = RunDirectory.claim(run_dir, resolved) if run_dir else RunDirectory.claim_named(name, resolved)
+    with claimed as directory:
+        try:
+            setup, inputs = _prepare(checked, display)
+            now = lock_of(checked, setup, digests=own_digests(setup) | inputs)
+            drift = _drift(lock, now, display, allow_drift) if lock is not None else []
+            directory.begin(
+                source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table),
+                tokenizer=setup.corpus.tokenizer.to_json(),
+            )
+            _start(setup, directory, display, drift)
+        except BaseException:
+            with contextlib.suppress(StorageError):  # the first error is the one to report
+                directory.withdraw()
+            raise
 
 
-def resumed(run_dir: Path, *, device: str | None, allow_drift: bool) -> None:
-    """Go on with a run in its directory."""
+def resumed(
+    run_dir: Path,
+    *,
+    device: str | None,
+    allow_drift: bool,
+    steps: int | None = None,
+    extend: int | None = None,
+    restart: bool = False,
+) -> None:
+    """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
+    ``restart`` begins again where its checkpoints are gone."""
     display = Display()
     with RunDirectory.open(run_dir) as directory:
         overrides = [] if device is None else [f'train.device="{device}"']
         checked = read_recipe(directory.recipe, overrides)
-        setup = _prepare(checked, display)
-        drift = _drift(read_lock(directory.lock), lock_of(checked, setup), display, allow_drift)
-        _start(setup, directory, display, drift)
+        longer = None
+        if steps is not None or extend is not None:
+            longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
+            checked = read_recipe(directory.recipe, [*longer.overrides, *overrides])
+        lock = read_lock(directory.lock)
+        kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
+        setup = _set_up(checked, display, kept)
+        inputs = _inputs_of_resumed(directory, lock, checked)
+        now = lock_of(checked, setup, digests=own_digests(setup) | inputs)
+        drift = _drift(lock, now, display, allow_drift, expected=LENGTH if longer else ())
+        if kept is None and setup.corpus.tokenizer.digest == lock.table.get("digests", {}).get("tokenizer"):
+            directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
+        if longer is not None:
+            lengthened = read_recipe(directory.recipe, longer.overrides)
+            longer.write(directory, to_toml(lengthened.resolved))
+        _start(setup, directory, display, drift, longer=longer, restart=restart)
 
 
 def show(checked: Checked) -> None:
     """``--dry-run``: everything that would be built."""
     display = Display()
-    setup = _prepare(checked, display)
+    setup, _ = _prepare(checked, display)
+    _say_short_warmup(setup.recipe.train, display)
     console = display.console
     table = Table("layer", "component", "from", "parameters", box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.columns[3].justify = "right"
@@ -62,32 +103,60 @@ def show(checked: Checked) -> None:
     console.print(table)
     console.print()
     display.table("Parameters by role", {role: f"{count:,}" for role, count in preview.role_rows(setup).items()})
-    display.table("Memory", {name: f"{size / 2**20:,.1f} MiB" for name, size in preview.memory_rows(setup).items()})
+    with memory_errors():
+        memory = preview.memory_rows(setup)
+    display.table("Memory", {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()})
     display.table("Tokens", preview.token_rows(setup))
     display.table("Kernels", _kernel_rows(setup))
     display.table("Device", {"device": str(setup.precision.device), "precision": setup.precision.dtype})
-    display.say("dry run: nothing was written")
+    display.say(f"dry run: no run was begun; encoded text is kept in {cache_folder(checked.recipe.data.cache)}")
 
 
-def _prepare(checked: Checked, display: Display) -> Setup:
+def _prepare(checked: Checked, display: Display) -> tuple[Setup, dict[str, str]]:
+    """Everything that a new run needs, and the digests of its inputs besides text. What would stop the run later is
+    raised here, before anything is begun."""
+    setup = _set_up(checked, display, None)
+    weights_of_init(setup, say=lambda sentence: display.say(sentence, "yellow"))
+    return setup, input_digests(checked.recipe, checked.registry)
+
+
+def _inputs_of_resumed(directory: RunDirectory, lock: Lock, checked: Checked) -> dict[str, str]:
+    """Digests of the inputs of a run that goes on: as the lock has them for what is in its checkpoints already."""
+    locked = {
+        key: str(value) for key, value in lock.table.get("digests", {}).items() if key not in ("data", "tokenizer")
+    }
+    folder = newest_folder(directory.path)
+    done = -1 if folder == directory.path else stage_number(folder)
+    begun = done >= 0 or bool(Checkpoints(directory.path).generations())
+    taken = {f"stage_{number}" for number in range(done + 1)} | ({"init"} if begun else set())
+    now = input_digests(checked.recipe, checked.registry, init=not begun, first_stage=done + 1)
+    return {key: value for key, value in locked.items() if key in taken} | now
+
+
+def _set_up(checked: Checked, display: Display, kept: Kept | None) -> Setup:
     require_sinks(checked.recipe)
+    if checked.recipe.train.compile:
+        require_compiler(choose_device(checked.recipe.train.device))
     for problem in checked.registry.problems:
         display.say(f"plugin {problem}", "yellow")
     console = display.console
     if not console.is_terminal:
-        return set_up(checked.recipe, checked.registry)
+        return set_up(checked.recipe, checked.registry, kept=kept)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("preparing", total=None)
 
         def report(what: str, done: int, whole: int | None) -> None:
             bar.update(task, description=what, completed=done, total=whole)
 
-        return set_up(checked.recipe, checked.registry, report=report)
+        return set_up(checked.recipe, checked.registry, report=report, kept=kept)
 
 
-def _drift(before: Lock, now: Lock, display: Display, allow_drift: bool) -> list[str]:
-    """What is not as the lock says, in sentences. Raises RecipeError when that is not allowed."""
-    found = [str(one) for one in differences(before, now)]
+def _drift(
+    before: Lock, now: Lock, display: Display, allow_drift: bool, expected: Sequence[str] = ()
+) -> list[str]:
+    """What is not as the lock says, in sentences, besides what is ``expected`` to differ. Raises RecipeError when that
+    is not allowed."""
+    found = [str(one) for one in differences(before, now) if one.what not in expected]
     if found and not allow_drift:
         raise RecipeError(
             ["this is not what the lock says:", *(f"  {one}" for one in found), "go on all the same with --allow-drift"]
@@ -102,8 +171,27 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _start(setup: Setup, directory: RunDirectory, display: Display, drift: Sequence[str]) -> None:
+def _say_short_warmup(train: Train, display: Display) -> None:
+    if train.warmup_steps >= train.steps:
+        reached = rate_factor(train, train.steps - 1)
+        display.say(
+            f"train.warmup_steps is {train.warmup_steps} and train.steps {train.steps}: the learning rate is still "
+            f"rising at the end and reaches {reached:.0%} of its peak",
+            "yellow",
+        )
+
+
+def _start(
+    setup: Setup,
+    directory: RunDirectory,
+    display: Display,
+    drift: Sequence[str],
+    *,
+    longer: Longer | None = None,
+    restart: bool = False,
+) -> None:
     parameters = sum(p.numel() for p in setup.model.parameters())
+    _say_short_warmup(setup.recipe.train, display)
     display.table(
         "",
         {
@@ -118,7 +206,10 @@ def _start(setup: Setup, directory: RunDirectory, display: Display, drift: Seque
     try:
         if drift:
             records.event({"event": "drift", "differences": list(drift)})
-        summary = Run(setup, directory, records, display).go()
+        if longer is not None:
+            records.event(longer.event())
+            display.say(longer.sentence())
+        summary = Run(setup, directory, records, display, restart=restart).go()
     except Exception as error:
         found = None if isinstance(error, MuseError) else blame(error, setup.registry.rows())
         if found:
@@ -148,13 +239,24 @@ def _early_exit(summary: dict[str, Any]) -> dict[str, str]:
     return {"early exit": f"{spent:.3g} FLOPs spent on held-out text, {saved:.3g} ({share:.1%}) saved"}
 
 
+def _in_training(summary: dict[str, Any]) -> dict[str, str]:
+    share = summary.get("held_out_in_training")  # runs of an earlier version do not have it
+    if share is None:
+        return {}
+    return {"seen": f"{share:.1%} of the {summary['held_out_split']} text stands word for word in training text"}
+
+
 def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     low, high = summary["held_out_interval"]
     rows = {
         "steps": f"{summary['steps']:,} of {summary['planned_steps']:,}"
-        + (" (stopped by train.max_seconds)" if summary["stopped_by_time"] else ""),
+        + (
+            f" (stopped by train.max_seconds; go on with muse-run --resume {_shown(directory.path)})"
+            if summary["stopped_by_time"] else ""
+        ),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte (95 % {low:.4f} to {high:.4f}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
+        **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
         **_early_exit(summary),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",

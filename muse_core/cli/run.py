@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from muse_core.cli.errors import ended_by_sigterm, guarded
+from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.threads import let_waiting_threads_sleep
 from muse_core.errors import RecipeError
 
@@ -17,13 +18,19 @@ from muse_core.errors import RecipeError
               help="Override one key, as train.steps=100 or model.block[0].heads=32. May be repeated.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Directory of the run [default: runs/<name>-<time>].")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
-@click.option("--dry-run", is_flag=True, help="Show what would be built, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be built; no run is begun. Encoded text is cached.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN_DIR",
               help="Go on with an interrupted run from its newest good checkpoint.")
 @click.option("--locked", type=click.Path(path_type=Path), metavar="LOCK",
               help="Repeat the run of a muse.lock.toml, or say what differs here.")
 @click.option("--allow-drift", is_flag=True,
               help="With --resume or --locked: go on although plugins, versions or data differ.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N",
+              help="With --resume: train to N steps in all; the schedule is from here on that of a run of N steps.")
+@click.option("--extend", type=click.IntRange(min=1), metavar="N",
+              help="With --resume: train N steps beyond the planned ones, at the rate of the last planned one.")
+@click.option("--restart", is_flag=True,
+              help="With --resume: begin again at step 0 where every checkpoint of a run is gone.")
 @click.version_option(package_name="muse-core")
 def main(
     recipe: Path | None,
@@ -34,27 +41,36 @@ def main(
     resume: Path | None,
     locked: Path | None,
     allow_drift: bool,
+    steps: int | None,
+    extend: int | None,
+    restart: bool,
 ) -> None:
     """Train, guard, evaluate and report the language model that RECIPE, a TOML file, describes.
 
     \b
     Exit codes: 0 done; 2 recipe, arguments or device; 3 storage or data;
-    4 halted by a gate or monitor; 5 plugin; 130 or 143 interrupted, resumable.
+    4 halted by a gate or monitor; 5 plugin; 128 + signal (130, 143, 129, 138) interrupted, resumable.
     """
+    outlive_output()
     let_waiting_threads_sleep()
-    with guarded(), ended_by_sigterm():
+    with guarded(), ended_by_signals():
+        refuse_several_processes()
         given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
         if len(given) != 1:
             wrong = " and ".join(given) if given else "nothing"
             raise RecipeError(f"give one of RECIPE, --resume RUN_DIR and --locked LOCK, not {wrong}")
         if resume is not None and (overrides or run_dir):
             raise RecipeError("--resume continues the run as its recipe says: leave --set and --run-dir out")
+        if resume is None and (steps or extend or restart):
+            raise RecipeError("--steps, --extend and --restart go with --resume: a new run takes --set train.steps=N")
+        if steps and extend:
+            raise RecipeError("give --steps N, all steps of the run, or --extend N, further ones, not both")
         if device is not None:
             overrides = (*overrides, f'train.device="{device}"')
         if resume is not None:
             from muse_core.cli.launch import resumed
 
-            resumed(resume, device=device, allow_drift=allow_drift)
+            resumed(resume, device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart)
             return
         from muse_core.recipe import read_recipe
         from muse_core.recipe.lock import read_lock

@@ -9,9 +9,11 @@ from typing import Any
 
 import attrs
 
-from muse_core.comparison.plan import Arm, ComparisonPlan, Read
+from muse_core.comparison.plan import Arm, ComparisonPlan, Read, Value, value_name, value_text
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
+from muse_core.storage.canonical_json import numbers
+from muse_core.storage.directory_lock import in_use
 
 FAILED = "failed.txt"
 """File in a run directory that says why the run is not repeated."""
@@ -24,7 +26,7 @@ class Cell:
 
     arm: Arm
     seed: int
-    value: float | None
+    value: Value | None
     """What the tuned key is set to; None leaves it to the recipe."""
     tuning: bool
     recipe: Path
@@ -42,19 +44,29 @@ class Cell:
         if not file.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = numbers(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise StorageError(f"{file}: cannot be read ({error}) - remove {self.path} to repeat this run") from None
         return found
 
     def failure(self) -> str | None:
-        """Why the run failed, when it did."""
+        """Why the run failed, when it did; a run that was finished since has not."""
+        if self.summary() is not None:
+            return None
         file = self.path / FAILED
         return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
     def settled(self) -> bool:
         """Whether nothing is left to do."""
         return self.failure() is not None or self.summary() is not None
+
+    def in_use(self) -> bool:
+        """Whether a process works on the run at this moment."""
+        return in_use(self.path)
+
+    def newest(self) -> tuple[str, ...]:
+        """Names of what the run has saved so far; they change with every checkpoint."""
+        return tuple(sorted(str(one.relative_to(self.path)) for one in self.path.rglob("gen-*")))
 
     def started(self) -> bool:
         """Whether there is a run, finished or to go on with. Raises StorageError when it is one of another recipe, such
@@ -87,7 +99,7 @@ def tuning_cells(read: Read, output: Path) -> list[Cell]:
     ]
 
 
-def reported_cells(read: Read, output: Path, values: Mapping[str, float | None]) -> list[Cell]:
+def reported_cells(read: Read, output: Path, values: Mapping[str, Value | None]) -> list[Cell]:
     """The runs with the values chosen, (arm → value); arms without one yet are left out. Seed by seed, since a seed
     counts once every arm has it."""
     return [
@@ -98,14 +110,14 @@ def reported_cells(read: Read, output: Path, values: Mapping[str, float | None])
     ]
 
 
-def cell(read: Read, output: Path, arm: Arm, seed: int, value: float | None, *, tuning: bool) -> Cell:
+def cell(read: Read, output: Path, arm: Arm, seed: int, value: Value | None, *, tuning: bool) -> Cell:
     plan = read.plan
     own = []
     if value is not None:
         assert plan.tune is not None
-        own.append(f"{plan.tune.key}={value!r}")
+        own.append(f"{plan.tune.key}={value_text(value)}")
     own += [f"seed={seed}", f'evaluate.split="{"validation" if tuning else plan.split}"']
-    setting = "" if value is None else f"-{value:g}"
+    setting = "" if value is None else f"-{value_name(value)}"
     return Cell(
         arm=arm,
         seed=seed,
@@ -117,13 +129,13 @@ def cell(read: Read, output: Path, arm: Arm, seed: int, value: float | None, *, 
     )
 
 
-def chosen_values(read: Read, cells: list[Cell]) -> dict[str, float | None]:
+def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
     """Arm → the value with the best mean over seeds, for arms whose sweep is settled. A value of which a run failed
     is out."""
     plan = read.plan
     if plan.tune is None:
         return {arm.name: None for arm in plan.arms}
-    found: dict[str, float | None] = {}
+    found: dict[str, Value | None] = {}
     for arm in plan.arms:
         own = [one for one in cells if one.arm.name == arm.name]
         scores = dict(scores_by_value(plan, own))
@@ -133,11 +145,20 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, float | None]:
     return found
 
 
-def scores_by_value(plan: ComparisonPlan, cells: list[Cell]) -> Iterator[tuple[float, float]]:
+def sweepless(read: Read, cells: list[Cell]) -> list[str]:
+    """Arms whose sweep is settled and gave no value, because runs of each failed; nothing of theirs is left to run."""
+    chosen = chosen_values(read, cells)
+    return [
+        arm.name for arm in read.plan.arms
+        if arm.name not in chosen and all(one.settled() for one in cells if one.arm.name == arm.name)
+    ]
+
+
+def scores_by_value(plan: ComparisonPlan, cells: list[Cell]) -> Iterator[tuple[Value, float]]:
     """(value, mean measure over seeds) of every value whose runs are all done."""
     assert plan.tune is not None
     for value in plan.tune.values:
-        summaries = [one.summary() for one in cells if one.value == value]
+        summaries = [one.summary() for one in cells if value_name(one.value) == value_name(value)]
         done = [summary[f"held_out_{plan.measure}"] for summary in summaries if summary is not None]
         if done and len(done) == len(summaries):
             yield value, sum(done) / len(done)

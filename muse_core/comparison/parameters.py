@@ -1,29 +1,55 @@
-"""Whether the arms of a plan are of one size. Builds each model once, on the CPU, before any of them trains."""
+"""Whether the runs of a plan can start, and whether its arms are of one size. Builds each model once, on the CPU,
+before any of them trains."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import attrs
+
+from muse_core.comparison.cells import Cell, cell
 from muse_core.comparison.plan import ComparisonPlan, Read
-from muse_core.errors import RecipeError
+from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
-from muse_core.training.setup import set_up
+from muse_core.training.setup import Setup, set_up
 
 
-def count_parameters(read: Read) -> dict[str, int]:
-    """Arm → parameters, all or active as the plan says. Raises RecipeError for a recipe that cannot be built,
-    naming the arm."""
-    counts = {}
+def count_parameters(read: Read, output: Path) -> dict[str, int]:
+    """Arm → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
+    problem of every run that cannot start, the swept values tried in every arm, naming the arm and the value."""
+    counts, problems = {}, []
     for arm in read.plan.arms:
-        try:
-            checked = read_recipe(read.recipe(arm), (*read.plan.set, *arm.set, "train.device=cpu"))
-            setup = set_up(checked.recipe, checked.registry)
-        except RecipeError as error:
-            raise RecipeError([f"arm {arm.name!r}: {problem}" for problem in error.problems]) from None
-        if read.plan.count == "active":
-            counts[arm.name] = active_parameters(setup.model)
-        else:
-            counts[arm.name] = sum(parameter.numel() for parameter in setup.model.parameters())
+        built: dict[str, Setup] = {}
+        for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
+            setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
+            try:
+                setup = _tried(cell(read, output, arm, read.plan.seeds[0], value, tuning=False), built)
+            except MuseError as error:
+                found = error.problems if isinstance(error, RecipeError) else [str(error)]
+                problems += [f"arm {arm.name!r}{setting}: {problem}" for problem in found]
+                continue
+            if value is None:
+                counts[arm.name] = (
+                    active_parameters(setup.model) if read.plan.count == "active"
+                    else sum(parameter.numel() for parameter in setup.model.parameters())
+                )
+    if problems:
+        raise RecipeError(problems)
     return counts
+
+
+def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
+    """The set-up of a run, taken from ``built`` where only its training differs, with everything made that its first
+    step needs. Raises MuseError."""
+    checked = read_recipe(one.recipe, (*one.overrides, "train.device=cpu"))
+    key = repr([(name, part) for name, part in checked.resolved.items() if name not in ("train", "seed", "evaluate")])
+    if key not in built:
+        built.clear()  # one model at a time
+        built[key] = set_up(checked.recipe, checked.registry)
+    setup = attrs.evolve(built[key], recipe=checked.recipe)
+    setup.training_data()
+    return setup
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,6 +18,8 @@ from muse_core.recipe.check import read_table
 from muse_core.recipe.overrides import read_value
 from muse_core.recipe.paths import read_path
 
+Value = bool | int | float | str
+"""Of a tuned key."""
 NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -37,10 +42,39 @@ class Tune:
 
     key: str
     """Which key, as ``train.learning_rate``."""
-    values: tuple[float, ...] = field(validator=validators.min_len(1))
-    """What is tried."""
+    values: tuple[bool | int | float | str, ...] = field(validator=validators.min_len(1))
+    """What is tried: numbers, words or truth values, each as the key takes it."""
     seeds: tuple[int, ...] = field(default=(0,), validator=validators.min_len(1))
     """Seeds of these runs; the value with the best mean is taken."""
+
+
+    def __attrs_post_init__(self) -> None:
+        names = [value_name(value) for value in self.values]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"values: {twice[0]} is there twice - name every value once")
+
+
+def value_name(value: Value) -> str:
+    """A tuned value in reports and in names of folders; different values have different names."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,39}", value):
+        return value
+    word = re.sub(r"[^A-Za-z0-9_-]+", "-", value)[:24]
+    return f"{word}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+
+
+def value_text(value: Value) -> str:
+    """A tuned value as ``--set`` takes it."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    return value_name(value) if isinstance(value, bool) else repr(value)
 
 
 @attrs.frozen(kw_only=True)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from muse_core.comparison.cells import Cell, chosen_values, reported_cells, scores_by_value, tuning_cells
-from muse_core.comparison.plan import ComparisonPlan, Read
+from muse_core.comparison.cells import (
+    Cell,
+    chosen_values,
+    reported_cells,
+    scores_by_value,
+    sweepless,
+    tuning_cells,
+)
+from muse_core.comparison.plan import ComparisonPlan, Read, Value, value_name
 from muse_core.comparison.ratio import paired, read_rows
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
+from muse_core.storage.canonical_json import spelled
 
 
 def compose(read: Read, output: Path) -> dict[str, Any]:
@@ -25,6 +34,7 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
     reported = reported_cells(read, output, values)
     done = {arm.name: {c.seed: c for c in reported if c.arm == arm and c.summary() is not None} for arm in plan.arms}
     everything = [*tuning, *reported]
+    dead = sweepless(read, tuning)
     return {
         "name": plan.name,
         "measure": plan.measure,
@@ -34,7 +44,7 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "tuned_key": plan.tune.key if plan.tune else None,
         "arms": [_arm(plan, arm.name, values.get(arm.name), done) for arm in plan.arms],
         "sweep": {
-            arm.name: {f"{value:g}": score for value, score in
+            arm.name: {value_name(value): score for value, score in
                        scores_by_value(plan, [c for c in tuning if c.arm == arm])}
             for arm in plan.arms
         } if plan.tune else {},
@@ -42,17 +52,23 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
         "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
         "left": [c.name for c in everything if not c.settled()],
-        "waiting_for_the_sweep": [arm.name for arm in plan.arms if arm.name not in values],
+        "waiting_for_the_sweep": [
+            arm.name for arm in plan.arms if arm.name not in values and arm.name not in dead
+        ],
+        "sweep_failed": dead,
+        "reported_failed": [c.name for c in reported if c.failure() is not None],
     }
 
 
-def _at_the_edge(plan: ComparisonPlan, value: float | None) -> bool:
+def _at_the_edge(plan: ComparisonPlan, value: Value | None) -> bool:
     """Whether the best value tried is the smallest or largest, so that a better one may lie beyond."""
     tried = plan.tune.values if plan.tune else ()
-    return len(tried) > 1 and value in (min(tried), max(tried))
+    if len(tried) < 2 or any(isinstance(one, bool | str) for one in tried):
+        return False
+    return value in (min(tried), max(tried))
 
 
-def _arm(plan: ComparisonPlan, name: str, value: float | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
+def _arm(plan: ComparisonPlan, name: str, value: Value | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
     own, base = done[name], done[plan.baseline]
     row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
     if not own:
@@ -131,7 +147,7 @@ def markdown(report: dict[str, Any]) -> str:
             continue
         against = arm.get("against_baseline")
         compared = f"{against['value']:.4f} | {against['low']:.4f} to {against['high']:.4f}" if against else " | "
-        value = "" if arm["value"] is None else f"{arm['value']:g}"
+        value = "" if arm["value"] is None else value_name(arm["value"])
         lines.append(
             f"| {arm['name']} | {value} | {arm['parameters']:,} | {arm['tokens']:,.0f} | {arm['seconds']:,.1f} | "
             f"{arm['tokens_per_second']:,.0f} | {len(arm['seeds'])} | {arm['mean']:.4f} | {compared} |"
@@ -164,12 +180,16 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"Left to run: {', '.join(report['left'])}."]
     if report["waiting_for_the_sweep"]:
         lines += ["", f"Reported runs wait for the sweep of: {', '.join(report['waiting_for_the_sweep'])}."]
+    if report["sweep_failed"]:
+        lines += ["", f"No value of the sweep could be judged for: {', '.join(report['sweep_failed'])}; runs of each "
+                  "failed."]
     return "\n".join(lines) + "\n"
 
 
 def write(report: dict[str, Any], output: Path) -> None:
     """``report.json`` and ``report.md`` in the folder of the comparison."""
-    for name, text in (("report.json", json.dumps(report, indent=2) + "\n"), ("report.md", markdown(report))):
-        temporary = output / f".{name}.new"
+    told = json.dumps(spelled(report), indent=2, allow_nan=False) + "\n"
+    for name, text in (("report.json", told), ("report.md", markdown(report))):
+        temporary = output / f".{name}.{os.getpid()}.new"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(output / name)

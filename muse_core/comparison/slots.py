@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from muse_core.comparison.cells import FAILED, Cell
+from muse_core.training.stop import SIGNALS, Stop
 
-INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 PAUSE = 0.2
 GRACE = 60.0
 """Seconds that a run has for its checkpoint before it is killed; it is then continued from the one before."""
+MOST_TRIES = 3
+"""Attempts in one call that may end without a new checkpoint, unfinished, before the run counts as failed."""
 
 
 @attrs.define
@@ -27,44 +33,61 @@ class Running:
     slot: int
     log: Any
     began: float
+    newest: tuple[str, ...]
+    """What was saved when this attempt began."""
+    printed: int
+    """Size of the log then, in bytes."""
 
 
 @attrs.define
 class Slots:
-    """``count`` processes at a time, dealt over ``gpus``; ``say`` is told of every beginning and end."""
+    """``count`` processes at a time, dealt over ``gpus``; ``say`` is told of every beginning and end. ``stop`` says
+    when running ones are asked to save and leave."""
 
     count: int
     gpus: Sequence[str]
     say: Callable[[str], None]
-    deadline: float | None = None
-    """Value of ``time.monotonic()`` at which running ones are asked to save and leave."""
+    stop: Stop = attrs.field(factory=lambda: Stop(None))
     running: list[Running] = attrs.field(factory=list)
+    _elsewhere: set[Path] = attrs.field(factory=set)
+    _tries: Counter[Path] = attrs.field(factory=Counter)
 
     def work(self, left: Callable[[], list[Cell]], finished: Callable[[], None]) -> None:
         """Runs what ``left()`` lists, asked again after each end, because a sweep decides what comes next. Calls
-        ``finished`` after each end. Returns when nothing is left or the deadline has passed."""
+        ``finished`` after each end. Returns when nothing is left that is not in another process's hands, or when a stop
+        is requested."""
         try:
             while True:
-                if self._late():
-                    self.say("the time is up: saving what runs")
+                if self.stop.requested:
+                    self.say("interrupted: saving what runs" if self.stop.interrupted
+                             else "the time is up: saving what runs")
                     return
-                busy = {one.cell.path for one in self.running}
-                for cell in left():
-                    if len(self.running) == self.count:
-                        break
-                    if cell.path not in busy:
-                        self._begin(cell)
+                self._fill(left())
                 if not self.running:
                     return
-                while not self._ended() and not self._late():
+                while not self._ended() and not self.stop.requested:
                     time.sleep(PAUSE)
                 finished()
         finally:
-            self._stop()
+            self._save_all()
             finished()
 
-    def _late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+    def _fill(self, cells: Sequence[Cell]) -> None:
+        """Begins runs until the slots are full, without those that another process works on."""
+        busy = {one.cell.path for one in self.running}
+        for cell in cells:
+            if len(self.running) == self.count:
+                return
+            if cell.path in busy or cell.path in self._elsewhere:
+                continue
+            if cell.in_use():
+                self._leave(cell)
+                continue
+            self._begin(cell)
+
+    def _leave(self, cell: Cell) -> None:
+        self._elsewhere.add(cell.path)
+        self.say(f"{cell.name}: another process works on it; it is left to it in this call")
 
     def _begin(self, cell: Cell) -> None:
         going_on = cell.started()
@@ -81,8 +104,11 @@ class Slots:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         cell.path.mkdir(parents=True, exist_ok=True)
         log = (cell.path / "log.txt").open("ab")
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        self.running.append(Running(cell, process, slot, log, time.monotonic()))
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True,  # Ctrl-C reaches the comparison alone, which asks each run once
+        )
+        self.running.append(Running(cell, process, slot, log, time.monotonic(), cell.newest(), log.tell()))
         self.say(f"{cell.name}: {'goes on' if going_on else 'begins'}")
 
     def _ended(self) -> bool:
@@ -96,19 +122,37 @@ class Slots:
 
     def _report(self, one: Running) -> None:
         code = one.process.returncode
-        seconds = f"{time.monotonic() - one.began:,.0f} s"
-        if code == 0:
-            self.say(f"{one.cell.name}: done in {seconds}")
-        elif code in INTERRUPTED:
-            self.say(f"{one.cell.name}: stopped after {seconds}, to be continued")
-        elif code == -signal.SIGKILL:
-            self.say(f"{one.cell.name}: killed after {seconds}; it goes on from its last checkpoint")
+        cell, seconds = one.cell, f"{time.monotonic() - one.began:,.0f} s"
+        if cell.summary() is not None:
+            (cell.path / FAILED).unlink(missing_ok=True)
+            self.say(f"{cell.name}: done in {seconds}")
+        elif code in INTERRUPTED and self.stop.requested:
+            self.say(f"{cell.name}: stopped after {seconds}, to be continued")
+        elif code in (0, *INTERRUPTED, *KILLED):
+            self._try_again(one, seconds)
+        elif cell.in_use():
+            self._leave(cell)
         else:
-            reason = f"exit code {code}: {_last_line(one.cell)}"
-            (one.cell.path / FAILED).write_text(reason + "\n", encoding="utf-8")
-            self.say(f"{one.cell.name}: failed after {seconds}, {reason}")
+            self._fail(cell, f"exit code {code}: {_last_line(one)}", seconds)
 
-    def _stop(self) -> None:
+    def _try_again(self, one: Running, seconds: str) -> None:
+        """An attempt that is to go on, unless several in turn brought nothing."""
+        cell, code = one.cell, one.process.returncode
+        self._tries[cell.path] = 0 if cell.newest() != one.newest else self._tries[cell.path] + 1
+        how = (
+            "was killed, as for want of memory" if code in KILLED
+            else "ended without a summary" if code == 0 else f"was stopped from outside (exit code {code})"
+        )
+        if self._tries[cell.path] >= MOST_TRIES:
+            self._fail(cell, f"{how}, {MOST_TRIES} times without a new checkpoint: {_last_line(one)}", seconds)
+        else:
+            self.say(f"{cell.name}: {how} after {seconds}; it goes on from its last checkpoint")
+
+    def _fail(self, cell: Cell, reason: str, seconds: str) -> None:
+        (cell.path / FAILED).write_text(reason + "\n", encoding="utf-8")
+        self.say(f"{cell.name}: failed after {seconds}, {reason}")
+
+    def _save_all(self) -> None:
         """Ask all to save and leave, and wait for it."""
         for one in self.running:
             one.process.send_signal(signal.SIGTERM)
@@ -122,6 +166,8 @@ class Slots:
         self._ended()
 
 
-def _last_line(cell: Cell) -> str:
-    lines = (cell.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+def _last_line(one: Running) -> str:
+    """Of what this attempt printed."""
+    printed = (one.cell.path / "log.txt").read_bytes()[one.printed :]
+    lines = printed.decode("utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "nothing was printed"

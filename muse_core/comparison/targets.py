@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
-from muse_core.training.trained import open_trained
+from muse_core.training.trained import Say, open_trained, silent
 
 DOCUMENTS = 8
 """Stretches of text over which the reach is taken."""
@@ -34,8 +34,8 @@ class Target:
     precision: Precision
     weights: str
     """Where they come from."""
-    text: np.ndarray | None
-    """Held-out tokens; None for fresh weights."""
+    held_out: Callable[[], np.ndarray] | None
+    """Reads held-out tokens; None for fresh weights."""
 
     @property
     def parameters(self) -> int:
@@ -51,17 +51,20 @@ class Target:
         return f"torch {torch.__version__}"
 
 
-def open_target(path: Path, overrides: Sequence[str], vocabulary: int) -> Target:
-    """A recipe file or a run directory. Raises RecipeError or StorageError."""
+def open_target(path: Path, overrides: Sequence[str], vocabulary: int, say: Say = silent) -> Target:
+    """A recipe file or a run directory. ``say`` hears what is to know about a run.
+
+    Raises RecipeError or StorageError.
+    """
     if path.is_dir():
         others = [text for text in overrides if not text.startswith("train.device=")]
         if others:
             raise RecipeError(f"--set {others[0]}: {path} is a run, whose recipe stays what it is")
         device = overrides[0].partition("=")[2].strip('"') if overrides else None
-        setup, step = open_trained(path, device=device)
+        setup, step = open_trained(path, device=device, say=say)
         return Target(
             path=path, recipe=setup.recipe, model=setup.model.cpu(), precision=setup.precision,
-            weights=f"weights of step {step}", text=setup.corpus.split("validation").tokens,
+            weights=f"weights of step {step}", held_out=lambda: setup.corpus.split("validation").tokens,
         )
     checked = read_recipe(path, overrides)
     device = choose_device(checked.recipe.train.device)
@@ -70,7 +73,7 @@ def open_target(path: Path, overrides: Sequence[str], vocabulary: int) -> Target
         checked.recipe, checked.registry, vocabulary_size=vocabulary, device=device, dtype=precision.dtype
     )
     return Target(
-        path=path, recipe=checked.recipe, model=model.cpu(), precision=precision, weights="fresh weights", text=None
+        path=path, recipe=checked.recipe, model=model.cpu(), precision=precision, weights="fresh weights", held_out=None
     )
 
 
@@ -91,15 +94,16 @@ def measure_step(target: Target, length: int, tokens: int | None, repeats: int) 
 
 def measure_reach(target: Target, length: int) -> dict[str, Any]:
     """Median over stretches of ``length`` tokens, spread evenly over the held-out text; random tokens without one."""
-    if target.text is None:
+    text = None if target.held_out is None else target.held_out()
+    if text is None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(target.model.vocabulary_size, (DOCUMENTS, length + 1), generator=generator)  # type: ignore[arg-type]
     else:
-        room = len(target.text) - length - 1
+        room = len(text) - length - 1
         if room < 0:
-            raise RecipeError(f"--reach {length}: {target.path} holds {len(target.text)} tokens of text out, too few")
+            raise RecipeError(f"--reach {length}: {target.path} holds {len(text)} tokens of text out, too few")
         starts = np.linspace(0, room, DOCUMENTS).astype(np.int64)
-        stretches = np.stack([target.text[start : start + length + 1] for start in starts])
+        stretches = np.stack([text[start : start + length + 1] for start in starts])
         ids = torch.from_numpy(stretches.astype(np.int64))
     target.model.to(target.precision.device)
     ratios = torch.cat([gradient_reach(target.model, row[None], target.precision) for row in ids])

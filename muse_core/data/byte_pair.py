@@ -13,8 +13,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
 from muse_core.errors import DataError
+from muse_core.recipe.schema import LEAST_VOCABULARY
 
 END = "<|endoftext|>"
+LONGEST_WORD = 512
+"""Characters of a word that training of the encoding looks at together."""
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -45,18 +48,24 @@ class BytePairTokenizer(Tokenizer):
 def train(vocabulary: int, texts: Iterable[str]) -> BytePairTokenizer:
     """Learn ``vocabulary`` tokens, the separator among them, from ``texts``. The same texts give the same tokens.
 
-    DataError when the text supports fewer.
+    Words of more than LONGEST_WORD characters of one kind (DNA, base64) are learned from in pieces, since learning
+    takes time quadratic in the length of a word; encoding takes them whole. DataError when the text supports fewer.
     """
     model = _byte_level(models.BPE())
+    words = model.pre_tokenizer
+    model.pre_tokenizer = pre_tokenizers.Sequence([_long_words(), words])
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 1, initial_alphabet=sorted(byte_characters()), show_progress=False
     )
     model.train_from_iterator(texts, trainer)
+    model.pre_tokenizer = words
     learned = model.get_vocab_size() + 1
     if learned < vocabulary:
+        advice = f"set data.tokenizer.vocabulary to {learned} or less" if learned >= LEAST_VOCABULARY else (
+            'set data.tokenizer to "bytes"'
+        )
         raise DataError(
-            f"the training text supports only {learned} of {vocabulary} byte-pair tokens: "
-            f"set data.tokenizer.vocabulary to {learned} or less, or give more text"
+            f"the training text supports only {learned} of {vocabulary} byte-pair tokens: {advice}, or give more text"
         )
     return BytePairTokenizer(model, separator=vocabulary - 1)
 
@@ -90,9 +99,10 @@ def byte_characters() -> list[str]:
 def _read_vocab(path: str) -> dict[str, int]:
     try:
         vocab = json.loads(read_tokenizer_file(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}): give GPT-2's vocab.json") from error
-    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
+    whole = isinstance(vocab, dict) and all(type(index) is int for index in vocab.values())
+    if not whole or set(vocab.values()) != set(range(len(vocab))):
         raise DataError(f"{path}: not a table of tokens numbered from 0 without gaps: give GPT-2's vocab.json")
     alphabet = set(byte_characters())
     if missing := alphabet - vocab.keys():
@@ -100,6 +110,13 @@ def _read_vocab(path: str) -> dict[str, int]:
     if odd := [token for token in vocab if token != END and not alphabet.issuperset(token)]:
         raise DataError(f"{path}: token {odd[0]!r} is not made of bytes: not byte-level encoding")
     return vocab
+
+
+def _long_words() -> pre_tokenizers.PreTokenizer:
+    """Cuts runs of LONGEST_WORD letters, digits, blanks or other signs off, and nothing else."""
+    kinds = (r"\p{L}", r"\p{N}", r"\s", r"[^\s\p{L}\p{N}]")
+    pattern = "|".join(f"{kind}{{{LONGEST_WORD}}}" for kind in kinds)
+    return pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:

@@ -22,9 +22,11 @@ Report = Callable[[str, int, "int | None"], None]
 class Spool:
     """The text of every document in one file, so that a source is read once however often its text is needed."""
 
-    def __init__(self, path: Path, ends: Sequence[int], fixed: Sequence[str | None]):
-        self.fixed = fixed
+    def __init__(self, path: Path, ends: Sequence[int], fixed: Sequence[str | None], left_out: Sequence[str] = ()):
+        self.fixed = list(fixed)
         """Split that the source gave each document, or None."""
+        self.left_out = left_out
+        """What to say about documents that were left out."""
         self._ends = np.concatenate([[0], np.asarray(ends, dtype=np.int64)])
         self._text = np.memmap(path, dtype=np.uint8, mode="r") if ends else np.empty(0, np.uint8)
 
@@ -34,18 +36,23 @@ class Spool:
     def text(self, index: int) -> str:
         return bytes(self._text[self._ends[index] : self._ends[index + 1]]).decode()
 
+    def data(self, index: int) -> np.ndarray:
+        """UTF-8 bytes of a document, (bytes,) uint8."""
+        return self._text[self._ends[index] : self._ends[index + 1]]
+
     def num_bytes(self, index: int) -> int:
         """UTF-8 length of a document."""
         return int(self._ends[index + 1] - self._ends[index])
 
 
 def spool(source: Source, path: Path, report: Report) -> Spool:
-    """Write the documents of ``source`` to ``path``; empty ones are left out.
+    """Write the documents of ``source`` to ``path``; empty ones are left out and counted.
 
     DataError when there is none, or when one cannot be written as UTF-8 or names an unknown split.
     """
     ends: list[int] = []
     fixed: list[str | None] = []
+    empty, first = 0, ""
     with path.open("wb") as file:
         for document in source.documents():
             if document.split not in (None, "train", "validation", "test"):
@@ -61,6 +68,8 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
                     "repair the text or leave the document out"
                 ) from error
             if not data:
+                empty += 1
+                first = first or document.name
                 continue
             file.write(data)
             ends.append(file.tell())
@@ -70,18 +79,28 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
     if not ends:
         raise DataError("the source has no text: every document is empty, or there is none")
     report("reading documents", len(ends), len(ends))
-    return Spool(path, ends, fixed)
+    left_out = (
+        f"{empty:,} of {empty + len(ends):,} documents have no text (empty, or without a value in the column) and were "
+        f"left out, the first of them {first}",
+    )
+    return Spool(path, ends, fixed, left_out if empty else ())
 
 
-def divide(documents: Spool, *, validation: float, test: float, seed: int) -> Mapping[str, Sequence[int]]:
-    """Indices of the documents of each split, in a seeded shuffled order.
+def divide(
+    documents: Spool, *, validation: float, test: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[Mapping[str, Sequence[int]], tuple[str, ...]]:
+    """Indices of the documents of each split, in a seeded shuffled order, and what a person should know about it.
 
     ``validation`` and ``test`` are shares of the shuffled documents. A split that the source fixes stays as it is.
-    The canary, on which a run judges whether it has been damaged, comes out of validation: one document or more, up
-    to a quarter of them or a megabyte; it depends on neither tokenizer nor sequence length, so runs stay comparable.
+    groups: (documents,) int64, the group of each document; a group goes into one split as a whole, so that a held-out
+    split may become smaller than its share, and a group larger than that is trained on. Without groups every document
+    is one. The canary, on which a run judges whether it has been damaged, comes out of validation: one document or
+    more, up to a quarter of them or a megabyte; it depends on neither tokenizer nor sequence length, so runs stay
+    comparable.
 
     DataError when there are too few documents.
     """
+    groups = np.arange(len(documents)) if groups is None else groups
     order = permute(np.arange(len(documents)), len(documents), seed=seed, epoch=0).tolist()
     splits: dict[str, list[int]] = {name: [i for i in order if documents.fixed[i] == name] for name in SPLITS}
     pool = [i for i in order if documents.fixed[i] is None]
@@ -90,9 +109,13 @@ def divide(documents: Spool, *, validation: float, test: float, seed: int) -> Ma
     if missing and not pool:
         pool, splits["train"] = splits["train"], []
     whole = len(pool)
+    notices = []
     for name, (share, least) in missing.items():
         count = max(least, round(share * whole))
-        splits[name], pool = pool[:count], pool[count:]
+        splits[name], notice = _held_out(pool, count, least, groups, name)
+        notices += notice
+        taken = set(splits[name])
+        pool = [i for i in pool if i not in taken]
     splits["train"] += pool
     most = max(1, len(splits["validation"]) // 4)
     size = 0
@@ -103,9 +126,51 @@ def divide(documents: Spool, *, validation: float, test: float, seed: int) -> Ma
         splits["canary"].append(chosen)
         size += documents.num_bytes(chosen)
     if not all(splits.values()):
-        raise DataError(
-            f"the source has {len(documents)} document{'s' * (len(documents) != 1)}, too few to divide into train, "
-            "validation (two or more) and test: at least 4 are needed. Give more files, or cut a long text into "
-            'documents with data.documents = "paragraph" or "line" where the source has that option'
+        raise DataError(_too_few(documents, splits))
+    return splits, tuple(notices)
+
+
+def _held_out(
+    pool: Sequence[int], count: int, least: int, groups: np.ndarray, name: str
+) -> tuple[list[int], tuple[str, ...]]:
+    """The first ``count`` documents of the pool whose groups fit in whole; where those are fewer than ``least``, the
+    first ones whatever their group."""
+    members: dict[int, list[int]] = {}
+    for index in pool:
+        members.setdefault(int(groups[index]), []).append(index)
+    taken: list[int] = []
+    left = set(pool)
+    for some in members.values():
+        if len(some) <= count - len(taken):
+            taken += some
+            left.difference_update(some)
+    if len(taken) < min(least, len(pool)):
+        return list(pool[:count]), (
+            f"{name} text shares much with training text: nearly all documents are so alike that they could not be "
+            "kept in one split",
         )
-    return splits
+    assert not {int(groups[i]) for i in taken} & {int(groups[i]) for i in left}, "a group is in two splits"
+    if len(taken) < count:
+        return taken, (
+            f"{name} text has {len(taken)} documents instead of {count}: the others are so alike that they stay "
+            "together in training text",
+        )
+    return taken, ()
+
+
+def _too_few(documents: Spool, splits: Mapping[str, Sequence[int]]) -> str:
+    whole = len(documents)
+    given = {name: documents.fixed.count(name) for name in SPLITS if name in documents.fixed}
+    if whole < 4 or not given:
+        return (
+            f"the source has {whole} document{'s' * (whole != 1)}, too few to divide into train, validation "
+            "(two or more) and test: at least 4 are needed. Give more files, or cut a long text into documents with "
+            'data.documents = "paragraph" or "line" where the source has that option'
+        )
+    said = ", ".join(f"{count} in {name}" for name, count in given.items())
+    names = {"canary": "validation (two or more)"}
+    empty = next(names.get(name, name) for name, some in splits.items() if not some)
+    return (
+        f"the source puts its {whole} documents into splits itself ({said}), which leaves too few for {empty}: give "
+        "more documents there, or leave the division to the recipe's shares (data.split of the source hub)"
+    )

@@ -53,6 +53,8 @@ class TaskCorpus:
     digest: str
     splits: Mapping[str, Split] = {}
     notices: tuple[str, ...] = ()
+    in_training: Mapping[str, float] = {}
+    """Nothing is known: examples are made, not read."""
 
     @property
     def vocabulary_size(self) -> int:

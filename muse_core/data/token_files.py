@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "header.json"
 BLOCK = 1 << 20
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from muse_core.data.sources import expanded
 from muse_core.errors import DataError
+from muse_core.storage.disk import read_file
 
 
 class Tokenizer(ABC):
@@ -61,8 +64,8 @@ class Tokenizer(ABC):
 
 
 def read_tokenizer_file(path: str) -> str:
-    """Content of a local tokenizer file. DataError when it cannot be read."""
+    """Content of a local tokenizer file. DataError when it cannot be read; pipes and devices are refused."""
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(Path(os.path.realpath(expanded(path, "data.tokenizer")))).decode()
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read the tokenizer file ({error})") from error

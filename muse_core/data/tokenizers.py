@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
-from muse_core.recipe.schema import GPT2, BytePair, Bytes
+from muse_core.recipe.schema import GPT2, BytePair, Bytes, OfRun
 
 
 class ByteTokenizer(Tokenizer):
@@ -36,11 +37,18 @@ def identity(options: Any) -> str:
         case GPT2(vocab=vocab, merges=merges):
             digests = (hashlib.sha256(read_tokenizer_file(path).encode()).hexdigest() for path in (vocab, merges))
             return f"gpt2/{'/'.join(digests)}/{_library()}"
+        case OfRun():
+            return given(make_tokenizer(options, ()))
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 
+def given(tokenizer: Tokenizer) -> str:
+    """The same for a tokenizer that exists."""
+    return f"given/{tokenizer.digest}/{_library()}"
+
+
 def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that ``options`` (Bytes, BytePair or GPT2 of the recipe's schema) describe.
+    """The tokenizer that ``options`` (Bytes, BytePair, GPT2 or OfRun of the recipe's schema) describe.
 
     texts: the training split, read only by one that learns. DataError when files are unusable or the text supports
     fewer tokens than asked for.
@@ -56,6 +64,10 @@ def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
             from muse_core.data import byte_pair
 
             return byte_pair.read_files(vocab, merges)
+        case OfRun(from_=run):
+            from muse_core.training.kept import tokenizer_of
+
+            return tokenizer_of(Path(run), asked_by="data.tokenizer.from")
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 
@@ -68,6 +80,10 @@ def from_json(text: str) -> Tokenizer:
             from muse_core.data import byte_pair
 
             return byte_pair.restore(json.dumps(model), separator)
+        case {"kind": "numbers", "size": int(size)}:
+            from muse_core.data.tasks import Numbers
+
+            return Numbers(size)
     raise ValueError("not the description of a tokenizer")
 
 

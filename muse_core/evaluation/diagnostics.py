@@ -54,7 +54,8 @@ def diagnose(
 
     ``run``: a run directory, or a ``Setup``, whose weights are taken as they are. ``text``: by default the beginning of
     the validation text; at most ``tokens`` tokens of either are read. ``weights`` "start": those that the run's recipe
-    begins with. Raises StorageError when there is no run or checkpoint, DataError for a text of fewer than two tokens.
+    begins with. Raises StorageError when there is no run or no checkpoint of a trained step, DataError for a text of
+    fewer than two tokens or another than the run's.
     """
     setup = _opened(run, weights)
     if text is None:
@@ -99,4 +100,4 @@ def _opened(run: Any, weights: str) -> Any:
     # The loop imports this package, so that it cannot be imported above.
     from muse_core.training.trained import open_start, open_trained
 
-    return open_start(Path(run)) if weights == "start" else open_trained(Path(run))[0]
+    return open_start(Path(run)) if weights == "start" else open_trained(Path(run), untrained=False)[0]

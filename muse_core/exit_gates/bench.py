@@ -102,7 +102,8 @@ class Bench:
         resolved = to_toml(checked.resolved)
         halted = ""
         with RunDirectory.create(
-            folder, source=resolved, recipe=resolved, lock=to_toml(lock_of(checked, setup).table)
+            folder, source=resolved, recipe=resolved, lock=to_toml(lock_of(checked, setup).table),
+            tokenizer=setup.corpus.tokenizer.to_json(),
         ) as directory:
             records = Records(folder)
             try:

@@ -18,6 +18,7 @@ from muse_core.exit_gates.needles import memory_capacity, needle_overhead
 from muse_core.exit_gates.persistent import norm_persistent
 from muse_core.exit_gates.rollback import forced_spike
 from muse_core.exit_gates.shards import shard_boundaries
+from muse_core.storage.canonical_json import spelled
 from muse_core.training.stop import Interrupted
 
 GATES: dict[str, Callable[[Bench], Finding]] = {
@@ -69,7 +70,8 @@ def run_gates(bench: Bench, hear: Hear, gates: dict[str, Callable[[Bench], Findi
         "gates": entries,
     }
     target = Path(bench.folder) / "gates.json"
-    target.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    told = json.dumps(spelled(report), indent=2, ensure_ascii=False, allow_nan=False)
+    target.write_text(told + "\n", encoding="utf-8")
     return report
 
 

@@ -85,7 +85,8 @@ def by_period(
             applied.extend(metrics)
         else:
             output, before, weights = _run(kernel, rule, part, state["weights"], resets, read_before)
-            state = state | {"weights": weights} | running(state, part.log_decay, scale[:, start:stop], resets)
+            # Spelled out: torch.compile of torch 2.6 does not know the union of tables.
+            state = {**state, "weights": weights, **running(state, part.log_decay, scale[:, start:stop], resets)}
             if ended:
                 state, measured = filtered(filters, state)
                 applied.append(measured)

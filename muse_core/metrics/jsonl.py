@@ -116,6 +116,30 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+NEEDED = {"train": ("step", "perplexity"), "eval": ("step",), "probe": ("step",)}
+"""Keys that a run which goes on reads of its own rows, by event."""
+
+
+def own_rows(path: Path, foreign: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of ``read_rows`` that a run wrote itself; the numbers of the others go into ``foreign``: rows that were
+    put in by hand without the keys or types of their event."""
+    for row in read_rows(path):
+        if _is_own(row):
+            yield row
+        elif foreign is not None:
+            foreign.append(row["sequence"])
+
+
+def _is_own(row: Mapping[str, Any]) -> bool:
+    def number(key: str) -> bool:
+        return isinstance(row.get(key, 0), int | float) or row[key] in ("nan", "inf", "-inf")
+
+    counts = all(type(row.get(key, 0)) is int for key in ("step", "stage"))
+    event = row.get("event")
+    known = isinstance(event, str) and all(key in row for key in NEEDED.get(event, ()))
+    return known and counts and number("perplexity") and number("seconds")
+
+
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row of a line, or None if it is no whole row."""
     try:

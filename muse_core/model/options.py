@@ -52,7 +52,7 @@ class StackOptions:
 
     width: int = field(default=192, validator=[validators.ge(1), validators.le(16_384)])
     """Width D of the residual stream."""
-    depth: int = field(default=4, validator=[validators.ge(1), validators.le(4096)])
+    depth: int = field(default=4, validator=[validators.ge(1), validators.le(1024)])
     """Number of blocks."""
     dropout: float = field(default=0.0, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Share of each layer's update that is dropped in training."""

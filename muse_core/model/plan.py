@@ -9,8 +9,19 @@ import attrs
 from muse_core.component import Use, nested, provided, required, walk
 from muse_core.model.options import Exit, Placed, StackOptions
 
-RESERVED = frozenset({"norms"})
+RESERVED = frozenset({"norms", "sites", "dropout"})
 """Names inside a block that are not a layer's."""
+MODULE = frozenset("""
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items
+    keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
+    train training type update values xpu zero_grad
+""".split())
+"""Names that torch's modules use for themselves and could not give a layer; so are those that begin with _."""
 
 
 @attrs.frozen(kw_only=True)
@@ -145,7 +156,7 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
     for placed in options.block:
         name = placed.name or placed.layer.name
         path = placed.layer.path
-        if name in RESERVED or "." in name:
+        if name in RESERVED or "." in name or name.startswith("_") or name in MODULE:
             problems.append((path, f'{name!r} cannot name a layer; set another with name = "…"'))
             continue
         try:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import attrs
 
-from muse_core.component import Kind
+from muse_core.component import Kind, PathMark
 from muse_core.options.ranges import Range, range_of
 
 CHOICE = "options"
@@ -176,12 +176,16 @@ def type_description(annotation: Any) -> str:
     """A type in words, for help and messages: "a whole number", "a list of filters"."""
     if kind := annotation_marker(annotation, Kind):
         return f"a {kind.name}"
+    if path := annotation_marker(annotation, PathMark):
+        return "a name or a path" if path.or_name else "a path"
     if choices := choices_of(annotation):
         return " or ".join(repr(name) for name in choices)
     members = [arm for arm in union_members(annotation) if arm is not type(None)]
     if len(members) > 1:
         return " or ".join(type_description(arm) for arm in members)
     annotation = members[0]
+    if annotation_marker(annotation, PathMark):
+        return type_description(annotation)
     if typing.get_origin(annotation) is Literal:
         return " or ".join(_literal(value) for value in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:

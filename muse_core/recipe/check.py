@@ -64,7 +64,8 @@ def read_recipe(
 def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
     """Read a TOML file that is no recipe but as strict as one into an attrs class without components. Raises
     RecipeError with every problem."""
-    source, diagnostics = read_source(path), Diagnostics(Registry(()))
+    source = read_source(path)
+    diagnostics = Diagnostics(Registry(()), folder=source.folder)
     value: T = _structured(source, make_converter(), diagnostics, cls)
     return value
 
@@ -86,17 +87,27 @@ def check_source(
     registry = registry.only(listed.allow, listed.deny)
     table, renamed = upgraded(source.table, registry)
     source = attrs.evolve(source, table=table)
-    diagnostics = Diagnostics(registry, versions=versions or {})
+    diagnostics = Diagnostics(registry, versions=versions or {}, folder=source.folder)
     installed = dict.fromkeys(loaded.plugin.distribution for loaded in registry.plugins)
     for index, name in enumerate(listed.allow or ()):
         if normalised(name) not in installed:
             hint = suggestion(name, installed, "installed")
             diagnostics.report(("plugins", "allow", index), f"{name[:64]!r} is not installed{hint}")
-    recipe = _structured(source, converter, diagnostics, Recipe)
+    recipe = _structured(_with_tokenizer_of_init(source), converter, diagnostics, Recipe)
     diagnostics.problems.extend(across(recipe))
     _raise(source, diagnostics)
     resolved = as_table(recipe, registry)
     return Checked(recipe=recipe, resolved=resolved, registry=registry, source=source, renamed=renamed)
+
+
+def _with_tokenizer_of_init(source: RecipeText) -> RecipeText:
+    """The source with the tokenizer of ``init.from`` where it names none: weights belong to their tokenizer."""
+    init, data = source.table.get("init"), source.table.get("data", {})
+    run = init.get("from") if isinstance(init, Mapping) else None
+    if not isinstance(run, str) or not isinstance(data, Mapping) or "tokenizer" in data:
+        return source
+    table = {**source.table, "data": {**data, "tokenizer": {"use": "run", "from": run}}}
+    return attrs.evolve(source, table=table)
 
 
 def _plugins_table(source: RecipeText, converter: Any) -> Plugins:

@@ -68,11 +68,13 @@ def make_lock(
     device: str,
     kernels: Mapping[str, Chosen] | None = None,
     digests: Mapping[str, str] | None = None,
+    in_training: Mapping[str, float] | None = None,
 ) -> Lock:
     """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
 
     ``device`` is the resolved one with its name, ``kernels`` the choices of the build by request, ``digests`` those
-    of the data and tokenizer. Imports no torch; versions come from metadata.
+    of the data and tokenizer, ``in_training`` the part of each held-out split's bytes that stands verbatim in training
+    text, for the record. Imports no torch; versions come from metadata.
     """
     kernels = kernels or {}
     serving = {chosen.backend for chosen in kernels.values()}
@@ -90,6 +92,7 @@ def make_lock(
         },
         "source": source_commit(checked.where),
         "digests": dict(digests or {}),
+        "held_out_in_training": dict(in_training or {}),
         "packages": [
             {"name": CORE, "version": __version__, "digest": package_digest(["muse_core"])},
             *_kernels_package(),

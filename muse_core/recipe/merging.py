@@ -30,7 +30,7 @@ def merge(base: dict[str, Any], base_places: Places, over: dict[str, Any], over_
 def _merge(base: dict[str, Any], over: dict[str, Any], path: Path, gone: set[Path]) -> dict[str, Any]:
     table = dict(base)
     if "use" in over and base.get("use") != over["use"]:
-        kept = _own_keys(path)
+        kept = own_keys(path)
         for key in base:
             if key not in kept and key not in over:
                 del table[key]
@@ -47,7 +47,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any], path: Path, gone: set[Pat
     return table
 
 
-def _own_keys(path: Path) -> set[str]:
+def own_keys(path: Path) -> set[str]:
     """Keys of a table of the schema that do not belong to the component named in it."""
     cls: Any = Recipe
     for step in path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -33,6 +34,8 @@ class Diagnostics:
     problems: list[tuple[Path, str]] = attrs.field(factory=list)
     versions: Mapping[str, str] = {}
     """Versions of the distributions that the recipe was written for, when it comes from a lock."""
+    folder: Callable[[Path], str] = lambda path: os.getcwd()  # noqa: E731
+    """Key path to the folder that a relative path there is relative to."""
 
     def report(self, path: Path, what: str) -> None:
         if len(self.problems) == MAX_PROBLEMS:

@@ -7,6 +7,7 @@ import tomllib
 from typing import Any
 
 from muse_core.errors import RecipeError
+from muse_core.recipe.merging import own_keys
 from muse_core.recipe.paths import read_path, written
 from muse_core.recipe.positions import MAX_BYTES, Path, TooMuch, positions
 from muse_core.recipe.source import RecipeText
@@ -19,22 +20,60 @@ def override(source: RecipeText, text: str) -> None:
     """Write one override into a source's table and places.
 
     Tables that are missing on the way are made; a bare component name on the way becomes a table; array items must
-    exist. Raises RecipeError.
+    exist. Another ``use`` drops the options that the recipe wrote for the one before, as ``extends`` does. An empty
+    value takes the key out, so that its default holds. Raises RecipeError.
     """
     key, equals, value_text = text.partition("=")
     try:
         if not equals:
             raise ValueError(f"{text[:80]!r} has no '=' - write --set train.steps=100")
         path = read_path(key.strip())
-        value = read_value(value_text)
         if path == ("extends",):
             raise ValueError("a recipe says itself what it extends")
+        if not value_text.strip():
+            unset(source, path)
+            return
+        value = read_value(value_text)
+        if path[-1] == "use":
+            _forget_other_component(source, path[:-1], value)
         _assign(source.table, path, value)
     except ValueError as error:
         raise RecipeError(f"{PLACE} {text[:80]}: {error}") from None
+    _forget_places(source, path)
+    source.places[path] = (f"{PLACE} {text[:80]}", 0)
+
+
+def unset(source: RecipeText, path: Path) -> None:
+    """Take a key out of a source's table. Raises ValueError when the recipe does not write it."""
+    holder: Any = source.table
+    for step in path[:-1]:
+        there = isinstance(holder, dict if isinstance(step, str) else list)
+        holder = _item(holder, step, path) if there else None
+    if not isinstance(holder, dict) or path[-1] not in holder:
+        raise ValueError(f"{written(path)} is not written, so that its default holds already")
+    del holder[path[-1]]
+    _forget_places(source, path)
+
+
+def _forget_places(source: RecipeText, path: Path) -> None:
     for known in [known for known in source.places if known[: len(path)] == path]:
         del source.places[known]
-    source.places[path] = (f"{PLACE} {text[:80]}", 0)
+
+
+def _forget_other_component(source: RecipeText, path: Path, name: Any) -> None:
+    """Before another ``use`` is set in the table at ``path``: drop what the recipe wrote for the component before. What
+    came by --set stays."""
+    holder: Any = source.table
+    for step in path:
+        there = isinstance(holder, dict if isinstance(step, str) else list)
+        holder = _item(holder, step, path) if there else None
+    if not isinstance(holder, dict) or holder.get("use", name) == name:
+        return
+    kept = own_keys(path)
+    for key in [key for key in holder if key not in kept]:
+        if not source.place((*path, key))[0].startswith(PLACE):
+            del holder[key]
+            _forget_places(source, (*path, key))
 
 
 def read_value(text: str) -> Any:

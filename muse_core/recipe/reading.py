@@ -11,9 +11,11 @@ from pathlib import Path as FilePath
 
 from muse_core.errors import RecipeError
 from muse_core.recipe.merging import merge
-from muse_core.recipe.overrides import override
+from muse_core.recipe.overrides import override, unset
+from muse_core.recipe.paths import read_path
 from muse_core.recipe.positions import MAX_BYTES, TooMuch, positions
 from muse_core.recipe.source import RecipeText
+from muse_core.recipe.words import has_control_characters
 
 MAX_EXTENDS = 8
 """Recipes in one chain of ``extends``."""
@@ -43,11 +45,18 @@ def overridden(source: RecipeText, overrides: Iterable[str]) -> RecipeText:
 def _read_chain(file: str, above: tuple[str, ...]) -> RecipeText:
     source = parse(_read_text(file), file)
     base = source.table.pop("extends", None)
+    gone = source.table.pop("unset", [])
+    if not isinstance(gone, list) or not all(isinstance(key, str) for key in gone):
+        raise RecipeError(f"{source.locate(('unset',))}: unset: must be a list of keys, as [\"train.max_seconds\"]")
     if base is None:
+        if gone:
+            raise RecipeError(f"{source.locate(('unset',))}: unset: takes out keys of the recipe that this one extends")
         return source
     place = source.locate(("extends",))
     if not isinstance(base, str) or not base:
         raise RecipeError(f"{place}: extends: must be the path of a recipe, as text")
+    if has_control_characters(base):
+        raise RecipeError(f"{place}: extends: must be a path without control characters")
     above = (*above, os.path.realpath(file))
     base_file = os.path.normpath(os.path.join(os.path.dirname(file), base))
     if os.path.realpath(base_file) in above:
@@ -58,6 +67,11 @@ def _read_chain(file: str, above: tuple[str, ...]) -> RecipeText:
         below = _read_chain(base_file, above)
     except RecipeError as error:
         raise RecipeError([f"{place}: extends: {problem}" for problem in error.problems]) from None
+    for key in gone:
+        try:
+            unset(below, read_path(key))
+        except ValueError as error:
+            raise RecipeError(f"{source.locate(('unset',))}: unset: {error}") from None
     table, places = merge(below.table, below.places, source.table, source.places)
     return RecipeText(table, source.where, places, source.text)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import typing
 from typing import Any
 
+from muse_core.component import PathMark
 from muse_core.options.describe import type_description
 from muse_core.plugins.near import near
 from muse_core.recipe.nodes import Node
@@ -40,6 +42,18 @@ def text(node: Node, _: Any) -> str:
     if has_control_characters(node.value):
         node.refuse("must be text without control characters")
     return node.value
+
+
+def local_path(node: Node, mark: PathMark) -> str:
+    """An absolute path; a name that is no folder stays as it is where the option takes names."""
+    value = text(node, str)
+    if not value:
+        node.refuse('must be a path, not empty - "." is the folder of the recipe')
+    expanded = os.path.expanduser(value)
+    if value.startswith("~") and expanded == value:
+        node.refuse(f"there is no home folder {value.split('/')[0]!r} here - write the path in full")
+    path = os.path.normpath(os.path.join(node.diagnostics.folder(node.path), expanded))
+    return value if mark.or_name and not os.path.isdir(path) else path
 
 
 def truth(node: Node, _: Any) -> bool:

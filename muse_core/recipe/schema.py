@@ -12,11 +12,23 @@ from typing import Annotated, Any, Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import UseInitializer, UseKernelBackend, UseModel, UseMonitor, UseSource, UseStage
+from muse_core.component import (
+    RecipePath,
+    UseInitializer,
+    UseKernelBackend,
+    UseModel,
+    UseMonitor,
+    UseSource,
+    UseStage,
+)
 from muse_core.recipe.renames import RENAMES
 
+LEAST_VOCABULARY = 300
+"""Of byte-pair encoding: 256 bytes, the separator and a few merges."""
 POSITIVE = validators.ge(1)
 FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
+DECAY = [validators.ge(0.0), validators.lt(1.0)]
+"""A mean with decay 1 never moves, and its correction for the start divides by zero."""
 
 
 @attrs.frozen(eq=False)
@@ -40,7 +52,7 @@ class Bytes:
 class BytePair:
     """Byte-level byte-pair encoding, trained on the training split."""
 
-    vocabulary: int = field(default=8192, validator=[validators.ge(300), validators.le(1_000_000)])
+    vocabulary: int = field(default=8192, validator=[validators.ge(LEAST_VOCABULARY), validators.le(1_000_000)])
     """Number of tokens, the separator included."""
 
 
@@ -48,13 +60,21 @@ class BytePair:
 class GPT2:
     """GPT-2's byte-pair encoding from local files."""
 
-    vocab: str
-    """Path of vocab.json."""
-    merges: str
-    """Path of merges.txt."""
+    vocab: RecipePath
+    """Path of vocab.json, relative to the recipe."""
+    merges: RecipePath
+    """Path of merges.txt, relative to the recipe."""
 
 
-TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2}
+@attrs.frozen(kw_only=True)
+class OfRun:
+    """The tokenizer that a run keeps in its directory. A table with ``from`` needs no ``use``."""
+
+    from_: RecipePath = field(metadata={"key": "from"})
+    """Run directory."""
+
+
+TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2, "run": OfRun}
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +84,7 @@ class Data:
     source: UseSource = field(default="state-of-the-union", metadata=INLINE)
     """Where the text comes from."""
     tokenizer: Annotated[Any, Choice(TOKENIZERS)] = "bytes"
-    """How text becomes tokens."""
+    """How text becomes tokens. With ``init.from`` the default is that run's: ``{ from = RUN }``."""
     order: Literal["permuted", "streams"] = "permuted"
     """permuted: windows in an order that is a function of seed, epoch and index. streams: every row of a batch reads
     on where it stopped, its state carried along."""
@@ -76,17 +96,21 @@ class Data:
     """Share of the documents held out for the final test."""
     split_seed: int = field(default=0, validator=validators.ge(0))
     """Seed of the division into splits. Apart from ``seed``, so that runs with several seeds hold the same text out."""
-    cache: str | None = None
-    """Folder of encoded corpora. Default: ``muse`` under the user's cache folder, or MUSE_CACHE."""
+    near_duplicates: Literal["together", "apart"] = "together"
+    """together: documents that share a tenth of their strings of 64 bytes stay in one split, so that held-out text is
+    not read in training. apart: documents are divided one by one."""
+    cache: RecipePath | None = None
+    """Folder of encoded corpora, relative to the recipe. Default: ``muse`` under the user's cache folder, or
+    MUSE_CACHE."""
 
 
 @attrs.frozen(kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay."""
 
-    beta1: float = field(default=0.9, validator=FRACTION)
+    beta1: float = field(default=0.9, validator=DECAY)
     """Decay of the first moment."""
-    beta2: float = field(default=0.95, validator=FRACTION)
+    beta2: float = field(default=0.95, validator=DECAY)
     """Decay of the second moment."""
     epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
     """Added to the denominator."""
@@ -98,11 +122,11 @@ class Muon:
 
     learning_rate: float = field(default=0.02, validator=validators.gt(0.0))
     """Rate of the matrices."""
-    momentum: float = field(default=0.95, validator=FRACTION)
+    momentum: float = field(default=0.95, validator=DECAY)
     """Momentum of the matrices."""
-    beta1: float = field(default=0.9, validator=FRACTION)
+    beta1: float = field(default=0.9, validator=DECAY)
     """AdamW's decay of the first moment."""
-    beta2: float = field(default=0.95, validator=FRACTION)
+    beta2: float = field(default=0.95, validator=DECAY)
     """AdamW's decay of the second moment."""
     epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
     """AdamW's addition to the denominator."""
@@ -111,12 +135,17 @@ class Muon:
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 
 
+CLIP_HINT = "to clip nothing, write a large number, as 1e9"
+
+
 @attrs.frozen(kw_only=True)
 class Train:
     """The loop."""
 
     steps: int = field(default=600, validator=POSITIVE)
-    """Planned optimiser steps; the schedule spans them."""
+    """Planned optimiser steps."""
+    schedule_steps: int | None = field(default=None, validator=validators.optional(POSITIVE))
+    """Steps that the schedule of the learning rate spans; later ones have the rate of its last. Default: all."""
     batch_size: int = field(default=8, validator=POSITIVE)
     """Sequences per optimiser step, over all ranks."""
     micro_batch: int | None = field(default=None, validator=validators.optional(POSITIVE))
@@ -133,8 +162,9 @@ class Train:
     """Learning rate at the last step as a share of the peak; a cosine leads there."""
     weight_decay: float = field(default=0.1, validator=validators.ge(0.0))
     """Decoupled decay of matrices and embeddings; vectors and dynamics have none."""
-    clip_norm: float = field(default=1.0, validator=validators.gt(0.0))
-    """Largest global gradient norm, computed in float64."""
+    clip_norm: float = field(default=1.0, validator=validators.gt(0.0), metadata={"hint": CLIP_HINT})
+    """Largest global gradient norm, computed in float64. It cannot be turned off: a large number, as 1e9, clips
+    nothing."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast: bf16 where the processor computes in it, otherwise fp32. Parameters stay fp32."""
     compile: bool = False
@@ -142,7 +172,8 @@ class Train:
     activation_checkpointing: bool = False
     """Recompute activations of each block in the backward pass to save memory."""
     max_seconds: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))
-    """Stops the run early after this much wall clock; never alters the schedule."""
+    """Ends an attempt early after this much wall clock, and the run is reported as it then is; ``--resume`` goes on,
+    with as much time again. Never alters the schedule."""
     log_every: int = field(default=10, validator=POSITIVE)
     """Steps between rows of telemetry."""
     device: str = "auto"
@@ -205,16 +236,23 @@ class Kernels:
     """Tokens that kernels of fast weights compute together. Changes speed and rounding, never the model; ``muse gates``
     measures which is fastest."""
 
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        if not self.backend:
+            yield 'backend = [] names no kernel backend; write "auto" or name at least one'
+
 
 @attrs.frozen(kw_only=True)
 class Init:
     """Starting weights."""
 
-    from_: str | None = field(default=None, metadata={"key": "from"})
-    """Run directory whose newest checkpoint gives the weights that fit by name and shape; the others start as this
-    recipe says, and a table tells which is which."""
+    from_: RecipePath | None = field(default=None, metadata={"key": "from"})
+    """Run directory, relative to the recipe, whose newest checkpoint gives the weights that fit by name and shape; the
+    others start as this recipe says, and a table tells which is which."""
     rename: tuple[str, ...] = field(default=(), validator=RENAMES)
     """Parts of parameter names that changed since that run, as ``"OLD=NEW"``."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of full names, as ``embedding.*``, of weights that start as this recipe says although that run has them.
+    With another tokenizer than that run's every embedding must be among them."""
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import attrs
@@ -31,6 +32,12 @@ class RecipeText:
                 return self.places[path]
             path = path[:-1]
         return self.where, 0
+
+    def folder(self, path: Path) -> str:
+        """Absolute folder that a relative path at this key is relative to: that of the file that writes the key, and
+        the working directory for what stands in no file."""
+        file, line = self.place(path)
+        return os.path.dirname(os.path.abspath(file)) if line else os.getcwd()
 
     def locate(self, path: Path) -> str:
         """The same as ``"file:line"``."""

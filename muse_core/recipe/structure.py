@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 import cattrs
 
-from muse_core.component import Kind, Use
+from muse_core.component import Kind, PathMark, Use
 from muse_core.kinds import NAMESPACE
 from muse_core.options.describe import (
     annotation_marker,
@@ -29,7 +29,7 @@ from muse_core.plugins.near import suggestion
 from muse_core.recipe.nodes import ABSENT, InvalidValue, Node
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
-from muse_core.recipe.scalars import literal, number, text, truth, whole
+from muse_core.recipe.scalars import literal, local_path, number, text, truth, whole
 from muse_core.recipe.validation import construct, faults_of
 from muse_core.recipe.words import shown
 
@@ -56,6 +56,9 @@ def make_converter() -> cattrs.Converter:
     def choice(node: Node, annotation: Any) -> Any:
         return _choice(converter, node, choices_of(annotation))
 
+    def path(node: Node, annotation: Any) -> str:
+        return local_path(node, annotation_marker(annotation, PathMark))
+
     def plain(node: Node, annotation: Any) -> Any:
         return converter.structure(node, annotation.__origin__)
 
@@ -64,6 +67,7 @@ def make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
     converter.register_structure_hook_func(lambda t: len(union_members(t)) > 1, one_of)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Annotated, plain)
+    converter.register_structure_hook_func(lambda t: annotation_marker(t, PathMark) is not None, path)
     converter.register_structure_hook_func(lambda t: choices_of(t) is not None, choice)
     converter.register_structure_hook_func(lambda t: annotation_marker(t, Kind) is not None, component)
     return converter
@@ -251,8 +255,20 @@ def _upgraded(node: Node, row: Any, table: dict[str, Any], owner: str) -> dict[s
 def _choice(converter: cattrs.Converter, node: Node, tables: Mapping[str, type]) -> Any:
     if isinstance(node.value, tuple(tables.values())):
         return node.value
+    if isinstance(node.value, Mapping) and "use" not in node.value and (name := _told_by_keys(node.value, tables)):
+        node = attrs.evolve(node, value={"use": name, **node.value})
     name, table = _chosen(node, "a table", tables)
     if name not in tables:
         node.diagnostics.report(_use_path(node), f"there is no {name[:64]!r}{suggestion(name, tables, 'there are')}")
         raise InvalidValue
     return _table(converter, attrs.evolve(node, value=table), tables[name], name)
+
+
+def _told_by_keys(table: Mapping[str, Any], tables: Mapping[str, type]) -> str | None:
+    """The one choice that has required keys, all of them in this table; None when there is none or several."""
+    needed = {
+        name: {key_of(field) for field in attrs.fields(cls) if field.default is attrs.NOTHING}
+        for name, cls in tables.items()
+    }
+    found = [name for name, keys in needed.items() if keys and keys <= table.keys()]
+    return found[0] if len(found) == 1 else None

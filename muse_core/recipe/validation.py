@@ -59,7 +59,8 @@ def _sentence(cls: type, field: attrs.Attribute, validator: Any, value: Any, err
     if broken.min_length is not None or broken.max_length is not None:
         return f"must be {broken}; it is {len(value)} long"
     if str(broken):
-        return f"must be {range_of(field.validator)}, not {shown(value)}"
+        hint = f" - {field.metadata['hint']}" if "hint" in field.metadata else ""
+        return f"must be {range_of(field.validator)}, not {shown(value)}{hint}"
     return clipped(str(error.args[0]) if error.args else type(error).__name__, 300)
 
 

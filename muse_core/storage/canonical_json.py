@@ -20,6 +20,24 @@ def encode(value: Any, *, spell_nonfinite: bool = False) -> bytes:
         raise ValueError("nested too deeply") from None
 
 
+def spelled(value: Any) -> Any:
+    """The value with NaN and infinities as the strings "nan", "inf" and "-inf", for JSON that any program reads."""
+    if isinstance(value, dict):
+        return {key: spelled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled(item) for item in value]
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def numbers(value: Any) -> Any:
+    """The inverse of ``spelled``."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
 def decode(data: bytes) -> Any:
     """The value of JSON bytes. Raises ValueError for anything malformed, NaN, repeated keys or absurd nesting."""
     try:

@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 0.5
 class RunLock:
     """An flock that the kernel lets go when its holder dies, however it dies; the holder's name is a file beside it."""
 
-    def __init__(self, directory: Path, disk: Disk):
+    def __init__(self, directory: Path, disk: Disk, what: str = "run directory"):
         self.directory = directory
         self._lock = FileLock(inside(directory, directory / LOCK), thread_local=False)
         with storage_errors("lock the run directory", directory / LOCK):
@@ -30,7 +30,7 @@ class RunLock:
             except Timeout:
                 raise StorageError(
                     f"{directory}: in use by {_holder(directory)} - wait for it to end, stop it, or choose another "
-                    "run directory"
+                    f"{what}"
                 ) from None
             except NotImplementedError:
                 raise StorageError(_no_flock(directory)) from None
@@ -43,9 +43,53 @@ class RunLock:
             except (OSError, StorageError):
                 self._lock.release()
                 raise
+            self._identity = _identity(directory / LOCK)
+
+    def check(self) -> None:
+        """Raises StorageError when this lock no longer protects the directory: it was moved or removed, or its lock
+        file was, so that another process may work there too."""
+        if _identity(self.directory / LOCK) == self._identity:
+            return
+        if not self.directory.is_dir():
+            raise StorageError(
+                f"{self.directory}: the directory was moved or removed while it was in use; nothing more is saved - "
+                "move it back, or go on with it where it is, from its newest checkpoint"
+            )
+        raise StorageError(
+            f"{self.directory / LOCK}: was removed or replaced while the directory was in use, so that another process "
+            "may write there too; nothing more is saved - stop the other process, then go on from the newest checkpoint"
+        )
+
+    def remove(self) -> None:
+        """Removes the lock's files while it is held."""
+        for name in (HOLDER, LOCK):
+            (self.directory / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         self._lock.release()
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a process holds the lock of a directory at this moment."""
+    file = directory / LOCK
+    if not file.is_file():
+        return False
+    lock = FileLock(file, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return True
+    lock.release()
+    return False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None when nothing is there."""
+    try:
+        about = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return about.st_dev, about.st_ino
 
 
 def _no_flock(directory: Path) -> str:

@@ -30,6 +30,8 @@ ADVICE = {
     errno.ELOOP: "a symbolic link is in the way: a run writes only to real files inside its own directory",
     errno.EIO: "the disk reports a defect: check it, or choose a directory on another one",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "this process has too many files open: raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine has too many files open: close some programs",
 }
 
 
@@ -123,11 +125,19 @@ def sync_directory(disk: Disk, path: Path) -> None:
 
 
 def make_directory(disk: Disk, path: Path) -> None:
-    """Makes a directory and its missing parents, durably; an existing one is left as it is."""
+    """Makes a directory and its missing parents, durably; an existing one is left as it is, also one that another
+    process makes at the same moment."""
     if path.is_dir():
         return
     make_directory(disk, path.parent)
-    disk.mkdir(path)
+    try:
+        disk.mkdir(path)
+    except FileNotFoundError:  # another process removed the parent, which it had made for a start that failed
+        make_directory(disk, path.parent)
+        disk.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
     sync_directory(disk, path.parent)
 
 

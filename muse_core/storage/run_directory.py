@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -13,11 +15,17 @@ from muse_core.storage.disk import (
     inside,
     make_directory,
     read_file,
+    remove_tree,
     storage_errors,
     write_file_atomically,
 )
 
 MAX_RECIPE_BYTES = 4 * 2**20
+STARTED = (
+    "recipe.toml", "muse.lock.toml", "source.toml", "metrics.jsonl", "events.jsonl", "checkpoints", "stages",
+    "tensorboard",
+)
+"""What a run writes before its first checkpoint."""
 
 
 class RunDirectory:
@@ -26,17 +34,21 @@ class RunDirectory:
     Made by ``create`` for a new run and by ``open`` to go on with one. Raises StorageError naming what is wrong.
     """
 
-    def __init__(self, path: Path, disk: Disk, lock: RunLock):
+    def __init__(self, path: Path, disk: Disk, lock: RunLock, made: Sequence[Path] = ()):
         self.path = path
         self.disk = disk
         self._lock = lock
+        self._made = tuple(made)
 
     @classmethod
-    def create(cls, path: Path | str, *, source: str, recipe: str, lock: str, disk: Disk | None = None) -> RunDirectory:
+    def create(
+        cls, path: Path | str, *, source: str, recipe: str, lock: str, tokenizer: str | None = None,
+        disk: Disk | None = None,
+    ) -> RunDirectory:
         """Claims a directory for a new run and begins it: ``claim``, then ``begin``."""
         self = cls.claim(path, recipe, disk=disk)
         try:
-            self.begin(source=source, recipe=recipe, lock=lock)
+            self.begin(source=source, recipe=recipe, lock=lock, tokenizer=tokenizer)
         except BaseException:
             self.close()
             raise
@@ -56,10 +68,35 @@ class RunDirectory:
             raise
         return self
 
-    def begin(self, *, source: str, recipe: str, lock: str) -> None:
-        """Writes the recipe as given, as resolved, and its lock. The resolved recipe makes this directory a run, so it
-        comes last."""
+    @classmethod
+    def claim_named(cls, name: str, recipe: str, *, disk: Disk | None = None) -> RunDirectory:
+        """``claim`` of a new directory ``runs/<name>-<time>``; of runs started in one second the later ones have a
+        number more."""
+        disk = disk or Disk()
+        stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, number = stem, 1
+        made = [] if stem.parent.exists() else [stem.parent.absolute()]
+        while True:
+            with storage_errors("make a run directory", path):
+                make_directory(disk, path.parent)
+                try:
+                    disk.mkdir(path)
+                    break
+                except FileNotFoundError:
+                    continue  # another start failed, and removed the folder that it had made
+                except FileExistsError:
+                    number += 1
+                    path = stem.with_name(f"{stem.name}-{number}")
+        self = cls.claim(path, recipe, disk=disk)
+        self._made = (self.path, *made)
+        return self
+
+    def begin(self, *, source: str, recipe: str, lock: str, tokenizer: str | None = None) -> None:
+        """Writes the recipe as given, as resolved, its lock and its tokenizer's description. The resolved recipe makes
+        this directory a run, so it comes last."""
         self.write("source.toml", source)
+        if tokenizer is not None:
+            self.write("tokenizer.json", tokenizer)
         self.write("muse.lock.toml", lock)
         self.write("recipe.toml", recipe)
 
@@ -105,12 +142,35 @@ class RunDirectory:
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Writes a file of this directory atomically and durably; ``name`` may have folders, which are made."""
+        self.check()
         target = inside(self.path, self.path / name)
         data = content.encode() if isinstance(content, str) else content
         with storage_errors("write", target):
             make_directory(self.disk, target.parent)
             write_file_atomically(self.disk, target, data)
         return target
+
+    def check(self) -> None:
+        """Raises StorageError when this process no longer holds the directory: it or its lock was moved or removed."""
+        with storage_errors("look at the run directory", self.path):
+            self._lock.check()
+
+    def withdraw(self) -> None:
+        """Removes what a start that failed has written, and folders made for it, so that another may begin here. A run
+        that has a checkpoint or a finished stage is left as it is, and so is everything that no start writes."""
+        self.check()
+        if any(self.checkpoints.glob("gen-*")) or any(self.path.glob("stages/*/recipe.toml")):
+            return
+        with storage_errors("remove a run that could not start", self.path):
+            for name in STARTED:
+                if os.path.lexists(self.path / name):
+                    remove_tree(self.disk, self.path / name)
+            self._lock.remove()
+            for folder in self._made:
+                try:
+                    self.disk.rmdir(folder)
+                except OSError:  # it holds something else by now
+                    break
 
     def close(self) -> None:
         """Lets the directory go."""
@@ -126,13 +186,15 @@ class RunDirectory:
 
     @classmethod
     def _claim(cls, path: Path, disk: Disk, *, new: bool) -> RunDirectory:
+        missing: list[Path] = []
         with storage_errors("use this run directory", path):
             if new:
+                missing = [folder for folder in (path, *path.parents) if not folder.exists()]
                 make_directory(disk, path)
             elif not path.is_dir():
                 raise StorageError(f"{path}: there is no such run directory - name the directory of a run to resume")
         real = Path(os.path.realpath(path))
-        return cls(real, disk, RunLock(real, disk))
+        return cls(real, disk, RunLock(real, disk), [Path(os.path.abspath(folder)) for folder in missing])
 
     def _refuse_other_run(self, recipe: str) -> None:
         with storage_errors("read", self.recipe):

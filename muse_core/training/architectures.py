@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from muse_core.errors import StorageError
 from muse_core.recipe import Checked, check_table, read_recipe, to_toml
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.checkpointer import kept_weights, load_weights
 from muse_core.training.conversion import Conversion, carry_over
+from muse_core.training.kept import LOCK, TOKENIZER, newest_folder, read_kept, stage_number
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import Setup, set_up
 
@@ -41,17 +43,12 @@ def adopt(
     else:
         load_weights(made.model, weights)
     inside = f"stages/{number}-{name}"
-    folder = directory.write(f"{inside}/muse.lock.toml", to_toml(lock_of(checked, made).table)).parent
+    folder = directory.write(f"{inside}/{LOCK}", to_toml(lock_of(checked, made).table)).parent
+    directory.write(f"{inside}/{TOKENIZER}", made.corpus.tokenizer.to_json())
     start = Snapshot(step=0, model=kept_weights(made.model), optimizer={}, state={}, json={"stage": number})
     Checkpoints(folder).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
     return made, folder, conversion
-
-
-def newest_folder(run: Path) -> Path:
-    """The folder of the last architecture that a finished stage made; the run's own when none did."""
-    finished = sorted((run / "stages").glob("*/recipe.toml"), key=lambda path: _number(path.parent))
-    return finished[-1].parent if finished else run
 
 
 def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | None:
@@ -60,12 +57,10 @@ def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | N
     if folder == directory.path:
         return None
     checked: Checked = read_recipe(folder / "recipe.toml", (), setup.registry)
-    made = set_up(checked.recipe, setup.registry)
+    made = set_up(checked.recipe, setup.registry, kept=read_kept(folder))
     found = Checkpoints(folder).newest()
-    assert found is not None, "newest raises where a committed generation is gone"
+    if found is None:
+        raise StorageError(f"{folder}: the checkpoints of this finished stage are gone - put them back from a copy, or "
+                           "start again in another run directory")
     load_weights(made.model, found[1].model)
-    return _number(folder), made, folder
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.partition("-")[0])
+    return stage_number(folder), made, folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -10,22 +10,38 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Remedy, Verdict
-from muse_core.errors import Halted, StorageError
+from muse_core.errors import Halted, MuseError, StorageError
 from muse_core.fault_injection import fault_point
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
+from muse_core.training.due import check_due, check_weights
 from muse_core.training.incidents import Incident
-from muse_core.training.loop import Loop, Position
+from muse_core.training.loop import Loop, Position, evaluates
 
 
 class Checkpointer:
     """Commits and restores a loop. A generation is certified when its state is finite and no monitor doubts it."""
 
-    def __init__(self, checkpoints: Checkpoints, digests: Mapping[str, str], stage: int = 0, recorded: int = 0):
-        """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost."""
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        digests: Mapping[str, str],
+        stage: int = 0,
+        recorded: int = 0,
+        *,
+        restart: bool = False,
+        check: Callable[[], None] = lambda: None,
+        evaluated: Callable[[int], bool] = lambda step: True,
+    ):
+        """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost. ``restart``:
+        begin again where steps are recorded and no checkpoint is left. ``check`` raises when the run directory is no
+        longer held. ``evaluated(step)``: whether the metrics hold the evaluation of that step."""
         self.checkpoints = checkpoints
         self.digests = dict(digests)
         self.stage = stage
         self.recorded = recorded
+        self.restart = restart
+        self.check = check
+        self.evaluated = evaluated
         self.committed: int | None = None
         """Step of the newest checkpoint of this attempt."""
 
@@ -33,10 +49,11 @@ class Checkpointer:
         """Save the run as it stands after ``loop.at.step`` steps; a step already saved is not saved again."""
         if self.committed == loop.at.step:
             return
+        self.check()
         loop.records.sync()
         snapshot = self.snapshot(loop)
         vetoes = loop.monitors.vetoes(loop.at.step)
-        if broken := _nonfinite(snapshot):
+        if broken := snapshot.nonfinite():
             vetoes.append(f"{broken} is not finite")
         if vetoes:
             loop.records.event({"event": "uncertified", "step": loop.at.step, "reason": "; ".join(vetoes)})
@@ -64,14 +81,21 @@ class Checkpointer:
     def load(self, loop: Loop, generation: Generation, snapshot: Snapshot) -> None:
         """Put the run back to a snapshot, bit for bit. Raises StorageError when what it then is has another hash than
         what was saved: a monitor or component whose state does not come back."""
+        check_due(loop, snapshot)
         load_weights(loop.model, snapshot.model)
         loop.optimizers.load_state_tensors(snapshot.optimizer)
         loop.stream_state.load(
             {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, loop.precision.device
         )
         loop.at = Position(**snapshot.json["position"], seconds=loop.at.seconds)
-        loop.monitors.load_state_dict(snapshot.json["monitors"])
-        loop.objective.load_state_dict(snapshot.json["objective"])
+        for part, holder in (("monitors", loop.monitors), ("objective", loop.objective)):
+            try:
+                holder.load_state_dict(snapshot.json[part])
+            except MuseError:
+                raise
+            except Exception as error:  # a plugin's own code, on a state that may be another version's
+                why = f"{type(error).__name__}: {error}"
+                raise StorageError(f"checkpoint: state.json: {part} cannot be taken up ({why})") from error
         torch.set_rng_state(snapshot.state["random/cpu"])
         if "random/cuda" in snapshot.state and loop.precision.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.state["random/cuda"], loop.precision.device)
@@ -155,11 +179,16 @@ class Checkpointer:
         for rejected in self.checkpoints.rejected:
             loop.records.event({"event": "rejected", "generation": rejected.number, "reason": rejected.reason})
             loop.display.say(f"checkpoint generation {rejected.number} was not used: {rejected.reason}", "yellow")
+        if found is not None and type(found[1].json.get("stage")) is not int:
+            raise StorageError("checkpoint: state.json: stage is no whole number")
         if found is not None and found[1].json["stage"] > self.stage:
             return False
         if found is None or found[1].json["stage"] < self.stage:
             if found is not None:
                 load_weights(loop.model, found[1].model)
+            else:
+                self._begin_again(loop)
+            self._check_space(loop)
             self.commit(loop)
             return True
         generation, snapshot = found
@@ -173,7 +202,26 @@ class Checkpointer:
             f"resuming from generation {generation.number} at step {loop.at.step}"
             + (f"; steps {loop.at.step + 1} to {self.recorded} were not saved and are done again" if lost else "")
         )
+        loop.evaluation_due = evaluates(loop.recipe, loop.at.step) and not self.evaluated(loop.at.step)
         return True
+
+    def _begin_again(self, loop: Loop) -> None:
+        """Where steps are recorded but no checkpoint is left: refused unless asked for, and then on record."""
+        if not self.recorded:
+            return
+        if not self.restart:
+            raise StorageError(
+                f"{self.checkpoints.directory}: there is no checkpoint, but metrics.jsonl has {self.recorded} steps - "
+                "put the checkpoints back, or begin again at step 0 with --restart"
+            )
+        loop.records.event({"event": "restart", "step": 0, "discarded": [1, self.recorded]})
+        loop.display.say(f"no checkpoint is left: beginning again; steps 1 to {self.recorded} are done again", "yellow")
+
+    def _check_space(self, loop: Loop) -> None:
+        """Raises StorageError when disk or quota has no room for checkpoints as they will be once the optimisers have
+        their moments."""
+        now = self.snapshot(loop)
+        self.checkpoints.check_space(attrs.evolve(now, optimizer=loop.optimizers.expected_tensors() | now.optimizer))
 
 
 def kept_weights(model: Any) -> dict[str, Tensor]:
@@ -183,24 +231,9 @@ def kept_weights(model: Any) -> dict[str, Tensor]:
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy weights by name. Raises StorageError naming the first tensor that does not fit."""
-    own = model.state_dict()
-    for name, value in tensors.items():
-        if name not in own or own[name].shape != value.shape:
-            there = "is not in the model" if name not in own else f"has shape {tuple(own[name].shape)} in the model"
-            raise StorageError(f"checkpoint: {name} of shape {tuple(value.shape)} {there}; the recipe has changed")
-    if missing := sorted(set(own) - set(tensors)):
-        raise StorageError(f"checkpoint: the model's {missing[0]} is not in it; the recipe has changed")
+    check_weights(model, tensors)
     model.load_state_dict(dict(tensors))
 
 
 def _kept(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _nonfinite(snapshot: Snapshot) -> str:
-    """The first tensor of a snapshot that holds a NaN or an infinity, or nothing."""
-    for part in (snapshot.model, snapshot.optimizer, snapshot.state):
-        for name, value in part.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                return name
-    return ""

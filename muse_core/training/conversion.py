@@ -52,11 +52,8 @@ def carry_over(model: nn.Module, tensors: Mapping[str, Tensor]) -> Conversion:
 
     Raises StorageError when none fits.
     """
+    copied = check_fit(model, tensors)
     own = model.state_dict()
-    copied = tuple(name for name in own if name in tensors and tensors[name].shape == own[name].shape)
-    if not copied:
-        known = ", ".join(list(own)[:2])
-        raise StorageError(f"none of the {len(tensors)} weights fits this model by name and shape ({known}, …)")
     model.load_state_dict({name: tensors[name] for name in copied}, strict=False)
     return Conversion(
         copied=copied,
@@ -67,6 +64,16 @@ def carry_over(model: nn.Module, tensors: Mapping[str, Tensor]) -> Conversion:
         ),
         left=tuple(name for name in tensors if name not in own),
     )
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the weights that fit by name and shape. Raises StorageError when none does."""
+    own = model.state_dict()
+    found = tuple(name for name in own if name in tensors and tensors[name].shape == own[name].shape)
+    if not found:
+        known = ", ".join(list(own)[:2])
+        raise StorageError(f"none of the {len(tensors)} weights fits this model by name and shape ({known}, …)")
+    return found
 
 
 def renamed(tensors: Mapping[str, Tensor], renames: Sequence[str]) -> dict[str, Tensor]:

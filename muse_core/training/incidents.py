@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from muse_core.contracts import Verdict
-from muse_core.errors import Halted
+from muse_core.errors import Halted, StorageError
 
 MAX_ROLLBACKS = 3
 """Rollbacks within WINDOW steps before the run halts."""
@@ -43,17 +43,30 @@ class Incident:
     """Whether the optimiser's moments started afresh."""
 
 
+def _incident(row: Mapping[str, Any]) -> Incident:
+    """Raises StorageError for a row that does not tell a rollback: passing it over would change which data are read."""
+    try:
+        found = Incident(**{field.name: row[field.name] for field in attrs.fields(Incident) if field.name in row})
+        whole = (found.stage, found.step, found.onset, found.target, *found.data, found.generation, found.through)
+        sound = all(type(value) is int for value in whole) and len(found.data) == 2
+        sound = sound and isinstance(found.rate, int | float) and isinstance(found.reset_moments, bool)
+    except TypeError:
+        sound = False
+    if not sound:
+        raise StorageError(
+            f"events.jsonl: the row of sequence {row.get('sequence')} is a rollback that does not say what was undone "
+            "- restore the file from a copy"
+        )
+    return found
+
+
 class Incidents:
     """The rollbacks of one stage of a run so far."""
 
     def __init__(self, stage: int = 0, events: Iterable[Mapping[str, Any]] = (), *, most: int = MAX_ROLLBACKS):
         """``events``: rows of events.jsonl, of which the rollbacks of this stage count."""
         self.most = most
-        self.known = [
-            Incident(**{field.name: row[field.name] for field in attrs.fields(Incident) if field.name in row})
-            for row in events
-            if row.get("event") == "incident" and row["stage"] == stage
-        ]
+        self.known = [_incident(row) for row in events if row.get("event") == "incident" and row.get("stage") == stage]
 
     @property
     def quarantine(self) -> tuple[tuple[int, int], ...]:

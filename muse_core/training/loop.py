@@ -14,7 +14,7 @@ from torch import nn
 
 from muse_core.contracts import Action, Batch, Objective, Verdict
 from muse_core.data.batches import micro_batches, to_device
-from muse_core.errors import Halted
+from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
 from muse_core.metrics.accumulator import MetricAccumulator
@@ -68,6 +68,9 @@ class Loop:
     stream_period: int = 1
     """Least common multiple of the model's periods."""
     at: Position = attrs.field(factory=Position)
+    evaluation_due: bool = False
+    """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
+    checkpoint and it."""
     stream_state: StreamState = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,6 +84,8 @@ class Loop:
         train = self.recipe.train
         parameters = list(self.optimizers.names.values())
         self.model.train()
+        if self.evaluation_due and self._evaluation():
+            return
         mark, mark_tokens = time.perf_counter(), 0
         while self.at.step < train.steps:
             started = time.perf_counter()
@@ -163,17 +168,21 @@ class Loop:
             self._last_word(values, probed)
         if stopping:
             return True
-        if step % recipe.evaluate.every == 0 and not last:
-            measured = self.evaluate()
-            if measured is not None:
-                self.records.metrics({"event": "eval", "step": step} | evaluation_row(measured))
-                self.display.say(
-                    f"step {step}/{recipe.train.steps}  held out: loss {measured.loss:.4f}  "
-                    f"{measured.bits_per_byte:.3f} bits/byte"
-                )
-            if self.stop.interrupted:
-                self.checkpoints.commit(self)
-                return True
+        return self._evaluation() if evaluates(recipe, step) else False
+
+    def _evaluation(self) -> bool:
+        """On validation text; True when the loop should end, because a signal came."""
+        measured = self.evaluate()
+        self.evaluation_due = False
+        if measured is not None:
+            self.records.metrics({"event": "eval", "step": self.at.step} | evaluation_row(measured))
+            self.display.say(
+                f"step {self.at.step}/{self.recipe.train.steps}  held out: loss {measured.loss:.4f}  "
+                f"{measured.bits_per_byte:.3f} bits/byte"
+            )
+        if self.stop.interrupted:
+            self.checkpoints.commit(self)
+            return True
         return False
 
     def _last_word(self, values: Mapping[str, float], probed: Mapping[str, float]) -> None:
@@ -224,6 +233,11 @@ class Loop:
         self.display.say(f"warning: {text}", "yellow")
 
 
+def evaluates(recipe: Recipe, step: int) -> bool:
+    """Whether an evaluation belongs to the state after ``step`` steps; the last step has the final one."""
+    return 0 < step < recipe.train.steps and step % recipe.evaluate.every == 0
+
+
 def evaluation_row(measured: HeldOut) -> dict[str, Any]:
     """Keys of an evaluation in metrics.jsonl."""
     return {
@@ -236,6 +250,22 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "tokens": measured.tokens,
         "bytes": measured.bytes,
     } | dict(measured.metrics)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile something small, as ``train.compile`` will compile the model. Raises RecipeError where that fails, as
+    without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except (RuntimeError, OSError, ImportError, AssertionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = lines[0] if lines else type(error).__name__
+        raise RecipeError(
+            f"train.compile: torch.compile does not work here ({type(error).__name__}: {what}) - install a C++ "
+            "compiler (g++, or name one in CXX), or set train.compile = false"
+        ) from error
+    finally:
+        torch.compiler.reset()
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

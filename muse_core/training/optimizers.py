@@ -68,6 +68,8 @@ class Muon(torch.optim.Optimizer):
 
 
 DECAYED = (MATRIX, EMBEDDING)
+KEPT = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
+"""What an optimiser keeps for a parameter once it has updated it."""
 
 
 class Optimizers:
@@ -112,8 +114,30 @@ class Optimizers:
                     tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         return tensors
 
+    def expected_tensors(self) -> dict[str, Tensor]:
+        """What ``state_tensors`` will hold after the first step: names, types and shapes, without the memory."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.names.items():
+            for key in self.keys_of(name):
+                scalar = key == "step"
+                like = torch.zeros((), dtype=torch.float32 if scalar else parameter.dtype)
+                tensors[f"{key}/{name}"] = like if scalar else like.expand(parameter.shape)
+        return tensors
+
+    def keys_of(self, name: str) -> tuple[str, ...]:
+        """What the optimiser of a parameter keeps for it."""
+        return KEPT[type(self._owner(name))]
+
+    def kind_of(self, name: str) -> str:
+        """Name of the optimiser of a parameter."""
+        return type(self._owner(name)).__name__
+
+    def _owner(self, name: str) -> torch.optim.Optimizer:
+        wanted = self.names[name]
+        return next(part for part in self.parts for group in part.param_groups for p in group["params"] if p is wanted)
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of ``state_tensors``. Raises KeyError for a parameter that does not exist."""
+        """The inverse of ``state_tensors``, for tensors that ``due.check_moments`` has found to fit."""
         self.forget()
         owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
         for full, value in tensors.items():
@@ -162,9 +186,9 @@ def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], b
 
 def rate_factor(train: Train, accepted: int) -> float:
     """Share of the peak rate at the update after ``accepted`` updates: linear warm-up, then a cosine that reaches
-    ``final_rate`` at the last planned step."""
+    ``final_rate`` at the last step of the schedule and stays there."""
     if accepted < train.warmup_steps:
         return (accepted + 1) / train.warmup_steps
-    span = max(1, train.steps - 1 - train.warmup_steps)
+    span = max(1, (train.schedule_steps or train.steps) - 1 - train.warmup_steps)
     progress = min(1.0, (accepted - train.warmup_steps) / span)
     return train.final_rate + (1 - train.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -18,12 +18,13 @@ from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.metrics.console import Display
-from muse_core.metrics.jsonl import Records, read_rows
+from muse_core.metrics.jsonl import Records, own_rows
 from muse_core.metrics.recorder import Telemetry
 from muse_core.metrics.sinks import open_sinks
 from muse_core.model.flops import active_parameters
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Evaluate
+from muse_core.storage import canonical_json
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
@@ -36,6 +37,20 @@ from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.trained import initial_weights
+
+
+def evaluated_at(rows: Iterable[dict[str, Any]], stage: int, step: int) -> bool:
+    """Whether the rows hold an evaluation of the state after ``step`` steps: one that no later stretch of training from
+    before that step, as after a rollback, has made void."""
+    found = False
+    for row in rows:
+        if row.get("stage", 0) != stage or "step" not in row:
+            continue
+        if row.get("event") == "eval" and row["step"] == step:
+            found = True
+        elif row["step"] < step:
+            found = False
+    return found
 
 
 @contextlib.contextmanager
@@ -56,10 +71,14 @@ def determined(wanted: bool) -> Iterator[None]:
 class Run:
     """One attempt at a run in its directory, which the caller holds locked."""
 
-    def __init__(self, setup: Setup, directory: RunDirectory, records: Records, display: Display):
+    def __init__(
+        self, setup: Setup, directory: RunDirectory, records: Records, display: Display, *, restart: bool = False
+    ):
+        """``restart`` allows to begin again at step 0 where the records are ahead of all checkpoints."""
         self.setup = setup
+        self.restart = restart
         self.directory = directory
-        self.records = Telemetry(records, read_rows(directory.metrics), open_sinks(setup.recipe, directory.path))
+        self.records = Telemetry(records, own_rows(directory.metrics), open_sinks(setup.recipe, directory.path))
         self.display = display
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
@@ -74,7 +93,8 @@ class Run:
 
     def _go(self) -> dict[str, Any]:
         recipe = self.setup.recipe
-        rows = read_rows(self.directory.metrics)
+        self._say_foreign_rows()
+        rows = own_rows(self.directory.metrics)
         already = max((row.get("seconds", 0.0) for row in rows if row.get("event") == "train"), default=0.0)
         first = self._adopt_latest()
         for notice in self.setup.corpus.notices:
@@ -83,7 +103,7 @@ class Run:
         if not Checkpoints(self.folder).generations():
             self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
-        with Stop(recipe.train.max_seconds, already=already) as stop:
+        with Stop(recipe.train.max_seconds) as stop:
             loop = None
             for number, use in enumerate(recipe.stages):
                 if number < first:
@@ -96,9 +116,23 @@ class Run:
             self._leave_if_interrupted(stop, loop)
             self.display.finish()
             measured = self._final_evaluation(stop)
-            self._leave_if_interrupted(stop, loop)
-        assert measured is not None
-        return self._summary(loop, measured)
+            if measured is None:
+                self._leave_if_interrupted(stop, loop)
+            assert measured is not None, "only an interruption cuts an evaluation short"
+            summary = self._summary(loop, measured)
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
+        return summary
+
+    def _say_foreign_rows(self) -> None:
+        for path in (self.directory.metrics, self.directory.events):
+            foreign: list[int] = []
+            deque(own_rows(path, foreign), maxlen=0)
+            if foreign:
+                some = ", ".join(map(str, foreign[:5])) + (", …" if len(foreign) > 5 else "")
+                reason = f"{path.name}: {len(foreign)} rows are not this run's and are passed over (sequence {some})"
+                self.records.event({"event": "notice", "reason": reason})
+                self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
         self.setup.causality_gate()
@@ -127,7 +161,7 @@ class Run:
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
         checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
         # Rows do not say their stage; later stages leave out how far they had come.
-        steps = (row["step"] for row in read_rows(self.directory.metrics) if row.get("event") == "train")
+        steps = (row["step"] for row in own_rows(self.directory.metrics) if row.get("event") == "train")
         recorded = 0 if number else max(deque(steps, maxlen=1), default=0)
         return Loop(
             recipe=recipe,
@@ -139,8 +173,16 @@ class Run:
             byte_lengths=setup.corpus.byte_lengths,
             precision=setup.precision,
             monitors=MonitorGroup(setup.monitors()),
-            incidents=Incidents(number, read_rows(self.directory.events)),
-            checkpoints=Checkpointer(checkpoints, {"data": setup.corpus.digest}, stage=number, recorded=recorded),
+            incidents=Incidents(number, own_rows(self.directory.events)),
+            checkpoints=Checkpointer(
+                checkpoints,
+                {"data": setup.corpus.digest},
+                stage=number,
+                recorded=recorded,
+                restart=self.restart,
+                check=self.directory.check,
+                evaluated=lambda step: evaluated_at(own_rows(self.directory.metrics), number, step),
+            ),
             records=self.records,
             display=self.display,
             stop=stop,
@@ -231,7 +273,7 @@ class Run:
         rows = attrs.asdict(result.rows)
         columns = {"document": documents, "hits": rows.pop("correct")} | rows
         table = {"split": evaluate.split, "length": length} | {key: value.tolist() for key, value in columns.items()}
-        self.directory.write("held_out.json", json.dumps(table) + "\n")
+        self.directory.write("held_out.json", json.dumps(canonical_json.spelled(table), allow_nan=False) + "\n")
 
     def _leave_if_interrupted(self, stop: Stop, loop: Loop | None) -> None:
         if stop.signal is None:
@@ -273,6 +315,7 @@ class Run:
             "held_out_bits_per_byte": first.bits_per_byte,
             "held_out_interval": [first.low, first.high],
             "held_out_tokens": first.tokens,
+            "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
             "held_out_accuracy": first.accuracy,
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known) if loop else 0,
@@ -281,17 +324,18 @@ class Run:
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
         } | memory | exit
-        for row in read_rows(self.directory.events):
+        for row in own_rows(self.directory.events):
             if row.get("event") == "weights":
                 wanted = ("source", "copied", "initialised", "unfit", "left", "perplexity_before", "perplexity_after")
                 summary["weights"] = {key: row[key] for key in wanted if key in row}
-        self.directory.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        told = canonical_json.spelled(summary)
+        self.directory.write("summary.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
         return summary
 
     def _last_probes(self) -> dict[str, dict[str, Any]]:
         """Monitor → the numbers of its last probe, with their step; what is not finite is spelled as in the records."""
         found: dict[str, dict[str, Any]] = {}
-        for row in read_rows(self.directory.metrics):
+        for row in own_rows(self.directory.metrics):
             if row.get("event") != "probe":
                 continue
             of_row: dict[str, dict[str, Any]] = {}

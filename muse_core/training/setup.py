@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,20 +17,36 @@ from muse_core.build import build_model, construct, registered_use
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
 from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts
-from muse_core.data.corpus import Corpus, open_corpus
+from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.tasks import TaskCorpus, TaskData
-from muse_core.errors import Halted
+from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
+from muse_core.training.kept import Kept
 from muse_core.training.monitor_context import MonitorContext
 
 LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Says as a RecipeError that the memory ran out while something of the recipe's size was made."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        what = str(error).partition("\n")[0] or "out of memory"
+        raise RecipeError(
+            f"model: does not fit into the memory ({what}) - lower its sizes, train.micro_batch or "
+            "train.sequence_length"
+        ) from error
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +56,7 @@ class Setup:
     recipe: Recipe
     registry: Any
     precision: Precision
-    corpus: Corpus | TaskCorpus
+    corpus: Corpus | TaskCorpus | KeptCorpus
     model: nn.Module
     kernels: BoundKernels
 
@@ -52,17 +69,22 @@ class Setup:
         """Least common multiple of the periods."""
         return math.lcm(*self.periods) if self.periods else 1
 
+    @property
+    def text(self) -> Corpus | TaskCorpus:
+        """The corpus with its text, which is opened now if it has not been."""
+        return self.corpus.text if isinstance(self.corpus, KeptCorpus) else self.corpus
+
     def training_data(self) -> TrainingData | TaskData:
-        train, data = self.recipe.train, self.recipe.data
-        if isinstance(self.corpus, TaskCorpus):
+        train, data, corpus = self.recipe.train, self.recipe.data, self.text
+        if isinstance(corpus, TaskCorpus):
             return TaskData(
-                self.corpus,
+                corpus,
                 seed=self.recipe.seed,
                 batch_size=train.batch_size,
                 sequence_length=train.sequence_length,
             )
         return TrainingData(
-            self.corpus,
+            corpus,
             seed=self.recipe.seed,
             batch_size=train.batch_size,
             sequence_length=train.sequence_length,
@@ -75,8 +97,8 @@ class Setup:
     ) -> Iterator[Batch]:
         """Batches of at most ``rows`` sequences over the first ``tokens`` tokens of a split; see
         ``evaluation_batches``."""
-        if isinstance(self.corpus, TaskCorpus):
-            return self.corpus.held_out(split, sequence_length=length, batch_size=rows, max_tokens=tokens)
+        if isinstance(self.text, TaskCorpus):
+            return self.text.held_out(split, sequence_length=length, batch_size=rows, max_tokens=tokens)
         return evaluation_batches(
             self.corpus.split(split),
             sequence_length=length,
@@ -89,7 +111,7 @@ class Setup:
     def held_out_documents(self, split: str, length: int, *, tokens: int, span: int | None = None) -> np.ndarray:
         """(rows,) int64: number of the document in which each row of ``held_out_batches`` begins. Rows of one document
         are not independent; the examples of a task are, and each counts as a document."""
-        if isinstance(self.corpus, TaskCorpus):
+        if isinstance(self.text, TaskCorpus):
             return np.arange(max(1, tokens // length))
         text = self.corpus.split(split)
         starts = evaluation_starts(text, sequence_length=length, max_tokens=tokens, span=span)
@@ -168,8 +190,14 @@ class Setup:
         return exact_leak(copy.double(), width, self.periods)
 
 
-def set_up(recipe: Recipe, registry: Any, *, report: Report | None = None) -> Setup:
-    """Prepare text and build the model. Raises RecipeError, DataError or PluginError."""
+def set_up(
+    recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True
+) -> Setup:
+    """Prepare text and build the model. Raises RecipeError, DataError or PluginError.
+
+    ``kept``: what a run of this recipe keeps; text is encoded by its tokenizer, and without ``read`` not opened before
+    it is asked for.
+    """
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
     torch.manual_seed(recipe.seed)
@@ -177,8 +205,13 @@ def set_up(recipe: Recipe, registry: Any, *, report: Report | None = None) -> Se
         # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.deterministic)
-    corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report)
-    model, kernels = build_model(
-        recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype
-    )
+    corpus: Corpus | TaskCorpus | KeptCorpus
+    if kept is not None and not read:
+        corpus = KeptCorpus(recipe.data, kept)
+    else:
+        corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept)
+    with memory_errors():
+        model, kernels = build_model(
+            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype
+        )
     return Setup(recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels)

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from muse_core.component import RecipePath
 from muse_core.recipe.renames import RENAMES
 
 
@@ -24,8 +25,8 @@ class EvaluateOptions:
 class ConvertOptions:
     """Goes on with another recipe, whose model takes over the weights that fit by name and shape."""
 
-    to: str
-    """Recipe file, relative to the working directory. Its stages and ``init`` are not read: this run's go on."""
+    to: RecipePath
+    """Recipe file, relative to the recipe that names it. Its stages and ``init`` are not read: this run's go on."""
     rename: tuple[str, ...] = attrs.field(default=(), validator=RENAMES)
     """Parts of parameter names that change, as ``"OLD=NEW"``."""
 

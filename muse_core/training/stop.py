@@ -1,4 +1,4 @@
-"""Requests to stop: signals and wall clock. A first signal saves and ends, a second ends at once."""
+"""Requests to stop: signals and wall clock. The first signal saves and ends; the same one again, later, ends now."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from types import FrameType
 
 from muse_core.errors import MuseError
 
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Ctrl-C, ``kill``, a connection that is lost, and the warning of a queue before its time limit."""
+IMPATIENCE = 1.0
+"""Seconds after which a repeated signal ends at once. A launcher that signals a process and then its group, or sends
+SIGINT and then SIGTERM, asks once."""
+
 
 class Interrupted(MuseError):
     """Ended by a signal after the checkpoint was committed; exit code 128 + signal."""
@@ -20,16 +28,18 @@ class Interrupted(MuseError):
 
 
 class Stop:
-    """A context that turns SIGINT and SIGTERM into a flag, and knows the time limit."""
+    """A context that turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a flag, and knows the time limit. A SIGHUP that is
+    ignored, as under nohup, stays ignored."""
 
-    def __init__(self, max_seconds: float | None, *, already: float = 0.0):
+    def __init__(self, max_seconds: float | None):
         self.signal: int | None = None
-        self.deadline = None if max_seconds is None else time.monotonic() + max_seconds - already
+        self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._since = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heeded():
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -38,9 +48,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif number == self.signal and time.monotonic() - self._since >= IMPATIENCE:
             os._exit(128 + number)
-        self.signal = number
 
     @property
     def interrupted(self) -> bool:
@@ -54,3 +65,8 @@ class Stop:
     @property
     def requested(self) -> bool:
         return self.interrupted or self.out_of_time
+
+
+def heeded() -> list[int]:
+    """The signals that end a command, without a SIGHUP that the command was started to ignore."""
+    return [one for one in SIGNALS if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]

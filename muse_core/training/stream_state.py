@@ -53,6 +53,11 @@ class StreamState:
         self.states = [states[key] for key in sorted(states, key=int)] if states else []
 
 
+def leaves(state: Any) -> list[tuple[str, Tensor]]:
+    """Tensors of a state by path, as a checkpoint names them."""
+    return _flatten(state)
+
+
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         return [(prefix.removeprefix("/"), value)]

@@ -223,7 +223,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "out of range": ([good, "--set", "model.dropout=1.5"], 2, "model.dropout"),
         "unknown component": ([good, "--set", "model.block=['atention']"], 2, "did you mean 'attention'"),
         "missing signal": ([good, "--set", "model.block=[{use='fast-weights', decay='signal'}]"], 2, "signal 'decay'"),
-        "impossible size": ([good, "--set", "model.depth=4096", "--set", "model.width=4096"], 2, "GiB"),
+        "impossible size": ([good, "--set", "model.depth=1024", "--set", "model.width=4096"], 2, "GiB"),
         "sizes that do not divide": ([good, "--set", "model.block=[{use='attention', heads=5}]"], 2, "heads"),
         "period never reached": (
             [good, "--set", "model.block=[{use='fast-weights', period=32, filters=['snr']}]"], 2, "period"),

@@ -17,6 +17,7 @@ from muse_core.cli.compare import LEFT, compare
 from muse_core.comparison.cells import reported_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.slots import Slots
+from muse_core.training.stop import Stop
 
 RECIPE = """\
 name = "tiny"
@@ -120,8 +121,7 @@ def test_the_deadline_ends_what_runs_and_leaves_it_to_the_next_call(plan: Path, 
     (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 4", "steps = 1_000_000"))
     out, said = tmp_path / "out", []
     cells = reported_cells(read_plan(plan), out, {"rotary": None})
-    began = time.monotonic()
-    slots = Slots(count=2, gpus=[], say=said.append, deadline=began + 2.0)
+    slots = Slots(count=2, gpus=[], say=said.append, stop=Stop(2.0))
     slots.work(lambda: [c for c in cells if not c.settled()], lambda: None)
     assert not slots.running and not cells[0].settled() and any("to be continued" in text for text in said)
     reported = call(plan, "-o", out, "--report")

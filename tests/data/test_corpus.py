@@ -1,22 +1,26 @@
 """A corpus is divided by document before anything learns from it, encoded once, and never read back damaged."""
 
+import errno
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.data.batches import evaluation_batches
+from muse_core.data.batches import evaluation_batches, prepare_corpus
 from muse_core.data.documents import SPLITS
 from muse_core.data.sources import cache_folder
 from muse_core.data.token_files import Unusable, read_header
 from muse_core.errors import DataError
-from muse_core.recipe.schema import BytePair
+from muse_core.recipe.schema import BytePair, Bytes, Data
 
 WORDS = (
     "the quick brown fox jumps over a lazy dog, packs my box with five dozen liquor jugs and vexes sphinxes of quartz"
@@ -240,3 +244,65 @@ def test_encoding_needs_no_torch():
     program = "import sys, muse_core.data.corpus; print('torch' in sys.modules)"
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_f10_documents_without_text_are_counted_whenever_the_corpus_is_opened(make_corpus, tmp_path):
+    for _ in range(2):
+        notices = make_corpus(["", *FORTY, "", ""], cache=tmp_path).notices
+        assert any(
+            notice.startswith("3 of 43 documents have no text") and notice.endswith("the first of them text 0")
+            for notice in notices
+        ), notices
+
+
+@pytest.mark.parametrize("gone", ["digest", "dtype", "separator", "splits", "in_training", "notices"])
+def test_a8_a_header_without_a_field_is_made_anew_with_a_notice(make_corpus, tmp_path, gone):
+    make_corpus(FORTY, cache=tmp_path)
+    path = only_folder(tmp_path) / "header.json"
+    header = json.loads(json.loads(path.read_text())["header"])
+    del header[gone]
+    body = json.dumps(header)
+    path.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "header": body}))
+    assert "made anew" in make_corpus(FORTY, cache=tmp_path).notices[0]
+    assert not [notice for notice in make_corpus(FORTY, cache=tmp_path).notices if "anew" in notice]
+
+
+def test_a15_text_that_changes_while_it_is_read_is_refused(texts_source, tmp_path):
+    class Changing(texts_source):
+        read = False
+
+        def documents(self):
+            yield from super().documents()
+            type(self).read = True
+
+        def fingerprint(self):
+            return super().fingerprint() + str(self.read)
+
+    with pytest.raises(DataError, match="the text changed while it was being read: start again"):
+        prepare_corpus(Data(source=None, tokenizer=Bytes()), Changing(FORTY, ()), seed=0, cache=tmp_path)
+    assert not [path for path in (tmp_path / "corpora").iterdir() if path.suffix != ".lock"]
+
+
+def test_f18_encoded_text_is_opened_where_nothing_may_be_written(make_corpus, tmp_path, monkeypatch):
+    """Root may write anywhere, so the lock refuses as on a file system that is mounted to be read."""
+    whole = make_corpus(FORTY, cache=tmp_path)
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(filelock, "FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    again = make_corpus(FORTY, cache=tmp_path)
+    assert np.array_equal(again.split("train").tokens, whole.split("train").tokens)
+    with pytest.raises(DataError, match="cannot keep encoded text there .*Read-only file system"):
+        make_corpus(FORTY, seed=5, cache=tmp_path)
+
+
+@pytest.mark.parametrize(("splits", "said"), [
+    (["test"] * 11 + ["validation"], r"puts its 12 documents into splits itself \(1 in validation, 11 in test\)"),
+    (["train"] * 6 + ["test"] * 5 + ["validation"], r"leaves too few for validation \(two or more\)"),
+])
+def test_a25_what_the_source_divided_itself_is_said_so(make_corpus, tmp_path, splits, said):
+    with pytest.raises(DataError, match=said) as refused:
+        make_corpus([f"document {number}" for number in range(12)], splits=splits, cache=tmp_path)
+    assert "at least 4" not in str(refused.value)

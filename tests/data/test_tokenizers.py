@@ -1,6 +1,8 @@
 """Tokenizers lose nothing, and their byte lengths count every byte once."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 
@@ -144,3 +146,48 @@ def test_wrong_files_are_refused_in_a_sentence(tmp_path, vocab, merges, said):
     with pytest.raises(DataError, match=said) as refused:
         make_tokenizer(GPT2(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")), ())
     assert str(tmp_path) in str(refused.value)
+
+
+def test_f26_advice_is_within_what_the_option_allows():
+    with pytest.raises(DataError, match='supports only 259 of 300 .*: set data.tokenizer to "bytes", or give more'):
+        make_tokenizer(BytePair(vocabulary=300), ["aaa", "aa"])
+    many = [f"{word}{word}" for word in ("abcdefgh", "ijklmnop", "qrstuvwx", "ABCDEFGH", "IJKLMNOP", "QRSTUVWX")]
+    with pytest.raises(DataError, match=r"supports only 3\d\d of 9999 .*: set data.tokenizer.vocabulary to 3\d\d or"):
+        make_tokenizer(BytePair(vocabulary=9999), many)
+
+
+@pytest.mark.timeout(60)
+def test_f26_unbroken_text_takes_time_in_proportion():
+    """A million letters took more than three minutes, four million a quarter of an hour."""
+    dna = "".join(random.Random(0).choices("ACGT", k=1_000_000))
+    tokenizer = make_tokenizer(BytePair(vocabulary=320), [dna])
+    assert tokenizer.decode(tokenizer.encode(dna)) == dna
+
+
+def test_f26_words_of_ordinary_length_are_learned_from_whole():
+    from tokenizers import models, trainers
+
+    from muse_core.data import byte_pair
+
+    texts = ["hello " * 40 + "x" * (byte_pair.LONGEST_WORD - 1) + " world, 12 345", "eine Straße, naïve 東京 " * 9]
+    plain = byte_pair._byte_level(models.BPE())
+    alphabet = sorted(byte_pair.byte_characters())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    plain.train_from_iterator(texts, trainer)
+    learned = make_tokenizer(BytePair(vocabulary=301), texts)
+    assert json.loads(learned.to_json())["model"] == json.loads(plain.to_str())
+
+
+@pytest.mark.parametrize("content", ['{"a": [1]}', '{"a": "0"}', "[" * 100_000, '{"a": true}', "\0"])
+def test_a18_files_that_are_no_vocabulary_are_sentences(tmp_path, content):
+    (tmp_path / "vocab.json").write_text(content)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(DataError, match=r"vocab\.json: .*give GPT-2's vocab\.json"):
+        make_tokenizer(GPT2(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")), [])
+
+
+def test_a18_tokenizer_files_that_are_pipes_or_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
+        with pytest.raises(DataError, match="not a file: give the path of a tokenizer file"):
+            make_tokenizer(GPT2(vocab=path, merges=path), [])

@@ -12,7 +12,7 @@ from muse_core.recipe import check_table
 
 def test_impossible_size_is_a_sentence_and_not_an_allocation() -> None:
     registry = load_plugins()
-    model = {"width": 1024, "depth": 4096, "block": ["feed-forward"]}
+    model = {"width": 4096, "depth": 1024, "block": ["feed-forward"]}
     recipe = check_table({"name": "huge", "model": model}, registry).recipe
     with pytest.raises(RecipeError, match=r"GiB, and there are .* GiB; lower model.width or model.depth"):
         build_model(recipe, registry, vocabulary_size=257)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muse_core.errors import StorageError
-from muse_core.metrics.jsonl import Records, read_rows
+from muse_core.metrics.jsonl import Records, own_rows, read_rows
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
+from muse_core.training.incidents import Incidents
 
 
 def write(path, count, first=0):
@@ -118,3 +119,24 @@ def test_events_are_synced_one_by_one_and_metrics_together(tmp_path):
     assert syncs()[before:] == ["events.jsonl"]
     records.sync()
     assert syncs()[before:] == ["events.jsonl", "metrics.jsonl"]
+
+
+def test_rows_of_others_are_passed_over_and_heard_of(tmp_path):
+    records = Records(tmp_path)
+    good = {"event": "train", "step": 1, "perplexity": float("nan")}
+    words, lists = good | {"step": "2"}, good | {"perplexity": [1]}
+    for row in (good, {"event": "train"}, {"event": 5}, {"kind": "x"}, words, lists, {"event": "mine"}):
+        records.metrics(row)
+    records.close()
+    foreign: list[int] = []
+    kept = list(own_rows(tmp_path / "metrics.jsonl", foreign))
+    assert [row["event"] for row in kept] == ["train", "mine"] and foreign == [1, 2, 3, 4, 5]
+
+
+WORDS = {"step": "4", "onset": 1, "target": 0, "data": [0, 1], "generation": 1, "through": 2}
+
+
+@pytest.mark.parametrize("row", [{}, {"step": 4}, WORDS])
+def test_a_rollback_that_does_not_say_what_it_undid_is_refused(row):
+    with pytest.raises(StorageError, match="sequence 3 is a rollback"):
+        Incidents(0, [{"event": "incident", "stage": 0, "sequence": 3} | row])

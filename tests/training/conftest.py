@@ -17,6 +17,7 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table, to_toml
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.budgeted_probe import ProbeBudget
+from muse_core.training.locking import own_digests
 from muse_core.training.run import Run
 from muse_core.training.setup import Setup, set_up
 
@@ -98,7 +99,11 @@ def opened(setup: Setup, folder: Path, recipe: dict[str, Any]) -> Iterator[Run]:
     if (folder / "recipe.toml").exists():
         directory = RunDirectory.open(folder)
     else:
-        directory = RunDirectory.create(folder, source=text, recipe=text, lock=text)
+        digests = own_digests(setup)
+        directory = RunDirectory.create(
+            folder, source=text, recipe=text, lock=to_toml({"format": 1, "digests": digests, "recipe": recipe}),
+            tokenizer=setup.corpus.tokenizer.to_json(),
+        )
     records = Records(folder)
     try:
         with directory:

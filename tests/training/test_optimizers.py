@@ -87,3 +87,25 @@ def test_schedule_warms_up_to_the_peak_and_ends_at_the_final_rate(steps: int, wa
     if steps > warmup + 1:
         assert math.isclose(factors[warmup], 1.0) and math.isclose(factors[-1], final, abs_tol=1e-12)
         assert all(a >= b - 1e-12 for a, b in zip(factors[warmup:], factors[warmup + 1 :]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimisers_state_is_foreseen_to_the_byte(optimizer: str) -> None:
+    import torch
+
+    from muse_core.recipe import check_table
+    from muse_core.training.optimizers import make_optimizers
+    from muse_core.training.setup import set_up
+
+    table = {
+        "name": "a", "data": {"use": "state-of-the-union"}, "train": {"optimizer": optimizer, "device": "cpu"},
+        "model": {"width": 16, "depth": 1, "block": ["attention", "feed-forward"]},
+    }
+    checked = check_table(table)
+    model = set_up(checked.recipe, checked.registry).model
+    optimizers = make_optimizers(model, checked.recipe.train, lambda name: True)
+    foreseen = {key: (value.shape, value.dtype) for key, value in optimizers.expected_tensors().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(1.0)
+    assert {key: (value.shape, value.dtype) for key, value in optimizers.state_tensors().items()} == foreseen

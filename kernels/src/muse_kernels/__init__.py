@@ -10,16 +10,17 @@
 __version__ = "0.2.0"
 
 from .debugging import debug
-from .dispatch import Choice, Request, chosen
+from .dispatch import Choice, chosen
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
+from .request import KernelRequest
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .short_convolution import short_convolution
 from .short_convolution_arguments import unit_length
 
 __all__ = [
     "Choice",
-    "Request",
+    "KernelRequest",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "chosen",

@@ -4,20 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from .refusals import REFUSALS
-
-
-class Request(NamedTuple):
-    """What a call needs of a backend."""
-
-    operation: str
-    device: str
-    """"cpu" or "cuda"."""
-    dtype: str
-    """"float32", "bfloat16" or "float64": precision of the tensors."""
-    sizes: Mapping[str, int] = {}
-    """Head sizes where an operation has them, such as {"key": 64, "value": 64}."""
-    needs: frozenset[str] = frozenset()
-    """Among "gradient", "double_backward", "resets", "group"."""
+from .request import BACKENDS, OPERATIONS, KernelRequest
 
 
 class Choice(NamedTuple):
@@ -27,26 +14,13 @@ class Choice(NamedTuple):
     refusals: Mapping[str, str]
 
 
-OPERATIONS = (
-    "resolvent_diagonal",
-    "causal_resolvent_diagonal",
-    "causal_resolvent_apply",
-    "fast_weights",
-    "gated_norm",
-    "short_convolution",
-)
-"""What every backend defines."""
-BACKENDS = ("triton", "torch", "reference")
-"""In the order in which "auto" asks them."""
-
-
-def chosen(request: Request, backend: str = "auto") -> Choice:
+def chosen(request: KernelRequest, backend: str = "auto") -> Choice:
     """The backend that serves the request: the named one, or for "auto" the first that does not refuse.
 
     Raises ValueError for unknown names, and with every reason when nobody serves it.
 
-    >>> from muse_kernels import Request, chosen
-    >>> chosen(Request("resolvent_diagonal", "cpu", "float64")).backend
+    >>> from muse_kernels import KernelRequest, chosen
+    >>> chosen(KernelRequest("resolvent_diagonal", "cpu", "float64")).backend
     'torch'
     """
     if request.operation not in OPERATIONS:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from .debugging import checks_values
-from .dispatch import Request, chosen, implementation
-from .fast_weights_arguments import check_fast_weights
+from .dispatch import chosen, implementation
+from .fast_weights_arguments import Call, check_fast_weights
+from .request import KernelRequest
 
 
 def fast_weights(
@@ -46,8 +47,7 @@ def fast_weights(
     every tensor, of second order too. ValueError names the argument and the shapes that do not fit. Source:
     mathematics §3.
     """
-    options = {"rule": rule, "initial": initial, "resets": resets, "read": read, "chunk": chunk, "group": group}
-    layout = check_fast_weights(query, key, value, log_decay, rate, **options)
+    layout = check_fast_weights(Call(query, key, value, log_decay, rate, rule, initial, resets, read, chunk), group)
     if checks_values():
         _check_values(query=query, key=key, value=value, log_decay=log_decay, rate=rate, initial=initial)
     tensors = (query, key, value, log_decay, rate, initial)
@@ -55,7 +55,7 @@ def fast_weights(
     if resets is not None:
         needs.add("resets")
     double = layout.state_dtype == torch.float64
-    request = Request(
+    request = KernelRequest(
         "fast_weights",
         query.device.type,
         "float64" if double else str(layout.output_dtype).removeprefix("torch."),
@@ -63,6 +63,7 @@ def fast_weights(
         frozenset(needs),
     )
     function = implementation("fast_weights", chosen(request, backend).backend)
+    options = {"rule": rule, "initial": initial, "resets": resets, "read": read, "chunk": chunk}
     return function(query, key, value, log_decay, rate, **options)
 
 

@@ -1,7 +1,9 @@
 """What every backend of `fast_weights` checks and derives from its arguments before computing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,21 +33,52 @@ class Layout:
         return (self.batch, self.heads, self.key_width, self.value_width)
 
 
-def check_fast_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    rate: Tensor,
-    *,
-    rule: str,
-    initial: Tensor | None,
-    resets: Tensor | None,
-    read: str,
-    chunk: int,
-    group,
-) -> Layout:
+class Call(NamedTuple):
+    """The arguments of one call; `muse_kernels.fast_weights` says what they are."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_decay: Tensor
+    rate: Tensor
+    rule: str
+    initial: Tensor | None
+    resets: Tensor | None
+    read: str
+    chunk: int
+
+
+def checked(compute: Callable[[Call, Layout], tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A backend's `fast_weights`: `compute` behind the one signature and the one check that all backends have.
+
+    The result has the name and the docstring of `compute`.
+    """
+
+    def fast_weights(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        log_decay: Tensor,
+        rate: Tensor,
+        *,
+        rule: str = "hebbian",
+        initial: Tensor | None = None,
+        resets: Tensor | None = None,
+        read: str = "after",
+        chunk: int = 64,
+        group=None,
+    ) -> tuple[Tensor, Tensor]:
+        call = Call(query, key, value, log_decay, rate, rule, initial, resets, read, chunk)
+        return compute(call, check_fast_weights(call, group))
+
+    fast_weights.__name__, fast_weights.__qualname__ = compute.__name__, compute.__qualname__
+    fast_weights.__module__, fast_weights.__doc__ = compute.__module__, compute.__doc__
+    return fast_weights
+
+
+def check_fast_weights(call: Call, group=None) -> Layout:
     """The layout of a call; ValueError naming the argument and the shapes where they do not fit."""
+    query, key, value, log_decay, rate, rule, initial, resets, read, chunk = call
     if group is not None:
         raise NotImplementedError("fast_weights: context parallelism (group) is not built yet; pass group=None")
     if rule not in RULES:

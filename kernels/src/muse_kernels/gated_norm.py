@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from .dispatch import Request, chosen, implementation
+from .dispatch import chosen, implementation
 from .gated_norm_arguments import in_double
+from .request import KernelRequest
 
 
 def gated_norm(
@@ -22,7 +23,7 @@ def gated_norm(
     float64 where one of the three is of double precision, otherwise in float32. ValueError names the argument and the
     shapes that do not fit. Source: Zhang and Sennrich 2019.
     """
-    request = Request(
+    request = KernelRequest(
         "gated_norm",
         x.device.type,
         "float64" if in_double(x, weight, gate) else "float32",

@@ -1,6 +1,6 @@
 """What each backend cannot serve, answered without importing it.
 
-Each function takes a request (`muse_kernels.Request`, or anything with its fields) and returns the reason in a
+Each function takes a request (`muse_kernels.KernelRequest`, or anything with its fields) and returns the reason in a
 sentence, or None.
 """
 

@@ -7,7 +7,8 @@ i-1 to i, so all have N entries and l_0, u_0 act only on a carried state. Zero c
 import torch
 from torch import Tensor
 
-from .dispatch import Request, chosen, implementation
+from .dispatch import chosen, implementation
+from .request import KernelRequest
 
 
 def resolvent_diagonal(diagonal, lower, upper, energy, *, backend: str = "auto") -> Tensor:
@@ -70,5 +71,5 @@ def _bind(operation: str, backend: str, group, diagonal, *others):
     if group is not None:
         raise NotImplementedError(f"{operation}: context parallelism (group) is not built yet; pass group=None")
     needs = frozenset({"gradient"}) if any(x.requires_grad for x in tensors) else frozenset()
-    request = Request(operation, diagonal.device.type, "float64" if double else "float32", needs=needs)
+    request = KernelRequest(operation, diagonal.device.type, "float64" if double else "float32", needs=needs)
     return implementation(operation, chosen(request, backend).backend)

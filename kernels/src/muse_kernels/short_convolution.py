@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from .dispatch import Request, chosen, implementation
+from .dispatch import chosen, implementation
+from .request import KernelRequest
 
 
 def short_convolution(
@@ -30,7 +31,7 @@ def short_convolution(
     Returns query and key (B, N, H, K) of length 1 and value (B, N, H, M), in the dtype of x. Gradients of any
     order to x, taps and initial. ValueError names the argument and the shapes that do not fit. Source: mathematics §3.
     """
-    request = Request(
+    request = KernelRequest(
         "short_convolution",
         x.device.type,
         str(x.dtype).removeprefix("torch."),

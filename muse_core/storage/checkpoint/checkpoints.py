@@ -81,6 +81,7 @@ class Checkpoints:
         if self._failure is not None:
             raise StorageError(f"no more checkpoints after a failed one ({self._failure}) - restart the run to resume")
         try:
+            inside(self.directory.parent, self.directory)  # again: it may have been exchanged for a link since
             needed = self._bytes_needed(snapshot)
             with storage_errors("write a checkpoint", self.directory, f" (it needs {needed} bytes)"):
                 number = commit(
@@ -141,6 +142,10 @@ class Checkpoints:
             raise StorageError(f"{self.directory}: generation {number}: {reasons[0]} - choose another generation")
         return found
 
+    def at(self, step: int) -> tuple[Generation, Snapshot] | None:
+        """The newest intact generation of this step, read where it is; None if there is none. Sets ``rejected``."""
+        return next(self._search(lambda one: one.step == step, quarantine=False), None)
+
     def certify(self, generation: Generation) -> Generation:
         """Marks a committed generation as healthy, durably."""
         return self._mark(generation, CERTIFIED)
@@ -182,7 +187,8 @@ class Checkpoints:
         """Intact generations newest first. What is taken becomes the parent of the next commit.
 
         A generation counts as intact only if every rank finds it so, so that all go on from the same one. One that
-        the disk fails to read is passed over but stays in place: the next start may be able to read it.
+        the disk fails to read is passed over but stays in place: the next start may be able to read it. So does one
+        whose weights or moments are not finite.
         """
         self.rejected = []
         here = numbers(self.directory, COMMITTED)
@@ -195,6 +201,8 @@ class Checkpoints:
                 if generation.abandoned or not wanted(generation):
                     continue
                 found = generation, read(generation, self.ranks.rank)
+                if broken := found[1].nonfinite(("model", "optimizer")):
+                    failure = f"{broken} is not finite"
             except (Damaged, OSError) as error:
                 failure, damaged = str(error), isinstance(error, Damaged)
             reports = self.ranks.gather([failure, damaged])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from muse_core.storage import canonical_json
@@ -38,6 +39,14 @@ class Snapshot:
         for part in PARTS:
             check_tensors(getattr(self, part), part)
         canonical_json.encode(self.json)
+
+    def nonfinite(self, parts: tuple[str, ...] = PARTS) -> str:
+        """Part and name of the first tensor that holds a NaN or an infinity, or nothing."""
+        for part in parts:
+            for name, value in getattr(self, part).items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    return f"{part}: {name}"
+        return ""
 
     def state_hash(self) -> str:
         """Identifies this state to the last bit: equal hashes, equal runs from here on."""

@@ -99,9 +99,9 @@ def test_the_fingerprint_follows_content_and_reading_not_the_place(tmp_path):
     ("name", "content", "options", "said"),
     [
         ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: not UTF-8 \(invalid start byte at byte 5\): convert it"),
-        ("a.json", b"{not json", {}, r"a\.json, row 0: cannot be read as json"),
-        ("a.jsonl", b'{"text": "x"}\n{"te', {}, r"a\.jsonl, row \d: cannot be read as json"),
-        ("a.parquet", b"PAR1 nothing", {}, r"a\.parquet, row 0: cannot be read as parquet"),
+        ("a.json", b"{not json", {}, r"a\.json, line 1: cannot be read as json"),
+        ("a.jsonl", b'{"text": "x"}\n{"te', {}, r"a\.jsonl, line 2: cannot be read as json"),
+        ("a.parquet", b"PAR1 nothing", {}, r"a\.parquet: cannot be read as parquet"),
         ("a.txt.gz", b"not gzip", {}, r"a\.txt\.gz.*: cannot be read as text"),
         ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], {}, r"a\.txt\.gz.*: cannot be read as text"),
         ("a.txt.xz", lzma.compress(b"text" * 999)[:-30] + b"x" * 30, {}, r"a\.txt\.xz.*: cannot be read as text"),
@@ -109,11 +109,13 @@ def test_the_fingerprint_follows_content_and_reading_not_the_place(tmp_path):
             "a.csv",
             b"n,m\n1,2\n",
             {},
-            r"no column of text; there are 'n' \(int\), 'm' \(int\): choose one",
+            r"several columns of text; there are 'n' \(str\), 'm' \(str\): choose one",
         ),
         ("a.csv", b"a,b\nx,y\n", {}, r"several columns of text; there are 'a' \(str\), 'b' \(str\)"),
         ("a.csv", b"a,b\nx,y\n", {"text": "c"}, r"no column 'c'; there are 'a' \(str\), 'b' \(str\)"),
-        ("a.csv", b"a,b\nx,1\n", {"text": "b"}, r"column 'b' holds int, not text"),
+        ("a.jsonl", b'{"a": "x", "b": true}\n', {"text": "b"}, r"column 'b' holds bool, not text"),
+        ("a.csv", b'a\n"x', {}, r"a\.csv, line 2: cannot be read as csv"),
+        ("a.csv", b"a,b\nx,y\nx,y,z\n", {"text": "a"}, r"a\.csv, line 3: .*3 values under 2 columns"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content, options, said):

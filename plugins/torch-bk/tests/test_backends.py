@@ -8,6 +8,7 @@ import torch
 from muse_torch_bk.options import ReferenceOptions, TorchOptions
 from muse_torch_bk.plugin import muse_kernel_backends
 
+import muse_kernels
 from muse_core.component import load
 from muse_core.contracts import KernelRequest
 from muse_core.errors import RecipeError
@@ -53,3 +54,9 @@ def test_a_process_group_is_refused_with_a_reason(backends):
 def test_listing_imports_no_torch():
     code = "import sys, muse_torch_bk.plugin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_one_request_in_two_packages():
+    """The core may not import muse_kernels, nor the other way round: each defines what a layer asks for, alike."""
+    assert KernelRequest._fields == muse_kernels.KernelRequest._fields
+    assert KernelRequest._field_defaults == muse_kernels.KernelRequest._field_defaults

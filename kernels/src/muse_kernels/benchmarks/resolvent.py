@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton.apply_launches import apply_backward, apply_forward
-from ..triton.launches import green_backward, left_green_backward, left_green_forward
-from ..triton.row_launches import left_green
-from ..triton.rows import Rows
-from ..triton.tiles import green_tile
+from ..triton.resolvent.apply_launches import apply_backward, apply_forward
+from ..triton.resolvent.green_launches import green_backward, left_green_backward, left_green_forward
+from ..triton.resolvent.row_launches import left_green
+from ..triton.resolvent.rows import Rows
+from ..triton.resolvent.tiles import green_tile
 from .timing import device_seconds
 
 

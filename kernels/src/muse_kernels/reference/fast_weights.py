@@ -6,41 +6,17 @@ Shapes: B batch, N tokens, H heads, K key width, M value width.
 import torch
 from torch import Tensor
 
-from ..fast_weights_arguments import check_fast_weights
+from ..fast_weights_arguments import Call, Layout, checked
 
 
-def fast_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    rate: Tensor,
-    *,
-    rule: str = "hebbian",
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
-    read: str = "after",
-    chunk: int = 64,
-    group=None,
-) -> tuple[Tensor, Tensor]:
+@checked
+def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     """Sequential fast weights; arguments, results and errors as `muse_kernels.fast_weights`.
 
     Computes in float64 whatever the inputs and casts the results back. Cost N steps of K x M each; `chunk` is ignored.
     Gradients are autograd's through the recursion. Source: mathematics §3.
     """
-    layout = check_fast_weights(
-        query,
-        key,
-        value,
-        log_decay,
-        rate,
-        rule=rule,
-        initial=initial,
-        resets=resets,
-        read=read,
-        chunk=chunk,
-        group=group,
-    )
+    query, key, value, log_decay, rate, rule, initial, resets, read, _ = call
     query, key, value, log_decay, rate = (x.to(torch.float64) for x in (query, key, value, log_decay, rate))
     weights = query.new_zeros(layout.state_shape) if initial is None else initial.to(torch.float64)
 

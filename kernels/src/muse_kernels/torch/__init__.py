@@ -1,11 +1,9 @@
 """Every operation by plain torch: no compiler, exact adjoints, gradients of any order, CPU or GPU."""
 
 from ..refusals import refuse_torch as refuse
-from .causal_resolvent_apply import causal_resolvent_apply
-from .causal_resolvent_diagonal import causal_resolvent_diagonal
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
-from .resolvent_diagonal import resolvent_diagonal
+from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .short_convolution import short_convolution
 
 __all__ = [

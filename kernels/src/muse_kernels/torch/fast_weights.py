@@ -10,40 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..fast_weights_arguments import check_fast_weights
+from ..fast_weights_arguments import Call, Layout, checked
 
 
-def fast_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    rate: Tensor,
-    *,
-    rule: str = "hebbian",
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
-    read: str = "after",
-    chunk: int = 64,
-    group=None,
-) -> tuple[Tensor, Tensor]:
+@checked
+def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     """Chunkwise fast weights; arguments, results and errors as `muse_kernels.fast_weights`.
 
     Cost O(N chunk (K + M) + N K M), memory O(N (chunk + K + M) + N/chunk K M). Source: mathematics §3.
     """
-    layout = check_fast_weights(
-        query,
-        key,
-        value,
-        log_decay,
-        rate,
-        rule=rule,
-        initial=initial,
-        resets=resets,
-        read=read,
-        chunk=chunk,
-        group=group,
-    )
+    query, key, value, log_decay, rate, rule, initial, resets, read, chunk = call
     if initial is None:
         initial = key.new_zeros(layout.state_shape, dtype=layout.state_dtype)
     query, key, value, log_decay, rate, initial = (

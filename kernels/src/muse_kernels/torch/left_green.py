@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..resolvent_arguments import Tridiagonal
-from .lanes import chunk_length, from_lanes, power_of_two, to_lanes
+from .chunks import chunk_length, from_chunks, power_of_two, to_chunks
 from .linear_scan import linear_scan
 
 
@@ -28,7 +28,7 @@ def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     rows, sites = d.shape
     length = chunk_length(rows, sites)
-    d, p = to_lanes(d, length, 1.0), to_lanes(p, length, 0.0)
+    d, p = to_chunks(d, length, 1.0), to_chunks(p, length, 0.0)
     theta = initial[:, None]
     if d.shape[2] > 1:
         theta = _chunk_starts(d, p, initial)
@@ -36,7 +36,7 @@ def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     for i in range(length):  # in place: d becomes theta
         torch.mul(p[i], theta, out=work)
         theta = torch.reciprocal(torch.sub(d[i], work, out=work), out=d[i])
-    return from_lanes(d, sites)
+    return from_chunks(d, sites)
 
 
 def _chunk_starts(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:

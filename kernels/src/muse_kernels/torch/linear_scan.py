@@ -6,7 +6,7 @@ The adjoint of a linear recurrence is the same recurrence run the other way, so 
 import torch
 from torch import Tensor
 
-from .lanes import chunk_length, from_lanes, to_lanes
+from .chunks import chunk_length, from_chunks, to_chunks
 
 
 def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, *, reverse: bool = False) -> Tensor:
@@ -32,8 +32,8 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
     if rows == 0:
         return torch.empty_like(values, memory_format=torch.contiguous_format)
     length = chunk_length(rows, sites)
-    x = to_lanes(values, length, 0.0)
-    f = to_lanes(factors, length, 1.0)[..., None]
+    x = to_chunks(values, length, 0.0)
+    f = to_chunks(factors, length, 1.0)[..., None]
     order = range(length - 1, -1, -1) if reverse else range(length)
     chunks = x.shape[2]
     start = initial[:, None]
@@ -41,7 +41,7 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
         start = _chunk_starts(x, f, initial, order, reverse)
     for i in order:  # in place: x becomes y
         start = torch.addcmul(x[i], f[i], start, out=x[i])
-    return from_lanes(x, sites)
+    return from_chunks(x, sites)
 
 
 def _chunk_starts(x: Tensor, f: Tensor, initial: Tensor, order: range, reverse: bool) -> Tensor:

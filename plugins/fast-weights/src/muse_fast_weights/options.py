@@ -11,6 +11,8 @@ from attrs import field, validators
 from muse_core.component import Requirement, UseFilter
 
 SIZE = [validators.ge(1), validators.le(65_536)]
+MOST_BYTES = 4 * 2**30
+"""Fast weights of one sequence in one layer, at most: kernels hold several."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +77,13 @@ class FastWeightsOptions:
                 f"is read - use a period below train.sequence_length or leave the filters out"
             )
         width = getattr(recipe.model.options, "width", None)
+        if self.key_size is not None and self.value_size is not None:
+            held = 4 * self.heads * self.key_size * self.value_size
+            if held > MOST_BYTES:
+                yield (
+                    f"fast weights of {self.heads} heads of {self.key_size} × {self.value_size} would take "
+                    f"{held / 2**30:,.1f} GiB for every sequence - lower heads, key_size or value_size"
+                )
         sizes = (self.key_size, self.value_size)
         if width is not None and None in sizes and width % self.heads:
             yield (

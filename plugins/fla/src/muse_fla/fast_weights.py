@@ -5,29 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muse_kernels.fast_weights_arguments import check_fast_weights
+from muse_kernels.fast_weights_arguments import Call, Layout, checked
 
 
-def fast_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    rate: Tensor,
-    *,
-    rule: str = "hebbian",
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
-    read: str = "after",
-    chunk: int = 64,
-    group=None,
-) -> tuple[Tensor, Tensor]:
+@checked
+def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     """Arguments, results and errors as ``muse_kernels.fast_weights``; fla-core is imported here, at the first call.
 
     ``chunk`` is fla-core's own choice. ValueError for resets, which the backend refuses.
     """
-    options = {"rule": rule, "initial": initial, "resets": resets, "read": read, "chunk": chunk, "group": group}
-    layout = check_fast_weights(query, key, value, log_decay, rate, **options)
+    query, key, value, log_decay, rate, rule, initial, resets, read, _ = call
     if resets is not None:
         raise ValueError("fast_weights: the backend fla serves no resets; use triton or torch")
     state = query.new_zeros(layout.state_shape, dtype=torch.float32) if initial is None else initial.float()

@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from muse_core.contracts import Document
-from muse_core.data.sources import SourceContext
+from muse_core.data.sources import SourceContext, expanded
 from muse_core.errors import DataError
+from muse_text_sources.finding import TABLES, TEXTS, everything, suffix
 from muse_text_sources.options import HubOptions
-from muse_text_sources.rows import library, read_errors, text_of
+from muse_text_sources.reading import read_file
+from muse_text_sources.rows import Column, library, read_errors
 
 SPLIT_OF = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SECONDS = 10.0
+UNIT = {"document": "file", "paragraph": "paragraph", "line": "line"}
+"""What ``datasets`` calls a document in plain text, in the words of the source ``files``."""
 
 
 class Hub:
@@ -26,7 +32,7 @@ class Hub:
     def __init__(self, options: HubOptions, context: SourceContext) -> None:
         self._options = options
         self._cache = context.cache
-        self._local = Path(options.name).expanduser().is_dir()
+        self._local = expanded(options.name, "data.name").is_dir()
 
     def fingerprint(self) -> str:
         o = self._options
@@ -36,24 +42,37 @@ class Hub:
 
     def documents(self) -> Iterator[Document]:
         o = self._options
-        revision = self._revision()
-        name = str(Path(o.name).expanduser()) if self._local else o.name
+        revision = None if self._local else self._revision()
         with library(self._cache) as (datasets, folder):
             where = o.name
             try:
-                splits = datasets.load_dataset(
-                    name,
-                    o.configuration,
-                    revision=None if self._local else revision,
-                    streaming=True,
-                    cache_dir=folder,
-                )
+                splits = self._open(datasets, revision, folder)
                 for split, target in self._chosen(splits).items():
+                    column = Column(o.text)
                     for row, values in enumerate(itertools.islice(splits[split], o.limit)):
                         where = f"{o.name}, {split} row {row}"
-                        yield Document(text=text_of(values, o.text, where), name=where, split=target)
+                        yield Document(text=column.text(values, where), name=where, split=target)
+                    column.close(f"{o.name}, {split}")
             except read_errors() as error:
-                raise DataError(f"{where}: datasets cannot read it: {error}") from error
+                raise DataError(f"{where}: datasets cannot read it: {type(error).__name__}: {error}") from error
+
+    def _open(self, datasets: Any, revision: str | None, folder: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        """Split to its rows. ``datasets`` says which files of a local folder are which split; those of the forms that
+        the source ``files`` knows are read as there, column by column, whatever the types of the other columns."""
+        o = self._options
+        name = str(expanded(o.name, "data.name")) if self._local else o.name
+        if not self._local:
+            return dict(datasets.load_dataset(
+                name, o.configuration, revision=revision, streaming=True, cache_dir=folder
+            ))
+        config = datasets.load_dataset_builder(name, o.configuration, cache_dir=folder).config
+        if not _as_files(config):
+            return dict(datasets.load_dataset(name, o.configuration, streaming=True, cache_dir=folder))
+        documents = UNIT.get(getattr(config, "sample_by", ""), "line")
+        return {
+            str(split): _Rows([Path(file) for file in files], o.text, documents)
+            for split, files in config.data_files.items()
+        }
 
     def _chosen(self, splits: Mapping[str, Any]) -> dict[str, str | None]:
         """Splits to read and the splits of the corpus that they become; None leaves that to the recipe's shares."""
@@ -72,7 +91,7 @@ class Hub:
     def _revision(self) -> str:
         """The commit that the data set is at; of a local folder the digest of its content."""
         if self._local:
-            return _content(Path(self._options.name).expanduser())
+            return _content(expanded(self._options.name, "data.name"))
         import huggingface_hub
 
         try:
@@ -89,10 +108,36 @@ class Hub:
         return str(info.sha)
 
 
+@attrs.frozen
+class _Rows:
+    """The rows of one split of a local folder, with the text alone, under the name that ``Column`` looks for."""
+
+    paths: Sequence[Path]
+    text: str | None
+    documents: str
+
+    def __iter__(self) -> Iterator[Mapping[str, str]]:
+        for path in self.paths:
+            for _, text in read_file(path, wanted=self.text, documents=self.documents):
+                yield {self.text or "text": text}
+
+
+def _as_files(config: Any) -> bool:
+    """Whether the source ``files`` reads what a data set's configuration describes: known forms, nothing special."""
+    files = [Path(file) for some in (config.data_files or {}).values() for file in some]
+    separator = getattr(config, "sep", None)
+    return getattr(config, "field", None) is None and bool(files) and all(
+        suffix(path) in TABLES or (suffix(path) in TEXTS and hasattr(config, "sample_by")) for path in files
+    ) and (separator is None or all(separator == ("\t" if suffix(path) == ".tsv" else ",") for path in files))
+
+
 def _content(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in everything(folder):
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import UseSource
+from muse_core.component import RecipePath, RecipePathOrName, UseSource
 
 NOT_EMPTY = validators.min_len(1)
 Documents = Literal["file", "paragraph", "line"]
@@ -26,12 +26,13 @@ class PythonLibraryOptions:
 
 @attrs.frozen(kw_only=True)
 class FilesOptions:
-    """Local files, read by ``datasets``: .json, .jsonl, .parquet, .csv and .tsv by their columns, anything else as
-    plain text, also compressed (.gz, .xz, .bz2, .zst); folders with all such files and .txt, .md and .rst in them; glob
+    """Local files: .json, .jsonl, .ndjson, .parquet, .csv and .tsv by their column of text, all else as plain text,
+    also compressed (.gz, .xz, .bz2, .zst); folders with all such files and .txt, .md and .rst in them; glob
     patterns."""
 
-    paths: tuple[str, ...] = field(validator=NOT_EMPTY)
-    """Files, folders and patterns, relative to the working directory."""
+    paths: tuple[RecipePath, ...] = field(validator=NOT_EMPTY)
+    """Files, folders and patterns, relative to the recipe. Folders and patterns leave out hidden names, directories of
+    runs and what is no file; a file that several ways lead to is read once."""
     text: str | None = None
     """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
     documents: Documents = "file"
@@ -50,8 +51,8 @@ class HubOptions:
     """A data set of the Hugging Face hub, or a local folder in its form, streamed by ``datasets``. Of its splits train,
     validation and test are read and stay what they are."""
 
-    name: str = field(validator=NOT_EMPTY)
-    """Name on the hub, as ``wikitext``, or path of a local folder."""
+    name: RecipePathOrName = field(validator=NOT_EMPTY)
+    """Name on the hub, as ``wikitext``, or a local folder, relative to the recipe."""
     configuration: str | None = None
     """Configuration (subset) of the data set. Default: its own default."""
     revision: str | None = None

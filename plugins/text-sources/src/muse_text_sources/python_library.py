@@ -18,7 +18,8 @@ LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 
 class PythonLibrary:
-    """Every .py file of the running Python's library, in the order of paths; tests and installed packages left out."""
+    """Every .py file of the running Python's library, in the order of paths; tests, installed packages and
+    empty files left out."""
 
     def __init__(self, options: PythonLibraryOptions, context: SourceContext) -> None:
         self._folder = Path(sysconfig.get_path("stdlib"))
@@ -39,7 +40,9 @@ class PythonLibrary:
     def documents(self) -> Iterator[Document]:
         for path in self._paths:
             with tokenize.open(self._folder / path) as file:
-                yield Document(text=file.read(), name=path)
+                text = file.read()
+            if text:
+                yield Document(text=text, name=path)
 
 
 def _sources(folder: Path) -> Iterator[Path]:

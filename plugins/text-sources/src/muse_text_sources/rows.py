@@ -1,4 +1,4 @@
-"""Rows of a data set as documents: the one way in which files and the hub are read through ``datasets``."""
+"""Which column of a row is the text, and ``datasets``, through which the hub is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import lzma
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,39 +16,92 @@ from muse_core.errors import DataError
 PREFERRED = ("text", "content")
 
 
-def text_of(row: Mapping[str, Any], wanted: str | None, where: str) -> str:
-    """The text of a row; a missing value is an empty text.
+class Column:
+    """The column of one file or split that holds the text.
 
-    wanted: name of the column. Default: ``text``, ``content`` or the only column of strings. DataError names the
-    columns that there are.
+    wanted: its name. Default: ``text``, ``content`` or the only column of strings, decided by the first row that has
+    a string; rows without the column, or without a value in it, have no text. Call :meth:`close` after the last row.
     """
-    column = wanted or _only_text_column(row, where)
-    if column not in row:
-        raise DataError(f"{where}: no column {column!r}; there are {_listed(row)}: choose one with data.text")
-    value = row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: column {column!r} holds {type(value).__name__}, not text; there are {_listed(row)}: choose "
-            "one with data.text"
-        )
-    return value
+
+    def __init__(self, wanted: str | None):
+        self.wanted = wanted
+        self._name = wanted
+        self._first: Mapping[str, Any] | None = None
+        self._found = False
+
+    def text(self, row: Mapping[str, Any], where: str, *, numbers: bool = True) -> str:
+        """The text of a row; empty when it has none. numbers: whether a string that spells a number counts when the
+        column is chosen.
+
+        DataError names the columns that there are.
+        """
+        self._first = row if self._first is None else self._first
+        if self._name is None:
+            strings = [key for key, value in row.items() if isinstance(value, str)]
+            if not strings and None in row.values():
+                return ""
+            if not numbers and len(strings) > 1:
+                strings = [key for key in strings if not _is_number(row[key])] or strings
+            self._name = choose(row, strings, None, where)
+        if self._name not in row:
+            self._refuse_better(row, where)
+            return ""
+        self._found = True
+        value = row[self._name]
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise DataError(
+                f"{where}: column {self._name!r} holds {type(value).__name__}, not text; there are {_listed(row)}: "
+                "choose one with data.text"
+            )
+        return value
+
+    def close(self, where: str) -> None:
+        """DataError when there were rows, and none had the wanted column."""
+        if self._first is not None and self.wanted is not None and not self._found:
+            choose(self._first, (), self.wanted, where)
+
+    def _refuse_better(self, row: Mapping[str, Any], where: str) -> None:
+        """A row that has ``text`` where the rows before had only a title: no choice was right for both."""
+        if self.wanted is None and self._name not in PREFERRED and any(name in row for name in PREFERRED):
+            raise DataError(
+                f"{where}: there are {_listed(row)}, but no {self._name!r} as in the rows before: choose the column "
+                "with data.text"
+            )
 
 
-def _only_text_column(row: Mapping[str, Any], where: str) -> str:
+def choose(columns: Mapping[str, Any], strings: Sequence[str], wanted: str | None, where: str) -> str:
+    """The name of the column of text among ``columns`` (name to value or type), of which ``strings`` hold strings.
+    DataError when none fits."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise DataError(f"{where}: no column {wanted!r}; there are {_listed(columns)}: choose one with data.text")
+        return wanted
     for column in PREFERRED:
-        if column in row:
+        if column in columns:
             return column
-    strings = [column for column, value in row.items() if isinstance(value, str)]
     if len(strings) != 1:
         found = "several columns of text" if strings else "no column of text"
-        raise DataError(f"{where}: {found}; there are {_listed(row)}: choose one with data.text")
+        raise DataError(f"{where}: {found}; there are {_listed(columns)}: choose one with data.text")
     return strings[0]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _listed(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{column!r} ({type(value).__name__})" for column, value in row.items())
+    return ", ".join(f"{column!r} ({_kind(value)})" for column, value in row.items())
+
+
+def _kind(value: Any) -> str:
+    plain = isinstance(value, str | int | float | list | dict | None)
+    return type(value).__name__ if plain else str(value)
 
 
 @contextlib.contextmanager
@@ -70,13 +123,18 @@ def library(cache: Path) -> Iterator[tuple[ModuleType, str]]:
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What ``datasets`` raises for content that it cannot read."""
+    """What ``datasets`` raises for content that it cannot read, for a form that it has no library for (ImportError),
+    for columns whose types change (TypeError) and for files without rows (RuntimeError from a StopIteration)."""
     import datasets.exceptions
     import pyarrow
 
     return (
         OSError,
         ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        RuntimeError,
         EOFError,
         lzma.LZMAError,
         zlib.error,

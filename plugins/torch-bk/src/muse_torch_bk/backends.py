@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
-from muse_kernels.dispatch import OPERATIONS
 from muse_kernels.refusals import refuse_reference, refuse_torch
+from muse_kernels.request import OPERATIONS
 from muse_torch_bk.options import ReferenceOptions, TorchOptions
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
-from muse_kernels.dispatch import OPERATIONS
 from muse_kernels.refusals import refuse_triton
+from muse_kernels.request import OPERATIONS
 from muse_triton_bk.options import TritonOptions
 
 

@@ -21,7 +21,10 @@ class NewPlugin(nn.Module):
         super().__init__()
         width, generator = context.width, context.generator
         self.span = options.span
-        self.taps = nn.Parameter(torch.randn(options.span, width, generator=generator) * options.span**-0.5)
+        # Vectors, not one matrix: Muon and weight decay are for matrices that mix channels.
+        self.taps = nn.ParameterList(
+            torch.randn(width, generator=generator) * options.span**-0.5 for _ in range(options.span)
+        )
         self.output = nn.Linear(width, width, bias=False)
         # As many updates as there are blocks add up in the stream.
         nn.init.normal_(self.output.weight, std=(2 * context.depth * width) ** -0.5, generator=generator)

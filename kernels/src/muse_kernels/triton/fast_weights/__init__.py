@@ -1,0 +1,5 @@
+"""Fast weights by Triton kernels, chunk by chunk."""
+
+from .operator import fast_weights
+
+__all__ = ["fast_weights"]

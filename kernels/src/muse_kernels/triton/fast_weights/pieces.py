@@ -1,0 +1,149 @@
+"""Fast weights over few, long rows: a row is cut into pieces that are scanned side by side.
+
+A scan takes the chunks of a row one after the other, a program a row and tile: eight rows leave most of a device idle.
+What a piece does to the state is linear, S -> A S + B. So a first scan takes every piece from zero and from the unit
+matrix to find its B and A, the pieces' starts follow one after the other, and the second scan is the ordinary one from
+each of them; backward, dS -> A^T dS + D alike. Three scans instead of one, of a fraction of its length.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .launch import Prepared, Problem
+from .tiles import load_state, store_state
+
+PROGRAMS, FEWEST_PIECES, SHORTEST = 256, 8, 16
+"""Rows times pieces at most; pieces of a row from which three scans are faster than one; chunks of a piece at least."""
+
+
+class Pieces(NamedTuple):
+    """What the forward pass keeps of a cut: (B P, H, K, M) and (B P, H, K, K), P pieces a row."""
+
+    starts: Tensor
+    transitions: Tensor
+
+
+def pieces_of(rows: int, tokens: int, chunk: int) -> int:
+    """Into how many pieces a row is cut, a power of two; 1 where rows are many, short, none, or no multiple of it."""
+    pieces, chunks = 1, tokens // chunk
+    if rows == 0 or tokens % chunk:
+        return 1
+    while rows * pieces * 2 <= PROGRAMS and chunks % (pieces * 2) == 0 and chunks >= pieces * 2 * SHORTEST:
+        pieces *= 2
+    return pieces if pieces >= FEWEST_PIECES else 1
+
+
+def shapes(query: Tensor, value: Tensor, pieces: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a `Pieces`; empty ones for rows that stay whole."""
+    batch, _, heads, key_width = query.shape
+    if pieces == 1:
+        return (0,), (0,)
+    return (batch * pieces, heads, key_width, value.shape[-1]), (batch * pieces, heads, key_width, key_width)
+
+
+def cut(p: Problem, pieces: int) -> Problem:
+    """The pieces as rows of a problem of their own, without a start."""
+    query, key, value, log_decay, rate = (
+        x.unflatten(1, (pieces, -1)).flatten(0, 1) for x in (p.query, p.key, p.value, p.log_decay, p.rate)
+    )
+    resets = None if p.resets is None else p.resets.unflatten(1, (pieces, -1)).flatten(0, 1)
+    return p._replace(query=query, key=key, value=value, log_decay=log_decay, rate=rate, resets=resets, initial=None)
+
+
+def forward(p: Problem, pieces: int) -> tuple[Tensor, Tensor, Tensor, Prepared, Pieces]:
+    """As `launch.forward`, and what the backward pass needs of the cut; `prepared` is the pieces'."""
+    cuts = cut(p, pieces)
+    batch, tokens, heads, key_width = p.query.shape
+    value_width = p.value.shape[-1]
+    prepared = launch.new_prepared(cuts)
+    launch.prepare(cuts, prepared)
+
+    ends, output, residual = (new(cuts, value_width) for new in (_states, _outputs, _outputs))
+    launch.scan_forward(cuts, prepared, output, ends, residual)
+    unit = torch.eye(key_width, dtype=torch.float32, device=p.query.device)
+    unit = unit.expand(len(cuts.query), heads, key_width, key_width).contiguous()
+    from_unit = cuts._replace(value=p.value.new_zeros(key_width).expand(cuts.query.shape), initial=unit)
+    transitions, scratch = _states(cuts, key_width), _outputs(cuts, key_width)
+    launch.scan_forward(from_unit, prepared, scratch, transitions, torch.empty_like(scratch))
+
+    state = ends.new_zeros(batch, heads, key_width, value_width) if p.initial is None else p.initial
+    starts, _ = carry(transitions, ends, state, pieces, reverse=False)
+    launch.scan_forward(cuts._replace(initial=starts), prepared, output, ends, residual)
+    final = ends.unflatten(0, (batch, pieces))[:, -1].contiguous()
+    whole = (batch, tokens, heads, value_width)
+    residual = residual.view(whole) if p.delta else residual.new_empty(0)
+    return output.view(whole), final, residual, prepared, Pieces(starts, transitions)
+
+
+def backward(
+    p: Problem, residual: Tensor, prepared: Prepared, kept: Pieces, grad_output: Tensor, grad_final: Tensor | None,
+    pieces: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `launch.backward`."""
+    cuts = cut(p, pieces)._replace(initial=kept.starts)
+    batch, _, heads, key_width = p.query.shape
+    stored, given = (x.unflatten(1, (pieces, -1)).flatten(0, 1) for x in (residual, grad_output))
+    widths = key_width, p.value.shape[-1]
+    grad_ends = p.value.new_empty(cuts.rows, cuts.chunks, *widths)
+    grad_value = p.value.new_empty(cuts.value.shape)
+    from_zero = _states(cuts, widths[1])
+    launch.scan_ends(cuts, prepared, given, None, grad_ends, grad_value, from_zero)
+    last = from_zero.new_zeros(batch, heads, *widths) if grad_final is None else grad_final
+    ends, grad_initial = carry(kept.transitions, from_zero, last, pieces, reverse=True)
+    *gradients, _ = launch.backward(cuts, stored, prepared, given, ends)  # the last is the pieces' starts'
+    shapes = [x.shape for x in (p.query, p.key, p.value, p.log_decay, p.rate)]
+    leaves = [gradient.reshape(shape) for gradient, shape in zip(gradients, shapes, strict=True)]
+    return *leaves, grad_initial
+
+
+@triton.jit
+def carry_states_kernel(
+    factors, terms, state, before, after, heads, pieces,
+    K: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """S -> A S + B over the pieces, or from the last on and with A transposed if REVERSE; BM columns a program.
+
+    A (B P, H, K, K) and B (B P, H, K, M), the first S and the last (B, H, K, M), S before each piece (B P, H, K, M).
+    """
+    row = tl.program_id(0).to(tl.int64)
+    b, h = row // heads, row % heads
+    depth = tl.arange(0, BK)
+    columns = tl.program_id(1) * BM + tl.arange(0, BM)
+    square = (depth[:, None] < K) & (depth[None, :] < K)
+    at = depth[None, :] * K + depth[:, None] if REVERSE else depth[:, None] * K + depth[None, :]
+    s = load_state(state + row * K * M, depth, columns, K, M, False)
+    for step in range(0, pieces):
+        place = pieces - 1 - step if REVERSE else step
+        cell = (b * pieces + place) * heads + h
+        store_state(before + cell * K * M, depth, columns, s, K, M, False)
+        factor = tl.load(factors + cell * K * K + at, mask=square, other=0.0)
+        term = load_state(terms + cell * K * M, depth, columns, K, M, False)
+        s = tl.dot(factor, s, term, input_precision="ieee")
+    store_state(after + row * K * M, depth, columns, s, K, M, False)
+
+
+def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The state before each piece, (B P, H, K, M), and after the last, (B, H, K, M), of S -> A S + B; with `reverse`
+    from the last piece on, of S -> A^T S + B."""
+    _, heads, key_width, value_width = state.shape
+    before, after = torch.empty_like(terms), torch.empty_like(state)
+    columns = 16
+    with torch.cuda.device_of(terms):
+        carry_states_kernel[len(state) * heads, triton.cdiv(value_width, columns)](
+            factors, terms, state, before, after, heads, pieces, K=key_width, M=value_width,
+            BK=launch.tile(key_width), BM=columns, REVERSE=reverse, num_warps=8,
+        )  # fmt: skip
+    return before, after
+
+
+def _states(p: Problem, width: int) -> Tensor:
+    return p.rate.new_empty(p.query.shape[0], p.query.shape[2], p.query.shape[3], width)
+
+
+def _outputs(p: Problem, width: int) -> Tensor:
+    return p.value.new_empty(*p.query.shape[:3], width)

@@ -1,0 +1,105 @@
+"""What a chunk of fast weights needs before any state: scores, decay factors and, for the delta rule, an inverse."""
+
+import triton
+import triton.language as tl
+
+from .decay import across, between, from_start, load_gates, to_end
+from .tiles import load_tile, row_of_program
+
+
+@triton.jit
+def prepare_kernel(
+    query,
+    key,
+    log_decay,
+    rate,
+    resets,
+    scores,
+    inverse,
+    factors,
+    kept,
+    tokens,
+    heads,
+    rows_in_all,
+    query_b,
+    query_n,
+    query_h,
+    key_b,
+    key_n,
+    key_h,
+    decay_b,
+    decay_n,
+    decay_h,
+    rate_b,
+    rate_n,
+    rate_h,
+    resets_b,
+    resets_n,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    C: tl.constexpr,
+    LEAF: tl.constexpr,
+    FULL: tl.constexpr,
+    DELTA: tl.constexpr,
+    READ_BEFORE: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One chunk of one head: scores (C, C), inverse (C, C), factors (3, C), and the state's decay across the chunk."""
+    chunk = tl.program_id(0)
+    row, b, h = row_of_program(rows_in_all, heads)
+    cell = row * tl.num_programs(0) + chunk
+    rows = tl.arange(0, C)
+    depth = tl.arange(0, BK)
+    start = tl.cast(chunk, tl.int64) * C
+    inside = start + rows < tokens
+    if HAS_RESETS:
+        resets += b * resets_b + start * resets_n
+    rates, at_read, after, total, segment, last = load_gates(
+        log_decay, decay_b, decay_n, decay_h, rate, rate_b, rate_n, rate_h, resets, resets_n, b, h, start, rows, inside,
+        READ_BEFORE, HAS_RESETS,
+    )  # fmt: skip
+
+    tl.store(factors + cell * 3 * C + rows, from_start(at_read, segment, HAS_RESETS))
+    tl.store(factors + cell * 3 * C + C + rows, from_start(after, segment, HAS_RESETS))
+    tl.store(factors + cell * 3 * C + 2 * C + rows, to_end(after, total, segment, last, HAS_RESETS) * rates)
+    tl.store(kept + cell, across(total, last, HAS_RESETS))
+
+    q = load_tile(query + b * query_b + h * query_h + start * query_n, query_n, rows, depth, inside, K, FULL)
+    k = load_tile(key + b * key_b + h * key_h + start * key_n, key_n, rows, depth, inside, K, FULL)
+    square = cell * C * C + rows[:, None] * C + rows[None, :]
+    read = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    read *= between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    tl.store(scores + square, read.to(scores.dtype.element_ty))
+    if DELTA:
+        lower = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        solved = invert_unit_lower(lower, rows, C, LEAF, PRECISION)
+        tl.store(inverse + square, solved.to(inverse.dtype.element_ty))
+
+
+@triton.jit
+def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of LEAF by substitution, then pairs of blocks joined.
+
+    The product of I + (-lower)^(2^k) needs no substitution, but its powers grow like binomials for alike keys.
+    """
+    BLOCKS: tl.constexpr = C // LEAF
+    block = tl.arange(0, BLOCKS)
+    diagonal = (block[:, None] == block[None, :])[:, None, :, None]
+    blocks = tl.sum(tl.where(diagonal, tl.reshape(lower, (BLOCKS, LEAF, BLOCKS, LEAF)), 0.0), axis=2)
+    line = tl.arange(0, LEAF)
+    solved = tl.zeros((BLOCKS, LEAF, LEAF), tl.float32) + (line[:, None] == line[None, :]).to(tl.float32)[None, :, :]
+    for i in range(1, LEAF):
+        here = (line == i)[None, :, None]
+        coefficients = tl.sum(tl.where(here, blocks, 0.0), axis=1)
+        solved = tl.where(here, solved - tl.sum(coefficients[:, :, None] * solved, axis=1)[:, None, :], solved)
+    whole = tl.reshape(tl.where(diagonal, solved[:, :, None, :], 0.0), (C, C))
+    for level in tl.static_range(2, 6):
+        if (1 << level) >= LEAF and (1 << level) < C:
+            apart = (rows[:, None] >> level) != (rows[None, :] >> level)
+            paired = (rows[:, None] >> (level + 1)) == (rows[None, :] >> (level + 1))
+            joint = tl.where(apart & paired, lower, 0.0)
+            right = tl.dot(joint, whole, input_precision=PRECISION)
+            whole -= tl.dot(whole, right, input_precision=PRECISION)
+    return whole

@@ -1,0 +1,150 @@
+"""The short convolution by Triton kernels: x is read once forward and once backward, nothing else is kept."""
+
+import torch
+from torch import Tensor
+
+from ...short_convolution_arguments import SHORTEST, check_short_convolution, documents
+from ...torch.short_convolution import of_documents
+from ..double_backward import differentiated_again, gradients_by_torch
+from ..memory import MOST_OF_AN_AXIS, unit_last_stride
+from .kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
+
+WIDEST, LONGEST = 128, 16
+"""Key channels of a head, and tokens of the convolution, that a program holds."""
+SHARES = 64
+"""Programs that share the tokens of a channel group in the taps' gradient."""
+
+
+def short_convolution(
+    x: Tensor,
+    taps: Tensor,
+    heads: int,
+    key_width: int,
+    *,
+    initial: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `muse_kernels.short_convolution`, in float32 or bfloat16, products in float32. Second
+    derivatives recompute by torch operations."""
+    check_short_convolution(x, taps, heads, key_width, initial, resets)
+    if x.dtype == torch.float64:
+        raise ValueError("short_convolution: the triton kernels compute in float32; use backend torch for float64")
+    if key_width > WIDEST or len(taps) > LONGEST:
+        raise ValueError(
+            f"short_convolution: the triton kernels hold heads up to {WIDEST} wide and {LONGEST} tokens, got "
+            f"K={key_width}, S={len(taps)}; use backend torch"
+        )
+    query, key, value = _forward(x, taps, initial, documents(resets), heads, key_width)
+    return tuple(part.unflatten(-1, (heads, -1)) for part in (query, key, value))
+
+
+def _lanes(key_width: int) -> int:
+    lanes = 16
+    while lanes < key_width:
+        lanes *= 2
+    return lanes
+
+
+def _groups(heads: int, values: int, lanes: int) -> int:
+    return 2 * heads + -(-values // lanes)
+
+
+def _grid(groups: int, blocks: int, batch: int) -> tuple[tuple[int, ...], bool]:
+    """The launch grid, and whether it is folded into its first axis, because another one would not take so many."""
+    folded = max(blocks, batch) > MOST_OF_AN_AXIS
+    return ((groups * blocks * batch,) if folded else (groups, blocks, batch)), folded
+
+
+def _tokens_at_once(lanes: int, numbers: int) -> int:
+    return max(1, numbers // lanes)
+
+
+@torch.library.custom_op("muse_kernels::short_convolution", mutates_args=())
+def _forward(
+    x: Tensor, taps: Tensor, initial: Tensor | None, document: Tensor | None, heads: int, key_width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    values = channels - 2 * heads * key_width
+    query, key = (x.new_empty(batch, tokens, heads * key_width) for _ in range(2))
+    value = x.new_empty(batch, tokens, values)
+    lanes = _lanes(key_width)
+    together = _tokens_at_once(lanes, 2048)
+    if x.numel():
+        grid, folded = _grid(_groups(heads, values, lanes), -(-tokens // together), batch)
+        x = unit_last_stride(x)
+        initial = None if initial is None else initial.contiguous()
+        with torch.cuda.device_of(x):
+            short_convolution_kernel[grid](
+                x, *x.stride()[:2], taps.contiguous(), initial, document, query, key, value, tokens, heads, values,
+                SHORTEST, INITIAL=initial is not None, RESETS=document is not None, S=len(taps), K=key_width,
+                T=together, G=lanes, FOLDED=folded, num_warps=4,
+            )  # fmt: skip
+    return query, key, value
+
+
+@_forward.register_fake
+def _(x, taps, initial, document, heads, key_width):
+    batch, tokens, channels = x.shape
+    width = heads * key_width
+    return (*(x.new_empty(batch, tokens, width) for _ in range(2)), x.new_empty(batch, tokens, channels - 2 * width))
+
+
+@torch.library.custom_op("muse_kernels::short_convolution_backward", mutates_args=())
+def _backward(
+    to_query: Tensor, to_key: Tensor, to_value: Tensor, x: Tensor, taps: Tensor, initial: Tensor | None,
+    document: Tensor | None, heads: int, key_width: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, tokens, channels = x.shape
+    span, values = len(taps), channels - 2 * heads * key_width
+    dx, to_convolved = (x.new_empty(x.shape) for _ in range(2))
+    dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
+    lanes = _lanes(key_width)
+    together = _tokens_at_once(lanes, 1024)
+    blocks = batch * -(-tokens // together)
+    programs = min(SHARES, blocks)
+    shares = x.new_empty((programs, span, channels), dtype=torch.float32)
+    if x.numel():
+        given, taps = unit_last_stride(x), taps.contiguous()
+        initial = None if initial is None else initial.contiguous()
+        gradients = [unit_last_stride(g) for g in (to_query, to_key, to_value)]
+        steps = [item for g in gradients for item in (g, *g.stride()[:2])]
+        flags = {"INITIAL": initial is not None, "RESETS": document is not None, "S": span}
+        with torch.cuda.device_of(x):
+            convolved_gradient_kernel[_groups(heads, values, lanes), programs](
+                given, *given.stride()[:2], taps, initial, document, *steps, to_convolved, shares, tokens, blocks,
+                heads, values, SHORTEST, **flags, K=key_width, T=together, G=lanes, num_warps=4,
+            )  # fmt: skip
+            rows = tokens + (span - 1 if initial is not None else 0)
+            grid, folded = _grid(-(-channels // 128), -(-rows // 16), batch)
+            shifted_gradient_kernel[grid](
+                to_convolved, taps, document, dx, dinitial, tokens, channels, **flags, T=16, G=128, FOLDED=folded,
+                num_warps=4,
+            )  # fmt: skip
+    return dx, shares.sum(0).to(taps.dtype), dinitial
+
+
+@_backward.register_fake
+def _(to_query, to_key, to_value, x, taps, initial, document, heads, key_width):
+    dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
+    return x.new_empty(x.shape), taps.new_empty(taps.shape), dinitial
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.heads, ctx.key_width = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, *gradients):
+    x, taps, initial, document = ctx.saved_tensors
+    if differentiated_again(x, taps, initial, *gradients):
+
+        def by_torch(x, taps, initial):
+            parts = of_documents(x.float(), taps, initial, document, ctx.heads, ctx.key_width)
+            return tuple(part.flatten(2).to(x.dtype) for part in parts)
+
+        return *gradients_by_torch(by_torch, (x, taps, initial), gradients), None, None, None
+    dx, dtaps, dinitial = _backward(*gradients, x, taps, initial, document, ctx.heads, ctx.key_width)
+    return dx, dtaps, None if initial is None else dinitial, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)

@@ -1,0 +1,73 @@
+"""What a command does first about the process that it runs in: its standard streams and its launcher."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+
+from muse_core.errors import RecipeError
+
+
+class _Unfailing(io.RawIOBase):
+    """Writes to a file descriptor; what it does not take, as when its reader is gone or its disk full, is dropped."""
+
+    def __init__(self, handle: int):
+        self._handle = handle
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def isatty(self) -> bool:
+        return os.isatty(self._handle)
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return os.write(self._handle, data)
+        except OSError:
+            return len(memoryview(data).cast("B"))
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream that no plugin can close."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+
+
+def outlive_output() -> None:
+    """From here on no write to standard output or standard error fails: a closed pipe or a full disk ends the display
+    and not the run, whose records hold every number. Streams that something else has put in place are left alone."""
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # Or else the next file that is opened, a record of the run, would receive what is printed.
+            os.dup2(os.open(os.devnull, os.O_RDWR), handle)
+    for handle, name in ((1, "stdout"), (2, "stderr")):
+        now = getattr(sys, name)
+        if now is not None and now is not getattr(sys, f"__{name}__"):
+            continue
+        encoding = getattr(now, "encoding", None) or "utf-8"
+        buffered = io.BufferedWriter(_Unfailing(handle))
+        errors = "backslashreplace" if name == "stderr" else "replace"
+        stream = _Stream(buffered, encoding=encoding, errors=errors, line_buffering=True)
+        setattr(sys, name, stream)
+
+
+def refuse_several_processes() -> None:
+    """Raises RecipeError under a launcher of several processes, such as torchrun, whose processes would each take
+    themselves for the whole run."""
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    if size not in ("", "1"):
+        raise RecipeError(
+            f"WORLD_SIZE = {size}: a run over several processes is not supported yet - start it as one process, "
+            "without torchrun or another launcher, or unset WORLD_SIZE"
+        )

@@ -1,0 +1,142 @@
+"""What a checkpoint must hold for a run to go on from it: every part is compared with what is due before any of it is
+loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Tokens
+from muse_core.errors import StorageError
+from muse_core.evaluation.held_out import undisturbed
+from muse_core.storage.checkpoint import Snapshot
+from muse_core.training.optimizers import Optimizers
+from muse_core.training.stream_state import StreamState, leaves
+
+COUNTS = ("step", "accepted", "tokens")
+JSON = ("stage", "position", "monitors", "objective")
+RANDOM = ("random/cpu", "random/cuda")
+
+
+def check_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raises StorageError naming the first weight that the model has otherwise: name, shape or type."""
+    own = model.state_dict()
+    for name, value in tensors.items():
+        if name not in own or own[name].shape != value.shape:
+            there = "is not in the model" if name not in own else f"has shape {tuple(own[name].shape)} in the model"
+            raise StorageError(f"checkpoint: {name} of shape {tuple(value.shape)} {there}; the recipe has changed")
+        if own[name].dtype != value.dtype:
+            raise StorageError(f"checkpoint: model: {name} is {value.dtype} and {own[name].dtype} in the model")
+    if missing := sorted(set(own) - set(tensors)):
+        raise StorageError(f"checkpoint: the model's {missing[0]} is not in it; the recipe has changed")
+
+
+def check_due(loop: Any, snapshot: Snapshot) -> None:
+    """Raises StorageError naming the part and the key of a snapshot that is not what this loop would save."""
+    check_weights(loop.model, snapshot.model)
+    check_moments(loop.optimizers, snapshot.optimizer)
+    _check_random(snapshot.state)
+    _check_json(snapshot)
+    _check_carry(
+        loop, {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, snapshot.step
+    )
+
+
+def check_moments(optimizers: Optimizers, tensors: Mapping[str, Tensor]) -> None:
+    """The optimiser's part: moments of trained parameters only, each with its parameter's shape, complete."""
+    found: dict[str, set[str]] = {}
+    for full, value in tensors.items():
+        key, _, name = full.partition("/")
+        if name not in optimizers.names:
+            raise _wrong("optimizer", full, "belongs to no parameter that this stage trains")
+        if key not in optimizers.keys_of(name):
+            raise _wrong(
+                "optimizer", full, f"is of another optimiser: {optimizers.kind_of(name)} keeps "
+                f"{', '.join(optimizers.keys_of(name))}. Moments of one cannot be used by another - put the recipe's "
+                "train.optimizer back, or begin a new run with init.from, which takes the weights and no moments"
+            )
+        shape = () if key == "step" else tuple(optimizers.names[name].shape)
+        if tuple(value.shape) != shape or not value.is_floating_point():
+            there = f"{value.dtype} of shape {tuple(value.shape)}"
+            raise _wrong("optimizer", full, f"is {there}; floating-point numbers of shape {shape} are due")
+        found.setdefault(name, set()).add(key)
+    for name, keys in found.items():
+        if missing := [key for key in optimizers.keys_of(name) if key not in keys]:
+            raise _wrong("optimizer", f"{missing[0]}/{name}", "is missing")
+
+
+def _check_random(state: Mapping[str, Tensor]) -> None:
+    if unknown := [name for name in state if name not in RANDOM and not name.startswith("carry/")]:
+        raise _wrong("state", unknown[0], "is nothing that a run saves")
+    if "random/cpu" not in state:
+        raise _wrong("state", "random/cpu", "is missing")
+    try:
+        torch.Generator().set_state(state["random/cpu"])
+        if "random/cuda" in state and torch.cuda.is_available():
+            torch.Generator("cuda").set_state(state["random/cuda"])
+    except (RuntimeError, TypeError) as error:
+        raise _wrong("state", "the random states", f"cannot be used ({str(error).partition(chr(10))[0]})") from error
+
+
+def _check_carry(loop: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+    """The carried states have the names, axes and types of those that the model returns, and the model goes on from
+    them at ``step``. Lengths of axes may differ: attention keeps more the longer a stream is."""
+    if not tensors:
+        return
+    if not loop.stream_state.streams:
+        raise _wrong("state", next(iter(tensors)), 'is carried only with data.order = "streams"')
+    train, device = loop.recipe.train, loop.precision.device
+    size = train.micro_batch or train.batch_size
+    rows = [min(size, train.batch_size - first) for first in range(0, train.batch_size, size)]
+    inputs = [torch.zeros(count, train.sequence_length, dtype=torch.long, device=device) for count in rows]
+    places = torch.arange(train.sequence_length, device=device)
+    with undisturbed(loop.model), loop.precision():
+        due = {
+            f"carry/{index}/{path}": leaf
+            for index, ids in enumerate(inputs)
+            for path, leaf in leaves(loop.model(ids, None, Tokens(places.expand_as(ids))).state)
+        }
+        _compare_carry(tensors, due)
+        stream_state = StreamState(streams=True)
+        stream_state.load(dict(tensors), device)
+        start = step * train.sequence_length
+        for index, ids in enumerate(inputs):
+            try:
+                loop.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
+            except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
+                why = f"is no state that this model goes on from ({str(error).partition(chr(10))[0]})"
+                raise _wrong("state", f"carry/{index}", why) from error
+
+
+def _compare_carry(tensors: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if name not in due:
+            raise _wrong("state", name, "is no state that this model carries")
+        same = value.ndim == due[name].ndim and value.shape[:1] == due[name].shape[:1]
+        if not same or value.is_floating_point() != due[name].is_floating_point():
+            wanted = f"{due[name].dtype} of a shape like {tuple(due[name].shape)}"
+            raise _wrong("state", name, f"is {value.dtype} of shape {tuple(value.shape)}; {wanted} is due")
+    if missing := [name for name in due if name not in tensors]:
+        raise _wrong("state", missing[0], "is missing")
+
+
+def _check_json(snapshot: Snapshot) -> None:
+    table = snapshot.json
+    if set(table) != set(JSON):
+        odd = sorted(set(table) ^ set(JSON))[0]
+        raise _wrong("state.json", odd, "is missing" if odd in JSON else "is nothing that a run saves")
+    at = table["position"]
+    if not isinstance(at, dict) or set(at) != set(COUNTS) or any(type(at[key]) is not int or at[key] < 0 for key in at):
+        raise _wrong("state.json", "position", f"must hold the whole numbers {', '.join(COUNTS)}")
+    if at["step"] != snapshot.step:
+        raise _wrong("state.json", "position.step", f"is {at['step']} in the checkpoint of step {snapshot.step}")
+    for key in ("monitors", "objective"):
+        if not isinstance(table[key], dict):
+            raise _wrong("state.json", key, "is no table")
+
+
+def _wrong(part: str, key: str, what: str) -> StorageError:
+    return StorageError(f"checkpoint: {part}: {key} {what}")

@@ -1,0 +1,91 @@
+"""What a run keeps of its text: the tokenizer, in its directory, and the digests in its lock. Opening a run reads
+these and no corpus. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import attrs
+
+from muse_core.data.tokenizer import Tokenizer
+from muse_core.data.tokenizers import ByteTokenizer, from_json
+from muse_core.errors import RecipeError, StorageError
+from muse_core.recipe.lock import Lock, read_lock
+from muse_core.storage.disk import read_file, storage_errors
+
+TOKENIZER = "tokenizer.json"
+LOCK = "muse.lock.toml"
+MAX_BYTES = 512 * 2**20
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Kept:
+    """What one architecture of a run keeps."""
+
+    folder: Path
+    lock: Lock
+    tokenizer: Tokenizer
+    tokenizer_digest: str
+    """SHA-256 of its description, as the lock has it."""
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of the encoded text, as the lock has it."""
+        return str(self.lock.table["digests"]["data"])
+
+
+def newest_folder(run: Path) -> Path:
+    """The folder of the last architecture that a finished stage made; the run's own when none did."""
+    finished = sorted((run / "stages").glob("*/recipe.toml"), key=lambda path: stage_number(path.parent))
+    return finished[-1].parent if finished else run
+
+
+def stage_number(folder: Path) -> int:
+    """Number of the stage that made the architecture in ``folder``."""
+    return int(folder.name.partition("-")[0])
+
+
+def read_kept(folder: Path) -> Kept:
+    """The lock and the tokenizer in the folder of an architecture of a run, compared with each other.
+
+    Runs made before the tokenizer was kept are opened where it is that of bytes, which has one form. Raises
+    StorageError when one is missing, damaged or does not belong to the other.
+    """
+    if not (folder / LOCK).is_file():
+        raise StorageError(f"{folder}: has no {LOCK}, which says what its weights belong to - restore it from a copy")
+    try:
+        lock = read_lock(folder / LOCK)
+    except RecipeError as error:
+        raise StorageError(f"{folder}: its lock cannot be used: {error}") from error
+    due = lock.table.get("digests", {}).get("tokenizer")
+    if not isinstance(due, str) or not isinstance(lock.table["digests"].get("data"), str):
+        raise StorageError(f"{folder / LOCK}: holds no digests of data and tokenizer - restore it from a copy")
+    path = folder / TOKENIZER
+    if not path.exists():
+        plain = ByteTokenizer()
+        if plain.digest == due:
+            return Kept(folder=folder, lock=lock, tokenizer=plain, tokenizer_digest=due)
+        raise StorageError(
+            f"{path}: is missing - restore it from a copy; for a run that an older version made, muse-run --resume "
+            "writes it from the text"
+        )
+    with storage_errors("read the tokenizer", path):
+        data = read_file(path, limit=MAX_BYTES)
+    if hashlib.sha256(data).hexdigest() != due:
+        raise StorageError(f"{path}: is not the tokenizer of the lock (digests.tokenizer) - restore it from a copy")
+    try:
+        tokenizer = from_json(data.decode())
+    except ValueError as error:
+        raise StorageError(f"{path}: is no tokenizer that this version knows: {error}") from error
+    return Kept(folder=folder, lock=lock, tokenizer=tokenizer, tokenizer_digest=due)
+
+
+def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:
+    """The tokenizer of a run's newest architecture. ``asked_by`` stands before messages. Raises StorageError."""
+    if not (run / "recipe.toml").is_file():
+        raise StorageError(f"{asked_by}: {run}: holds no run (it has no recipe.toml) - name the directory of a run")
+    try:
+        return read_kept(newest_folder(run)).tokenizer
+    except StorageError as error:
+        raise StorageError(f"{asked_by}: {error}") from error

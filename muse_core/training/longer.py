@@ -1,0 +1,74 @@
+"""A run that is trained further than it was planned to be: ``muse-run --resume DIR --steps N`` or ``--extend N``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from muse_core.errors import RecipeError
+from muse_core.recipe.lock import read_lock
+from muse_core.recipe.schema import Recipe
+from muse_core.recipe.writing import to_toml
+from muse_core.storage.checkpoint import Checkpoints
+from muse_core.storage.run_directory import RunDirectory
+
+LENGTH = ("recipe.train.steps", "recipe.train.schedule_steps")
+"""The keys of a lock that a longer run changes."""
+
+
+@attrs.frozen(kw_only=True)
+class Longer:
+    """A new number of planned steps for a run, and its schedule."""
+
+    before: int
+    steps: int
+    schedule_steps: int | None
+    """Steps that the schedule spans; None for all."""
+
+    @classmethod
+    def of(cls, directory: RunDirectory, recipe: Recipe, *, steps: int | None, extend: int | None) -> Longer:
+        """``steps`` in all, with the schedule of a run of that length from here on; or ``extend`` steps more, with the
+        rate of the last step of the present schedule. Raises RecipeError for a length that the run has passed and for
+        a run of several stages."""
+        if len(recipe.stages) > 1:
+            raise RecipeError("--steps, --extend: this run has several stages, each with its own steps, and cannot be "
+                              "made longer - start another run from it with init.from")
+        train = recipe.train
+        if extend is not None:
+            return cls(
+                before=train.steps, steps=train.steps + extend, schedule_steps=train.schedule_steps or train.steps
+            )
+        assert steps is not None
+        found = Checkpoints(directory.path).generations()
+        done = found[0].step if found else 0
+        if steps < done:
+            raise RecipeError(f"--steps {steps}: the run has done {done} steps - name at least as many")
+        return cls(before=train.steps, steps=steps, schedule_steps=None)
+
+    @property
+    def overrides(self) -> list[str]:
+        """For ``read_recipe`` on the resolved recipe."""
+        return [f"train.steps={self.steps}", f"train.schedule_steps={self.schedule_steps or self.steps}"]
+
+    def write(self, directory: RunDirectory, recipe: str) -> None:
+        """Puts the new length into the lock, then the resolved recipe into the run directory; killed in between, the
+        same command does both again."""
+        table = read_lock(directory.lock).table
+        train = table["recipe"].setdefault("train", {})
+        train["steps"], train["schedule_steps"] = self.steps, self.schedule_steps or self.steps
+        directory.write("muse.lock.toml", to_toml(table))
+        directory.write("recipe.toml", recipe)
+
+    def event(self) -> dict[str, Any]:
+        """Row of events.jsonl."""
+        return {"event": "longer", "planned": self.before, "steps": self.steps, "schedule_steps": self.schedule_steps}
+
+    def sentence(self) -> str:
+        """For a person."""
+        schedule = (
+            f"the schedule is from here on that of a run of {self.steps} steps"
+            if self.schedule_steps is None
+            else f"after step {self.schedule_steps} the learning rate stays at that of the last planned step"
+        )
+        return f"{self.steps} steps instead of {self.before}; {schedule}"

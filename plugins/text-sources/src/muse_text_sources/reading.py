@@ -1,0 +1,219 @@
+"""Files as rows of text. Only the column of the text is looked at, and what stands in it stays as it is written: types
+guessed from a file's beginning would refuse sound files, missing values guessed from words would drop texts."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from muse_core.errors import DataError
+from muse_text_sources.finding import format_of, suffix
+from muse_text_sources.rows import Column, choose
+
+BLOCK = 1 << 20
+ROWS = 1024
+
+Texts = Iterator[tuple[str, str]]
+"""(name of the row for messages, its text; empty where the row has none)."""
+
+
+def read_file(path: Path, *, wanted: str | None, documents: str) -> Texts:
+    """The texts of one file in their order; none of a table without rows.
+
+    wanted: name of the column, None for the default of :class:`Column`. documents: what a document is in plain text.
+    DataError with file, place and reason for what cannot be read.
+    """
+    kind = format_of(path)
+    place = _Place(str(path))
+    try:
+        yield from READERS[kind](path, place, documents if kind == "text" else wanted)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert it, or leave it out of data.paths"
+        ) from error
+    except (*_unreadable(), RecursionError) as error:
+        raise DataError(
+            f"{place}: cannot be read as {kind} ({error}): repair it, or leave it out of data.paths"
+        ) from error
+
+
+class _Place:
+    """Where in a file the reader is."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.line: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.line is None else f"{self.path}, line {self.line}"
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What the readers raise for content that they cannot read."""
+    import pyarrow
+
+    return OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error, pyarrow.ArrowException
+
+
+def _zstd(path: Path, mode: str) -> Any:
+    """By pyarrow, which refuses a truncated file; ``zstandard``'s stream reader ends it without a word."""
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd,
+}
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    return OPENERS.get(path.suffix, open)(path, "rb")
+
+
+def _lines(file: IO[bytes], encoding: str, newline: str | None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding=encoding, newline=newline)
+
+
+def _text(path: Path, place: _Place, documents: str) -> Texts:
+    with _bytes(path) as file, _lines(file, "utf-8", None) as text:
+        if documents == "file":
+            yield str(path), text.read()
+            return
+        pieces = (line.rstrip("\n") for line in text) if documents == "line" else _paragraphs(text)
+        for row, piece in enumerate(pieces):
+            yield f"{path}, row {row}", piece
+
+
+def _paragraphs(text: IO[str]) -> Iterator[str]:
+    rest = ""
+    while block := text.read(BLOCK):
+        *whole, rest = (rest + block).split("\n\n")
+        yield from filter(None, whole)
+    if rest:
+        yield rest
+
+
+def _json(path: Path, place: _Place, wanted: str | None) -> Texts:
+    """JSON Lines, line by line; a file that begins with a list, or with an object that its first line does not close,
+    as a whole. A number in a column that the recipe names is text as it is spelt."""
+    spelt: dict[str, Any] = {"parse_int": str, "parse_float": str} if wanted else {}
+    column = Column(wanted)
+    with _bytes(path) as file, _lines(file, "utf-8-sig", "\n") as text:
+        rows = 0
+        for number, line in enumerate(text, 1):
+            if line.isspace():
+                continue
+            place.line = number
+            try:
+                row = json.loads(line, **spelt)
+            except json.JSONDecodeError as error:
+                if rows or not _goes_on(line):
+                    raise ValueError(f"{error.msg} at column {error.colno}") from error
+                values = _whole(line + text.read(), number, place, spelt)
+            else:
+                values = row if isinstance(row, list) and not rows else [row]
+            for row in values:
+                where = f"{path}, row {rows}"
+                if not isinstance(row, dict):
+                    raise ValueError(f"row {rows} is {type(row).__name__}, not an object with columns")
+                yield where, column.text(row, where)
+                rows += 1
+    column.close(str(path))
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a file that begins with this line may be one JSON value over several lines."""
+    return line.lstrip()[:1] in ("[", "{") and line.rstrip()[-1:] in ("[", "{", ",", ":")
+
+
+def _whole(text: str, first: int, place: _Place, spelt: dict[str, Any]) -> list[Any]:
+    try:
+        value = json.loads(text, **spelt)
+    except json.JSONDecodeError as error:
+        place.line = first + error.lineno - 1
+        raise ValueError(f"{error.msg} at column {error.colno}") from error
+    return value if isinstance(value, list) else [value]
+
+
+def _csv(path: Path, place: _Place, wanted: str | None) -> Texts:
+    """Every value is text as it stands; the default column is chosen among those whose first value is no number."""
+    column = Column(wanted)
+    rows = 0
+    with _bytes(path) as file, _lines(file, "utf-8-sig", "") as text, _long_fields():
+        lines = csv.reader(text, delimiter="\t" if suffix(path) == ".tsv" else ",", strict=True)
+        header: list[str] = []
+        try:
+            for values in filter(None, lines):
+                if not header:
+                    header = values
+                    continue
+                if len(values) > len(header):
+                    raise ValueError(f"{len(values)} values under {len(header)} columns")
+                where = f"{path}, row {rows}"
+                yield where, column.text(_named(header, values), where, numbers=False)
+                rows += 1
+        except (csv.Error, ValueError):
+            place.line = lines.line_num
+            raise
+    column.close(str(path))
+
+
+def _named(header: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    """The first of several columns of one name counts."""
+    row: dict[str, str] = {}
+    for name, value in zip(header, values):
+        row.setdefault(name, value)
+    return row
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """``csv`` refuses texts of more than 128 KiB unless it is told otherwise."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(path: Path, place: _Place, wanted: str | None) -> Texts:
+    import pyarrow
+    import pyarrow.parquet
+
+    with _bytes(path) as file:
+        source = io.BytesIO(file.read()) if path.suffix in OPENERS else file
+        table = pyarrow.parquet.ParquetFile(source)
+        if table.metadata.num_rows == 0:
+            return
+        described = {field.name: field.type for field in table.schema_arrow}
+        strings = [name for name, kind in described.items() if _is_text(kind)]
+        column = choose(described, strings, wanted, str(path))
+        if not _is_text(described[column]) and not wanted:
+            raise DataError(f"{path}: column {column!r} holds {described[column]}, not text: choose one with data.text")
+        row = 0
+        for batch in table.iter_batches(batch_size=ROWS, columns=[column]):
+            for value in batch.column(0).cast(pyarrow.large_string()).to_pylist():
+                yield f"{path}, row {row}", value or ""
+                row += 1
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+READERS: dict[str, Callable[..., Texts]] = {"text": _text, "json": _json, "csv": _csv, "parquet": _parquet}

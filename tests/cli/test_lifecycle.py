@@ -1,0 +1,391 @@
+"""How runs start and end, with real processes and real signals: whatever ends them, what was done is saved and said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from muse_core.cli.run import main
+from muse_core.errors import StorageError
+from muse_core.metrics.jsonl import read_rows
+from muse_core.model.plan import MODULE
+from muse_core.storage.checkpoint import Checkpoints
+from muse_core.storage.disk import Disk, make_directory
+from muse_core.storage.run_directory import RunDirectory
+
+RECIPE = """\
+name = "tiny"
+seed = 7
+data = { use = "state-of-the-union", tokenizer = "bytes" }
+[model]
+width = 16
+depth = 1
+block = ["attention", "feed-forward"]
+[train]
+steps = 6
+batch_size = 2
+sequence_length = 32
+warmup_steps = 2
+log_every = 1
+device = "cpu"
+[evaluate]
+every = 3
+tokens = 128
+final_tokens = 256
+[checkpoint]
+every = 3
+"""
+LONG = ("--set", "train.steps=100000", "--set", "checkpoint.every=100000", "--set", "evaluate.every=100000")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    yield
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def start(*arguments: object, before: str = "", **pipes: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, after the Python code ``before``."""
+    program = f"{before}\nfrom muse_core.cli.run import main\nmain()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes})
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], steps: int = 1) -> None:
+    """Until so many rows of training are recorded."""
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and path.read_text().count('"event":"train"') >= steps):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {steps} steps in {path}"
+        time.sleep(0.02)
+
+
+def last_step(run: Path) -> int:
+    return [row["step"] for row in read_rows(run / "metrics.jsonl") if row["event"] == "train"][-1]
+
+
+def numbers(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """(event, step) → its last row, without what differs between equal runs."""
+    changing = ("sequence", "attempt", "seconds", "tokens_per_second")
+    return {
+        (row["event"], row.get("step", 0)): {key: value for key, value in row.items() if key not in changing}
+        for row in read_rows(run / "metrics.jsonl")
+    }
+
+
+@pytest.mark.parametrize(
+    "sent, code",
+    [((signal.SIGINT, signal.SIGTERM), 130), ((signal.SIGTERM, signal.SIGTERM), 143), ((signal.SIGHUP,), 129),
+     ((signal.SIGUSR1,), 138)],
+)
+def test_every_way_to_be_asked_saves(recipe: Path, tmp_path: Path, sent: tuple[int, ...], code: int) -> None:
+    run = tmp_path / "run"
+    process = start(recipe, "--run-dir", run, *LONG)
+    wait_for(run / "metrics.jsonl", process)
+    for number in sent:
+        process.send_signal(number)
+        time.sleep(0.001)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and "everything is saved" in err, (out, err)
+    assert Checkpoints(run).generations()[0].step == last_step(run) > 0
+
+
+@pytest.mark.parametrize("kind", ["reader gone", "full disk", "closed from the start"])
+def test_a_display_that_fails_ends_no_run(recipe: Path, tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    if kind == "closed from the start":
+        shell = f"exec {sys.executable} -m muse_core.cli.run {recipe} --run-dir {run} >&- 2>&-"
+        assert subprocess.run(["sh", "-c", shell]).returncode == 0
+    elif kind == "full disk":
+        with open("/dev/full", "w") as full:
+            assert start(recipe, "--run-dir", run, stdout=full, stderr=full).wait(120) == 0
+    else:
+        process = start(recipe, "--run-dir", run, "--set", "train.steps=60")
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(120) == 0
+    assert json.loads((run / "summary.json").read_text())["steps"] == last_step(run)
+    assert list(read_rows(run / "events.jsonl"))
+
+
+def test_runs_started_in_one_second_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [RunDirectory.claim_named("a", "x") for _ in range(4)]
+    assert len({run.path for run in runs}) == 4 and all(run.path.parent == tmp_path / "runs" for run in runs)
+    for run in reversed(runs):  # the first has made the folder ``runs``
+        run.withdraw()
+        run.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_made_at_the_same_moment_is_accepted(tmp_path: Path) -> None:
+    """The other process is a disk here that makes the folder between the look and the making: always, not by luck."""
+
+    class Simultaneous(Disk):
+        def mkdir(self, path: Path) -> None:
+            os.mkdir(path)
+            os.mkdir(path)
+
+    make_directory(Simultaneous(), tmp_path / "new/1")
+    assert (tmp_path / "new/1").is_dir()
+    failures: list[Exception] = []
+    for number in range(20):
+        barrier = threading.Barrier(2)
+
+        def claim(name: str, barrier: threading.Barrier = barrier, number: int = number) -> None:
+            barrier.wait()
+            try:
+                RunDirectory.claim(tmp_path / str(number) / name, "x").close()
+            except StorageError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=claim, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize(
+    "wrong, code",
+    [("train.sequence_length=9999999", 3), ("init.from=nowhere", 3), ("checkpoint.quota=1000", 3),
+     ('data={use="files",paths=["none.txt"]}', 3), ('data.cache="~nobody-of-this-name/x"', 3),
+     ('data={use="files",paths=["~nobody-of-this-name/x"]}', 3)],
+)
+def test_a_failed_start_leaves_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for place in ((), ("--run-dir", tmp_path / "new/run")):
+        failed = invoke(recipe, *place, "--set", wrong)
+        assert failed.exit_code in (2, code) and isinstance(failed.exception, SystemExit), failed.output
+        assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/notes.txt").write_text("mine")
+    assert invoke(recipe, "--run-dir", tmp_path / "kept", "--set", wrong).exit_code in (2, code)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
+
+
+def test_the_quota_is_foreseen_with_the_moments(recipe: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    assert invoke(recipe, "--run-dir", first).exit_code == 0
+    start, end = (
+        sum(file.stat().st_size for file in sorted((first / "checkpoints").glob("gen-*"))[which].iterdir())
+        for which in (0, -1)
+    )
+    assert end > 2 * start, "the moments of AdamW are two more copies of the weights"
+    quota = 8 * (2 * start + 2**16)  # eight generations: room for those of the start, not for those with moments
+    refused = invoke(recipe, "--run-dir", tmp_path / "second", "--set", f"checkpoint.quota={quota}")
+    assert refused.exit_code == 3 and "the quota is" in refused.output and not (tmp_path / "second").exists()
+    room = 8 * (end + 2**17)
+    assert invoke(recipe, "--run-dir", tmp_path / "third", "--set", f"checkpoint.quota={room}").exit_code == 0
+
+
+KILLED_AFTER_COMMIT = """
+import os, signal
+from muse_core.fault_injection import installed
+count = 0
+def kill(value):
+    global count
+    count += 1
+    if count == 2:  # the first commit is that of the start
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+context = installed({"commit.after_retention": kill})
+context.__enter__()
+"""
+
+
+def test_an_evaluation_that_was_due_at_a_kill_is_made_on_resume(recipe: Path, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert start(recipe, "--run-dir", whole).wait(120) == 0
+    killed = start(recipe, "--run-dir", run, before=KILLED_AFTER_COMMIT)
+    assert killed.wait(120) == -signal.SIGKILL
+    assert last_step(run) == 3 and ("eval", 3) not in numbers(run)
+    assert start("--resume", run).wait(120) == 0
+    assert numbers(run) == numbers(whole) and ("eval", 3) in numbers(run)
+    again = [row for row in read_rows(run / "metrics.jsonl") if row["event"] == "eval"]
+    assert start("--resume", run).wait(120) == 0
+    assert [row for row in read_rows(run / "metrics.jsonl") if row["event"] == "eval"] == again
+
+
+AT_THE_END = {
+    "summary": ("from muse_core.training.run import Run as place", "_summary", 143),
+    "report": ("import muse_core.cli.launch as place", "_report", 143),
+}
+
+
+@pytest.mark.parametrize("where", AT_THE_END)
+def test_a_signal_in_the_last_moments_ends_in_the_same_way(recipe: Path, tmp_path: Path, where: str) -> None:
+    place, name, code = AT_THE_END[where]
+    before = (
+        f"import os, signal\n{place}\nreal = place.{name}\n"
+        f"def late(*given):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return real(*given)\nplace.{name} = late\n"
+    )
+    process = start(recipe, "--run-dir", tmp_path / "run", before=before)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in err, (out, err)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
+
+
+def test_a_signal_while_the_interpreter_shuts_down_changes_nothing(recipe: Path, tmp_path: Path) -> None:
+    before = (
+        "import os\nclass Late:\n    def __del__(self, kill=os.kill, process=os.getpid()):\n"
+        "        kill(process, 15)  # when the handlers of Python are gone\nlate = Late()\n"
+    )
+    process = start(recipe, "--run-dir", tmp_path / "run", before=before)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (out, err)
+
+
+def _move(run: Path, elsewhere: Path) -> None:
+    run.rename(elsewhere)
+
+
+def _remove(run: Path, elsewhere: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def _unlock(run: Path, elsewhere: Path) -> None:
+    (run / "run.lock").unlink()
+
+
+def _lead_out(run: Path, elsewhere: Path) -> None:
+    elsewhere.mkdir()
+    (run / "checkpoints").rename(elsewhere.with_name("before"))
+    (run / "checkpoints").symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [(_move, "moved or removed"), (_remove, "moved or removed"), (_unlock, "run.lock: was removed or replaced"),
+     (_lead_out, "outside the run directory")],
+)
+def test_a_directory_that_is_taken_away_is_noticed_at_the_next_commit(
+    recipe: Path, tmp_path: Path, change: Callable[[Path, Path], None], said: str
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    process = start(recipe, "--run-dir", run, *LONG)
+    wait_for(run / "metrics.jsonl", process)
+    change(run, elsewhere)
+    process.send_signal(signal.SIGTERM)  # asks for a commit
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and said in err and "Traceback" not in err, (out, err)
+    if change in (_move, _remove):
+        assert not run.exists(), "a folder was made anew"
+    if change is _lead_out:
+        assert list(elsewhere.iterdir()) == []
+
+
+def test_records_ahead_of_lost_checkpoints_are_said_and_refused(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    whole = numbers(run)
+    shutil.rmtree(run / "checkpoints")
+    refused = invoke("--resume", run)
+    assert refused.exit_code == 3 and "metrics.jsonl has 6 steps" in refused.output and "--restart" in refused.output
+    assert invoke("--resume", run, "--restart").exit_code == 0
+    (event,) = [row for row in read_rows(run / "events.jsonl") if row["event"] == "restart"]
+    assert event["discarded"] == [1, 6] and numbers(run) == whole
+
+
+def test_the_time_limit_is_that_of_an_attempt(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun = invoke(recipe, "--run-dir", run, "--set", "train.max_seconds=1e-9")
+    assert begun.exit_code == 0 and "stopped by train.max_seconds; go on with muse-run --resume" in begun.output
+    for done in (2, 3):
+        assert invoke("--resume", run).exit_code == 0
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["steps"] == done and summary["stopped_by_time"]
+
+
+def test_a_run_is_made_longer_with_a_stated_schedule(recipe: Path, tmp_path: Path) -> None:
+    run, planned = tmp_path / "run", tmp_path / "planned"
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    longer = invoke("--resume", run, "--extend", 2)
+    assert longer.exit_code == 0 and "8 steps instead of 6; after step 6 the learning rate stays" in longer.output
+    rates = [row["learning_rate"] for row in read_rows(run / "metrics.jsonl") if row["event"] == "train"]
+    assert len(rates) == 8 and rates[5] == rates[6] == rates[7] < rates[4]
+    stretched = invoke("--resume", run, "--steps", 10)
+    assert stretched.exit_code == 0 and "that of a run of 10 steps" in stretched.output
+    assert invoke(recipe, "--run-dir", planned, "--set", "train.steps=10").exit_code == 0
+    for step in (9, 10):
+        key = ("train", step)
+        assert numbers(run)[key]["learning_rate"] == numbers(planned)[key]["learning_rate"]
+    assert [row["steps"] for row in read_rows(run / "events.jsonl") if row["event"] == "longer"] == [8, 10]
+    assert invoke("--resume", run).exit_code == 0, "recipe and lock agree"
+    short = invoke("--resume", run, "--steps", 4)
+    assert short.exit_code == 2 and "has done 10 steps" in short.output
+    assert invoke(recipe, "--steps", 4).exit_code == 2
+
+
+def test_several_processes_are_refused_in_a_sentence(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = invoke(recipe, "--run-dir", tmp_path / "run")
+    assert refused.exit_code == 2 and "not supported yet" in refused.output and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [('model.block=[{use="attention",name="forward"},"feed-forward"]', "'forward' cannot name a layer"),
+     ("kernels.backend=[]", "backend = [] names no kernel backend")],
+)
+def test_the_real_cause_is_said(recipe: Path, wrong: str, said: str) -> None:
+    refused = invoke(recipe, "--dry-run", "--set", wrong)
+    assert refused.exit_code == 2 and said in refused.output, refused.output
+
+
+def test_no_name_of_torchs_modules_is_left_for_a_layer() -> None:
+    from torch import nn
+
+    assert {name for name in dir(nn.ModuleDict()) if not name.startswith("_")} <= MODULE
+
+
+def test_too_many_open_files_is_no_lack_of_space(tmp_path: Path) -> None:
+    program = (
+        "import os, resource, sys\nfrom pathlib import Path\n"
+        "from muse_core.storage.disk import Disk, storage_errors, write_file_atomically\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\nheld = []\n"
+        "try:\n    while True:\n        held.append(os.open(os.devnull, os.O_RDONLY))\nexcept OSError:\n    pass\n"
+        "with storage_errors('write', Path(sys.argv[1])):\n"
+        "    write_file_atomically(Disk(), Path(sys.argv[1]), b'x')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True)
+    assert "too many files open: raise the limit" in done.stderr, done.stderr

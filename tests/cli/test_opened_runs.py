@@ -1,0 +1,252 @@
+"""A run stands alone: what is opened later comes from its directory, from any folder, without its text; what differs is
+said, and refused where it changes a number. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from muse_core.metrics.jsonl import read_rows
+from muse_core.recipe.writing import to_toml
+
+RECIPE = """\
+format = 1
+name = "tiny"
+seed = 7
+data = {{ use = "files", paths = ["{text}"], documents = "paragraph", tokenizer = {{ use = "bpe", vocabulary = 300 }} }}
+
+[model]
+width = 16
+depth = 1
+block = [{{ use = "attention", heads = 2 }}]
+
+[train]
+steps = 4
+batch_size = 2
+sequence_length = 16
+warmup_steps = 2
+log_every = 1
+device = "cpu"
+precision = "fp32"
+
+[evaluate]
+every = 100
+tokens = 64
+final_tokens = 64
+
+[checkpoint]
+every = 2
+"""
+WORDS = "the quick brown fox jumps over the lazy dog and sings of rivers mountains and rain".split()
+RUN, MUSE = "from muse_core.cli.run import main; main()", "from muse_core.cli import muse; muse()"
+
+
+def paragraphs(count: int, words: list[str]) -> str:
+    return "\n\n".join(" ".join(words[(i * j + i) % len(words)] for j in range(1, 30)) for i in range(1, count + 1))
+
+
+def process(program: str, *arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
+        encoding="utf-8", errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, a recipe and its run."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "text.txt").write_text(paragraphs(60, WORDS))
+    (folder / "tiny.toml").write_text(RECIPE.format(text=folder / "text.txt"))
+    done = process(RUN, "tiny.toml", "--run-dir", "run", folder=folder, MUSE_CACHE=str(folder / "cache"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change; its recipe still names the first one's text."""
+    return Path(shutil.copytree(trained, tmp_path / "project"))
+
+
+@pytest.fixture
+def muse(project: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``muse`` in another folder, with a cache that holds nothing."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return process(MUSE, *arguments, folder=elsewhere, **{"MUSE_CACHE": str(tmp_path / "empty")} | environment)
+
+    return run
+
+
+def edit(run: Path, change: Callable[[dict], None]) -> None:
+    table = tomllib.loads((run / "recipe.toml").read_text())
+    change(table)
+    (run / "recipe.toml").write_text(to_toml(table))
+
+
+def moved(run: Path, text: Path) -> None:
+    """Recipe and lock name another text, as if the one that they name had changed there."""
+    for name in ("recipe.toml", "muse.lock.toml"):
+        table = tomllib.loads((run / name).read_text())
+        (table if name == "recipe.toml" else table["recipe"])["data"]["paths"] = [str(text)]
+        (run / name).write_text(to_toml(table))
+
+
+def test_without_its_text_a_run_says_the_same(project: Path, muse: Callable) -> None:
+    prompt = ("generate", project / "run", "--prompt", "the quick", "--tokens", 12, "--temperature", 0)
+    first = muse(*prompt)
+    assert first.returncode == 0 and first.stdout.startswith("the quick") and first.stderr == ""
+    text = project / "text.txt"
+    moved(project / "run", text)
+    text.write_text(paragraphs(60, "zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich".split()))
+    assert muse(*prompt).stdout == first.stdout
+    measured = muse("diagnose", project / "run", "--text", "the quick brown fox", "--json")
+    assert measured.returncode == 0, measured.stderr
+    refused = muse("diagnose", project / "run")
+    assert refused.returncode == 3 and "digests.data" in refused.stderr and "--text" in refused.stderr
+    refused = muse("cost", project / "run", "--length", 16, "--reach", 16, "--repeats", 1)
+    assert refused.returncode == 3 and "digests.data" in refused.stderr
+    text.unlink()
+    assert muse(*prompt).stdout == first.stdout
+    assert muse("cost", project / "run", "--length", 16, "--repeats", 1).returncode == 0
+    assert not any((project.parent / "empty").glob("corpora/*")), "no text was encoded"
+
+
+def test_the_same_text_is_read_with_the_runs_tokenizer(project: Path, muse: Callable) -> None:
+    measured = muse("diagnose", project / "run", "--json")
+    assert measured.returncode == 0, measured.stderr
+    again = process(MUSE, "diagnose", project / "run", "--json", folder=project, MUSE_CACHE=str(project / "cache"))
+    assert json.loads(measured.stdout) == json.loads(again.stdout)
+
+
+def test_what_is_not_as_the_lock_says(project: Path, muse: Callable) -> None:
+    run = project / "run"
+    prompt = ("generate", run, "--prompt", "the", "--tokens", 3)
+    edit(run, lambda table: table["train"].update(steps=9))
+    said = muse(*prompt)
+    assert said.returncode == 0 and "recipe.train.steps: the lock says 4, here it is 9" in said.stderr
+    edit(run, lambda table: table["model"].update(dropout=0.5))
+    refused = muse(*prompt)
+    assert refused.returncode == 2 and "recipe.model.dropout" in refused.stderr
+    edit(run, lambda table: (table["model"].update(dropout=0.0), table["train"].update(steps=4)))
+    (run / "tokenizer.json").write_text('{"kind": "bytes"}')
+    refused = muse(*prompt)
+    assert refused.returncode == 3 and "digests.tokenizer" in refused.stderr
+    (run / "tokenizer.json").unlink()
+    refused = muse(*prompt)
+    assert refused.returncode == 3 and "is missing" in refused.stderr
+    resumed = process(RUN, "--resume", run, folder=project, MUSE_CACHE=str(project / "cache"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert muse(*prompt).returncode == 0, "resuming wrote the tokenizer"
+    (run / "muse.lock.toml").unlink()
+    refused = muse(*prompt)
+    assert refused.returncode == 3 and "muse.lock.toml" in refused.stderr
+
+
+def damage(run: Path, *generations: int) -> None:
+    for number in generations:
+        path = run / "checkpoints" / f"gen-{number:08d}" / "model.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_an_older_checkpoint_is_said_and_step_0_refused(project: Path, muse: Callable) -> None:
+    run = project / "run"
+    prompt = ("generate", run, "--prompt", "the", "--tokens", 3)
+    damage(run, 3)
+    said = muse(*prompt)
+    assert said.returncode == 0 and "opened at step 2" in said.stderr.splitlines()[0]
+    assert "generation 3: model.safetensors" in said.stderr.splitlines()[0]
+    damage(run, 2)
+    for command in (prompt, ("diagnose", run, "--text", "the quick")):
+        refused = muse(*command)
+        assert refused.returncode == 3 and "only the checkpoint of step 0" in refused.stderr
+        assert muse(*command, "--step", 0).returncode == 0
+    refused = muse(*prompt, "--step", 7)
+    assert refused.returncode == 3 and "no checkpoint of step 7" in refused.stderr
+    recipe = ("--set", f"init.from={json.dumps(str(run))}", "--run-dir", project / "second")
+    refused = process(RUN, project / "tiny.toml", *recipe, folder=project, MUSE_CACHE=str(project / "cache"))
+    assert refused.returncode == 3 and "init.from" in refused.stderr and "step 0" in refused.stderr
+    assert not (project / "second" / "recipe.toml").exists()
+
+
+def test_init_from_brings_its_tokenizer_along(project: Path, muse: Callable) -> None:
+    run, cache = project / "run", str(project / "cache")
+    other = project / "other.txt"
+    other.write_text(paragraphs(60, [*WORDS, "another", "valley", "further"]))
+    base = (project / "tiny.toml").read_text().replace(', tokenizer = { use = "bpe", vocabulary = 300 }', "")
+    base = base.replace(str(tomllib.loads(base)["data"]["paths"][0]), str(other))
+    (project / "second.toml").write_text(base + f'\n[init]\nfrom = "{run}"\n')
+    done = process(RUN, "second.toml", "--run-dir", "second", folder=project, MUSE_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert (project / "second/tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    digests = tomllib.loads((project / "second/muse.lock.toml").read_text())["digests"]
+    assert set(digests) == {"data", "tokenizer", "init"}
+    own = ("second.toml", "--set", 'data.tokenizer={ use = "bpe", vocabulary = 300 }')
+    refused = process(RUN, *own, "--run-dir", "third", folder=project, MUSE_CACHE=cache)
+    assert refused.returncode == 2 and "another tokenizer" in refused.stderr and "init.fresh" in refused.stderr
+    done = process(
+        RUN, *own, "--set", 'init.fresh=["embedding.*"]', "--run-dir", "fourth", folder=project, MUSE_CACHE=cache
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = [row for row in read_rows(project / "fourth/events.jsonl") if row["event"] == "weights"]
+    assert "embedding.weight" in row["initialised_names"]
+    # The run that gave weights and tokenizer may go; what it gave is here.
+    shutil.rmtree(run)
+    assert muse("generate", project / "second", "--prompt", "the", "--tokens", 3).returncode == 0
+    resumed = process(RUN, "--resume", "second", folder=project, MUSE_CACHE=cache)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_lock_names_every_input(project: Path) -> None:
+    """--locked says when the run of init.from or the recipe of a conversion is another."""
+    cache = str(project / "cache")
+    (project / "to.toml").write_text((project / "tiny.toml").read_text())
+    (project / "staged.toml").write_text(
+        (project / "tiny.toml").read_text().replace('name = "tiny"', 'name = "tiny"\nstages = [{ use = "convert", to = '
+        f'"{project / "to.toml"}" }}]') + f'\n[init]\nfrom = "{project / "run"}"\n'
+    )
+    done = process(RUN, "staged.toml", "--run-dir", "staged", folder=project, MUSE_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    locked = ("--locked", project / "staged/muse.lock.toml", "--dry-run")
+    again = ("--locked", project / "staged/muse.lock.toml", "--run-dir", "again")
+    changed = (project / "tiny.toml").read_text().replace("width = 16", "width = 16\nnorm = \"layer\"")
+    (project / "to.toml").write_text(changed)
+    refused = process(RUN, *again, folder=project, MUSE_CACHE=cache)
+    assert refused.returncode == 2 and "digests.stage_0" in refused.stderr and "digests.init" not in refused.stderr
+    damage(project / "run", 3)
+    refused = process(RUN, *again, folder=project, MUSE_CACHE=cache)
+    assert refused.returncode == 2 and "digests.init" in refused.stderr
+    assert process(RUN, *locked, folder=project, MUSE_CACHE=cache).returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (("--prompt", b"caf\xe9"), 2, "not UTF-8"),
+    (("--prompt", "a", "--temperature", "nan"), 2, "--temperature"),
+    (("--prompt", "a", "--temperature", "1e-310"), 2, "--temperature"),
+    (("--prompt", "a", "--top-p", "nan"), 2, "--top-p"),
+    (("--prompt", "a", "--seed", str(10**20)), 2, "--seed"),
+])
+def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple, code: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MUSE, "generate", str(trained / "run"), *arguments], capture_output=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code and said in done.stderr.decode() and "Traceback" not in done.stderr.decode()
+
+
+def test_output_in_a_poorer_encoding(muse: Callable, project: Path) -> None:
+    done = muse("generate", project / "run", "--prompt", "Γ und θ", "--tokens", 3, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.startswith("? und ?")
+    assert muse("plugins", "list", PYTHONIOENCODING="latin-1").returncode == 0

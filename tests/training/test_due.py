@@ -1,0 +1,153 @@
+"""A checkpoint that agrees with its own hashes and is not what the run would have saved is refused part by part, before
+any of it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from muse_core.component import Use
+from muse_core.errors import StorageError
+from muse_core.metrics.jsonl import read_rows
+from muse_core.storage.checkpoint import Checkpoints, Snapshot
+from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.stop import Stop
+from tests.training.conftest import opened
+
+
+def first(tensors: dict[str, Any], start: str = "") -> str:
+    return next(name for name in sorted(tensors) if name.startswith(start))
+
+
+def changed(part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Snapshot], Snapshot]:
+    return lambda snapshot: attrs.evolve(snapshot, **{part: change(dict(getattr(snapshot, part)))})
+
+
+def with_key(part: str, start: str, value: Callable[[Any], Any]) -> Callable[[Snapshot], Snapshot]:
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        name = first(tensors, start)
+        return tensors | {name: value(tensors[name])}
+
+    return changed(part, change)
+
+
+def without_key(part: str, start: str) -> Callable[[Snapshot], Snapshot]:
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        del tensors[first(tensors, start)]
+        return tensors
+
+    return changed(part, change)
+
+
+def more(part: str, **extra: Any) -> Callable[[Snapshot], Snapshot]:
+    return changed(part, lambda tensors: tensors | {key.replace("__", "/"): value for key, value in extra.items()})
+
+
+WRONG = {
+    "a weight's type": (with_key("model", "", lambda value: value.double()), "float64"),
+    "a weight's shape": (with_key("model", "", lambda value: value[None]), "has shape"),
+    "a weight missing": (without_key("model", ""), "is not in it"),
+    "a weight of nobody": (more("model", stranger=torch.ones(2)), "stranger"),
+    "a moment of nobody": (more("optimizer", exp_avg__stranger=torch.ones(2)), "optimizer: exp_avg/stranger"),
+    "a moment's shape": (with_key("optimizer", "exp_avg/", lambda value: value[None]), "optimizer: exp_avg/"),
+    "a moment's type": (with_key("optimizer", "exp_avg/", lambda value: value.long()), "optimizer: exp_avg/"),
+    "a moment missing": (without_key("optimizer", "exp_avg_sq/"), "optimizer: exp_avg_sq/.* is missing"),
+    "a step that is a table": (with_key("optimizer", "step/", lambda value: value.repeat(3)), "optimizer: step/"),
+    "no random state": (without_key("state", "random/cpu"), "random/cpu is missing"),
+    "a random state of another size": (with_key("state", "random/cpu", lambda value: value[:7]), "random states"),
+    "a random state of numbers": (with_key("state", "random/cpu", lambda value: value.float()), "random states"),
+    "a state of nobody": (more("state", stranger=torch.ones(2)), "state: stranger"),
+    "a carried state in separate windows": (more("state", carry__0__x=torch.ones(2)), "carry/0/x"),
+    "no position": (without_key("json", "position"), "state.json: position is missing"),
+    "a position in words": (with_key("json", "position", lambda value: value | {"tokens": "12"}), "whole numbers"),
+    "a position elsewhere": (with_key("json", "position", lambda value: value | {"step": 1}), "position.step"),
+    "monitors that are no table": (with_key("json", "monitors", lambda value: [1]), "monitors is no table"),
+    "monitors without the guard": (with_key("json", "monitors", lambda value: {}), "monitors cannot be taken up"),
+}
+
+
+@pytest.fixture
+def loop_of(prepare: Any, tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
+    """A loop at its start beside the checkpoints of a run of the same recipe."""
+
+    def make(recipe: dict[str, Any]) -> Any:
+        setup = prepare(recipe)
+        with opened(setup, tmp_path / "run", recipe) as run, Stop(None, already=0.0) as stop:
+            from muse_core.build import construct
+
+            use: Use = setup.recipe.stages[0]
+            stage = construct(use, setup)
+            return run.loop(0, use, stage, stage.objective(setup.model, setup.training_data), stop)
+
+    return make
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_every_part_is_checked_before_any_is_loaded(
+    what: str, table: Any, go: Any, loop_of: Any, tmp_path: Path
+) -> None:
+    recipe = table(train={"steps": 3})
+    go(recipe)
+    damage, said = WRONG[what]
+    loop = loop_of(recipe)
+    generation, snapshot = Checkpoints(tmp_path / "run").newest()
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    checkpointer = Checkpointer(Checkpoints(tmp_path / "run"), {})
+    with pytest.raises(StorageError, match=said):
+        checkpointer.load(loop, generation, damage(snapshot))
+    if "monitors without" not in what:
+        assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
+    checkpointer.load(loop, generation, snapshot)
+
+
+def test_another_optimisers_moments_are_named_with_what_to_do(
+    table: Any, go: Any, loop_of: Any, tmp_path: Path
+) -> None:
+    go(table(train={"steps": 3}))
+    loop = loop_of(table(train={"steps": 3, "optimizer": "muon"}))
+    generation, snapshot = Checkpoints(tmp_path / "run").newest()
+    with pytest.raises(StorageError, match=r"another optimiser: Muon keeps momentum_buffer.*init\.from"):
+        Checkpointer(Checkpoints(tmp_path / "run"), {}).load(loop, generation, snapshot)
+
+
+def test_a_carried_state_must_be_one_that_the_model_goes_on_from(
+    table: Any, go: Any, loop_of: Any, tmp_path: Path
+) -> None:
+    recipe = table(train={"steps": 3}, data={"order": "streams"})
+    go(recipe)
+    loop = loop_of(recipe)
+    generation, snapshot = Checkpoints(tmp_path / "run").newest()
+    checkpointer = Checkpointer(Checkpoints(tmp_path / "run"), {})
+    for damage in (
+        with_key("state", "carry/", lambda value: value[:1]),
+        with_key("state", "carry/", lambda value: value[..., :-1]),
+        without_key("state", "carry/"),
+        more("state", carry__x__y=torch.ones(2)),
+    ):
+        with pytest.raises(StorageError, match="state: carry/"):
+            checkpointer.load(loop, generation, damage(snapshot))
+    checkpointer.load(loop, generation, snapshot)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_checkpoint_that_is_not_finite_is_passed_over(part: str, table: Any, go: Any, tmp_path: Path) -> None:
+    recipe = table(train={"steps": 6})
+    go(recipe)
+    checkpoints = Checkpoints(tmp_path / "run")
+    _, snapshot = checkpoints.newest()
+    name = first(getattr(snapshot, part), "exp_avg/" if part == "optimizer" else "")
+    tensors = dict(getattr(snapshot, part))
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+    checkpoints.commit(attrs.evolve(snapshot, **{part: tensors}))
+    found = Checkpoints(tmp_path / "run")
+    generation, taken = found.newest(quarantine=False)
+    assert taken.nonfinite() == "" and taken.step == 6
+    assert [one.reason for one in found.rejected] == [f"{part}: {name} is not finite"]
+    go(recipe)
+    (event,) = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "rejected"]
+    assert "is not finite" in event["reason"]
