@@ -68,11 +68,14 @@ def make_lock(
     device: str,
     kernels: Mapping[str, Chosen] | None = None,
     digests: Mapping[str, str] | None = None,
+    causality_gate: Mapping[str, Any] | None = None,
 ) -> Lock:
     """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
 
     ``device`` is the resolved one with its name, ``kernels`` the choices of the build by request, ``digests`` those
-    of the data and tokenizer. Imports no torch; versions come from metadata.
+    of the data and tokenizer, ``causality_gate`` how its exact check ran where that is not float64.
+
+    Imports no torch; versions come from metadata.
     """
     kernels = kernels or {}
     serving = {chosen.backend for chosen in kernels.values()}
@@ -101,6 +104,8 @@ def make_lock(
         ],
         "recipe": checked.resolved,
     }
+    if causality_gate:
+        table["causality_gate"] = dict(causality_gate)
     return Lock(normalised(table), checked.where)
 
 
