@@ -42,8 +42,12 @@ def cuts(batch: Batch) -> list[Cut]:
 def gradient_leak(model: Any, batch: Batch, precision: Precision) -> Leak | None:
     """``batch`` on the run's device. The model's gradients, modes, buffers and random state are left as they were."""
     with as_called(model, True):
+        torch.manual_seed(SEED)
+        embedded = model.embed(batch.inputs).detach().requires_grad_()
+        with precision():
+            hidden = model(embedded, None, batch.tokens).hidden
         for cut in cuts(batch):
-            found = _gradient(model, batch, precision, cut)
+            found = _gradient(hidden, embedded, cut)
             if found is not None:
                 row, token, size = found
                 kind = "other row" if row != cut.row else "later token"
@@ -58,17 +62,12 @@ def gradient_leak(model: Any, batch: Batch, precision: Precision) -> Leak | None
     return None
 
 
-def _gradient(model: Any, batch: Batch, precision: Precision, cut: Cut) -> tuple[int, int, float] | None:
+def _gradient(hidden: Tensor, embedded: Tensor, cut: Cut) -> tuple[int, int, float] | None:
     """Row, token and size of the first gradient that should be zero."""
-    torch.manual_seed(SEED)
-    embedded = model.embed(batch.inputs).detach().requires_grad_()
-    with precision():
-        hidden = model(embedded, None, batch.tokens).hidden
-        early = hidden[cut.row, : cut.token]
-        total = _weighted(early)
-    if not total.requires_grad:
+    early = hidden[cut.row, : cut.token]
+    if not early.requires_grad:
         return None
-    (gradient,) = torch.autograd.grad(total, embedded, allow_unused=True)
+    (gradient,) = torch.autograd.grad(_weighted(early), embedded, allow_unused=True, retain_graph=True)
     return None if gradient is None else _wrong(gradient, cut)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from muse_core.build import build_model, construct, registered_use
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
-from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, to_device
+from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
 from muse_core.data.corpus import Corpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.tasks import TaskCorpus, TaskData
@@ -198,14 +198,19 @@ class Setup:
         routed = any(use.kind == "router" for use in walk(self.recipe.model.options))
         vocabulary = self.corpus.vocabulary_size
         real = {"ids": batch.inputs[:2, :length], "tokens": few}
-        for more in ({}, real, real | {"training": True}):
+        for more in ({}, real | {"training": True}):
             leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=routed, **more)
             if leak is not None:
                 return leak
         return None
 
     def _gradient_leak(self) -> Leak | None:
-        return gradient_leak(self.model, self.first_batch(), self.precision)
+        """On two rows of the first batch, one with a document start where there is one."""
+        batch = self.first_batch()
+        resets = batch.tokens.resets
+        with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
+        first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))
+        return gradient_leak(self.model, rows(batch, first, first + 2), self.precision)
 
 
 def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.dtype]:

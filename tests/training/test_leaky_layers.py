@@ -1,4 +1,4 @@
-"""A corpus of layers that see what they may not, each on one path only: every one is refused before training, by name."""
+"""Layers that see what they may not, each on one path only: every one is refused before training, by its name."""
 
 from __future__ import annotations
 
