@@ -237,6 +237,11 @@ class Model(Protocol):
         """``inputs``: ids (B, N) or embeddings (B, N, D)."""
         ...
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, N) → embeddings (B, N, D): ``forward`` of either gives the same. The causality check and the gradient
+        reach differentiate with respect to them."""
+        ...
+
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 

@@ -63,7 +63,7 @@ ROWS = (
         '[[model.block]]\nuse = "fast-weights"\nfilters = ["{name}"]', "filters",
     ),
     ComponentKind(
-        "model", "muse_models", "Model", ("__init__", "forward", "logits"), "models:ModelSuite",
+        "model", "muse_models", "Model", ("__init__", "forward", "embed", "logits"), "models:ModelSuite",
         '[model]\nuse = "{name}"', "model",
     ),
     ComponentKind(

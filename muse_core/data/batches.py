@@ -134,8 +134,10 @@ class TrainingData:
         starts = origins + window * self._length
         batch = _windows(self._text, starts, self._length, self._reset_at_documents, origins=origins)
         continues = step > 0 and window > 0 and self.data_step(step - 1, quarantine) == data_step - 1
-        resets = torch.zeros_like(batch.loss_mask) if batch.tokens.resets is None else batch.tokens.resets
-        resets[:, 0] |= not continues
+        resets = batch.tokens.resets
+        if not continues:
+            resets = torch.zeros_like(batch.loss_mask) if resets is None else resets
+            resets[:, 0] = True
         return batch._replace(tokens=batch.tokens._replace(offset=step * self._length, resets=resets))
 
 
@@ -192,7 +194,8 @@ def _windows(
     if reset_at_documents:
         document = text.starts[np.searchsorted(text.starts, places, side="right") - 1]
         begin = np.maximum(begin, document)
-        resets = torch.from_numpy(document == places)
+        starts_here = document == places
+        resets = torch.from_numpy(starts_here) if starts_here.any() else None
     return Batch(
         inputs=torch.from_numpy(ids[:, :-1].copy()),
         labels=torch.from_numpy(ids[:, 1:].copy()),

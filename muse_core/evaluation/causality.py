@@ -1,12 +1,15 @@
 """The causality gate: before step 1 of every run, no output may depend on a later token or on another row.
 
-Two checks (contracts: causality gate). The exact one perturbs embeddings of a float64 copy and allows 1e-9. The one in
-the run's own precision and kernels changes later ids and asks for equal bits.
+Three checks (contracts: causality gate). The exact one perturbs embeddings of a float64 copy and allows 1e-9, with and
+without document starts, with carried state, and as in training. The one in the run's own precision and kernels changes
+later ids of a real batch and asks for equal bits. The third, ``causality_gradients``, follows gradients on that batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -14,13 +17,17 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import LayerOutput, Routing, Tokens
+from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording
 from muse_core.model.precision import Precision
 
 TOLERANCE = 1e-9
 PERTURBATION = 10.0
+TOLERANCES = {torch.float64: TOLERANCE, torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Of the exact check by the widest precision that a model has, relative to its outputs, for a change of 10."""
+SEED = 20_000
+"""Of what the model draws during a check, the same in every pass."""
 ROUTED_RUNS = 4
 """Later halves with which a routed model is run: a tie has two sides, so that two of three runs agree about one."""
 
@@ -39,12 +46,14 @@ class Leak:
     """Earliest position whose output moved."""
     size: float
     """Largest change of the output there."""
+    how: str = ""
+    """How the model was called."""
 
     def __str__(self) -> str:
         cause = "another row of the batch" if self.kind == "other row" else f"the later token {self.position}"
         return (
             f"causality gate: {self.layer} lets the output at token {self.affected} depend on {cause} "
-            f"(change {self.size:.1e}, check: {self.kind})"
+            f"(change {self.size:.1e}, check: {self.kind}{', ' if self.how else ''}{self.how})"
         )
 
 
@@ -61,48 +70,136 @@ def probe_positions(length: int, periods: tuple[int, ...]) -> list[int]:
     return sorted(chosen)
 
 
-@torch.no_grad()
-def exact_leak(model: nn.Module, width: int, periods: tuple[int, ...], *, seed: int = 0) -> Leak | None:
-    """Check a float64 model on the CPU; its near-zero parameters are replaced by random values, so that a dead branch
-    cannot hide a leak. The model is changed and should be thrown away."""
+class Variant(NamedTuple):
+    """A way in which a model is called."""
+
+    name: str
+    resets: str
+    """none: no tensor; false: a tensor that marks no start; inside: a document starts in the middle."""
+    training: bool
+    """In training mode and with gradients enabled, as in the loop."""
+    carried: bool = False
+    """From the state that a first call returned, not from the start of a sequence."""
+
+
+VARIANTS = (
+    Variant("without document starts", "none", False),
+    Variant("with resets all False", "false", False),
+    Variant("with a document start inside", "inside", False),
+    Variant("in training", "inside", True),
+    Variant("with carried state", "false", False, carried=True),
+)
+
+
+def exact_leak(
+    model: nn.Module, width: int, periods: tuple[int, ...], *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Leak | None:
+    """Check a float64 model on the CPU, or one of ``dtype`` where it is; its near-zero parameters are replaced by
+    random values, so that a dead branch cannot hide a leak. The model is changed and should be thrown away."""
     generator = torch.Generator().manual_seed(seed)
     _wake(model, generator)
+    tolerance = TOLERANCES[dtype]
     length = probe_length(periods)
     positions = probe_positions(length, periods)
+    device = next(model.parameters()).device
     base = torch.randn(1, length, width, dtype=torch.float64, generator=generator)
-    with undisturbed(model):
-        alone, said_alone = _observe(model, base)
-        for position in positions:
-            changed = base.repeat(2, 1, 1)
-            changed[1, position] += PERTURBATION * torch.randn(width, dtype=torch.float64, generator=generator)
-            together, said = _observe(model, changed)
-            if _moved(together[0], alone[0]):
-                return _leak("other row", position, length, (together[0], alone[0]), said, said_alone, row=0)
-            if _moved(together[1][:position], alone[0][:position]):
-                return _leak("later token", position, position, (together[1], alone[0]), said, said_alone, row=1)
+    noise = PERTURBATION * torch.randn(len(positions), width, dtype=torch.float64, generator=generator)
+    prefix = torch.randn(1, length, width, dtype=torch.float64, generator=generator)
+    few = sorted({length // 2, length - 1})
+    for number, variant in enumerate(VARIANTS):
+        # Row 0 stays as it is; each of the others is changed at one position.
+        tried = few if number else positions
+        changed = base.repeat(1 + len(tried), 1, 1).to(device, dtype)
+        for row, (position, more) in enumerate(zip(tried, noise), 1):
+            changed[row, position] += more.to(device, dtype)
+        # What is drawn in training depends on the shape.
+        unchanged = base.to(device, dtype).expand_as(changed) if variant.training else base.to(device, dtype)
+        with as_called(model, variant.training):
+            states: list[State] = [None, None]
+            if variant.carried:
+                for index, rows in enumerate((unchanged, changed)):
+                    torch.manual_seed(SEED)
+                    before = prefix.expand_as(rows).to(device, dtype)
+                    states[index] = model(before, None, _tokens(rows, "none")).state
+            reference, said_alone = _observe(model, unchanged, states[0], _tokens(unchanged, variant.resets))
+            together, said = _observe(model, changed, states[1], _tokens(changed, variant.resets))
+        for row, position in ((0, length), *enumerate(tried, 1)):
+            kind = "later token" if row else "other row"
+            alone = row if variant.training else 0
+            if _moved(together[row][:position], reference[alone][:position], tolerance):
+                outputs = together[row], reference[alone]
+                both = (row, alone)
+                return _leak(kind, variant.name, position, outputs, said, said_alone, row=both, tolerance=tolerance)
     return None
 
 
+@contextlib.contextmanager
+def as_called(model: nn.Module, training: bool) -> Iterator[None]:
+    """Evaluation mode without gradients, or training mode with them; modes, random state and buffers come back."""
+    if not training:
+        with undisturbed(model):
+            yield
+        return
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        with undisturbed(model), torch.enable_grad():
+            model.train()
+            yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name in buffers:
+                    value.copy_(buffers[name])
+
+
+def _tokens(x: Tensor, resets: str) -> Tokens:
+    """About x (B, N, D): one document in a row, or two with a start in the middle."""
+    count, length = x.shape[:2]
+    positions = torch.arange(length, device=x.device).expand(count, -1)
+    if resets == "none":
+        return Tokens(positions)
+    starts = torch.zeros_like(positions, dtype=torch.bool)
+    if resets == "inside":
+        starts[:, length // 2] = True
+        positions = torch.where(positions < length // 2, positions, positions - length // 2)
+    return Tokens(positions, resets=starts)
+
+
 def own_precision_leak(
-    model: Any, vocabulary_size: int, length: int, precision: Precision, *, seed: int = 0, routed: bool = False
+    model: Any,
+    vocabulary_size: int,
+    length: int,
+    precision: Precision,
+    *,
+    seed: int = 0,
+    routed: bool = False,
+    ids: Tensor | None = None,
+    tokens: Tokens | None = None,
+    training: bool = False,
 ) -> Leak | None:
     """Check the model as it will run: change the later half of the ids; outputs before must keep their bits. Where a
     repeat with the same input already differs, or tokens are routed (data-dependent shapes), the allowance is the
     difference of the repeat plus rounding.
 
+    ``ids`` (B, N) and ``tokens`` of a batch; by default two rows of ``length`` random ids in one document each.
+    ``training``: in training mode with gradients enabled and one random state for all passes.
+
     Rounding may also decide a router's tie otherwise, which moves a token by more than rounding, but to one of few
     places. A routed model is therefore run with several later halves, and a token has moved when no two of them agree.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocabulary_size, (2, length), generator=generator).to(precision.device)
-    half = length // 2
+    if ids is None:
+        ids = torch.randint(vocabulary_size, (2, length), generator=generator)
+    ids = ids.to(precision.device)
+    half = ids.shape[1] // 2
 
     def hidden(shift: int) -> Tensor:
         changed = ids.clone()
         changed[:, half:] = (ids[:, half:] + shift) % vocabulary_size
-        return model(changed).hidden.double()
+        torch.manual_seed(SEED)
+        return model(changed, None, tokens).hidden.detach().double()
 
-    with undisturbed(model), precision():
+    with as_called(model, training), precision():
         first, again = hidden(0), hidden(0)
         runs = [first, *(hidden(shift) for shift in range(1, ROUTED_RUNS if routed else 2))]
     floor = (first - again).abs().max().item()
@@ -111,9 +208,17 @@ def own_precision_leak(
     difference = torch.stack(pairs).amin(0)
     if math.isnan(difference.max().item()) or difference.max().item() > allowed:
         affected = int((~(difference <= allowed)).int().argmax())
+        with as_called(model, training), precision():
+            said = []
+            for shift in (0, 1):
+                changed = ids.clone()
+                changed[:, half:] = (ids[:, half:] + shift) % vocabulary_size
+                said.append(_observe(model, changed, None, tokens)[1])
         return Leak(
-            kind="own precision",
-            layer="the model",
+            kind="own precision, in training" if training else "own precision",
+            layer=_first_layer(
+                said[1], said[0], [(row, row) for row in range(len(ids))], half, 2**-7 if allowed else 0.0
+            ),
             position=half,
             affected=affected,
             size=difference.max().item(),
@@ -121,65 +226,88 @@ def own_precision_leak(
     return None
 
 
+@torch.no_grad()
 def _wake(model: nn.Module, generator: torch.Generator) -> None:
     for parameter in model.parameters():
         if parameter.numel() and parameter.abs().max() < 1e-3:
-            parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+            noise = 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.add_(noise.to(parameter))
 
 
 class Seen(NamedTuple):
     """What a layer or a router said, and of which tokens: those that left early are not among them."""
 
-    value: Tensor
-    """(B, n, …)."""
+    values: dict[str, Tensor]
+    """(B, n, …) each: the update or the logits, and every signal."""
     tokens: Tokens
 
-    def of(self, row: int, before: int) -> Tensor:
-        """(m, …): of the tokens before position ``before`` that the layer saw of a row."""
-        kept = self.tokens.positions[row] < before
+    def of(self, row: int, before: int) -> dict[str, Tensor]:
+        """(m, …): of the tokens that the layer saw of a row among the first ``before`` of the sequence."""
+        kept = torch.zeros_like(self.tokens.positions[row], dtype=torch.bool)
+        kept[:before] = True
         if self.tokens.valid is not None:
-            kept = kept & self.tokens.valid[row]
-        return self.value[row][kept]
+            # Rows without the tokens that left: their places in the sequence are those of one document.
+            kept = self.tokens.valid[row] & (self.tokens.positions[row] < before)
+        return {name: value[row][kept] for name, value in self.values.items()}
 
 
-def _observe(model: Any, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
+def _observe(model: Any, x: Tensor, state: State, tokens: Tokens | None) -> tuple[Tensor, dict[str, Seen]]:
     """Output (B, N, V) of the model for embeddings x (B, N, D), and what every layer and router said by name."""
     said: dict[str, Seen] = {}
 
     def keep(name: str, output: LayerOutput | Routing, tokens: Tokens) -> None:
-        said[name] = Seen(output.update if isinstance(output, LayerOutput) else output.logits, tokens)
+        if isinstance(output, LayerOutput):
+            values = {"update": output.update} | {f"signal {key}": value for key, value in output.signals.items()}
+        else:
+            values = {"logits": output.logits}
+        said[name] = Seen({key: value.detach() for key, value in values.items()}, tokens)
 
+    torch.manual_seed(SEED)
     with recording(model, keep):
-        positions = torch.arange(x.shape[1]).expand(x.shape[0], -1)
-        output = model(x, None, Tokens(positions))
-    return model.logits(output.hidden), said
+        output = model(x, state, tokens)
+    return model.logits(output.hidden).detach(), said
 
 
-def _moved(new: Tensor, old: Tensor) -> bool:
+def _moved(new: Tensor, old: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether one of some tokens (m, …) changed by more than the tolerance, relative to their scale, or is missing."""
     if len(new) != len(old):
         return True
     if not new.numel():
         return False
     difference = (new - old).abs().max().item()
-    return not difference <= TOLERANCE * max(1.0, old.abs().max().item())
+    return not difference <= tolerance * max(1.0, old.abs().max().item())
+
+
+def _first_layer(
+    said: dict[str, Seen], reference: dict[str, Seen], rows: Iterable[tuple[int, int]], before: int, tolerance: float
+) -> str:
+    """The first layer or router that says something else about tokens before ``before``; the head when none does.
+    ``rows``: row of ``said`` and that of ``reference`` to compare it with."""
+
+    def differs(name: str, row: tuple[int, int]) -> bool:
+        now, then = said[name].of(row[0], before), reference[name].of(row[1], before)
+        return any(_moved(value, then[key], tolerance) for key, value in now.items())
+
+    rows = tuple(rows)
+    return next(
+        (name for name in said if name not in reference or any(differs(name, row) for row in rows)), "the head"
+    )
 
 
 def _leak(
     kind: str,
+    how: str,
     position: int,
-    before: int,
     outputs: tuple[Tensor, Tensor],
     said: dict[str, Seen],
     reference: dict[str, Seen],
     *,
-    row: int,
+    row: tuple[int, int],
+    tolerance: float,
 ) -> Leak:
-    layer = next(
-        (name for name, seen in said.items()
-         if name not in reference or _moved(seen.of(row, before), reference[name].of(0, before))),
-        "the head",
+    layer = _first_layer(said, reference, (row,), position, tolerance)
+    difference = (outputs[0] - outputs[1])[:position].abs().amax(-1)
+    affected = int((~(difference <= tolerance)).int().argmax())
+    return Leak(
+        kind=kind, layer=layer, position=position, affected=affected, size=difference.max().item(), how=how
     )
-    difference = (outputs[0] - outputs[1])[:before].abs().amax(-1)
-    affected = int((~(difference <= TOLERANCE)).int().argmax())
-    return Leak(kind=kind, layer=layer, position=position, affected=affected, size=difference.max().item())

@@ -21,7 +21,7 @@ def gradient_reach(model: Any, ids: Tensor, precision: Precision) -> Tensor:
     """
     ids = ids.to(precision.device)
     with undisturbed(model), torch.enable_grad():
-        embedded = model.embedding(ids[:, :-1]).detach().requires_grad_()
+        embedded = model.embed(ids[:, :-1]).detach().requires_grad_()
         with precision():
             hidden = model(embedded).hidden[:, -1]
             loss = F.cross_entropy(model.logits(hidden).float(), ids[:, -1], reduction="sum")

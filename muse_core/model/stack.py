@@ -137,7 +137,7 @@ class Stack(nn.Module):
 
     def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         """See the class. ``tokens`` None: one document from position 0 in every row."""
-        x = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        x = inputs if inputs.is_floating_point() else self.embed(inputs)
         if tokens is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
             tokens = Tokens(positions)
@@ -202,6 +202,10 @@ class Stack(nn.Module):
             "exit/blocks": sum(slots) / whole,
         }
         return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in numbers.items()}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, N) → embeddings (B, N, D)."""
+        return self.embedding(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, N, D) → scores (B, N, vocabulary)."""

@@ -69,12 +69,15 @@ def make_lock(
     kernels: Mapping[str, Chosen] | None = None,
     digests: Mapping[str, str] | None = None,
     in_training: Mapping[str, float] | None = None,
+    causality_gate: Mapping[str, Any] | None = None,
 ) -> Lock:
     """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
 
     ``device`` is the resolved one with its name, ``kernels`` the choices of the build by request, ``digests`` those
     of the data and tokenizer, ``in_training`` the part of each held-out split's bytes that stands verbatim in training
-    text, for the record. Imports no torch; versions come from metadata.
+    text, ``causality_gate`` how its exact check ran where that is not float64.
+
+    Imports no torch; versions come from metadata.
     """
     kernels = kernels or {}
     serving = {chosen.backend for chosen in kernels.values()}
@@ -104,6 +107,8 @@ def make_lock(
         ],
         "recipe": checked.resolved,
     }
+    if causality_gate:
+        table["causality_gate"] = dict(causality_gate)
     return Lock(normalised(table), checked.where)
 
 

@@ -58,6 +58,13 @@ class ModelSuite(DerivativeSuite):
         for name, value in (*output.losses.items(), *output.metrics.items()):
             assert value.shape == (), f"{name} is no scalar"
 
+    def test_embeddings_of_ids_give_what_the_ids_give(self, case: Case) -> None:
+        module: Any = self.build(case).eval()
+        with torch.no_grad():
+            embedded = module.embed(self.ids())
+            assert embedded.is_floating_point() and embedded.shape[:2] == (3, self.length)
+            assert_close(module(embedded).hidden, module(self.ids()).hidden, "hidden of embeddings")
+
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
         module: Any = self.lively(case).eval()
         x = torch.randn(3, self.length, self.width(module), dtype=torch.float64)

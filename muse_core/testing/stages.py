@@ -29,6 +29,10 @@ class TokenTable(nn.Module):
         hidden = inputs if inputs.is_floating_point() else self.embedding(inputs)
         return ModelOutput(hidden, {}, {"own": 0.1 * hidden.square().sum()}, {"own_max": hidden.detach().max()})
 
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self.embedding(ids)
+        return embedded
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.head(hidden)
         return scores

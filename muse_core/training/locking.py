@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from muse_core.evaluation.causality import TOLERANCES
 from muse_core.plugins import Registry
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, make_lock
@@ -23,12 +24,17 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     tokenizer and other inputs, where they are known; see ``own_digests`` and ``input_digests``."""
     device = setup.precision.device
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    checked_on, dtype = setup.exact_check
+    gate = {}
+    if dtype != torch.float64:
+        gate = {"device": checked_on.type, "precision": str(dtype), "tolerance": TOLERANCES[dtype]}
     return make_lock(
         checked,
         device=name,
         kernels=setup.kernels.choices,
         digests=own_digests(setup) if digests is None else digests,
         in_training=setup.corpus.in_training,
+        causality_gate=gate,
     )
 
 

@@ -135,9 +135,9 @@ class Run:
                 self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
-        self.setup.causality_gate()
+        sentence = self.setup.causality_gate()
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
-        self.display.say("causality gate: no output depends on a later token or on another row", "green")
+        self.display.say(sentence, "green")
 
     def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""

@@ -16,12 +16,13 @@ from torch import nn
 from muse_core.build import build_model, construct, registered_use
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
-from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts
+from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
 from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.tasks import TaskCorpus, TaskData
 from muse_core.errors import Halted, RecipeError
-from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
+from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
+from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.plan import periods
@@ -161,33 +162,91 @@ class Setup:
         """The recipe's monitors, built."""
         return [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
 
-    def causality_gate(self) -> None:
-        """Both checks of the gate. Raises Halted naming the layer that leaks."""
-        leak = self._exact_leak() or own_precision_leak(
-            self.model,
-            self.corpus.vocabulary_size,
-            min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK),
-            self.precision,
-            routed=any(use.kind == "router" for use in walk(self.recipe.model.options)),
-        )
+    @property
+    def exact_check(self) -> tuple[torch.device, torch.dtype]:
+        """Where and in which precision the causality gate's exact check runs: float64 on the CPU, or the run's own
+        device and the widest precision of a component that has no other (``device_only``, ``widest_precision``)."""
+        return exact_check(self.recipe.model, self.precision.device)
+
+    def causality_gate(self) -> str:
+        """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks."""
+        leak = self._exact_leak() or self._own_leak() or self._gradient_leak()
         if leak is not None:
             raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
+        device, dtype = self.exact_check
+        passed = "causality gate: no output depends on a later token or on another row"
+        if dtype == torch.float64:
+            return passed
+        name = str(dtype).removeprefix("torch.")
+        return f"{passed}; checked on {device} in {name}, where changes under {TOLERANCES[dtype]:g} go unseen"
+
+    def first_batch(self) -> Batch:
+        """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its
+        device."""
+        train = self.recipe.train
+        batch = self.training_data().batch(0)
+        rows = min(len(batch.inputs), max(2, train.micro_batch or train.batch_size))
+        piece = to_device(next(iter(micro_batches(batch, rows))), self.precision.device)
+        return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
     def _exact_leak(self) -> Leak | None:
+        device, dtype = self.exact_check
         backends = ranked(
             (use.name, construct(use, None)) for use in map(registered_use, self.registry.rows("kernel backend"))
         )
+        copy: Any
         copy, _ = build_model(
             self.recipe,
             self.registry,
             vocabulary_size=self.corpus.vocabulary_size,
-            dtype="float64",
+            device=device,
+            dtype=str(dtype).removeprefix("torch."),
             backends=backends,
         )
         copy.load_state_dict(self.model.state_dict())
-        width = getattr(self.recipe.model.options, "width", None)
-        assert width is not None, "a model without a width cannot be given embeddings"
-        return exact_leak(copy.double(), width, self.periods)
+        width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
+        return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
+
+    def _own_leak(self) -> Leak | None:
+        """In the run's own precision: random ids in one document, and the first batch, also as the loop calls it."""
+        length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
+        batch = self.first_batch()
+        tokens = batch.tokens
+        few = tokens._replace(
+            positions=tokens.positions[:2, :length],
+            resets=None if tokens.resets is None else tokens.resets[:2, :length],
+            valid=None if tokens.valid is None else tokens.valid[:2, :length],
+        )
+        routed = any(use.kind == "router" for use in walk(self.recipe.model.options))
+        vocabulary = self.corpus.vocabulary_size
+        real = {"ids": batch.inputs[:2, :length], "tokens": few}
+        for more in ({}, real | {"training": True}):
+            leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=routed, **more)
+            if leak is not None:
+                return leak
+        return None
+
+    def _gradient_leak(self) -> Leak | None:
+        """On two rows of the first batch, one with a document start where there is one."""
+        batch = self.first_batch()
+        resets = batch.tokens.resets
+        with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
+        first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))
+        return gradient_leak(self.model, rows(batch, first, first + 2), self.precision)
+
+
+def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.dtype]:
+    """See ``Setup.exact_check``. Raises RecipeError for a component that needs another device than the run's."""
+    options = [use.options for use in (model, *walk(model.options))]
+    only = [one for one in options if getattr(one, "device_only", None) is not None]
+    for one in only:
+        if one.device_only != device.type:
+            raise RecipeError(
+                f"train.device: {type(one).__name__} runs on {one.device_only} only, and this run is on {device.type}"
+            )
+    names = [getattr(one, "widest_precision", "float64") for one in options]
+    dtype = min((getattr(torch, name) for name in names), key=lambda one: -TOLERANCES[one])
+    return (device if only else torch.device("cpu")), dtype
 
 
 def set_up(

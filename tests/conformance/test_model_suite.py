@@ -45,6 +45,9 @@ class Right(nn.Module):
         mixed = self.mix(self.seen(torch.stack(hidden, dim=1)))
         return self.returned(ModelOutput(mixed, {"sum": before, "count": count}, {}, {}))
 
+    def embed(self, ids):
+        return self.embedding(ids)
+
     def given(self, state):
         return state
 
@@ -56,6 +59,11 @@ class Right(nn.Module):
 
     def logits(self, hidden):
         return self.head(hidden)
+
+
+class EmbedsAnotherWay(Right):
+    def embed(self, ids):
+        return 2 * self.embedding(ids)
 
 
 class SeesTheFuture(Right):
@@ -126,6 +134,7 @@ class TestRight(ModelSuite):
 
 
 CAUGHT = [
+    (EmbedsAnotherWay, "test_embeddings_of_ids_give_what_the_ids_give"),
     (SeesTheFuture, "test_later_tokens_and_other_rows_do_not_matter"),
     (SeesOtherRows, "test_later_tokens_and_other_rows_do_not_matter"),
     (SeesTheFutureInTraining, "test_gradients_of_earlier_logits_are_exactly_zero"),

@@ -68,12 +68,29 @@ def test_seeds_give_other_batches(numbered, order):
     assert not torch.equal(one.inputs, other.inputs)
 
 
+def resets_of(tokens):
+    """(B, N) bool; a batch without a document start has none."""
+    return torch.zeros(tokens.positions.shape, dtype=torch.bool) if tokens.resets is None else tokens.resets
+
+
+def test_a_batch_without_a_document_start_says_so_by_none(numbered):
+    separator = numbered.tokenizer.separator
+    for data in (training(numbered), training(numbered, order="streams")):
+        for step in range(30):
+            batch = data.batch(step)
+            starts = batch.inputs == separator
+            if batch.tokens.resets is None:
+                assert not starts.any()
+            else:
+                assert batch.tokens.resets.any(), "a tensor that marks nothing keeps kernels from their fast path"
+
+
 def test_resets_are_where_documents_start(numbered):
     data = training(numbered)
     separator = numbered.tokenizer.separator
     batches = [data.batch(step) for step in range(30)]
-    assert any(batch.tokens.resets.any() for batch in batches)
-    assert all(torch.equal(batch.tokens.resets, batch.inputs == separator) for batch in batches)
+    assert any(resets_of(batch.tokens).any() for batch in batches)
+    assert all(torch.equal(resets_of(batch.tokens), batch.inputs == separator) for batch in batches)
     assert all(batch.tokens.offset == 0 for batch in batches)
 
 
@@ -88,7 +105,7 @@ def counted_positions(starts):
 def test_positions_count_from_the_document_or_the_window(numbered):
     for step in range(30):
         tokens = training(numbered).batch(step).tokens
-        assert torch.equal(tokens.positions, counted_positions(tokens.resets))
+        assert torch.equal(tokens.positions, counted_positions(resets_of(tokens)))
 
 
 def test_without_document_resets_a_window_is_one_text(numbered):
@@ -124,7 +141,7 @@ def test_streams_reset_at_documents_and_where_an_epoch_begins(numbered, reset_at
         _, batches, rows = epoch_of_streams(numbered, epoch, reset_at_documents=reset_at_documents)
         expected = (rows == numbered.tokenizer.separator) & reset_at_documents
         expected[:, 0] = True
-        assert torch.equal(torch.cat([batch.tokens.resets for batch in batches], 1), expected)
+        assert torch.equal(torch.cat([resets_of(batch.tokens) for batch in batches], 1), expected)
         positions = torch.cat([batch.tokens.positions for batch in batches], 1)
         assert torch.equal(positions, counted_positions(expected)), "positions run on from step to step"
 
@@ -147,7 +164,7 @@ def test_streams_reset_behind_quarantined_data(numbered):
     before, behind, later = (data.batch(step, [(3, 5)]) for step in (2, 3, 4))
     assert same(before, data.batch(2))
     assert torch.equal(behind.inputs, data.batch(5).inputs) and torch.equal(later.inputs, data.batch(6).inputs)
-    assert behind.tokens.resets[:, 0].all() and not later.tokens.resets[:, 0].all()
+    assert resets_of(behind.tokens)[:, 0].all() and not resets_of(later.tokens)[:, 0].all()
     assert behind.tokens.offset == 3 * LENGTH, "the stream position counts what is read"
 
 

@@ -31,7 +31,7 @@ class NewPlugin(nn.Module):
 
     def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
         """``inputs``: ids (B, N) or embeddings (B, N, D). ``tokens`` None: one document in every row."""
-        x = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        x = inputs if inputs.is_floating_point() else self.embed(inputs)
         if tokens is None:
             tokens = Tokens(torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1))
         memory = self.span - 1
@@ -41,6 +41,10 @@ class NewPlugin(nn.Module):
         window = torch.cat([earlier(stream, document, lag, self.span) for lag in range(self.span)], dim=-1)
         hidden = self.norm(x + self.output(F.gelu(self.input(window))))
         return ModelOutput(hidden, {"inputs": last_inputs(stream, document, memory, tokens.valid)}, {}, {})
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, N) → embeddings (B, N, D)."""
+        return self.embedding(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, N, D) → scores (B, N, vocabulary)."""

@@ -1,0 +1,158 @@
+"""Layers that see what they may not, each on one path only: every one is refused before training, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import Batch, LayerOutput, Tokens
+from muse_core.errors import Halted
+from muse_core.evaluation.causality_gradients import cuts, gradient_leak
+from muse_core.training.setup import Setup
+
+BLOCK = [{"use": "attention", "heads": 2}, {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}]
+
+
+def shifted(x: Tensor, by: int = 1) -> Tensor:
+    """The token ``by`` places later, zero where there is none."""
+    if by >= x.shape[1]:
+        return torch.zeros_like(x)
+    return torch.cat([x[:, by:], torch.zeros_like(x[:, :by])], 1)
+
+
+class Leaky(nn.Module):
+    """The layer ``inner`` with a leak beside it."""
+
+    def __init__(self, inner: nn.Module, leak: Callable[..., Tensor | None]):
+        super().__init__()
+        self.inner = inner
+        self.leak = leak
+
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Tokens) -> LayerOutput:
+        step = self.inner(x, state, signals, tokens)
+        seen = self.leak(self, x, state, tokens)
+        return step if seen is None else step._replace(update=step.update + 0.1 * seen)
+
+
+def batch_statistics(layer: Any, x: Tensor, state: Any, tokens: Tokens) -> Tensor | None:
+    return x - x.mean((0, 1), keepdim=True) if layer.training else None
+
+
+def dropout_by_the_future(layer: Any, x: Tensor, state: Any, tokens: Tokens) -> Tensor | None:
+    """Keeps more of a token where the next is large."""
+    if not layer.training:
+        return None
+    keep = 0.5 + 0.4 * torch.tanh(shifted(x)[..., :1])
+    return x * (torch.rand_like(keep) < keep)
+
+
+def one_value(layer: Any, x: Tensor, state: Any, tokens: Tokens) -> Tensor:
+    """Only where the next token's first number is large."""
+    later = shifted(x)
+    return torch.where(later[..., :1] > 1.0, later, 0.0)
+
+
+LEAKS: dict[str, Callable[..., Tensor | None]] = {
+    "next token": lambda layer, x, state, tokens: shifted(x),
+    "with a resets tensor only": lambda layer, x, state, tokens: None if tokens.resets is None else shifted(x),
+    "with a document start only": lambda layer, x, state, tokens: (
+        None if tokens.resets is None or not tokens.resets[:, 1:].any() else shifted(x)
+    ),
+    "without a resets tensor only": lambda layer, x, state, tokens: shifted(x) if tokens.resets is None else None,
+    "in training mode only": lambda layer, x, state, tokens: shifted(x) if layer.training else None,
+    "with gradients enabled only": lambda layer, x, state, tokens: shifted(x) if torch.is_grad_enabled() else None,
+    "in training, without a gradient": lambda layer, x, state, tokens: shifted(x).detach() if layer.training else None,
+    "at distance 70": lambda layer, x, state, tokens: shifted(x, 70),
+    "beyond the second period": lambda layer, x, state, tokens: (
+        torch.where(torch.arange(x.shape[1])[:, None] >= 16, shifted(x), 0.0)
+    ),
+    "batch statistics": batch_statistics,
+    "normalisation over time": lambda layer, x, state, tokens: x / (1 + x.std(1, keepdim=True)),
+    "one token value": one_value,
+    "the last token": lambda layer, x, state, tokens: x[:, -1:].expand_as(x),
+    "magnitude 1e-6": lambda layer, x, state, tokens: 1e-5 * shifted(x),
+    "with carried state only": lambda layer, x, state, tokens: None if state is None else shifted(x),
+    "through dropout": dropout_by_the_future,
+    "another row": lambda layer, x, state, tokens: x.roll(1, 0),
+}
+
+
+@pytest.fixture
+def setup(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
+    train = {"sequence_length": 96, "batch_size": 4}
+    return prepare(table(model={"width": 32, "depth": 2, "block": BLOCK}, train=train))
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_every_leak_is_refused_before_training_and_named(setup: Setup, name: str, monkeypatch: Any) -> None:
+    block = setup.model.blocks[1]
+
+    def leaky(model: Any) -> Any:
+        inner = model.blocks[1]
+        inner.add_module("attention", Leaky(inner.get_submodule("attention"), LEAKS[name]))
+        return model
+
+    block.add_module("attention", Leaky(block.get_submodule("attention"), LEAKS[name]))
+    from muse_core.training import setup as module
+
+    build = module.build_model
+
+    def build_leaky(*arguments: Any, **more: Any) -> Any:
+        model, kernels = build(*arguments, **more)
+        return leaky(model), kernels
+
+    monkeypatch.setattr(module, "build_model", build_leaky)
+    with pytest.raises(Halted, match=r"blocks\.1\.attention|the model") as caught:
+        setup.causality_gate()
+    assert "nothing was trained" in str(caught.value)
+    assert "blocks.1.attention" in str(caught.value), str(caught.value)
+
+
+def test_a_leak_in_a_signal_is_named_by_the_layer_that_publishes_it(
+    table: Callable[..., Any], prepare: Callable[[Any], Setup]
+) -> None:
+    """The layer's own update is causal; what a later layer reads of it is not."""
+    block = [
+        {"use": "fast-weights", "heads": 2},
+        {"use": "resolvent", "heads": 4, "potential": ["hermitian", "memory-feedback"]},
+    ]
+    setup = prepare(table(model={"width": 32, "depth": 1, "block": block}))
+
+    class LeakySignal(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor, state: Any, signals: Any, tokens: Tokens) -> LayerOutput:
+            step = self.inner(x, state, signals, tokens)
+            name, value = next(iter(step.signals.items()))
+            return step._replace(signals={**step.signals, name: value + shifted(value)})
+
+    inner = setup.model.blocks[0]
+    inner.add_module("fast-weights", LeakySignal(inner.get_submodule("fast-weights")))
+    leak = gradient_leak(setup.model, setup.first_batch(), setup.precision)
+    assert leak is not None and leak.layer == "blocks.0.fast-weights"
+
+
+def test_the_check_leaves_the_model_as_it_was(setup: Setup) -> None:
+    before = {name: value.clone() for name, value in setup.model.state_dict().items()}
+    random = torch.get_rng_state()
+    setup.model.train()
+    setup.causality_gate()
+    assert setup.model.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in setup.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in setup.model.parameters())
+
+
+def test_one_cut_is_at_a_document_start() -> None:
+    resets = torch.zeros(3, 10, dtype=torch.bool)
+    resets[:, 0] = True
+    resets[1, 4] = True
+    ids = torch.zeros(3, 10, dtype=torch.long)
+    batch = Batch(ids, ids, torch.ones_like(resets), Tokens(ids, resets=resets))
+    assert [tuple(cut) for cut in cuts(batch)] == [(1, 4), (1, 5)]
+    assert [tuple(cut) for cut in cuts(batch._replace(tokens=Tokens(ids)))] == [(0, 5)]
