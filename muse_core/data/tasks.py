@@ -4,7 +4,6 @@ split and index, so there is nothing to encode and no epoch ends."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -13,35 +12,9 @@ import numpy as np
 from muse_core.contracts import Batch, TaskSource
 from muse_core.data.permutation import data_step
 from muse_core.data.token_files import Split
-from muse_core.data.tokenizers import Tokenizer
+from muse_core.data.tokenizers import Numbers, Tokenizer
 from muse_core.errors import DataError, RecipeError
 from muse_core.recipe.schema import Data
-
-
-class Numbers(Tokenizer):
-    """The tokens of a task: numbers that stand for no text. There is no separator among them."""
-
-    separator = -1
-
-    def __init__(self, size: int):
-        self.size = size
-
-    @property
-    def pieces(self) -> Sequence[bytes]:
-        return [f"{number} ".encode() for number in range(self.size)]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Reads numbers apart by spaces. Raises DataError for anything else."""
-        try:
-            found = [np.array([int(word) for word in text.split()], dtype=np.int64) for text in texts]
-        except ValueError as error:
-            raise DataError(f"the tokens of a task are numbers below {self.size}, apart by spaces: {error}") from None
-        if any(ids.size and not 0 <= ids.min() <= ids.max() < self.size for ids in found):
-            raise DataError(f"the tokens of a task are numbers below {self.size}")
-        return found
-
-    def to_json(self) -> str:
-        return json.dumps({"kind": "numbers", "size": self.size})
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
+from muse_core.errors import DataError
 from muse_core.recipe.schema import GPT2, BytePair, Bytes, OfRun
 
 
@@ -81,8 +82,6 @@ def from_json(text: str) -> Tokenizer:
 
             return byte_pair.restore(json.dumps(model), separator)
         case {"kind": "numbers", "size": int(size)}:
-            from muse_core.data.tasks import Numbers
-
             return Numbers(size)
     raise ValueError("not the description of a tokenizer")
 
@@ -92,3 +91,29 @@ def _library() -> str:
     import tokenizers
 
     return f"tokenizers {tokenizers.__version__}"
+
+
+class Numbers(Tokenizer):
+    """The tokens of a task: numbers that stand for no text. There is no separator among them."""
+
+    separator = -1
+
+    def __init__(self, size: int):
+        self.size = size
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        return [f"{number} ".encode() for number in range(self.size)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Reads numbers apart by spaces. Raises DataError for anything else."""
+        try:
+            found = [np.array([int(word) for word in text.split()], dtype=np.int64) for text in texts]
+        except ValueError as error:
+            raise DataError(f"the tokens of a task are numbers below {self.size}, apart by spaces: {error}") from None
+        if any(ids.size and not 0 <= ids.min() <= ids.max() < self.size for ids in found):
+            raise DataError(f"the tokens of a task are numbers below {self.size}")
+        return found
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "numbers", "size": self.size})

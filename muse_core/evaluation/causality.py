@@ -108,7 +108,7 @@ def exact_leak(
     few = sorted({length // 2, length - 1})
     for number, variant in enumerate(VARIANTS):
         # Row 0 stays as it is; each of the others is changed at one position.
-        tried = few if number else positions
+        tried = positions if variant.training or not number else few
         changed = base.repeat(1 + len(tried), 1, 1).to(device, dtype)
         for row, (position, more) in enumerate(zip(tried, noise), 1):
             changed[row, position] += more.to(device, dtype)

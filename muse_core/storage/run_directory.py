@@ -22,7 +22,7 @@ from muse_core.storage.disk import (
 
 MAX_RECIPE_BYTES = 4 * 2**20
 STARTED = (
-    "recipe.toml", "muse.lock.toml", "source.toml", "metrics.jsonl", "events.jsonl", "checkpoints", "stages",
+    "recipe.toml", "muse.lock.toml", "source.toml", "tokenizer.json", "metrics.jsonl", "events.jsonl", "checkpoints", "stages",
     "tensorboard",
 )
 """What a run writes before its first checkpoint."""

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.data.batches import evaluation_batches, prepare_corpus
+from muse_core.data.batches import evaluation_batches
+from muse_core.data.corpus import prepare_corpus
 from muse_core.data.documents import SPLITS
 from muse_core.data.sources import cache_folder
 from muse_core.data.token_files import Unusable, read_header

@@ -189,5 +189,5 @@ def test_a18_files_that_are_no_vocabulary_are_sentences(tmp_path, content):
 def test_a18_tokenizer_files_that_are_pipes_or_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
-        with pytest.raises(DataError, match="not a file: give the path of a tokenizer file"):
+        with pytest.raises(DataError, match="cannot read the tokenizer file"):
             make_tokenizer(GPT2(vocab=path, merges=path), [])

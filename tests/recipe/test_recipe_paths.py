@@ -80,7 +80,7 @@ def test_a18_unusable_paths_are_sentences(project, path, said):
 
 def test_a18_extends_with_a_null_character_is_a_sentence(project):
     (project / "bad.toml").write_text('extends = "a\\u0000b.toml"\n')
-    with pytest.raises(RecipeError, match=r"bad\.toml:1: extends: must be text without control characters"):
+    with pytest.raises(RecipeError, match=r"bad\.toml:1: extends: must be a path without control characters"):
         read_recipe(project / "bad.toml")
 
 

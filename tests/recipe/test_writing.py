@@ -96,7 +96,7 @@ def test_the_resolved_recipe_holds_every_default(registry):
         "use": "memory", "heads": 4, "period": 64, "filters": [], "spread": [1.0, 0.5], "at": "::2"}
     assert resolved["train"]["optimizer"] == {
         "use": "muon", "learning_rate": 0.02, "momentum": 0.5, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
-    assert resolved["init"] == {"from": "runs/a", "rename": []}
+    assert resolved["init"] == {"from": os.path.abspath("runs/a"), "rename": [], "fresh": []}
     assert resolved["stages"] == [{"use": "train"}]
     numbers = resolved["train"]["max_seconds"], resolved["model"]["block"][0]["gain"]
     assert [type(number) for number in numbers] == [float, float]

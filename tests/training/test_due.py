@@ -77,7 +77,7 @@ def loop_of(prepare: Any, tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
 
     def make(recipe: dict[str, Any]) -> Any:
         setup = prepare(recipe)
-        with opened(setup, tmp_path / "run", recipe) as run, Stop(None, already=0.0) as stop:
+        with opened(setup, tmp_path / "run", recipe) as run, Stop(None) as stop:
             from muse_core.build import construct
 
             use: Use = setup.recipe.stages[0]

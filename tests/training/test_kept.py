@@ -32,7 +32,7 @@ def test_a_cache_that_cannot_be_written_is_read(table: Any, registry: Any, tmp_p
 
 
 def test_a_home_that_does_not_exist_is_a_sentence() -> None:
-    with pytest.raises(DataError, match="data.cache: ~nobody-of-this-name/x"):
+    with pytest.raises(DataError, match="data.cache: '~nobody-of-this-name/x'"):
         cache_folder("~nobody-of-this-name/x")
     with pytest.raises(DataError, match="write the whole path"):
         read_tokenizer_file("~nobody-of-this-name/vocab.json")

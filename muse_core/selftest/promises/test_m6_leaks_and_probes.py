@@ -94,8 +94,8 @@ class Probing:
 def test_probes_that_fail_leave_every_loss_as_it_was(tmp_path, trial):
     recipe = recipe_table(tmp_path, train={"steps": 10})
     for name, answer in (("without", None), ("raising", ZeroDivisionError("oh")), ("nan", math.nan)):
-        board = None if answer is None else MonitorGroup([(PROBING, Probing(answer))])
-        with loop_of(tmp_path / name, recipe, board=board) as loop:
+        monitors = None if answer is None else MonitorGroup([(PROBING, Probing(answer))])
+        with loop_of(tmp_path / name, recipe, monitors=monitors) as loop:
             loop.run()
         assert losses(tmp_path / name) == losses(tmp_path / "without")
     warned = events(tmp_path / "raising", "warning")

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from muse_core.data.sources import expanded
 from muse_core.errors import DataError
 
 TABLES = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
@@ -69,7 +68,10 @@ def format_of(path: Path) -> str:
 def _expand(given: str) -> list[Path]:
     if not given:
         raise DataError('is empty: name a file, a folder ("." for this one) or a pattern')
-    path = expanded(given, "data.paths")
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{given!r} leads to no file: there is no such home directory - write the whole path") from error
     walk = _Walk()
     try:
         if path.is_dir():
