@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -25,7 +25,7 @@ from muse_core.errors import DataError
 from muse_core.recipe.schema import Data, OfRun
 from muse_core.storage.disk import ADVICE
 from muse_core.training import overlap
-from muse_core.training.kept import Kept
+from muse_core.training.kept import Kept, tokenizer_of
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -101,8 +101,8 @@ class KeptCorpus:
 
     @property
     def in_training(self) -> Mapping[str, float]:
-        """See ``Corpus``."""
-        return self.text.in_training
+        """See ``Corpus``; as the run's lock has it."""
+        return dict(self._kept.lock.table.get("held_out_in_training", {}))
 
     @property
     def byte_lengths(self) -> np.ndarray:
@@ -161,10 +161,10 @@ def prepare_corpus(
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     if kept is None:
-        return _in_cache(data, source, seed, cache, digest_with(tokenizers.identity(data.tokenizer)), report, None,
+        return _in_cache(data, source, seed, cache, digest_with(_identity(data.tokenizer)), report, None,
                          fingerprint)
     by_run = tokenizers.given(kept.tokenizer)
-    own = digest_with(by_run if isinstance(data.tokenizer, OfRun) else tokenizers.identity(data.tokenizer))
+    own = digest_with(by_run if isinstance(data.tokenizer, OfRun) else _identity(data.tokenizer))
     if exact and own != kept.data_digest:
         raise _another(kept)
     if own == kept.data_digest:
@@ -174,6 +174,20 @@ def prepare_corpus(
     # In a folder of its own: what the text would give today is another tokenizer, or not known without training it.
     found = _in_cache(data, source, seed, cache, digest_with(by_run), report, kept.tokenizer, fingerprint)
     return attrs.evolve(found, digest=own) if own == kept.data_digest else found
+
+
+def _identity(options: Any) -> str:
+    """What of the tokenizer that a recipe asks for decides the encoded text."""
+    if isinstance(options, OfRun):
+        return tokenizers.given(tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from"))
+    return tokenizers.identity(options)
+
+
+def _made(options: Any, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer itself; ``texts`` are read only where it is learned from them."""
+    if isinstance(options, OfRun):
+        return tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from")
+    return tokenizers.make_tokenizer(options, texts)
 
 
 def _readable(folder: Path, digest: str) -> Corpus | None:
@@ -258,7 +272,7 @@ def _encode(
         }
         if tokenizer is None:
             report("making the tokenizer", 0, None)
-            tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))
+            tokenizer = _made(data.tokenizer, (documents.text(i) for i in chosen["train"]))
         files = work / "files"
         files.mkdir()
         (files / "tokenizer.json").write_text(tokenizer.to_json())

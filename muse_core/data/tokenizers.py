@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
 from muse_core.errors import DataError
-from muse_core.recipe.schema import GPT2, BytePair, Bytes, OfRun
+from muse_core.recipe.schema import GPT2, BytePair, Bytes
 
 
 class ByteTokenizer(Tokenizer):
@@ -38,8 +37,6 @@ def identity(options: Any) -> str:
         case GPT2(vocab=vocab, merges=merges):
             digests = (hashlib.sha256(read_tokenizer_file(path).encode()).hexdigest() for path in (vocab, merges))
             return f"gpt2/{'/'.join(digests)}/{_library()}"
-        case OfRun():
-            return given(make_tokenizer(options, ()))
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 
@@ -49,7 +46,7 @@ def given(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that ``options`` (Bytes, BytePair, GPT2 or OfRun of the recipe's schema) describe.
+    """The tokenizer that ``options`` (Bytes, BytePair or GPT2 of the recipe's schema) describe.
 
     texts: the training split, read only by one that learns. DataError when files are unusable or the text supports
     fewer tokens than asked for.
@@ -65,10 +62,6 @@ def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
             from muse_core.data import byte_pair
 
             return byte_pair.read_files(vocab, merges)
-        case OfRun(from_=run):
-            from muse_core.training.kept import tokenizer_of
-
-            return tokenizer_of(Path(run), asked_by="data.tokenizer.from")
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 

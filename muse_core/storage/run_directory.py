@@ -22,8 +22,8 @@ from muse_core.storage.disk import (
 
 MAX_RECIPE_BYTES = 4 * 2**20
 STARTED = (
-    "recipe.toml", "muse.lock.toml", "source.toml", "tokenizer.json", "metrics.jsonl", "events.jsonl", "checkpoints", "stages",
-    "tensorboard",
+    "recipe.toml", "muse.lock.toml", "source.toml", "tokenizer.json", "metrics.jsonl", "events.jsonl", "checkpoints",
+    "stages", "tensorboard",
 )
 """What a run writes before its first checkpoint."""
 

@@ -110,7 +110,8 @@ def test_without_its_text_a_run_says_the_same(project: Path, muse: Callable) -> 
     text = project / "text.txt"
     moved(project / "run", text)
     text.write_text(paragraphs(60, "zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich".split()))
-    assert muse(*prompt).stdout == first.stdout
+    again = muse(*prompt)
+    assert again.stdout == first.stdout, again.stderr
     measured = muse("diagnose", project / "run", "--text", "the quick brown fox", "--json")
     assert measured.returncode == 0, measured.stderr
     refused = muse("diagnose", project / "run")
@@ -118,7 +119,8 @@ def test_without_its_text_a_run_says_the_same(project: Path, muse: Callable) -> 
     refused = muse("cost", project / "run", "--length", 16, "--reach", 16, "--repeats", 1)
     assert refused.returncode == 3 and "digests.data" in refused.stderr
     text.unlink()
-    assert muse(*prompt).stdout == first.stdout
+    again = muse(*prompt)
+    assert again.stdout == first.stdout, again.stderr
     assert muse("cost", project / "run", "--length", 16, "--repeats", 1).returncode == 0
     assert not any((project.parent / "empty").glob("corpora/*")), "no text was encoded"
 

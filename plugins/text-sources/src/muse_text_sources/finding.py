@@ -71,7 +71,7 @@ def _expand(given: str) -> list[Path]:
     try:
         path = Path(given).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{given!r} leads to no file: there is no such home directory - write the whole path") from error
+        raise DataError(f"{given!r} leads to no file: there is no such home directory; write the path") from error
     walk = _Walk()
     try:
         if path.is_dir():
