@@ -48,7 +48,8 @@ class LayerOutput(NamedTuple):
     signals: dict[str, Tensor] = {}
     """(B, N, …): exactly the names in ``context.publish``."""
     losses: dict[str, Tensor] = {}
-    """Scalars, already weighted, summed over valid tokens."""
+    """Scalars, already weighted, summed over valid tokens. The objective scales them by counted / valid tokens, so that a
+    weight per token means the same in text and in tasks where few labels count."""
     metrics: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
     weighted by tokens. What a nested component measures stands under the name of its module within the layer, as

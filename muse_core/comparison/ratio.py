@@ -14,10 +14,12 @@ import numpy as np
 
 from muse_core.errors import StorageError
 
-RESAMPLES = 2000
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
 NORMAL = 1.96
+FEW_DOCUMENTS = 40
+"""Below so many documents of equal size a report says that the interval is unreliable: where effects follow length,
+simulated coverage was 0.917 to 0.939 with 5 to 24, 0.929 and 0.938 with 45 (two simulations), and 0.941 with 88."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +33,8 @@ class Paired:
     """95 % interval; see ``paired``."""
     seeds: int
     by_seed: tuple[float, ...]
+    documents: float
+    """Documents of equal size that say as much as those read: (Σ size)² / Σ size² (Kish 1965)."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -61,23 +65,25 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
     """Compare runs seed by seed; the keys are the seeds, and both need the same.
 
     The interval has two parts, added as independent ones are. Of the seeds: Student's t over the S paired values. Of
-    the text: a bootstrap over documents, each drawn with all its rows in both arms and all seeds. With one seed there
-    is only the second, which says nothing of the spread of training. Ratios are treated as logarithms.
+    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both arms and all seeds,
+    times Student's t for as many documents of equal size as weigh the same. A bootstrap with the normal quantile held
+    the truth in 0.79 to 0.94 of cases with 8 to 40 documents. With one seed there is only the text, which says nothing
+    of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
     """
     seeds = sorted(arm)
     assert seeds and seeds == sorted(base)
     documents = np.unique(np.concatenate([arm[seed].document for seed in seeds]))
     sums = [[_by_document(runs[seed], documents) for runs in (arm, base)] for seed in seeds]
-    whole = np.ones((1, len(documents)))
-    values = _values(sums, whole, ratio)[:, 0]
-    draws = np.random.default_rng(0).multinomial(
-        len(documents), np.full(len(documents), 1 / len(documents)), size=RESAMPLES
-    )
-    of_text = NORMAL * float(_values(sums, draws, ratio).mean(0).std())
-    of_seeds = 0.0
+    count = len(documents)
+    values = _values(sums, np.ones((1, count)), ratio)[:, 0]
+    sizes = sums[0][1][1]
+    effective = float(sizes.sum() ** 2 / np.square(sizes).sum())
+    of_text = of_seeds = 0.0
+    if count > 1:
+        without = _values(sums, np.ones((count, count)) - np.eye(count), ratio).mean(0)
+        of_text = _student(effective - 1) * math.sqrt((count - 1) * float(without.var()))
     if len(seeds) > 1:
-        student = STUDENT[len(seeds) - 2] if len(seeds) - 2 < len(STUDENT) else 2.0
-        of_seeds = student * float(values.std(ddof=1)) / math.sqrt(len(seeds))
+        of_seeds = _student(len(seeds) - 1) * float(values.std(ddof=1)) / math.sqrt(len(seeds))
     mean, half = float(values.mean()), math.hypot(of_text, of_seeds)
     shown = math.exp if ratio else float
     return Paired(
@@ -86,7 +92,15 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
         high=shown(mean + half),
         seeds=len(seeds),
         by_seed=tuple(shown(float(value)) for value in values),
+        documents=effective,
     )
+
+
+def _student(freedom: float) -> float:
+    """97.5 % quantile of Student's t, degrees of freedom rounded down; beyond the table the expansion of Fisher and
+    Cornish (1960)."""
+    whole = max(int(freedom + 1e-9), 1)
+    return STUDENT[whole - 1] if whole <= len(STUDENT) else NORMAL + 2.372 / whole + 2.82 / whole**2
 
 
 def _by_document(run: Measured, documents: np.ndarray) -> np.ndarray:

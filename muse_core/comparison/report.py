@@ -20,7 +20,7 @@ from muse_core.comparison.cells import (
     tuning_cells,
 )
 from muse_core.comparison.plan import ComparisonPlan, Read, Value, value_name
-from muse_core.comparison.ratio import paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, paired, read_rows
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
 from muse_core.storage.canonical_json import spelled
@@ -154,6 +154,10 @@ def markdown(report: dict[str, Any]) -> str:
         )
     if any(len(arm["seeds"]) == 1 for arm in report["arms"]):
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
+    few = [arm["against_baseline"]["documents"] for arm in report["arms"] if arm.get("against_baseline")]
+    if few and min(few) < FEW_DOCUMENTS:
+        lines += ["", f"The text weighs as {min(few):.0f} documents of equal size: with fewer than {FEW_DOCUMENTS} the "
+                  "interval is unreliable - evaluate on more documents before a claim."]
     lines += [
         f"\n{arm['cut_short']} of {len(arm['seeds'])} runs of {arm['name']} were cut short by train.max_seconds."
         for arm in report["arms"] if arm.get("cut_short")

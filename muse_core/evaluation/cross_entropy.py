@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,6 +51,18 @@ def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         losses.append(F.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none"))
         correct.append(scores.argmax(-1) == wanted)
     return torch.cat(losses).view_as(batch.labels), torch.cat(correct).view_as(batch.labels)
+
+
+def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The layers' own losses, sums over valid tokens, as sums over counted tokens of their mean per valid token.
+
+    The loop divides everything by the counted targets; scaled by counted / valid tokens of the micro-batch, a weight
+    per token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
+    """
+    valid = batch.tokens.valid
+    tokens = batch.loss_mask.numel() if valid is None else valid.sum().clamp(min=1)
+    share = batch.loss_mask.sum() / tokens
+    return {name: value * share for name, value in losses.items()}
 
 
 def _labels(batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Held-out loss, perplexity and bits per byte, with a bootstrap interval over sequences."""
+"""Held-out loss, perplexity and bits per byte, with a bootstrap interval over documents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HeldOut:
     """Nats per token."""
     bits_per_byte: float
     low: float
-    """2.5 % quantile of bits per byte over resampled sequences."""
+    """2.5 % quantile of bits per byte over resampled documents."""
     high: float
     """97.5 % quantile."""
     tokens: int
@@ -81,11 +81,13 @@ def held_out(
     byte_lengths: np.ndarray,
     precision: Precision,
     *,
+    documents: np.ndarray | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> HeldOut | None:
     """Read every batch once from a fresh state. None when ``interrupted`` becomes true on the way.
 
-    ``byte_lengths`` (V,): UTF-8 bytes of each token. Raises DataError when there is nothing to read.
+    ``byte_lengths`` (V,): UTF-8 bytes of each token. ``documents`` (rows,): the document of each row, None where every
+    row is one of its own. Raises DataError when there is nothing to read.
     """
     nats: list[np.ndarray] = []
     sizes: list[np.ndarray] = []
@@ -110,7 +112,7 @@ def held_out(
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
     per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
-    low, high = _interval(per_row, bytes_per_row)
+    low, high = _interval(per_row, bytes_per_row, documents)
     total_bytes = int(bytes_per_row.sum())
     return HeldOut(
         loss=float(per_row.sum() / tokens),
@@ -127,8 +129,13 @@ def held_out(
     )
 
 
-def _interval(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of Σ nats / (ln 2 · Σ bytes), resampling rows, with a fixed generator."""
+def _interval(nats: np.ndarray, sizes: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
+    """95 % bootstrap interval of Σ nats / (ln 2 · Σ bytes), resampling documents with all their rows, with a fixed
+    generator."""
+    if documents is not None:
+        assert len(documents) == len(nats)
+        place = np.unique(documents, return_inverse=True)[1]
+        nats, sizes = np.bincount(place, nats), np.bincount(place, sizes)
     draws = np.random.default_rng(0).multinomial(len(nats), np.full(len(nats), 1 / len(nats)), size=RESAMPLES)
     ratios = (draws @ nats) / np.log(2) / np.maximum(draws @ sizes, 1)
     return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))

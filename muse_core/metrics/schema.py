@@ -59,7 +59,7 @@ MEASURED = (
     Key("loss", NUMBER, "nats per token", "Cross-entropy of the next token on held-out text."),
     Key("perplexity", NUMBER, "per token", "e^loss."),
     Key("bits_per_byte", NUMBER, "bits per byte", "Nats of all tokens over ln 2 over the UTF-8 bytes of the text."),
-    Key("bits_per_byte_low", NUMBER, "bits per byte", "2.5 % quantile over resampled sequences."),
+    Key("bits_per_byte_low", NUMBER, "bits per byte", "2.5 % quantile over resampled documents."),
     Key("bits_per_byte_high", NUMBER, "bits per byte", "97.5 % quantile."),
     Key("accuracy", NUMBER, "", "Share of tokens to which the model gave the highest score."),
     Key("tokens", COUNT, "tokens", "Tokens scored."),

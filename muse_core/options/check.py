@@ -24,7 +24,9 @@ SCALARS = (bool, int, float, str)
 AROUND: dict[str, frozenset[str]] = {
     "layer": frozenset({"at", "name"}),
     "initializer": frozenset({"match"}),
-    "source": frozenset({"tokenizer", "order", "reset_at_documents", "validation", "test", "split_seed", "cache", "near_duplicates"}),
+    "source": frozenset({
+        "tokenizer", "order", "reset_at_documents", "validation", "test", "split_seed", "cache", "near_duplicates",
+    }),
 }
 """Namespace → keys of the table in which such a component stands inline; a test compares them with the schema."""
 

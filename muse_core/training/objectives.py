@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from muse_core.contracts import Batch, Result, State
-from muse_core.evaluation.cross_entropy import cross_entropy
+from muse_core.evaluation.cross_entropy import cross_entropy, per_counted
 from muse_core.training.stages import EvaluateOptions, TrainOptions
 
 
@@ -17,8 +17,9 @@ class NextToken:
     def __call__(self, model: Any, batch: Batch, state: State) -> Result:
         output = model(batch.inputs, state, batch.tokens)
         entropy = cross_entropy(model, output.hidden, batch)
-        total = entropy + sum(output.losses.values(), start=torch.zeros_like(entropy))
-        losses = {name: value.detach() for name, value in output.losses.items()}
+        own = per_counted(output.losses, batch)
+        total = entropy + sum(own.values(), start=torch.zeros_like(entropy))
+        losses = {name: value.detach() for name, value in own.items()}
         return Result(total, {"cross_entropy": entropy.detach()} | losses, output.metrics, output.state)
 
     def state_dict(self) -> dict[str, Any]:

@@ -123,14 +123,13 @@ class Setup:
     ) -> HeldOut | None:
         """Held-out measures on the first ``tokens`` tokens of a split, at ``multiple`` × the training length."""
         train = self.recipe.train
-        batches = self.held_out_batches(
-            split,
-            train.sequence_length * multiple,
-            rows=max(1, (train.micro_batch or train.batch_size) // multiple),
-            tokens=tokens,
-            span=train.sequence_length * max(self.recipe.evaluate.lengths),
+        length, span = train.sequence_length * multiple, train.sequence_length * max(self.recipe.evaluate.lengths)
+        rows = max(1, (train.micro_batch or train.batch_size) // multiple)
+        batches = self.held_out_batches(split, length, rows=rows, tokens=tokens, span=span)
+        documents = self.held_out_documents(split, length, tokens=tokens, span=span)
+        return held_out(
+            self.model, batches, self.corpus.byte_lengths, self.precision, documents=documents, interrupted=interrupted
         )
-        return held_out(self.model, batches, self.corpus.byte_lengths, self.precision, interrupted=interrupted)
 
     def canary(self, sequences: int) -> Iterator[Batch]:
         """Batches of up to ``sequences`` sequences of the text on which monitors judge."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from muse_core.contracts import Batch, Result, State
+from muse_core.evaluation.cross_entropy import per_counted
 
 from new_plugin.options import NewPluginOptions
 
@@ -29,7 +30,7 @@ class NormalisedScores:
         surprise = log_z - scores.gather(-1, labels[..., None])[..., 0]
         entropy = torch.where(batch.loss_mask, surprise, 0.0).sum()
         penalty = self.weight * torch.where(batch.loss_mask, log_z.square(), 0.0).sum()
-        losses = {"cross_entropy": entropy, "normaliser": penalty} | output.losses
+        losses = {"cross_entropy": entropy, "normaliser": penalty} | per_counted(output.losses, batch)
         detached = {name: value.detach() for name, value in losses.items()}
         return Result(sum(losses.values()), detached, output.metrics, output.state)
 
