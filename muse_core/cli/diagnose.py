@@ -23,20 +23,23 @@ def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
     """Show signals and measures of every layer of RUN, a run directory, at its start and as trained.
 
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
-    tokens and heads.
+    tokens and heads. A model that has checks of its own adds them.
     """
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.diagnostics import diagnose as read
+        from muse_core.evaluation.diagnostics import own_checks
 
         start, now = (read(run, text, weights=weights, tokens=tokens) for weights in ("start", "newest"))
+        tables = own_checks(run)
         before, after = start.ranges(), now.ranges()
         if as_json:
             rows = [
                 {"quantity": quantity, "layer": layer, "start": list(before[quantity, layer]), "trained": list(values)}
                 for (quantity, layer), values in after.items()
             ]
-            print(json.dumps({"loss": {"start": start.loss, "trained": now.loss}, "rows": rows}, indent=2))
+            losses = {"start": start.loss, "trained": now.loss}
+            print(json.dumps({"loss": losses, "rows": rows, "checks": tables}, indent=2))
             return
         from rich.console import Console
         from rich.table import Table
@@ -48,6 +51,12 @@ def diagnose(run: Path, text: str | None, tokens: int, as_json: bool) -> None:
             for (quantity, owner), values in after.items():
                 if owner == layer:
                     table.add_row(quantity, _told(before[quantity, layer]), _told(values))
+            console.print(table)
+            console.print()
+        for title, values in tables.items():
+            table = Table(title, "", box=None, header_style="dim")
+            for name, value in values.items():
+                table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
             console.print(table)
             console.print()
         console.print(f"loss {start.loss:.4f} nats/token at the start, {now.loss:.4f} trained")

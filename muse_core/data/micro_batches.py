@@ -22,6 +22,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
             None if tokens.resets is None else tokens.resets[start:stop],
             None if tokens.valid is None else tokens.valid[start:stop],
         ),
+        {name: value[start:stop] for name, value in batch.extra.items()},
     )
 
 
@@ -52,4 +53,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             None if tokens.resets is None else move(tokens.resets),
             None if tokens.valid is None else move(tokens.valid),
         ),
+        {name: move(value) for name, value in batch.extra.items()},
     )

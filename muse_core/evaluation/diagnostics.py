@@ -93,6 +93,17 @@ def diagnose(
     return Diagnosis(loss=loss, signals=signals, metrics=metrics)
 
 
+def own_checks(run: Path) -> dict[str, dict[str, float | str]]:
+    """The measures that the model of a run adds itself, with its newest weights; see ``contracts.Checks``. None for
+    most. Raises StorageError when there is no run or checkpoint."""
+    setup = _opened(run, "newest")
+    if not hasattr(setup.model, "checks"):
+        return {}
+    with undisturbed(setup.model):
+        found: dict[str, dict[str, float | str]] = setup.model.checks(setup, run)
+    return found
+
+
 def _opened(run: Any, weights: str) -> Any:
     if not isinstance(run, (str, Path)):
         return run

@@ -48,11 +48,12 @@ class Checkpointer:
         random = {"random/cpu": torch.get_rng_state()}
         if loop.precision.device.type == "cuda":
             random["random/cuda"] = torch.cuda.get_rng_state(loop.precision.device)
+        own = {f"objective/{name}": value for name, value in objective_tensors(loop.objective).items()}
         return Snapshot(
             step=loop.at.step,
             model=kept_weights(loop.model),
             optimizer={name: _kept(value) for name, value in loop.optimizers.state_tensors().items()},
-            state={name: _kept(value) for name, value in (random | loop.stream_state.tensors()).items()},
+            state={name: _kept(value) for name, value in (random | loop.stream_state.tensors() | own).items()},
             json={
                 "stage": self.stage,
                 "position": {"step": loop.at.step, "accepted": loop.at.accepted, "tokens": loop.at.tokens},
@@ -72,6 +73,12 @@ class Checkpointer:
         loop.at = Position(**snapshot.json["position"], seconds=loop.at.seconds)
         loop.monitors.load_state_dict(snapshot.json["monitors"])
         loop.objective.load_state_dict(snapshot.json["objective"])
+        if hasattr(loop.objective, "load_tensors"):
+            own = {
+                name.removeprefix("objective/"): value
+                for name, value in snapshot.state.items() if name.startswith("objective/")
+            }
+            loop.objective.load_tensors(own, loop.precision.device)
         torch.set_rng_state(snapshot.state["random/cpu"])
         if "random/cuda" in snapshot.state and loop.precision.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.state["random/cuda"], loop.precision.device)
@@ -174,6 +181,11 @@ class Checkpointer:
             + (f"; steps {loop.at.step + 1} to {self.recorded} were not saved and are done again" if lost else "")
         )
         return True
+
+
+def objective_tensors(objective: Any) -> dict[str, Tensor]:
+    """What an objective keeps in tensors, see ``contracts.KeepsTensors``; most keep nothing."""
+    return objective.tensors() if hasattr(objective, "tensors") else {}
 
 
 def kept_weights(model: Any) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class FilesOptions:
     paths: tuple[str, ...] = field(validator=NOT_EMPTY)
     """Files, folders and patterns, relative to the working directory."""
     text: str | None = None
-    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
+    ``content`` or the only column of strings."""
     documents: Documents = "file"
     """What a document is in plain text: a file, a paragraph (up to an empty line) or a line."""
 
@@ -59,7 +60,8 @@ class HubOptions:
     split: str | None = None
     """One split to read and divide by the recipe's shares. Default: the data set's own splits."""
     text: str | None = None
-    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
+    ``content`` or the only column of strings."""
     limit: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     """Documents to read from each split, from its beginning. Default: all."""
 

@@ -17,7 +17,8 @@ PREFERRED = ("text", "content")
 
 
 def text_of(row: Mapping[str, Any], wanted: str | None, where: str) -> str:
-    """The text of a row; a missing value is an empty text.
+    """The text of a row; a missing value is an empty text, and a conversation, a list of turns with ``role`` and
+    ``content``, is its turns as ``role: content``.
 
     wanted: name of the column. Default: ``text``, ``content`` or the only column of strings. DataError names the
     columns that there are.
@@ -28,12 +29,21 @@ def text_of(row: Mapping[str, Any], wanted: str | None, where: str) -> str:
     value = row[column]
     if value is None:
         return ""
+    if _is_conversation(value):
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
     if not isinstance(value, str):
         raise DataError(
             f"{where}: column {column!r} holds {type(value).__name__}, not text; there are {_listed(row)}: choose "
             "one with data.text"
         )
     return value
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
 
 
 def _only_text_column(row: Mapping[str, Any], where: str) -> str:
