@@ -48,8 +48,8 @@ class LayerOutput(NamedTuple):
     signals: dict[str, Tensor] = {}
     """(B, N, …): exactly the names in ``context.publish``."""
     losses: dict[str, Tensor] = {}
-    """Scalars, already weighted, summed over valid tokens. The objective scales them by counted / valid tokens, so that a
-    weight per token means the same in text and in tasks where few labels count."""
+    """Scalars, already weighted, summed over valid tokens. The objective scales them by targets / valid tokens, so that
+    a weight per token means the same in text and in tasks where few labels count."""
     metrics: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
     weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
@@ -84,7 +84,7 @@ class ModelOutput(NamedTuple):
     """What a model returns."""
 
     hidden: Tensor
-    """(B, N, D): input of the head; ``model.logits(hidden)`` gives (B, N, vocabulary)."""
+    """(B, N, …): input of the head; ``model.logits(hidden)`` gives (B, N, vocabulary)."""
     state: State
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
@@ -100,6 +100,8 @@ class Batch(NamedTuple):
     loss_mask: Tensor
     """(B, N) bool: the label belongs to the loss (false for padding)."""
     tokens: Tokens
+    extra: Mapping[str, Tensor] = {}
+    """(B, …) by name: what a stage's own batches hand to its objective besides."""
 
 
 class Result(NamedTuple):
@@ -272,6 +274,45 @@ class Stage(Protocol):
 
     def finish(self, model: Any) -> tuple[Any, dict[str, Tensor]] | None:
         """A new recipe table and weights when the stage changes the architecture; None keeps both."""
+        ...
+
+
+class OwnPlan(Protocol):
+    """Optional for stages: a plan of their own within the one loop."""
+
+    def settings(self, train: Any) -> Any:
+        """The recipe's table ``[train]`` as this stage wants it, such as another number of steps."""
+        ...
+
+    def batches(self, run: Any) -> Any:
+        """In place of the run's training data: an object with ``batch`` and ``data_step`` as ``TrainingData`` has them.
+        ``run`` is the run's directory (Path), for what the stage keeps on disk. Asked before the weights are loaded:
+        what depends on them must wait for the first batch."""
+        ...
+
+
+class KeepsTensors(Protocol):
+    """Optional for objectives: tensors that checkpoints keep besides ``state_dict``, which is JSON."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load_tensors(self, tensors: dict[str, Tensor], device: Any) -> None: ...
+
+
+class Ends(Protocol):
+    """Optional for objectives: an end before the planned number of steps."""
+
+    finished: bool
+    """Read after each step; when true the stage ends as after its last planned step. Depends on ``state_dict`` and
+    ``tensors`` alone, so that a resumed run ends where it would have."""
+
+
+class Checks(Protocol):
+    """Optional for models: measures of their own in ``muse diagnose``."""
+
+    def checks(self, setup: Any, run: Any) -> dict[str, dict[str, float | str]]:
+        """Title of a table → name → number, or text with numbers. ``setup`` holds this model as trained, text and
+        recipe; ``run`` is the run's directory (Path). Called in evaluation mode without gradients."""
         ...
 
 

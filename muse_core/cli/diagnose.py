@@ -26,24 +26,27 @@ def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json
     """Show signals and measures of every layer of RUN, a run directory, at its start and as trained.
 
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
-    tokens and heads.
+    tokens and heads. A model that has checks of its own adds them.
     """
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.diagnostics import diagnose as read
+        from muse_core.evaluation.diagnostics import own_checks
         from muse_core.storage.canonical_json import spelled
         from muse_core.training.trained import open_start, open_trained
 
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
             trained, _ = open_trained(run, step=step, untrained=False, say=warn)
             start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run), trained))
+            tables = own_checks(trained, run)
         before, after = start.ranges(), now.ranges()
         if as_json:
             rows = [
                 {"quantity": quantity, "layer": layer, "start": list(before[quantity, layer]), "trained": list(values)}
                 for (quantity, layer), values in after.items()
             ]
-            table = {"loss": {"start": start.loss, "trained": now.loss}, "rows": rows}
+            losses = {"start": start.loss, "trained": now.loss}
+            table = {"loss": losses, "rows": rows, "checks": tables}
             print(json.dumps(spelled(table), indent=2, allow_nan=False))
             return
         from rich.console import Console
@@ -56,6 +59,12 @@ def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json
             for (quantity, owner), values in after.items():
                 if owner == layer:
                     table.add_row(quantity, _told(before[quantity, layer]), _told(values))
+            console.print(table)
+            console.print()
+        for title, values in tables.items():
+            table = Table(title, "", box=None, header_style="dim")
+            for name, value in values.items():
+                table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
             console.print(table)
             console.print()
         console.print(f"loss {start.loss:.4f} nats/token at the start, {now.loss:.4f} trained")

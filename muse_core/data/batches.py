@@ -27,6 +27,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
             None if tokens.resets is None else tokens.resets[start:stop],
             None if tokens.valid is None else tokens.valid[start:stop],
         ),
+        {name: value[start:stop] for name, value in batch.extra.items()},
     )
 
 
@@ -57,6 +58,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             None if tokens.resets is None else move(tokens.resets),
             None if tokens.valid is None else move(tokens.valid),
         ),
+        {name: move(value) for name, value in batch.extra.items()},
     )
 
 
@@ -123,7 +125,7 @@ class TrainingData:
             return self._stream_batch(step, quarantine)
         places = self.data_step(step, quarantine) * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
         windows = shuffled(places, self._windows_per_row, seed=self._seed)
-        return _windows(self._text, windows * self._length, self._length, self._reset_at_documents)
+        return read_windows(self._text, windows * self._length, self._length, self._reset_at_documents)
 
     def _stream_batch(self, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
         data_step = self.data_step(step, quarantine)
@@ -132,7 +134,7 @@ class TrainingData:
         stretches = shuffled(places, self._batch_size, seed=self._seed)
         origins = stretches * (self._num_labels // self._batch_size)
         starts = origins + window * self._length
-        batch = _windows(self._text, starts, self._length, self._reset_at_documents, origins=origins)
+        batch = read_windows(self._text, starts, self._length, self._reset_at_documents, origins=origins)
         continues = step > 0 and window > 0 and self.data_step(step - 1, quarantine) == data_step - 1
         resets = batch.tokens.resets
         if not continues:
@@ -160,7 +162,7 @@ def evaluation_batches(
     """
     starts = evaluation_starts(split, sequence_length=sequence_length, max_tokens=max_tokens, span=span)
     for first in range(0, len(starts), batch_size):
-        yield _windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
+        yield read_windows(split, starts[first : first + batch_size], sequence_length, reset_at_documents)
 
 
 def evaluation_starts(
@@ -178,7 +180,7 @@ def evaluation_starts(
     return starts[starts < num_labels]
 
 
-def _windows(
+def read_windows(
     text: Split, starts: np.ndarray, length: int, reset_at_documents: bool, *, origins: np.ndarray | None = None
 ) -> Batch:
     """A batch whose row r reads ``length`` tokens from place ``starts[r]``.

@@ -94,6 +94,15 @@ def diagnose(
     return Diagnosis(loss=loss, signals=signals, metrics=metrics)
 
 
+def own_checks(setup: Any, run: Path) -> dict[str, dict[str, float | str]]:
+    """The checks that the model of an opened run adds itself, see ``contracts.Checks``. None for most."""
+    if not hasattr(setup.model, "checks"):
+        return {}
+    with undisturbed(setup.model):
+        found: dict[str, dict[str, float | str]] = setup.model.checks(setup, run)
+    return found
+
+
 def _opened(run: Any, weights: str) -> Any:
     if not isinstance(run, (str, Path)):
         return run

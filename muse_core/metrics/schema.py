@@ -86,7 +86,8 @@ EVENTS: dict[str, Event] = {
         (
             *STEP,
             Key("accepted", COUNT, "steps", "Optimiser updates done."),
-            Key("loss", NUMBER, "nats per token", "Cross-entropy of the step's own batch, before its update."),
+            Key("loss", NUMBER, "nats per token", "Cross-entropy of the step's own batch, before its update; of a "
+                "stage with another objective that one's value, which has neither perplexity nor bits (nan)."),
             Key("perplexity", NUMBER, "per token", "e^loss."),
             Key(
                 "ppl_delta", NUMBER, "per token",

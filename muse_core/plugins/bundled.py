@@ -7,6 +7,14 @@ from muse_core.kinds import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
+    "muse-cvfp": (
+        ("initializer", "safetensors"),
+        ("model", "cvfp"),
+        ("model", "gru"),
+        ("stage", "context-fixed"),
+        ("stage", "fixed-point"),
+        ("stage", "token-embeddings"),
+    ),
     "muse-fla": (("kernel backend", "fla"),),
     "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import ModelOutput, State
+from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
 from muse_core.testing.modules import assert_reached, gradients_of, weighted
@@ -34,7 +35,7 @@ class ModelSuite(DerivativeSuite):
 
     def inputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
-        shape = (3, self.length, self.width(module))
+        shape = (3, self.length, self.width(case, module))
         return {"x": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)}
 
     def call(self, case: Case, module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,9 +43,11 @@ class ModelSuite(DerivativeSuite):
         losses = {f"loss {name}": value for name, value in output.losses.items()}
         return {"logits": module.logits(output.hidden)} | losses
 
-    def width(self, module: Any) -> int:
+    def width(self, case: Case, module: Any) -> int:
+        """Of embeddings: the option ``width``, which the causality gate reads too, or that of the hidden states."""
+        options = resolve(case.kind, case.name, case.options, self.registry()).options
         hidden: Tensor = module(self.ids()).hidden
-        return hidden.shape[-1]
+        return int(getattr(options, "width", hidden.shape[-1]))
 
     def test_returns_hidden_states_and_logits(self, case: Case) -> None:
         module = self.build(case)
@@ -67,7 +70,7 @@ class ModelSuite(DerivativeSuite):
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
         module: Any = self.lively(case).eval()
-        x = torch.randn(3, self.length, self.width(module), dtype=torch.float64)
+        x = torch.randn(3, self.length, self.width(case, module), dtype=torch.float64)
         with torch.no_grad():
             base = module.logits(module(x).hidden)
             for token in (0, 7, 8, 9, self.length - 1):
@@ -79,7 +82,7 @@ class ModelSuite(DerivativeSuite):
 
     def test_gradients_of_earlier_logits_are_exactly_zero(self, case: Case) -> None:
         module: Any = self.lively(case).train()
-        x = torch.randn(3, self.length, self.width(module), dtype=torch.float64, requires_grad=True)
+        x = torch.randn(3, self.length, self.width(case, module), dtype=torch.float64, requires_grad=True)
         logits = module.logits(module(x).hidden)
         for token in (1, 8, self.length - 1):
             (gradient,) = torch.autograd.grad(logits[1, :token].square().sum(), x, retain_graph=True)

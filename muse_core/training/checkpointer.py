@@ -65,11 +65,12 @@ class Checkpointer:
         random = {"random/cpu": torch.get_rng_state()}
         if loop.precision.device.type == "cuda":
             random["random/cuda"] = torch.cuda.get_rng_state(loop.precision.device)
+        own = {f"objective/{name}": value for name, value in objective_tensors(loop.objective).items()}
         return Snapshot(
             step=loop.at.step,
             model=kept_weights(loop.model),
             optimizer={name: _kept(value) for name, value in loop.optimizers.state_tensors().items()},
-            state={name: _kept(value) for name, value in (random | loop.stream_state.tensors()).items()},
+            state={name: _kept(value) for name, value in (random | loop.stream_state.tensors() | own).items()},
             json={
                 "stage": self.stage,
                 "position": {"step": loop.at.step, "accepted": loop.at.accepted, "tokens": loop.at.tokens},
@@ -96,6 +97,12 @@ class Checkpointer:
             except Exception as error:  # a plugin's own code, on a state that may be another version's
                 why = f"{type(error).__name__}: {error}"
                 raise StorageError(f"checkpoint: state.json: {part} cannot be taken up ({why})") from error
+        if hasattr(loop.objective, "load_tensors"):
+            own = {
+                name.removeprefix("objective/"): value
+                for name, value in snapshot.state.items() if name.startswith("objective/")
+            }
+            loop.objective.load_tensors(own, loop.precision.device)
         torch.set_rng_state(snapshot.state["random/cpu"])
         if "random/cuda" in snapshot.state and loop.precision.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.state["random/cuda"], loop.precision.device)
@@ -222,6 +229,11 @@ class Checkpointer:
         their moments."""
         now = self.snapshot(loop)
         self.checkpoints.check_space(attrs.evolve(now, optimizer=loop.optimizers.expected_tensors() | now.optimizer))
+
+
+def objective_tensors(objective: Any) -> dict[str, Tensor]:
+    """What an objective keeps in tensors, see ``contracts.KeepsTensors``; most keep nothing."""
+    return objective.tensors() if hasattr(objective, "tensors") else {}
 
 
 def kept_weights(model: Any) -> dict[str, Tensor]:

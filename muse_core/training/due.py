@@ -69,7 +69,7 @@ def check_moments(optimizers: Optimizers, tensors: Mapping[str, Tensor]) -> None
 
 
 def _check_random(state: Mapping[str, Tensor]) -> None:
-    if unknown := [name for name in state if name not in RANDOM and not name.startswith("carry/")]:
+    if unknown := [name for name in state if name not in RANDOM and not name.startswith(("carry/", "objective/"))]:
         raise _wrong("state", unknown[0], "is nothing that a run saves")
     if "random/cpu" not in state:
         raise _wrong("state", "random/cpu", "is missing")

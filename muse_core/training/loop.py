@@ -76,6 +76,11 @@ class Loop:
     def __attrs_post_init__(self) -> None:
         self.stream_state = StreamState(self.recipe.data.order == "streams")
 
+    @property
+    def done(self) -> bool:
+        """Whether the planned steps are done, or the objective has come to an end before."""
+        return self.at.step >= self.recipe.train.steps or bool(getattr(self.objective, "finished", False))
+
     def run(self) -> None:
         """Train from ``at`` to the planned number of steps, or until a stop is requested.
 
@@ -87,7 +92,7 @@ class Loop:
         if self.evaluation_due and self._evaluation():
             return
         mark, mark_tokens = time.perf_counter(), 0
-        while self.at.step < train.steps:
+        while not self.done:
             started = time.perf_counter()
             batch = fault_point("batch", self.data.batch(self.at.step, self.incidents.quarantine))
             values = self._gradients(batch, parameters)
@@ -116,7 +121,7 @@ class Loop:
             self.at.seconds += time.perf_counter() - started
             mark_tokens += int(values["tokens"])
             row = None
-            if self.at.step % train.log_every == 0 or self.at.step in (1, train.steps):
+            if self.at.step % train.log_every == 0 or self.at.step == 1 or self.done:
                 now = time.perf_counter()
                 row = self.records.metrics(self._row(values, mark_tokens / (now - mark)))
                 mark, mark_tokens = now, 0
@@ -156,7 +161,7 @@ class Loop:
     def _between(self, values: Mapping[str, float]) -> bool:
         """Probes, checkpoint and evaluation that are due after a step; True when the loop should end."""
         recipe, step = self.recipe, self.at.step
-        last = step == recipe.train.steps
+        last = self.done
         stopping = self.stop.requested  # read once: a signal may come between two reads
         # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
         probed = self.monitors.probe(step, values, self.model, self.precision, self._warn)
@@ -197,14 +202,15 @@ class Loop:
     def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
         hidden = ("tokens", "bytes", "total", "cross_entropy")
         rest = {key: value for key, value in values.items() if key not in hidden and key != "loss"}
-        nats = values["loss"] * values["tokens"]
+        # Another objective's loss is no cross-entropy: it has neither perplexity nor bits.
+        entropy = values["loss"] if "cross_entropy" in values else math.nan
         return {
             "event": "train",
             "step": self.at.step,
             "accepted": self.at.accepted,
             "loss": values["loss"],
-            "perplexity": math.exp(min(values["loss"], 700.0)) if math.isfinite(values["loss"]) else math.nan,
-            "bits_per_byte": nats / math.log(2) / max(values["bytes"], 1.0),
+            "perplexity": math.exp(min(entropy, 700.0)) if math.isfinite(entropy) else math.nan,
+            "bits_per_byte": entropy * values["tokens"] / math.log(2) / max(values["bytes"], 1.0),
             "learning_rate": self.recipe.train.learning_rate
             * rate_factor(self.recipe.train, max(self.at.accepted - 1, 0))
             * self.incidents.rate,

@@ -149,7 +149,7 @@ class Run:
         loop = self.loop(number, use, stage, objective, stop)
         loop.at.seconds = already
         if loop.checkpoints.resume(loop):
-            self.display.start(self.setup.recipe.train.steps, loop.at.step)
+            self.display.start(loop.recipe.train.steps, loop.at.step)
             with determined(self.setup.recipe.deterministic):
                 loop.run()
         return loop
@@ -157,6 +157,10 @@ class Run:
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
         """The loop of one stage at its start; ``loop.checkpoints.resume(loop)`` puts it where it stands."""
         setup, recipe = self.setup, self.setup.recipe
+        data = setup.training_data
+        if hasattr(stage, "settings"):
+            recipe = attrs.evolve(recipe, train=self._ask(use, lambda: stage.settings(recipe.train)))
+            data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
         checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
@@ -169,7 +173,7 @@ class Run:
             forward_model=compiled(setup.model, recipe.train.compile),
             objective=objective,
             optimizers=make_optimizers(setup.model, recipe.train, stage.trainable),
-            data=setup.training_data(),
+            data=data(),
             byte_lengths=setup.corpus.byte_lengths,
             precision=setup.precision,
             monitors=MonitorGroup(setup.monitors()),
@@ -302,8 +306,8 @@ class Run:
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "active_parameters": active_parameters(setup.model),
             "steps": at["step"],
-            "planned_steps": recipe.train.steps,
-            "stopped_by_time": bool(loop and at["step"] < recipe.train.steps),
+            "planned_steps": loop.recipe.train.steps if loop else recipe.train.steps,
+            "stopped_by_time": bool(loop and not loop.done),
             "accepted_steps": at["accepted"],
             "train_tokens": at["tokens"],
             "train_seconds": at["seconds"],

@@ -41,6 +41,20 @@ def test_one_split_is_divided_by_the_shares(folder):
     assert read(folder, split="test", limit=2) == [("test 0", None), ("test 1", None)]
 
 
+def test_conversations_are_read_turn_by_turn(tmp_path):
+    """The schema of HuggingFaceH4/ultrachat_200k, with its names of splits."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.\nThere."}]
+    row = {"prompt": "Why?", "prompt_id": "f0", "messages": turns}
+    (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: sft.jsonl\n---\n"
+    )
+    expected = [("user: Why?\n\nassistant: So.\nThere.", None)]
+    assert read(tmp_path, split="train_sft", text="messages") == expected
+    with pytest.raises(DataError, match=r"several columns of text; .*'messages' \(list\): choose one with data.text"):
+        read(tmp_path, split="train_sft")
+
+
 def test_an_unknown_split_is_refused_with_those_there_are(folder):
     with pytest.raises(DataError, match="no split 'dev'; there are "):
         read(folder, split="dev")

@@ -34,7 +34,8 @@ class FilesOptions:
     """Files, folders and patterns, relative to the recipe. Folders and patterns leave out hidden names, directories of
     runs and what is no file; a file that several ways lead to is read once."""
     text: str | None = None
-    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
+    ``content`` or the only column of strings."""
     documents: Documents = "file"
     """What a document is in plain text: a file, a paragraph (up to an empty line) or a line."""
 
@@ -60,7 +61,8 @@ class HubOptions:
     split: str | None = None
     """One split to read and divide by the recipe's shares. Default: the data set's own splits."""
     text: str | None = None
-    """Column that holds the text. Default: ``text``, ``content`` or the only column of strings."""
+    """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
+    ``content`` or the only column of strings."""
     limit: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     """Documents to read from each split, from its beginning. Default: all."""
 

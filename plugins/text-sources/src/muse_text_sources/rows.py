@@ -19,6 +19,8 @@ PREFERRED = ("text", "content")
 class Column:
     """The column of one file or split that holds the text.
 
+    A conversation, a list of turns with ``role`` and ``content``, is its turns as ``role: content``.
+
     wanted: its name. Default: ``text``, ``content`` or the only column of strings, decided by the first row that has
     a string; rows without the column, or without a value in it, have no text. Call :meth:`close` after the last row.
     """
@@ -50,6 +52,8 @@ class Column:
         value = row[self._name]
         if value is None:
             return ""
+        if _is_conversation(value):
+            return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
         if not isinstance(value, str):
             raise DataError(
                 f"{where}: column {self._name!r} holds {type(value).__name__}, not text; there are {_listed(row)}: "
@@ -69,6 +73,14 @@ class Column:
                 f"{where}: there are {_listed(row)}, but no {self._name!r} as in the rows before: choose the column "
                 "with data.text"
             )
+
+
+def _is_conversation(value: Any) -> bool:
+    """A list of turns, each with ``role`` and ``content``."""
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
 
 
 def choose(columns: Mapping[str, Any], strings: Sequence[str], wanted: str | None, where: str) -> str:
