@@ -31,7 +31,7 @@ def construct(use: Use, context: Any) -> Any:
     the contract or the constructor raises; MuseErrors of the constructor pass with the key path in front.
     """
     where = f"{use.path}: " if use.path else ""
-    title = f"{where}{use.kind} {use.name!r} of {use.distribution} {use.version}"
+    title = f"{where}{use.title}"
     try:
         implementation = load(use.implementation)
     except Exception as error:

@@ -49,6 +49,11 @@ class Use:
     path: str = attrs.field(default="", eq=False)
     """Key path in the recipe, for messages: ``model.block[1].filters[0]``."""
 
+    @property
+    def title(self) -> str:
+        """Kind, name, distribution and version, for messages."""
+        return f"{self.kind} {self.name!r} of {self.distribution} {self.version}"
+
 
 @attrs.frozen
 class PathMark:

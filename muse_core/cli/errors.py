@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from muse_core.errors import MuseError
+from muse_core.errors import MuseError, PluginError
 from muse_core.training.stop import heeded
 
 INTERRUPTED = 130
@@ -62,7 +64,9 @@ def _replace_what_cannot_be_written() -> None:
 def guarded() -> Iterator[None]:
     """Runs a command's body. A MuseError becomes its message on stderr and its exit code; an interrupt becomes 130.
 
-    Anything else is a fault of the program: its traceback is shown and the exit code is 1.
+    What a plugin raised, ``sys.exit`` too, becomes a sentence that names it and exit code 5; under ``MUSE_STRICT=1``
+    its traceback is shown before. Anything else is a fault of the program: its traceback is shown and the exit code
+    is 1.
     """
     _replace_what_cannot_be_written()
     try:
@@ -73,6 +77,16 @@ def guarded() -> Iterator[None]:
     except KeyboardInterrupt:
         _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
+    except (Exception, SystemExit) as error:
+        from muse_core.plugins.raised import failure
+
+        sentence = failure(error)
+        if sentence is None:
+            raise
+        if os.environ.get("MUSE_STRICT", "") not in ("", "0"):
+            _say("".join(traceback.format_exception(error)).rstrip())
+        _say(sentence)
+        raise SystemExit(PluginError.exit_code) from None
 
 
 def _say(text: str) -> None:

@@ -11,12 +11,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from muse_core.data.sources import cache_folder
-from muse_core.errors import MuseError, RecipeError, StorageError
+from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.sinks import require_sinks
 from muse_core.model.precision import choose_device
-from muse_core.plugins.raised import blame
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, differences, read_lock
 from muse_core.recipe.schema import Train
@@ -210,11 +209,6 @@ def _start(
             records.event(longer.event())
             display.say(longer.sentence())
         summary = Run(setup, directory, records, display, restart=restart).go()
-    except Exception as error:
-        found = None if isinstance(error, MuseError) else blame(error, setup.registry.rows())
-        if found:
-            error.add_note(found)  # stands under the traceback
-        raise
     finally:
         display.finish()
         records.close()

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from muse_core.component import provided
 from muse_core.contracts import ModelOutput, State, Tokens
-from muse_core.errors import RecipeError
+from muse_core.errors import PluginError, RecipeError
 from muse_core.model.exit import Exits
 from muse_core.model.flops import flops_per_token
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, plan
+from muse_core.model.returned import departure
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
@@ -75,6 +77,12 @@ class Block(nn.Module):
     def __init__(self, sites: tuple[Site, ...], options: StackOptions, context: Any):
         super().__init__()
         self.sites = sites
+        self._due = {
+            site.name: {name: shape for name, shape in provided(site.use.options, options.width).items()
+                        if name in site.publish}
+            for site in sites
+        }
+        """Layer → the signals that it must return, with their trailing shape."""
         self.dropout = nn.Dropout(options.dropout)
         self.norms = nn.ModuleDict()
         for site in sites:
@@ -91,9 +99,11 @@ class Block(nn.Module):
             step = self.get_submodule(site.name)(
                 self.norms[site.name](x), None if state is None else state.get(site.name), signals, tokens
             )
-            assert step.signals.keys() == site.publish, (
-                f"{site.full_name} returned the signals {sorted(step.signals)} where {sorted(site.publish)} are due"
-            )
+            own = site.use.options
+            fixed = getattr(own, "ignores_stream", False) or getattr(own, "adds_nothing", False)
+            fault = departure(step, x, self._due[site.name], differentiable=not fixed)
+            if fault is not None:
+                raise PluginError(f"{site.full_name}: {site.use.title} does not keep the contract: {fault}")
             x = x + self.dropout(step.update)
             passed.state[site.name] = step.state
             signals.update(step.signals)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Sequence
+from types import FrameType
 
-from muse_core.plugins.registry import Registered
+from muse_core.component import Use
+from muse_core.plugins.discovery import discover
 
 LONGEST = 300
 """Characters of an exception's message that are told."""
+
+PROJECT = ("muse_core", "muse_kernels")
+"""Packages whose faults are MUSE's own."""
 
 CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -33,19 +38,53 @@ def raised(error: BaseException, module: str | None = None) -> str:
     return f"{told} at {places[-1]}" if places else told
 
 
-def blame(error: BaseException, rows: Iterable[Registered]) -> str | None:
-    """Which distribution raised something while a run used it, or None when the innermost code that belongs to the
-    project is the core's or the kernels'."""
-    owners = {_package(row.component.implementation): row for row in rows}
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        package = _package(frame.f_globals.get("__name__", ""))
-        if package in ("muse_core", "muse_kernels"):
-            return None
-        if package in owners:
-            row = owners[package]
-            place = f"{frame.f_code.co_filename}:{line}"
-            return f"raised by {row.distribution} {row.version} ({row.entry_point}) at {place}"
+def failure(error: BaseException) -> str | None:
+    """What a plugin did that ended a command, in a sentence with the layer or other component, its distribution and the
+    place; None when it is not a plugin's doing.
+
+    It is when the innermost code of the project is a plugin's, or when what a layer called of the core or the kernels
+    raised. Memory that ran out is nobody's doing, and neither is the end by a signal that arrives in a plugin's code.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return None
+    walked = list(traceback.walk_tb(error.__traceback__))
+    owners = {_package(one.module): one.label for one in discover() if _package(one.module) not in PROJECT}
+    for frame, _ in walked:
+        use, _ = _component(frame)
+        if use is not None and _package(use.implementation) not in PROJECT:
+            owners.setdefault(_package(use.implementation), f"{use.distribution} {use.version}")
+    ours = [(frame, _package(frame.f_globals.get("__name__", ""))) for frame, _ in walked]
+    ours = [(frame, package) for frame, package in ours if package in owners or package in PROJECT]
+    if not ours:
+        return None
+    package = ours[-1][1]
+    if package in PROJECT:
+        package = None if isinstance(error, SystemExit) else _called_by_layer(ours)
+    if package is None:
+        return None
+    titles = [f"{place}{use.title}" for frame, _ in ours for use, place in [_component(frame)]
+              if use is not None and _package(use.implementation) == package]
+    return f"{titles[-1] if titles else owners[package]}: {raised(error, package)}"
+
+
+def _called_by_layer(frames: Sequence[tuple[FrameType, str]]) -> str | None:
+    """The package of the layer whose call ended in the core's or the kernels' code, or None when no layer was called or
+    it is the core's."""
+    for (frame, _), (_, called) in reversed(list(zip(frames, frames[1:]))):
+        if "site" in frame.f_locals and _component(frame)[0] is not None:
+            return None if called in PROJECT else called
     return None
+
+
+def _component(frame: FrameType) -> tuple[Use | None, str]:
+    """The component that a function of the core deals with, and where it stands: what its variable ``site`` or ``use``
+    holds."""
+    if _package(frame.f_globals.get("__name__", "")) != "muse_core":
+        return None, ""
+    site = frame.f_locals.get("site")
+    use = getattr(site, "use", None) or frame.f_locals.get("use")
+    place = f"{site.full_name}: " if getattr(site, "use", None) is not None else ""
+    return (use, place) if isinstance(use, Use) else (None, "")
 
 
 def _package(module: str) -> str:

@@ -135,7 +135,8 @@ class Run:
                 self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
-        sentence = self.setup.causality_gate()
+        with determined(self.setup.recipe.deterministic):
+            sentence = self.setup.causality_gate()
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
 
