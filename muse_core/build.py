@@ -127,6 +127,16 @@ def kernel_backends(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:
     return ranked((use.name, construct(use, None)) for use in uses)
 
 
+def every_backend(recipe: Recipe, registry: Any) -> list[tuple[str, Any]]:
+    """(name, backend) pairs for a copy in another precision or on another device, which those that the recipe names may
+    not serve: those first, then every other one by rank."""
+    if recipe.kernels.backend == "auto":
+        return kernel_backends(recipe, registry)
+    named = kernel_backends(recipe, registry)
+    others = [registered_use(row) for row in registry.rows("kernel backend")]
+    return [*named, *ranked((use.name, construct(use, None)) for use in others if use.name not in dict(named))]
+
+
 def memory_of(device: torch.device) -> int | None:
     """Bytes of memory that the device has in all."""
     if device.type == "cuda":

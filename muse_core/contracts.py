@@ -328,7 +328,7 @@ class Initializer(Protocol):
 
 class KernelBackend(Protocol):
     """Implements operations of muse-kernels. ``rank`` orders the choice under ``kernels.backend = "auto"``: the
-    highest-ranked backend that does not refuse wins; equal ranks are an error."""
+    highest-ranked backend that does not refuse wins; two of equal rank that both serve a request are an error."""
 
     rank: int
 

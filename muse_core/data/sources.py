@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import attrs
 
 from muse_core.component import Use, load
-from muse_core.contracts import Source
-from muse_core.errors import DataError, PluginError
+from muse_core.contracts import Batch, Document, Source
+from muse_core.errors import DataError, MuseError, PluginError
+from muse_core.plugins.raised import raised
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -41,12 +48,88 @@ def expanded(path: str, where: str) -> Path:
 
 
 def open_source(use: Use, cache: Path) -> Source:
-    """Build the source that ``use`` names. PluginError when its implementation cannot be imported."""
+    """Build the source that ``use`` names. PluginError when its implementation cannot be imported or built, and later
+    when it raises or gives what the contract does not have."""
     try:
         implementation = load(use.implementation)
-    except ImportError as error:
+    except Exception as error:
         raise PluginError(
-            f"{use.path or 'data'}: source {use.name!r} of {use.distribution} {use.version} cannot be imported: {error}"
+            f"{use.path or 'data'}: {use.title} cannot be imported ({use.implementation}): {raised(error)}"
         ) from error
-    source: Source = implementation(use.options, SourceContext(cache=cache))
+    context = SourceContext(cache=cache)
+    source: Any = CheckedSource(use, _asked(use, "built", lambda: implementation(use.options, context)))
     return source
+
+
+def _asked(use: Use, what: str, question: Callable[[], T]) -> T:
+    """An answer of a source; what it raises names it."""
+    try:
+        return question()
+    except (MuseError, MemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
+
+
+class CheckedSource:
+    """A source that is held to its contract: ``contracts.Source``, or ``contracts.TaskSource`` where it has
+    ``examples``. Everything else of it can be reached as before."""
+
+    def __init__(self, use: Use, source: Any):
+        self._use = use
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._source, name)
+        return functools.partial(self._examples, value) if name == "examples" else value
+
+    def fingerprint(self) -> str:
+        """See ``contracts.Source``."""
+        found = _asked(self._use, "asked for its fingerprint", self._source.fingerprint)
+        if not isinstance(found, str) or not found:
+            raise self._departed(f"its fingerprint is {found!r} where a text is due")
+        return found
+
+    def documents(self) -> Iterator[Document]:
+        """See ``contracts.Source``."""
+        documents = _asked(self._use, "asked for documents", lambda: iter(self._source.documents()))
+        end = object()
+        for number in itertools.count():
+            document: Any = _asked(self._use, f"reading document {number}", lambda: next(documents, end))
+            if document is end:
+                return
+            if not isinstance(document, Document):
+                raise self._departed(
+                    f"document {number} is a {type(document).__name__} where contracts.Document is due"
+                )
+            if not isinstance(document.text, str):
+                raise self._departed(f"the text of document {number} is a {type(document.text).__name__}")
+            yield document
+
+    def _examples(self, examples: Callable[..., Batch], split: str, indices: Any, length: int) -> Batch:
+        batch = _asked(self._use, f"making examples of {split!r}", lambda: examples(split, indices, length))
+        if not isinstance(batch, Batch):
+            raise self._departed(f"examples returned a {type(batch).__name__} where contracts.Batch is due")
+        due = (len(indices), length)
+        for name, value, kind in (
+            ("inputs", batch.inputs, "int64"),
+            ("labels", batch.labels, "int64"),
+            ("loss_mask", batch.loss_mask, "bool"),
+            ("tokens.positions", batch.tokens.positions, "int"),
+        ):
+            shape, dtype = tuple(getattr(value, "shape", ())), str(getattr(value, "dtype", type(value).__name__))
+            if shape != due or not dtype.startswith(f"torch.{kind}"):
+                raise self._departed(
+                    f"{name} of its examples is {dtype} of shape {shape} where {kind} of shape {due} is due"
+                )
+        for name, ids in (("inputs", batch.inputs), ("labels", batch.labels[batch.loss_mask])):
+            low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+            if low < 0 or high >= self._source.vocabulary_size:
+                raise self._departed(
+                    f"{name} of its examples has the token {low if low < 0 else high}, outside its vocabulary of "
+                    f"{self._source.vocabulary_size}"
+                )
+        return batch
+
+    def _departed(self, what: str) -> PluginError:
+        return PluginError(f"{self._use.title} does not keep the contract: {what}")

@@ -12,12 +12,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from muse_core.build import build_model, construct, registered_use
+from muse_core.build import build_model, construct, every_backend, registered_use
 from muse_core.component import Use
 from muse_core.errors import Halted
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records, read_rows
-from muse_core.model.kernels import ranked
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.locking import lock_of
@@ -118,9 +117,7 @@ class Bench:
     def exact_model(self, checked: Checked | None = None) -> nn.Module:
         """The untrained model in float64 on the CPU, by kernels that compute in it."""
         checked = checked or self.checked
-        backends = ranked(
-            (use.name, construct(use, None)) for use in map(registered_use, checked.registry.rows("kernel backend"))
-        )
+        backends = every_backend(checked.recipe, checked.registry)
         size = self.setup.corpus.vocabulary_size
         model, _ = build_model(
             checked.recipe, checked.registry, vocabulary_size=size, dtype="float64", backends=backends

@@ -10,7 +10,8 @@ import attrs
 
 from muse_core.component import load
 from muse_core.contracts import KernelBackend, KernelRequest
-from muse_core.errors import RecipeError
+from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.plugins.raised import raised
 
 CHUNKED = frozenset({"fast_weights"})
 """Operations with an argument ``chunk``."""
@@ -27,16 +28,23 @@ class Chosen:
     """Backends that came first and why they were passed over."""
 
 
+class ByRank(tuple[tuple[str, KernelBackend], ...]):
+    """Backends of ``kernels.backend = "auto"``, highest rank first: of two with equal rank that both serve a request
+    neither is chosen. Any other sequence is an order that somebody named."""
+
+
 def choose(request: KernelRequest, backends: Sequence[tuple[str, KernelBackend]]) -> Chosen:
     """The first backend, in the given order, that has the operation and does not refuse the request.
 
-    Raises RecipeError with every reason when none serves it.
+    Raises RecipeError with every reason when none serves it, and when two of equal rank do; PluginError naming a
+    backend that raises or answers with neither None nor a sentence.
     """
     refused: list[tuple[str, str]] = []
-    for name, backend in backends:
-        implementation = backend.operations().get(request.operation)
-        reason = "does not have it" if implementation is None else backend.refuse(request)
+    for index, (name, backend) in enumerate(backends):
+        implementation, reason = _asked(name, backend, request)
         if reason is None:
+            if isinstance(backends, ByRank):
+                _refuse_tie(request, backends, index)
             return Chosen(
                 operation=request.operation, backend=name, implementation=implementation, refused=tuple(refused)
             )
@@ -45,16 +53,50 @@ def choose(request: KernelRequest, backends: Sequence[tuple[str, KernelBackend]]
     raise RecipeError(f"kernels: {request.operation} on {request.device} in {request.dtype}: {reasons}")
 
 
-def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> list[tuple[str, KernelBackend]]:
-    """Order for ``kernels.backend = "auto"``: highest rank first. Equal ranks raise RecipeError naming both."""
-    ordered = sorted(backends, key=lambda item: -item[1].rank)
-    for (first, a), (second, b) in zip(ordered, ordered[1:]):
-        if a.rank == b.rank:
+def _asked(name: str, backend: KernelBackend, request: KernelRequest) -> tuple[str, str | None]:
+    """Its implementation of the request's operation, and why it does not serve it."""
+    where = f"kernel backend {name!r} ({type(backend).__module__})"
+    try:
+        operations = backend.operations()
+        if not isinstance(operations, Mapping):
+            raise PluginError(f"{where}: operations() returned {type(operations).__name__} where a dict is due")
+        implementation = operations.get(request.operation)
+        if implementation is None:
+            return "", "does not have it"
+        reason = backend.refuse(request)
+    except MuseError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{where}: asked for {request.operation} it raised {raised(error, type(backend).__module__)}"
+        ) from error
+    if not isinstance(implementation, str):
+        raise PluginError(f"{where}: {request.operation} is {implementation!r} where 'module:function' is due")
+    if reason is not None and not isinstance(reason, str):
+        raise PluginError(f"{where}: refuse({request.operation}) returned {reason!r} where None or a sentence is due")
+    return implementation, reason
+
+
+def _refuse_tie(request: KernelRequest, backends: ByRank, index: int) -> None:
+    first, chosen = backends[index]
+    for second, other in backends[index + 1 :]:
+        if other.rank == chosen.rank and _asked(second, other, request)[1] is None:
             raise RecipeError(
-                f"kernels.backend: {first} and {second} have the same rank {a.rank}; "
-                f'name the order: backend = ["{first}", "{second}"]'
+                f"kernels.backend: {first} and {second} both serve {request.operation} and have the same rank "
+                f'{chosen.rank}; name the order: backend = ["{first}", "{second}"]'
             )
-    return ordered
+
+
+def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
+    """Order for ``kernels.backend = "auto"``: highest rank first, equal ranks by name. Equal ranks are no fault as long
+    as no operation is asked for that both serve. Raises PluginError for a rank that is no whole number."""
+    found = list(backends)
+    for name, backend in found:
+        if type(backend.rank) is not int:
+            raise PluginError(
+                f"kernel backend {name!r} ({type(backend).__module__}): rank is {backend.rank!r}, no whole number"
+            )
+    return ByRank(sorted(found, key=lambda item: (-item[1].rank, item[0])))
 
 
 class BoundKernels:
@@ -64,7 +106,7 @@ class BoundKernels:
     def __init__(
         self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str, chunk: int | None = None
     ):
-        self.backends = tuple(backends)
+        self.backends = backends if isinstance(backends, ByRank) else tuple(backends)
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
@@ -78,10 +120,20 @@ class BoundKernels:
         needs: Iterable[str] = ("gradient",),
     ) -> Callable[..., Any]:
         """The function that will compute ``operation``, with the signature of its muse_kernels namesake without
-        ``backend``. Raises RecipeError when no backend serves the request."""
+        ``backend``. Raises RecipeError when no backend serves the request, PluginError when one does not work."""
         request = KernelRequest(operation, self.device, self.dtype, dict(sizes or {}), frozenset(needs))
         chosen = choose(request, self.backends)
         key = operation + "".join(f" {name}={size}" for name, size in sorted(request.sizes.items()))
         self.choices[key] = chosen
-        function = load(chosen.implementation)
+        try:
+            function = load(chosen.implementation)
+        except Exception as error:
+            raise PluginError(
+                f"kernel backend {chosen.backend!r}: {operation} cannot be imported ({chosen.implementation}): "
+                f"{raised(error)}"
+            ) from error
+        if not callable(function):
+            raise PluginError(
+                f"kernel backend {chosen.backend!r}: {operation}: {chosen.implementation} cannot be called"
+            )
         return function if self.chunk is None or operation not in CHUNKED else partial(function, chunk=self.chunk)

@@ -38,6 +38,14 @@ def across(recipe: Recipe) -> Iterator[tuple[Path, str]]:
             sound = False
             found.append(f"asking for its signals raised {type(error).__name__}: {error}{fault}")
         yield from ((path, what) for what in found)
+    first: dict[str, int] = {}
+    for index, use in enumerate(recipe.monitors):
+        if first.setdefault(use.name, index) != index:
+            yield (
+                ("monitors", index),
+                f"monitors[{first[use.name]}] is {use.name!r} too: their numbers and states would stand under one name "
+                "- leave one out",
+            )
     if sound and isinstance(recipe.model.options, StackOptions):
         for where, what in plan(recipe.model.options).problems:
             yield read_path(where), what

@@ -16,6 +16,7 @@ from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.precision import Precision
 from muse_core.plugins.raised import raised
+from muse_core.storage.canonical_json import encode
 
 STREAK = 3
 """Consecutive non-finite steps after which skipping is not enough."""
@@ -71,6 +72,11 @@ class MonitorGroup:
         measured: dict[str, Tensor] = {}
         for use, monitor in self.monitors:
             found = self._call(use, "measure", monitor.measure, moment, values)
+            if not isinstance(found, Mapping):
+                raise self._departed(use, "measure", found, "a dict of scalar tensors")
+            for key, value in found.items():
+                if not isinstance(value, Tensor) or value.shape != () or value.is_complex():
+                    raise self._departed(use, f"measure as {key!r}", value, "a real scalar tensor")
             measured.update({f"{use.name}/{key}": value for key, value in found.items()})
         return measured
 
@@ -88,7 +94,10 @@ class MonitorGroup:
         for use, monitor in self.monitors:
             if only is not None and use.name not in only:
                 continue
-            verdict = self._call(use, "judge", monitor.judge, step, floats)._replace(monitor=use.name)
+            verdict = self._call(use, "judge", monitor.judge, step, floats)
+            if not isinstance(verdict, Verdict):
+                raise self._departed(use, "judge", verdict, "a Verdict")
+            verdict = verdict._replace(monitor=use.name)
             if verdict.action is Action.CONTINUE and verdict.reason:
                 warn(f"{use.name}: {verdict.reason}")
             verdicts.append(verdict)
@@ -121,31 +130,43 @@ class MonitorGroup:
         precision: Precision,
         warn: Callable[[str], None],
     ) -> dict[str, float]:
-        """Results of the probes that are due, under ``<monitor>/<name>``. A probe that raises is reported through
-        ``warn`` and changes nothing: training, random state and mode stay as they were."""
+        """Results of the probes that are due, under ``<monitor>/<name>``. A probe that raises, exits or returns no
+        numbers is reported through ``warn`` and changes nothing: training, random state and mode stay as they were."""
         results: dict[str, float] = {}
         for use, monitor in self.monitors:
             if not self._call(use, "wants_probe", monitor.wants_probe, step, floats):
                 continue
             try:
                 with undisturbed(model), precision():
-                    found = monitor.probe(model)
+                    found = {f"{use.name}/{key}": float(value) for key, value in monitor.probe(model).items()}
             except (torch.OutOfMemoryError, MuseError):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 warn(f"the probe of {use.name} ({use.distribution}) failed: {raised(error, use.implementation)}")
                 continue
-            results.update({f"{use.name}/{key}": float(value) for key, value in found.items()})
+            results.update(found)
         return results
 
     def state_dict(self) -> dict[str, Any]:
-        return {"finite": self.finite.streak} | {use.name: m.state_dict() for use, m in self.monitors}
+        """The monitors' by name. Raises PluginError naming one whose state JSON would change."""
+        states: dict[str, Any] = {"finite": self.finite.streak}
+        for use, monitor in self.monitors:
+            states[use.name] = self._call(use, "state_dict", monitor.state_dict)
+            try:
+                encode(states[use.name])
+            except ValueError as error:
+                raise PluginError(f"{use.title}: its state_dict cannot be kept in a checkpoint: {error}") from error
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.finite.streak = state["finite"]
         for use, monitor in self.monitors:
             if use.name in state:
-                monitor.load_state_dict(state[use.name])
+                self._call(use, "load_state_dict", monitor.load_state_dict, state[use.name])
+
+    def _departed(self, use: Use, what: str, found: Any, due: str) -> PluginError:
+        said = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{type(found).__name__}"
+        return PluginError(f"{use.title} returned {said} from {what} where {due} is due")
 
     def _call(self, use: Use, what: str, method: Callable[..., Any], *arguments: Any) -> Any:
         try:

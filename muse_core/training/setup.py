@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.build import build_model, construct, registered_use
+from muse_core.build import build_model, construct, every_backend
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
 from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
@@ -24,7 +24,7 @@ from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.held_out import HeldOut, held_out
-from muse_core.model.kernels import BoundKernels, ranked
+from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
@@ -190,9 +190,7 @@ class Setup:
 
     def _exact_leak(self) -> Leak | None:
         device, dtype = self.exact_check
-        backends = ranked(
-            (use.name, construct(use, None)) for use in map(registered_use, self.registry.rows("kernel backend"))
-        )
+        backends = every_backend(self.recipe, self.registry)
         copy: Any
         copy, _ = build_model(
             self.recipe,

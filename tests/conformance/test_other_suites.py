@@ -220,6 +220,34 @@ class Backend:
         return None if known else "it serves one operation on one process"
 
 
+def swirl(x):
+    return x.sin()
+
+
+def swirl_off(x):
+    return x.sin() + 1e-2 * x
+
+
+class BackendWithItsOwn(Backend):
+    """An operation that muse-kernels does not define, beside one that it does."""
+
+    rank = -9
+    table = Backend.table | {"swirl": f"{__name__}:swirl"}
+
+    def problems(self, tokens):
+        return {"swirl": (f"{__name__}:swirl", {"start": {"x": torch.linspace(-1, 1, tokens, dtype=torch.float64)}})}
+
+
+class BackendOffInItsOwn(BackendWithItsOwn):
+    table = Backend.table | {"swirl": f"{__name__}:swirl_off"}
+
+
+class BackendWithItsOwnUncompared(Backend):
+    """Its operation is new and it says nothing to compare it with."""
+
+    table = {"swirl": f"{__name__}:swirl"}
+
+
 class BackendOffByAThousandth(Backend):
     rank = -6
     table = {"causal_resolvent_diagonal": f"{__name__}:shifted"}
@@ -266,6 +294,14 @@ class TestBackend(KernelBackendSuite):
     name, registry = "right", of(KernelBackendSuite, Backend)
 
 
+class TestBackendWithItsOwn(KernelBackendSuite):
+    name, registry = "right", of(KernelBackendSuite, BackendWithItsOwn)
+
+
+class TestBackendWithItsOwnUncompared(KernelBackendSuite):
+    name, registry = "right", of(KernelBackendSuite, BackendWithItsOwnUncompared)
+
+
 CAUGHT = [
     (InitializerSuite, NormalFromAnywhere, "test_depends_on_the_generator_alone"),
     (InitializerSuite, NormalInPlace, "test_leaves_the_given_tensor_alone"),
@@ -287,6 +323,7 @@ CAUGHT = [
     (StageSuite, TrainForgetfully, "test_the_objective_has_a_state_dict"),
     (StageSuite, TrainPerhaps, "test_says_which_parameters_train"),
     (KernelBackendSuite, BackendOffByAThousandth, "test_agrees_with_the_reference"),
+    (KernelBackendSuite, BackendOffInItsOwn, "test_agrees_with_the_reference"),
     (KernelBackendSuite, BackendOfAMissingModule, "test_operations_can_be_imported_unless_refused_everywhere"),
     (KernelBackendSuite, BackendThatAnswersTrue, "test_answers_every_request"),
     (KernelBackendSuite, BackendWithoutRank, "test_has_a_rank"),

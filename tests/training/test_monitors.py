@@ -106,3 +106,57 @@ def test_probe_that_raises_is_reported_and_disturbs_nothing() -> None:
 
 def test_measures_carry_the_monitors_name() -> None:
     assert board(a=Says()).measure("gradients", {"w": 1, "v": 2})["a/seen"].item() == 2.0
+
+
+@pytest.mark.parametrize(
+    "method, returned, said",
+    [
+        ("measure", None, "returned NoneType from measure where a dict of scalar tensors is due"),
+        ("measure", {"norm": 0.5}, "returned float from measure as 'norm' where a real scalar tensor is due"),
+        ("measure", {"norm": torch.ones(3)}, "returned a tensor of shape (3,) from measure as 'norm' where"),
+        ("judge", None, "returned NoneType from judge where a Verdict is due"),
+        ("judge", Action.HALT, "returned Action from judge where a Verdict is due"),
+        ("state_dict", {"best": math.nan}, "its state_dict cannot be kept in a checkpoint: best: nan has no JSON form"),
+        ("state_dict", {"seen": torch.ones(2)}, "its state_dict cannot be kept in a checkpoint: seen: Tensor has no"),
+        ("state_dict", (1, 2), "its state_dict cannot be kept in a checkpoint: value: tuple has no JSON form"),
+    ],
+)
+def test_a_wrong_answer_names_the_monitor_and_what_is_due(method: str, returned: Any, said: str) -> None:
+    monitor = Says()
+    setattr(monitor, method, lambda *arguments: returned)
+    group = board(a=Says(), odd=monitor)
+    with pytest.raises(PluginError) as caught:
+        group.measure("gradients", {})
+        group.judge(0, GOOD, heard()[1])
+        group.state_dict()
+    assert str(caught.value).startswith("safety monitor 'odd' of d 1") and said in str(caught.value)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("method", ["state_dict", "load_state_dict"])
+def test_a_state_that_raises_names_the_monitor(method: str) -> None:
+    def fail(*arguments: Any) -> None:
+        raise KeyError("gone")
+
+    monitor = Says()
+    setattr(monitor, method, fail)
+    group = board(odd=monitor)
+    with pytest.raises(PluginError, match=f"monitor 'odd' of d 1 raised in {method}: KeyError: 'gone'"):
+        group.load_state_dict({"finite": 0, "odd": {}})
+        group.state_dict()
+
+
+@pytest.mark.parametrize("answer", [SystemExit(0), {"recall": "high"}, {"recall": torch.ones(2)}, 3])
+def test_a_probe_that_exits_or_answers_with_no_numbers_is_reported_and_passed_over(answer: Any) -> None:
+    class Odd(Says):
+        def probe(self, model: Any) -> Any:
+            if isinstance(answer, SystemExit):
+                raise answer
+            return answer
+
+    said, warn = heard()
+    group = board(odd=Odd(probe=answer), good=Says(probe={"recall": 0.5}))
+    precision = choose_precision(torch.device("cpu"), "fp32")
+    found = group.probe(5, GOOD, nn.Linear(2, 2), precision, warn)
+    assert found == {"good/recall": 0.5}
+    assert len(said) == 1 and said[0].startswith("the probe of odd (d) failed: ")
