@@ -62,10 +62,11 @@ def build_component(
     publish: Iterable[str] | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    device: str = "cpu",
     registry: Registry | None = None,
     **options: Any,
 ) -> Any:
-    """Check the options as a recipe would and build the component on the CPU.
+    """Check the options as a recipe would and build the component on ``device``.
 
     ``table`` and ``options`` together are the recipe table. ``heads`` of a potential, ``experts`` of a router and
     ``period`` and ``key_width`` of a filter are what their host would say (4, 4, 8 and 8). ``publish`` defaults to
@@ -77,7 +78,7 @@ def build_component(
     use = resolve(kind, name, table, registry)
     if not BY_NAME[kind].context:
         return construct(use, None)
-    kernels = bound_kernels(dtype, registry)
+    kernels = bound_kernels(dtype, registry, device)
     if kind == "source":
         return construct(use, SourceContext(cache=Path(tempfile.gettempdir()) / "muse-test-cache"))
     if kind == "safety monitor":
@@ -103,7 +104,8 @@ def build_component(
         publish=frozenset(provided(use.options, width) if publish is None else publish),
         **host,
     )
-    return construct_component(use, context, seed)
+    built = construct_component(use, context, seed)
+    return built if device == "cpu" else built.to(device)
 
 
 def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = None, **fields: Any) -> Context:
@@ -118,11 +120,11 @@ def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = No
     )
 
 
-def bound_kernels(dtype: str, registry: Registry | None = None) -> BoundKernels:
-    """Every installed kernel backend, for the CPU."""
+def bound_kernels(dtype: str, registry: Registry | None = None, device: str = "cpu") -> BoundKernels:
+    """Every installed kernel backend, for a device."""
     rows = (registry or installed()).rows("kernel backend")
     backends = ranked((row.name, construct(registered_use(row), None)) for row in rows)
-    return BoundKernels(backends, device="cpu", dtype=dtype)
+    return BoundKernels(backends, device=device.partition(":")[0], dtype=dtype)
 
 
 def monitor_context(name: str, kernels: BoundKernels, *, seed: int) -> MonitorContext:

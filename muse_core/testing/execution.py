@@ -81,7 +81,11 @@ class DerivativeSuite(ExecutionSuite):
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         leaves = [*inputs.values(), *parameters]
         generator = torch.Generator().manual_seed(11)
-        directions = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
+        if any(leaf.dtype != torch.float64 for leaf in leaves):
+            pytest.skip("differences need float64, which it does not have")
+        directions = [
+            torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device) for leaf in leaves
+        ]
         total = weighted(self.call(case, module, inputs))
         if not total.requires_grad:
             pytest.skip("nothing to train")

@@ -109,7 +109,7 @@ def weighted(outputs: dict[str, Tensor], *, seed: int = 5) -> Tensor:
     for value in outputs.values():
         weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         if value.is_floating_point():
-            total = total + (value.double() * weight).sum()
+            total = total + (value.double() * weight.to(value.device)).sum().to(total.device)
     return total
 
 

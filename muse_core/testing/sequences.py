@@ -18,6 +18,9 @@ from muse_core.contracts import State, Tokens
 EXACT = 1e-10
 """Largest difference, relative to the largest magnitude, between two orders of the same float64 computation."""
 
+NARROWER = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""The same in the precisions of layers that have no float64 form."""
+
 
 @attrs.frozen(kw_only=True)
 class Sequence:
@@ -57,6 +60,20 @@ class Sequence:
         """The same with x and signals in another dtype."""
         signals = {name: value.to(dtype) for name, value in self.signals.items()}
         return attrs.evolve(self, x=self.x.to(dtype), signals=signals)
+
+    def on(self, device: str) -> Sequence:
+        """The same on another device."""
+        signals = {name: value.to(device) for name, value in self.signals.items()}
+        return attrs.evolve(self, x=self.x.to(device), signals=signals, tokens=tokens_on(self.tokens, device))
+
+
+def tokens_on(tokens: Tokens, device: str) -> Tokens:
+    """The same on another device."""
+    return tokens._replace(
+        positions=tokens.positions.to(device),
+        resets=None if tokens.resets is None else tokens.resets.to(device),
+        valid=None if tokens.valid is None else tokens.valid.to(device),
+    )
 
 
 def piece_of_tokens(tokens: Tokens, start: int, stop: int, *, period: int | None = None) -> Tokens:
@@ -157,6 +174,8 @@ def distance(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, *, within: float = EXACT) -> None:
+    """``within`` is meant for float64; equal bits (0) are asked for in every precision."""
+    within = max(within, NARROWER.get(actual.dtype, 0.0)) if within else 0.0
     worst = distance(actual, expected)
     assert worst <= within, f"{what}: differs by {worst:.3g} of the largest magnitude, allowed {within:.0e}"
 

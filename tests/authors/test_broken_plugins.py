@@ -16,8 +16,8 @@ BROKEN = {
         "layer", "layer.py",
         "return LayerOutput(self.output(mixed.to(x.dtype))",
         "return LayerOutput(self.output(mixed + x.mean(dim=1, keepdim=True))",
-        "a large change reaches no earlier token and no other row (2 of 2 cases)",
-        "eval: update before the change of x at token ",
+        "a large change reaches no earlier token and no other row (6 of 6 cases)",
+        "eval: not causal: update before the change of x at token ",
     ),
     "a misspelt hook": (
         "potential", "plugin.py", "muse_potentials()", "muse_potential()",

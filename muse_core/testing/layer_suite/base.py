@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from muse_core.errors import MuseError
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite
-from muse_core.testing.sequences import Sequence, make_tokens, random_sequence
+from muse_core.testing.sequences import Sequence, make_tokens, random_sequence, tokens_on
 from muse_core.testing.signals import needed_shapes
 
 PERIOD = 8
@@ -30,9 +31,15 @@ class LayerBase(DerivativeSuite):
     batch = 3
     length = 21
     """Tokens N: more than two periods, and no multiple of one."""
+    device: ClassVar[str] = "cpu"
+    """Where the layer is checked; ``muse plugins check --device`` sets it."""
 
     def build(self, case: Case, **changes: Any) -> nn.Module:
+        only = getattr(self.options_of(case), "device_only", None)
+        if only is not None and only != self.device.partition(":")[0]:
+            pytest.skip(f"runs on {only} only - check it with: muse plugins check --device {only}")
         changes = {"width": self.width, "sequence_length": 64, "signals": self.signals(case)} | changes
+        changes = {"device": self.device} | changes
         layer: nn.Module = super().build(self.with_period(case), **changes)
         return layer
 
@@ -42,6 +49,16 @@ class LayerBase(DerivativeSuite):
         if "period" not in fields or "period" in case.options:
             return case
         return Case(kind=case.kind, name=case.name, options={**case.options, "period": PERIOD}, derived=case.derived)
+
+    def double(self, case: Case, **changes: Any) -> nn.Module:
+        """In float64, or in the widest precision that its options class says it has."""
+        widest = self.widest(case)
+        return self.build(case, dtype=str(widest).removeprefix("torch."), **changes).to(widest)
+
+    def widest(self, case: Case) -> torch.dtype:
+        """float64 unless its options class says ``widest_precision = "float32"`` or ``"bfloat16"``."""
+        found: torch.dtype = getattr(torch, getattr(self.options_of(case), "widest_precision", "float64"))
+        return found
 
     def options_of(self, case: Case) -> Any:
         try:
@@ -66,8 +83,16 @@ class LayerBase(DerivativeSuite):
 
     def sequence(self, case: Case, **changes: Any) -> Sequence:
         sizes: dict[str, Any] = {"batch": self.batch, "length": self.length, "width": self.width}
-        given = sizes | {"signals": self.signals(case)}
-        return random_sequence(**(given | changes))
+        given = sizes | {"signals": self.signals(case)} | changes
+        widest = self.widest(case)
+        if given.get("dtype", torch.float64).itemsize > widest.itemsize:
+            given["dtype"] = widest
+        return random_sequence(**given).on(self.device)
+
+    def test_a_float64_copy_stays_float64(self, case: Case) -> None:
+        if self.widest(case) != torch.float64:
+            pytest.skip(f"says that its widest precision is {self.widest(case)}")
+        super().test_a_float64_copy_stays_float64(case)
 
     def outputs(self, case: Case, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         return output_tensors(run(module, self.sequence(case, dtype=dtype)))
@@ -78,7 +103,7 @@ class LayerBase(DerivativeSuite):
 
     def call(self, case: Case, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         signals = {name: value for name, value in inputs.items() if name != "x"}
-        tokens = make_tokens(self.batch, self.length, documents=True)
+        tokens = tokens_on(make_tokens(self.batch, self.length, documents=True), self.device)
         step = run(module, Sequence(x=inputs["x"], signals=signals, tokens=tokens))
         return output_tensors(step) | {f"loss {name}": value for name, value in step.losses.items()}
 

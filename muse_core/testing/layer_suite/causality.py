@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
+from muse_core.contracts import State
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
-from muse_core.testing.sequences import Sequence, assert_close, document_starts, make_tokens
+from muse_core.testing.sequences import Sequence, assert_close, document_starts, make_tokens, tokens_on
 
 PERTURBATION = 1e3
 TOLERANCE = 1e-9
+FAR = 96
+"""Tokens of the long sequence: more than a window or a chunk of 64."""
+
+
+class Way(NamedTuple):
+    """A way in which the loop, an evaluation or a generation calls a layer."""
+
+    name: str
+    training: bool = False
+    """In training mode with gradients enabled; otherwise in evaluation mode without."""
+    resets: str = "none"
+    """none: no tensor; false: a tensor that marks no start; inside: documents start at different tokens of each row."""
+    carried: bool = False
+    """From the state that a first call returned."""
+
+    @property
+    def thorough(self) -> bool:
+        """Whether every edge is tried, not only the middle and the end."""
+        return self.resets == "none" and not self.carried
+
+
+WAYS = (
+    Way("eval"),
+    Way("train", training=True),
+    Way("eval, resets all False", resets="false"),
+    Way("train, documents start inside", training=True, resets="inside"),
+    Way("eval, documents start inside", resets="inside"),
+    Way("train, carried state", training=True, resets="false", carried=True),
+)
 
 
 class LayerCausality(LayerBase):
@@ -23,24 +55,56 @@ class LayerCausality(LayerBase):
         chosen = {0, self.length // 2, self.length - 1, period - 1, period, period + 1, 2 * period}
         return sorted(token for token in chosen if 0 <= token < self.length)
 
-    @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-    def test_a_large_change_reaches_no_earlier_token_and_no_other_row(self, case: Case, training: bool) -> None:
-        layer, sequence = self.lively(case).train(training), self.sequence(case)
-        base = self.observe(layer, sequence)
-        for what, token, changed in self.perturbations(case, sequence):
-            for name, value in self.observe(layer, changed).items():
-                assert_close(value[1, :token], base[name][1, :token], f"{name} before {what}", within=TOLERANCE)
-                assert_close(value[[0, 2]], base[name][[0, 2]], f"{name} in other rows than {what}", within=TOLERANCE)
+    @pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+    def test_a_large_change_reaches_no_earlier_token_and_no_other_row(self, case: Case, way: Way) -> None:
+        layer, sequence, state = self.called(case, way)
+        tokens = self.edges(case) if way.thorough else [self.length // 2, self.length - 1]
+        base = self.observe(layer, sequence, state, way)
+        for what, token, changed in self.perturbations(tokens, sequence):
+            for name, value in self.observe(layer, changed, state, way).items():
+                self.unmoved(value[1, :token], base[name][1, :token], f"{name} before {what} depends on it", way)
+                self.unmoved(value[[0, 2]], base[name][[0, 2]], f"{name} depends on another row, by {what}", way)
+
+    def test_a_large_change_far_ahead_reaches_no_earlier_token(self, case: Case) -> None:
+        """Also over more tokens than a window or a block of a kernel has, and after many periods."""
+        way = WAYS[1]
+        layer, sequence, state = self.called(case, way, length=FAR + 3)
+        base = self.observe(layer, sequence, state, way)
+        for what, token, changed in self.perturbations([FAR // 2 + 1, FAR + 2], sequence):
+            for name, value in self.observe(layer, changed, state, way).items():
+                self.unmoved(value[1, :token], base[name][1, :token], f"{name} before {what} depends on it", way)
+
+    def called(self, case: Case, way: Way, *, length: int | None = None) -> tuple[nn.Module, Sequence, State]:
+        """A lively layer, a sequence and the state to call it with in this way."""
+        layer, period = self.lively(case).train(way.training), self.period(case)
+        sequence = self.sequence(case, documents=way.resets == "inside", length=length or self.length)
+        tokens = sequence.tokens
+        if way.resets == "false":
+            tokens = tokens._replace(resets=torch.zeros_like(tokens.positions, dtype=torch.bool))
+        state: State = None
+        if way.carried:
+            with torch.no_grad():
+                state = run(layer, self.sequence(case, seed=3)).state
+            tokens = tokens._replace(
+                positions=tokens.positions + self.length, offset=self.length % period if period else 0
+            )
+        return layer, attrs.evolve(sequence, tokens=tokens), state
+
+    def unmoved(self, actual: Tensor, expected: Tensor, what: str, way: Way) -> None:
+        assert_close(actual, expected, f"not causal: {what} ({way.name})", within=TOLERANCE)
 
     def test_a_large_change_does_reach_its_own_token(self, case: Case) -> None:
         """Without this the tests beside it would pass for a layer that ignores x."""
         layer, sequence = self.lively(case).eval(), self.sequence(case)
         token = self.length // 2
-        changed = Sequence(x=sequence.x.clone(), signals=sequence.signals, tokens=sequence.tokens)
+        changed = attrs.evolve(sequence, x=sequence.x.clone())
         changed.x[1, token] += PERTURBATION
         moved = max(
             (value[1, token:] - base[1, token:]).abs().max().item()
-            for value, base in zip(self.observe(layer, changed).values(), self.observe(layer, sequence).values())
+            for value, base in zip(
+                self.observe(layer, changed, None, WAYS[0]).values(),
+                self.observe(layer, sequence, None, WAYS[0]).values(),
+            )
         )
         assert moved > TOLERANCE or self.ignores_x(case), "the layer ignores x"
 
@@ -49,22 +113,26 @@ class LayerCausality(LayerBase):
         so by ``ignores_stream = True``."""
         return getattr(self.options_of(case), "ignores_stream", False) or self.adds_nothing(case)
 
-    @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-    def test_gradients_of_earlier_outputs_are_exactly_zero(self, case: Case, training: bool) -> None:
-        layer, sequence = self.lively(case).train(training), self.sequence(case)
+    @pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+    def test_gradients_of_earlier_outputs_are_exactly_zero(self, case: Case, way: Way) -> None:
+        layer, sequence, state = self.called(case, way)
         x = sequence.x.requires_grad_()
         signals = [value.requires_grad_() for value in sequence.signals.values()]
         torch.manual_seed(0)
-        outputs = output_tensors(run(layer, sequence))
-        for token in self.edges(case):
+        outputs = output_tensors(run(layer, sequence, state))
+        for token in sorted({*self.edges(case), *document_starts(1, self.length)} - {0}):
             early = sum((value[1, :token] ** 2).sum() for value in outputs.values() if value.requires_grad)
-            if token == 0 or not isinstance(early, Tensor):
+            if not isinstance(early, Tensor):
                 continue
             gradients = torch.autograd.grad(early, [x, *signals], retain_graph=True, allow_unused=True)
             for gradient in gradients:
                 if gradient is not None:
-                    assert not gradient[1, token:].any(), f"outputs before token {token} have a gradient to later ones"
-                    assert not gradient[[0, 2]].any(), f"outputs before token {token} have a gradient to other rows"
+                    assert not gradient[1, token:].any(), (
+                        f"not causal: outputs before token {token} have a gradient to it or later ones ({way.name})"
+                    )
+                    assert not gradient[[0, 2]].any(), (
+                        f"not causal: outputs before token {token} have a gradient to other rows ({way.name})"
+                    )
 
     def test_documents_are_separate(self, case: Case) -> None:
         """A row of several documents gives what each document gives alone, on the same absolute grid."""
@@ -84,32 +152,35 @@ class LayerCausality(LayerBase):
         """One document of a row as if nothing stood before it."""
         period = self.period(case)
         part = sequence.rows([row]).piece(start, stop, period=period)
-        tokens = make_tokens(1, stop - start)._replace(offset=start % period if period else 0)
+        tokens = tokens_on(make_tokens(1, stop - start), self.device)._replace(offset=start % period if period else 0)
         return Sequence(x=part.x, signals=part.signals, tokens=tokens)
 
     def test_rows_can_be_permuted(self, case: Case) -> None:
         layer, sequence = self.lively(case).eval(), self.sequence(case, documents=True)
         order = [2, 0, 1]
-        base, permuted = self.observe(layer, sequence), self.observe(layer, sequence.rows(order))
+        base = self.observe(layer, sequence, None, WAYS[0])
+        permuted = self.observe(layer, sequence.rows(order), None, WAYS[0])
         for name, value in base.items():
             assert_close(permuted[name], value[order], f"{name} of permuted rows")
 
-    @torch.no_grad()
-    def observe(self, layer: nn.Module, sequence: Sequence) -> dict[str, Tensor]:
+    def observe(self, layer: nn.Module, sequence: Sequence, state: State, way: Way) -> dict[str, Tensor]:
+        """Its outputs, with gradients enabled as they are in this way of calling it."""
         torch.manual_seed(0)  # what a layer draws in training must not look like a leak
-        return output_tensors(run(layer, sequence))
+        with torch.set_grad_enabled(way.training):
+            outputs = output_tensors(run(layer, sequence, state))
+        return {name: value.detach() for name, value in outputs.items()}
 
-    def perturbations(self, case: Case, sequence: Sequence) -> Iterator[tuple[str, int, Sequence]]:
-        """(what, token, sequence) with one token of row 1 changed, in x or in one signal."""
+    def perturbations(self, tokens: list[int], sequence: Sequence) -> Iterator[tuple[str, int, Sequence]]:
+        """(what, token, sequence) with one of these tokens of row 1 changed, in x or in one signal."""
         generator = torch.Generator().manual_seed(7)
-        for token in self.edges(case):
+        for token in tokens:
             for name in (None, *sequence.signals):
-                changed = Sequence(
+                changed = attrs.evolve(
+                    sequence,
                     x=sequence.x.clone(),
                     signals={key: value.clone() for key, value in sequence.signals.items()},
-                    tokens=sequence.tokens,
                 )
                 target = changed.x if name is None else changed.signals[name]
                 noise = torch.randn(target[1, token].shape, generator=generator, dtype=torch.float64)
-                target[1, token] += PERTURBATION * noise
+                target[1, token] += PERTURBATION * noise.to(target)
                 yield f"the change of {name or 'x'} at token {token}", token, changed

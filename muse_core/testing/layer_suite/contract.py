@@ -18,6 +18,8 @@ from muse_core.testing.sequences import Sequence, assert_close, assert_same_stat
 class LayerContract(LayerBase):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
     def test_returns_what_the_contract_says(self, case: Case, dtype: torch.dtype) -> None:
+        if dtype.itemsize > self.widest(case).itemsize:
+            pytest.skip(f"says that it has no {dtype}")
         layer = self.build(case) if dtype == torch.float32 else self.double(case)
         sequence = self.sequence(case, dtype=dtype)
         step = run(layer, sequence)
@@ -96,7 +98,7 @@ class LayerContract(LayerBase):
         """Where ``valid`` is false state stays what it was; a layer with filters may refuse ragged rows."""
         layer, sequence = self.double(case).eval(), self.sequence(case)
         kept = self.length - 4
-        valid = torch.arange(self.length).expand(self.batch, -1) < kept
+        valid = torch.arange(self.length, device=self.device).expand(self.batch, -1) < kept
         padded = Sequence(x=sequence.x, signals=sequence.signals, tokens=sequence.tokens._replace(valid=valid))
         try:
             with torch.no_grad():

@@ -19,7 +19,7 @@ class LayerExecution(LayerBase):
         sequence = self.sequence(case, dtype=torch.bfloat16).to(torch.float32)
         with torch.no_grad():
             expected = run(layer, sequence)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16):
                 step = run(layer, sequence.to(dtype))
         assert_near_fp32(step.update, expected.update, "update")
         for path, value in leaves(step.state).items():
@@ -27,7 +27,7 @@ class LayerExecution(LayerBase):
 
     def test_gradients_under_autocast_are_finite(self, case: Case) -> None:
         layer, sequence = self.build(case).train(), self.sequence(case, dtype=torch.float32)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16):
             outputs = output_tensors(run(layer, sequence))
         for name, gradient in gradients_of(weighted(outputs), layer).items():
             assert gradient is None or torch.isfinite(gradient).all(), f"the gradient of {name} is not finite"
