@@ -14,11 +14,14 @@ from muse_core.cli.errors import guarded
 @click.command(context_settings=CONTEXT)
 @click.argument("plugins", nargs=-1, required=True, metavar="NAME|PATH...")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only components of this kind. May be repeated.")
-def check(plugins: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+@click.option("--device", default="cpu", metavar="DEVICE", help="Where layers are checked: cpu, cuda or cuda:<index>.")
+def check(plugins: tuple[str, ...], kinds: tuple[str, ...], device: str) -> None:
     """Say which promises of the contracts a plugin keeps.
 
     NAME is a component or a distribution that is installed, PATH the folder of a distribution, installed or not; it
-    needs its dependencies only. Exit codes: 0 all checks passed; 5 some failed, or there was nothing to check.
+    needs its dependencies only. On another device than the processor layers alone are checked, in the widest precision
+    that they have. Exit codes: 0 all checks passed; 2 there is no such device; 5 some failed, or there was nothing to
+    check.
     """
     with guarded():
         import subprocess
@@ -34,7 +37,7 @@ def check(plugins: tuple[str, ...], kinds: tuple[str, ...]) -> None:
             raise PluginError("checking needs pytest - pip install muse-core[test]")
         with TemporaryDirectory(prefix="muse-check-") as folder:
             names, environment = _visible(plugins, Path(folder))
-            options = [f"--kind={kind}" for kind in kinds]
+            options = [f"--device={device}", *(f"--kind={kind}" for kind in kinds)]
             command = [sys.executable, "-P", "-m", "muse_core.testing.check", *options, "--", *names]
             code = subprocess.run(command, env=environment, check=False).returncode
         if code < 0:

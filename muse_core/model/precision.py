@@ -43,20 +43,21 @@ def lowered(x: torch.Tensor) -> torch.Tensor:
     return x.to(product_dtype(x))
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes the first GPU if there is one. Raises RecipeError naming what exists."""
+def choose_device(name: str, where: str = "train.device") -> torch.device:
+    """``auto`` takes the first GPU if there is one. Raises RecipeError naming ``where`` it was asked for and what
+    exists."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RecipeError(f"train.device: {name!r} is no device; write auto, cpu, cuda or cuda:<index>") from None
+        raise RecipeError(f"{where}: {name!r} is no device; write auto, cpu, cuda or cuda:<index>") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"train.device: {name!r} was asked for, but torch sees no GPU here; write cpu or auto")
+        raise RecipeError(f"{where}: {name!r} was asked for, but torch sees no GPU here; write cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"train.device: {name!r} does not exist; torch sees {torch.cuda.device_count()} GPU(s)")
+        raise RecipeError(f"{where}: {name!r} does not exist; torch sees {torch.cuda.device_count()} GPU(s)")
     if device.type not in ("cpu", "cuda"):
-        raise RecipeError(f"train.device: {name!r} is not supported; write auto, cpu, cuda or cuda:<index>")
+        raise RecipeError(f"{where}: {name!r} is not supported; write auto, cpu, cuda or cuda:<index>")
     return device
 
 

@@ -1,4 +1,5 @@
-"""The conformance suites of chosen plugins, in sentences: ``python -m muse_core.testing.check [--kind=K …] NAME …``.
+"""The conformance suites of chosen plugins, in sentences: ``python -m muse_core.testing.check [--device=D] [--kind=K …]
+NAME …``.
 
 A process of its own, so that what a plugin does on import is done to nobody else. Exit codes as ``muse plugins check``.
 """
@@ -20,12 +21,16 @@ import pytest
 from muse_core.cli.errors import guarded
 from muse_core.errors import PluginError
 from muse_core.kinds import BY_NAME, KINDS, ROWS
+from muse_core.model.precision import choose_device
 from muse_core.options.describe import options_of
 from muse_core.plugins import Loaded, Registered
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
 from muse_core.testing.cases import cases_of, installed
 from muse_core.testing.reporter import ResultReporter
+
+LAYERS = ("layer", "memory layer")
+"""Kinds that can be checked on another device than the processor."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,8 +88,9 @@ def caseless(row: Registered) -> str | None:
     return f"{title}: nothing to build, since {options.__name__}.examples returns no table"
 
 
-def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
-    """A test module with one class for each plugin and component; ``titles`` gets what to call them."""
+def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str], device: str) -> str:
+    """A test module with one class for each plugin and component, layers on ``device``; ``titles`` gets what to call
+    them."""
     modules = tuple(one.loaded.plugin.module for one in chosen)
     lines = [
         "from muse_core.testing.distributions import PluginSuite, import_report",
@@ -104,15 +110,17 @@ def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str]) -> str:
             reference = installed().reference(row.kind, row.name, row.distribution)
             suite = BY_NAME[row.kind].suite.partition(":")[2]
             lines += ["", f"class {title}({suite}):", f"    kind, name = {row.kind!r}, {reference!r}"]
+            if row.kind in LAYERS:
+                lines.append(f"    device = {device!r}")
     return "\n".join(lines) + "\n"
 
 
-def run(chosen: tuple[Chosen, ...], stream: io.TextIOBase) -> ResultReporter:
+def run(chosen: tuple[Chosen, ...], stream: io.TextIOBase, device: str = "cpu") -> ResultReporter:
     """Run the suites under pytest, away from any project's settings; ``stream`` hears every result as it comes."""
     with tempfile.TemporaryDirectory(prefix="muse-check-") as folder:
         titles: dict[str, str] = {}
         path, settings = Path(folder) / "test_plugin.py", Path(folder) / "pytest.ini"
-        path.write_text(module_of(chosen, titles), encoding="utf-8")
+        path.write_text(module_of(chosen, titles, device), encoding="utf-8")
         settings.write_text("[pytest]\n", encoding="utf-8")
         reporter = ResultReporter(titles, stream)
         arguments = [str(path), "-c", str(settings), "--rootdir", folder, "-p", "no:cacheprovider", "-q"]
@@ -127,19 +135,22 @@ def run(chosen: tuple[Chosen, ...], stream: io.TextIOBase) -> ResultReporter:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m muse_core.testing.check")
     parser.add_argument("--kind", action="append", default=[])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("names", nargs="+")
     given = parser.parse_args()
     # What tests and plugins print is captured; results are not.
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     with guarded():
-        chosen = tuple(choose(name).only(given.kind or KINDS) for name in given.names)
+        device = str(choose_device(given.device, "--device"))
+        kinds = [kind for kind in given.kind or KINDS if device == "cpu" or kind in LAYERS]
+        chosen = tuple(choose(name).only(kinds) for name in given.names)
         for one in chosen:
-            if given.kind and not one.rows:
-                raise PluginError(f"{one.title} has no {' or '.join(given.kind)} to check")
+            if (given.kind or device != "cpu") and not one.rows:
+                raise PluginError(f"{one.title} has no {' or '.join(given.kind or LAYERS)} to check")
         faults = {row: sentence for one in chosen for row in one.rows if (sentence := caseless(row))}
         chosen = tuple(attrs.evolve(one, rows=tuple(row for row in one.rows if row not in faults)) for one in chosen)
         with stream:
-            reporter = run(chosen, stream)
+            reporter = run(chosen, stream, device)
             for sentence in faults.values():
                 reporter.fail(sentence)
             reporter.sum_up()

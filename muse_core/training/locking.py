@@ -26,7 +26,7 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     checked_on, dtype = setup.exact_check
     gate = {}
-    if dtype != torch.float64:
+    if (checked_on.type, dtype) != ("cpu", torch.float64):
         gate = {"device": checked_on.type, "precision": str(dtype), "tolerance": TOLERANCES[dtype]}
     return make_lock(
         checked,

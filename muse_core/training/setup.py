@@ -20,13 +20,14 @@ from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_
 from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.tasks import TaskCorpus, TaskData
-from muse_core.errors import Halted, RecipeError
+from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
-from muse_core.evaluation.held_out import HeldOut, held_out
+from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.plugins.raised import failure
 from muse_core.recipe.schema import Recipe
 from muse_core.training.kept import Kept
 from muse_core.training.monitor_context import MonitorContext
@@ -174,7 +175,7 @@ class Setup:
             raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
         device, dtype = self.exact_check
         passed = "causality gate: no output depends on a later token or on another row"
-        if dtype == torch.float64:
+        if (device.type, dtype) == ("cpu", torch.float64):
             return passed
         name = str(dtype).removeprefix("torch.")
         return f"{passed}; checked on {device} in {name}, where changes under {TOLERANCES[dtype]:g} go unseen"
@@ -189,7 +190,30 @@ class Setup:
         return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
     def _exact_leak(self) -> Leak | None:
+        """Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
+        not where the check runs; what it raises in either is raised as it is."""
         device, dtype = self.exact_check
+        name = str(dtype).removeprefix("torch.")
+        try:
+            return self._leak_of_copy(device, dtype)
+        except Exception as error:
+            sentence = str(error) if isinstance(error, PluginError | RecipeError) else failure(error)
+            if sentence is None:
+                raise
+            self._first_call()
+            kind = RecipeError if isinstance(error, RecipeError) else PluginError
+            raise kind(
+                f"causality gate, exact check in {name} on {device}: {sentence} - a component without that form says "
+                'so in its options class: device_only = "cuda", widest_precision = "float32" or "bfloat16"'
+            ) from error
+
+    def _first_call(self) -> None:
+        """The model as it will train, on the first batch."""
+        batch = self.first_batch()
+        with undisturbed(self.model), self.precision():
+            self.model(batch.inputs, None, batch.tokens)
+
+    def _leak_of_copy(self, device: torch.device, dtype: torch.dtype) -> Leak | None:
         backends = every_backend(self.recipe, self.registry)
         copy: Any
         copy, _ = build_model(
@@ -242,6 +266,11 @@ def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.d
                 f"train.device: {type(one).__name__} runs on {one.device_only} only, and this run is on {device.type}"
             )
     names = [getattr(one, "widest_precision", "float64") for one in options]
+    for one, name in zip(options, names):
+        if getattr(torch, str(name), None) not in TOLERANCES:
+            raise PluginError(
+                f"{type(one).__name__}: widest_precision is {name!r}; it is float64, float32 or bfloat16"
+            )
     dtype = min((getattr(torch, name) for name in names), key=lambda one: -TOLERANCES[one])
     return (device if only else torch.device("cpu")), dtype
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from muse_core.cli import muse
+from muse_core.testing.check import choose, module_of
 
 BROKEN = {
     "a layer that leaks": (
@@ -134,3 +135,22 @@ def test_a_path_that_is_no_folder_is_refused(given, sentence, tmp_path) -> None:
 
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert check("fast-weights", "--kind", "mixer")[0] == 2
+
+
+def test_layers_are_checked_on_the_device_that_is_asked_for() -> None:
+    titles: dict[str, str] = {}
+    written = module_of((choose("muse-fast-weights"), choose("muse-potentials")), titles, "cuda:1")
+    classes = {titles[head.partition("(")[0]]: body for head, _, body in
+               (part.partition("\n") for part in written.split("\nclass ")[2:])}
+    layers = [title for title in classes if title.split()[0] in ("layer", "memory")]
+    assert "memory layer fast-weights" in layers and len(layers) < len(classes)
+    assert [title for title, body in classes.items() if "device = 'cuda:1'" in body] == layers
+
+
+@pytest.mark.parametrize(
+    "device, said",
+    [("nowhere", "--device: 'nowhere' is no device"), ("cuda:99", "--device: 'cuda:99' ")],
+)
+def test_a_device_that_is_not_here_is_said(muse_check, tmp_path, device: str, said: str) -> None:
+    ended = muse_check("feed-forward", "--device", device, cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.startswith(said), ended.stderr

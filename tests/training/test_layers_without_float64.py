@@ -1,0 +1,180 @@
+"""Layers without a float64 or a CPU form declare it; the gate's exact check then runs where and in what they have, says
+its tolerance and locks it. One that does not declare it is told how to."""
+
+from __future__ import annotations
+
+import textwrap
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from muse_core.cli.run import main
+from muse_core.component import Component
+from muse_core.contracts import LayerOutput
+from muse_core.testing.layers import LayerSuite
+from muse_core.testing.loose import registry_with
+
+PLUGIN = """
+    import attrs
+    from muse_core.component import Component
+    from muse_core.hookspecs import hookimpl
+
+    @attrs.frozen(kw_only=True)
+    class Options:
+        '''A layer.'''
+        leak: float = 0.0
+        '''How much it sees of the next token.'''
+        {declared}
+
+    @hookimpl
+    def muse_layers():
+        yield Component("single", options=Options, implementation="single_layer_plugin:Single")
+"""
+
+IMPLEMENTATION = """
+    import torch
+    from torch import nn
+    from muse_core.contracts import LayerOutput
+
+    class Single(nn.Module):
+        def __init__(self, options, context):
+            super().__init__()
+            self.leak = options.leak
+            self.linear = nn.Linear(context.width, context.width)
+
+        def forward(self, x, state, signals, tokens):
+            if x.dtype == torch.float64:
+                raise NotImplementedError("no kernel for Double")
+            later = torch.cat([x[:, 1:], 0 * x[:, :1]], 1)
+            return LayerOutput(self.linear(x + self.leak * later), None)
+"""
+
+RECIPE = """
+    name = "tiny"
+    data = {{ use = "state-of-the-union", tokenizer = "bytes" }}
+    [model]
+    width = 16
+    depth = 1
+    block = [{{ use = "single", leak = {leak} }}]
+    [train]
+    steps = 2
+    warmup_steps = 1
+    batch_size = 2
+    sequence_length = 16
+    device = "cpu"
+    precision = "fp32"
+    [evaluate]
+    tokens = 64
+    final_tokens = 64
+"""
+
+
+@pytest.fixture
+def run(install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[..., Result]:
+    """``muse-run`` with a layer that cannot compute in float64; ``declared`` stands in its options class."""
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
+
+    def go(declared: str = "", leak: float = 0.0) -> Result:
+        install("single", PLUGIN.format(declared=declared))
+        (install.site / "single_layer_plugin.py").write_text(textwrap.dedent(IMPLEMENTATION))
+        recipe = tmp_path / "tiny.toml"
+        recipe.write_text(textwrap.dedent(RECIPE.format(leak=leak)))
+        return CliRunner().invoke(main, [str(recipe), "--run-dir", str(tmp_path / "run")])
+
+    return go
+
+
+def test_one_that_declares_it_trains_and_the_tolerance_is_said_and_locked(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    ended = run('widest_precision = "float32"')
+    assert ended.exit_code == 0, ended.output
+    assert "checked on cpu in float32, where changes under 0.001 go unseen" in ended.output
+    lock = tomllib.loads((tmp_path / "run" / "muse.lock.toml").read_text())
+    assert lock["causality_gate"] == {"device": "cpu", "precision": "torch.float32", "tolerance": 0.001}
+
+
+def test_one_that_declares_it_and_leaks_is_refused_by_name(run: Callable[..., Result]) -> None:
+    ended = run('widest_precision = "float32"', leak=1.0)
+    assert ended.exit_code == 4 and "causality gate: blocks.0.single lets the output" in ended.stderr
+
+
+def test_one_that_does_not_declare_it_is_told_how(run: Callable[..., Result]) -> None:
+    ended = run()
+    assert ended.exit_code == 5 and "Traceback" not in ended.output
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(
+        "causality gate, exact check in float64 on cpu: blocks.0.single: layer 'single' of single 1.0.0: "
+        "NotImplementedError: no kernel for Double at "
+    ), last
+    assert 'widest_precision = "float32"' in last
+
+
+@pytest.mark.parametrize(
+    "declared, code, said",
+    [
+        ('device_only = "cuda"', 2, "train.device: Options runs on cuda only, and this run is on cpu"),
+        ('widest_precision = "half"', 5, "Options: widest_precision is 'half'; it is float64, float32 or bfloat16"),
+    ],
+)
+def test_what_cannot_be_here_is_said_before_training(
+    run: Callable[..., Result], declared: str, code: int, said: str
+) -> None:
+    ended = run(declared)
+    assert ended.exit_code == code and said in ended.stderr, ended.output
+
+
+@attrs.frozen(kw_only=True)
+class SingleOptions:
+    """A layer without float64."""
+
+    widest_precision = "float32"
+
+
+@attrs.frozen(kw_only=True)
+class GpuOptions:
+    """A layer for a GPU."""
+
+    device_only = "cuda"
+
+
+class Single(nn.Module):
+    def __init__(self, options: Any, context: Any):
+        super().__init__()
+        self.linear = nn.Linear(context.width, context.width)
+
+    def forward(self, x: Any, state: Any, signals: Any, tokens: Any) -> LayerOutput:
+        assert x.dtype != torch.float64, "no kernel for Double"
+        return LayerOutput(self.linear(x), None)
+
+
+class TestSingle(LayerSuite):
+    """Its suite runs in float32 where others run in float64."""
+
+    name = "single-layer"
+
+    @classmethod
+    def registry(cls) -> Any:
+        return registry_with(("layer", Component("single-layer", options=SingleOptions,
+                                                 implementation=f"{__name__}:Single")))
+
+
+def test_a_layer_for_a_gpu_is_skipped_without_one() -> None:
+    class OnGpu(LayerSuite):
+        name = "gpu-layer"
+
+        @classmethod
+        def registry(cls) -> Any:
+            return registry_with(("layer", Component("gpu-layer", options=GpuOptions,
+                                                     implementation=f"{__name__}:Single")))
+
+    (case,) = OnGpu.cases(Path("."))
+    with pytest.raises(pytest.skip.Exception, match="runs on cuda only - check it with: muse plugins check --device"):
+        OnGpu().build(case)
