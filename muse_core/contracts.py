@@ -102,6 +102,8 @@ class Batch(NamedTuple):
     tokens: Tokens
     extra: Mapping[str, Tensor] = {}
     """(B, …) by name: what a stage's own batches hand to its objective besides."""
+    targets_per_token: float | None = None
+    """Targets that count over valid tokens, of the whole batch that this is a part of; None: of this batch itself."""
 
 
 class Result(NamedTuple):
