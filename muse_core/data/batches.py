@@ -37,8 +37,9 @@ def targets_per_token(batch: Batch) -> float:
     if batch.targets_per_token is not None:
         return batch.targets_per_token
     valid = batch.tokens.valid
-    tokens = batch.loss_mask.numel() if valid is None else max(int(valid.sum()), 1)
-    return int(batch.loss_mask.sum()) / tokens
+    # By numpy, so that it is no read of a tensor: a step reads once from the device.
+    tokens = batch.loss_mask.numel() if valid is None else max(int(valid.cpu().numpy().sum()), 1)
+    return int(batch.loss_mask.cpu().numpy().sum()) / tokens
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
