@@ -16,7 +16,7 @@ def update_statistics(model: nn.Module, metrics: Mapping[str, float], progress: 
     ``blocks.3.fast-weights/snr/signal_to_noise`` that of the module ``blocks.3.fast-weights.filters.snr``.
     """
     for name, module in model.named_modules():
-        if module is not model and hasattr(module, "absorb"):
+        if module is not model and hasattr(module, "update_statistics"):
             own = {}
             for prefix in prefixes(model, name):
                 own |= {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

@@ -6,13 +6,25 @@ from __future__ import annotations
 from muse_core.component import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
-    "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
+    "muse-baseline": (
+        ("layer", "attention"),
+        ("layer", "convolution"),
+        ("layer", "feed-forward"),
+        ("router", "mlp"),
+    ),
     "muse-fla": (("kernel backend", "fla"),),
     "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-fast-weights": (("memory layer", "fast-weights"),),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
+    "muse-peers": (
+        ("memory layer", "gated-deltanet"),
+        ("memory layer", "gla"),
+        ("memory layer", "kda"),
+        ("memory layer", "mamba2"),
+        ("memory layer", "rwkv7"),
+    ),
     "muse-potentials": (
         ("potential", "hermitian"),
         ("potential", "memory-feedback"),

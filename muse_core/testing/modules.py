@@ -79,7 +79,7 @@ class ModuleSuite(Suite):
         module = self.build(case)
         for progress in (0.0, 0.5, 1.0):
             for part in module.modules():
-                if hasattr(part, "absorb"):
+                if hasattr(part, "update_statistics"):
                     part.update_statistics({}, progress)
         for name, value in self.outputs(case, module.eval(), torch.float32).items():
             assert torch.isfinite(value).all(), f"{name} is not finite after absorb"

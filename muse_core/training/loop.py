@@ -104,7 +104,7 @@ class Loop:
                 self.at.accepted += 1
                 self.at.tokens += int(values["tokens"])
                 self.stream_state.accept()
-                if hasattr(self.model, "absorb"):
+                if hasattr(self.model, "update_statistics"):
                     self.model.update_statistics(values, self.at.accepted / train.steps)
             self.optimizers.zero_grad()
             self.at.step += 1

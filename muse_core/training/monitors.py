@@ -106,8 +106,8 @@ class MonitorGroup:
 
     def vetoes(self, step: int) -> list[str]:
         """Why the checkpoint after ``step`` steps may not be certified."""
-        asked = [(use, monitor.veto_certification) for use, monitor in self.monitors if hasattr(monitor, "doubt")]
-        found = [(use.name, self._call(use, "doubt", veto_certification, step)) for use, veto_certification in asked]
+        asked = [(use, monitor.veto_certification) for use, monitor in self.monitors if hasattr(monitor, "veto_certification")]
+        found = [(use.name, self._call(use, "veto_certification", veto_certification, step)) for use, veto_certification in asked]
         return [f"{name}: {reason}" for name, reason in found if reason]
 
     def probe(

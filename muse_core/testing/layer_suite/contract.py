@@ -60,7 +60,7 @@ class LayerContract(LayerBase):
         layer = self.build(case)
         measured: set[str] = set()
         for path, part in layer.named_modules():
-            if path and hasattr(part, "absorb"):
+            if path and hasattr(part, "update_statistics"):
                 place = place_of(layer, path)
                 part.register_forward_hook(
                     lambda _, __, output, at=place: measured.update(f"{at}/{name}" for name in measures_of(output))
