@@ -1,4 +1,4 @@
-"""What passes between rooms, read from ``muse_core.contracts`` and what a component is told when it is built."""
+"""What passes between components, read from ``muse_core.contracts`` and what a component is told when it is built."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def pages() -> dict[str, str]:
     parts += [part for one in found if not _is_protocol(one) for part in _tuple(one)]
     parts += ["## Protocols"]
     parts += [part for one in found if _is_protocol(one) for part in _protocol(one)]
+    optional = members(module("muse_core/optional_contracts.py"))
+    parts += ["## Optional protocols", "In `muse_core.optional_contracts`."]
+    parts += [part for one in optional if isinstance(one.node, ast.ClassDef) for part in _protocol(one)]
     context = next(one for one in members(module("muse_core/model/context.py")) if one.name == "Context")
     parts += ["## What a component is told", "`muse_core.model.context.Context`", *_tuple(context)]
     return {PAGE: "\n\n".join(parts)}

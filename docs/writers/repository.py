@@ -1,5 +1,6 @@
 """Links from the documentation into the rest of the repository: what they lead to becomes part of the site, so that it
-needs no server of code beside it."""
+needs no server of code beside it. A link to code that a reference page is written from leads to that page on the site,
+and to the code itself in a checkout, where the page does not exist."""
 
 from __future__ import annotations
 
@@ -13,14 +14,26 @@ from .sources import ROOT
 DOCS = "docs/"
 SHOWN_UNDER = "repository/"
 TARGET = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+WRITTEN_FROM = {
+    "muse_core/recipe/schema.py": "reference/recipe.md",
+    "plugins": "reference/components/index.md",
+    "muse_core/cli": "reference/command-line.md",
+    "muse_core/metrics/schema.py": "reference/telemetry.md",
+    "muse_core/contracts.py": "reference/contracts.md",
+    "muse_core/model/context.py": "reference/contracts.md",
+    "kernels/src/muse_kernels": "reference/kernels.md",
+}
+"""File or folder of the repository → the page of the site that is written from it."""
 LANGUAGES = {".py": "python", ".toml": "toml", ".ini": "ini", ".txt": "text", ".yml": "yaml"}
 
 
 def shown_file(path: str) -> str:
-    """The file that a link to ``path`` shows: itself, or the index or README of a folder.
+    """The file that a link to ``path`` shows: itself, or the index or README of a folder without a page of its own.
 
     Pages of the site are mkdocs' to check. Raises FileNotFoundError for what else is not in the repository.
     """
+    if path in WRITTEN_FROM:
+        return path
     if (ROOT / path).is_dir():
         index = f"{path}/index.md"
         if path.startswith(DOCS):
@@ -33,7 +46,9 @@ def shown_file(path: str) -> str:
 
 def page_of(file: str) -> str:
     """The page or asset of the site that shows a file: docs/x.md → x.md, README.md → repository/README.md, a file of
-    code → a page with its text."""
+    code → the page that is written from it, otherwise a page with its text."""
+    if file in WRITTEN_FROM:
+        return WRITTEN_FROM[file]
     if file.startswith(DOCS) and not file.endswith(".py"):
         return file.removeprefix(DOCS)
     return f"{SHOWN_UNDER}{file}" if file.endswith(".md") else f"{SHOWN_UNDER}{file}.md"

@@ -136,6 +136,8 @@ def _set_up(checked: Checked, display: Display, kept: Kept | None) -> Setup:
     require_sinks(checked.recipe)
     if checked.recipe.train.compile:
         require_compiler(choose_device(checked.recipe.train.device))
+    for change in checked.renamed:
+        display.say(f"{checked.locate(change.path)}: {change}", "yellow")
     for problem in checked.registry.problems:
         display.say(f"plugin {problem}", "yellow")
     console = display.console

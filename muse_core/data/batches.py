@@ -28,7 +28,18 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
             None if tokens.valid is None else tokens.valid[start:stop],
         ),
         {name: value[start:stop] for name, value in batch.extra.items()},
+        targets_per_token(batch),
     )
+
+
+def targets_per_token(batch: Batch) -> float:
+    """Targets that count over valid tokens, of the batch that this one is a part of."""
+    if batch.targets_per_token is not None:
+        return batch.targets_per_token
+    valid = batch.tokens.valid
+    # By numpy, so that it is no read of a tensor: a step reads once from the device.
+    tokens = batch.loss_mask.numel() if valid is None else max(int(valid.cpu().numpy().sum()), 1)
+    return int(batch.loss_mask.cpu().numpy().sum()) / tokens
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -59,6 +70,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             None if tokens.valid is None else move(tokens.valid),
         ),
         {name: move(value) for name, value in batch.extra.items()},
+        batch.targets_per_token,
     )
 
 

@@ -56,12 +56,13 @@ def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """The layers' own losses, sums over valid tokens, as sums over counted tokens of their mean per valid token.
 
-    The loop divides everything by the counted targets; scaled by counted / valid tokens of the micro-batch, a weight
-    per token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
+    The loop divides everything by the counted targets; scaled by targets / valid tokens of the whole batch, a weight a
+    token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
     """
-    valid = batch.tokens.valid
-    tokens = batch.loss_mask.numel() if valid is None else valid.sum().clamp(min=1)
-    share = batch.loss_mask.sum() / tokens
+    share = batch.targets_per_token
+    if share is None:
+        valid = batch.tokens.valid
+        share = batch.loss_mask.sum() / (batch.loss_mask.numel() if valid is None else valid.sum().clamp(min=1))
     return {name: value * share for name, value in losses.items()}
 
 

@@ -95,7 +95,7 @@ def diagnose(
 
 
 def own_checks(setup: Any, run: Path) -> dict[str, dict[str, float | str]]:
-    """The checks that the model of an opened run adds itself, see ``contracts.Checks``. None for most."""
+    """The checks that the model of an opened run adds itself, see ``optional_contracts.Checks``. None for most."""
     if not hasattr(setup.model, "checks"):
         return {}
     with undisturbed(setup.model):

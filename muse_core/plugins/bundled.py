@@ -6,7 +6,12 @@ from __future__ import annotations
 from muse_core.kinds import NAMESPACE
 
 PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
-    "muse-baseline": (("layer", "attention"), ("layer", "feed-forward"), ("router", "mlp")),
+    "muse-baseline": (
+        ("layer", "attention"),
+        ("layer", "convolution"),
+        ("layer", "feed-forward"),
+        ("router", "mlp"),
+    ),
     "muse-cvfp": (
         ("initializer", "safetensors"),
         ("model", "cvfp"),
@@ -21,6 +26,13 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-fast-weights": (("memory layer", "fast-weights"),),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
+    "muse-peers": (
+        ("memory layer", "gated-deltanet"),
+        ("memory layer", "gla"),
+        ("memory layer", "kda"),
+        ("memory layer", "mamba2"),
+        ("memory layer", "rwkv7"),
+    ),
     "muse-potentials": (
         ("potential", "hermitian"),
         ("potential", "memory-feedback"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from muse_core.contracts import Batch, ModelOutput, Result, State, Tokens
+from muse_core.data.batches import rows
 from muse_core.errors import RecipeError
 from muse_core.testing.cases import Case
 from muse_core.testing.sequences import make_tokens
@@ -75,7 +76,7 @@ class StageSuite(Suite):
         assert result.total.shape == () and torch.isfinite(result.total)
         for name, value in (*result.losses.items(), *result.metrics.items()):
             assert value.shape == () and not value.requires_grad, f"{name} is no detached scalar"
-        parts = sum(objective(model, rows_of(batch, [row]), None).total for row in range(3))
+        parts = sum(objective(model, rows(batch, row, row + 1), None).total for row in range(3))
         assert abs(parts - result.total) <= 1e-4 * abs(result.total), "micro-batches do not add up to the batch"
         gradients = torch.autograd.grad(result.total, list(model.parameters()), allow_unused=True)
         assert any(gradient is not None and gradient.any() for gradient in gradients)
@@ -85,8 +86,3 @@ class StageSuite(Suite):
         if objective is None:
             pytest.skip("the stage does not train")
         objective.load_state_dict(objective.state_dict())
-
-
-def rows_of(batch: Batch, rows: list[int]) -> Batch:
-    tokens = Tokens(batch.tokens.positions[rows])
-    return Batch(batch.inputs[rows], batch.labels[rows], batch.loss_mask[rows], tokens)

@@ -232,7 +232,7 @@ class Checkpointer:
 
 
 def objective_tensors(objective: Any) -> dict[str, Tensor]:
-    """What an objective keeps in tensors, see ``contracts.KeepsTensors``; most keep nothing."""
+    """What an objective keeps in tensors, see ``optional_contracts.KeepsTensors``; most keep nothing."""
     return objective.tensors() if hasattr(objective, "tensors") else {}
 
 

@@ -16,7 +16,8 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md")) + sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("plugins/*/README.md"))
+FOLDERS = ("docs/**/*.md", "*.md", "plugins/*/README.md", "kernels/README.md", "examples/*/README.md")
+PAGES = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TEST = re.compile(r"((?:`test_\w+`(?:,| and)?\s+)+)in\s+\[[^]]+\]\(([^)]+)\)")
 
@@ -35,9 +36,11 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_of_a_page_resolve(path: Path, writers: ModuleType, generated: dict[str, str]) -> None:
+def test_links_of_a_page_resolve_in_a_checkout_and_on_the_site(
+    path: Path, writers: ModuleType, generated: dict[str, str]
+) -> None:
+    """A page that only the site has is no target: its link would be dead where the repository is read as it stands."""
     relative = path.relative_to(ROOT).as_posix()
-    page = relative.removeprefix("docs/") if relative.startswith("docs/") else f"repository/{relative}"
     text = path.read_text(encoding="utf-8")
     for target in writers.repository.targets(text):
         file, _, anchor = target.partition("#")
@@ -45,12 +48,22 @@ def test_links_of_a_page_resolve(path: Path, writers: ModuleType, generated: dic
             assert anchor in anchors(text), f"{relative} links to #{anchor}"
             continue
         found = posixpath.normpath(posixpath.join(posixpath.dirname(relative), file))
-        if found.removeprefix("docs/") in generated:
-            content = generated[found.removeprefix("docs/")]
-        elif not found.endswith(".svg"):  # pictures of runs are drawn on the machine that measures
-            assert (ROOT / found).exists(), f"{page} links to {found}"
+        assert (ROOT / found).exists(), f"{relative} links to {found}, which a checkout does not have"
+        shown = writers.repository.page_of(writers.repository.shown_file(found))
+        if shown in generated:
+            content = generated[shown]
+        else:
             content = (ROOT / found).read_text(encoding="utf-8") if found.endswith(".md") else ""
         assert not anchor or anchor in anchors(content), f"{relative} links to {target}"
+
+
+def test_code_that_a_page_is_written_from_leads_to_it_on_the_site(
+    writers: ModuleType, generated: dict[str, str]
+) -> None:
+    repository = writers.repository
+    for source, page in repository.WRITTEN_FROM.items():
+        assert (ROOT / source).exists() and page in generated, source
+        assert repository.on_the_site("guide/x.md", f"[a](../../{source}#b)") == f"[a](../{page}#b)"
 
 
 def test_links_of_generated_pages_resolve(generated: dict[str, str]) -> None:

@@ -17,6 +17,8 @@ VARIANTS = {
     "window of one": {"heads": 2, "window": 1},
     "window beyond the text": {"heads": 2, "window": 64},
     "unrotated": {"rotary": False},
+    "convolved": {"heads": 4, "key_value_heads": 2, "convolution": 3},
+    "normalised": {"query_key_norm": True, "convolution": 4},
 }
 
 
@@ -43,10 +45,27 @@ def part(tokens, start, stop):
     )
 
 
+def convolved(x, taps, positions):
+    """Sums over earlier tokens of the same document, written out."""
+    result = torch.zeros_like(x)
+    for row in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            for lag in range(min(len(taps) - 1, int(positions[row, t])) + 1):
+                result[row, t] += taps[lag] * x[row, t - lag]
+    return result
+
+
 def dense(layer, x, tokens):
     """The definition, one query at a time."""
     heads, groups, window = layer.heads, layer.groups, layer.options.window or x.shape[1]
-    query, key, value = (f(x).unflatten(-1, (-1, layer.size)) for f in (layer.query, layer.key, layer.value))
+    query, key, value = layer.query(x), layer.key(x), layer.value(x)
+    if layer.convolution is not None:
+        whole = convolved(torch.cat((query, key, value), dim=-1), layer.convolution.taps, tokens.positions)
+        query, key, value = whole.split((query.shape[-1], key.shape[-1], value.shape[-1]), dim=-1)
+    query, key, value = (side.unflatten(-1, (-1, layer.size)) for side in (query, key, value))
+    if layer.query_norm is not None:
+        query = query / (query.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.query_norm.weight
+        key = key / (key.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.key_norm.weight
     if layer.options.rotary:
         query, key = (rotate(side, tokens.positions, layer.options.rotary_base) for side in (query, key))
     mixed = torch.zeros_like(query)

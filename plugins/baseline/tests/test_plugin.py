@@ -15,6 +15,16 @@ class TestWindow(LayerSuite):
     options = {"window": 5, "key_value_heads": 2}
 
 
+class TestConvolvedAttention(LayerSuite):
+    name = "attention"
+    options = {"convolution": 3, "query_key_norm": True, "key_value_heads": 2}
+    test_compiles = None  # the defaults compile; a variant costs seconds more
+
+
+class TestConvolution(LayerSuite):
+    name = "convolution"
+
+
 class TestFeedForward(LayerSuite):
     name = "feed-forward"
 

@@ -101,11 +101,13 @@ def test_the_policy_holds_for_conversations_in_the_form_of_ultrachat(tmp_path: P
     for number in range(40):
         messages = turns()
         rows.append({"prompt": messages[0]["content"], "prompt_id": f"{number:x}", "messages": messages})
-    (tmp_path / "train_sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "README.md").write_text(
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train_sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train_sft\n    path: train_sft.jsonl\n---\n"
     )
-    data = {"use": "hub", "name": str(tmp_path), "split": "train_sft", "text": "messages", "tokenizer": "bytes",
+    data = {"use": "hub", "name": str(folder), "split": "train_sft", "text": "messages", "tokenizer": "bytes",
             "validation": 0.2, "test": 0.1, "cache": str(tmp_path / "cache")}
     table = {"name": "x", "data": data, "model": {"use": "cvfp"}, "stages": ["fixed-point"]}
     corpus = open_corpus(check_table(table).recipe.data, seed=0)

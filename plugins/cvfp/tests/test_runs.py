@@ -70,7 +70,7 @@ def count(value):
     if not commits:
         os.kill(os.getpid(), signal.SIGKILL)
     return value
-with faults.installed({"commit.after_retention": count} if commits else {}):
+with fault_injection.installed({"commit.after_retention": count} if commits else {}):
     main()
 """
 

@@ -13,3 +13,15 @@ class TestHebbianWithoutConvolution(MemoryLayerSuite):
     name = "fast-weights"
     options = {"heads": 1, "convolution": 0, "output_norm": False, "gate": False}
     test_compiles = None
+
+
+class TestHebbianLikeGatedDeltaNet(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"taps": "uniform", "decay_form": "product", "most_rate": 2.0, "rotation": "positions"}
+    test_compiles = None
+
+
+class TestHebbianTurnedBySpectralShift(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"rotation": "spectral-shift", "heads": 2, "key_size": 5}
+    test_compiles = None

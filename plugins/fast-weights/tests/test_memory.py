@@ -204,3 +204,58 @@ def test_a_decay_signal_is_averaged_over_equal_groups(given):
 def test_slow_learning_parameters_stand_under_dynamics():
     names = {name for name, _ in make_layer().named_parameters() if name.startswith("dynamics.")}
     assert names == {f"dynamics.{part}.{kind}" for part in ("decay", "rate") for kind in ("weight", "bias")}
+
+
+@torch.no_grad()
+def test_a_product_decay_is_amplitude_times_softplus():
+    """g = −(base_decay + A softplus(w·x + c)), with A in (0, 16) and softplus(c) in (0.001, 0.1) at the start."""
+    layer, x = make_layer(decay_form="product", base_decay=0.2), make_input(9)
+    dynamics = layer.dynamics
+    log_decay, _ = dynamics(x, None)
+    expected = -0.2 - dynamics.log_amplitude.exp() * F.softplus(dynamics.decay(x))
+    torch.testing.assert_close(log_decay, expected, rtol=1e-10, atol=1e-12)
+    amplitude, step = dynamics.log_amplitude.exp(), F.softplus(dynamics.decay.bias)
+    assert (amplitude > 0).all() and (amplitude < 16).all()
+    assert (step > 0.001).all() and (step < 0.1).all()
+
+
+@torch.no_grad()
+def test_the_largest_rate_scales_and_keeps_the_first_rate():
+    plain, wide = make_layer(initial_rate=0.4), make_layer(initial_rate=0.4, most_rate=2.0)
+    for layer in (plain, wide):
+        layer.dynamics.rate.weight.zero_()
+    x = make_input(5)
+    torch.testing.assert_close(plain.dynamics(x, None)[1], wide.dynamics(x, None)[1], rtol=1e-6, atol=1e-7)
+    wide.dynamics.rate.bias.fill_(50.0)
+    assert wide.dynamics(x, None)[1].max() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["identity", "uniform"])
+def test_first_taps(kind):
+    layer = build_component("memory layer", "fast-weights", {"heads": 4, "taps": kind}, width=64)
+    taps = torch.stack(list(layer.convolution.taps)).detach()
+    assert taps[0].mean() == pytest.approx(1.0 if kind == "identity" else 0.0, abs=0.1)
+    if kind == "uniform":
+        assert taps.abs().max() <= 0.5 and taps[1:].std() == pytest.approx(0.5 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["positions", "spectral-shift"])
+@torch.no_grad()
+def test_a_rotation_makes_answers_depend_on_the_difference_of_angles(kind):
+    """q·k of two turned vectors depends on the difference of their angles, so a common angle changes nothing."""
+    signals = {"spectral_shift": (4,)} if kind == "spectral-shift" else None
+    layer = build_component(
+        "memory layer", "fast-weights", PLAIN | {"rotation": kind}, width=WIDTH, dtype="float64", signals=signals
+    ).double()
+    x = make_input(9)
+    shift = torch.randn(2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    given = {} if signals is None else {"spectral_shift": shift}
+    moved = {} if signals is None else {"spectral_shift": shift + 0.7}
+    first = layer(x, None, given, tokens_of(x)).update
+    same = layer(x, None, moved, tokens_of(x, start=5)).update
+    torch.testing.assert_close(first, same, rtol=1e-9, atol=1e-11)
+    plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
+    assert (plain(x, None, {}, tokens_of(x)).update - first).abs().max() > 1e-3
+    query, key = (linear(x).unflatten(-1, (HEADS, KEY)) for linear in (layer.query, layer.key))
+    turned, _ = layer.rotation(query, key, given, tokens_of(x))
+    torch.testing.assert_close(turned.norm(dim=-1), query.norm(dim=-1))

@@ -10,6 +10,12 @@ class TestResolvent(LayerSuite):
     name = "resolvent"
 
 
+class TestChannels(LayerSuite):
+    name = "resolvent"
+    options = {"heads": 4, "output": "channels"}
+    test_compiles = None  # the defaults compile; a variant costs seconds more
+
+
 class TestFeedback(LayerSuite):
     name = "resolvent"
     options = {"heads": 8, "potential": ["non-hermitian", "memory-feedback"], "phase": "shift"}

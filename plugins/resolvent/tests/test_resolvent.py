@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from muse_resolvent.options import ResolventOptions
 from torch import nn
 
 from muse_core.contracts import Tokens
@@ -191,3 +192,26 @@ def test_state_has_a_fixed_size(x, tokens):
     following = Tokens(torch.arange(1).expand(3, -1) + LENGTH)
     assert {n: tuple(t.shape) for n, t in layer(x[:, :1], state, {}, following).state.items()} == shapes
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
+
+
+@torch.no_grad()
+def test_channels_are_read_by_two_gains_each():
+    """output = "channels": a ⊙ Re y + b ⊙ Im y of the resolvent applied to the input itself."""
+    options = {"heads": 4, "output": "channels"}
+    layer = build_component("layer", "resolvent", options, width=12, dtype="float64").double()
+    x = torch.randn(2, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = Tokens(torch.arange(9).expand(2, -1))
+    potential, decay = layer.diagonal(x, {}, tokens)
+    energy, hopping = layer.dynamics()
+    theta = torch.zeros(2, 4, dtype=torch.complex128)
+    y = torch.zeros(2, 4, 3, dtype=torch.complex128)
+    for t in range(9):
+        theta = 1 / (torch.complex(potential[:, t], -decay[:, t]) - energy - (t > 0) * hopping**2 * theta)
+        y = theta[..., None] * (x[:, t].view(2, 4, 3) - (t > 0) * hopping[:, None] * y)
+        expected = layer.channels.real * y.flatten(1).real + layer.channels.imaginary * y.flatten(1).imag
+        torch.testing.assert_close(layer(x, None, {}, tokens).update[:, t], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_channels_refuse_what_they_do_not_read():
+    with pytest.raises(ValueError, match="leave out apply, value_size and phase"):
+        ResolventOptions(output="channels", phase="increment")

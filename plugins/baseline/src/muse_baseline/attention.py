@@ -13,13 +13,18 @@ from muse_baseline.options import AttentionOptions
 from muse_baseline.rotary import rotate
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
+from muse_core.model.convolution import PlainConvolution
+
+SLOTS = ("key", "value", "visible")
+"""What the state holds of every slot."""
 
 
 class Attention(nn.Module):
     """o_t = Σ_j softmax_j(q_t·k_j/√K) v_j over the tokens j ≤ t of t's document, and of its window if there is one.
 
     State: ``key`` and ``value`` (B, S, G, K), ``visible`` (B, S) bool: the slot holds a token of the present document.
-    S grows by N a call, or stays W with a window.
+    S grows by N a call, or stays W with a window. With a convolution also ``convolution`` (B, span − 1, (H + 2 G) K),
+    its last inputs.
     """
 
     def __init__(self, options: AttentionOptions, context: Context):
@@ -41,11 +46,17 @@ class Attention(nn.Module):
         for projection in (self.query, self.key, self.value):
             nn.init.normal_(projection.weight, std=context.width**-0.5)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * context.width) ** -0.5)
+        self.convolution = self.query_norm = self.key_norm = None
+        if options.convolution:
+            channels = (self.heads + 2 * self.groups) * self.size
+            self.convolution = PlainConvolution(channels, options.convolution, context.generator)
+        if options.query_key_norm:
+            self.query_norm = nn.RMSNorm(self.size, eps=1e-6)
+            self.key_norm = nn.RMSNorm(self.size, eps=1e-6)
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
-        query = self.query(x).unflatten(-1, (self.heads, self.size))
-        key = self.key(x).unflatten(-1, (self.groups, self.size))
-        value = self.value(x).unflatten(-1, (self.groups, self.size))
+        query, key, value, convolved = self.projected(x, state, tokens)
+        state = None if state is None else {name: state[name] for name in SLOTS}
         if self.options.rotary:
             query = rotate(query, tokens.positions, self.options.rotary_base)
             key = rotate(key, tokens.positions, self.options.rotary_base)
@@ -56,8 +67,25 @@ class Attention(nn.Module):
         else:
             mixed, state = self.attend_cached(query, key, value, state, tokens)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        state |= {"key": state["key"].to(dtype), "value": state["value"].to(dtype)}
+        state |= {"key": state["key"].to(dtype), "value": state["value"].to(dtype)} | convolved
         return LayerOutput(self.output(mixed.flatten(-2)), state)
+
+    def projected(
+        self, x: Tensor, state: State, tokens: Tokens
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Query (B, N, H, K), key and value (B, N, G, K), convolved and normalised, and the convolution's state."""
+        query, key, value, kept = self.query(x), self.key(x), self.value(x), {}
+        if self.convolution is not None:
+            sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
+            before = None if state is None else state["convolution"]
+            mixed, kept["convolution"] = self.convolution(torch.cat((query, key, value), dim=-1), before, tokens)
+            query, key, value = mixed.split(sizes, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self.size)) for part in (query, key, value))
+        if self.query_norm is not None and self.key_norm is not None:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            query, key = self.query_norm(query.to(dtype)), self.key_norm(key.to(dtype))
+            query, key = query.to(value.dtype), key.to(value.dtype)
+        return query, key, value, kept
 
     def attend_cached(
         self, query: Tensor, key: Tensor, value: Tensor, state: State, tokens: Tokens

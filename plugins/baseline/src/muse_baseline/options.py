@@ -22,6 +22,10 @@ class AttentionOptions:
     """Rotate queries and keys by their position in the document."""
     rotary_base: float = field(default=10_000.0, validator=validators.gt(1.0))
     """Wavelengths of the rotation run from 2π to about 2π × this, in tokens."""
+    convolution: int = field(default=0, validator=[validators.ge(0), validators.le(64)])
+    """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
+    query_key_norm: bool = False
+    """Divide queries and keys of a head by their root mean square, times a learned gain, before they are rotated."""
 
     def __attrs_post_init__(self) -> None:
         if self.heads % (self.key_value_heads or self.heads):
@@ -36,6 +40,14 @@ class AttentionOptions:
                 f"rotary positions turn pairs of numbers, but width {width} over {self.heads} heads is the odd "
                 f"{width // self.heads} - choose other heads or rotary = false"
             )
+
+
+@frozen(kw_only=True)
+class ConvolutionOptions:
+    """A short causal convolution of every channel by itself, within a document."""
+
+    span: int = field(default=4, validator=[validators.ge(1), validators.le(64)])
+    """Tokens it spans, the present one among them."""
 
 
 @frozen(kw_only=True)

@@ -51,7 +51,7 @@ def chosen_validation(setup: Any, options: FixedPointOptions) -> Chosen:
 
 @torch.no_grad()
 def checks(model: Cvfp, setup: Any, run: Path) -> dict[str, Table]:
-    """Title → name → value; see ``contracts.Checks``. What is exact is the recurrence token by token."""
+    """Title → name → value; see ``optional_contracts.Checks``. What is exact is the recurrence token by token."""
     options, device = options_of(setup), next(model.parameters()).device
     train = setup.corpus.split("train")
     chosen = chosen_validation(setup, options)

@@ -105,7 +105,7 @@ class ContextFixed:
         self.setup = context
 
     def settings(self, train: Any) -> Any:
-        """``contracts.OwnPlan``."""
+        """``optional_contracts.OwnPlan``."""
         return train if self.options.steps is None else attrs.evolve(train, steps=self.options.steps)
 
     def batches(self, run: Path) -> Windows:

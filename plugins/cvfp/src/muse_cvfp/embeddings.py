@@ -119,7 +119,7 @@ class TokenEmbeddings:
         self.setup = context
 
     def settings(self, train: Any) -> Any:
-        """``contracts.OwnPlan``. No decay: the head's context half, which has no gradient yet, would shrink."""
+        """``OwnPlan``. No decay: the head's context half, which has no gradient yet, would shrink."""
         return attrs.evolve(
             train,
             steps=self.options.steps,

@@ -129,7 +129,7 @@ class Iteration:
         self.number, self.convergence.streak = state["iteration"], state["streak"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """``contracts.KeepsTensors``."""
+        """``optional_contracts.KeepsTensors``."""
         return {} if self.previous is None or self.fresh is None else {"previous": self.previous, "fresh": self.fresh}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], device: Any) -> None:
@@ -153,7 +153,7 @@ class FixedPoint:
         return Stream.of(train.tokens, train.starts, self.options.tokens)
 
     def settings(self, train: Any) -> Any:
-        """``contracts.OwnPlan``: one row of telemetry an iteration, no decay of weights that no data hold."""
+        """``optional_contracts.OwnPlan``: one row of telemetry an iteration, no decay of weights that no data hold."""
         steps = self.options.iterations * self.options.steps_per_iteration
         return attrs.evolve(
             train,

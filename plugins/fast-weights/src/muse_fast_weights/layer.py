@@ -18,6 +18,7 @@ from muse_core.model.precision import lowered
 from muse_fast_weights.convolution import CausalConvolution
 from muse_fast_weights.dynamics import Dynamics, regrouped
 from muse_fast_weights.options import FastWeightsOptions
+from muse_fast_weights.rotation import Rotation
 from muse_kernels import unit_length
 
 
@@ -59,7 +60,7 @@ class FastWeights(nn.Module):
                 sizes={"key": self.key_width, "span": options.convolution},
                 needs=("gradient", "resets"),
             )
-            self.convolution = CausalConvolution(channels, options.convolution, generator, short)
+            self.convolution = CausalConvolution(channels, options.convolution, generator, short, options.taps)
         self.dynamics = Dynamics(
             width,
             self.heads,
@@ -69,7 +70,14 @@ class FastWeights(nn.Module):
             initial_rate=options.initial_rate,
             replaced=self.key_width if options.rule == "delta" else None,
             own_decay=not self.use_signal,
+            amplified=options.decay_form == "product",
+            most_rate=options.most_rate,
         )
+        self.rotation = None
+        if options.rotation != "none":
+            self.rotation = Rotation(self.heads, self.key_width, by_position=options.rotation == "positions")
+            if options.rotation == "spectral-shift":
+                regrouped(torch.empty(context.signals["spectral_shift"]), self.heads, "spectral_shift")
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
         self.gate = _projection(width, self.heads * self.value_width, generator) if options.gate else None
@@ -102,6 +110,8 @@ class FastWeights(nn.Module):
             sizes = (self.heads * self.key_width, self.heads * self.key_width, self.heads * self.value_width)
             query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in projected.split(sizes, dim=-1))
             query, key = unit_length(query), unit_length(key)
+        if self.rotation is not None:
+            query, key = self.rotation(query, key, signals, tokens)
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         reading = by_period(
             self.kernel,

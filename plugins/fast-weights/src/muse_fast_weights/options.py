@@ -34,6 +34,10 @@ class FastWeightsOptions:
     decay: Literal["own", "signal"] = "own"
     """own: every head learns its Γ. signal: Γ is the signal ``decay`` of an earlier layer of the model, averaged over
     its heads in equal groups."""
+    decay_form: Literal["sum", "product"] = "sum"
+    """How a head's own Γ is made of a token. sum: base_decay + softplus(w·x + c). product: base_decay +
+    A softplus(w·x + c) with a learned A, drawn even in (0, 16), and softplus(c) log-even in (0.001, 0.1) at the start,
+    as Gated DeltaNet has it; ``initial_decay`` is then not read."""
     initial_decay: tuple[float, float] = (0.0005, 0.1)
     """Γ per token of the slowest and the fastest head at the start; those between are log-spaced. 0.0005 remembers
     2000 tokens."""
@@ -44,8 +48,18 @@ class FastWeightsOptions:
     )
     """Mean β at the start, of every head. Default: 1/2, and under the delta rule with a Γ of its own K times the head's
     first Γ where that is less, so that what others write erases an association no sooner than it decays."""
+    most_rate: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(2.0)])
+    """Largest β. Above 1 the delta rule may turn what a key stood for around (an eigenvalue of 1 − β below 0)."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
+    taps: Literal["identity", "uniform"] = "identity"
+    """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
+    −1/√span and 1/√span."""
+    rotation: Literal["none", "positions", "spectral-shift"] = "none"
+    """Angle by which pairs of a query's and a key's entries turn, times a learned frequency of the pair that starts
+    between 1 and 1/1000. positions: the token's position in the document. spectral-shift: π ξ of an earlier resolvent
+    (its signal ``spectral_shift``, means over equal groups of its heads, one a memory head), so that the distance
+    between two tokens is what the text between them shifted the spectrum."""
     output_norm: bool = True
     """Normalise what each head reads."""
     gate: bool = True
@@ -67,7 +81,10 @@ class FastWeightsOptions:
         return found | {"gate": (self.heads * self.value_width(width),)} if self.gate else found
 
     def requires(self) -> tuple[Requirement, ...]:
-        return (Requirement("decay"),) if self.decay == "signal" else ()
+        needed = ("decay",) if self.decay == "signal" else ()
+        if self.rotation == "spectral-shift":
+            needed += ("spectral_shift",)
+        return tuple(map(Requirement, needed))
 
     def problems(self, recipe: Any) -> Iterable[str]:
         length = recipe.train.sequence_length

@@ -32,6 +32,20 @@ class Sites(NamedTuple):
     """z, (H, 1) complex."""
 
 
+class Channels(nn.Module):
+    """a ⊙ Re y + b ⊙ Im y, a gain each for a channel."""
+
+    def __init__(self, width: int, gain: float, generator: torch.Generator):
+        super().__init__()
+        self.real = nn.Parameter(torch.empty(width).normal_(std=gain, generator=generator))
+        self.imaginary = nn.Parameter(torch.empty(width).normal_(std=gain, generator=generator))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Complex (B, N, H, M) → (B, N, H M)."""
+        y = y.flatten(2)
+        return self.real * y.real + self.imaginary * y.imag
+
+
 class Resolvent(nn.Module):
     """Reads θ_i = 1/(a_i − z − |l|² θ_{i−1}) and y_i = θ_i (v_i − l y_{i−1}) with a = V − iΓ and v = W x, per head.
 
@@ -56,9 +70,14 @@ class Resolvent(nn.Module):
             options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
         )
         width, applied = context.width, self.heads * self.values
-        self.gate = self.norm = None
+        self.gate = self.norm = self.channels = None
         if self.values:
             self.apply_resolvent = context.kernels.bind("causal_resolvent_apply", sizes={"value": self.values})
+        if options.output == "channels":
+            if applied != width:
+                raise ValueError(f"heads = {self.heads} does not divide the width {width}")
+            self.channels = Channels(width, options.initial_gain, context.generator)
+        elif self.values:
             self.value = nn.Linear(width, applied, bias=False)
             nn.init.normal_(self.value.weight, std=width**-0.5)
             self.gate = nn.Linear(width, applied, bias=False) if options.gate else None
@@ -66,6 +85,8 @@ class Resolvent(nn.Module):
             self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": 2 * applied})
         if self.reads_phase or not self.values:
             self.green = context.kernels.bind("causal_resolvent_diagonal")
+        if self.channels is not None:
+            return
         features = 2 * applied + self.heads * {"none": 2, "increment": 3, "shift": 5}[options.phase]
         self.output = nn.Linear(features, width, bias=False)
         nn.init.normal_(self.output.weight, std=(2 * context.depth * features) ** -0.5)
@@ -74,7 +95,9 @@ class Resolvent(nn.Module):
         low = lowered(x)
         terms = self.terms(low, signals, tokens)
         potential, decay = self.total(terms, low)
-        value = self.value(low).unflatten(-1, (self.heads, self.values)) if self.values else None
+        value = None
+        if self.values:
+            value = (low if self.channels is not None else self.value(low)).unflatten(-1, (self.heads, self.values))
         gate = self.gate(low) if self.gate is not None else None
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
@@ -88,18 +111,24 @@ class Resolvent(nn.Module):
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:
                 found["gate"] = gate.sigmoid()
-            features = [] if y is None else [self.read_values(y, gate)]
-            features.append(found["theta"])
+            phases: dict[str, Tensor] = {}
             if self.reads_phase:
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)
                 found |= phases
                 kept |= kept_phases
-                features += self.phase_features(phases)
-            # In the precision of the output's product, which the gate has.
-            dtype = features[0].dtype if gate is None else gate.dtype
-            mixed = torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
             measured = metrics(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
-        return LayerOutput(self.output(mixed), kept, {name: found[name] for name in self.publish}, {}, measured)
+            mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
+        update = mixed if self.channels is not None else self.output(mixed)
+        return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
+
+    def features(self, y: Tensor | None, gate: Tensor | None, theta: Tensor, phases: dict[str, Tensor]) -> Tensor:
+        """What the output matrix reads, (B, N, F), in the precision of its product, which the gate has."""
+        features = [] if y is None else [self.read_values(y, gate)]
+        features.append(theta)
+        if self.reads_phase:
+            features += self.phase_features(phases)
+        dtype = features[0].dtype if gate is None else gate.dtype
+        return torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
 
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
@@ -21,6 +22,12 @@ class ResolventOptions:
     """Apply the resolvent to values; otherwise only its diagonal θ is read."""
     value_size: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     """Values M of a head. Default: the model's width over heads, rounded down, and at least 1."""
+    output: Literal["projection", "channels"] = "projection"
+    """projection: values are W x, and an output matrix mixes what the heads read. channels: values are the layer's own
+    input, width over heads channels a head, and channel d adds a_d Re y_d + b_d Im y_d: a filter of complex poles that
+    depend on the text, at the cost of a short convolution."""
+    initial_gain: float = field(default=0.1, validator=[validators.gt(0.0), validators.le(10.0)])
+    """Standard deviation of a and b at the start."""
     phase: Literal["none", "increment", "shift"] = "none"
     """Which phase of det(H − z)/det(H⁰ − z) is read beside θ. increment: δ of the token. shift: also cos πξ and sin πξ
     of the spectral shift ξ, the sum of δ/π since the document started."""
@@ -41,6 +48,22 @@ class ResolventOptions:
                 f"largest ≤ 100, got {[low, high]}"
             )
 
+        if self.output == "channels" and (not self.apply or self.value_size is not None or self.phase != "none"):
+            raise ValueError(
+                'output = "channels" reads what is applied to the input\'s own channels - leave out apply, value_size '
+                "and phase"
+            )
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        width = getattr(recipe.model.options, "width", None)
+        if self.output == "channels" and width is not None and width % self.heads:
+            yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        return self.gate and self.apply and self.output == "projection"
+
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
         """``theta``: Re θ and Im θ; ``decay``: Γ; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
         exponent; ``phase``: δ in radians; ``spectral_shift``: ξ; ``gate``: σ of the gate's pre-activation, how far open
@@ -48,7 +71,7 @@ class ResolventOptions:
         heads = self.heads
         found: dict[str, tuple[int, ...]] = {"theta": (heads, 2)}
         found |= dict.fromkeys(("decay", "lyapunov", "phase", "spectral_shift"), (heads,))
-        return found | {"gate": (heads * self.value_width(width),)} if self.gate and self.apply else found
+        return found | {"gate": (heads * self.value_width(width),)} if self.gated else found
 
     def value_width(self, width: int) -> int:
         """M for a model of this width; 0 when nothing is applied."""

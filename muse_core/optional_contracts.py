@@ -1,0 +1,47 @@
+"""Optional protocols of stages, objectives and models, beside those of ``contracts``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OwnPlan(Protocol):
+    """Optional for stages: a plan of their own within the one loop."""
+
+    def settings(self, train: Any) -> Any:
+        """The recipe's table ``[train]`` as this stage wants it, such as another number of steps."""
+        ...
+
+    def batches(self, run: Any) -> Any:
+        """In place of the run's training data: an object with ``batch`` and ``data_step`` as ``TrainingData`` has them.
+        ``run`` is the run's directory (Path), for what the stage keeps on disk. Asked before the weights are loaded:
+        what depends on them must wait for the first batch."""
+        ...
+
+
+class KeepsTensors(Protocol):
+    """Optional for objectives: tensors that checkpoints keep besides ``state_dict``, which is JSON."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load_tensors(self, tensors: dict[str, Tensor], device: Any) -> None: ...
+
+
+class Ends(Protocol):
+    """Optional for objectives: an end before the planned number of steps."""
+
+    finished: bool
+    """Read after each step; when true the stage ends as after its last planned step. Depends on ``state_dict`` and
+    ``tensors`` alone, so that a resumed run ends where it would have."""
+
+
+class Checks(Protocol):
+    """Optional for models: measures of their own in ``muse diagnose``."""
+
+    def checks(self, setup: Any, run: Any) -> dict[str, dict[str, float | str]]:
+        """Title of a table → name → number, or text with numbers. ``setup`` holds this model as trained, text and
+        recipe; ``run`` is the run's directory (Path). Called in evaluation mode without gradients."""
+        ...

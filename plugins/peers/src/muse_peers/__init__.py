@@ -1,0 +1,1 @@
+"""Published sequence mixers as layers."""

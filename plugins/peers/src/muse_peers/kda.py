@@ -1,0 +1,89 @@
+"""Kimi Delta Attention: the delta rule with a decay for every channel of the keys.
+
+Shapes: B batch, N tokens, D width, H heads, K key width, M value width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_core.contracts import LayerOutput, State, Tokens
+from muse_core.model.context import Context
+from muse_core.model.convolution import CausalConvolution
+from muse_core.model.precision import lowered
+from muse_peers.initial import LowRank, log_amplitude, projection, step_bias
+from muse_peers.kernels import channel_decay_kernel
+from muse_peers.options import KdaOptions
+from muse_peers.recurrence import Writing
+
+EPSILON = 1e-5
+"""Of fla's norm, which reads with queries of length K^{−1/2}; ours have length 1."""
+
+
+class Dynamics(nn.Module):
+    """g = −A softplus(f(x) + b) per channel, f of low rank, and β = σ(u·x) per head, in fp32 at least."""
+
+    def __init__(self, width: int, heads: int, key_width: int, rank: int, most: float, generator: torch.Generator):
+        super().__init__()
+        self.heads, self.most = heads, most
+        self.decay = LowRank(width, rank, heads * key_width, generator)
+        self.rate = projection(width, heads, generator, gain=3**-0.5)
+        self.log_amplitude = log_amplitude(heads, generator, 1.0)
+        self.bias = step_bias(heads * key_width, generator)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, N, D) → g ≤ 0 (B, N, H, K) and β (B, N, H)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            forgetting = F.softplus(self.decay(x) + self.bias).unflatten(-1, (self.heads, -1))
+            return -self.log_amplitude.exp()[:, None] * forgetting, self.most * torch.sigmoid(self.rate(x))
+
+
+class Kda(nn.Module):
+    """update_t = P (norm(W_tᵀ q_t) ⊙ σ(G x_t)), W_t = (I − β k kᵀ) diag(e^{g}) W_{t−1} + β k vᵀ.
+
+    Queries and keys have length 1 after the convolution and SiLU; G has rank M and a bias. State: ``weights``
+    (B, H, K, M), ``convolution`` (B, span − 1, H (2K + M)). Source: Kimi Team, arXiv:2510.26692.
+    """
+
+    def __init__(self, options: KdaOptions, context: Context):
+        super().__init__()
+        width, generator = context.width, context.generator
+        self.heads = options.heads
+        self.key_width, self.value_width = options.key_width(width), options.value_width(width)
+        keys, values = self.heads * self.key_width, self.heads * self.value_width
+        self.recurrence = channel_decay_kernel("kda", options.kernel)
+        self.query = projection(width, keys, generator)
+        self.key = projection(width, keys, generator)
+        self.value = projection(width, values, generator)
+        short = context.kernels.bind(
+            "short_convolution",
+            sizes={"key": self.key_width, "span": options.convolution},
+            needs=("gradient", "resets"),
+        )
+        self.convolution = CausalConvolution(2 * keys + values, options.convolution, generator, short, "uniform")
+        most = 2.0 if options.negative_eigenvalues else 1.0
+        self.dynamics = Dynamics(width, self.heads, self.key_width, self.value_width, most, generator)
+        self.norm = nn.RMSNorm(self.value_width, eps=EPSILON * self.key_width)
+        self.gate = LowRank(width, self.value_width, values, generator, bias=True)
+        # As many updates as there are blocks add up in the stream.
+        self.output = projection(values, width, generator, gain=(2 * context.depth) ** -0.5)
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
+        """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
+        state = {} if state is None else state
+        low = lowered(x)
+        projected = F.linear(low, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
+        (query, key, value), convolved = self.convolution(
+            projected, self.heads, self.key_width, state.get("convolution"), tokens
+        )
+        log_decay, rate = self.dynamics(x)
+        scaled = key * rate[..., None]
+        writing = Writing(scaled, value, log_decay, -key * log_decay.exp(), scaled)
+        read, weights = self.recurrence(query, writing, state.get("weights"), tokens.resets, tokens.valid)
+        dtype = self.norm.weight.dtype
+        read = self.norm(read.to(dtype)) * self.gate(low).to(dtype).sigmoid().unflatten(-1, (self.heads, -1))
+        update = self.output(read.flatten(2).to(projected.dtype))
+        return LayerOutput(update, {"weights": weights, "convolution": convolved})

@@ -1,0 +1,192 @@
+"""Options of the published mixers. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from attrs import field, frozen, validators
+
+from muse_core.component import Requirement
+
+SIZE = [validators.ge(1), validators.le(65_536)]
+HEADS = [validators.ge(1), validators.le(1024)]
+
+
+@frozen(kw_only=True)
+class GatedDeltaNetOptions:
+    """Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024): the delta rule with Mamba-2's decay, short convolutions and a
+    gated norm; sizes and first values as in fla's layer."""
+
+    heads: int = field(default=6, validator=HEADS)
+    """Number of memories H."""
+    key_size: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Width K of keys and queries of a head. Default: 3/4 of the model's width over heads."""
+    expand_value: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of a head's values, as a multiple of its keys'."""
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
+    """Tokens that the short convolution over queries, keys and values spans."""
+    gate: bool = True
+    """Multiply what is read, normalised, by SiLU of a projection of the token."""
+    negative_eigenvalues: bool = False
+    """β = 2σ instead of σ, so that a write may turn around what its key stood for (Grazzi et al. 2024)."""
+
+    def key_width(self, width: int) -> int:
+        """K for a model of this width. Raises ValueError where it is no whole number."""
+        if self.key_size is None and 3 * width % (4 * self.heads):
+            raise ValueError(f"3/4 of the width {width} over heads = {self.heads} is no whole number; give key_size")
+        return self.key_size or 3 * width // (4 * self.heads)
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width."""
+        return max(1, round(self.expand_value * self.key_width(width)))
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        width = getattr(recipe.model.options, "width", None)
+        if width is not None:
+            try:
+                self.key_width(width)
+            except ValueError as error:
+                yield str(error)
+
+
+@frozen(kw_only=True)
+class KdaOptions:
+    """Kimi Delta Attention (Kimi Team 2025): the delta rule with a decay for every channel of the keys; sizes and first
+    values as in fla's layer."""
+
+    heads: int = field(default=4, validator=HEADS)
+    """Number of memories H."""
+    key_size: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Width K of keys and queries of a head. Default: the model's width over heads."""
+    expand_value: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of a head's values, as a multiple of its keys'."""
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
+    """Tokens that the short convolution over queries, keys and values spans."""
+    negative_eigenvalues: bool = False
+    """β = 2σ instead of σ."""
+    kernel: Literal["own", "fla"] = "own"
+    """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
+
+    def key_width(self, width: int) -> int:
+        """K for a model of this width. Raises ValueError where it is no whole number."""
+        return self.key_size or divided(width, self.heads)
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width."""
+        return max(1, round(self.expand_value * self.key_width(width)))
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        yield from indivisible(recipe, self.heads if self.key_size is None else 1)
+
+
+@frozen(kw_only=True)
+class GlaOptions:
+    """Gated linear attention (Yang and others 2023); sizes as in fla's layer."""
+
+    heads: int = field(default=4, validator=HEADS)
+    """Number of memories H."""
+    expand_key: float = field(default=0.5, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of all keys, as a multiple of the model's."""
+    expand_value: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of all values, as a multiple of the model's."""
+    rank: int = field(default=16, validator=[validators.ge(1), validators.le(4096)])
+    """Rank of the map from a token to its decays."""
+    kernel: Literal["own", "fla"] = "own"
+    """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
+
+    def key_width(self, width: int) -> int:
+        """K for a model of this width. Raises ValueError where it is no whole number."""
+        return divided(round(self.expand_key * width), self.heads)
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width. Raises ValueError where it is no whole number."""
+        return divided(round(self.expand_value * width), self.heads)
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        width = getattr(recipe.model.options, "width", None)
+        for share in () if width is None else (self.expand_key, self.expand_value):
+            if round(share * width) % self.heads:
+                yield f"heads is {self.heads}, which does not divide {round(share * width)}, {share:g} of the width"
+
+
+@frozen(kw_only=True)
+class Rwkv7Options:
+    """The time mixing of RWKV-7 (Peng and others 2025), with the ranks and first values of its authors."""
+
+    heads: int = field(default=4, validator=HEADS)
+    """Number of memories H. The authors' heads are 64 wide."""
+    kernel: Literal["own", "fla"] = "own"
+    """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
+
+    def head_width(self, width: int) -> int:
+        """K for a model of this width. Raises ValueError where it is no whole number."""
+        return divided(width, self.heads)
+
+    def ranks(self, width: int) -> tuple[int, int]:
+        """Of decays and rates, and of the gate."""
+        share = self.head_width(width) / 64
+        return _rank(2.5 * width**0.5 * share), _rank(5 * width**0.5)
+
+    def value_rank(self, width: int) -> int:
+        """Of the mixture with the first layer's values."""
+        return _rank(1.7 * width**0.5 * self.head_width(width) / 64)
+
+    def provides(self, width: int) -> dict[str, tuple[int, ...]]:
+        """``first_value``: the values of the first layer of the kind."""
+        return {"first_value": (width,)}
+
+    def requires(self) -> tuple[Requirement, ...]:
+        return (Requirement("first_value", optional=True),)
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        yield from indivisible(recipe, self.heads)
+
+
+@frozen(kw_only=True)
+class Mamba2Options:
+    """Mamba-2 (Dao and Gu 2024) with the sizes and first values of its authors."""
+
+    states: int = field(default=128, validator=SIZE)
+    """State size S: the width of the keys and queries that all heads share."""
+    head_size: int = field(default=64, validator=SIZE)
+    """Width P of a head; all of expand times the width where that is less."""
+    expand: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of all heads, as a multiple of the model's."""
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(64)])
+    """Tokens that the short convolution spans."""
+
+    def inner(self, width: int) -> int:
+        """Width of all heads for a model of this width."""
+        return round(self.expand * width)
+
+    def heads(self, width: int) -> int:
+        """H for a model of this width. Raises ValueError where it is no whole number."""
+        return divided(self.inner(width), self.head_width(width))
+
+    def head_width(self, width: int) -> int:
+        """P for a model of this width."""
+        return min(self.head_size, self.inner(width))
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        width = getattr(recipe.model.options, "width", None)
+        if width is not None and self.inner(width) % self.head_width(width):
+            yield f"head_size is {self.head_size}, which does not divide {self.inner(width)}, expand times the width"
+
+
+def divided(whole: int, parts: int) -> int:
+    """whole over parts. Raises ValueError where that is no whole number."""
+    if whole % parts:
+        raise ValueError(f"{parts} does not divide {whole}")
+    return whole // parts
+
+
+def indivisible(recipe: Any, heads: int) -> Iterable[str]:
+    """What is wrong where the heads do not divide the width."""
+    width = getattr(recipe.model.options, "width", None)
+    if width is not None and width % heads:
+        yield f"heads is {heads}, which does not divide the width {width} - choose a divisor"
+
+
+def _rank(wanted: float) -> int:
+    return max(32, round(wanted / 32) * 32)

@@ -1,0 +1,20 @@
+"""What this distribution registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muse_core.component import Component
+from muse_core.hookspecs import hookimpl
+from muse_peers.options import GatedDeltaNetOptions, GlaOptions, KdaOptions, Mamba2Options, Rwkv7Options
+
+
+@hookimpl
+def muse_memory_layers() -> Iterable[Component]:
+    yield Component(
+        "gated-deltanet", options=GatedDeltaNetOptions, implementation="muse_peers.gated_deltanet:GatedDeltaNet"
+    )
+    yield Component("gla", options=GlaOptions, implementation="muse_peers.gla:Gla")
+    yield Component("kda", options=KdaOptions, implementation="muse_peers.kda:Kda")
+    yield Component("mamba2", options=Mamba2Options, implementation="muse_peers.mamba2:Mamba2")
+    yield Component("rwkv7", options=Rwkv7Options, implementation="muse_peers.rwkv7:Rwkv7")

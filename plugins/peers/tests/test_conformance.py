@@ -1,0 +1,33 @@
+"""The published mixers keep the contract of memory layers at odd sizes too; tests/ does the same for their defaults."""
+
+from muse_core.testing.layers import MemoryLayerSuite
+
+
+class TestGatedDeltaNetOfOddSizes(MemoryLayerSuite):
+    name = "gated-deltanet"
+    options = {"heads": 3, "key_size": 5, "expand_value": 1.4, "convolution": 2, "negative_eigenvalues": True}
+    test_compiles = None  # the defaults compile; a variant costs seconds more
+
+
+class TestKdaOfOddSizes(MemoryLayerSuite):
+    name = "kda"
+    options = {"heads": 3, "key_size": 5, "expand_value": 1.4, "convolution": 2, "negative_eigenvalues": True}
+    test_compiles = None
+
+
+class TestGlaOfOddSizes(MemoryLayerSuite):
+    name = "gla"
+    options = {"heads": 1, "rank": 3}
+    test_compiles = None
+
+
+class TestRwkv7OfOneHead(MemoryLayerSuite):
+    name = "rwkv7"
+    options = {"heads": 1}
+    test_compiles = None
+
+
+class TestMamba2OfOddSizes(MemoryLayerSuite):
+    name = "mamba2"
+    options = {"states": 5, "head_size": 8, "expand": 1.0, "convolution": 3}
+    test_compiles = None
