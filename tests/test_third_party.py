@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -85,7 +86,8 @@ def test_a_new_plugin_is_written_from_the_wheel(bin_folder: Path, tmp_path: Path
 def test_trains_a_few_steps(bin_folder: Path, tmp_path: Path) -> None:
     lines = [f"Paragraph {number} comes after paragraph {number - 1}." for number in range(1, 400)]
     (tmp_path / "text.txt").write_text("\n\n".join(lines), encoding="utf-8")
-    command = (bin_folder / "muse-run", EXAMPLE / "recipe.toml", "--run-dir", tmp_path / "run")
+    recipe = shutil.copy(EXAMPLE / "recipe.toml", tmp_path)  # its text lies beside it
+    command = (bin_folder / "muse-run", recipe, "--run-dir", tmp_path / "run")
     run(*command, cwd=tmp_path, MUSE_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 5

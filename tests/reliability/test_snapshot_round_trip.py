@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from muse_core.selftest.reliability.disks import VolatileDisk
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
+from muse_core.storage.checkpoint.generation import describe, read
 from muse_core.storage.checkpoint.tensor_file import (
     DTYPES,
     file_size,
@@ -59,7 +60,9 @@ def test_a_snapshot_comes_back_to_the_last_bit(model, optimizer, state, table, s
     given_ = Snapshot(step, model, optimizer, state, table)
     with tempfile.TemporaryDirectory() as folder:
         generation = Checkpoints(Path(folder), disk=VolatileDisk()).commit(given_)
-        again, found = Checkpoints(Path(folder)).newest()
+        # Read as it is: newest() passes over weights and moments that are not finite.
+        again = describe(Path(folder) / "checkpoints", generation.number, 0)
+        found = read(again, 0)
     assert again.number == generation.number
     assert found.step == step
     assert found.json == table
