@@ -51,7 +51,7 @@ def choose_device(name: str, where: str = "train.device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RecipeError(f"{where}: {name!r} is no device; write auto, cpu, cuda or cuda:<index>") from None
+        raise RecipeError(f"{where}: {name!r} is not a valid device; write auto, cpu, cuda or cuda:<index>") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"{where}: {name!r} was asked for, but torch sees no GPU here; write cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
