@@ -50,7 +50,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RecipeError(f"train.device: {name!r} is not a valid device; write auto, cpu, cuda or cuda:<index>") from None
+        raise RecipeError(
+            f"train.device: {name!r} is not a valid device; write auto, cpu, cuda or cuda:<index>"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"train.device: {name!r} was asked for, but torch sees no GPU here; write cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
