@@ -169,7 +169,10 @@ class Setup:
 
     def causality_gate(self) -> str:
         """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks."""
-        leak = self._exact_leak() or self._own_leak() or self._gradient_leak()
+        leak = self._exact_leak()
+        if leak is None:
+            batch = self.first_batch()
+            leak = self._own_leak(batch) or self._gradient_leak(batch)
         if leak is not None:
             raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
         device, dtype = self.exact_check
@@ -206,10 +209,9 @@ class Setup:
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
 
-    def _own_leak(self) -> Leak | None:
+    def _own_leak(self, batch: Batch) -> Leak | None:
         """In the run's own precision: random ids in one document, and the first batch, also as the loop calls it."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
-        batch = self.first_batch()
         tokens = batch.tokens
         few = tokens._replace(
             positions=tokens.positions[:2, :length],
@@ -225,9 +227,8 @@ class Setup:
                 return leak
         return None
 
-    def _gradient_leak(self) -> Leak | None:
+    def _gradient_leak(self, batch: Batch) -> Leak | None:
         """On two rows of the first batch, one with a document start where there is one."""
-        batch = self.first_batch()
         resets = batch.tokens.resets
         with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
         first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))
