@@ -19,6 +19,7 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
 from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
+from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus, TaskData
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
@@ -28,7 +29,6 @@ from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.kept import Kept
 from muse_core.training.monitor_context import MonitorContext
 
 LONGEST_OWN_CHECK = 512
