@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
+from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.console import Display
@@ -22,7 +23,6 @@ from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training import preview
-from muse_core.training.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.loop import require_compiler

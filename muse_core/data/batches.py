@@ -45,6 +45,7 @@ def targets_per_token(batch: Batch) -> float:
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
     """The batch in pieces of at most ``size`` rows; one piece when None."""
     total = batch.inputs.shape[0]
+    batch = batch._replace(targets_per_token=targets_per_token(batch))  # once for all pieces
     for start in range(0, total, size or total):
         yield rows(batch, start, min(start + (size or total), total))
 

@@ -16,8 +16,9 @@ import filelock
 import numpy as np
 
 from muse_core.contracts import Source
-from muse_core.data import token_files, tokenizers
+from muse_core.data import overlap, token_files, tokenizers
 from muse_core.data.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
+from muse_core.data.kept import Kept, tokenizer_of
 from muse_core.data.sources import cache_folder, open_source
 from muse_core.data.tasks import TaskCorpus, open_task
 from muse_core.data.token_files import Split
@@ -25,8 +26,6 @@ from muse_core.data.tokenizers import Tokenizer
 from muse_core.errors import DataError
 from muse_core.recipe.schema import Data, OfRun
 from muse_core.storage.disk import ADVICE
-from muse_core.training import overlap
-from muse_core.training.kept import Kept, tokenizer_of
 
 
 @attrs.frozen(eq=False, kw_only=True)

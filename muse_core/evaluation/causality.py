@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
-from muse_core.evaluation.recording import recording
+from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
 
 TOLERANCE = 1e-9
@@ -255,12 +255,8 @@ def _observe(model: Any, x: Tensor, state: State, tokens: Tokens | None) -> tupl
     """Output (B, N, V) of the model for embeddings x (B, N, D), and what every layer and router said by name."""
     said: dict[str, Seen] = {}
 
-    def keep(name: str, output: LayerOutput | Routing, tokens: Tokens) -> None:
-        if isinstance(output, LayerOutput):
-            values = {"update": output.update} | {f"signal {key}": value for key, value in output.signals.items()}
-        else:
-            values = {"logits": output.logits}
-        said[name] = Seen({key: value.detach() for key, value in values.items()}, tokens)
+    def keep(name: str, output: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
+        said[name] = Seen({key: value.detach() for key, value in tensors_of(output).items()}, inputs[-1])
 
     torch.manual_seed(SEED)
     with recording(model, keep):

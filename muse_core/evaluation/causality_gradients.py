@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from muse_core.contracts import Batch, LayerOutput, Routing
 from muse_core.evaluation.causality import SEED, Leak, as_called
+from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
 
 
@@ -88,31 +89,17 @@ def _weighted(value: Tensor) -> Tensor:
     return (value.float().flatten() * weights).sum()
 
 
-def _layer(model: nn.Module, batch: Batch, precision: Precision, cut: Cut) -> str:
+def _layer(model: Any, batch: Batch, precision: Precision, cut: Cut) -> str:
     """The first layer or router whose own output before the cut has a gradient to its own input at or after it."""
     seen: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
-    def hook(name: str) -> Any:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not isinstance(output, LayerOutput | Routing) or not arguments or not isinstance(arguments[0], Tensor):
-                return
-            if isinstance(output, LayerOutput):
-                values = {"update": output.update} | dict(output.signals)
-            else:
-                values = {"logits": output.logits}
-            seen.append((name, arguments[0], values))
+    def keep(name: str, output: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
+        seen.append((name, inputs[0], tensors_of(output)))
 
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
-    try:
-        torch.manual_seed(SEED)
-        embedded = model.embed(batch.inputs).detach().requires_grad_()
-        with precision():
-            model(embedded, None, batch.tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    torch.manual_seed(SEED)
+    embedded = model.embed(batch.inputs).detach().requires_grad_()
+    with recording(model, keep), precision():
+        model(embedded, None, batch.tokens)
     for name, x, values in seen:
         if not x.requires_grad or x.shape[:2] != batch.inputs.shape:
             continue

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from muse_core.contracts import Batch
+from muse_core.data.batches import targets_per_token
 
 IGNORED = -100
 SCORES_AT_ONCE = 1 << 24
@@ -59,10 +60,7 @@ def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]
     The loop divides everything by the counted targets; scaled by targets / valid tokens of the whole batch, a weight a
     token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
     """
-    share = batch.targets_per_token
-    if share is None:
-        valid = batch.tokens.valid
-        share = batch.loss_mask.sum() / (batch.loss_mask.numel() if valid is None else valid.sum().clamp(min=1))
+    share = targets_per_token(batch)
     return {name: value * share for name, value in losses.items()}
 
 

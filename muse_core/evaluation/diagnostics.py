@@ -76,7 +76,7 @@ def diagnose(
     model.load_state_dict(setup.model.state_dict())
     signals: dict[str, dict[str, Tensor]] = {}
 
-    def keep(layer: str, step: LayerOutput | Routing, tokens: Tokens) -> None:
+    def keep(layer: str, step: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
         for name, value in step.signals.items() if isinstance(step, LayerOutput) else ():
             kept = value[0].to("cpu", torch.promote_types(value.dtype, torch.float32))
             signals.setdefault(name, {})[layer] = kept

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from muse_core.data.kept import newest_folder
 from muse_core.evaluation.causality import TOLERANCES
 from muse_core.plugins import Registry
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, make_lock
 from muse_core.recipe.schema import Recipe
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.kept import newest_folder
 from muse_core.training.setup import Setup
 from muse_core.training.stages import ConvertOptions
 

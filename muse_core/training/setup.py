@@ -19,6 +19,7 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
 from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
+from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus, TaskData
 from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
@@ -29,7 +30,6 @@ from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.plugins.raised import failure
 from muse_core.recipe.schema import Recipe
-from muse_core.training.kept import Kept
 from muse_core.training.monitor_context import MonitorContext
 
 LONGEST_OWN_CHECK = 512
@@ -170,7 +170,10 @@ class Setup:
 
     def causality_gate(self) -> str:
         """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks."""
-        leak = self._exact_leak() or self._own_leak() or self._gradient_leak()
+        leak = self._exact_leak()
+        if leak is None:
+            batch = self.first_batch()
+            leak = self._own_leak(batch) or self._gradient_leak(batch)
         if leak is not None:
             raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
         device, dtype = self.exact_check
@@ -228,10 +231,9 @@ class Setup:
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
 
-    def _own_leak(self) -> Leak | None:
+    def _own_leak(self, batch: Batch) -> Leak | None:
         """In the run's own precision: random ids in one document, and the first batch, also as the loop calls it."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
-        batch = self.first_batch()
         tokens = batch.tokens
         few = tokens._replace(
             positions=tokens.positions[:2, :length],
@@ -247,9 +249,8 @@ class Setup:
                 return leak
         return None
 
-    def _gradient_leak(self) -> Leak | None:
+    def _gradient_leak(self, batch: Batch) -> Leak | None:
         """On two rows of the first batch, one with a document start where there is one."""
-        batch = self.first_batch()
         resets = batch.tokens.resets
         with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
         first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))

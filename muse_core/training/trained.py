@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from muse_core.data.kept import Kept, newest_folder, read_kept
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.console import Display
 from muse_core.model.roles import EMBEDDING, parameter_roles
@@ -18,7 +19,6 @@ from muse_core.recipe.lock import Lock, differences
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
 from muse_core.training.checkpointer import load_weights
 from muse_core.training.conversion import Conversion, carry_over, check_fit, renamed
-from muse_core.training.kept import newest_folder, read_kept
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import Setup, set_up
 
@@ -116,12 +116,12 @@ def _opened(folder: Path, device: str | None, registry: Any, say: Say) -> Setup:
     if device is not None:
         wanted = read_recipe(folder / "recipe.toml", [f'train.device="{device}"'], registry)
     setup = set_up(wanted.recipe, wanted.registry, kept=kept, read=False)
-    _compare(folder, checked, setup, say)
+    _compare(kept, checked, setup, say)
     return setup
 
 
-def _compare(folder: Path, checked: Checked, setup: Setup, say: Say) -> None:
-    lock = read_kept(folder).lock
+def _compare(kept: Kept, checked: Checked, setup: Setup, say: Say) -> None:
+    folder, lock = kept.folder, kept.lock
     # The file is compared as it stands: defaults that a later version adds are no difference.
     there = checked.source.table
     here = lock_of(checked, setup, digests=lock.table["digests"])

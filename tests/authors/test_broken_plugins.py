@@ -149,7 +149,7 @@ def test_layers_are_checked_on_the_device_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     "device, said",
-    [("nowhere", "--device: 'nowhere' is no device"), ("cuda:99", "--device: 'cuda:99' ")],
+    [("nowhere", "--device: 'nowhere' is not a valid device"), ("cuda:99", "--device: 'cuda:99' ")],
 )
 def test_a_device_that_is_not_here_is_said(muse_check, tmp_path, device: str, said: str) -> None:
     ended = muse_check("feed-forward", "--device", device, cwd=tmp_path)

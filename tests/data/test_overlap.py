@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.training import overlap
+from muse_core.data import overlap
 
 
 def text(seed, length=2000):
