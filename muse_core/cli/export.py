@@ -23,8 +23,8 @@ from muse_core.cli.threads import let_waiting_threads_sleep
 def export(run: Path, directory: Path, form: str, dtype: str | None, step: int | None) -> None:
     """Write the model of RUN into the new DIRECTORY. No text of the run is read.
 
-    transformers opens it by AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True), where muse-core and
-    the plugins of the recipe are installed.
+    transformers opens it by AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True), where muse-core
+    and the plugins of the recipe are installed.
     """
     let_waiting_threads_sleep()
     with guarded():

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from muse_core import __version__
 from muse_core.build import build_model, kernel_backends
@@ -50,6 +50,7 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
                           "tokenizer to export")
     name = DTYPES[dtype] if dtype is not None else setup.precision.dtype
     config = config_of(setup, name, at)
+    tokenizer, separator = library_tokenizer(setup.corpus.tokenizer)
     partial = target.with_name(f".{target.name}.partial")
     with storage_errors("export into", target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +67,10 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
                 "config.json": config,
                 "generation_config.json": {"eos_token_id": config["eos_token_id"],
                                            "pad_token_id": config["pad_token_id"], "use_cache": True},
-                "tokenizer.json": json.loads(library_tokenizer(setup.corpus.tokenizer).to_str()),
+                "tokenizer.json": json.loads(tokenizer.to_str()),
                 "tokenizer_config.json": {
                     "tokenizer_class": "PreTrainedTokenizerFast",
-                    "eos_token": END, "pad_token": END, "padding_side": "left", "clean_up_tokenization_spaces": False,
+                    "eos_token": separator, "pad_token": separator, "padding_side": "left", "clean_up_tokenization_spaces": False,
                     "model_input_names": ["input_ids", "attention_mask"],
                 },
             }
@@ -131,8 +132,8 @@ def requirements(checked: Checked) -> dict[str, str]:
     return {"muse-core": __version__} | {name: versions[name] for name in sorted(used_distributions(checked))}
 
 
-def library_tokenizer(tokenizer: Tokenizer) -> Any:
-    """As a tokenizer of the library ``tokenizers``, with the separator as a special token."""
+def library_tokenizer(tokenizer: Tokenizer) -> tuple[Any, str]:
+    """As a tokenizer of the library ``tokenizers``, with the separator as a special token, and that token's name."""
     import tokenizers
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -143,11 +144,13 @@ def library_tokenizer(tokenizer: Tokenizer) -> Any:
         found.decoder = decoders.ByteLevel()
     else:
         found = tokenizers.Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_json())["model"]))
-    table = json.loads(found.to_str())
-    table["model"]["vocab"].pop(END, None)
-    found = tokenizers.Tokenizer.from_str(json.dumps(table))
-    found.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    return found
+    separator = found.id_to_token(tokenizer.separator) or END
+    if tokenizer.separator not in found.get_added_tokens_decoder():
+        found.add_special_tokens([AddedToken(separator, special=True, normalized=False)])
+    if found.token_to_id(separator) != tokenizer.separator:
+        raise RecipeError(f"its tokenizer has a token {separator!r} besides the separator, token "
+                          f"{tokenizer.separator}, so that transformers could not tell them apart")
+    return found, separator
 
 
 class KernelsOfEitherDevice(BoundKernels):

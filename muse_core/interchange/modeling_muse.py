@@ -21,7 +21,7 @@ LONGEST_PIECE = 512
 
 
 class MuseConfig(PretrainedConfig):
-    """``recipe``: the run's resolved recipe as TOML. ``requires``: distributions and versions that wrote the weights."""
+    """``recipe``: the run's resolved recipe as TOML. ``requires``: distributions that wrote the weights."""
 
     model_type = "muse"
 

@@ -1,4 +1,4 @@
-"""An exported run, opened by transformers as its users do: equal logits, equal tokens drawn, whatever carries the state.
+"""An exported run, opened by transformers as its users do: equal logits, equal tokens drawn, with state or without.
 
 The directory's files are checked without transformers; what opens it needs the package, an extra of the tests.
 """
@@ -134,6 +134,18 @@ def test_byte_pairs_come_along(trained: Any, tmp_path: Path) -> None:
     ids = tokenizer(PROMPT).input_ids
     assert ids == setup.corpus.tokenizer.encode(PROMPT).tolist() and tokenizer.decode(ids) == PROMPT
     assert tokenizer.eos_token_id == setup.corpus.tokenizer.separator == 319
+
+
+def test_a_tokenizer_file_goes_through(trained: Any, tmp_path: Path) -> None:
+    run = trained("attention", "fp32", '{ use = "bpe", vocabulary = 320 }')
+    first = exported(run, tmp_path / "first")
+    second = exported(trained("attention", "fp32", f'{{ use = "file", path = "{first}" }}'), tmp_path / "second")
+    due, found = (json.loads((folder / "tokenizer.json").read_text()) for folder in (first, second))
+    assert found["model"] == due["model"] and found["added_tokens"] == due["added_tokens"]
+    _, tokenizer = opened(second)
+    setup, _ = open_trained(run)
+    assert tokenizer(PROMPT).input_ids == setup.corpus.tokenizer.encode(PROMPT).tolist()
+    assert tokenizer.eos_token_id == 319
 
 
 def test_files_tell_nothing_of_the_machine(trained: Any, tmp_path: Path) -> None:
