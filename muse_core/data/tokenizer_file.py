@@ -31,8 +31,8 @@ def read(path: str, separator: str | None) -> BytePairTokenizer:
         raise DataError(f"{file}: holds no byte-pair model with a vocabulary; give a tokenizer.json of byte-level BPE")
     if not isinstance(decoder, dict) or "ByteLevel" not in json.dumps(decoder):
         raise DataError(
-            f"{file}: its decoder is {_kind(decoder)} and not ByteLevel, so that its tokens are no strings of bytes and "
-            "bits per byte could not be computed; give a byte-level tokenizer, as those of GPT-2, Llama 3 or Qwen"
+            f"{file}: its decoder is {_kind(decoder)} and not ByteLevel, so that its tokens are no strings of bytes "
+            "and bits per byte could not be computed; give a byte-level tokenizer, as those of GPT-2, Llama 3 or Qwen"
         )
     alphabet = set(byte_characters())
     added = [one for one in table.get("added_tokens") or [] if isinstance(one, dict)]
@@ -92,8 +92,8 @@ def _check_round_trip(file: Path, tokenizer: BytePairTokenizer) -> None:
         at = next((i for i, (a, b) in enumerate(zip(back, ROUND_TRIP.encode())) if a != b), len(back))
         raise DataError(
             f"{file}: does not give text back byte for byte ({ROUND_TRIP.encode()[at - 8 : at + 8]!r} comes back as "
-            f"{back[at - 8 : at + 8]!r}): its normaliser, or a prefix that it adds, changes text, so that bits per byte "
-            "could not be computed"
+            f"{back[at - 8 : at + 8]!r}): its normaliser, or a prefix that it adds, changes text, so that bits per "
+            "byte could not be computed"
         )
 
 

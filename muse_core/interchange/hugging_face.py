@@ -70,7 +70,8 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
                 "tokenizer.json": json.loads(tokenizer.to_str()),
                 "tokenizer_config.json": {
                     "tokenizer_class": "PreTrainedTokenizerFast",
-                    "eos_token": separator, "pad_token": separator, "padding_side": "left", "clean_up_tokenization_spaces": False,
+                    "eos_token": separator, "pad_token": separator, "padding_side": "left",
+                    "clean_up_tokenization_spaces": False,
                     "model_input_names": ["input_ids", "attention_mask"],
                 },
             }
