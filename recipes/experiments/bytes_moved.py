@@ -7,7 +7,7 @@ kernels the fast weights and the resolvents count nothing, and the others one pa
 inputs and the outputs backward.
 """
 
-import sys
+import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -135,4 +135,6 @@ def report(layer: str, part: str, count: Count) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    main(parser.parse_args().recipe)
