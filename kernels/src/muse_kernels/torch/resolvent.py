@@ -3,6 +3,8 @@ recurrence, each a serial loop over many short chunks side by side, with exact a
 
 A row of N sites becomes C chunks of T sites; step t of the loop handles site t of every chunk of every row at once. The
 adjoint of a linear recurrence is the same recurrence run the other way, so that operator differentiates into itself.
+
+Both are operators of torch's library, so that torch.compile takes their loops as one call each.
 """
 
 from math import isqrt
@@ -22,7 +24,7 @@ def resolvent_diagonal(diagonal, lower, upper, energy) -> Tensor:
     Cost and memory O(N). Source: mathematics §1.
     """
     problem = check_resolvent("resolvent_diagonal", diagonal, lower, upper, energy)
-    theta = left_green_of(problem)
+    theta = left_green(*continued_fraction(problem))
     p = (problem.lower * problem.upper).to(problem.dtype).expand(problem.shape)
     factors = p[..., 1:] * theta[..., :-1].square()
     factors = torch.cat((factors, torch.zeros_like(theta[..., :1])), dim=-1)
@@ -37,7 +39,7 @@ def causal_resolvent_diagonal(diagonal, lower, upper, energy, *, initial=None, g
     problem = check_resolvent(
         "causal_resolvent_diagonal", diagonal, lower, upper, energy, initial=initial, group=group
     )
-    theta = left_green_of(problem)
+    theta = left_green(*continued_fraction(problem))
     return theta, theta[..., -1].clone()
 
 
@@ -49,17 +51,17 @@ def causal_resolvent_apply(diagonal, lower, upper, energy, values, *, initial=No
     problem = check_resolvent(
         "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
     )
-    theta = left_green_of(problem)
+    theta = left_green(*continued_fraction(problem))
     y = linear_scan(theta[..., None] * problem.values, -theta * problem.lower, problem.applied)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
 
-def left_green_of(problem: Tridiagonal) -> Tensor:
-    """theta of checked arguments, (*lead, N) complex."""
+def continued_fraction(problem: Tridiagonal) -> tuple[Tensor, Tensor, Tensor]:
+    """d and p, (*lead, N), and theta_{-1}, (*lead,), of checked arguments: what `left_green` takes."""
     d = (problem.diagonal - problem.energy).expand(problem.shape)
     p = (problem.lower * problem.upper).to(problem.dtype).expand(problem.shape)
     theta = d.new_zeros(problem.lead) if problem.theta is None else problem.theta
-    return left_green(d, p, theta)
+    return d, p, theta
 
 
 def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
@@ -67,10 +69,14 @@ def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     if d.numel() == 0:
         return d * p * initial[..., None]
     sites = d.shape[-1]
-    return _left_green(d.reshape(-1, sites), p.reshape(-1, sites), initial.reshape(-1)).reshape(d.shape)
+    operator = torch.ops.muse_kernels.left_green.default
+    return operator(d.reshape(-1, sites), p.reshape(-1, sites), initial.reshape(-1)).reshape(d.shape)
 
 
-@torch.library.custom_op("muse_kernels::left_green", mutates_args=())
+torch.library.define("muse_kernels::left_green", "(Tensor d, Tensor p, Tensor initial) -> Tensor")
+
+
+@torch.library.impl("muse_kernels::left_green", "default")
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     rows, sites = d.shape
     length = chunk_length(rows, sites)
@@ -90,10 +96,13 @@ def _left_green_starts(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     top = torch.zeros((2, *d.shape[1:]), dtype=d.dtype, device=d.device)
     bottom = torch.zeros_like(top)
     top[0], bottom[1] = 1.0, 1.0
+    limit = 126 if d.dtype == torch.complex64 else 1022
     for i in range(d.shape[0]):
         top, bottom = bottom, torch.mul(bottom, d[i]).addcmul_(top, p[i], value=-1)
         if i % 4 == 3:  # four steps stay far from overflow; normalising at every step would double the cost
-            scale = power_of_two(top, bottom)
+            largest = torch.stack([torch.view_as_real(x).abs().amax((0, -1)) for x in (top, bottom)]).amax(0)
+            # 2^-e with e the exponent of the largest component of a chunk: exact to multiply by.
+            scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent.clamp(-limit, limit))
             top, bottom = top * scale, bottom * scale
     starts = torch.empty_like(d[0])
     theta = initial
@@ -105,7 +114,7 @@ def _left_green_starts(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     return starts
 
 
-@_left_green.register_fake
+@torch.library.register_fake("muse_kernels::left_green")
 def _(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     return d.new_empty(d.shape)
 
@@ -125,7 +134,7 @@ def _left_green_adjoint(ctx, gradient):
     return -w.conj(), (before * w).conj(), (p[:, 0] * w[:, 0]).conj()
 
 
-_left_green.register_autograd(_left_green_adjoint, setup_context=_left_green_save)
+torch.library.register_autograd("muse_kernels::left_green", _left_green_adjoint, setup_context=_left_green_save)
 
 
 def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, *, reverse: bool = False) -> Tensor:
@@ -137,7 +146,8 @@ def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, 
     lead, (sites, width) = values.shape[:-2], values.shape[-2:]
     if initial is None:
         initial = values.new_zeros((*lead, width))
-    return _scan(
+    operator = torch.ops.muse_kernels.linear_scan.default
+    return operator(
         values.reshape(-1, sites, width) if values.numel() else values.reshape(0, sites, width),
         factors.expand(*lead, sites).reshape(-1, sites) if values.numel() else factors.new_empty(0, sites),
         initial.reshape(-1, width) if values.numel() else initial.new_empty(0, width),
@@ -145,7 +155,12 @@ def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, 
     ).reshape(values.shape)
 
 
-@torch.library.custom_op("muse_kernels::linear_scan", mutates_args=())
+torch.library.define(
+    "muse_kernels::linear_scan", "(Tensor values, Tensor factors, Tensor initial, bool reverse) -> Tensor"
+)
+
+
+@torch.library.impl("muse_kernels::linear_scan", "default")
 def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     rows, sites, _ = values.shape
     if rows == 0:
@@ -177,7 +192,7 @@ def _scan_starts(x: Tensor, f: Tensor, initial: Tensor, order: range, reverse: b
     return starts
 
 
-@_scan.register_fake
+@torch.library.register_fake("muse_kernels::linear_scan")
 def _(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     return values.new_empty(values.shape)
 
@@ -203,7 +218,7 @@ def _scan_adjoint(ctx, gradient):
     return v, (before.conj() * v).sum(-1), factors[:, first, None].conj() * v[:, first], None
 
 
-_scan.register_autograd(_scan_adjoint, setup_context=_scan_save)
+torch.library.register_autograd("muse_kernels::linear_scan", _scan_adjoint, setup_context=_scan_save)
 
 
 def chunk_length(rows: int, sites: int) -> int:
@@ -235,10 +250,3 @@ def from_chunks(chunked: Tensor, sites: int) -> Tensor:
     if whole < chunks:
         x[:, whole * length :] = chunked[: sites - whole * length, :, whole].movedim(0, 1)
     return x
-
-
-def power_of_two(*parts: Tensor) -> Tensor:
-    """2^-e (R, C) with e the exponent of the largest component of complex parts (2, R, C): exact to multiply by."""
-    largest = torch.stack([torch.view_as_real(x).abs().amax((0, -1)) for x in parts]).amax(0)
-    limit = 126 if largest.dtype == torch.float32 else 1022
-    return torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent.clamp(-limit, limit))
