@@ -21,7 +21,7 @@ from muse_core.component import (
     UseSource,
     UseStage,
 )
-from muse_core.recipe.renames import RENAMES
+from muse_core.options.renames import RENAMES
 
 LEAST_VOCABULARY = 300
 """Of byte-pair encoding: 256 bytes, the separator and a few merges."""

@@ -31,7 +31,7 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     return make_lock(
         checked,
         device=name,
-        kernels=setup.kernels.choices,
+        kernels=setup.kernels.selections,
         digests=own_digests(setup) if digests is None else digests,
         in_training=setup.corpus.in_training,
         causality_gate=gate,
