@@ -22,7 +22,7 @@ from muse_core.data.byte_pair import END, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer, Numbers
 from muse_core.errors import RecipeError, StorageError
-from muse_core.model.kernels import BoundKernels
+from muse_core.model.kernels import BoundKernels, marked
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
 from muse_core.recipe.reading import parse
@@ -162,13 +162,13 @@ class KernelsOfEitherDevice(BoundKernels):
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             one = BoundKernels(self.backends, device=device, dtype=self.dtype, chunk=self.chunk)
             functions[device] = one.bind(operation, **more)
-            self.choices |= one.choices
+            self.selections |= one.selections
 
         def call(*arguments: Any, **named: Any) -> Any:
             device = next(one.device.type for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor))
             return functions[device](*arguments, **named)
 
-        return call
+        return marked(call, operation)
 
 
 def model_of(recipe: str, vocabulary_size: int, dtype: Any) -> nn.Module:
