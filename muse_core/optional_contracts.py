@@ -16,7 +16,7 @@ class OwnPlan(Protocol):
         ...
 
     def batches(self, run: Any) -> Any:
-        """In place of the run's training data: an object with ``batch`` and ``data_step`` as ``TrainingData`` has them.
+        """In place of the run's training data: a ``muse_core.data.batches.TrainingData``.
         ``run`` is the run's directory (Path), for what the stage keeps on disk. Asked before the weights are loaded:
         what depends on them must wait for the first batch."""
         ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from muse_core.contracts import Batch, Tokens
+from muse_core.contracts import Batch, TaskSource, Tokens
 from muse_core.data.permutation import data_step, permute, shuffled
 from muse_core.data.token_files import Split
 from muse_core.errors import DataError
@@ -75,14 +77,37 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
+class HasSource(Protocol):
+    """A task."""
+
+    source: TaskSource
+
+
 class HasSplits(Protocol):
     """A corpus of text."""
 
     def split(self, name: str) -> Split: ...
 
 
-class TrainingData:
-    """The training split in batches. Holds no cursor: ``batch`` depends on its arguments alone.
+class TrainingData(ABC):
+    """What a stage trains on. Holds no cursor: ``batch`` depends on its arguments alone, so that a rollback and a
+    resumed run need nothing of it. A subclass gives ``batch``."""
+
+    steps_per_epoch: float = math.inf
+    """Steps that read everything once; infinite where data are made."""
+
+    def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
+        """Which step's data ``step`` reads; see ``muse_core.data.permutation.data_step``."""
+        return data_step(step, quarantine)
+
+    @abstractmethod
+    def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
+        """The batch of an optimiser step, on the CPU, without the data of the quarantined steps: half-open ranges
+        (first, end) of data steps."""
+
+
+class TextData(TrainingData):
+    """The training split of a text in batches.
 
     order "permuted": windows of ``sequence_length`` tokens in an order that is a function of seed, epoch and index,
     each read with fresh state. order "streams": ``batch_size`` contiguous stretches, one a row, read on from step to
@@ -118,14 +143,7 @@ class TrainingData:
                 f"train.sequence_length{' or train.batch_size' if self._streams else ''}, or give more text"
             )
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps that read the training text once."""
-        return self._windows_per_row / (1 if self._streams else self._batch_size)
-
-    def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
-        """See ``muse_core.data.permutation.data_step``."""
-        return data_step(step, quarantine)
+        self.steps_per_epoch = self._windows_per_row / (1 if self._streams else batch_size)
 
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """The batch of an optimiser step, (batch_size, sequence_length), on the CPU.
@@ -154,6 +172,21 @@ class TrainingData:
             resets = torch.zeros_like(batch.loss_mask) if resets is None else resets
             resets[:, 0] = True
         return batch._replace(tokens=batch.tokens._replace(offset=step * self._length, resets=resets))
+
+
+class TaskData(TrainingData):
+    """The training examples in batches; examples are functions of their number, so that no epoch ends."""
+
+    def __init__(self, corpus: HasSource, *, seed: int, batch_size: int, sequence_length: int):
+        self._source = corpus.source
+        self._first = seed << 32
+        self._batch_size = batch_size
+        self._length = sequence_length
+
+    def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
+        """The batch of an optimiser step, (batch_size, sequence_length), on the CPU."""
+        first = self._first + self.data_step(step, quarantine) * self._batch_size
+        return self._source.examples("train", np.arange(first, first + self._batch_size), self._length)
 
 
 def evaluation_batches(

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import filelock
@@ -27,6 +27,10 @@ from muse_core.errors import DataError
 from muse_core.recipe.schema import Data, OfRun
 from muse_core.storage.disk import ADVICE
 
+if TYPE_CHECKING:
+    from muse_core.contracts import Batch
+    from muse_core.data.batches import TrainingData
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Corpus:
@@ -41,6 +45,8 @@ class Corpus:
     strings of 64 bytes; see ``overlap.shared_bytes``."""
     notices: tuple[str, ...] = ()
     """What a person should know about this corpus: documents without text, a damaged cache that was made anew."""
+    any_length: ClassVar[bool] = True
+    """A window of the text may have any length."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -59,6 +65,29 @@ class Corpus:
     def split(self, name: str) -> Split:
         """``"train"``, ``"validation"``, ``"test"`` or ``"canary"``."""
         return self.splits[name]
+
+    def training_data(self, **how: Any) -> TrainingData:
+        """The training split in batches; see ``TextData``."""
+        from muse_core.data.batches import TextData
+
+        return TextData(self, **how)
+
+    def held_out(self, split: str, **how: Any) -> Iterator[Batch]:
+        """A split in batches; see ``evaluation_batches``."""
+        from muse_core.data.batches import evaluation_batches
+
+        return evaluation_batches(self.split(split), **how)
+
+    def held_out_documents(
+        self, split: str, *, sequence_length: int, max_tokens: int, span: int | None = None
+    ) -> np.ndarray:
+        """(rows,) int64: number of the document in which each row of ``held_out`` begins. Rows of one document are not
+        independent."""
+        from muse_core.data.batches import evaluation_starts
+
+        text = self.split(split)
+        starts = evaluation_starts(text, sequence_length=sequence_length, max_tokens=max_tokens, span=span)
+        return np.searchsorted(text.starts, starts, side="right") - 1
 
 
 def open_corpus(
@@ -117,6 +146,23 @@ class KeptCorpus:
     def split(self, name: str) -> Split:
         """See ``Corpus``."""
         return self.text.split(name)
+
+    @property
+    def any_length(self) -> bool:
+        """See ``Corpus``."""
+        return self.text.any_length
+
+    def training_data(self, **how: Any) -> TrainingData:
+        """See ``Corpus``."""
+        return self.text.training_data(**how)
+
+    def held_out(self, split: str, **how: Any) -> Iterator[Batch]:
+        """See ``Corpus``."""
+        return self.text.held_out(split, **how)
+
+    def held_out_documents(self, split: str, **how: Any) -> np.ndarray:
+        """See ``Corpus``."""
+        return self.text.held_out_documents(split, **how)
 
     @functools.cached_property
     def text(self) -> Corpus | TaskCorpus:

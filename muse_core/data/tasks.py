@@ -4,17 +4,20 @@ split and index, so there is nothing to encode and no epoch ends."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import numpy as np
 
 from muse_core.contracts import Batch, TaskSource
-from muse_core.data.permutation import data_step
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizers import Numbers, Tokenizer
 from muse_core.errors import DataError, RecipeError
 from muse_core.recipe.schema import Data
+
+if TYPE_CHECKING:
+    from muse_core.data.batches import TrainingData
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -28,6 +31,8 @@ class TaskCorpus:
     notices: tuple[str, ...] = ()
     in_training: Mapping[str, float] = {}
     """Nothing is known: examples are made, not read."""
+    any_length: ClassVar[bool] = False
+    """Examples have the length that they have."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -45,28 +50,25 @@ class TaskCorpus:
     def split(self, name: str) -> Split:
         raise DataError(f"data: a task has no {name} text; leave out what reads text, such as monitors with needles")
 
-    def held_out(self, split: str, *, sequence_length: int, batch_size: int, max_tokens: int) -> Iterator[Batch]:
+    def training_data(self, *, seed: int, batch_size: int, sequence_length: int, **of_text: Any) -> TrainingData:
+        """Examples in batches; order and document starts are of text."""
+        from muse_core.data.batches import TaskData
+
+        return TaskData(self, seed=seed, batch_size=batch_size, sequence_length=sequence_length)
+
+    def held_out(
+        self, split: str, *, sequence_length: int, batch_size: int, max_tokens: int, **of_text: Any
+    ) -> Iterator[Batch]:
         """The first ``max_tokens // sequence_length`` examples of a split, at least one."""
         count = max(1, max_tokens // sequence_length)
         for first in range(0, count, batch_size):
             yield self.source.examples(split, np.arange(first, min(count, first + batch_size)), sequence_length)
 
-
-class TaskData:
-    """The training examples in batches; like ``TrainingData`` a pure function of the step."""
-
-    steps_per_epoch = float("inf")
-
-    def __init__(self, corpus: TaskCorpus, *, seed: int, batch_size: int, sequence_length: int):
-        self._source = corpus.source
-        self._first = seed << 32
-        self._batch_size = batch_size
-        self._length = sequence_length
-
-    def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
-        """The batch of an optimiser step, (batch_size, sequence_length), on the CPU."""
-        first = self._first + data_step(step, quarantine) * self._batch_size
-        return self._source.examples("train", np.arange(first, first + self._batch_size), self._length)
+    def held_out_documents(
+        self, split: str, *, sequence_length: int, max_tokens: int, span: int | None = None
+    ) -> np.ndarray:
+        """(rows,) int64: every example is independent and counts as a document."""
+        return np.arange(max(1, max_tokens // sequence_length))
 
 
 def open_task(source: TaskSource, data: Data) -> TaskCorpus:

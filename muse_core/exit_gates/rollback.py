@@ -10,6 +10,7 @@ from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.findings import Finding, failed, judged
 from muse_core.storage.checkpoint.generation import describe
 from muse_core.training.monitors import STREAK
+from muse_core.training.train_state import TrainState
 
 EVERY = 3
 """Steps between checkpoints."""
@@ -35,9 +36,9 @@ def forced_spike(bench: Bench) -> Finding:
         step, seen["calls"] = seen["calls"] // pieces, seen["calls"] + 1
         return result._replace(total=result.total * math.inf) if ONSET <= step < ONSET + STREAK else result
 
-    def restored(loop: Any) -> Any:
-        seen["restored"].append((loop.at.step, loop.checkpoints.snapshot(loop).state_hash()))
-        return loop
+    def restored(state: TrainState) -> TrainState:
+        seen["restored"].append((state.at.step, state.snapshot().state_hash()))
+        return state
 
     with fault_injection.installed({"loss": spike, "restored": restored}):
         run = bench.train(checked, "rollback")

@@ -18,9 +18,9 @@ from muse_core.recipe import Checked, to_toml
 from muse_core.recipe.reading import read_source
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt
-from muse_core.training.checkpointer import kept_weights
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import set_up
+from muse_core.training.train_state import kept_weights
 
 INDEX = "model.safetensors.index.json"
 KEYS = ("name", "transpose", "part")

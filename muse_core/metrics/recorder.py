@@ -19,6 +19,14 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Listener(Protocol):
+    """What is told of every row."""
+
+    def row(self, row: Mapping[str, Any]) -> None: ...
+
+    def event(self, row: Mapping[str, Any]) -> None: ...
+
+
 class Telemetry:
     """The records of a run with rows as ``metrics_schema`` describes them.
 
@@ -26,8 +34,15 @@ class Telemetry:
     unstopped one would have.
     """
 
-    def __init__(self, records: Records, earlier: Iterable[Mapping[str, Any]] = (), sinks: Sequence[Sink] = ()):
+    def __init__(
+        self,
+        records: Records,
+        earlier: Iterable[Mapping[str, Any]] = (),
+        sinks: Sequence[Sink] = (),
+        listener: Listener | None = None,
+    ):
         self.records = records
+        self.listener = listener
         self.sinks = tuple(sinks)
         self.stage = 0
         """Number of the stage that rows are written for."""
@@ -53,12 +68,16 @@ class Telemetry:
             row["ppl_delta"] = self._follow(row["step"], row["perplexity"])
             row |= shared(row)
         self.records.metrics(row)
+        if self.listener is not None:
+            self.listener.row(row)
         for sink in self.sinks:
             sink.row(row)
         return row
 
     def event(self, row: Mapping[str, Any]) -> None:
         self.records.event(row)
+        if self.listener is not None:
+            self.listener.event(row)
 
     def sync(self) -> None:
         self.records.sync()

@@ -13,7 +13,7 @@ from torch import Tensor
 from muse_core.contracts import Action, Verdict
 from muse_core.testing.cases import Case
 from muse_core.testing.suite import Suite
-from muse_core.training.gradient_checks import norms
+from muse_core.training.optimizers import norms
 
 
 class MonitorSuite(Suite):

@@ -13,10 +13,11 @@ from muse_core.errors import StorageError
 from muse_core.recipe import Checked, check_table, read_recipe, to_toml
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.storage.run_directory import RunDirectory
-from muse_core.training.checkpointer import kept_weights, load_weights
+from muse_core.training.checkpointer import load_weights
 from muse_core.training.conversion import Conversion, carry_over
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import Setup, set_up
+from muse_core.training.train_state import kept_weights
 
 
 def adopt(

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from muse_core.recipe import read_recipe
-from muse_core.training.checkpointer import kept_weights
 from muse_core.training.conversion import renamed
 from muse_core.training.stages import ConvertOptions
+from muse_core.training.train_state import kept_weights
 
 
 class Convert:

@@ -14,7 +14,7 @@ from muse_core.errors import StorageError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.optimizers import Optimizers
-from muse_core.training.stream_state import StreamState, leaves
+from muse_core.training.train_state import StreamState, TrainState, leaves
 
 COUNTS = ("step", "accepted", "tokens")
 JSON = ("stage", "position", "monitors", "objective")
@@ -34,14 +34,14 @@ def check_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
         raise StorageError(f"checkpoint: the model's {missing[0]} is not in it; the recipe has changed")
 
 
-def check_due(loop: Any, snapshot: Snapshot) -> None:
-    """Raises StorageError naming the part and the key of a snapshot that is not what this loop would save."""
-    check_weights(loop.model, snapshot.model)
-    check_moments(loop.optimizers, snapshot.optimizer)
+def check_due(state: TrainState, snapshot: Snapshot) -> None:
+    """Raises StorageError naming the part and the key of a snapshot that is not what this run would save."""
+    check_weights(state.model, snapshot.model)
+    check_moments(state.optimizers, snapshot.optimizer)
     _check_random(snapshot.state)
     _check_json(snapshot)
     _check_carry(
-        loop, {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, snapshot.step
+        state, {name: value for name, value in snapshot.state.items() if name.startswith("carry/")}, snapshot.step
     )
 
 
@@ -81,31 +81,31 @@ def _check_random(state: Mapping[str, Tensor]) -> None:
         raise _wrong("state", "the random states", f"cannot be used ({str(error).partition(chr(10))[0]})") from error
 
 
-def _check_carry(loop: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+def _check_carry(state: TrainState, tensors: Mapping[str, Tensor], step: int) -> None:
     """The carried states have the names, axes and types of those that the model returns, and the model goes on from
     them at ``step``. Lengths of axes may differ: attention keeps more the longer a stream is."""
     if not tensors:
         return
-    if not loop.stream_state.streams:
+    if not state.stream_state.streams:
         raise _wrong("state", next(iter(tensors)), 'is carried only with data.order = "streams"')
-    train, device = loop.recipe.train, loop.precision.device
+    train, device = state.train, state.precision.device
     size = train.micro_batch or train.batch_size
     rows = [min(size, train.batch_size - first) for first in range(0, train.batch_size, size)]
     inputs = [torch.zeros(count, train.sequence_length, dtype=torch.long, device=device) for count in rows]
     places = torch.arange(train.sequence_length, device=device)
-    with undisturbed(loop.model), loop.precision():
+    with undisturbed(state.model), state.precision():
         due = {
             f"carry/{index}/{path}": leaf
             for index, ids in enumerate(inputs)
-            for path, leaf in leaves(loop.model(ids, None, Tokens(places.expand_as(ids))).state)
+            for path, leaf in leaves(state.model(ids, None, Tokens(places.expand_as(ids))).state)
         }
         _compare_carry(tensors, due)
-        stream_state = StreamState(streams=True)
-        stream_state.load(dict(tensors), device)
+        stream_state = StreamState(True, device)
+        stream_state.load_state_dict({name.removeprefix("carry/"): value for name, value in tensors.items()})
         start = step * train.sequence_length
         for index, ids in enumerate(inputs):
             try:
-                loop.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
+                state.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
             except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
                 why = f"is no state that this model goes on from ({str(error).partition(chr(10))[0]})"
                 raise _wrong("state", f"carry/{index}", why) from error

@@ -27,7 +27,8 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     checked_on, dtype = setup.exact_check
     gate = {}
     if (checked_on.type, dtype) != ("cpu", torch.float64):
-        gate = {"device": checked_on.type, "precision": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype]}
+        name_of_dtype = str(dtype).removeprefix("torch.")
+        gate = {"device": checked_on.type, "precision": name_of_dtype, "tolerance": TOLERANCES[dtype]}
     return make_lock(
         checked,
         device=name,

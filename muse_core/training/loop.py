@@ -12,35 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.contracts import Action, Batch, Objective, Verdict
-from muse_core.data.batches import micro_batches, to_device
+from muse_core.contracts import Action, Batch, Verdict
+from muse_core.data.batches import TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
 from muse_core.metrics.accumulator import MetricAccumulator
 from muse_core.metrics.console import Display
-from muse_core.model.precision import Precision
+from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
-from muse_core.training import gradient_checks
-from muse_core.training.incidents import Incidents
-from muse_core.training.monitors import MonitorGroup
-from muse_core.training.optimizers import Optimizers, rate_factor
+from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.optimizers import clip, gradient_numbers, norms, rate_factor, state_numbers
 from muse_core.training.stop import Stop
-from muse_core.training.stream_state import StreamState
-
-
-@attrs.define(kw_only=True)
-class Position:
-    """Where a run is."""
-
-    step: int = 0
-    """Data steps done; the next batch is that of this number."""
-    accepted: int = 0
-    """Optimiser updates done; the schedule follows them."""
-    tokens: int = 0
-    """Target tokens seen by accepted updates."""
-    seconds: float = 0.0
-    """Wall clock of the loop over all attempts."""
+from muse_core.training.train_state import Incidents, TrainState
 
 
 @attrs.define(kw_only=True)
@@ -48,84 +32,74 @@ class Loop:
     """Everything that a stage's training needs, and where it is."""
 
     recipe: Recipe
-    model: Any
-    """As built; ``forward_model`` may be its compiled form."""
+    state: TrainState
+    """Model, optimisers, monitors, objective and where they are; what a checkpoint keeps."""
     forward_model: Any
-    objective: Objective
-    optimizers: Optimizers
-    data: Any
-    """``batch(step, quarantine)`` gives a Batch: a pure function."""
+    """The state's model or its compiled form."""
+    data: TrainingData
     byte_lengths: np.ndarray
-    precision: Precision
-    monitors: MonitorGroup
     incidents: Incidents
-    checkpoints: Any
-    """``commit(loop)`` and ``restore(loop, verdict)``."""
-    records: Any
+    checkpoints: Checkpointer
+    records: Telemetry
     display: Display
     stop: Stop
     evaluate: Callable[[], HeldOut | None]
     stream_period: int = 1
     """Least common multiple of the model's periods."""
-    at: Position = attrs.field(factory=Position)
     evaluation_due: bool = False
     """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
     checkpoint and it."""
-    stream_state: StreamState = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.stream_state = StreamState(self.recipe.data.order == "streams")
 
     @property
     def done(self) -> bool:
         """Whether the planned steps are done, or the objective has come to an end before."""
-        return self.at.step >= self.recipe.train.steps or bool(getattr(self.objective, "finished", False))
+        return self.state.at.step >= self.recipe.train.steps or bool(getattr(self.state.objective, "finished", False))
 
     def run(self) -> None:
         """Train from ``at`` to the planned number of steps, or until a stop is requested.
 
         Raises Halted when a monitor halts or damage cannot be undone.
         """
-        train = self.recipe.train
-        parameters = list(self.optimizers.names.values())
-        self.model.train()
+        train, state, at = self.recipe.train, self.state, self.state.at
+        parameters = list(state.optimizers.names.values())
+        state.model.train()
         if self.evaluation_due and self._evaluation():
             return
         mark, mark_tokens = time.perf_counter(), 0
         while not self.done:
             started = time.perf_counter()
-            batch = fault_point("batch", self.data.batch(self.at.step, self.incidents.quarantine))
+            batch = fault_point("batch", self.data.batch(at.step, self.incidents.quarantine))
             values = self._gradients(batch, parameters)
-            verdict = self.monitors.judge(self.at.step, values, self._warn)
+            verdict = state.monitors.judge(at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
             if verdict.action is Action.HALT:
-                raise Halted(f"halted at step {self.at.step} by {verdict.monitor}: {verdict.reason}")
+                raise Halted(f"halted at step {at.step} by {verdict.monitor}: {verdict.reason}")
             if verdict.action is Action.ROLLBACK:
-                self.stream_state.reject()
-                self.checkpoints.restore(self, verdict)
+                state.stream_state.reject()
+                self.checkpoints.restore(verdict)
                 continue
             if verdict.action is Action.SKIP:
-                self.stream_state.reject()
+                state.stream_state.reject()
             else:
-                gradient_checks.clip(parameters, values["gradient_norm"], train.clip_norm)
-                self.optimizers.step(rate_factor(train, self.at.accepted) * self.incidents.rate)
-                fault_point("post_step", self.model)
-                self.at.accepted += 1
-                self.at.tokens += int(values["tokens"])
-                self.stream_state.accept()
-                if hasattr(self.model, "update_statistics"):
-                    self.model.update_statistics(values, self.at.accepted / train.steps)
-            self.optimizers.zero_grad()
-            self.at.step += 1
-            self.at.seconds += time.perf_counter() - started
+                clip(parameters, values["gradient_norm"], train.clip_norm)
+                state.optimizers.step(rate_factor(train, at.accepted) * self.incidents.rate)
+                fault_point("post_step", state.model)
+                at.accepted += 1
+                at.tokens += int(values["tokens"])
+                state.stream_state.accept()
+                if hasattr(state.model, "update_statistics"):
+                    state.model.update_statistics(values, at.accepted / train.steps)
+            state.optimizers.zero_grad()
+            at.step += 1
+            at.seconds += time.perf_counter() - started
             mark_tokens += int(values["tokens"])
             row = None
-            if self.at.step % train.log_every == 0 or self.at.step == 1 or self.done:
+            if at.step % train.log_every == 0 or at.step == 1 or self.done:
                 now = time.perf_counter()
                 row = self.records.metrics(self._row(values, mark_tokens / (now - mark)))
                 mark, mark_tokens = now, 0
-            self.display.step(self.at.step, row)
+            self.display.step(at.step, row)
             pause = time.perf_counter()
             if self._between(values):
                 break
@@ -133,42 +107,42 @@ class Loop:
 
     def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
         """Forward and backward over the micro-batches; every number of the step, read once."""
-        accumulator = MetricAccumulator()
+        state, accumulator = self.state, MetricAccumulator()
         # Of the batch on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
         for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
-            there = to_device(piece, self.precision.device)
-            if self.stream_state.streams:
+            there = to_device(piece, state.precision.device)
+            if state.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
-            with self.precision():
-                result = fault_point("loss", self.objective(self.forward_model, there, self.stream_state.of(index)))
+            with state.precision():
+                result = fault_point("loss", state.objective(self.forward_model, there, state.stream_state.of(index)))
             (result.total / targets).backward()
             accumulator.add_result(result, there.loss_mask.sum())
-            self.stream_state.propose(result.state)
-        fault_point("gradient", self.model)
-        gradients = {n: p.grad for n, p in self.optimizers.names.items() if p.grad is not None}
-        accumulator.add(self.monitors.measure("gradients", gradients))
-        norms = gradient_checks.norms(list(gradients.values()))
-        accumulator.add(self.monitors.measure("norms", {"names": tuple(gradients), "norms": norms}))
-        accumulator.add(gradient_checks.gradient_numbers(norms))
-        accumulator.add(gradient_checks.state_numbers(self.optimizers.held()))
+            state.stream_state.propose(result.state)
+        fault_point("gradient", state.model)
+        gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
+        accumulator.add(state.monitors.measure("gradients", gradients))
+        sizes = norms(list(gradients.values()))
+        accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
+        accumulator.add(gradient_numbers(sizes))
+        accumulator.add(state_numbers(state.optimizers.held()))
         values = accumulator.read()
-        values["rollbacks"] = float(self.incidents.recent(self.at.step))
+        values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
 
     def _between(self, values: Mapping[str, float]) -> bool:
         """Probes, checkpoint and evaluation that are due after a step; True when the loop should end."""
-        recipe, step = self.recipe, self.at.step
+        recipe, state, step = self.recipe, self.state, self.state.at.step
         last = self.done
         stopping = self.stop.requested  # read once: a signal may come between two reads
         # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
-        probed = self.monitors.probe(step, values, self.model, self.precision, self._warn)
+        probed = state.monitors.probe(step, values, state.model, state.precision, self._warn)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
-            self.checkpoints.commit(self)
+            self.checkpoints.commit()
         if probed and last:
             self._last_word(values, probed)
         if stopping:
@@ -180,13 +154,13 @@ class Loop:
         measured = self.evaluate()
         self.evaluation_due = False
         if measured is not None:
-            self.records.metrics({"event": "eval", "step": self.at.step} | evaluation_row(measured))
+            self.records.metrics({"event": "eval", "step": self.state.at.step} | evaluation_row(measured))
             self.display.say(
-                f"step {self.at.step}/{self.recipe.train.steps}  held out: loss {measured.loss:.4f}  "
+                f"step {self.state.at.step}/{self.recipe.train.steps}  held out: loss {measured.loss:.4f}  "
                 f"{measured.bits_per_byte:.3f} bits/byte"
             )
         if self.stop.interrupted:
-            self.checkpoints.commit(self)
+            self.checkpoints.commit()
             return True
         return False
 
@@ -194,10 +168,10 @@ class Loop:
         """Probes are judged with the step after them; those after the last step are judged here, where only a halt
         means anything. Raises Halted."""
         names = {key.partition("/")[0] for key in probed}
-        verdict = self.monitors.judge(self.at.step, values, self._warn, only=names)
+        verdict = self.state.monitors.judge(self.state.at.step, values, self._warn, only=names)
         if verdict.action is Action.HALT:
             self._note(verdict, values)
-            raise Halted(f"halted after step {self.at.step} by {verdict.monitor}: {verdict.reason}")
+            raise Halted(f"halted after step {self.state.at.step} by {verdict.monitor}: {verdict.reason}")
 
     def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
         hidden = ("tokens", "bytes", "total", "cross_entropy")
@@ -206,23 +180,23 @@ class Loop:
         entropy = values["loss"] if "cross_entropy" in values else math.nan
         return {
             "event": "train",
-            "step": self.at.step,
-            "accepted": self.at.accepted,
+            "step": self.state.at.step,
+            "accepted": self.state.at.accepted,
             "loss": values["loss"],
             "perplexity": math.exp(min(entropy, 700.0)) if math.isfinite(entropy) else math.nan,
             "bits_per_byte": entropy * values["tokens"] / math.log(2) / max(values["bytes"], 1.0),
             "learning_rate": self.recipe.train.learning_rate
-            * rate_factor(self.recipe.train, max(self.at.accepted - 1, 0))
+            * rate_factor(self.recipe.train, max(self.state.at.accepted - 1, 0))
             * self.incidents.rate,
             "tokens_per_second": tokens_per_second,
-            "seconds": self.at.seconds,
+            "seconds": self.state.at.seconds,
         } | rest
 
     def _note(self, verdict: Verdict, values: Mapping[str, float]) -> None:
         self.records.event(
             {
                 "event": verdict.action.name.lower(),
-                "step": self.at.step,
+                "step": self.state.at.step,
                 "monitor": verdict.monitor,
                 "reason": verdict.reason,
                 "onset": verdict.onset,
@@ -231,11 +205,11 @@ class Loop:
             }
         )
         self.display.say(
-            f"step {self.at.step}: {verdict.action.name.lower()} ({verdict.monitor}: {verdict.reason})", "yellow"
+            f"step {self.state.at.step}: {verdict.action.name.lower()} ({verdict.monitor}: {verdict.reason})", "yellow"
         )
 
     def _warn(self, text: str) -> None:
-        self.records.event({"event": "warning", "step": self.at.step, "reason": text})
+        self.records.event({"event": "warning", "step": self.state.at.step, "reason": text})
         self.display.say(f"warning: {text}", "yellow")
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from muse_core.contracts import Batch
 from muse_core.data.batches import to_device
-from muse_core.data.tasks import TaskCorpus
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
+from muse_core.recipe.schema import Muon
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
 
@@ -49,9 +49,8 @@ def memory_rows(setup: Setup) -> dict[str, int]:
         setup.model.get_parameter(name).numel() * 4 for name, role in parameter_roles(setup.model).items()
         if role == "matrix" and setup.model.get_parameter(name).ndim == 2
     )
-    moments = 2 * weights - (matrices if type(train.optimizer).__name__ == "Muon" else 0)
-    task = isinstance(setup.corpus, TaskCorpus)  # its examples have the length that they have
-    length = train.sequence_length if task else min(PROBE_TOKENS, train.sequence_length)
+    moments = 2 * weights - (matrices if isinstance(train.optimizer, Muon) else 0)
+    length = min(PROBE_TOKENS, train.sequence_length) if setup.corpus.any_length else train.sequence_length
     per_token = saved_bytes(setup, length) / length
     micro = train.micro_batch or train.batch_size
     return {

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -18,7 +18,7 @@ from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.metrics.console import Display
-from muse_core.metrics.jsonl import Records, own_rows
+from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
 from muse_core.metrics.sinks import open_sinks
 from muse_core.model.flops import active_parameters
@@ -30,27 +30,14 @@ from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
-from muse_core.training.incidents import Incidents
-from muse_core.training.loop import Loop, compiled, evaluation_row
+from muse_core.training.loop import Loop, compiled, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Interrupted, Stop
+from muse_core.training.summary import RunSummary
+from muse_core.training.train_state import Incidents, StreamState, TrainState
 from muse_core.training.trained import initial_weights
-
-
-def evaluated_at(rows: Iterable[dict[str, Any]], stage: int, step: int) -> bool:
-    """Whether the rows hold an evaluation of the state after ``step`` steps: one that no later stretch of training from
-    before that step, as after a rollback, has made void."""
-    found = False
-    for row in rows:
-        if row.get("stage", 0) != stage or "step" not in row:
-            continue
-        if row.get("event") == "eval" and row["step"] == step:
-            found = True
-        elif row["step"] < step:
-            found = False
-    return found
 
 
 @contextlib.contextmanager
@@ -78,7 +65,12 @@ class Run:
         self.setup = setup
         self.restart = restart
         self.directory = directory
-        self.records = Telemetry(records, own_rows(directory.metrics), open_sinks(setup.recipe, directory.path))
+        self.so_far = RunSummary()
+        earlier = self.so_far.read(directory.metrics)
+        self.records = Telemetry(records, earlier, open_sinks(setup.recipe, directory.path), self.so_far)
+        deque(self.so_far.read(directory.events), maxlen=0)
+        self.recorded = self.so_far.last_step
+        """Last step in the metrics of earlier attempts."""
         self.display = display
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
@@ -94,8 +86,7 @@ class Run:
     def _go(self) -> dict[str, Any]:
         recipe = self.setup.recipe
         self._say_foreign_rows()
-        rows = own_rows(self.directory.metrics)
-        already = max((row.get("seconds", 0.0) for row in rows if row.get("event") == "train"), default=0.0)
+        already = self.so_far.seconds
         first = self._adopt_latest()
         for notice in self.setup.corpus.notices:
             self.records.event({"event": "notice", "reason": notice})
@@ -125,14 +116,11 @@ class Run:
         return summary
 
     def _say_foreign_rows(self) -> None:
-        for path in (self.directory.metrics, self.directory.events):
-            foreign: list[int] = []
-            deque(own_rows(path, foreign), maxlen=0)
-            if foreign:
-                some = ", ".join(map(str, foreign[:5])) + (", …" if len(foreign) > 5 else "")
-                reason = f"{path.name}: {len(foreign)} rows are not this run's and are passed over (sequence {some})"
-                self.records.event({"event": "notice", "reason": reason})
-                self.display.say(reason, "yellow")
+        for name, foreign in self.so_far.foreign.items():
+            some = ", ".join(map(str, foreign[:5])) + (", …" if len(foreign) > 5 else "")
+            reason = f"{name}: {len(foreign)} rows are not this run's and are passed over (sequence {some})"
+            self.records.event({"event": "notice", "reason": reason})
+            self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
         with determined(self.setup.recipe.deterministic):
@@ -148,46 +136,56 @@ class Run:
         if objective is None:
             return None
         loop = self.loop(number, use, stage, objective, stop)
-        loop.at.seconds = already
-        if loop.checkpoints.resume(loop):
-            self.display.start(loop.recipe.train.steps, loop.at.step)
+        at = loop.state.at
+        at.seconds = already
+        if loop.checkpoints.resume():
+            loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
+            self.display.start(loop.recipe.train.steps, at.step)
             with determined(self.setup.recipe.deterministic):
                 loop.run()
         return loop
 
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
-        """The loop of one stage at its start; ``loop.checkpoints.resume(loop)`` puts it where it stands."""
+        """The loop of one stage at its start; ``loop.checkpoints.resume()`` puts it where it stands."""
         setup, recipe = self.setup, self.setup.recipe
-        data = setup.training_data
+        make_data = setup.training_data
         if hasattr(stage, "settings"):
             recipe = attrs.evolve(recipe, train=self._ask(use, lambda: stage.settings(recipe.train)))
-            data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
+            make_data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
-        checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
-        # Rows do not say their stage; later stages leave out how far they had come.
-        steps = (row["step"] for row in own_rows(self.directory.metrics) if row.get("event") == "train")
-        recorded = 0 if number else max(deque(steps, maxlen=1), default=0)
+        state = TrainState(
+            stage=number,
+            train=recipe.train,
+            model=setup.model,
+            optimizers=make_optimizers(setup.model, recipe.train, stage.trainable),
+            monitors=MonitorGroup(setup.monitors()),
+            objective=objective,
+            precision=setup.precision,
+            stream_state=StreamState(recipe.data.order == "streams", setup.precision.device),
+        )
+        data, incidents = make_data(), Incidents(number, self.so_far.incidents)
+        checkpointer = Checkpointer(
+            Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota),
+            state,
+            data=data,
+            incidents=incidents,
+            records=self.records,
+            display=self.display,
+            digests={"data": setup.corpus.digest},
+            # Rows do not say how far a later stage had come.
+            recorded=0 if number else self.recorded,
+            restart=self.restart,
+            check=self.directory.check,
+        )
         return Loop(
             recipe=recipe,
-            model=setup.model,
+            state=state,
             forward_model=compiled(setup.model, recipe.train.compile),
-            objective=objective,
-            optimizers=make_optimizers(setup.model, recipe.train, stage.trainable),
-            data=data(),
+            data=data,
             byte_lengths=setup.corpus.byte_lengths,
-            precision=setup.precision,
-            monitors=MonitorGroup(setup.monitors()),
-            incidents=Incidents(number, own_rows(self.directory.events)),
-            checkpoints=Checkpointer(
-                checkpoints,
-                {"data": setup.corpus.digest},
-                stage=number,
-                recorded=recorded,
-                restart=self.restart,
-                check=self.directory.check,
-                evaluated=lambda step: evaluated_at(own_rows(self.directory.metrics), number, step),
-            ),
+            incidents=incidents,
+            checkpoints=checkpointer,
             records=self.records,
             display=self.display,
             stop=stop,
@@ -284,7 +282,7 @@ class Run:
         if stop.signal is None:
             return
         self.display.finish()
-        self.records.event({"event": "interrupted", "signal": stop.signal, "step": loop.at.step if loop else 0})
+        self.records.event({"event": "interrupted", "signal": stop.signal, "step": loop.state.at.step if loop else 0})
         raise Interrupted(
             stop.signal,
             f"interrupted; everything is saved. Go on with: muse-run --resume {self.directory.path}",
@@ -293,7 +291,7 @@ class Run:
     def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:
         setup, recipe = self.setup, self.setup.recipe
         first = next(iter(measured.values()))
-        at = attrs.asdict(loop.at) if loop else {"step": 0, "accepted": 0, "tokens": 0, "seconds": 0.0}
+        at = attrs.asdict(loop.state.at) if loop else {"step": 0, "accepted": 0, "tokens": 0, "seconds": 0.0}
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
@@ -324,29 +322,10 @@ class Run:
             "held_out_accuracy": first.accuracy,
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known) if loop else 0,
-            "probes": self._last_probes(),
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.selections.items()},
-        } | memory | exit
-        for row in own_rows(self.directory.events):
-            if row.get("event") == "weights":
-                wanted = ("source", "copied", "initialised", "unfit", "left", "perplexity_before", "perplexity_after")
-                summary["weights"] = {key: row[key] for key in wanted if key in row}
+        } | memory | exit | self.so_far.numbers()
         told = canonical_json.spelled(summary)
         self.directory.write("summary.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
         return summary
-
-    def _last_probes(self) -> dict[str, dict[str, Any]]:
-        """Monitor → the numbers of its last probe, with their step; what is not finite is spelled as in the records."""
-        found: dict[str, dict[str, Any]] = {}
-        for row in own_rows(self.directory.metrics):
-            if row.get("event") != "probe":
-                continue
-            of_row: dict[str, dict[str, Any]] = {}
-            for key, value in row.items():
-                monitor, slash, number = key.partition("/")
-                if slash:
-                    of_row.setdefault(monitor, {"step": row["step"]})[number] = value
-            found |= of_row
-        return found

@@ -16,11 +16,11 @@ from torch import nn
 from muse_core.build import build_model, construct, every_backend
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
-from muse_core.data.batches import TrainingData, evaluation_batches, evaluation_starts, micro_batches, rows, to_device
+from muse_core.data.batches import TrainingData, micro_batches, rows, to_device
 from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
-from muse_core.data.tasks import TaskCorpus, TaskData
+from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
@@ -71,22 +71,10 @@ class Setup:
         """Least common multiple of the periods."""
         return math.lcm(*self.periods) if self.periods else 1
 
-    @property
-    def text(self) -> Corpus | TaskCorpus:
-        """The corpus with its text, which is opened now if it has not been."""
-        return self.corpus.text if isinstance(self.corpus, KeptCorpus) else self.corpus
-
-    def training_data(self) -> TrainingData | TaskData:
-        train, data, corpus = self.recipe.train, self.recipe.data, self.text
-        if isinstance(corpus, TaskCorpus):
-            return TaskData(
-                corpus,
-                seed=self.recipe.seed,
-                batch_size=train.batch_size,
-                sequence_length=train.sequence_length,
-            )
-        return TrainingData(
-            corpus,
+    def training_data(self) -> TrainingData:
+        """What a stage without batches of its own trains on."""
+        train, data = self.recipe.train, self.recipe.data
+        return self.corpus.training_data(
             seed=self.recipe.seed,
             batch_size=train.batch_size,
             sequence_length=train.sequence_length,
@@ -99,25 +87,19 @@ class Setup:
     ) -> Iterator[Batch]:
         """Batches of at most ``rows`` sequences over the first ``tokens`` tokens of a split; see
         ``evaluation_batches``."""
-        if isinstance(self.text, TaskCorpus):
-            return self.text.held_out(split, sequence_length=length, batch_size=rows, max_tokens=tokens)
-        return evaluation_batches(
-            self.corpus.split(split),
+        return self.corpus.held_out(
+            split,
             sequence_length=length,
             batch_size=rows,
             max_tokens=tokens,
-            reset_at_documents=self.recipe.data.reset_at_documents,
             span=span,
+            reset_at_documents=self.recipe.data.reset_at_documents,
         )
 
     def held_out_documents(self, split: str, length: int, *, tokens: int, span: int | None = None) -> np.ndarray:
         """(rows,) int64: number of the document in which each row of ``held_out_batches`` begins. Rows of one document
         are not independent; the examples of a task are, and each counts as a document."""
-        if isinstance(self.text, TaskCorpus):
-            return np.arange(max(1, tokens // length))
-        text = self.corpus.split(split)
-        starts = evaluation_starts(text, sequence_length=length, max_tokens=tokens, span=span)
-        return np.searchsorted(text.starts, starts, side="right") - 1
+        return self.corpus.held_out_documents(split, sequence_length=length, max_tokens=tokens, span=span)
 
     def evaluate(
         self, split: str, tokens: int, *, multiple: int = 1, interrupted: Callable[[], bool] = lambda: False
@@ -135,8 +117,8 @@ class Setup:
     def canary(self, sequences: int) -> Iterator[Batch]:
         """Batches of up to ``sequences`` sequences of the text on which monitors judge."""
         train = self.recipe.train
-        return evaluation_batches(
-            self.corpus.split("canary"),
+        return self.corpus.held_out(
+            "canary",
             sequence_length=train.sequence_length,
             batch_size=train.micro_batch or train.batch_size,
             max_tokens=sequences * train.sequence_length,

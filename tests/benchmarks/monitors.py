@@ -20,7 +20,7 @@ from muse_core.component import Use
 from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.recipe import check_table, read_recipe
-from muse_core.training import gradient_checks
+from muse_core.training import optimizers as gradient_checks
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup, set_up

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.data.batches import TrainingData, evaluation_batches
+from muse_core.data.batches import TextData, evaluation_batches
 from muse_core.errors import DataError
 
 LENGTH = 24
 
 
 def training(corpus, **keys):
-    return TrainingData(corpus, **{"seed": 0, "batch_size": 6, "sequence_length": LENGTH} | keys)
+    return TextData(corpus, **{"seed": 0, "batch_size": 6, "sequence_length": LENGTH} | keys)
 
 
 def same(one, other):

@@ -31,8 +31,8 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
-from muse_core.training.budgeted_probe import ProbeBudget
 from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.monitors import ProbeBudget
 
 PASS, FAIL, NOT_APPLICABLE = Outcome.PASS, Outcome.FAIL, Outcome.NOT_APPLICABLE
 MEMORY = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}
@@ -206,17 +206,17 @@ def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.M
     again = iter(range(2))
     monkeypatch.setattr(sound, "train", lambda checked, name: Bench.train(sound, checked, f"{name}-{next(again)}"))
 
-    def forgetful(self: Checkpointer, loop: Any, generation: Any, snapshot: Any) -> None:
-        monkeypatch.setattr(loop.optimizers, "load_state_tensors", lambda tensors: None)
-        original(self, loop, generation, snapshot)
+    def forgetful(self: Checkpointer, generation: Any, snapshot: Any) -> None:
+        monkeypatch.setattr(self.state.optimizers, "load_state_dict", lambda tensors: None)
+        original(self, generation, snapshot)
 
     monkeypatch.setattr(Checkpointer, "load", forgetful)
     report = gates.run_gates(sound, lambda *heard: None, {"forced spike": forced_spike})
     assert not report["passed"] and "does not come back" in report["gates"][0]["reason"]
 
-    def disturbed(self: Checkpointer, loop: Any, generation: Any, snapshot: Any) -> None:
-        original(self, loop, generation, snapshot)
-        next(loop.model.parameters()).data.add_(1e-6)
+    def disturbed(self: Checkpointer, generation: Any, snapshot: Any) -> None:
+        original(self, generation, snapshot)
+        next(self.state.model.parameters()).data.add_(1e-6)
 
     monkeypatch.setattr(Checkpointer, "load", disturbed)
     assert_fails(forced_spike(sound), "did not come back to what it was")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import Records, own_rows, read_rows
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
-from muse_core.training.incidents import Incidents
+from muse_core.training.train_state import Incidents
 
 
 def write(path, count, first=0):

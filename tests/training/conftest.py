@@ -16,8 +16,8 @@ from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table, to_toml
 from muse_core.storage.run_directory import RunDirectory
-from muse_core.training.budgeted_probe import ProbeBudget
 from muse_core.training.locking import own_digests
+from muse_core.training.monitors import ProbeBudget
 from muse_core.training.run import Run
 from muse_core.training.setup import Setup, set_up
 

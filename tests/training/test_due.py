@@ -87,6 +87,14 @@ def loop_of(prepare: Any, tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
     return make
 
 
+def checkpointer_of(loop: Any, tmp_path: Path) -> Checkpointer:
+    """Of the checkpoints of the run, for this loop's state."""
+    return Checkpointer(
+        Checkpoints(tmp_path / "run"), loop.state, data=loop.data, incidents=loop.incidents, records=loop.records,
+        display=loop.display, digests={},
+    )
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_every_part_is_checked_before_any_is_loaded(
     what: str, table: Any, go: Any, loop_of: Any, tmp_path: Path
@@ -96,13 +104,13 @@ def test_every_part_is_checked_before_any_is_loaded(
     damage, said = WRONG[what]
     loop = loop_of(recipe)
     generation, snapshot = Checkpoints(tmp_path / "run").newest()
-    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
-    checkpointer = Checkpointer(Checkpoints(tmp_path / "run"), {})
+    before = {name: value.clone() for name, value in loop.state.model.state_dict().items()}
+    checkpointer = checkpointer_of(loop, tmp_path)
     with pytest.raises(StorageError, match=said):
-        checkpointer.load(loop, generation, damage(snapshot))
+        checkpointer.load(generation, damage(snapshot))
     if "monitors without" not in what:
-        assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
-    checkpointer.load(loop, generation, snapshot)
+        assert all(torch.equal(value, before[name]) for name, value in loop.state.model.state_dict().items())
+    checkpointer.load(generation, snapshot)
 
 
 def test_another_optimisers_moments_are_named_with_what_to_do(
@@ -112,7 +120,7 @@ def test_another_optimisers_moments_are_named_with_what_to_do(
     loop = loop_of(table(train={"steps": 3, "optimizer": "muon"}))
     generation, snapshot = Checkpoints(tmp_path / "run").newest()
     with pytest.raises(StorageError, match=r"another optimiser: Muon keeps momentum_buffer.*init\.from"):
-        Checkpointer(Checkpoints(tmp_path / "run"), {}).load(loop, generation, snapshot)
+        checkpointer_of(loop, tmp_path).load(generation, snapshot)
 
 
 def test_a_carried_state_must_be_one_that_the_model_goes_on_from(
@@ -122,7 +130,7 @@ def test_a_carried_state_must_be_one_that_the_model_goes_on_from(
     go(recipe)
     loop = loop_of(recipe)
     generation, snapshot = Checkpoints(tmp_path / "run").newest()
-    checkpointer = Checkpointer(Checkpoints(tmp_path / "run"), {})
+    checkpointer = checkpointer_of(loop, tmp_path)
     for damage in (
         with_key("state", "carry/", lambda value: value[:1]),
         with_key("state", "carry/", lambda value: value[..., :-1]),
@@ -130,8 +138,8 @@ def test_a_carried_state_must_be_one_that_the_model_goes_on_from(
         more("state", carry__x__y=torch.ones(2)),
     ):
         with pytest.raises(StorageError, match="state: carry/"):
-            checkpointer.load(loop, generation, damage(snapshot))
-    checkpointer.load(loop, generation, snapshot)
+            checkpointer.load(generation, damage(snapshot))
+    checkpointer.load(generation, snapshot)
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer"])

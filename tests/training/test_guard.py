@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from muse_core.training.gradient_checks import clip, gradient_numbers, norms
+from muse_core.training.optimizers import clip, gradient_numbers, norms
 
 
 def numbers_of(parameters: list[nn.Parameter]) -> dict[str, torch.Tensor]:

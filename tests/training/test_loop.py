@@ -103,10 +103,10 @@ def test_non_finite_step_is_skipped_before_the_optimiser(
     snapshots: dict[int, dict[str, Tensor]] = {}
     original = Checkpointer.commit
 
-    def keep(self: Checkpointer, loop: Any) -> None:
-        snapshot = self.snapshot(loop)
-        snapshots[loop.at.step] = snapshot.model | snapshot.optimizer
-        original(self, loop)
+    def keep(self: Checkpointer) -> None:
+        snapshot = self.state.snapshot()
+        snapshots[self.state.at.step] = snapshot.model | snapshot.optimizer
+        original(self)
 
     monkeypatch.setattr(Checkpointer, "commit", keep)
     with fault_injection.installed(poison({4}, value)):

@@ -14,8 +14,8 @@ from muse_core.component import Use
 from muse_core.contracts import Action, Remedy, Verdict
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, recipe_table
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.incidents import WINDOW, Incident, Incidents
 from muse_core.training.monitors import MonitorGroup, strongest_remedy
+from muse_core.training.train_state import WINDOW, Incident, Incidents
 
 GO_ON = Verdict()
 
@@ -112,14 +112,14 @@ def test_rate_and_fresh_moments_hold_from_then_on_and_after_a_kill(tmp_path: Pat
         loop.run()
     monitor = Asks(14, remedy)
     with asked(tmp_path, monitor, steps=1) as loop:
-        assert loop.at.step == 12 and loop.incidents.rate == 0.25
-        assert not any(part.state for part in loop.optimizers.parts)
-        peak = loop.optimizers.peaks[0][0]
+        assert loop.state.at.step == 12 and loop.incidents.rate == 0.25
+        assert not any(part.state for part in loop.state.optimizers.parts)
+        peak = loop.state.optimizers.peaks[0][0]
         loop.run()
-        assert loop.optimizers.parts[0].param_groups[0]["lr"] < 0.25 * peak
+        assert loop.state.optimizers.parts[0].param_groups[0]["lr"] < 0.25 * peak
         assert monitor.rollbacks == [1.0]
     with asked(tmp_path, monitor) as loop:
-        assert loop.at.step == 13 and any(part.state for part in loop.optimizers.parts)
+        assert loop.state.at.step == 13 and any(part.state for part in loop.state.optimizers.parts)
     assert len(events(tmp_path / "run", "incident")) == 1
 
 

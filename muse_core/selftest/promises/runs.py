@@ -129,8 +129,8 @@ def loop_of(
         loop = run.loop(0, use, stage, objective, stop or Stop(None))
         loop.checkpoints.checkpoints.disk = VolatileDisk()
         if monitors is not None:
-            loop.monitors = monitors
-        loop.checkpoints.resume(loop)
+            loop.state.monitors = monitors
+        loop.checkpoints.resume()
         yield loop
 
 
@@ -152,4 +152,4 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def state_hash(loop: Loop) -> str:
     """Of everything that the next step depends on."""
-    return loop.checkpoints.snapshot(loop).state_hash()
+    return loop.state.snapshot().state_hash()

@@ -11,7 +11,7 @@ import torch
 
 from muse_core import fault_injection
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, recipe_table
-from muse_core.training.gradient_checks import gradient_numbers, norms, state_numbers
+from muse_core.training.optimizers import gradient_numbers, norms, state_numbers
 
 pytestmark = pytest.mark.promise("M1")
 
@@ -39,8 +39,8 @@ class Injector:
         return {"batch": self.batch, "loss": self.loss, "gradient": self.gradient, "post_step": self.updated}
 
     def tensors(self):
-        return {"parameter": list(self.loop.optimizers.names.values()),
-                "moment": [t for t in self.loop.optimizers.held() if not t.requires_grad]}
+        return {"parameter": list(self.loop.state.optimizers.names.values()),
+                "moment": [t for t in self.loop.state.optimizers.held() if not t.requires_grad]}
 
     def batch(self, batch):
         self.calls += 1
@@ -49,10 +49,10 @@ class Injector:
             self.after.setdefault(len(self.done) - 1, before)
         self.due = None
         if self.calls >= self.next and len(self.done) < self.count:
-            kinds = [*SKIPPED, *(UNDONE if self.loop.at.accepted else ())]
+            kinds = [*SKIPPED, *(UNDONE if self.loop.state.at.accepted else ())]
             self.due = self.chance.choice(kinds)
             self.next = self.calls + self.chance.choice((1, 3, 3))
-            self.done.append((self.due, self.loop.at.step, self.calls, before))
+            self.done.append((self.due, self.loop.state.at.step, self.calls, before))
             if self.due in UNDONE:
                 self.spoil(self.chance.choice(self.tensors()[self.due]))
         elif len(self.done) == self.count:
@@ -60,8 +60,8 @@ class Injector:
         return batch
 
     def state(self):
-        tensors = [t.detach().clone() for t in self.loop.optimizers.held()]
-        return tensors, self.loop.at.accepted
+        tensors = [t.detach().clone() for t in self.loop.state.optimizers.held()]
+        return tensors, self.loop.state.at.accepted
 
     def loss(self, result):
         if self.due == "loss":
@@ -92,7 +92,7 @@ def test_every_injection_is_caught_in_its_step(tmp_path, trial):
         injector.loop = loop
         loop.incidents.most = count
         loop.run()
-        assert all(bool(torch.isfinite(t).all()) for t in loop.optimizers.held())
+        assert all(bool(torch.isfinite(t).all()) for t in loop.state.optimizers.held())
     assert len(injector.done) == count
     updated = set(injector.updates)
     answers = events(tmp_path / "run", "skip") + events(tmp_path / "run", "rollback")

@@ -24,8 +24,8 @@ SOON, LATE = 4, 25
 
 def damage(loop, nats, generator):
     """Add noise to every weight, so much that the canary's loss rises by ``nats``; returns the rise."""
-    monitor = loop.monitors.monitors[0][1]
-    weights = list(loop.optimizers.names.values())
+    monitor = loop.state.monitors.monitors[0][1]
+    weights = list(loop.state.optimizers.names.values())
     healthy = [weight.detach().clone() for weight in weights]
     noise = [torch.randn(weight.shape, generator=generator) for weight in weights]
 
@@ -33,8 +33,8 @@ def damage(loop, nats, generator):
         with torch.no_grad():
             for weight, before, one in zip(weights, healthy, noise):
                 weight.copy_(before + scale * one)
-        with undisturbed(loop.model):
-            return monitor.canary(loop.model)
+        with undisturbed(loop.state.model):
+            return monitor.canary(loop.state.model)
 
     before = rise(0.0)
     low, high = 0.0, 1e-3
@@ -56,7 +56,7 @@ def trial_of(trained, folder, nats, seed):
     with loop_of(folder, recipe, StopAfter(at - TRAINED + LATE + 5)) as loop:
 
         def after(model):
-            if loop.at.step == at and "rise" not in seen:
+            if loop.state.at.step == at and "rise" not in seen:
                 seen["rise"] = damage(loop, nats, generator)
             return model
 

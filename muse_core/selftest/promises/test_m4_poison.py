@@ -57,7 +57,7 @@ def test_the_run_ends_after_one_rollback(trained, tmp_path, trial, kill):
         assert len(events(folder, "incident")) == (kill == "rollback")
     with loop_of(folder, recipe, StopAfter(1000)) as loop, fault_injection.installed(poison(loop, None)):
         loop.run()
-        assert loop.at.step == END
+        assert loop.state.at.step == END
     (incident,) = events(folder, "incident")
     first, end = incident["data"]
     assert first <= POISONED < end

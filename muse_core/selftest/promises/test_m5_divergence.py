@@ -22,7 +22,7 @@ def test_it_halts_after_three_rollbacks_each_stronger_than_the_last(trained, tmp
 
         def climb(model):
             """From step 345 on every update makes the loss worse, however small the learning rate."""
-            if loop.at.step >= 345:
+            if loop.state.at.step >= 345:
                 with torch.no_grad():
                     for weight in model.parameters():
                         weight += 0.05 * torch.randn(weight.shape, generator=generator)

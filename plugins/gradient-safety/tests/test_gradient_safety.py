@@ -8,8 +8,8 @@ from muse_gradient_safety.monitor import GradientSafety
 from muse_gradient_safety.options import GradientSafetyOptions
 
 from muse_core.contracts import Action
-from muse_core.training.gradient_checks import norms
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.optimizers import norms
 
 NAN, INF = math.nan, math.inf
 

@@ -9,7 +9,7 @@ from muse_niah_probe.recall import Recall
 
 from muse_core.contracts import Action
 from muse_core.testing import build_component
-from muse_core.training import budgeted_probe
+from muse_core.training import monitors as budgeted_probe
 
 
 class Clock:

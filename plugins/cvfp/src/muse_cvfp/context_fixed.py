@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from muse_core.contracts import Batch, Result, State
-from muse_core.data.batches import read_windows
-from muse_core.data.permutation import data_step, shuffled
+from muse_core.data.batches import TrainingData, read_windows
+from muse_core.data.permutation import shuffled
 from muse_core.data.token_files import Split
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy
@@ -27,9 +27,9 @@ TOKENS_AT_ONCE = 1 << 16
 """Tokens of a chunk of C*: 64 MiB at D = 256."""
 
 
-class Windows:
+class Windows(TrainingData):
     """Windows of the first training tokens with their contexts, in an order that is a function of seed, epoch and
-    index, as ``TrainingData`` reads them: each from fresh state. C* is opened, or made, at the first batch."""
+    index, as ``TextData`` reads them: each from fresh state. C* is opened, or made, at the first batch."""
 
     def __init__(self, setup: Any, model: Any, tokens: int, run: Path):
         train, data = setup.recipe.train, setup.recipe.data
@@ -43,15 +43,8 @@ class Windows:
                 f"context-fixed: {min(tokens, len(self.text.tokens) - 1)} tokens are less than one window of "
                 f"{self.length} - raise context-fixed.tokens or lower train.sequence_length"
             )
+        self.steps_per_epoch = self.count / self.batch_size
         self.contexts: np.ndarray | None = None
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.count / self.batch_size
-
-    def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
-        """See ``muse_core.data.permutation``."""
-        return data_step(step, quarantine)
 
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """(B, N) with C* (B, N, D) as ``extra["contexts"]``, on the CPU."""

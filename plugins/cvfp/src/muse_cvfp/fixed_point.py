@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Batch, Result, State, Tokens
-from muse_core.data.permutation import data_step
+from muse_core.data.batches import TrainingData
 from muse_cvfp.asked import contextual
 from muse_cvfp.checks import chosen_validation
 from muse_cvfp.diversity import diversity
@@ -24,18 +24,12 @@ from muse_cvfp.options import FixedPointOptions
 from muse_cvfp.stream import Stream, before, sequential, sweep
 
 
-class Slices:
+class Slices(TrainingData):
     """The stream in slices, one a step and in order: step s reads slice s mod (N / S)."""
 
     def __init__(self, stream: Stream, size: int):
         self.stream, self.size = stream, size
-        self.count = -(-len(stream) // size)
-
-    steps_per_epoch = property(lambda self: self.count)
-
-    def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
-        """See ``muse_core.data.permutation``."""
-        return data_step(step, quarantine)
+        self.steps_per_epoch = self.count = -(-len(stream) // size)
 
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """One row of up to S tokens; ``tokens.offset`` is the place of the first in the stream."""

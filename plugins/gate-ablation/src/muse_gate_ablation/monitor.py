@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.errors import DataError, RecipeError
-from muse_core.training.budgeted_probe import BudgetedProbe
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.monitors import BudgetedProbe
 from muse_gate_ablation.ablation import Worth, worth_of
 from muse_gate_ablation.options import GateAblationOptions
 

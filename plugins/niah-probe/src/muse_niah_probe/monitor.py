@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from muse_core.training.budgeted_probe import BudgetedProbe
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.monitors import BudgetedProbe
 from muse_niah_probe.capacity import Capacity, capacity
 from muse_niah_probe.needles import Needles, make_needles
 from muse_niah_probe.options import NiahProbeOptions
