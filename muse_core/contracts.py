@@ -1,4 +1,4 @@
-"""What passes between rooms: named tuples of tensors and the protocols of every kind of component.
+"""What passes between the parts: named tuples of tensors and the protocols of every kind of component.
 
 Letters: B batch rows, N tokens, D width, H heads, K and M key and value width of a head, E experts.
 Everything a layer produces is returned. Parameters, buffers and state are real and at least fp32
