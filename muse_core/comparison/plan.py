@@ -25,7 +25,7 @@ NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @attrs.frozen(kw_only=True)
 class Arm:
-    """One of the recipes that are compared."""
+    """A variant: one of the recipes that are compared."""
 
     name: str = field(validator=NAME)
     """Name in the table and of the folder of its runs."""

@@ -1,269 +1,206 @@
-"""Every command that a page shows is known to the program that it calls, names what exists, and is executed where that
-takes seconds. A command that no rule below covers fails by its name."""
+"""Every command that a page shows is called, and every file under recipes/ that a page or nobody names is built.
+
+A command runs as it stands where that takes a moment; a recipe runs dry, a plan lists its runs, a script prints its
+help, which has every flag that the page gives it. ``RUN`` and ``runs/NAME`` are a tiny run made once. What cannot run
+here is in ``NOT_HERE`` with the reason; a command that no rule knows fails by name.
+"""
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import re
-import runpy
 import shlex
-import shutil
+import subprocess
 import sys
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from muse_core.cli import muse
 from muse_core.cli.run import main
+from muse_core.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (
-    "README.md", "CONTRIBUTING.md", "kernels/README.md", "docs/**/*.md", "plugins/*/README.md", "examples/*/README.md",
+FOLDERS = ("docs/**/*.md", "*.md", "plugins/*/README.md", "kernels/README.md", "examples/*/README.md")
+PAGES = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern)) if path.name != "CHANGELOG.md"]
+COMMAND = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:muse|muse-run|python3?|pip|tox|pytest|mkdocs|torchrun|lm_eval)(?: (?!.*: ).*)?$"
 )
-PAGES = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern))]
-TESTED = {"docs/guide/first-plugin.md": "test_tutorial.py executes the page in its order"}
-PROGRAMS = "muse|muse-run|python|pip|tox|pytest|ruff|mkdocs|tensorboard|torchrun"
-COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:cd \S+ && )?(?:{PROGRAMS})(?= |$)")
-CODE = re.compile(r"^```\w*[^\n]*\n(.*?)^```$|((?:^ {4}.*\n|^\n(?= {4}))+)", flags=re.DOTALL | re.MULTILINE)
-SPAN = re.compile(r"(?<!`)`((?:muse|muse-run) [^`]+)`(?!`)")
-TINY = [
-    "data.tokenizer=bytes", "model.depth=2", "model.width=32", "train.steps=2", "train.batch_size=2",
-    "train.sequence_length=96", "train.micro_batch=2", "train.warmup_steps=1", "train.device=cpu", "evaluate.tokens=512",
-    "evaluate.final_tokens=512", "evaluate.every=2", "model.block[0].heads=4", "monitors=[]",
-    "initializers=[]",
-]
-FRESH = ["--set", "init.from="]
-SLOW = {
-    "gates": "takes minutes; tests/exit_gates executes it",
-    "bench": "needs a GPU; tests/cli/test_bench.py executes it",
-    "selftest": "the promises are tests of their own",
+NOT_HERE = {
+    "pip install": "installs; its files and names are looked for",
+    "python -m venv": "makes an environment",
+    "tox": "runs all of this; its environments are looked for",
+    "pytest": "these tests, or those of a file that is looked for",
+    "mkdocs": "needs the packages of the site",
 }
-"""Subcommands of muse that are parsed and not executed."""
-NOT_RUN = {
-    "tox": "makes an environment; tests/test_tox.py asks it for its configuration",
-    "pytest": "tests of these folders run anyway",
-    "ruff": "needs no test: it is an environment of tox",
-    "tensorboard": "a program of others",
-    "pip": "needs a network; tests/test_third_party.py installs every distribution",
-}
-PLACEHOLDERS = {
-    "RECIPE": "recipes/phase2_base.toml", "RECIPE…": "recipes/phase2_base.toml", "FILE": "recipes/phase2_base.toml",
-    "PLAN": "recipes/experiments/mqar.plan.toml", "PLAN.toml": "recipes/experiments/mqar.plan.toml",
-    "recipe.toml": "recipes/phase2_base.toml", "NAME": "fast-weights", "NAME|PATH": "fast-weights",
-    "a.b=c": "train.steps=2", "cpu|cuda|cuda:1": "cpu", "N": "4", "S": "1", "NATS": "0.3", "KIND": "layer",
-    "wave": "wave", "muse-wave": "wave",
-}
+"""Beginning of a command → why it is not run."""
 
 
-def commands_of(text: str) -> list[str]:
-    """Commands in blocks of code, lines joined at a backslash, and in spans of the text."""
-    found = []
-    for match in CODE.finditer(text):
-        block = (match[1] or match[2]).replace("\\\n", " ")
-        for line in block.splitlines():
-            line = re.sub(r"\s+", " ", line.strip().removeprefix("$ "))
-            if COMMAND.match(line):
-                found.append(line)
-    prose = CODE.sub("", text)
-    return [*found, *(re.sub(r"\s+", " ", span) for span in SPAN.findall(prose))]
-
-
-COMMANDS = [
-    (path.relative_to(ROOT).as_posix(), command)
-    for path in PAGES if path.relative_to(ROOT).as_posix() not in TESTED
-    for command in dict.fromkeys(commands_of(path.read_text(encoding="utf-8")))
-]
-
-
-def simple(command: str) -> list[tuple[str, list[str]]]:
-    """The folder and the words of each command of a line: optional parts are given, comments and variables left out."""
-    command = re.sub(r"\[((?:--|[A-Z]+ …)[^\]']*)\]", lambda part: part[1].replace(" | ", " "), command)
-    folder, found = ".", []
-    for part in command.split(" && "):
-        words = [word for word in shlex.split(part, comments=True) if word != "…"]
-        while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-            words = words[1:]
-        if words[0] == "cd":
-            folder = words[1]
-        else:
-            found.append((folder, words))
+def commands(path: Path) -> list[str]:
+    """Commands in the blocks of a page, continued lines joined, comments cut off."""
+    found: list[str] = []
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = "" if fenced else line.strip().removeprefix("```") or "text"
+            continue
+        if (fenced in ("sh", "bash", "console", "text")) or (not fenced and line.startswith("    ")):
+            shown = re.sub(r"\s+# .*", "", line.strip().removeprefix("$ "))
+            found += [part.strip() for part in shown.split(" && ") if COMMAND.match(part.strip())]
     return found
+
+
+SHOWN = [(path, command) for path in PAGES for command in dict.fromkeys(commands(path))]
+
+
+def test_commands_are_found() -> None:
+    assert len(SHOWN) > 60
+    assert (ROOT / "README.md", "muse-run recipes/phase2_base.toml") in SHOWN
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which runs/NAME is a run of two steps."""
+    """A tiny run of the recipes' language."""
     folder = tmp_path_factory.mktemp("commands")
-    arguments = [str(ROOT / "recipes" / "phase2_base.toml"), "--run-dir", str(folder / "runs" / "NAME")]
-    ended = CliRunner().invoke(main, [*arguments, *(word for one in TINY for word in ("--set", one))])
-    assert ended.exit_code == 0, ended.output
-    return folder
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        'name = "tiny"\nmodel = { width = 16, depth = 1, block = [{ use = "resolvent" }, { use = "fast-weights" }] }\n'
+        'train = { steps = 2, batch_size = 2, sequence_length = 64, warmup_steps = 1, precision = "fp32" }\n'
+        "evaluate = { tokens = 128, final_tokens = 128 }\n"
+    )
+    done = CliRunner().invoke(main, [str(recipe), "--run-dir", str(folder / "run")])
+    assert done.exit_code == 0, done.output
+    return folder / "run"
 
 
-@pytest.fixture
-def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files of the repository that commands name, and a run."""
-    for name in ("recipes", "plugins", "tests", "kernels", "examples", "requirements.txt", "pyproject.toml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(run / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def filled(words: list[str], run: Path) -> list[str]:
+    """Words with a run in place of the placeholders for one."""
+    return [re.sub(r"^(runs/[\w-]+|RUN|DIRECTORY|RUN_DIR)(?=$|/)", str(run), word) for word in words]
 
 
-def call(command: click.Command, arguments: list[str]) -> str:
-    ended = CliRunner().invoke(command, arguments)
-    assert ended.exit_code == 0, f"{command.name} {shlex.join(arguments)}\n{ended.output}\n{ended.exception!r}"
-    return ended.output
+def said(done: Result) -> str:
+    return f"exit code {done.exit_code}: {done.output}\n{done.exception}"
 
 
-def parsed(command: click.Command, name: str, arguments: list[str]) -> None:
-    """Raises click.UsageError for an option or a subcommand that does not exist, or a value that it does not take."""
-    context = click.Context(command, info_name=name)
-    while isinstance(command, click.Group):
-        assert arguments, f"{name} without a subcommand"
-        found = command.get_command(context, arguments[0])
-        assert found is not None, f"{name} has no subcommand {arguments[0]}"
-        command, name, arguments = found, f"{name} {arguments[0]}", arguments[1:]
-    command.make_context(name, list(arguments))
-
-
-def with_placeholders(words: list[str]) -> list[str]:
-    """Words with the run in place of any other, and a recipe that exists in place of RECIPE."""
-    filled = []
-    for word in words:
-        word = PLACEHOLDERS.get(word, word)
-        word = re.sub(r"^(?:runs/(?!NAME-again)[\w.-]+|DIRECTORY|RUN)(?=/|$)", "runs/NAME", word)
-        filled.append(word)
-    return filled
-
-
-def files_exist(words: list[str]) -> None:
-    for word in words:
-        if re.match(r"(?:recipes|plugins|tests|kernels|examples)/", word) and "=" not in word:
-            assert Path(word).exists(), f"{word} does not exist"
-
-
-def muse_run(words: list[str], synopsis: bool) -> None:
-    parsed(main, "muse-run", words)
-    if "--resume" in words:
-        if not synopsis:
-            call(main, words)
+def parsed(command: click.Command, arguments: list[str], optional: list[str]) -> None:
+    """Raises UsageError for a command, flag or value that the program does not know, and fails for ``optional`` flags
+    that it does not have."""
+    context = command.make_context(command.name or "", arguments)
+    if isinstance(command, click.Group):
+        name, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner is not None and name is not None
+        parsed(inner, rest, optional)
         return
-    if "--run-dir" in words:  # the one made by the fixture stands there
-        at = words.index("--run-dir")
-        words = words[:at] + words[at + 2:]
-    if any("phase1-base" in word or word.endswith("phase2_from_phase1.toml") for word in words):
-        words = [*words, *FRESH]  # it begins with a run that is not here
-    if words and words[0].startswith("recipes/"):
-        words = [*words, "--set", "data.tokenizer=bytes", "--set", "model.depth=2", "--set", "train.device=cpu"]
-        words = [word for word in words if word not in ("--device",)] if "--device" not in words else words
-    shown = call(main, [*dict.fromkeys(["--dry-run"]), *[word for word in words if word != "--dry-run"]])
-    assert "dry run: no run was begun" in shown
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    assert set(optional) <= known, f"{command.name} has no {set(optional) - known}"
 
 
-def muse_subcommand(words: list[str]) -> None:
-    parsed(muse, "muse", words)
-    name = words[0]
-    if name in SLOW:
-        return
-    if name == "compare":
-        if Path(words[1]).exists():  # the plan of a page is tested where the page writes it
-            call(muse, [*words, "--dry-run"])
-        return
-    if name == "cost":
-        targets = [word for word in words[1:] if re.match(r"(?:recipes|runs|phase2|transformer)", word)]
-        small = ["--length", "32", "--tokens", "32", "--repeats", "1", "--device", "cpu", "--vocabulary", "16"]
-        reach = ["--reach", "32"] if "--reach" in words else []
-        shallow = [] if any(target.startswith("runs/") for target in targets) else ["--set", "model.depth=1"]
-        call(muse, ["cost", *targets, *small, *reach, *shallow])
-        return
-    if name == "plugins" and words[1] == "check":
-        return  # the conformance tests are these checks
-    call(muse, words)
+def of_muse_run(arguments: list[str], optional: list[str], run: Path) -> None:
+    """Its recipe with these overrides; that recipes run dry as they stand is tested for each."""
+    parsed(main, arguments, optional)
+    given = main.make_context("muse-run", arguments).params
+    recipe = ROOT / str(given["recipe"])
+    if recipe.is_file():
+        read_recipe(recipe, given["overrides"])
+    else:
+        assert not str(given["recipe"]).startswith("recipes/"), f"there is no {recipe}"
 
 
-def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script or module reads the arguments that the page gives, with its own parser, and stops there."""
-    if words[:2] == ["-m", "venv"] or words[:2] == ["-m", "http.server"] or words[0] == "-":
-        return  # a module of Python; what a page pipes into Python is executed by test_code_of_the_pages
-    if words[0].endswith("bytes_moved.py"):
-        assert len(words) == 2  # it takes one recipe and has no parser; it needs half a minute
-        return
-    class Parsed(Exception):
-        """The arguments were read."""
-
-    read = argparse.ArgumentParser.parse_args
-
-    def stop(parser: argparse.ArgumentParser, *arguments: object, **keywords: object) -> None:
-        read(parser, *arguments, **keywords)
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(Parsed):
-        if words[0] == "-m":
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(words[0], run_name="__main__")
+def of_muse(arguments: list[str], optional: list[str], run: Path) -> None:
+    """Called, where that takes a moment; what takes minutes or a GPU has recipes and plans that are there."""
+    name = arguments[0]
+    parsed(muse, arguments, optional)
+    there = [word for word in arguments if word.endswith(".toml") and word.startswith("recipes/")]
+    assert all((ROOT / word).is_file() for word in there), f"names {there}"
+    if name == "generate":
+        arguments = [*arguments, "--tokens", "2"]
+    if name in ("diagnose", "generate") or arguments[:2] == ["plugins", "list"]:
+        done = CliRunner().invoke(muse, arguments)
+        assert done.exit_code == 0, said(done)
 
 
-def pip(words: list[str]) -> None:
-    """Files that are installed exist, and so do extras of the project's distributions."""
-    assert words[0] == "install", words
+def of_python(arguments: list[str], optional: list[str], run: Path) -> None:
+    """A script's help has the flags; a file that it is given is there."""
+    cut = 2 if arguments[0] == "-m" else 1
+    program, rest = arguments[:cut], arguments[cut:]
+    shown = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    for word in (*rest, *optional):
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word)}\b", shown.stdout), f"{' '.join(program)} has no {word}"
+        elif word.startswith("recipes/"):
+            assert (ROOT / word).is_file(), f"there is no {word}"
+
+
+def of_installer(words: list[str]) -> None:
+    """The files, folders, packages' extras and environments that a command names are there."""
+    projects = {}
+    for project in ROOT.glob("**/pyproject.toml"):
+        if not {".venv", ".tox"} & set(project.parts):
+            text = project.read_text(encoding="utf-8")
+            if named := re.search(r'^name = "([\w-]+)"', text, flags=re.MULTILINE):
+                projects[named[1]] = text
+    for flag, word in zip(words, words[1:]):
+        if flag in ("-r", "-c", "-e") and words[0] == "pip" and word != ".":
+            assert (ROOT / word).exists(), f"there is no {word}"
     for word in words[1:]:
-        path = word.split("[")[0]
-        if path.startswith("."):
-            assert (Path(path) / "pyproject.toml").exists(), word
-        if path == "kernels" or path.endswith(".txt"):
-            assert (ROOT / path).exists(), word
-        if path.startswith("muse-") and "[" in word:
-            folders = [ROOT, ROOT / "kernels", *ROOT.glob("plugins/*")]
-            projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in folders
-                        if (folder / "pyproject.toml").exists()]
-            (project,) = [project for project in projects if project["name"] == path]
-            assert word[len(path) + 1:-1] in project["optional-dependencies"], word
+        if extra := re.fullmatch(r"(muse-[\w-]+)\[(\w+)\]", word):
+            assert re.search(rf"^{extra[2]} = \[", projects[extra[1]], flags=re.MULTILINE), f"no extra {word}"
+        elif "/" in word and not word.startswith("-") and "=" not in word and word != "kernels":
+            assert (ROOT / word).exists(), f"there is no {word}"
+    if words[0] == "tox" and "-e" in words:
+        factors = set(re.findall(r"[a-z]\w*", (ROOT / "tox.ini").read_text(encoding="utf-8")))
+        assert set(words[words.index("-e") + 1].split("-")) - {"py311"} <= factors
 
 
-def environment(words: list[str]) -> None:
-    """The environment that tox is asked for is one of tox.ini's."""
-    for name in (words[at + 1] for at, word in enumerate(words) if word == "-e"):
-        text = (ROOT / "tox.ini").read_text()
-        assert f"[testenv:{name}]" in text or re.fullmatch(r"py(3\d\d)?-(torch|triton)", name), name
+RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
+    "muse-run": of_muse_run, "muse": of_muse, "python": of_python, "python3": of_python
+}
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
-def test_a_command_of_a_page(
-    page: str, command: str, here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder, (program, *words) in simple(command):
-        monkeypatch.chdir(here / folder)
-        words = with_placeholders(words)
-        if "…" in command or "…" in " ".join(words):
-            words = [word for word in words if "…" not in word]
-        if folder == ".":
-            files_exist(words)
-        if program == "muse-run":
-            muse_run(words, synopsis="[" in command)
-        elif program == "muse":
-            muse_subcommand(words)
-        elif program == "python":
-            python(words, monkeypatch)
-        elif program == "pip":
-            pip(words)
-        elif program == "tox":
-            environment(words)
-        else:
-            assert program in NOT_RUN, f"{page}: no rule for {program!r} of {command!r} - add one"
+@pytest.mark.parametrize(
+    ("path", "command"), SHOWN, ids=[f"{path.relative_to(ROOT)}: {command[:60]}" for path, command in SHOWN]
+)
+def test_a_command_of_a_page(path: Path, command: str, run: Path) -> None:
+    if command in ("python - <<'END'",):
+        pytest.skip("the program below it is run by test_pages")
+    bracketed = r" \[(?:--|RUN )[^]]*\]"
+    optional = re.findall(r"--[\w-]+", " ".join(re.findall(bracketed, command)))
+    words = [word for word in shlex.split(re.sub(bracketed, "", command)) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    if any(" ".join(words).startswith(start) for start in NOT_HERE):
+        of_installer(words)
+        return
+    assert words[0] in RULES, f"{path.name}: no rule says how to test {command!r}"
+    RULES[words[0]](filled(words[1:], run), optional, run)
 
 
-def test_commands_are_found() -> None:
-    assert len(COMMANDS) > 100
-    assert commands_of("a\n\n    muse-run x \\\n        --set a=1\n\n```console\n$ muse doctor\n```\n`muse cost R`") == [
-        "muse-run x --set a=1", "muse doctor", "muse cost R",
+RECIPES = sorted(path for path in (ROOT / "recipes" / "experiments").glob("*.toml") if ".plan." not in path.name)
+PLANS = sorted((ROOT / "recipes").glob("**/*.plan.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_an_experiment_builds(path: Path) -> None:
+    task = path.stem.startswith("mqar")
+    text = [] if task else ["--set", 'data={use="state-of-the-union", tokenizer="bytes"}']
+    done = CliRunner().invoke(main, [str(path), "--dry-run", *text])
+    assert done.exit_code == 0, said(done)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_a_plan_lists_its_runs(path: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(muse, ["compare", str(path), "--dry-run", "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, said(done)
+
+
+def test_recipes_and_plans_that_pages_name_are_there() -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}" for path in PAGES
+        for name in re.findall(r"\brecipes/[\w/.-]+\.toml", path.read_text(encoding="utf-8"))
+        if not (ROOT / name).is_file()
     ]
-    assert inspect.cleandoc(simple("cd a && muse-run RECIPE [--steps N | --extend N]")[0][0]) == "a"
+    assert not missing
