@@ -214,7 +214,7 @@ class Filter(Protocol):
     def forward(
         self, before: Tensor, after: Tensor, period: Period, state: State
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """Returns the filtered weights, the filter's state and measures; ``state`` None at the start."""
+        """Returns the filtered weights, the filter's state and metrics; ``state`` None at the start."""
         ...
 
 

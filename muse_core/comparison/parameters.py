@@ -17,7 +17,7 @@ from muse_core.training.setup import Setup, set_up
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every variant, naming the variant and the value."""
+    problem of every run that cannot start, the swept values tried in every variant, naming both."""
     counts, problems = {}, []
     for arm in read.plan.arms:
         built: dict[str, Setup] = {}
@@ -53,14 +53,14 @@ def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:
-    """A sentence for every variant whose size departs too far from the baseline's; none under ``parameters = "any"``."""
+    """A sentence for every variant whose size is too far from the baseline's; none under ``parameters = "any"``."""
     if plan.parameters == "any":
         return []
     base = counts[plan.baseline]
     return [
-        f"variant {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the baseline "
-        f"{plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its width, "
-        'depth or multiples, or say parameters = "warn"'
+        f"variant {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the "
+        f"baseline {plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its "
+        'width, depth or multiples, or say parameters = "warn"'
         for name, count in counts.items()
         if abs(count / base - 1) > plan.parameter_tolerance
     ]

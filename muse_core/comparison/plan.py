@@ -143,8 +143,8 @@ class Read:
 
 
 def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
-    """Reads a plan; ``overrides`` are those of all variants, after the plan's own. Raises RecipeError with every problem,
-    one line each, as for recipes."""
+    """Reads a plan; ``overrides`` are those of all variants, after the plan's own. Raises RecipeError with every
+    problem, one line each, as for recipes."""
     plan: ComparisonPlan = read_table(path, ComparisonPlan)
     plan = attrs.evolve(plan, set=(*plan.set, *overrides))
     problems = []

@@ -1,4 +1,6 @@
-"""One variant against another over runs in pairs: the same seed, data order and evaluated text in both. Imports no torch.
+"""One variant against another over runs in pairs: the same seed, data order and evaluated text in both.
+
+Imports no torch.
 
 Letters: S seeds, R evaluated rows, C documents.
 """
@@ -65,10 +67,10 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
     """Compare runs seed by seed; the keys are the seeds, and both need the same.
 
     The interval has two parts, added as independent ones are. Of the seeds: Student's t over the S paired values. Of
-    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all seeds,
-    times Student's t for as many documents of equal size as weigh the same. A bootstrap with the normal quantile held
-    the truth in 0.79 to 0.94 of cases with 8 to 40 documents. With one seed there is only the text, which says nothing
-    of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
+    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all
+    seeds, times Student's t for as many documents of equal size as weigh the same. A bootstrap with the normal quantile
+    held the truth in 0.79 to 0.94 of cases with 8 to 40 documents. With one seed there is only the text, which says
+    nothing of the spread of training; with one document there are only the seeds. Ratios are treated as logarithms.
     """
     seeds = sorted(arm)
     assert seeds and seeds == sorted(base)

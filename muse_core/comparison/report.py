@@ -137,8 +137,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"Held-out {measure} on {report['split']} text; {versus} to {report['baseline']}, paired by seed, data order "
         "and document, with its 95 % interval.",
         "",
-        f"| variant | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds | "
-        f"{measure} | {versus} | interval |",
+        f"| variant | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds "
+        f"| {measure} | {versus} | interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in report["arms"]:

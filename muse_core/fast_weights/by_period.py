@@ -49,7 +49,7 @@ def by_period(
     """Run ``kernel`` over all tokens and apply ``filters`` in order wherever a period ends.
 
     ``filters`` are (name, filter) pairs; the name is that of the filter's module among the layer's filters, so that it
-    gets its own measures back (``contracts.UpdatesStatistics``).
+    gets its own metrics back (``contracts.UpdatesStatistics``).
 
     A period ends after every token whose stream position plus one is a multiple of ``period``; positions count from
     ``tokens.offset``, so any split of a stream gives the same result. Without filters the grid does not matter and the

@@ -15,7 +15,7 @@ from torch import Tensor
 from muse_core.contracts import Period, State
 
 Apply = Callable[[Tensor, Tensor, Period, State], tuple[Tensor, State, dict[str, Tensor]]]
-"""What calling a ``contracts.Filter`` means: (before, after, period, state) → weights, state, measures."""
+"""What calling a ``contracts.Filter`` means: (before, after, period, state) → weights, state, metrics."""
 
 
 class Writes(NamedTuple):
@@ -107,7 +107,7 @@ def filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tup
 
 
 def combined(applied: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Measures of several periods as one, by their suffix."""
+    """Metrics of several periods as one, by their suffix."""
     reductions: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}
     return {
         name: reductions.get(name.rpartition("_")[2], torch.mean)(torch.stack([metrics[name] for metrics in applied]))

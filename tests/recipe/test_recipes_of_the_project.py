@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dry_run(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSE_CACHE", str(cache))
     task = "mqar" in path.stem  # which makes its own examples, without a tokenizer
-    changes = [] if task else SHALLOW if path in EXPERIMENTS else CHANGES.get(path.stem, [])
+    changes = [] if task else BYTES if path in EXPERIMENTS else CHANGES.get(path.stem, [])
     shown = CliRunner().invoke(main, [str(path), "--dry-run", *changes])
     assert shown.exit_code == 0, shown.output
     assert "dry run: no run was begun" in shown.output

@@ -124,7 +124,7 @@ class LayerContract(LayerBase):
 
 
 def measures_of(output: object) -> dict[str, torch.Tensor]:
-    """Measures in what a nested component returned: a layer's, a router's, or a filter's third."""
+    """Metrics in what a nested component returned: a layer's, a router's, or a filter's third."""
     if hasattr(output, "metrics"):
         return output.metrics
     is_filters = isinstance(output, tuple) and len(output) == 3 and isinstance(output[2], dict)

@@ -67,8 +67,8 @@ class Safetensors:
         # The library lets its HTTP client's exceptions through, which differ between its versions.
         except Exception as error:
             raise DataError(
-                f"safetensors: {self.options.source} is not a local file, and the hub does not give it ({error}) - give "
-                'a local .safetensors file, or train embeddings with the stage "token-embeddings"'
+                f"safetensors: {self.options.source} is not a local file, and the hub does not give it ({error}) - "
+                'give a local .safetensors file, or train embeddings with the stage "token-embeddings"'
             ) from error
 
     def _name(self, shapes: dict[str, tuple[int, ...]], wanted: tuple[int, ...]) -> str:
