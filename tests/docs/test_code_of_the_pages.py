@@ -28,7 +28,7 @@ from muse_core.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("*.md", "kernels/README.md", "docs/**/*.md", "plugins/*/README.md", "examples/*/README.md")
-PAGES = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern))]
+PAGES = [path for pattern in FOLDERS for path in sorted(ROOT.glob(pattern)) if path.name != "CHANGELOG.md"]
 PAGES_ELSEWHERE = {"docs/guide/first-plugin.md": "test_tutorial.py executes the page in its order"}
 COMMANDS_ELSEWHERE = {
     "muse-run muse-wave/recipe.toml": "tests/authors/test_new_plugins.py runs what muse plugins new writes",
@@ -36,7 +36,7 @@ COMMANDS_ELSEWHERE = {
     "muse-run … | head": "tests/cli/test_lifecycle.py closes the pipe",
     "muse plugins show leaky-average": "tests/test_third_party.py installs the example",
 }
-PROGRAMS = "muse|muse-run|python|pip|tox|pytest|ruff|mkdocs|tensorboard|torchrun"
+PROGRAMS = "muse|muse-run|python3?|pip|tox|pytest|ruff|mkdocs|tensorboard|torchrun|bash|sh|git|curl|uv|conda|docker"
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:cd \S+ && )?(?:{PROGRAMS})(?= |$)")
 CODE = re.compile(r"^```[^\n]*\n(.*?)^```$|((?:^ {4}[^\n]*\n|^\n(?= {4}))+)", flags=re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`((?:muse|muse-run) [^`]+)`(?!`)")
@@ -52,7 +52,6 @@ SLOW = {
     "bench": "needs a GPU; tests/cli/test_bench.py executes it",
     "selftest": "the promises are tests of their own",
 }
-"""Subcommands of muse that are parsed and not executed."""
 NOT_RUN = {
     "tox": "makes an environment; tests/test_tox.py asks it for its configuration",
     "pytest": "tests of these folders run anyway",
@@ -67,7 +66,6 @@ PLACEHOLDERS = {
     "recipe.toml": "recipes/phase2_base.toml", "NAME": "fast-weights", "NAME|PATH": "fast-weights",
     "a.b=c": "train.steps=2", "cpu|cuda|cuda:1": "cpu",
     "N": "4", "S": "1", "SEED": "1", "seed=S": "seed=1", "NATS": "0.3", "KIND": "layer",
-    "wave": "wave", "muse-wave": "wave",
 }
 
 
@@ -290,6 +288,11 @@ def test_a_command_of_a_page(
 
 def test_commands_are_found() -> None:
     assert len(COMMANDS) > 100
+    shown = " ".join(command for _, command in COMMANDS)
+    assert [plan.name for plan in ROOT.glob("recipes/**/*.plan.toml") if plan.name not in shown] == []
+    for page in PAGES:
+        for name in re.findall(r"\brecipes/[\w/.-]+\.(?:toml|py)", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{page}: {name} does not exist"
     page = "a\n\n    muse-run x \\\n        --set a=1\n\n```console\n$ muse doctor\n```\n`muse cost R`"
     assert commands_of(page) == [
         "muse-run x --set a=1", "muse doctor", "muse cost R",
@@ -309,9 +312,7 @@ FRAGMENTS = {
     "self.router = context.build(": "muse_scattering_router.experts has it, and its tests execute it",
     'self.kernel = context.kernels.bind("': "muse_fast_weights.layer has it, and its tests execute it",
 }
-"""First words of Python that is executed elsewhere, with where."""
-SMALLER = {"(0, 1, 2)": "(0,)", '("apart", "together")': '("apart",)'}
-"""Loops of pages, cut."""
+SMALLER = {"(0, 1, 2)": "(0,)", '("apart", "together")': '("apart",)', "phase2_512x6": "phase2_base"}
 PYTHON = r"import |from |class |def |@|self\.|\w+(\(|: | = )|\"\"\""
 PRELUDE = """
 import attrs, torch
