@@ -50,13 +50,14 @@ FRESH = ["--set", "init.from="]
 SLOW = {
     "gates": "takes minutes; tests/exit_gates executes it",
     "bench": "needs a GPU; tests/cli/test_bench.py executes it",
+    "import": "needs weights of another program; tests/interchange/test_weights.py executes it",
     "selftest": "the promises are tests of their own",
 }
 NOT_RUN = {
     "tox": "makes an environment; tests/test_tox.py asks it for its configuration",
     "pytest": "tests of these folders run anyway",
     "ruff": "needs no test: it is an environment of tox",
-    "tensorboard": "a program of others",
+    "tensorboard": "of others",
     ".": "begins an environment, which these tests run in",
     "pip": "needs a network; tests/test_third_party.py installs every distribution",
 }
@@ -310,16 +311,15 @@ FRAGMENTS = {
     '"""The layer ``shift``': "tests/test_readme.py installs it",
     "from muse_core.testing import LayerSuite\n": "tests/test_readme.py executes it",
     "self.router = context.build(": "muse_scattering_router.experts has it, and its tests execute it",
+    "from transformers import": "tests/interchange/test_hugging_face.py does the same",
     'self.kernel = context.kernels.bind("': "muse_fast_weights.layer has it, and its tests execute it",
 }
 SMALLER = {"(0, 1, 2)": "(0,)", '("apart", "together")': '("apart",)', "phase2_512x6": "phase2_base"}
 PYTHON = r"import |from |class |def |@|self\.|\w+(\(|: | = )|\"\"\""
-PRELUDE = """
-import attrs, torch
+PRELUDE = """import attrs, torch
 from attrs import field, validators
 from muse_core.component import Component
-class LeakyAverageOptions: pass
-"""
+class LeakyAverageOptions: pass\n"""
 
 
 def code_of(text: str) -> Iterator[tuple[str, str]]:
