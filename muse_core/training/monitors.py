@@ -261,7 +261,7 @@ class BudgetedProbe(Monitor):
     """
 
     def __init__(
-        self, name: str, *, every: int, budget: float, on_failure: Literal[warn, halt], passes: float
+        self, name: str, *, every: int, budget: float, on_failure: Literal["warn", "halt"], passes: float
     ):
         """``passes``: how many training batches the first probe reads."""
         self.name = name
