@@ -96,7 +96,7 @@ def filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tup
         weights, kept, measured = apply(before, weights, ended, earlier.get(str(position)))
         if kept is not None:
             states[str(position)] = kept
-        metrics |= {f"{name}/{key}": value for key, value in measured.items()}
+        metrics.update({f"{name}/{key}": value for key, value in measured.items()})  # torch 2.6 compiles no "|="
     return {
         "weights": weights,
         "period_start": weights,
