@@ -92,8 +92,8 @@ class Judge:
     """Compares the held-out losses of a run with the references, and halts it where the recipe asks for that."""
 
     def __init__(self, setup: Any):
-        """``setup``: ``training.setup.Setup``. Raises RecipeError when ``evaluate.halt_above`` asks for what a task does
-        not tell."""
+        """``setup``: ``training.setup.Setup``. Raises RecipeError when ``evaluate.halt_above`` asks for what a task
+        does not tell."""
         self._setup = setup
         self._evaluate = setup.recipe.evaluate
         self._of: dict[str, References] = {}

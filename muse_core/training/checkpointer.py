@@ -13,7 +13,7 @@ from muse_core.contracts import Remedy, Verdict
 from muse_core.errors import Halted, MuseError, StorageError
 from muse_core.fault_injection import fault_point
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
-from muse_core.training.due import check_due, check_weights
+from muse_core.training.due import check_due, check_weights, expected_carry
 from muse_core.training.incidents import Incident
 from muse_core.training.loop import Loop, Position, evaluates
 
@@ -226,9 +226,13 @@ class Checkpointer:
 
     def _check_space(self, loop: Loop) -> None:
         """Raises StorageError when disk or quota has no room for checkpoints as they will be once the optimisers have
-        their moments."""
+        their moments and streams their carried states."""
         now = self.snapshot(loop)
-        self.checkpoints.check_space(attrs.evolve(now, optimizer=loop.optimizers.expected_tensors() | now.optimizer))
+        self.checkpoints.check_space(attrs.evolve(
+            now,
+            optimizer=loop.optimizers.expected_tensors() | now.optimizer,
+            state=expected_carry(loop) | now.state,
+        ))
 
 
 def objective_tensors(objective: Any) -> dict[str, Tensor]:

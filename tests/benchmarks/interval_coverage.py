@@ -2,8 +2,8 @@
 
     python tests/benchmarks/interval_coverage.py [--repetitions 20000]
 
-One seed. Documents have log-normal lengths of log-standard deviation 0.8 or 1.2; the ratio of a document scatters by 5 %
-and, where effects follow length, grows with length to the power 0.03. The quantile is the median over repetitions.
+One seed. Documents have log-normal lengths of log-standard deviation 0.8 or 1.2; the ratio of a document scatters by
+5 % and, where effects follow length, grows with length to the power 0.03. The quantile is the median over repetitions.
 """
 
 from __future__ import annotations
@@ -74,5 +74,5 @@ if __name__ == "__main__":
         for power in (0.0, POWER):
             for count in (5, 8, 12, 24, 40, 45, 80, 160, 400, 600, 1000):
                 row = coverage(generator, count, spread, power, max(2000, min(repetitions, 6_000_000 // count)))
-                print(f"| {spread} | {'yes' if power else 'no'} | {count} | {row[0]:.0f} | {row[1]:.3f} | {row[2]:.2f} |",
-                      flush=True)
+                print(f"| {spread} | {'yes' if power else 'no'} | {count} | {row[0]:.0f} | {row[1]:.3f} | {row[2]:.2f} "
+                      "|", flush=True)

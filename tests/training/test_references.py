@@ -1,4 +1,4 @@
-"""A run that has not learned what counting gives says so, in its summary, its events and, where asked, its exit code."""
+"""A run that has not learned what counting gives says so in its summary and events and, where asked, its exit code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from muse_mqar.source import Mqar
 
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.references import Counts
 from muse_core.metrics.jsonl import read_rows
-from muse_mqar.source import Mqar
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
