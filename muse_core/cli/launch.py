@@ -204,7 +204,7 @@ def _start(
         }
         | _kernel_rows(setup),
     )
-    records = Records(directory.path)
+    records = Records(directory.path, disk=directory.disk)
     try:
         if drift:
             records.event({"event": "drift", "differences": list(drift)})

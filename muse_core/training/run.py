@@ -167,7 +167,9 @@ class Run:
             data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
-        checkpoints = Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota)
+        checkpoints = Checkpoints(
+            self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota, disk=self.directory.disk
+        )
         # Rows do not say their stage; later stages leave out how far they had come.
         steps = (row["step"] for row in own_rows(self.directory.metrics) if row.get("event") == "train")
         recorded = 0 if number else max(deque(steps, maxlen=1), default=0)

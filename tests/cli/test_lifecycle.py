@@ -218,8 +218,8 @@ def test_the_quota_is_foreseen_with_the_moments(recipe: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("block", ['["attention", "feed-forward"]', '[{ use = "fast-weights", heads = 1 }]'])
 def test_the_quota_is_foreseen_with_the_carried_states(recipe: Path, tmp_path: Path, block: str) -> None:
     """A23: streams carry states that the first checkpoint does not have; attention's grow with every step."""
-    streams = ("--set", 'data.order="streams"', "--set", f"model.block={block}", "--set", "train.batch_size=8", "--set", "model.width=64",
-               "--set", "train.steps=12", "--set", "evaluate.every=100")
+    streams = ("--set", 'data.order="streams"', "--set", f"model.block={block}", "--set", "train.batch_size=8",
+               "--set", "model.width=64", "--set", "train.steps=12", "--set", "evaluate.every=100")
     first = tmp_path / "first"
     assert invoke(recipe, "--run-dir", first, *streams).exit_code == 0
     found = Checkpoints(first).newest()
