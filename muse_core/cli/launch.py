@@ -92,6 +92,8 @@ def show(checked: Checked) -> None:
     """``--dry-run``: everything that would be built."""
     display = Display()
     setup, _ = _prepare(checked, display)
+    for notice in setup.corpus.notices:
+        display.say(notice, "yellow")
     _say_short_warmup(setup.recipe.train, display)
     console = display.console
     table = Table("layer", "component", "from", "parameters", box=None, padding=(0, 2, 0, 0), header_style="dim")
