@@ -293,7 +293,7 @@ def run_whole_periods(
         for number in range(periods):
             starts.append(state["weights"])
             weights = added[:, number] + _transited(across[:, number], state["weights"])
-            state = state | {"weights": weights} | {name: value[:, number] for name, value in sums.items()}
+            state = {**state, "weights": weights, **{name: value[:, number] for name, value in sums.items()}}
             state, measured = filtered(filters, state)
             metrics.append(measured)
         outputs = [

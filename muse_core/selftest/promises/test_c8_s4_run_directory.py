@@ -209,8 +209,8 @@ def test_nothing_is_written_outside_the_run_directory(run, tmp_path):
 
 
 @pytest.mark.promise("S4")
-@pytest.mark.parametrize("moment", [f"commit.{when}" for when in ("begin", "after_files", "after_manifest", "after_rename")])
-def test_a_folder_that_is_exchanged_for_a_link_during_a_commit_leads_nowhere(run, tmp_path, moment):
+@pytest.mark.parametrize("when", ["begin", "after_files", "after_manifest", "after_rename"])
+def test_a_folder_that_is_exchanged_for_a_link_during_a_commit_leads_nowhere(run, tmp_path, when):
     """A24: between the look and the writing there is no moment at which the link would be followed."""
     outside = tmp_path / "outside"
     with RunDirectory.open(run) as opened:
@@ -225,7 +225,7 @@ def test_a_folder_that_is_exchanged_for_a_link_during_a_commit_leads_nowhere(run
             return value
 
         there: dict[str, bytes] = {}
-        with installed({moment: exchange}), pytest.raises(StorageError, match=f"{run}/checkpoints"):
+        with installed({f"commit.{when}": exchange}), pytest.raises(StorageError, match=f"{run}/checkpoints"):
             checkpoints.commit(snapshot(2))
     assert contents(outside) == there, "nothing was written, renamed or removed behind the link"
 
