@@ -371,6 +371,8 @@ class TaskSource(Protocol):
     """A source that has no text but makes examples, which a tokenizer and a division into splits would not fit."""
 
     vocabulary_size: int
+    # Optional: chance, a float: nats per counted token of a guess that knows the task and not the example. A run says
+    # when its model is not better.
 
     def __init__(self, options: Any, context: Any) -> None: ...
 

@@ -223,14 +223,17 @@ def filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tup
         weights, kept, measured = apply(before, weights, ended, earlier.get(str(position)))
         if kept is not None:
             states[str(position)] = kept
-        metrics |= {f"{name}/{key}": value for key, value in measured.items()}
-    return {
+        metrics.update({f"{name}/{key}": value for key, value in measured.items()})
+    begun: dict[str, Any] = {
         "weights": weights,
         "period_start": weights,
         "log_decay": torch.zeros_like(ended.log_decay),
         "write_scale": torch.zeros_like(ended.write_scale),
         "reset": torch.zeros_like(ended.reset),
-    } | ({"filters": states} if states else {}), metrics
+    }
+    if states:  # in place, as the measures: torch 2.6 compiles no union of dicts
+        begun["filters"] = states
+    return begun, metrics
 
 
 def combined(applied: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -290,7 +293,7 @@ def run_whole_periods(
         for number in range(periods):
             starts.append(state["weights"])
             weights = added[:, number] + _transited(across[:, number], state["weights"])
-            state = state | {"weights": weights} | {name: value[:, number] for name, value in sums.items()}
+            state = {**state, "weights": weights, **{name: value[:, number] for name, value in sums.items()}}
             state, measured = filtered(filters, state)
             metrics.append(measured)
         outputs = [

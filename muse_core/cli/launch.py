@@ -13,6 +13,7 @@ from rich.table import Table
 from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
 from muse_core.errors import RecipeError, StorageError
+from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.sinks import require_sinks
@@ -91,6 +92,8 @@ def show(checked: Checked) -> None:
     """``--dry-run``: everything that would be built."""
     display = Display()
     setup, _ = _prepare(checked, display)
+    for notice in setup.corpus.notices:
+        display.say(notice, "yellow")
     _say_short_warmup(setup.recipe.train, display)
     console = display.console
     table = Table("layer", "component", "from", "parameters", box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -203,7 +206,7 @@ def _start(
         }
         | _kernel_rows(setup),
     )
-    records = Records(directory.path)
+    records = Records(directory.path, disk=directory.disk)
     try:
         if drift:
             records.event({"event": "drift", "differences": list(drift)})
@@ -242,6 +245,13 @@ def _in_training(summary: dict[str, Any]) -> dict[str, str]:
     return {"seen": f"{share:.1%} of the {summary['held_out_split']} text stands word for word in training text"}
 
 
+def _beside_counts(summary: dict[str, Any]) -> dict[str, str]:
+    """What the simplest predictors reach on the same text."""
+    found = {name: part for name, part in summary["references"].items() if name in MEANING}
+    told = ", ".join(f"{name} {part['bits_per_byte']:.4f}" for name, part in found.items())
+    return {"beside": f"{told} bits/byte"} if told else {}
+
+
 def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     low, high = summary["held_out_interval"]
     rows = {
@@ -254,6 +264,7 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
+        **_beside_counts(summary),
         **_early_exit(summary),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
         "rollbacks": str(summary["rollbacks"]),
@@ -261,7 +272,8 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         "files": _shown(directory.path),
     }
     display.console.print()
-    display.table("Done", rows)
+    worse = summary["not_better_than"]
+    display.table(f"Done, but not better than {MEANING[worse[0]]}" if worse else "Done", rows)
 
 
 MOST_SHOWN = 8

@@ -22,7 +22,6 @@ from muse_core.data.batches import to_device
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training import optimizers as gradient_checks
 from muse_core.training.loop import compiled
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import make_optimizers
@@ -83,9 +82,9 @@ def training_cost(
             result = objective(forward_model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
-        norms = gradient_checks.norms([p.grad for p in parameters if p.grad is not None])
-        numbers = {name: float(value) for name, value in gradient_checks.gradient_numbers(norms).items()}
-        gradient_checks.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
+        norms = optimizers.norms([p.grad for p in parameters if p.grad is not None])
+        numbers = {name: float(value) for name, value in optimizers.gradient_numbers(norms).items()}
+        optimizers.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()
 

@@ -156,8 +156,8 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
     few = [arm["against_baseline"]["documents"] for arm in report["arms"] if arm.get("against_baseline")]
     if few and min(few) < FEW_DOCUMENTS:
-        lines += ["", f"The text weighs as {min(few):.0f} documents of equal size: with fewer than {FEW_DOCUMENTS} the "
-                  "interval is unreliable - evaluate on more documents before a claim."]
+        lines += ["", f"The text weighs as {min(few):.0f} documents of equal size; with fewer than {FEW_DOCUMENTS} the "
+                  "interval is wide, and rests on few documents - evaluate on more of them before a claim."]
     lines += [
         f"\n{arm['cut_short']} of {len(arm['seeds'])} runs of {arm['name']} were cut short by train.max_seconds."
         for arm in report["arms"] if arm.get("cut_short")

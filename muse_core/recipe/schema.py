@@ -212,6 +212,13 @@ class Evaluate:
         longest = max(self.lengths)
         if min(self.lengths) < 1 or any(longest % length for length in self.lengths):
             yield f"lengths {list(self.lengths)} must be positive divisors of the longest, {longest}, to read one text"
+        if self.halt_from is not None and self.halt_above == "never":
+            yield "halt_from has no effect without halt_above; say which loss must be reached, or leave it out"
+    halt_above: Literal["never", "uniform", "unigram", "bigram"] = "never"
+    """Ends the run with exit code 4 when the held-out loss at the end is not below that of a simple predictor: every
+    token alike, or counts of single training tokens or of pairs. In a task each means its chance level."""
+    halt_from: int | None = field(default=None, validator=validators.optional(POSITIVE))
+    """Step from which evaluations in training halt by ``halt_above`` too. Default: only the final one does."""
     lengths: tuple[int, ...] = field(default=(1,), validator=validators.min_len(1))
     """Context lengths of the final evaluation in multiples of the training length; the same text at each."""
 

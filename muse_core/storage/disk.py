@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -39,7 +40,7 @@ class Disk:
     """Everything that changes a file system. Opening never follows a symbolic link in the last part of the path."""
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        return above_streams(os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
 
     def write(self, handle: int, data: memoryview) -> int:
         """Returns how many bytes were written, which may be fewer than given."""
@@ -69,6 +70,76 @@ class Disk:
     def free_space(self, path: Path) -> int:
         """Bytes that this user may still write below ``path``."""
         return shutil.disk_usage(path).free
+
+
+def above_streams(handle: int) -> int:
+    """The handle, moved when it has the number of a standard stream, which some code has closed: what is printed later
+    would be written into the file."""
+    while handle <= 2:
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        moved = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.dup2(nowhere, handle)
+        if nowhere > 2:
+            os.close(nowhere)
+        handle = moved
+    return handle
+
+
+class HeldDisk(Disk):
+    """A disk for what lies below one directory, which is held open: its paths are followed part by part from there, and
+    no part may be a symbolic link (OSError). A folder that is exchanged for a link, at whatever moment, leads nowhere
+    else. Other paths are as usual."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def let_go(self) -> None:
+        """Closes the directory; nothing below it can be changed any more."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def open(self, path: Path, flags: int) -> int:
+        with self._at(path) as (name, folder):
+            return above_streams(os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=folder))
+
+    def mkdir(self, path: Path) -> None:
+        with self._at(path) as (name, folder):
+            os.mkdir(name, dir_fd=folder)
+
+    def rename(self, old: Path, new: Path) -> None:
+        with self._at(old) as (name, folder), self._at(new) as (other, into):
+            os.rename(name, other, src_dir_fd=folder, dst_dir_fd=into)
+
+    def remove(self, path: Path) -> None:
+        with self._at(path) as (name, folder):
+            os.unlink(name, dir_fd=folder)
+
+    def rmdir(self, path: Path) -> None:
+        with self._at(path) as (name, folder):
+            os.rmdir(name, dir_fd=folder)
+
+    @contextlib.contextmanager
+    def _at(self, path: Path) -> Iterator[tuple[str | Path, int | None]]:
+        """The last part of a path and the handle of the folder that it is in; the path and None for one that is not
+        below the directory."""
+        if not path.is_relative_to(self.root) or path == self.root:
+            yield path, None
+            return
+        *folders, name = path.relative_to(self.root).parts
+        handle = os.dup(self._handle)
+        try:
+            for folder in folders:
+                into = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=handle)
+                os.close(handle)
+                handle = into
+            yield name, handle
+        except OSError as error:
+            error.filename, error.filename2 = str(path), None  # it names the last part alone
+            raise
+        finally:
+            os.close(handle)
 
 
 class Written(NamedTuple):

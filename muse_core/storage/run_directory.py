@@ -12,6 +12,7 @@ from muse_core.errors import StorageError
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import (
     Disk,
+    HeldDisk,
     inside,
     make_directory,
     read_file,
@@ -175,6 +176,8 @@ class RunDirectory:
     def close(self) -> None:
         """Lets the directory go."""
         self._lock.release()
+        if isinstance(self.disk, HeldDisk):
+            self.disk.let_go()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -194,7 +197,11 @@ class RunDirectory:
             elif not path.is_dir():
                 raise StorageError(f"{path}: there is no such run directory - name the directory of a run to resume")
         real = Path(os.path.realpath(path))
-        return cls(real, disk, RunLock(real, disk), [Path(os.path.abspath(folder)) for folder in missing])
+        lock = RunLock(real, disk)
+        if type(disk) is Disk:  # a test's own keeps its behaviour
+            with storage_errors("use this run directory", real):
+                disk = HeldDisk(real)
+        return cls(real, disk, lock, [Path(os.path.abspath(folder)) for folder in missing])
 
     def _refuse_other_run(self, recipe: str) -> None:
         with storage_errors("read", self.recipe):

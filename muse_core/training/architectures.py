@@ -47,7 +47,7 @@ def adopt(
     folder = directory.write(f"{inside}/{LOCK}", to_toml(lock_of(checked, made).table)).parent
     directory.write(f"{inside}/{TOKENIZER}", made.corpus.tokenizer.to_json())
     start = Snapshot(step=0, model=kept_weights(made.model), optimizer={}, state={}, json={"stage": number})
-    Checkpoints(folder).commit(start, certified=True)
+    Checkpoints(folder, disk=directory.disk).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
     return made, folder, conversion
 

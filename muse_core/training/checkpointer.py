@@ -15,7 +15,7 @@ from muse_core.fault_injection import fault_point
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
-from muse_core.training.due import check_due, check_weights
+from muse_core.training.due import check_due, check_weights, expected_carry
 from muse_core.training.train_state import Incident, Incidents, TrainState
 
 
@@ -191,10 +191,13 @@ class Checkpointer:
 
     def _check_space(self) -> None:
         """Raises StorageError when disk or quota has no room for checkpoints as they will be once the optimisers have
-        their moments."""
+        their moments and streams their carried states."""
         now = self.state.snapshot()
-        due = self.state.optimizers.expected_tensors() | now.optimizer
-        self.checkpoints.check_space(attrs.evolve(now, optimizer=due))
+        self.checkpoints.check_space(attrs.evolve(
+            now,
+            optimizer=self.state.optimizers.expected_tensors() | now.optimizer,
+            state=expected_carry(self.state) | now.state,
+        ))
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,17 +88,10 @@ def _check_carry(state: TrainState, tensors: Mapping[str, Tensor], step: int) ->
         return
     if not state.stream_state.streams:
         raise _wrong("state", next(iter(tensors)), 'is carried only with data.order = "streams"')
-    train, device = state.train, state.precision.device
-    size = train.micro_batch or train.batch_size
-    rows = [min(size, train.batch_size - first) for first in range(0, train.batch_size, size)]
-    inputs = [torch.zeros(count, train.sequence_length, dtype=torch.long, device=device) for count in rows]
-    places = torch.arange(train.sequence_length, device=device)
+    device = state.precision.device
+    inputs, places = _blank(state)
     with undisturbed(state.model), state.precision():
-        due = {
-            f"carry/{index}/{path}": leaf
-            for index, ids in enumerate(inputs)
-            for path, leaf in leaves(state.model(ids, None, Tokens(places.expand_as(ids))).state)
-        }
+        due = _carried([state.model(ids, None, Tokens(places.expand_as(ids))).state for ids in inputs])
         _compare_carry(tensors, due)
         stream_state = StreamState(True, device)
         stream_state.load_state_dict({name.removeprefix("carry/"): value for name, value in tensors.items()})
@@ -109,6 +102,42 @@ def _check_carry(state: TrainState, tensors: Mapping[str, Tensor], step: int) ->
             except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
                 why = f"is not a state that this model goes on from ({str(error).partition(chr(10))[0]})"
                 raise _wrong("state", f"carry/{index}", why) from error
+
+
+def expected_carry(state: TrainState) -> dict[str, Tensor]:
+    """What checkpoints of streams will hold of carried states, at most: names, types and shapes, without the memory. An
+    axis that grows from the first segment to the second, as attention's, is taken to grow so at every step."""
+    if not state.stream_state.streams:
+        return {}
+    length, inputs, places = state.train.sequence_length, *_blank(state)
+    with undisturbed(state.model), state.precision():
+        first = [state.model(ids, None, Tokens(places.expand_as(ids))).state for ids in inputs]
+        later = Tokens(places + length, offset=length)
+        second = [
+            state.model(ids, carried, later._replace(positions=later.positions.expand_as(ids))).state
+            for ids, carried in zip(inputs, first, strict=True)
+        ]
+    before, more = _carried(first), max(state.train.steps - 2, 0)
+    expected = {}
+    for name, leaf in _carried(second).items():
+        earlier = before[name].shape if name in before and before[name].ndim == leaf.ndim else leaf.shape
+        shape = [now + more * max(now - then, 0) for now, then in zip(leaf.shape, earlier, strict=True)]
+        expected[name] = torch.zeros((), dtype=leaf.dtype).expand(shape)
+    return expected
+
+
+def _blank(state: TrainState) -> tuple[list[Tensor], Tensor]:
+    """Ids of a step's micro-batches, (rows, tokens) each, and the places (tokens,) of one row."""
+    train, device = state.train, state.precision.device
+    size = train.micro_batch or train.batch_size
+    rows = [min(size, train.batch_size - first) for first in range(0, train.batch_size, size)]
+    inputs = [torch.zeros(count, train.sequence_length, dtype=torch.long, device=device) for count in rows]
+    return inputs, torch.arange(train.sequence_length, device=device)
+
+
+def _carried(states: Sequence[Any]) -> dict[str, Tensor]:
+    """The states of micro-batches by name, as a checkpoint has them."""
+    return {f"carry/{index}/{path}": leaf for index, state in enumerate(states) for path, leaf in leaves(state)}
 
 
 def _compare_carry(tensors: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:

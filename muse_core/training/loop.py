@@ -44,6 +44,8 @@ class Loop:
     display: Display
     stop: Stop
     evaluate: Callable[[], HeldOut | None]
+    judge_evaluation: Callable[[int, float], None] = lambda step, loss: None
+    """Given the step and the loss of an evaluation once it is recorded; raises Halted to end the run."""
     stream_period: int = 1
     """Least common multiple of the model's periods."""
     evaluation_due: bool = False
@@ -159,6 +161,7 @@ class Loop:
                 f"step {self.state.at.step}/{self.recipe.train.steps}  held out: loss {measured.loss:.4f}  "
                 f"{measured.bits_per_byte:.3f} bits/byte"
             )
+            self.judge_evaluation(self.state.at.step, measured.loss)
         if self.stop.interrupted:
             self.checkpoints.commit()
             return True

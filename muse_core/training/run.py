@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from muse_core.build import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
+from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
@@ -75,6 +76,7 @@ class Run:
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
         self.started = time.monotonic()
+        self.judge = Judge(setup)
 
     def go(self) -> dict[str, Any]:
         """Do everything that is left to do; returns the summary. Raises Halted, Interrupted or another MuseError."""
@@ -111,6 +113,7 @@ class Run:
                 self._leave_if_interrupted(stop, loop)
             assert measured is not None, "only an interruption cuts an evaluation short"
             summary = self._summary(loop, measured)
+            self._judge_end(summary)
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
         return summary
@@ -166,7 +169,8 @@ class Run:
         )
         data, incidents = make_data(), Incidents(number, self.so_far.incidents)
         checkpointer = Checkpointer(
-            Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota),
+            Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota,
+                        disk=self.directory.disk),
             state,
             data=data,
             incidents=incidents,
@@ -192,6 +196,7 @@ class Run:
             evaluate=lambda: setup.evaluate(
                 "validation", recipe.evaluate.tokens, interrupted=lambda: stop.interrupted
             ),
+            judge_evaluation=self.judge.evaluated,
             stream_period=setup.stream_period,
         )
 
@@ -320,6 +325,7 @@ class Run:
             "held_out_tokens": first.tokens,
             "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
             "held_out_accuracy": first.accuracy,
+            **self.judge.references(recipe.evaluate.split).summary(first.loss),
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known) if loop else 0,
             "device": str(setup.precision.device),
@@ -329,3 +335,13 @@ class Run:
         told = canonical_json.spelled(summary)
         self.directory.write("summary.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
         return summary
+
+    def _judge_end(self, summary: Mapping[str, Any]) -> None:
+        """Say and record that the model has not learned what counting gives. Raises Halted where the recipe asks."""
+        loss, worse = summary["held_out_loss"], summary["not_better_than"]
+        if worse:
+            sentence = f"the model is {self.judge.references(summary['held_out_split']).worse_than(loss)}"
+            self.records.event({"event": "not_learned", "step": summary["steps"], "not_better_than": worse,
+                                "loss": loss, "reason": sentence})
+            self.display.say(f"warning: {sentence}", "yellow")
+        self.judge.ended(loss)

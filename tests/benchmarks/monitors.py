@@ -20,7 +20,6 @@ from muse_core.component import Use
 from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.recipe import check_table, read_recipe
-from muse_core.training import optimizers as gradient_checks
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup, set_up
@@ -83,12 +82,12 @@ def main() -> None:
         timed("forward and backward", forward_backward, step)
         gradients = {name: p.grad for name, p in optimizers.names.items() if p.grad is not None}
         for _ in range(REPEATS):
-            norms = timed("finite check and norm", gradient_checks.norms, list(gradients.values()))
-            numbers = timed("global norm", gradient_checks.gradient_numbers, norms)
+            norms = timed("finite check and norm", optimizers.norms, list(gradients.values()))
+            numbers = timed("global norm", optimizers.gradient_numbers, norms)
             for policy in POLICIES:
                 timed(f"gradient-safety {policy}", watch, policy, gradients, norms)
             norm = float(numbers["gradient_norm"])
-            timed("clip", gradient_checks.clip, parameters, norm, norm * 0.999)
+            timed("clip", optimizers.clip, parameters, norm, norm * 0.999)
         timed("optimiser", optimizers.step, 1.0)
         optimizers.zero_grad()
         timed("one needle probe", needle)

@@ -215,6 +215,25 @@ def test_the_quota_is_foreseen_with_the_moments(recipe: Path, tmp_path: Path) ->
     assert invoke(recipe, "--run-dir", tmp_path / "third", "--set", f"checkpoint.quota={room}").exit_code == 0
 
 
+@pytest.mark.parametrize("block", ['["attention", "feed-forward"]', '[{ use = "fast-weights", heads = 1 }]'])
+def test_the_quota_is_foreseen_with_the_carried_states(recipe: Path, tmp_path: Path, block: str) -> None:
+    """A23: streams carry states that the first checkpoint does not have; attention's grow with every step."""
+    streams = ("--set", 'data.order="streams"', "--set", f"model.block={block}", "--set", "train.batch_size=8",
+               "--set", "model.width=64", "--set", "train.steps=12", "--set", "evaluate.every=100")
+    first = tmp_path / "first"
+    assert invoke(recipe, "--run-dir", first, *streams).exit_code == 0
+    found = Checkpoints(first).newest()
+    assert found is not None
+    last = sum(file.stat().st_size for file in found[0].path.iterdir())
+    carried = sum(value.nbytes for name, value in found[1].state.items() if name.startswith("carry/"))
+    assert carried > 2**16, "or else the room below would be enough"
+    without = 8 * (last - carried + 2**16)  # eight generations at most, with moments, without carried states
+    refused = invoke(recipe, "--run-dir", tmp_path / "second", *streams, "--set", f"checkpoint.quota={without}")
+    assert refused.exit_code == 3 and "the quota is" in refused.output and not (tmp_path / "second").exists()
+    room = 8 * (last + 2**17)
+    assert invoke(recipe, "--run-dir", tmp_path / "third", *streams, "--set", f"checkpoint.quota={room}").exit_code == 0
+
+
 KILLED_AFTER_COMMIT = """
 import os, signal
 from muse_core.fault_injection import installed

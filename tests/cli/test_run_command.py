@@ -198,6 +198,18 @@ def test_dry_run_shows_what_would_be_built_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_dry_run_says_what_of_the_text_is_left_out(
+    recipe: Path, tmp_path: Path, invoke: Callable[..., Result]
+) -> None:
+    """F10: 10 of 100 rows have their text in another column."""
+    rows = [{"content" if number % 10 else "text": f"row {number} of some text. " * 9} for number in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f'data={{use="files",paths=["{tmp_path / "rows.jsonl"}"],text="content"}}'
+    result = invoke(recipe, "--set", data, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "10 of 100 documents have no text" in result.output
+
+
 def test_finished_run_resumed_ends_at_once(recipe: Path, tmp_path: Path, invoke: Callable[..., Result]) -> None:
     assert invoke(recipe, "--run-dir", tmp_path / "run").exit_code == 0
     first = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -3,6 +3,9 @@ differs; a plugin that raises or exits ends the command with exit code 5."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from muse_core.cli.run import main
 from muse_core.contracts import LayerOutput, Tokens
 from muse_core.errors import PluginError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.training.setup import Setup
 
 Change = Callable[[LayerOutput, Tensor], Any]
@@ -139,7 +143,10 @@ LAYER = """
 """
 
 IMPLEMENTATION = """
+    import os
     import sys
+    import threading
+    import time
     import torch
     from torch import nn
     from muse_core.contracts import LayerOutput
@@ -152,6 +159,13 @@ IMPLEMENTATION = """
             self.linear = nn.Linear(context.width, context.width)
             if self.mode == "exits when built":
                 sys.exit(0)
+            if self.mode == "plays with the streams":
+                threading.Thread(target=self.shout, daemon=True).start()
+
+        def shout(self):
+            while True:
+                print("noise from a thread", flush=True)
+                time.sleep(0.001)
 
         def forward(self, x, state, signals, tokens):
             self.calls += 1
@@ -159,6 +173,10 @@ IMPLEMENTATION = """
                 raise KeyError("gain")
             if self.mode == "exits":
                 sys.exit(0)
+            if self.mode == "plays with the streams" and self.calls == 30:
+                sys.stdout.close()
+                sys.stderr.close()
+                os.close(1)
             if self.mode == "misuses the core":
                 make_norm("rms", "wide")
             if self.mode == "a wrong product":
@@ -228,3 +246,21 @@ def test_strict_shows_the_traceback_too(run: Callable[..., Result], monkeypatch:
 def test_a_right_layer_of_a_third_party_trains(run: Callable[..., Result]) -> None:
     ended = run("right")
     assert ended.exit_code == 0, ended.output
+
+
+def test_a_layer_that_closes_the_output_and_prints_from_a_thread_ends_nothing(
+    run: Callable[..., Result], install: Any, tmp_path: Path
+) -> None:
+    """A10, in a process of its own, whose streams these are. The layer is named."""
+    (tmp_path / "tiny.toml").write_text(textwrap.dedent(RECIPE.format(mode="plays with the streams")))
+    ended = subprocess.run(
+        [sys.executable, "-m", "muse_core.cli.run", "tiny.toml", "--run-dir", "run"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(install.site)}, capture_output=True, text=True, timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "odd_layer_plugin.py:" in ended.stderr and "closes a standard stream" in ended.stderr
+    assert "Traceback" not in ended.stderr and "noise from a thread" in ended.stdout
+    assert "Done" in ended.stdout, "what is printed after it arrives"
+    rows = [row["sequence"] for row in read_rows(tmp_path / "run/metrics.jsonl")]
+    assert rows == list(range(len(rows)))
+    assert "noise" not in "".join(path.read_text() for path in (tmp_path / "run").glob("*.*"))

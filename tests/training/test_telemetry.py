@@ -23,7 +23,7 @@ from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.metrics.recorder import Telemetry, shared
 from muse_core.metrics.schema import EVENTS, SCHEMA, json_schema
 from muse_core.selftest.reliability.disks import VolatileDisk
-from muse_core.training import optimizers as gradient_checks
+from muse_core.training import loop as training_loop
 from muse_core.training.loop import Loop
 from muse_core.training.monitors import MonitorGroup
 
@@ -187,7 +187,7 @@ def loss_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
 
     watched(Loop, "_gradients", begins=True)
     watched(MonitorGroup, "judge")
-    watched(gradient_checks, "clip")
+    watched(training_loop, "clip")
     yield steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from muse_core.errors import StorageError
+from muse_core.fault_injection import installed
 from muse_core.metrics.jsonl import Records
 from muse_core.selftest.reliability.crash_states import snapshot
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
@@ -204,6 +206,32 @@ def test_nothing_is_written_outside_the_run_directory(run, tmp_path):
     with pytest.raises(StorageError, match="outside the run directory"):
         Records(run)
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.promise("S4")
+@pytest.mark.parametrize("when", ["begin", "after_files", "after_manifest", "after_rename"])
+def test_a_folder_that_is_exchanged_for_a_link_during_a_commit_leads_nowhere(run, tmp_path, when):
+    """A24: between the look and the writing there is no moment at which the link would be followed."""
+    outside = tmp_path / "outside"
+    with RunDirectory.open(run) as opened:
+        checkpoints = Checkpoints(run, disk=opened.disk)
+        checkpoints.commit(snapshot(1))
+
+        def exchange(value):
+            (run / "checkpoints").rename(tmp_path / "before")
+            shutil.copytree(tmp_path / "before", outside)  # so that every name that is written to is there
+            (run / "checkpoints").symlink_to(outside)
+            there.update(contents(outside))
+            return value
+
+        there: dict[str, bytes] = {}
+        with installed({f"commit.{when}": exchange}), pytest.raises(StorageError, match=f"{run}/checkpoints"):
+            checkpoints.commit(snapshot(2))
+    assert contents(outside) == there, "nothing was written, renamed or removed behind the link"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.promise("S4")

@@ -142,7 +142,7 @@ class FastWeights(nn.Module):
             new_state,
             published,
             {},
-            _measures(reading.state["weights"], -log_decay, rate, tokens.valid) | reading.metrics,
+            {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
 
 

@@ -5,6 +5,7 @@ Letters: B examples, N tokens, K pairs, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -26,6 +27,7 @@ class Mqar:
     def __init__(self, options: MqarOptions, context: Any):
         self.options = options
         self.vocabulary_size = options.vocabulary
+        self.chance = math.log(options.vocabulary - options.vocabulary // 2)  # a value, whichever
 
     def fingerprint(self) -> str:
         """Version of the generator and every option."""

@@ -1,0 +1,105 @@
+"""A run that has not learned what counting gives says so in its summary and events and, where asked, its exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from muse_mqar.source import Mqar
+
+from muse_core.errors import Halted, RecipeError
+from muse_core.evaluation.references import Counts
+from muse_core.metrics.jsonl import read_rows
+
+Table = Callable[..., dict[str, Any]]
+Go = Callable[..., dict[str, Any]]
+BROKEN = {"learning_rate": 10.0, "warmup_steps": 0, "clip_norm": 1e9, "steps": 8}
+SMALL = {"final_tokens": 2400}
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / "events.jsonl") if row["event"] == "not_learned"]
+
+
+def test_counts_predict_distributions_and_what_they_are_by_hand() -> None:
+    counts = Counts(np.array([0, 1, 0, 1, 0, 2], dtype=np.uint16), 4)
+    everything = np.arange(4)
+    for before in everything:
+        single, pair = counts.nats(np.full(4, before), everything)
+        assert np.exp(-single).sum() == pytest.approx(1)
+        assert np.exp(-pair).sum() == pytest.approx(1)
+    single, pair = counts.nats(np.array([0, 3]), np.array([1, 1]))
+    assert np.exp(-single) == pytest.approx([3 / 10, 3 / 10])  # 2 of 6, one added to each of 4
+    # 0 is followed twice by 1 and once by 2: two kinds. Nothing is known after 3.
+    assert np.exp(-pair) == pytest.approx([(2 + 2 * 0.3) / (3 + 2), 0.3])
+
+
+def test_a_diverged_run_says_that_it_is_not_better_than_guessing(table: Table, go: Go, tmp_path: Path) -> None:
+    summary = go(table(train=BROKEN, evaluate=SMALL))
+    assert summary["held_out_loss"] > math.log(257)
+    assert summary["not_better_than"] == ["uniform", "unigram", "bigram"]
+    (event,) = events(tmp_path / "run")
+    assert "not better than every token of the vocabulary alike" in event["reason"]
+    kept = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert kept["not_better_than"] == summary["not_better_than"]
+    assert kept["references"]["unigram"]["loss"] < kept["references"]["uniform"]["loss"] == math.log(257)
+    assert kept["references"]["bigram"]["bits_per_byte"] < kept["references"]["unigram"]["bits_per_byte"]
+    assert kept["references"]["held_out_tokens_scored"] == kept["held_out_tokens"]
+
+
+def test_a_run_that_learns_is_better_than_single_tokens(
+    table: Table, go: Go, tmp_path: Path
+) -> None:
+    train = {"steps": 150, "learning_rate": 1e-2, "batch_size": 8, "micro_batch": 8, "sequence_length": 48}
+    summary = go(table(train=train, evaluate=SMALL | {"halt_above": "unigram"}, checkpoint={"every": 1000}))
+    assert summary["not_better_than"] in ([], ["bigram"])
+    assert summary["held_out_loss"] < summary["references"]["unigram"]["loss"]
+    assert [name for row in events(tmp_path / "run") for name in row["not_better_than"]] == summary["not_better_than"]
+
+
+def test_halting_is_asked_for_and_leaves_the_summary(table: Table, go: Go, tmp_path: Path) -> None:
+    with pytest.raises(Halted, match=r"after the last step: the held-out loss, .* counts of single training tokens"):
+        go(table(train=BROKEN, evaluate=SMALL | {"halt_above": "unigram"}))
+    assert (tmp_path / "run" / "summary.json").exists() and events(tmp_path / "run")
+
+
+def test_evaluations_in_training_halt_from_the_step_that_is_asked_for(table: Table, go: Go, tmp_path: Path) -> None:
+    wanted = {"halt_above": "uniform", "halt_from": 4, "every": 2}
+    with pytest.raises(Halted, match="at step 4: the held-out loss"):
+        go(table(train=BROKEN, evaluate=SMALL | wanted))
+    rows = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "eval"]
+    assert rows == [2, 4], "the evaluation that halts is on record"
+
+
+TASK = {"use": "mqar", "pairs": 2, "vocabulary": 64}
+
+
+def test_a_task_is_held_against_its_chance_level(table: Table, go: Go, tmp_path: Path) -> None:
+    recipe = table(train=BROKEN, evaluate=SMALL)
+    recipe["data"] = TASK
+    summary = go(recipe)
+    assert summary["references"]["chance"]["loss"] == pytest.approx(math.log(32))
+    assert summary["not_better_than"] == ["chance"] and "chance in this task" in events(tmp_path / "run")[0]["reason"]
+
+
+def test_a_task_that_tells_no_chance_level_is_held_against_nothing(
+    table: Table, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Mqar.__init__
+
+    def without(self: Mqar, options: Any, context: Any) -> None:
+        begun(self, options, context)
+        del self.chance
+
+    monkeypatch.setattr(Mqar, "__init__", without)
+    recipe = table(evaluate=SMALL)
+    recipe["data"] = TASK
+    assert go(recipe)["not_better_than"] == []
+    recipe["evaluate"] |= {"halt_above": "unigram"}
+    with pytest.raises(RecipeError, match="mqar tells no chance level"):
+        go(recipe, "another")
