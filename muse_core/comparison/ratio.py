@@ -66,8 +66,8 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
     """Compare runs seed by seed; the keys are the seeds, and both need the same.
 
     The interval has two parts, added as independent ones are. Of the seeds: Student's t over the S paired values. Of
-    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all seeds,
-    times Student's t with the degrees of freedom of ``freedom``. What it covers is measured in
+    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all
+    seeds, times Student's t with the degrees of freedom of ``freedom``. What it covers is measured in
     docs/decisions/intervals.md. With one seed there is only the text, which says nothing
     of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
     """

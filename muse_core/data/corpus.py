@@ -45,8 +45,10 @@ class Corpus:
     strings of 64 bytes; see ``overlap.shared_bytes``."""
     notices: tuple[str, ...] = ()
     """What a person should know about this corpus: documents without text, a damaged cache that was made anew."""
-    any_length: ClassVar[bool] = True
-    """A window of the text may have any length."""
+    is_text: ClassVar[bool] = True
+    """Windows may have any length, and tokens may be counted."""
+    chance: ClassVar[float | None] = None
+    """See ``TaskCorpus``."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -148,9 +150,14 @@ class KeptCorpus:
         return self.text.split(name)
 
     @property
-    def any_length(self) -> bool:
+    def is_text(self) -> bool:
         """See ``Corpus``."""
-        return self.text.any_length
+        return self.text.is_text
+
+    @property
+    def chance(self) -> float | None:
+        """See ``TaskCorpus``."""
+        return self.text.chance
 
     def training_data(self, **how: Any) -> TrainingData:
         """See ``Corpus``."""

@@ -31,8 +31,8 @@ class TaskCorpus:
     notices: tuple[str, ...] = ()
     in_training: Mapping[str, float] = {}
     """Nothing is known: examples are made, not read."""
-    any_length: ClassVar[bool] = False
-    """Examples have the length that they have."""
+    is_text: ClassVar[bool] = False
+    """Examples are no text: they have the length that they have, and nothing to count."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -42,6 +42,13 @@ class TaskCorpus:
     def byte_lengths(self) -> np.ndarray:
         """(vocabulary_size,) ones: what is called bits per byte is bits per counted token."""
         return np.ones(self.vocabulary_size, dtype=np.int64)
+
+    @property
+    def chance(self) -> float | None:
+        """Nats per counted token of a guess that knows the task and not the example; None when the source does not
+        say."""
+        chance = getattr(self.source, "chance", None)
+        return None if chance is None else float(chance)
 
     @property
     def extent(self) -> str:

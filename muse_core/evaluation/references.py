@@ -13,7 +13,6 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, RecipeError
 
 MOST_COUNTED = 1 << 22
@@ -97,8 +96,7 @@ class Judge:
         self._setup = setup
         self._evaluate = setup.recipe.evaluate
         self._of: dict[str, References] = {}
-        task = setup.text if isinstance(setup.text, TaskCorpus) else None
-        if self._evaluate.halt_above != "never" and task is not None and chance_of(task) is None:
+        if self._evaluate.halt_above != "never" and not setup.corpus.is_text and setup.corpus.chance is None:
             raise RecipeError(
                 f"evaluate.halt_above: the task {setup.recipe.data.source.name} tells no chance level - write "
                 '"never", or give its source an attribute chance (nats per counted token)'
@@ -140,10 +138,9 @@ class Judge:
         return Counts(self._setup.corpus.split("train").tokens[:MOST_COUNTED], self._setup.corpus.vocabulary_size)
 
     def _measured(self, split: str, tokens: int) -> References:
-        text = self._setup.text
-        if isinstance(text, TaskCorpus):
-            chance = chance_of(text)
-            nats = {} if chance is None else {"chance": chance}
+        corpus = self._setup.corpus
+        if not corpus.is_text:
+            nats = {} if corpus.chance is None else {"chance": corpus.chance}
             bits = {name: value / math.log(2) for name, value in nats.items()}
             return References(nats=nats, bits_per_byte=bits, counted=0, scored=0)
         length, lengths = self._setup.recipe.train.sequence_length, self._evaluate.lengths
@@ -154,16 +151,10 @@ class Judge:
         after = np.concatenate([batch.labels[batch.loss_mask].numpy() for batch in batches])
         uniform = np.full(len(after), math.log(self._counts.vocabulary))
         parts = dict(zip(WEAKEST_FIRST, (uniform, *self._counts.nats(before, after))))
-        size = max(int(text.byte_lengths[after].sum()), 1)
+        size = max(int(corpus.byte_lengths[after].sum()), 1)
         return References(
             nats={name: float(part.mean()) for name, part in parts.items()},
             bits_per_byte={name: float(part.sum() / math.log(2) / size) for name, part in parts.items()},
             counted=self._counts.counted,
             scored=len(after),
         )
-
-
-def chance_of(task: TaskCorpus) -> float | None:
-    """Nats per counted token of a guess that knows the task and not the example; None when the source does not say."""
-    chance = getattr(task.source, "chance", None)
-    return None if chance is None else float(chance)

@@ -95,7 +95,7 @@ def _check_carry(state: TrainState, tensors: Mapping[str, Tensor], step: int) ->
         _compare_carry(tensors, due)
         stream_state = StreamState(True, device)
         stream_state.load_state_dict({name.removeprefix("carry/"): value for name, value in tensors.items()})
-        start = step * train.sequence_length
+        start = step * state.train.sequence_length
         for index, ids in enumerate(inputs):
             try:
                 state.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))

@@ -50,7 +50,7 @@ def memory_rows(setup: Setup) -> dict[str, int]:
         if role == "matrix" and setup.model.get_parameter(name).ndim == 2
     )
     moments = 2 * weights - (matrices if isinstance(train.optimizer, Muon) else 0)
-    length = min(PROBE_TOKENS, train.sequence_length) if setup.corpus.any_length else train.sequence_length
+    length = min(PROBE_TOKENS, train.sequence_length) if setup.corpus.is_text else train.sequence_length
     per_token = saved_bytes(setup, length) / length
     micro = train.micro_batch or train.batch_size
     return {
