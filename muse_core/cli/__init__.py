@@ -43,6 +43,7 @@ class LazyGroup(click.Group):
         "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan, over many calls."),
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
+        "eval": ("muse_core.cli.eval:evaluate", "Loss, length, recall, needles and cost of runs, by suites."),
         "bench": ("muse_core.cli.bench:bench", "Measure this machine: the kernels, beside their peers."),
         "selftest": ("muse_core.cli.selftest:selftest", "Put the promises about failures to the test."),
         "gates": ("muse_core.cli.gates:gates", "Run the exit gates of a recipe for real."),

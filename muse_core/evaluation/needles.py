@@ -126,16 +126,18 @@ def filler(tokens: np.ndarray, separator: int) -> np.ndarray:
     return text
 
 
-def scatter(text: np.ndarray, pieces: Sequence[np.ndarray], places: Sequence[int]) -> tuple[np.ndarray, list[int]]:
-    """``pieces`` inserted into ``text`` after so many of its tokens each, and where each piece then begins."""
+def scatter(text: np.ndarray, pieces: Sequence[np.ndarray], places: Sequence[float]) -> tuple[np.ndarray, list[int]]:
+    """``pieces`` inserted into ``text`` after so many of its tokens each, rounded down, and where each then begins.
+    Drawn places that are no whole numbers leave open which of two between the same tokens is first."""
     parts, starts = [], [0] * len(pieces)
     used = size = 0
     for index in sorted(range(len(pieces)), key=lambda i: places[i]):
-        parts += [text[used : places[index]], pieces[index]]
-        size += places[index] - used
+        place = int(places[index])
+        parts += [text[used:place], pieces[index]]
+        size += place - used
         starts[index] = size
         size += len(pieces[index])
-        used = places[index]
+        used = place
     return np.concatenate([*parts, text[used:]]), starts
 
 
@@ -156,11 +158,11 @@ def make_row(
         return length - room
     start = int(random.integers(len(text)))
     around = np.take(text, np.arange(start, start + room), mode="wrap")
-    places: list[int] = []
+    places: list[float] = []
     for number, of_key in enumerate(pieces):
         # The same for every key, so that over all depths no key's needles stand out by where they lie.
-        first = round(room * random.uniform(*(depths if number == 0 else (0.0, 1.0))))
-        places += [first, *sorted(map(int, random.integers(first, room + 1, size=len(of_key) - 1)))]
+        first = room * random.uniform(*(depths if number == 0 else (0.0, 1.0)))
+        places += [first, *sorted(random.uniform(first, room, size=len(of_key) - 1))]
     context, _ = scatter(around, [piece for of_key in pieces for piece in of_key], places)
     return Row(np.concatenate((before, context, question)), puzzle, places[0] / max(room, 1))
 

@@ -198,7 +198,12 @@ class Run:
         )
 
     def _finish(self, number: int, use: Use, stage: Any) -> None:
-        """Go on with the architecture that a stage has made, if it made one."""
+        """Keep what a stage has measured, and go on with the architecture that it has made, if it did either."""
+        measured = self._ask(use, lambda: stage.measured() if hasattr(stage, "measured") else {})
+        if measured:
+            told = json.dumps(canonical_json.spelled(measured), indent=2, allow_nan=False)
+            self.directory.write(f"evaluation-{number}.json", told + "\n")
+            self.display.say(f"{use.name}: {', '.join(measured)} in evaluation-{number}.json")
         made = self._ask(use, lambda: stage.finish(self.setup.model))
         if made is None:
             return

@@ -52,7 +52,7 @@ def make_needles(
         start = row * max(len(text) // len(groups), 1)
         around = np.take(text, np.arange(start, start + lead + distance), mode="wrap")
         pieces = [np.concatenate((statement, answer)) for statement, answer, _ in facts]
-        context, starts = scatter(around, pieces, list(map(int, random.integers(lead + 1, size=len(facts)))))
+        context, starts = scatter(around, pieces, random.uniform(0, lead + 1, size=len(facts)).tolist())
         contexts.append(context)
         distances.append(len(context) - starts[0] - len(pieces[0]))
     return Needles(
