@@ -6,7 +6,7 @@ import math
 
 import attrs
 
-from muse_core.build import construct
+from muse_core.building import construct
 from muse_core.component import walk
 from muse_core.data.tasks import TaskCorpus
 from muse_core.evaluation.held_out import undisturbed
@@ -88,8 +88,8 @@ def memory_recall(bench: Bench) -> Finding:
     )
     return judged(
         lucky <= LEVEL,
-        f"after {bench.steps} steps {hits} of {ROWS} needles recalled, {numbers['distance']:.0f} tokens back; ignoring "
-        f"the key gives {chance:.0%}, and so many or more with probability {lucky:.2g}; nats an answer token {controls}",
+        f"after {bench.steps} steps {hits} of {ROWS} needles recalled, {numbers['distance']:.0f} tokens back; "
+        f"ignoring the key gives {chance:.0%}, and so many or more with probability {lucky:.2g}; nats an answer token {controls}",
         f"the memory does not recall more than a model that ignores the key - train longer (--steps, now {bench.steps})"
         ", on text or a task that needs recall",
         probability_by_chance=lucky,

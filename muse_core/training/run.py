@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import torch
 
-from muse_core.build import construct
+from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
