@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from muse_core.contracts import State, Tokens
 from muse_core.errors import DataError
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.model.generation import generate
 
 SEGMENT = 512
 """Tokens that are read at once."""
@@ -41,6 +42,14 @@ class Reader:
             state = output.state
             yield output.hidden, state
 
+    def after(self, ids: Tensor, state: State = None, done: int = 0) -> tuple[Tensor, State]:
+        """Hidden (B, 1) of the last token and the state after all of ids (B, N)."""
+        hidden = None
+        for hidden, state in self.read(ids, state, done):  # noqa: B020 - the state goes on
+            pass
+        assert hidden is not None, "there is a token"
+        return hidden[:, -1:], state
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, n, V) fp32."""
         with torch.no_grad(), self.precision():
@@ -64,18 +73,23 @@ class Reader:
     def greedy(self, ids: Tensor, count: int) -> Tensor:
         """(B, count): what follows ids (B, N), each token the most likely one."""
         state: State = None
-        hidden = None
         done = 0
         drawn: list[Tensor] = []
         following = ids
         while len(drawn) < count:
-            for hidden, state in self.read(following, state, done):  # noqa: B007
-                pass
-            assert hidden is not None
+            hidden, state = self.after(following, state, done)
             done += following.shape[1]
-            following = self.logits(hidden[:, -1:]).argmax(-1)
+            following = self.logits(hidden).argmax(-1)
             drawn.append(following.cpu())
         return torch.cat(drawn, 1)
+
+    def draw(self, prompt: Sequence[int], *, temperature: float, top_p: float = 1.0, seed: int = 0) -> Iterator[int]:
+        """``generation.generate`` with this model."""
+        with undisturbed(self.model):
+            yield from generate(
+                self.model, prompt, temperature=temperature, top_p=top_p, seed=seed, stream_period=self.stream_period,
+                device=self.precision.device, precision=self.precision,
+            )
 
 
 class Score(NamedTuple):

@@ -32,21 +32,18 @@ def cost_rows(subject: Subject) -> list[dict[str, Any]]:
     for multiple in subject.lengths:
         length = subject.length * multiple
         ids = torch.randint(setup.corpus.vocabulary_size, (1, length + STEPS), generator=generator)
-        for _ in reader.read(ids[:, : min(length, reader.segment)]):  # once for what is made at the first call
-            pass
+        reader.after(ids[:, : min(length, reader.segment)])  # once for what is made at the first call
         _wait(on_gpu)
         began = time.perf_counter()
-        state = None
-        for _, state in reader.read(ids[:, :length]):  # noqa: B007
-            pass
+        _, state = reader.after(ids[:, :length])
         _wait(on_gpu)
         reading = (time.perf_counter() - began) / length
         size = state_bytes(state)
         times = []
         for place in range(length, length + STEPS):
             began = time.perf_counter()
-            for hidden, state in reader.read(ids[:, place : place + 1], state, place):
-                reader.logits(hidden)
+            hidden, state = reader.after(ids[:, place : place + 1], state, place)
+            reader.logits(hidden)
             _wait(on_gpu)
             times.append(time.perf_counter() - began)
         rows.append({

@@ -158,8 +158,8 @@ def test_a_real_model_is_probed_from_end_to_end():
     model = build_component("model", "stack", {"width": 16, "depth": 1, "block": [{"use": "fast-weights", "heads": 2}]})
     found = monitor.probe(model.eval())
     assert set(found) == {
-        "recall", "log_probability", "over_emptied", "over_shuffled", "over_other_key", "chance", "distance", "capacity", "capacity_expected",
-        "seconds", "share", "failed",
+        "recall", "log_probability", "over_emptied", "over_shuffled", "over_other_key", "chance", "distance",
+        "capacity", "capacity_expected", "seconds", "share", "failed",
     }  # fmt: skip
     assert 80 <= found["distance"] <= 300
     assert all(math.isfinite(value) for value in found.values())
