@@ -131,11 +131,12 @@ def held_out(
 
 def interval(above: np.ndarray, below: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
     """95 % bootstrap interval of Σ above / Σ below over rows (rows,), resampling documents with all their rows, with a
-    fixed generator."""
+    fixed generator; draws of documents in which there is nothing to divide by are left out."""
     if documents is not None:
         assert len(documents) == len(above)
         place = np.unique(documents, return_inverse=True)[1]
         above, below = np.bincount(place, above), np.bincount(place, below)
     draws = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1 / len(above)), size=RESAMPLES)
-    ratios = (draws @ above) / np.maximum(draws @ below, 1)
+    sums, sizes = draws @ above, draws @ below
+    ratios = sums[sizes > 0] / sizes[sizes > 0] if (sizes > 0).any() else sums
     return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))

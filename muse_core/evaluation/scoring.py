@@ -44,11 +44,8 @@ class Reader:
 
     def after(self, ids: Tensor, state: State = None, done: int = 0) -> tuple[Tensor, State]:
         """Hidden (B, 1) of the last token and the state after all of ids (B, N)."""
-        hidden = None
-        for hidden, state in self.read(ids, state, done):  # noqa: B020 - the state goes on
-            pass
-        assert hidden is not None, "there is a token"
-        return hidden[:, -1:], state
+        *_, (hidden, after) = ((hidden[:, -1:], after) for hidden, after in self.read(ids, state, done))
+        return hidden, after
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, n, V) fp32."""

@@ -89,7 +89,8 @@ def memory_recall(bench: Bench) -> Finding:
     return judged(
         lucky <= LEVEL,
         f"after {bench.steps} steps {hits} of {ROWS} needles recalled, {numbers['distance']:.0f} tokens back; "
-        f"ignoring the key gives {chance:.0%}, and so many or more with probability {lucky:.2g}; nats an answer token {controls}",
+        f"ignoring the key gives {chance:.0%}, and so many or more with probability {lucky:.2g}; nats an answer token "
+        f"{controls}",
         f"the memory does not recall more than a model that ignores the key - train longer (--steps, now {bench.steps})"
         ", on text or a task that needs recall",
         probability_by_chance=lucky,

@@ -7,7 +7,7 @@ import numpy as np
 from muse_core.evaluation.held_out import interval
 
 
-def test_more_rows_of_the_same_documents_do_not_narrow_theinterval() -> None:
+def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
     hardness = np.exp(0.3 * np.random.default_rng(0).normal(size=30))
 
     def width(rows: int, *, grouped: bool = True) -> float:

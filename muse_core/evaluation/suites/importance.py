@@ -102,13 +102,13 @@ def importance_rows(subject: Subject) -> list[dict[str, Any]]:
     segment = min([*setup.periods, SEGMENT])
     reader = Reader(setup, segment=segment)
     recent = length - length // RECENT
-    done, measures = 0, []
+    measures: list[dict[str, float]] = []
     with watched(setup.model) as found, _metrics(setup.model, measures):
-        for hidden, _ in reader.read(ids):
-            before, done = done, done + hidden.shape[1]
-            if before < recent <= done:
-                for memory in found.values():
-                    memory.earlier = memory.sums["write_scale"]
+        _, state = reader.after(ids[:, :recent])
+        for memory in found.values():
+            memory.earlier = memory.sums["write_scale"]
+        if recent < length:
+            reader.after(ids[:, recent:], state, recent)
     thresholds = [use.options.threshold for use in walk(setup.recipe.model.options)
                   if (use.kind, use.name) == ("filter", "snr")]
     threshold = float(min(thresholds)) if thresholds else THRESHOLD

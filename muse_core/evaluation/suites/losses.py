@@ -53,8 +53,10 @@ def _row(subject: Subject, length: int, found: HeldOut, documents: np.ndarray) -
 
 
 def held_out_rows(subject: Subject) -> list[Row]:
-    """One row. For a task bits per byte are bits per counted token."""
-    return [_row(subject, subject.length, *_measured(subject, subject.length))]
+    """One row, of the windows that the run's own evaluation reads. For a task bits per byte are bits per counted
+    token."""
+    span = subject.length * max(subject.setup.recipe.evaluate.lengths)
+    return [_row(subject, subject.length, *_measured(subject, subject.length, span))]
 
 
 def length_rows(subject: Subject) -> list[Row]:
