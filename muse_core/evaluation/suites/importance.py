@@ -105,9 +105,9 @@ def importance_rows(subject: Subject) -> list[dict[str, Any]]:
     measures: list[dict[str, float]] = []
     with watched(setup.model) as found, _metrics(setup.model, measures):
         _, state = reader.after(ids[:, :recent])
-        for memory in found.values():
-            memory.earlier = memory.sums["write_scale"]
         if recent < length:
+            for memory in found.values():
+                memory.earlier = memory.sums["write_scale"]
             reader.after(ids[:, recent:], state, recent)
     thresholds = [use.options.threshold for use in walk(setup.recipe.model.options)
                   if (use.kind, use.name) == ("filter", "snr")]

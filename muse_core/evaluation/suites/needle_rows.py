@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from muse_core.errors import DataError
 from muse_core.evaluation.needles import FORMS, Form, Row, by_chance, filler, make_row, marked
 from muse_core.evaluation.scoring import Reader
 from muse_core.evaluation.suites.subject import Subject
@@ -44,7 +45,10 @@ def needle_rows(subject: Subject) -> list[dict[str, Any]]:
 
 def _asked(subject: Subject, number: int, name: str, form: Form, multiple: int) -> dict[str, Any]:
     length = subject.length * multiple
-    text = filler(np.asarray(subject.split.tokens), subject.tokenizer.separator)
+    try:
+        text = filler(np.asarray(subject.split.tokens), subject.tokenizer.separator)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     random = np.random.default_rng([subject.seed, number, length])
     made: list[tuple[int, Row]] = []
     for depth in range(DEPTHS):
