@@ -9,8 +9,8 @@ import attrs
 
 from muse_core.component import RecipePath
 from muse_core.evaluation.suites import SUITES
+from muse_core.options.renames import RENAMES
 from muse_core.plugins.near import suggestion
-from muse_core.recipe.renames import RENAMES
 
 
 @attrs.frozen(kw_only=True)

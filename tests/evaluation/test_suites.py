@@ -20,7 +20,7 @@ from muse_core.contracts import Batch, ModelOutput, Tokens
 from muse_core.evaluation.needles import FORMS, by_chance, filler, make_row, marked
 from muse_core.evaluation.suites import SUITES, evaluate
 from muse_core.evaluation.suites.losses import seen_before
-from muse_core.evaluation.suites.subject import Subject
+from muse_core.evaluation.suites.subject import Subject, split_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,6 +226,14 @@ def test_what_a_token_costs_is_measured_by_length(subject: Subject) -> None:
     assert [row["length"] for row in rows] == [64, 128, 256, 512]
     assert all(row["seconds_per_token_read"] > 0 and row["seconds_per_token_drawn"] > 0 for row in rows)
     assert all(row["state_bytes"] == row["state_bytes_per_token"] * row["length"] for row in rows)
+
+
+def test_lengths_are_paired_where_documents_are_shorter_than_windows(subject: Subject) -> None:
+    texts = [f"Paragraph {i} is short, and its number is {i * i}." for i in range(200)]
+    own = split_of(texts, subject.tokenizer)
+    first, *rest = rows_of(attrs.evolve(subject, own=own), "length")
+    assert len({row["documents"] for row in (first, *rest)}) == 1 and first["documents"] > 2
+    assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rest)
 
 
 def command(*arguments: Any) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from muse_core.component import walk
 from muse_core.evaluation.scoring import SEGMENT, Reader
 from muse_core.evaluation.suites.subject import Subject
-from muse_core.fast_weights.periods import Writes, noise_scale, running
+from muse_core.fast_weights import Writes, noise_scale, running
+from muse_core.model.kernels import operation_of
 
 THRESHOLD = 2.0
 """σ below which an entry counts as noise where the recipe has no ``snr`` filter; that filter's default."""
@@ -33,7 +34,7 @@ class Memory:
     weights: Tensor
     """(B, H, K, M)."""
     sums: dict[str, Any]
-    """``periods.running`` over the whole stream: ``write_scale`` (B, H) is σ²."""
+    """``fast_weights.running`` over the whole stream: ``write_scale`` (B, H) is σ²."""
     earlier: Tensor | None = None
     """σ² (B, H) where the recent part began, decayed since."""
 
@@ -42,8 +43,8 @@ class Memory:
 def watched(model: nn.Module) -> Iterator[dict[str, Memory]]:
     """Yields layer name → ``Memory``, followed through every call of the kernel operation fast_weights.
 
-    The kernels are found as attributes of the modules: a bound one bears its operation's name. Every call must begin
-    where the last one ended.
+    The kernels are found as attributes of the modules, where layers keep what ``context.kernels.bind`` gave them. Every
+    call must begin where the last one ended.
     """
     found: dict[str, Memory] = {}
 
@@ -60,7 +61,7 @@ def watched(model: nn.Module) -> Iterator[dict[str, Memory]]:
         (module, attribute, value, name)
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
-        if getattr(getattr(value, "func", value), "__name__", None) == "fast_weights"
+        if operation_of(value) == "fast_weights"
     ]
     for module, attribute, kernel, name in kernels:
         setattr(module, attribute, watching(name, kernel))

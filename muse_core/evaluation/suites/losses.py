@@ -19,8 +19,10 @@ from muse_core.evaluation.suites.subject import Subject
 Row = dict[str, Any]
 
 
-def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[HeldOut, np.ndarray]:
-    """Held-out measures in windows of ``length``, and the document of each row."""
+def _measured(
+    subject: Subject, length: int, span: int | None = None, *, by_span: bool = False
+) -> tuple[HeldOut, np.ndarray]:
+    """Held-out measures in windows of ``length``, and the document of each row; see ``Subject.windows``."""
     setup = subject.setup
     if subject.is_task:
         split = setup.recipe.evaluate.split
@@ -28,7 +30,7 @@ def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[H
         batches = setup.held_out_batches(split, length, rows=rows, tokens=subject.tokens)
         documents = setup.held_out_documents(split, length, tokens=subject.tokens)
     else:
-        batches, documents = subject.windows(length, span=span)
+        batches, documents = subject.windows(length, span=span, by_span=by_span)
     # What is given as text needs nothing of the run's own.
     sizes = setup.corpus.byte_lengths if subject.is_task else subject.tokenizer.byte_lengths
     found = held_out(setup.model, batches, sizes, setup.precision, documents=documents)
@@ -61,7 +63,8 @@ def held_out_rows(subject: Subject) -> list[Row]:
 
 def length_rows(subject: Subject) -> list[Row]:
     """One row a length, all of the same text, in windows that start from nothing. ``ratio``: bits per byte over those
-    at the training length, with the interval of ``comparison.ratio.paired`` over documents."""
+    at the training length, with the interval of ``comparison.ratio.paired`` over documents, those in which stretches of the
+    longest length begin."""
     span = subject.length * max(subject.lengths)
     rows: list[Row] = []
     base: Measured | None = None
@@ -71,7 +74,7 @@ def length_rows(subject: Subject) -> list[Row]:
             rows.append({"text": subject.where, "length": length, "skipped":
                          f"the text has {len(subject.split.tokens) - 1} tokens"})
             continue
-        found, documents = _measured(subject, length, span)
+        found, documents = _measured(subject, length, span, by_span=True)
         measured = Measured(document=documents, above=found.rows.nats, below=found.rows.bytes.astype(float))
         row = _row(subject, length, found, documents)
         if base is None:

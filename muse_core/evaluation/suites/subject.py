@@ -116,8 +116,11 @@ class Subject:
         train = self.setup.recipe.train
         return max(1, (train.micro_batch or train.batch_size) * self.length // length)
 
-    def windows(self, length: int, *, span: int | None = None) -> tuple[Iterator[Batch], np.ndarray]:
-        """Batches of the text in windows of ``length``, and the document of each row (rows,)."""
+    def windows(
+        self, length: int, *, span: int | None = None, by_span: bool = False
+    ) -> tuple[Iterator[Batch], np.ndarray]:
+        """Batches of the text in windows of ``length``, and the document (rows,) in which each begins, or with
+        ``by_span`` that in which its span does: then windows of any length have the same documents."""
         split = self.split
         if len(split.tokens) < 2:
             raise DataError("the text is empty; give at least one character")
@@ -126,4 +129,6 @@ class Subject:
             reset_at_documents=self.setup.recipe.data.reset_at_documents,
         )
         starts = evaluation_starts(split, sequence_length=length, max_tokens=self.tokens, span=span)
+        if by_span and span is not None:
+            starts = starts // span * span
         return batches, np.searchsorted(split.starts, starts, side="right") - 1
