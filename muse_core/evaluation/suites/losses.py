@@ -63,8 +63,8 @@ def held_out_rows(subject: Subject) -> list[Row]:
 
 def length_rows(subject: Subject) -> list[Row]:
     """One row a length, all of the same text, in windows that start from nothing. ``ratio``: bits per byte over those
-    at the training length, with the interval of ``comparison.ratio.paired`` over documents, those in which stretches of the
-    longest length begin."""
+    at the training length, with the interval of ``comparison.ratio.paired`` over documents, those in which stretches of
+    the longest length begin."""
     span = subject.length * max(subject.lengths)
     rows: list[Row] = []
     base: Measured | None = None
