@@ -299,7 +299,7 @@ def test_commands_are_found() -> None:
             assert (ROOT / name).is_file(), f"{page}: {name} does not exist"
     page = "a\n\n    muse-run x \\\n        --set a=1\n\n```console\n$ muse doctor\n```\n`muse cost R`"
     assert commands_of(page) == ["muse-run x --set a=1", "muse doctor", "muse cost R"]
-    assert simple("cd a && muse-run R [--steps N | --extend M] # x") == [("a", "muse-run R --steps N --extend M".split())]
+    assert simple("cd a && muse-run R [--steps N | --restart] # x") == [("a", "muse-run R --steps N --restart".split())]
 
 
 BASE = 'format = 2\nname = "page"\n'
