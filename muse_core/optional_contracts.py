@@ -22,6 +22,14 @@ class OwnPlan(Protocol):
         ...
 
 
+class Measures(Protocol):
+    """Optional for stages: measures of the model as it is when the stage ends."""
+
+    def measured(self) -> dict[str, Any]:
+        """Title → rows, lists of dicts of numbers and text; kept in the run's evaluation-<number of the stage>.json."""
+        ...
+
+
 class KeepsTensors(Protocol):
     """Optional for objectives: tensors that checkpoints keep besides ``state_dict``, which is JSON."""
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,49 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for name in set(sys.modules) - before:
         if name.endswith("_plugin"):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """For models so small that threads cost more than they save."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe table: attention and a memory with a neutral filter on real text, trained in a second."""
+    return {
+        "name": "small",
+        "seed": 7,
+        "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(tmp_path_factory.mktemp("cache"))},
+        "model": {
+            "width": 32,
+            "depth": 1,
+            "block": [
+                {"use": "attention", "heads": 2},
+                {"use": "fast-weights", "heads": 2, "period": 32,
+                 "filters": [{"use": "snr", "gamma_boost": 1.0, "rate_boost": 1.0}]},
+            ],
+        },
+        "train": {"steps": 10, "batch_size": 4, "sequence_length": 64, "warmup_steps": 2, "device": "cpu",
+                  "precision": "fp32", "log_every": 2},
+        "evaluate": {"every": 100, "tokens": 640, "final_tokens": 1280},
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """A finished run of ``small_recipe``; tests must not change it."""
+    import muse_core
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    muse_core.train(small_recipe, run_dir=folder, quiet=True)
+    return folder
 
 
 LAYER = """

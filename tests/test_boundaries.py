@@ -100,13 +100,16 @@ def test_what_a_plugin_lists_names_no_heavy_import(plugin: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
+        "import muse_core; dir(muse_core)",
+        "from muse_core.cli.eval import evaluate; evaluate(['--help'], standalone_mode=False)",
         "from muse_core.plugins import load_plugins; load_plugins()",
         "from muse_core.recipe.schema import Recipe",
         "from muse_core.cli import muse; muse(['plugins', 'list'], standalone_mode=False)",
         "from muse_core.cli.run import main; main(['--help'], standalone_mode=False)",
         "import muse_core.testing.pytest_plugin",
     ],
-    ids=["loading plugins", "recipe schema", "muse plugins list", "muse-run --help", "pytest plugin"],
+    ids=["muse_core", "muse eval --help", "loading plugins", "recipe schema", "muse plugins list", "muse-run --help",
+         "pytest plugin"],
 )
 def test_torch_is_not_imported_for(code: str) -> None:
     report = f"; import sys; print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"

@@ -11,6 +11,11 @@ import click
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+TRAINING = "a recipe is trained with muse-run RECIPE, and gone on with by muse-run --resume RUN_DIR"
+NOT_HERE = {"run": TRAINING, "train": TRAINING, "resume": TRAINING}
+"""What people look for under ``muse``, and where it is."""
+
+
 class LazyGroup(click.Group):
     """A group with commands that are ``"module:object"`` references with their one-line help, after its own ones."""
 
@@ -20,6 +25,11 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *self.commands_at]
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        if args and args[0] in NOT_HERE:
+            raise click.UsageError(f"{args[0]!r} is no command of muse: {NOT_HERE[args[0]]}", ctx)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.commands_at:
@@ -43,6 +53,8 @@ class LazyGroup(click.Group):
         "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan, over many calls."),
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),
+        "eval": ("muse_core.cli.eval:evaluate", "Loss, length, recall, needles and cost of runs, by suites."),
+        "lm-eval": ("muse_core.cli.lm_eval:harness", "lm-evaluation-harness on a run."),
         "bench": ("muse_core.cli.bench:bench", "Measure this machine: the kernels, beside their peers."),
         "selftest": ("muse_core.cli.selftest:selftest", "Put the promises about failures to the test."),
         "gates": ("muse_core.cli.gates:gates", "Run the exit gates of a recipe for real."),

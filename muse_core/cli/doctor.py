@@ -99,7 +99,7 @@ def _devices() -> dict[str, str]:
 
 def availability(row: Registered, devices: Sequence[str]) -> str:
     """For each device: the operations that a backend serves there, or why it serves none."""
-    from muse_core.build import construct, registered_use
+    from muse_core.building import construct, registered_use
     from muse_core.contracts import KernelRequest
     from muse_core.errors import MuseError
 

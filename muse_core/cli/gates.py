@@ -30,7 +30,8 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
     finite steps       the training run has no value that is not finite, and nothing intervened
     ppl_delta          stands in metrics.jsonl and is the difference of the perplexities
     needle overhead    needle probes take less than 1 % of the time
-    memory capacity    within 5 % of 1/sqrt(1 + n/d); the real needle probe beside it, with its controls
+    memory capacity    the kernel recalls within 5 % of 1/sqrt(1 + n/d)
+    memory recall      the trained model recalls more needles than one that ignores the key
     norm_persistent    has an effect, and the recipe has the better setting
     forced spike       three infinite losses are rolled back to a state equal bit for bit
     shard boundaries   no gradient crosses them

@@ -33,9 +33,11 @@ from muse_core.training.setup import Setup, memory_errors, set_up
 from muse_core.training.trained import weights_of_init
 
 
-def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool) -> None:
-    """Start a run in a new directory; ``lock`` is what it must repeat, if anything."""
-    display = Display()
+def fresh(
+    checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, display: Display | None = None
+) -> Path:
+    """Start a run in a new directory and return it; ``lock`` is what it must repeat, if anything."""
+    display = display or Display()
     resolved = to_toml(checked.resolved)
     name = checked.recipe.name
     claimed = RunDirectory.claim(run_dir, resolved) if run_dir else RunDirectory.claim_named(name, resolved)
@@ -53,6 +55,7 @@ def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_dr
             with contextlib.suppress(StorageError):  # the first error is the one to report
                 directory.withdraw()
             raise
+        return directory.path
 
 
 def resumed(

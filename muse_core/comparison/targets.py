@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.comparison.cost import training_cost
 from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach

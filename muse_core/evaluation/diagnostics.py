@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.contracts import Batch, LayerOutput, Routing, Tokens
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy

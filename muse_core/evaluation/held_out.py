@@ -112,7 +112,7 @@ def held_out(
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
     per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
-    low, high = _interval(per_row, bytes_per_row, documents)
+    low, high = interval(per_row / math.log(2), bytes_per_row, documents)
     total_bytes = int(bytes_per_row.sum())
     return HeldOut(
         loss=float(per_row.sum() / tokens),
@@ -129,13 +129,14 @@ def held_out(
     )
 
 
-def _interval(nats: np.ndarray, sizes: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
-    """95 % bootstrap interval of Σ nats / (ln 2 · Σ bytes), resampling documents with all their rows, with a fixed
-    generator."""
+def interval(above: np.ndarray, below: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
+    """95 % bootstrap interval of Σ above / Σ below over rows (rows,), resampling documents with all their rows, with a
+    fixed generator; draws of documents in which there is nothing to divide by are left out."""
     if documents is not None:
-        assert len(documents) == len(nats)
+        assert len(documents) == len(above)
         place = np.unique(documents, return_inverse=True)[1]
-        nats, sizes = np.bincount(place, nats), np.bincount(place, sizes)
-    draws = np.random.default_rng(0).multinomial(len(nats), np.full(len(nats), 1 / len(nats)), size=RESAMPLES)
-    ratios = (draws @ nats) / np.log(2) / np.maximum(draws @ sizes, 1)
+        above, below = np.bincount(place, above), np.bincount(place, below)
+    draws = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1 / len(above)), size=RESAMPLES)
+    sums, sizes = draws @ above, draws @ below
+    ratios = sums[sizes > 0] / sizes[sizes > 0] if (sizes > 0).any() else sums
     return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))

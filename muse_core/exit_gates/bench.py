@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from muse_core.build import build_model, construct, every_backend, registered_use
+from muse_core.building import build_model, construct, every_backend, registered_use
 from muse_core.component import Use
 from muse_core.errors import Halted
 from muse_core.metrics.console import Display

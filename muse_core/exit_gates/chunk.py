@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.data.batches import micro_batches, to_device
 from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.findings import Finding, judged, not_applicable

@@ -14,7 +14,7 @@ from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.chunk import fast_weight_chunk
 from muse_core.exit_gates.findings import Finding, Outcome, failed
 from muse_core.exit_gates.health import finite_steps, perplexity_followed
-from muse_core.exit_gates.needles import memory_capacity, needle_overhead
+from muse_core.exit_gates.needles import memory_capacity, memory_recall, needle_overhead
 from muse_core.exit_gates.persistent import norm_persistent
 from muse_core.exit_gates.rollback import forced_spike
 from muse_core.exit_gates.shards import shard_boundaries
@@ -27,6 +27,7 @@ GATES: dict[str, Callable[[Bench], Finding]] = {
     "ppl_delta": perplexity_followed,
     "needle overhead": needle_overhead,
     "memory capacity": memory_capacity,
+    "memory recall": memory_recall,
     "norm_persistent": norm_persistent,
     "forced spike": forced_spike,
     "shard boundaries": shard_boundaries,

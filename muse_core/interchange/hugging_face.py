@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from muse_core import __version__
-from muse_core.build import build_model, kernel_backends
+from muse_core.building import build_model, kernel_backends
 from muse_core.data.byte_pair import END, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer, Numbers

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from muse_core.build import ModelContext, construct, construct_component, construct_nested, registered_use
+from muse_core.building import ModelContext, construct, construct_component, construct_nested, registered_use
 from muse_core.component import Kind, Use, provided
 from muse_core.data.sources import SourceContext
 from muse_core.data.tokenizers import ByteTokenizer

@@ -8,6 +8,8 @@ import torch
 
 from muse_core.contracts import Batch, Result, State
 from muse_core.evaluation.cross_entropy import cross_entropy, per_counted
+from muse_core.evaluation.suites import evaluate
+from muse_core.evaluation.suites.subject import Subject
 from muse_core.training.stages import EvaluateOptions, TrainOptions
 
 
@@ -46,16 +48,25 @@ class Train:
 
 
 class Evaluate:
-    """Stage ``evaluate``: the runner's held-out evaluation is all there is to do."""
+    """Stage ``evaluate``: the runner's held-out evaluation, and the suites that the recipe names."""
 
     def __init__(self, options: EvaluateOptions, context: Any):
-        pass
+        self._options = options
+        self._setup = context
 
     def objective(self, model: Any, data: Any) -> None:
         return None
 
     def trainable(self, name: str) -> bool:
         return False
+
+    def measured(self) -> dict[str, Any]:
+        """``optional_contracts.Measures``: suite → rows, of the weights as they are."""
+        options = self._options
+        subject = Subject(
+            setup=self._setup, tokens=options.tokens, samples=options.samples, seed=self._setup.recipe.seed
+        )
+        return evaluate(subject, list(options.suites), asked=False)
 
     def finish(self, model: Any) -> None:
         return None

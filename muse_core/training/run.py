@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import torch
 
-from muse_core.build import construct
+from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
@@ -201,7 +201,12 @@ class Run:
         )
 
     def _finish(self, number: int, use: Use, stage: Any) -> None:
-        """Go on with the architecture that a stage has made, if it made one."""
+        """Keep what a stage has measured, and go on with the architecture that it has made, if it did either."""
+        measured = self._ask(use, lambda: stage.measured() if hasattr(stage, "measured") else {})
+        if measured:
+            told = json.dumps(canonical_json.spelled(measured), indent=2, allow_nan=False)
+            self.directory.write(f"evaluation-{number}.json", told + "\n")
+            self.display.say(f"{use.name}: {', '.join(measured)} in evaluation-{number}.json")
         made = self._ask(use, lambda: stage.finish(self.setup.model))
         if made is None:
             return

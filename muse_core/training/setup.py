@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from muse_core.build import build_model, construct, every_backend
+from muse_core.building import build_model, construct, every_backend
 from muse_core.component import Use, walk
 from muse_core.contracts import Batch
 from muse_core.data.batches import TrainingData, micro_batches, rows, to_device

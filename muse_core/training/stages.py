@@ -8,7 +8,9 @@ from typing import Any
 import attrs
 
 from muse_core.component import RecipePath
+from muse_core.evaluation.suites import SUITES
 from muse_core.options.renames import RENAMES
+from muse_core.plugins.near import suggestion
 
 
 @attrs.frozen(kw_only=True)
@@ -16,9 +18,22 @@ class TrainOptions:
     """Next-token cross-entropy with the layers' own losses."""
 
 
+def _is_suite(options: Any, attribute: Any, name: str) -> None:
+    if name not in SUITES:
+        raise ValueError(f"{name!r} is no suite{suggestion(name, SUITES, 'there are')}")
+
+
 @attrs.frozen(kw_only=True)
 class EvaluateOptions:
-    """Held-out measures of the weights as they are; nothing is trained."""
+    """Held-out measures of the weights as they are; nothing is trained. With ``suites`` what ``muse eval`` measures
+    stands in the run's evaluation-<number of the stage>.json."""
+
+    suites: tuple[str, ...] = attrs.field(default=(), validator=attrs.validators.deep_iterable(_is_suite))
+    """Names of suites, as ``["length", "needles"]``."""
+    tokens: int = attrs.field(default=65_536, validator=attrs.validators.ge(2))
+    """Tokens of held-out text to read at most, in each suite that does."""
+    samples: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    """Rows of text in each of the five depths of a needle map; mqar has eight times as many."""
 
 
 @attrs.frozen(kw_only=True)

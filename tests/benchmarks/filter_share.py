@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.contracts import Batch, Period, State, Tokens
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import read_source

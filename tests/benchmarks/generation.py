@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.contracts import Tokens
 from muse_core.model.plan import periods
 from muse_core.recipe import read_recipe

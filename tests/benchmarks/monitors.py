@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from muse_core.build import construct
+from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed

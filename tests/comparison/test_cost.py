@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.cli.cost import cost
 from muse_core.comparison.cost import kept_by, memory_layers, training_cost
 from muse_core.evaluation.reach import gradient_reach

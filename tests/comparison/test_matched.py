@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.cli import muse
 from muse_core.plugins import load_plugins
 from muse_core.recipe import read_recipe

@@ -49,6 +49,7 @@ TINY = [
 FRESH = ["--set", "init.from="]
 SLOW = {
     "gates": "takes minutes; tests/exit_gates executes it",
+    "lm-eval": "needs lm-evaluation-harness; tests/evaluation/test_harness.py executes it",
     "bench": "needs a GPU; tests/cli/test_bench.py executes it",
     "import": "needs weights of another program; tests/interchange/test_weights.py executes it",
     "selftest": "the promises are tests of their own",
@@ -207,6 +208,8 @@ def muse_subcommand(words: list[str]) -> None:
         shallow = [] if any(target.startswith("runs/") for target in targets) else ["--set", "model.depth=1"]
         call(muse, ["cost", *targets, *small, *reach, *shallow])
         return
+    if name == "eval":
+        words = [word.replace("book.txt", "plugins/mqar/README.md") for word in words] + ["--tokens=512", "--samples=1"]
     if name == "plugins" and words[1] == "check":
         return  # the conformance tests are these checks
     call(muse, words)
@@ -295,12 +298,8 @@ def test_commands_are_found() -> None:
         for name in re.findall(r"\brecipes/[\w/.-]+\.(?:toml|py)", page.read_text(encoding="utf-8")):
             assert (ROOT / name).is_file(), f"{page}: {name} does not exist"
     page = "a\n\n    muse-run x \\\n        --set a=1\n\n```console\n$ muse doctor\n```\n`muse cost R`"
-    assert commands_of(page) == [
-        "muse-run x --set a=1", "muse doctor", "muse cost R",
-    ]
-    assert simple("cd a && muse-run R [--steps N | --extend N] # x") == [
-        ("a", ["muse-run", "R", "--steps", "N", "--extend", "N"]),
-    ]
+    assert commands_of(page) == ["muse-run x --set a=1", "muse doctor", "muse cost R"]
+    assert simple("cd a && muse-run R [--steps N | --restart] # x") == [("a", "muse-run R --steps N --restart".split())]
 
 
 BASE = 'format = 2\nname = "page"\n'
@@ -311,10 +310,11 @@ FRAGMENTS = {
     '"""The layer ``shift``': "tests/test_readme.py installs it",
     "from muse_core.testing import LayerSuite\n": "tests/test_readme.py executes it",
     "self.router = context.build(": "muse_scattering_router.experts has it, and its tests execute it",
+    "import muse_core\n": "tests/docs/test_notebooks.py does the same",
     "from transformers import": "tests/interchange/test_hugging_face.py does the same",
     'self.kernel = context.kernels.bind("': "muse_fast_weights.layer has it, and its tests execute it",
 }
-SMALLER = {"(0, 1, 2)": "(0,)", '("apart", "together")': '("apart",)', "phase2_512x6": "phase2_base"}
+SMALLER = {"(0, 1, 2)": "(0,)", '("apart", "together")': '("apart",)', "phase2_512x6": "phase2_base", "(100)": "(1)"}
 PYTHON = r"import |from |class |def |@|self\.|\w+(\(|: | = )|\"\"\""
 PRELUDE = """import attrs, torch
 from attrs import field, validators

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.cli import muse
 from muse_core.cli.run import main
 from muse_core.errors import DataError, StorageError

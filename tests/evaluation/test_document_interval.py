@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muse_core.evaluation.held_out import _interval
+from muse_core.evaluation.held_out import interval
 
 
 def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
@@ -12,7 +12,7 @@ def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
 
     def width(rows: int, *, grouped: bool = True) -> float:
         documents = np.repeat(np.arange(30), rows)
-        low, high = _interval(50 * hardness[documents], np.full(30 * rows, 100), documents if grouped else None)
+        low, high = interval(50.0 * hardness[documents], np.full(30 * rows, 100), documents if grouped else None)
         return high - low
 
     assert abs(width(25) / width(1) - 1) < 0.02

@@ -23,7 +23,7 @@ from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.chunk import fast_weight_chunk
 from muse_core.exit_gates.findings import Finding, Outcome, passed
 from muse_core.exit_gates.health import finite_steps, perplexity_followed
-from muse_core.exit_gates.needles import memory_capacity, needle_overhead
+from muse_core.exit_gates.needles import memory_capacity, memory_recall, needle_overhead
 from muse_core.exit_gates.persistent import norm_persistent
 from muse_core.exit_gates.rollback import forced_spike
 from muse_core.exit_gates.shards import shard_boundaries
@@ -103,6 +103,7 @@ def test_a_sound_recipe_passes(gate: Callable[[Bench], Finding], sound: Bench) -
 @pytest.mark.parametrize(
     "gate, words",
     [(fast_weight_chunk, "no fast weights"), (needle_overhead, "no niah-probe"), (memory_capacity, "no linear memory"),
+     (memory_recall, "no memory layer"),
      (norm_persistent, "no layer of the recipe has an option"), (shard_boundaries, "no layer of the recipe has")],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip
@@ -198,6 +199,28 @@ def test_a_kernel_that_forgets_fails_the_capacity_test(sound: Bench, monkeypatch
 
     monkeypatch.setattr(muse_kernels.torch, "fast_weights", leaky)
     assert_fails(memory_capacity(sound), "does not hold what it should")
+
+
+@pytest.mark.parametrize("hits, outcome", [(0, FAIL), (8, FAIL), (12, FAIL), (13, PASS), (32, PASS)])
+def test_recall_must_be_above_that_of_a_model_that_ignores_the_key(
+    sound: Bench, monkeypatch: pytest.MonkeyPatch, hits: int, outcome: Outcome
+) -> None:
+    from muse_niah_probe.monitor import NiahProbe
+
+    original = NiahProbe.probe
+
+    def probe(self: NiahProbe, model: Any) -> dict[str, float]:
+        assert self.options.needles == 32
+        return original(self, model) | {"recall": hits / 32}
+
+    monkeypatch.setattr(NiahProbe, "probe", probe)
+    finding = memory_recall(sound)
+    assert finding.outcome is outcome, finding
+    assert f"{hits} of 32" in finding.figure and "ignoring the key gives 25%" in finding.figure
+
+
+def test_a_model_that_has_learned_nothing_fails_the_recall_gate(sound: Bench) -> None:
+    assert_fails(memory_recall(sound), "does not recall more than a model that ignores the key")
 
 
 def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +374,7 @@ def test_the_command_prints_every_gate_and_ends_with_four_when_one_fails(
 
     with fault_injection.installed({"loss": damage}):
         bad = run("--dir", tmp_path / "bad")
-    assert bad.exit_code == 4 and "1 of 8 gates failed" in bad.output and "finite steps" in bad.output
+    assert bad.exit_code == 4 and f"1 of {len(gates.GATES)} gates failed" in bad.output and "finite steps" in bad.output
     assert not json.loads((tmp_path / "bad" / "gates.json").read_text())["passed"]
     shutil.rmtree(tmp_path / "bad")
 

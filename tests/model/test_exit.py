@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.component import Component, Requirement
 from muse_core.contracts import Routing, Tokens
 from muse_core.errors import RecipeError

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.model.generation import generate, sample
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table

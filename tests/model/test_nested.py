@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.component import Component, UseFilter
 from muse_core.contracts import LayerOutput, Routing
 from muse_core.model.stack import update_statistics

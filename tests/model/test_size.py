@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.errors import RecipeError
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table

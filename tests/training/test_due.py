@@ -78,7 +78,7 @@ def loop_of(prepare: Any, tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
     def make(recipe: dict[str, Any]) -> Any:
         setup = prepare(recipe)
         with opened(setup, tmp_path / "run", recipe) as run, Stop(None) as stop:
-            from muse_core.build import construct
+            from muse_core.building import construct
 
             use: Use = setup.recipe.stages[0]
             stage = construct(use, setup)

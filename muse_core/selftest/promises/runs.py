@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from muse_core.build import construct
+from muse_core.building import construct
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.recipe import check_table, to_toml

@@ -20,7 +20,7 @@ from muse_cvfp.model import Cvfp
 from muse_cvfp.options import CvfpOptions
 from muse_cvfp.stream import Stream, sequential, settle, sweep
 
-from muse_core.build import ModelContext
+from muse_core.building import ModelContext
 from muse_core.testing.building import bound_kernels
 
 

@@ -1,5 +1,7 @@
 """The text of the probe: where the needle lies, that rows agree in length, that separators are left out."""
 
+import re
+
 import numpy as np
 import pytest
 from muse_niah_probe.needles import make_needles
@@ -37,13 +39,28 @@ def make(tokenizer, *, text=None, rows=6, seed=1):
 
 def test_the_answer_stands_in_the_context_once_and_far_from_the_question():
     needles, tokenizer = make(Characters()), Characters()
+    distances = []
     for context, question, answer in zip(needles.context, needles.question, needles.answer):
         text, number = tokenizer.decode(context), tokenizer.decode(answer)
         assert number.isdigit() and len(number) == 5
         assert text.count(number) == 1
-        assert len(text) - text.index(number) - len(number) == needles.distance == 300
+        distances.append(len(text) - text.index(number) - len(number))
         key = tokenizer.decode(question).split("opens the ")[1].split(" room")[0]
         assert f"The pass code of the {key} room is {number}" in text
+    assert min(distances) >= 300 and len(set(distances)) > 1
+    assert needles.distance == np.mean(distances)
+
+
+def test_a_row_has_four_keys_of_which_two_are_asked_for():
+    needles, tokenizer = make(Characters()), Characters()
+    order = []
+    for context, question, other in zip(needles.context, needles.question, needles.other_question):
+        text = tokenizer.decode(context)
+        keys = re.findall("pass code of the ([a-z]+) room is [0-9]{5}", text)
+        asked, another = (tokenizer.decode(one).split("opens the ")[1].split(" room")[0] for one in (question, other))
+        assert len(set(keys)) == 4 and asked in keys and another in keys and asked != another
+        order.append(keys.index(asked))
+    assert len(set(order)) > 1, "the needle asked for is not always the first"
 
 
 def test_every_row_has_another_key_and_another_number():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.evaluation.causality import exact_leak, own_precision_leak

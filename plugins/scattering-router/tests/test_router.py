@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.plugins import load_plugins

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.metrics.jsonl import read_rows
 from muse_cvfp.metrics import (
     CONVERGED_BELOW,

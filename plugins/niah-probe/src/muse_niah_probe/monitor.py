@@ -12,24 +12,26 @@ import torch
 from muse_core.training.monitor_context import MonitorContext
 from muse_core.training.monitors import BudgetedProbe
 from muse_niah_probe.capacity import Capacity, capacity
-from muse_niah_probe.needles import Needles, make_needles
+from muse_niah_probe.needles import KEYS_PER_ROW, Needles, make_needles
 from muse_niah_probe.options import NiahProbeOptions
 from muse_niah_probe.recall import recall
 
 WIDTH, BURIED, TRIALS = 64, 64, 128
 """Of the capacity test: as many pairs as the width, where theory says 0.707; the mean over trials varies by 0.9 %."""
 CAPACITY_TOLERANCE = 0.05
+CONTROLS = ("over_emptied", "over_shuffled", "over_other_key")
 ROWS_OF_TEXT = 2
 """Held-out text looked at, in multiples of what the rows need: separators are left out of it."""
-ASKED = 256
-"""Tokens beside the text that a row reads, in bytes: the needle, and three times question and answer."""
+ASKED = 448
+"""Tokens beside the text that a row reads, in bytes: four needles, and four times question and answer."""
 
 
 class NiahProbe(BudgetedProbe):
     """Probes every so many steps while that stays within the budget.
 
-    Numbers of a probe: ``recall`` (share of needles answered exactly), ``log_probability``, ``over_emptied`` and
-    ``over_shuffled`` (nats per answer token), ``distance`` (tokens), ``capacity`` and ``capacity_expected`` (cosines;
+    Numbers of a probe: ``recall`` (share of needles answered exactly), ``chance`` (what ignoring the
+    key asked for gives), ``log_probability``, ``over_emptied``, ``over_shuffled`` and ``over_other_key`` (nats per
+    answer token), ``distance`` (tokens), ``capacity`` and ``capacity_expected`` (cosines;
     where the run has fast-weight kernels), ``seconds``, ``share``, ``failed`` (0 or 1).
     The needles are the same at every probe of a run; the capacity is measured once, after the first step.
     Source: mathematics §9.
@@ -44,7 +46,7 @@ class NiahProbe(BudgetedProbe):
         self.lead = max(context.sequence_length // 8, 1)
         self.distance = math.ceil(options.distance * context.sequence_length)
         tokens = options.needles * (self.lead + self.distance + ASKED)
-        calls = math.ceil((self.lead + self.distance) / context.sequence_length) + 3
+        calls = math.ceil((self.lead + self.distance) / context.sequence_length) + 4
         super().__init__(
             context.name,
             every=options.every,
@@ -87,10 +89,12 @@ class NiahProbe(BudgetedProbe):
         answered = recall(model, needles, segment=self.context.sequence_length)
         found = {
             "recall": answered.exact,
+            "chance": 1 / KEYS_PER_ROW,
             "log_probability": answered.log_probability,
             "over_emptied": answered.over_emptied,
             "over_shuffled": answered.over_shuffled,
-            "distance": float(needles.distance),
+            "over_other_key": answered.over_other_key,
+            "distance": needles.distance,
         }
         if self.fast_weights is not None:
             self.held = self.held or self._capacity(next(model.parameters()).device)
@@ -115,7 +119,7 @@ class NiahProbe(BudgetedProbe):
             return f"the needle probe gives a number that is not finite: {', '.join(broken)}"
         if self.held is not None and (off := self._off_theory(self.held)):
             return off
-        least, margin = self.options.minimum_margin, min(found["over_emptied"], found["over_shuffled"])
+        least, margin = self.options.minimum_margin, min(found[control] for control in CONTROLS)
         if least is not None and self.step >= self.options.after and margin < least:
             return f"memory gains {margin:.3f} nats per answer token over its controls, less than {least}"
         return ""

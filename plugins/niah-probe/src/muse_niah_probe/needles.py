@@ -1,4 +1,4 @@
-"""Text with a needle in it, and the question about the needle. Imports no torch.
+"""Text with needles in it, and the question about one of them. Imports no torch.
 
 Shapes: R rows, L tokens of context, Q tokens of a question, A tokens of an answer.
 """
@@ -10,74 +10,88 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KEYS = (
-    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch",
-    "maple", "north", "ocean", "pearl", "quartz", "ridge", "slate", "thorn", "umber", "vale", "willow", "zephyr",
-)  # fmt: skip
+from muse_core.evaluation.needles import KEYS, filler, scatter
+
 STATEMENT = " The pass code of the {key} room is "
 QUESTION = "\nWhat opens the {key} room? The pass code of the {key} room is "
 CANDIDATES = 32
 """Candidates drawn per needle, so that a tokenizer of variable length leaves enough of equal lengths."""
+KEYS_PER_ROW = 4
+"""Needles of a row, each with a key of its own: who ignores the key that is asked for is right in one of four rows."""
 
 
 class Needles(NamedTuple):
     """Token ids of a probe."""
 
     context: np.ndarray
-    """(R, L): text, needle, text."""
+    """(R, L): text with needles in it."""
     question: np.ndarray
-    """(R, Q): ends where the answer begins."""
+    """(R, Q): about the needle that is asked for; ends where the answer begins."""
     answer: np.ndarray
     """(R, A)."""
-    distance: int
-    """Tokens from the end of the needle to the question."""
+    other_question: np.ndarray
+    """(R, Q): about another needle of the same row."""
+    distance: float
+    """Tokens from the end of the needle that is asked for to the question; mean over rows."""
 
 
 def make_needles(
     tokenizer: Any, text: np.ndarray, *, rows: int, lead: int, distance: int, random: np.random.Generator
 ) -> Needles:
-    """Hide one needle per row after ``lead`` tokens of ``text`` and follow it by ``distance`` tokens more.
+    """Hide four needles at drawn places among the first ``lead`` of each row's ``lead`` + ``distance`` tokens of
+    ``text``, and ask for one, which any of them may be: the first no more often than the last.
 
     ``text`` holds token ids; separators are left out and a text that is too short is repeated. All rows have the same
-    numbers of tokens. Raises ValueError for a text without tokens, or when the tokenizer leaves fewer than two needles
-    of equal lengths.
+    numbers of tokens. Raises ValueError for a text without tokens, or when the tokenizer leaves too few needles of
+    equal lengths.
     """
-    text = text[text != tokenizer.separator]
-    if not len(text):
-        raise ValueError("the needle probe needs held-out text, and there is none")
-    pairs = _pairs(tokenizer, rows, random)
-    contexts = []
-    for row, (statement, answer, _) in enumerate(pairs):
-        start = row * max(len(text) // len(pairs), 1)
+    text = filler(text, tokenizer.separator)
+    groups = _rows_of_facts(tokenizer, rows, random)
+    contexts, distances = [], []
+    for row, facts in enumerate(groups):
+        start = row * max(len(text) // len(groups), 1)
         around = np.take(text, np.arange(start, start + lead + distance), mode="wrap")
-        contexts.append(np.concatenate((around[:lead], statement, answer, around[lead:])))
+        pieces = [np.concatenate((statement, answer)) for statement, answer, _ in facts]
+        context, starts = scatter(around, pieces, random.uniform(0, lead + 1, size=len(facts)).tolist())
+        contexts.append(context)
+        distances.append(len(context) - starts[0] - len(pieces[0]))
     return Needles(
         context=np.stack(contexts),
-        question=np.stack([question for _, _, question in pairs]),
-        answer=np.stack([answer for _, answer, _ in pairs]),
-        distance=distance,
+        question=np.stack([facts[0][2] for facts in groups]),
+        answer=np.stack([facts[0][1] for facts in groups]),
+        other_question=np.stack([facts[1][2] for facts in groups]),
+        distance=float(np.mean(distances)),
     )
 
 
-def _pairs(tokenizer: Any, rows: int, random: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
-    """(statement, answer, question) ids of ``rows`` needles with different keys where there are enough keys."""
-    groups: dict[tuple[int, ...], list[tuple[np.ndarray, ...]]] = defaultdict(list)
-    keys = [KEYS[i % len(KEYS)] for i in range(CANDIDATES * rows)]
-    for key in random.permutation(keys):
+Fact = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Ids of statement, answer and question."""
+
+
+def _rows_of_facts(tokenizer: Any, rows: int, random: np.random.Generator) -> list[list[Fact]]:
+    """Four facts a row, all of equal lengths, with different keys in a row and different first keys where there are
+    enough."""
+    groups: dict[tuple[int, ...], dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
+    for key in random.permutation([KEYS[i % len(KEYS)] for i in range(CANDIDATES * max(rows, KEYS_PER_ROW))]):
         number = str(random.integers(10_000, 100_000))
         parts = (STATEMENT.format(key=key), number, QUESTION.format(key=key))
-        ids = tuple(np.asarray(tokenizer.encode(part)) for part in parts)
-        groups[tuple(len(part) for part in ids)].append(ids)
-    largest = max(groups.values(), key=len)
-    if len(largest) < 2:
-        raise ValueError("the tokenizer gives no two needles of equal lengths, so rows cannot be compared")
-    return _varied(largest)[:rows]
-
-
-def _varied(pairs: list[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
-    """The same pairs, those with a key not seen before first."""
-    first: dict[bytes, int] = {}
-    for index, (statement, _, _) in enumerate(pairs):
-        first.setdefault(statement.tobytes(), index)
-    fresh = list(first.values())
-    return [pairs[i] for i in fresh + sorted(set(range(len(pairs))) - set(fresh))]
+        statement, answer, question = (np.asarray(tokenizer.encode(part)) for part in parts)
+        groups[len(statement), len(answer), len(question)][str(key)].append((statement, answer, question))
+    # A group with enough keys, and of these the one with the most facts.
+    by_key = max(groups.values(), key=lambda group: (min(len(group), KEYS_PER_ROW), sum(map(len, group.values()))))
+    if len(by_key) < KEYS_PER_ROW:
+        raise ValueError(
+            f"the tokenizer gives no {KEYS_PER_ROW} needles of equal lengths with different keys, so rows cannot be "
+            "compared"
+        )
+    keys = list(by_key)
+    found = []
+    for row in range(rows):
+        others = [keys[i] for i in random.permutation(len(keys)) if keys[i] != keys[row % len(keys)]]
+        chosen = [keys[row % len(keys)], *others[: KEYS_PER_ROW - 1]]
+        # Different numbers: those of a key are taken in turn by the rows that ask for it, the rest at random.
+        facts = [by_key[chosen[0]][(row // len(keys)) % len(by_key[chosen[0]])]]
+        for key in chosen[1:]:
+            facts.append(by_key[key][int(random.integers(len(by_key[key])))])
+        found.append(facts)
+    return found

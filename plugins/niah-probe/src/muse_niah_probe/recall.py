@@ -1,4 +1,4 @@
-"""Asks a model for its needles, with its memory and with the two controls.
+"""Asks a model for its needles, with its memory and with three controls.
 
 Shapes: R rows, N tokens, A tokens of an answer.
 """
@@ -26,34 +26,37 @@ class Recall(NamedTuple):
     over_emptied: float
     """Nats per answer token gained over asking without any carried state."""
     over_shuffled: float
-    """Nats per answer token gained over asking with the state of another row, whose needle is another."""
+    """Nats per answer token gained over asking with the state of another row, whose needles are others."""
+    over_other_key: float
+    """Nats per answer token gained over asking for another needle of the same row: nothing where the key is ignored."""
 
 
 @torch.no_grad()
 def recall(model: Any, needles: Needles, *, segment: int) -> Recall:
     """Read the contexts in segments with the state carried, then ask."""
     device = next(model.parameters()).device
-    context, question, answer = (
+    context, question, answer, other_question = (
         torch.from_numpy(np.ascontiguousarray(ids)).long().to(device)
-        for ids in (needles.context, needles.question, needles.answer)
+        for ids in (needles.context, needles.question, needles.answer, needles.other_question)
     )
     state = None
     for start in range(0, context.shape[1], segment):
         ids = context[:, start : start + segment]
         state = model(ids, state, _tokens(ids, start)).state
-    asked = torch.cat((question, answer[:, :-1]), dim=1)
-    tokens = _tokens(asked, context.shape[1])
+    tokens = _tokens(torch.cat((question, answer[:, :-1]), dim=1), context.shape[1])
 
-    def scores(state: State) -> Tensor:
-        hidden = model(asked, state, tokens).hidden[:, question.shape[1] - 1 :]
+    def scores(state: State, question: Tensor) -> Tensor:
+        hidden = model(torch.cat((question, answer[:, :-1]), dim=1), state, tokens).hidden[:, question.shape[1] - 1 :]
         return model.logits(hidden).float().log_softmax(-1)
 
-    remembered = scores(state)
+    remembered = scores(state, question)
     exact = (remembered.argmax(-1) == answer).all(-1)
-    kept, emptied, shuffled = (
-        _of(answer, given).mean().item() for given in (remembered, scores(None), scores(_rolled(state, len(answer))))
+    kept = _of(answer, remembered).mean().item()
+    emptied, shuffled, other = (
+        _of(answer, scores(given, asked)).mean().item()
+        for given, asked in ((None, question), (_rolled(state, len(answer)), question), (state, other_question))
     )
-    return Recall(exact.double().mean().item(), kept, kept - emptied, kept - shuffled)
+    return Recall(exact.double().mean().item(), kept, kept - emptied, kept - shuffled, kept - other)
 
 
 def _of(answer: Tensor, scores: Tensor) -> Tensor:

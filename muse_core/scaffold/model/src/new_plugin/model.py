@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from muse_core.contracts import ModelOutput, State, Tokens
-from muse_core.build import ModelContext
+from muse_core.building import ModelContext
 from torch import Tensor, nn
 from torch.nn import functional as F
 

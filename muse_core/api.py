@@ -1,0 +1,243 @@
+"""MUSE from Python: open a run, build a recipe, train one. ``muse_core.load``, ``build`` and ``train`` are these."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from muse_core.contracts import Batch
+from muse_core.data.tokenizer import Tokenizer
+from muse_core.errors import DataError, RecipeError, StorageError
+from muse_core.evaluation.runs import table
+from muse_core.evaluation.scoring import Reader, score
+from muse_core.evaluation.suites import chosen, evaluate
+from muse_core.evaluation.suites.subject import Subject, split_of
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import read_rows
+from muse_core.recipe import Checked, read_recipe
+from muse_core.recipe.check import check_source
+from muse_core.recipe.reading import overridden
+from muse_core.recipe.source import RecipeText
+from muse_core.training.objectives import NextToken
+from muse_core.training.setup import Setup, set_up
+from muse_core.training.trained import Say, initial_weights, open_trained, silent
+
+Recipe = str | os.PathLike[str] | Mapping[str, Any]
+"""A recipe file, or its table."""
+
+
+class Opened:
+    """A model with its tokenizer; ``model, tokenizer = muse_core.load(run)`` takes the two apart."""
+
+    def __init__(self, setup: Setup, *, path: Path | None = None, step: int = 0):
+        self.setup = setup
+        """Recipe, text, model and kernels, as the commands have them."""
+        self.path = path
+        """The run's directory; None for a model that was built."""
+        self.step = step
+        """Steps that the weights were trained for."""
+
+    @property
+    def model(self) -> nn.Module:
+        """``model(ids, state, tokens)`` → ``contracts.ModelOutput``; in evaluation mode when it comes from ``load``."""
+        return self.setup.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """``encode``, ``decode``, ``vocabulary_size``, ``separator``."""
+        return self.setup.corpus.tokenizer
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.tokenizer))
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        where = f"{self.path} at step {self.step}" if self.path else "untrained"
+        return f"<{self.setup.recipe.name}: {count:,} parameters, {where}>"
+
+    def generate(
+        self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 1.0, seed: int = 0
+    ) -> str:
+        """What follows ``prompt``, at most ``tokens`` tokens, without the prompt.
+
+        temperature: spread of the draws; 0 takes the most likely token. top_p: draw from the smallest set of tokens
+        with this probability. A new document ends it. Raises DataError for an empty prompt, ValueError for numbers
+        out of range.
+        """
+        if tokens < 1:
+            raise ValueError(f"tokens must be at least 1, not {tokens}")
+        ids = self._ids(prompt)
+        drawn = Reader(self.setup).draw(ids, temperature=temperature, top_p=top_p, seed=seed)
+        until = itertools.takewhile(lambda token: token != self.tokenizer.separator, drawn)
+        return self.tokenizer.decode(itertools.islice(until, tokens))
+
+    def logits(self, text: str | Iterable[int]) -> Tensor:
+        """(N, vocabulary) fp32 on the CPU: row i scores what follows the first i + 1 of the N tokens, read as one
+        document. ``text``: text, or token ids. Raises DataError when there is none or an id is out of range."""
+        reader = Reader(self.setup)
+        ids = torch.tensor([self._ids(text)])
+        return torch.cat([reader.logits(hidden)[0].cpu() for hidden, _ in reader.read(ids)])
+
+    def score(self, text: str) -> dict[str, float | int]:
+        """``bits_per_byte``, ``nats_per_token``, ``nats``, ``tokens`` and ``bytes`` of a text as one document, every
+        token given all tokens before it. Raises DataError for an empty text."""
+        self._ids(text)
+        if self.tokenizer.separator < 0:
+            raise DataError("the tokens of this run are those of a task and stand for no text: use logits")
+        return score(self.setup, text)._asdict()
+
+    def evaluate(
+        self, suites: str | None = None, *, texts: Iterable[str] | None = None, tokens: int = 65_536, samples: int = 4
+    ) -> list[dict[str, Any]]:
+        """The rows of ``muse eval``, a table for ``pandas.DataFrame``: ``suites`` apart by commas, by default all that
+        the run allows; ``texts`` are documents to read in place of its held-out text. Raises RecipeError for an unknown
+        suite and DataError for text that cannot be used."""
+        names = chosen(suites)
+        given = None if texts is None else [one for one in texts if one.strip()]
+        if given == []:
+            raise DataError("the texts are empty; give at least one character")
+        own = None if given is None else split_of(given, self.tokenizer)
+        subject = Subject(setup=self.setup, own=own, tokens=tokens, samples=samples)
+        found = evaluate(subject, names, asked=suites is not None)
+        return table([{"run": str(self.path or self.setup.recipe.name), "step": self.step, "suites": found}])
+
+    def batch(self, step: int) -> Batch:
+        """The training batch of an optimiser step, on the model's device."""
+        from muse_core.data.batches import to_device
+
+        return to_device(self.setup.training_data().batch(step), self.setup.precision.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What training minimises, in nats per counted token, with the layers' own losses; for ``backward``."""
+        with self.setup.precision():
+            result = NextToken()(self.model, batch, None)
+        return result.total / batch.loss_mask.sum()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json of the run as it is. Raises StorageError when there is none yet."""
+        file = self._run / "summary.json"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StorageError(f"{file}: is not there - the run has not finished") from None
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{file}: cannot be read ({error})") from error
+        return found
+
+    def records(self, event: str = "train") -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``. Of
+        repeated steps the last row counts; what is not finite is a float again."""
+        rows: dict[Any, dict[str, Any]] = {}
+        for row in read_rows(self._run / "metrics.jsonl"):
+            if row.get("event") == event:
+                rows[row.get("step"), row.get("length")] = {key: _number(value) for key, value in row.items()}
+        return list(rows.values())
+
+    @property
+    def _run(self) -> Path:
+        if self.path is None:
+            raise StorageError("this model was built and not loaded: it has no run directory")
+        return self.path
+
+    def _ids(self, text: str | Iterable[int]) -> list[int]:
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"the text is not Unicode text ({error})") from None
+            ids = [int(token) for token in self.tokenizer.encode(text)]
+        else:
+            ids = [int(token) for token in text]
+        if not ids:
+            raise DataError("the text is empty; give at least one character")
+        size = self.setup.corpus.vocabulary_size
+        if wrong := [token for token in ids if not 0 <= token < size]:
+            raise DataError(f"token {wrong[0]} is not one of the model's, 0 to {size - 1}")
+        return ids
+
+
+def load(
+    run: str | os.PathLike[str], *, step: int | None = None, device: str | None = None, say: Say = silent
+) -> Opened:
+    """The model and the tokenizer of a run directory, with its newest good weights or those of ``step``.
+
+    No text is read before it is asked for. ``device``: auto, cpu, cuda or cuda:<index>; by default as the run's recipe
+    says. ``say`` hears in sentences what differs from the run's lock. Raises StorageError where there is no run or no
+    trained checkpoint, and RecipeError where what is installed would change its numbers.
+    """
+    path = Path(run)
+    setup, at = open_trained(path, device=device, step=step, untrained=False, say=say)
+    return Opened(setup, path=path, step=at)
+
+
+def build(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Opened:
+    """The model of a recipe with the weights that it begins with, in training mode, for a loop of one's own.
+
+    recipe: a file, or its table. overrides: as ``--set`` takes them, ``["train.steps=100"]``, or
+    ``{"train.steps": 100}``. Raises RecipeError, DataError or PluginError.
+    """
+    checked = _checked(recipe, overrides)
+    setup = set_up(checked.recipe, checked.registry)
+    initial_weights(setup, Display(Console(quiet=True)))
+    return Opened(setup)
+
+
+def train(
+    recipe: Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Opened:
+    """Do what ``muse-run`` does and open what came of it: ``.summary`` and ``.records()`` have the numbers.
+
+    run_dir: a new directory for the run, by default ``runs/<name>-<time>``. Raises as ``muse-run`` ends: RecipeError,
+    StorageError, DataError, Halted, PluginError, or Interrupted by a signal.
+    """
+    # The commands import much that opening a run does not need.
+    from muse_core.cli.launch import fresh
+
+    checked = _checked(recipe, overrides)
+    display = Display(Console(quiet=True)) if quiet else None
+    folder = fresh(checked, None, None if run_dir is None else Path(run_dir), allow_drift=False, display=display)
+    return load(folder)
+
+
+def _checked(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any]) -> Checked:
+    if isinstance(overrides, str):
+        raise RecipeError(f"overrides: must be a list or a table, as [{overrides!r}]")
+    given = [f"{key}={_written(value)}" for key, value in overrides.items()] if isinstance(overrides, Mapping) else (
+        list(overrides)
+    )
+    if isinstance(recipe, Mapping):
+        source = overridden(RecipeText(copy.deepcopy(dict(recipe)), "<table>", {}), given)
+        return check_source(source)
+    return read_recipe(recipe, given)
+
+
+def _written(value: Any) -> str:
+    """A value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_written(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: Any) -> Any:
+    """Numbers that JSON cannot spell, as floats."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+

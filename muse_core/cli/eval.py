@@ -1,0 +1,124 @@
+"""``muse eval``: what finished runs can do, by suites."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muse_core.cli.errors import guarded, warn
+from muse_core.cli.threads import let_waiting_threads_sleep
+
+NARROWEST = 120
+"""Columns that a row takes; narrower terminals wrap it and pipes get it whole."""
+
+
+@click.command(name="eval")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
+@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
+              help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
+@click.option("--documents", default="file", show_default=True, type=click.Choice(["file", "paragraph", "line"]),
+              help="What a document of --text is; intervals resample documents.")
+@click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
+              help="Tokens of text to read at most, in each suite that does.")
+@click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1),
+              help="Rows of text in each of the five depths of a needle map; mqar has eight times as many.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of what is drawn.")
+@click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
+@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of rows, for scripts and data frames.")
+def evaluate(
+    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str, tokens: int, samples: int,
+    seed: int, step: int | None, device: str | None, as_json: bool,
+) -> None:
+    """Measure the newest weights of RUNS, run directories.
+
+    \b
+    held-out    loss and bits per byte at the training length
+    length      bits per byte at 1 to 8 times the training length, same text
+    recall      loss where the bigram stood in the context before, and where not
+    needles     RULER's needle family: recall by length and depth
+    mqar        recall of pairs of tokens, by their number or by length
+    importance  signal to noise, energy, recency and share filtered of memories
+    cost        time and state bytes per token, by length
+
+    Intervals hold 95 % and resample documents. With --text no text of the run is opened.
+
+    \b
+    Exit codes: 0 done; 2 arguments or device; 3 no such run, no trained
+    checkpoint, or text that cannot be used; 5 plugin.
+    """
+    let_waiting_threads_sleep()
+    with guarded():
+        from muse_core.evaluation.suites import chosen
+
+        suites = chosen(names)  # before torch is imported, which takes seconds
+        from muse_core.evaluation.runs import evaluate_run, table
+        from muse_core.storage.canonical_json import spelled
+
+        results = []
+        for run in runs:
+            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
+                found = evaluate_run(
+                    run, suites, asked=names is not None, texts=texts, documents=documents, step=step, device=device,
+                    tokens=tokens, samples=samples, seed=seed, say=warn,
+                )
+            results.append(found)
+            if not as_json:
+                _show(found)
+        if as_json:
+            print(json.dumps(spelled(table(results)), indent=2, allow_nan=False))
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)
+    console.print(f"{result['run']} at step {result['step']:,}", style="bold", markup=False)
+    for suite, rows in result["suites"].items():
+        rows = [_short(row) for row in rows]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        shown = Table(title=suite, title_justify="left", box=None, header_style="dim")
+        for name in columns:
+            shown.add_column(name.replace("_", " "), justify="left" if _words(rows, name) else "right")
+        for row in rows:
+            shown.add_row(*(_told(row[name]) if name in row else "" for name in columns))
+        console.print(shown)
+        console.print()
+
+
+ONLY_IN_JSON = ("perplexity", "bytes", "by_chance", "few_documents", "device")
+INTERVALS = {"low": ("high", "95 %"), "ratio_low": ("ratio_high", "ratio 95 %")}
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as people read it: intervals in one cell, without what is seldom looked at."""
+    short: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in INTERVALS:
+            high, title = INTERVALS[name]
+            short[title] = None if value is None else f"{value:.4g} to {row[high]:.4g}"
+        elif name not in ONLY_IN_JSON and name not in [high for high, _ in INTERVALS.values()]:
+            short[name] = value
+    return short
+
+
+def _words(rows: list[dict[str, Any]], name: str) -> bool:
+    return any(isinstance(row.get(name), str) for row in rows)
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(f"{one:.2f}" for one in value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,143 @@
+"""What text costs: at the training length, at longer ones, and by whether the bigram stood in the context before."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, paired
+from muse_core.contracts import Batch
+from muse_core.data.batches import to_device
+from muse_core.errors import DataError
+from muse_core.evaluation.cross_entropy import scored
+from muse_core.evaluation.held_out import HeldOut, held_out, interval, undisturbed
+from muse_core.evaluation.suites.subject import Subject
+
+Row = dict[str, Any]
+
+
+def _measured(
+    subject: Subject, length: int, span: int | None = None, *, by_span: bool = False
+) -> tuple[HeldOut, np.ndarray]:
+    """Held-out measures in windows of ``length``, and the document of each row; see ``Subject.windows``."""
+    setup = subject.setup
+    if subject.is_task:
+        split = setup.recipe.evaluate.split
+        rows = subject.rows_at_once(length)
+        batches = setup.held_out_batches(split, length, rows=rows, tokens=subject.tokens)
+        documents = setup.held_out_documents(split, length, tokens=subject.tokens)
+    else:
+        batches, documents = subject.windows(length, span=span, by_span=by_span)
+    # What is given as text needs nothing of the run's own.
+    sizes = setup.corpus.byte_lengths if subject.is_task else subject.tokenizer.byte_lengths
+    found = held_out(setup.model, batches, sizes, setup.precision, documents=documents)
+    assert found is not None, "nothing interrupts it"
+    return found, documents
+
+
+def _row(subject: Subject, length: int, found: HeldOut, documents: np.ndarray) -> Row:
+    """``interval_by`` says what was resampled: windows, where there is but one document."""
+    several = len(np.unique(documents)) > 1
+    low, high = found.low, found.high
+    if not several:
+        low, high = interval(found.rows.nats / math.log(2), found.rows.bytes, None)
+    alone = len(documents) < 2
+    return {
+        "text": subject.where, "length": length, "bits_per_byte": found.bits_per_byte,
+        "low": None if alone else low, "high": None if alone else high,
+        "interval_by": "nothing, there is one window" if alone else "documents" if several else "windows",
+        "nats_per_token": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy,
+        "tokens": found.tokens, "bytes": found.bytes, "documents": len(np.unique(documents)),
+    }
+
+
+def held_out_rows(subject: Subject) -> list[Row]:
+    """One row, of the windows that the run's own evaluation reads. For a task bits per byte are bits per counted
+    token."""
+    span = subject.length * max(subject.setup.recipe.evaluate.lengths)
+    return [_row(subject, subject.length, *_measured(subject, subject.length, span))]
+
+
+def length_rows(subject: Subject) -> list[Row]:
+    """One row a length, all of the same text, in windows that start from nothing. ``ratio``: bits per byte over those
+    at the training length, with the interval of ``comparison.ratio.paired`` over documents, those in which stretches of
+    the longest length begin."""
+    span = subject.length * max(subject.lengths)
+    rows: list[Row] = []
+    base: Measured | None = None
+    for multiple in subject.lengths:
+        length = subject.length * multiple
+        if length > len(subject.split.tokens) - 1 and rows:
+            rows.append({"text": subject.where, "length": length, "skipped":
+                         f"the text has {len(subject.split.tokens) - 1} tokens"})
+            continue
+        found, documents = _measured(subject, length, span, by_span=True)
+        measured = Measured(document=documents, above=found.rows.nats, below=found.rows.bytes.astype(float))
+        row = _row(subject, length, found, documents)
+        if base is None:
+            base = measured
+        else:
+            ratio = paired({0: measured}, {0: base}, ratio=True)
+            several = row["documents"] > 1
+            row |= {
+                "ratio": ratio.value, "ratio_low": ratio.low if several else None,
+                "ratio_high": ratio.high if several else None, "few_documents": ratio.documents < FEW_DOCUMENTS,
+            }
+        rows.append(row)
+    return rows
+
+
+def seen_before(batch: Batch) -> np.ndarray:
+    """(B, N) bool: whether the token and its label stood next to each other earlier in the row's document."""
+    first, second = batch.inputs.numpy().astype(np.int64), batch.labels.numpy().astype(np.int64)
+    size = int(max(first.max(), second.max())) + 1
+    resets = batch.tokens.resets
+    document = np.zeros_like(first) if resets is None else resets.numpy().cumsum(1)
+    codes = (document * size + first) * size + second
+    found = np.zeros(first.shape, dtype=bool)
+    for row, code in enumerate(codes):
+        _, begins, inverse = np.unique(code, return_index=True, return_inverse=True)
+        found[row] = begins[inverse] < np.arange(len(code))
+    return found
+
+
+def recall_rows(subject: Subject) -> list[Row]:
+    """Two rows a length: tokens whose bigram stood earlier in the same window and document, which a model can recall,
+    and the others, which it must know (Arora et al. 2023, "Zoology")."""
+    setup = subject.setup
+    rows = []
+    for length in (subject.length, subject.length * max(subject.lengths)):
+        batches, documents = subject.windows(length, span=subject.length * max(subject.lengths))
+        nats: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        counts: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        with undisturbed(setup.model):
+            for batch in batches:
+                there = to_device(batch, setup.precision.device)
+                with setup.precision():
+                    output = setup.model(there.inputs, None, there.tokens)
+                    losses, _ = scored(setup.model, output.hidden, there)
+                each = torch.as_tensor(losses).double().cpu().numpy()
+                seen, counted = seen_before(batch), batch.loss_mask.numpy()
+                for repeated in (True, False):
+                    which = (seen == repeated) & counted
+                    nats[repeated].append((each * which).sum(1))
+                    counts[repeated].append(which.sum(1))
+        total = sum(int(part.sum()) for parts in counts.values() for part in parts)
+        for repeated in (True, False):
+            above, below = np.concatenate(nats[repeated]), np.concatenate(counts[repeated])
+            tokens = int(below.sum())
+            several = len(np.unique(documents)) > 1
+            row: Row = {
+                "text": subject.where, "length": length, "bigram": "seen before" if repeated else "new",
+                "nats_per_token": float(above.sum() / tokens) if tokens else None, "low": None, "high": None,
+                "tokens": tokens, "share": tokens / max(total, 1), "documents": len(np.unique(documents)),
+            }
+            if tokens and several:
+                row["low"], row["high"] = interval(above, below, documents)
+            rows.append(row)
+    if not any(row["tokens"] for row in rows):
+        raise DataError("the text has no tokens to score; give at least two")
+    return rows

@@ -1,0 +1,143 @@
+"""MUSE from Python: what load, build and train give, and what they say to wrong input."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+
+import muse_core
+from muse_core.errors import DataError, RecipeError, StorageError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TEXT = "The state of the union is strong — and the union of states is a strong state."
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> Any:
+    return muse_core.load(finished_run)
+
+
+def test_a_run_opens_as_model_and_tokenizer(finished_run: Path, run: Any) -> None:
+    model, tokenizer = muse_core.load(str(finished_run))
+    assert not model.training and tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert run.step == 10 and run.path == finished_run and "at step 10" in repr(run)
+    assert muse_core.load(finished_run, step=0).step == 0
+
+
+def test_a_score_is_the_cross_entropy_of_every_token_given_all_before_it(run: Any) -> None:
+    found = run.score(TEXT)
+    ids = [run.tokenizer.separator, *map(int, run.tokenizer.encode(TEXT))]
+    scores = run.logits(ids[:-1]).log_softmax(-1)
+    nats = -scores[torch.arange(len(ids) - 1), ids[1:]].double().sum().item()
+    assert found["bytes"] == len(TEXT.encode()) == found["tokens"]
+    assert found["nats"] == pytest.approx(nats, rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXT.encode()), rel=1e-6)
+    assert found["nats_per_token"] == pytest.approx(nats / len(TEXT.encode()), rel=1e-6)
+
+
+def test_a_score_does_not_depend_on_the_segments_that_are_read(run: Any) -> None:
+    from muse_core.evaluation import scoring
+
+    ids = torch.from_numpy(run.tokenizer.encode(TEXT).astype("int64"))[None]
+    whole = scoring.Reader(run.setup, segment=512).losses(ids)[0]
+    pieces = scoring.Reader(run.setup, segment=7).losses(ids)[0]
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_text_is_drawn_and_the_most_likely_token_is_that_of_the_logits(run: Any) -> None:
+    said = run.generate(TEXT, tokens=1, temperature=0)
+    assert said == run.tokenizer.decode([int(run.logits(TEXT)[-1].argmax())])
+    assert run.generate(TEXT, tokens=5, seed=1) == run.generate(TEXT, tokens=5, seed=1)
+
+
+def test_records_and_rows_are_tables_for_pandas(run: Any) -> None:
+    frame = pandas.DataFrame(run.records())
+    assert frame.step.tolist() == [1, 2, 4, 6, 8, 10] and frame.loss.dtype == float
+    frame = pandas.DataFrame(run.evaluate("held-out", tokens=1280))
+    assert frame.bits_per_byte[0] == pytest.approx(run.summary["held_out_bits_per_byte"], rel=1e-6)
+    assert frame.suite.tolist() == ["held-out"] and frame.step.tolist() == [10]
+
+
+def test_a_recipe_is_built_for_a_loop_of_ones_own(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    built = muse_core.build(small_recipe, {"train.batch_size": 2, "name": "other"})
+    assert built.setup.recipe.name == "other" and small_recipe["train"]["batch_size"] == 4
+    model, _ = built
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = built.loss(built.batch(0))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert built.batch(0).inputs.shape == (2, 64) and losses[-1] < losses[0] and losses[0] < 8.0
+    with pytest.raises(StorageError, match="no run directory"):
+        built.records()
+
+
+@pytest.mark.parametrize("value", ["zwölf 🦊 \"'\\", 1.5, 3, True, ["a", 1e-9], {"use": "x", "y.z": [1]}])
+def test_overrides_are_written_as_toml(value: Any) -> None:
+    from muse_core.api import _written
+
+    assert tomllib.loads(f"x = {_written(value)}")["x"] == value
+
+
+def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    from muse_core.recipe import to_toml
+
+    file = tmp_path / "small.toml"
+    file.write_text(to_toml(small_recipe), encoding="utf-8")
+    done = muse_core.train(str(file), ["train.steps=2"], run_dir=str(tmp_path / "run"), quiet=True)
+    assert done.step == 2 and done.summary["steps"] == 2 and done.path == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "ask, error, words",
+    [
+        (lambda run: muse_core.load("/nowhere"), StorageError, "holds no run"),
+        (lambda run: muse_core.load(run.path, step=3), StorageError, "has no checkpoint of step 3"),
+        (lambda run: muse_core.build("/nowhere.toml"), RecipeError, "nowhere.toml"),
+        (lambda run: muse_core.build({"name": "x"}, "train.steps=1"), RecipeError, "must be a list or a table"),
+        (lambda run: run.score(""), DataError, "empty"),
+        (lambda run: run.score("\ud800"), DataError, "not Unicode"),
+        (lambda run: run.logits([]), DataError, "empty"),
+        (lambda run: run.logits([257]), DataError, "token 257 is not one of the model's, 0 to 256"),
+        (lambda run: run.generate("", tokens=3), DataError, "empty"),
+        (lambda run: run.generate("a", tokens=0), ValueError, "at least 1"),
+        (lambda run: run.evaluate("hold-out"), RecipeError, "did you mean 'held-out'"),
+        (lambda run: run.evaluate("held-out", texts=[" "]), DataError, "empty"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(run: Any, ask: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as raised:
+        ask(run)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unfinished_run_has_no_summary(run: Any, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    (copy / "summary.json").unlink()
+    with pytest.raises(StorageError, match="has not finished"):
+        _ = muse_core.load(copy).summary
+
+
+def test_the_module_is_the_command_and_says_where_training_is() -> None:
+    def muse(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "muse_core", *arguments], capture_output=True, text=True, timeout=120
+        )
+
+    assert "generate" in muse("--help").stdout
+    for name in ("run", "train"):
+        asked = muse(name, "recipe.toml")
+        assert asked.returncode == 2 and "muse-run RECIPE" in asked.stderr
