@@ -27,6 +27,8 @@ def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
 @torch.library.custom_op("muse_kernels::left_green", mutates_args=())
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     rows, sites = d.shape
+    if sites == 1:  # the step of a generation
+        return torch.reciprocal(d - p * initial[:, None])
     length = chunk_length(rows, sites)
     d, p = to_chunks(d, length, 1.0), to_chunks(p, length, 0.0)
     theta = initial[:, None]

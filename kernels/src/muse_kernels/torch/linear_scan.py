@@ -31,6 +31,8 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
     rows, sites, _ = values.shape
     if rows == 0:
         return torch.empty_like(values, memory_format=torch.contiguous_format)
+    if sites == 1:  # the step of a generation
+        return torch.addcmul(values, factors[..., None], initial[:, None]).contiguous()
     length = chunk_length(rows, sites)
     x = to_chunks(values, length, 0.0)
     f = to_chunks(factors, length, 1.0)[..., None]
