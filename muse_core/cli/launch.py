@@ -219,7 +219,7 @@ def _start(
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:
     rows = {}
-    for key, chosen in setup.kernels.choices.items():
+    for key, chosen in setup.kernels.selections.items():
         passed = "".join(f"; not {name}: it {reason}" if reason.startswith("does") else f"; not {name}: {reason}"
                          for name, reason in chosen.refused)
         rows[key] = f"{chosen.backend} ({chosen.implementation}){passed}"
