@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,57 +22,110 @@ LEAST_TEMPERATURE = 1e-6
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--prompt", help='Text to continue; "" starts a document of its own.')
+@click.option("--prompt-file", type=click.Path(path_type=Path, allow_dash=True),
+              help="File with the text to continue, in UTF-8; - is the standard input.")
 @click.option("--tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Tokens to draw.")
+@click.option("--samples", default=1, show_default=True, type=click.IntRange(min=1),
+              help="Texts to draw, together; their seeds are --seed and those that follow it.")
 @click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0.0),
               help="Spread of the draws; 0 takes the most likely token.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw from that many of the most likely tokens.")
 @click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0.0, 1.0, min_open=True),
               help="Draw from the smallest set of tokens with this probability.")
+@click.option("--stop", multiple=True, help="End before this text where it appears; may be given several times.")
+@click.option("--lookup", type=click.IntRange(min=1),
+              help="With --temperature 0: propose up to this many tokens from earlier text and check them at once.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the draws.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 def generate(
-    run: Path, prompt: str, tokens: int, temperature: float, top_p: float, seed: int, step: int | None,
+    run: Path, prompt: str | None, prompt_file: Path | None, tokens: int, samples: int, temperature: float,
+    top_k: int | None, top_p: float, stop: tuple[str, ...], lookup: int | None, seed: int, step: int | None,
     device: str | None,
 ) -> None:
     """Continue a prompt with the newest weights of RUN, a run directory. No text of the run is read.
 
-    Prints the prompt and what follows as it is drawn. Memory stays constant where the model's state does.
+    Prints the prompt and what follows as it is drawn; several samples when all are drawn, each after a line
+    "--- sample N, seed S". Memory stays constant where the model's state does.
     """
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.errors import RecipeError
-        from muse_core.model.generation import generate as draw
+        from muse_core.model import generation
         from muse_core.training.trained import open_trained
 
-        if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
-            raise RecipeError(f"--temperature {temperature}: must be 0 or a number from {LEAST_TEMPERATURE} up")
-        if math.isnan(top_p):
-            raise RecipeError("--top-p nan: must be a number above 0, at most 1")
-        if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
-            raise RecipeError("--prompt: is not UTF-8 text; write it in UTF-8")
+        _check(temperature, top_p, stop, lookup, samples)
+        text = _prompt(prompt, prompt_file)
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
             setup, _ = open_trained(run, device=device, step=step, untrained=False, say=warn)
         tokenizer = setup.corpus.tokenizer
-        ids = [int(token) for token in tokenizer.encode(prompt)]
-        if not ids:
-            raise RecipeError("--prompt: is empty; give at least one character")
-        drawn = draw(
-            setup.model,
-            ids,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stream_period=setup.stream_period,
-            device=setup.precision.device,
-            precision=setup.precision,
-        )
-        # As the tokens spell it: the numbers of a task need a space before the next.
-        sys.stdout.write(tokenizer.decode(ids))
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token in itertools.islice(drawn, tokens):
-            if token == tokenizer.separator:
-                break
-            sys.stdout.write(decoder.decode(tokenizer.decode_bytes([token])))
-            sys.stdout.flush()
-        sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+        ids = [int(token) for token in tokenizer.encode(text)]
+        if not ids and tokenizer.separator < 0:
+            raise RecipeError("--prompt: is empty, and this run's tokens have none that starts a document - give one")
+        read = ids or [tokenizer.separator]  # stands before every document
+        where = {"stream_period": setup.stream_period, "device": setup.precision.device, "precision": setup.precision}
+        drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} | where
+        begun = tokenizer.decode(ids)  # as the tokens spell it: the numbers of a task need a space before the next
+        if samples > 1:
+            drawn = generation.generate_batch(setup.model, [read] * samples, tokens, **drawing)
+            for number, row in enumerate(drawn):
+                sys.stdout.write(f"--- sample {number + 1}, seed {seed + number}\n{begun}")
+                _show(tokenizer, row, stop)
+        else:
+            sys.stdout.write(begun)
+            one = (
+                generation.generate(setup.model, read, **drawing) if lookup is None
+                else generation.generate_by_lookup(setup.model, read, draft=lookup, **where)
+            )
+            _show(tokenizer, itertools.islice(one, tokens), stop)
+
+
+def _check(temperature: float, top_p: float, stop: tuple[str, ...], lookup: int | None, samples: int) -> None:
+    """Raises RecipeError for values that no generation could follow."""
+    from muse_core.errors import RecipeError
+
+    if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
+        raise RecipeError(f"--temperature {temperature}: must be 0 or a number from {LEAST_TEMPERATURE} up")
+    if math.isnan(top_p):
+        raise RecipeError("--top-p nan: must be a number above 0, at most 1")
+    if not all(stop):
+        raise RecipeError("--stop: is empty, which every text contains; give at least one character")
+    if lookup is not None and (temperature > 0 or samples > 1):
+        raise RecipeError("--lookup: checks the most likely tokens of one text; add --temperature 0 and no --samples")
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    """The text to continue. Raises RecipeError where there is none, two, or one that cannot be read."""
+    from muse_core.errors import RecipeError
+
+    if (prompt is None) == (file is None):
+        raise RecipeError("give the text to continue by either --prompt or --prompt-file (- is the standard input)")
+    if prompt is not None:
+        if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
+            raise RecipeError("--prompt: is not UTF-8 text; write it in UTF-8")
+        return prompt
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else Path(str(file)).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise RecipeError(f"--prompt-file {file}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        sentence = f"--prompt-file {file}: is not UTF-8 text at byte {error.start}; write it in UTF-8"
+        raise RecipeError(sentence) from error
+
+
+def _show(tokenizer: Any, drawn: Iterable[int], stop: tuple[str, ...]) -> None:
+    """Write text as it is drawn, up to the end of its document or a stop string, and a line's end."""
+    from muse_core.model.stopping import UntilStop
+
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    until = UntilStop(stop)
+    for token in drawn:
+        if token == tokenizer.separator:
+            break
+        sys.stdout.write(until.add(decoder.decode(tokenizer.decode_bytes([token]))))
+        sys.stdout.flush()
+        if until.stopped:
+            break
+    sys.stdout.write(until.add(decoder.decode(b"", final=True), final=True) + "\n")

@@ -12,7 +12,15 @@ from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
 from muse_core.testing.modules import assert_reached, gradients_of, weighted
-from muse_core.testing.sequences import assert_close, cuts, leaves, make_tokens, piece_of_tokens
+from muse_core.testing.sequences import (
+    assert_close,
+    assert_same_state,
+    cuts,
+    leaves,
+    make_tokens,
+    mapped,
+    piece_of_tokens,
+)
 
 PERTURBATION = 1e3
 
@@ -104,6 +112,34 @@ class ModelSuite(DerivativeSuite):
                         state = output.state
                         parts.append(output.hidden)
                     assert_close(torch.cat(parts, dim=1), whole, f"hidden in pieces of {sizes}")
+
+    def test_tokens_are_taken_back_bit_by_bit(self, case: Case) -> None:
+        """A state is a value: going back to one gives the same bits, however many tokens were read since."""
+        module: Any = self.lively(case).eval()
+        ids, start = self.ids(), self.length // 2
+        tokens = make_tokens(3, self.length)
+
+        def read(first: int, last: int, state: State) -> ModelOutput:
+            output: ModelOutput = module(
+                ids[:, first:last], state, piece_of_tokens(tokens, first, last, period=self.periods_lcm)
+            )
+            return output
+
+        with torch.no_grad():
+            kept = read(0, start, None).state
+            copy = mapped(torch.clone, kept)
+            for count in range(1, 9):
+                runs = []
+                for _ in range(2):
+                    state, found = kept, {}
+                    for token in range(start, start + count):
+                        output = read(token, token + 1, state)
+                        state = output.state
+                        found[f"hidden of token {token}"] = output.hidden
+                    runs.append(found | leaves(state))
+                    assert_same_state(kept, copy, f"the state that {count} tokens were read from", within=0.0)
+                for name, value in runs[0].items():
+                    assert_close(runs[1][name], value, f"{name} after {count} tokens were taken back", within=0.0)
 
     def test_bf16_autocast_stays_near_fp32(self, case: Case) -> None:
         module: Any = self.build(case).eval()

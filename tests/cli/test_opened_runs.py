@@ -239,6 +239,10 @@ def test_a_lock_names_every_input(project: Path) -> None:
     (("--prompt", "a", "--temperature", "1e-310"), 2, "--temperature"),
     (("--prompt", "a", "--top-p", "nan"), 2, "--top-p"),
     (("--prompt", "a", "--seed", str(10**20)), 2, "--seed"),
+    ((), 2, "--prompt-file"),
+    (("--prompt-file", "nowhere.txt"), 2, "nowhere.txt"),
+    (("--prompt", "a", "--stop", ""), 2, "--stop"),
+    (("--prompt", "a", "--lookup", "4"), 2, "--temperature 0"),
 ])
 def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple, code: int, said: str) -> None:
     done = subprocess.run(
@@ -246,6 +250,25 @@ def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == code and said in done.stderr.decode() and "Traceback" not in done.stderr.decode()
+
+
+def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
+    def said(*arguments: str, given: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", MUSE, "generate", str(trained / "run"), "--tokens", "12", *arguments], input=given,
+            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    alone = [said("--prompt", "the quick", "--top-k", "9", "--seed", seed) for seed in ("0", "1")]
+    together = said("--prompt-file", "-", "--top-k", "9", "--samples", "2", given="the quick")
+    assert together == f"--- sample 1, seed 0\n{alone[0]}--- sample 2, seed 1\n{alone[1]}"
+    greedy = said("--prompt", "the quick", "--temperature", "0")
+    assert said("--prompt", "the quick", "--temperature", "0", "--lookup", "4") == greedy
+    stop = greedy.removeprefix("the quick")[2:4]
+    assert said("--prompt", "the quick", "--temperature", "0", "--stop", stop) == greedy.partition(stop)[0] + "\n"
+    assert said("--prompt", "", "--temperature", "0")
 
 
 def test_output_in_a_poorer_encoding(muse: Callable, project: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muse_core.building import build_model
-from muse_core.model.generation import generate, sample
+from muse_core.model.generation import Stream, generate, generate_batch, generate_by_lookup, sample
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 
@@ -60,3 +60,58 @@ def test_bad_values_are_refused(model: Any) -> None:
         next(generate(model, []))
     with pytest.raises(ValueError, match="top_p"):
         next(generate(model, [1], top_p=0.0))
+
+
+PROMPTS = [[1, 5, 3], [2], [4, 4, 1, 0, 7, 7, 2], [9, 8, 3]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_prompts_of_unequal_lengths_together_give_what_each_gives_alone(model: Any, temperature: float) -> None:
+    found = generate_batch(model, PROMPTS, 11, temperature=temperature, seed=5, stream_period=4)
+    for row, prompt in enumerate(PROMPTS):
+        alone = generate(model, prompt, temperature=temperature, seed=5 + row, stream_period=4)
+        assert found[row] == list(itertools.islice(alone, 11))
+
+
+@pytest.mark.parametrize("draft", [1, 3, 8])
+@pytest.mark.parametrize("prompt", [[1, 5, 3], [1, 2, 3, 4] * 6])
+def test_lookup_gives_the_greedy_text(model: Any, prompt: list[int], draft: int) -> None:
+    plain = list(itertools.islice(generate(model, prompt, temperature=0.0, stream_period=4), 60))
+    looked_up = generate_by_lookup(model, prompt, draft=draft, match=2, stream_period=4)
+    assert list(itertools.islice(looked_up, 60)) == plain
+
+
+def test_lookup_reads_repetitive_text_in_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = load_plugins()
+    # The next token follows from the last alone, so that the greedy text repeats itself within V tokens.
+    table = {"name": "g", "model": {"width": 8, "depth": 1, "block": [{"use": "feed-forward"}]},
+             "train": {"sequence_length": 16}}
+    memoryless, _ = build_model(check_table(table, registry).recipe, registry, vocabulary_size=V, dtype="float64")
+    memoryless = memoryless.double().eval()
+    passes = []
+    read = Stream.read
+    monkeypatch.setattr(Stream, "read", lambda self, ids: (passes.append(ids.shape[1]), read(self, ids))[1])
+    found = list(itertools.islice(generate_by_lookup(memoryless, [1], match=2), 60))
+    needed = len(passes)
+    assert found == list(itertools.islice(generate(memoryless, [1], temperature=0.0), 60))
+    assert needed < 30
+
+
+def test_a_stream_goes_back_to_its_snapshot_bit_by_bit(model: Any) -> None:
+    stream = Stream(model, stream_period=4)
+    stream.prefill(torch.tensor([PROMPTS[2]]))
+    start = stream.snapshot()
+    for count in range(1, 9):
+        ids = torch.arange(count)[None] % V
+        first = torch.cat([stream.read(ids[:, [at]]) for at in range(count)], 1)
+        stream.restore(start)
+        again = torch.cat([stream.read(ids[:, [at]]) for at in range(count)], 1)
+        assert torch.equal(first, again)
+        stream.restore(start)
+
+
+def test_top_k_draws_from_the_most_likely_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=torch.float64)
+    drawn = {sample(scores, temperature=5.0, top_p=1.0, top_k=2, generator=generator) for _ in range(60)}
+    assert drawn == {1, 3}

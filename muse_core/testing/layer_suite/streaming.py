@@ -8,7 +8,7 @@ import torch
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run, run_in_pieces
 from muse_core.testing.modules import gradients_of, weighted
-from muse_core.testing.sequences import assert_close, cuts
+from muse_core.testing.sequences import assert_close, assert_same_state, cuts, leaves, mapped
 
 PIECES = {
     "stepwise": (1,),
@@ -38,6 +38,26 @@ class LayerStreaming(LayerBase):
             )
             expected, actual = run(layer, following, whole.state), run(layer, following, state)
         assert_close(actual.update, expected.update, f"what follows pieces of {sizes}")
+
+    def test_tokens_are_taken_back_bit_by_bit(self, case: Case) -> None:
+        """A state is a value: going back to one gives the same bits, however many tokens were read since."""
+        layer, period, start = self.lively(case).eval(), self.period(case), self.length // 2
+        sequence = self.sequence(case)
+        with torch.no_grad():
+            kept = run(layer, sequence.piece(0, start, period=period)).state
+            copy = mapped(torch.clone, kept)
+            for count in range(1, 9):
+                runs = []
+                for _ in range(2):
+                    state, outputs = kept, {}
+                    for token in range(start, start + count):
+                        step = run(layer, sequence.piece(token, token + 1, period=period), state)
+                        state = step.state
+                        outputs |= {f"{name} of token {token}": x for name, x in output_tensors(step).items()}
+                    runs.append(outputs | leaves(state))
+                    assert_same_state(kept, copy, f"the state that {count} tokens were read from", within=0.0)
+                for name, value in runs[0].items():
+                    assert_close(runs[1][name], value, f"{name} after {count} tokens were taken back", within=0.0)
 
     @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
     def test_gradients_through_pieces_are_those_of_the_whole(self, case: Case, documents: bool) -> None:

@@ -27,10 +27,37 @@ def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     )
     # Autocast would run the products in half precision; the state is accumulated in float32 at least.
     with torch.autocast(query.device.type, enabled=False):
-        output, final = _by_chunks(
-            query, key, value, log_decay, rate, rule, initial, resets, read, min(chunk, layout.tokens)
-        )
+        if layout.tokens == 1:
+            output, final = _one_token(query, key, value, log_decay, rate, rule, initial, resets, read)
+        else:
+            output, final = _by_chunks(
+                query, key, value, log_decay, rate, rule, initial, resets, read, min(chunk, layout.tokens)
+            )
     return output.to(layout.output_dtype), final
+
+
+def _one_token(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    rate: Tensor,
+    rule: str,
+    start_BHKM: Tensor,
+    resets: Tensor | None,
+    read: str,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself, for the step of a generation: of one token the chunk is more work than the token."""
+    q_BH1K, k_BH1K, v_BH1M = (x.transpose(1, 2) for x in (query, key, value))
+    if resets is not None:
+        start_BHKM = start_BHKM.masked_fill(resets[:, 0, None, None, None], 0.0)
+    kept_BHKM = log_decay[:, 0, :, None, None].exp() * start_BHKM
+    if rule == "delta":
+        v_BH1M = v_BH1M - k_BH1K @ kept_BHKM
+    write_BH1M = rate[:, 0, :, None, None] * v_BH1M
+    final_BHKM = torch.addcmul(kept_BHKM, k_BH1K.transpose(-1, -2), write_BH1M)
+    output_BH1M = q_BH1K @ (final_BHKM if read == "after" else start_BHKM)
+    return output_BH1M.transpose(1, 2), final_BHKM
 
 
 def _by_chunks(

@@ -79,6 +79,8 @@ torch.library.define("muse_kernels::left_green", "(Tensor d, Tensor p, Tensor in
 @torch.library.impl("muse_kernels::left_green", "default")
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     rows, sites = d.shape
+    if sites == 1:  # the step of a generation
+        return torch.reciprocal(d - p * initial[:, None])
     length = chunk_length(rows, sites)
     d, p = to_chunks(d, length, 1.0), to_chunks(p, length, 0.0)
     theta = initial[:, None]
@@ -165,6 +167,8 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
     rows, sites, _ = values.shape
     if rows == 0:
         return torch.empty_like(values, memory_format=torch.contiguous_format)
+    if sites == 1:  # the step of a generation
+        return torch.addcmul(values, factors[..., None], initial[:, None]).contiguous()
     length = chunk_length(rows, sites)
     x = to_chunks(values, length, 0.0)
     f = to_chunks(factors, length, 1.0)[..., None]
