@@ -116,7 +116,8 @@ def by_layer(runs: Sequence[RunRead], measure: str, title: str, axis: str) -> li
             continue
         positive = all(point["y"] > 0 for point in values)
         wide = positive and max(p["y"] for p in values) > 30 * min(p["y"] for p in values)
-        y = {"field": "y", "type": "quantitative", "title": axis, "scale": {"type": "log", "nice": False} if wide else {"zero": False}}
+        scale: dict[str, Any] = {"type": "log", "nice": False} if wide else {"zero": False}
+        y = {"field": "y", "type": "quantitative", "title": axis, "scale": scale}
         color = {"field": "depth", "type": "ordinal", "title": "depth", "legend": {"columns": 12}}
         encoded: dict[str, Any] = {"x": _steps(), "y": y, "color": color,
                                    "tooltip": [_tip("x", "step", ","), _tip("depth", "depth"), _tip("y", axis, ".4~g")]}
@@ -271,7 +272,8 @@ def _file(name: str, run: RunRead, runs: Sequence[RunRead]) -> str:
 
 
 def _steps() -> dict[str, Any]:
-    return {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False}, "axis": {"format": "~s"}}
+    return {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False},
+            "axis": {"format": "~s", "tickCount": 8}}
 
 
 def _color(names: list[str], *, legend: bool = True) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class RunRead:
         return max((row["x"] for row in self.train), default=0)
 
 
-def read_run(path: Path, label: str | None = None) -> RunRead:
-    """Reads a run directory, which is not changed. Raises StorageError for one that is none or has a damaged file."""
+def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunRead:
+    """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that is none or has a damaged
+    file."""
     if not (path / "recipe.toml").is_file():
         raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run")
     recipe, recipe_text = _toml(path / "recipe.toml")
@@ -72,7 +73,7 @@ def read_run(path: Path, label: str | None = None) -> RunRead:
     return RunRead(
         path=path,
         label=label or path.resolve().name,
-        state=_state(path, summary, events),
+        state=_stopped(summary, events) if own or not in_use(path) else "running",
         recipe=recipe,
         recipe_text=recipe_text,
         lock=lock,
@@ -133,13 +134,10 @@ def _by_step(rows: list[dict[str, Any]], event: str, starts: dict[int, int]) -> 
     return [found[x] | {"x": x} for x in sorted(found)]
 
 
-def _state(path: Path, summary: dict[str, Any], events: list[dict[str, Any]]) -> str:
-    if in_use(path):
-        return "running"
-    if summary:
-        return "done"
+def _stopped(summary: dict[str, Any], events: list[dict[str, Any]]) -> str:
+    """A run that was gone on with keeps the summary of its earlier end until its next one."""
     last = events[-1]["event"] if events else ""
-    return {"interrupted": "interrupted", "halt": "halted"}.get(last, "unfinished")
+    return {"interrupted": "interrupted", "halt": "halted"}.get(last, "done" if summary else "unfinished")
 
 
 def _toml(path: Path) -> tuple[dict[str, Any], str]:

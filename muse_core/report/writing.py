@@ -45,7 +45,7 @@ def make_contents(run: Path, setup: Setup, step: int, *, cost: bool = False) -> 
     stays. Raises StorageError."""
     from muse_core.report.contents import encoded, parameters_of, sample_of, times_of
 
-    kept = read_run(run).made
+    kept = read_run(run, own=True).made
     made = {"parameters": parameters_of(setup), "sample": sample_of(setup, step)}
     if cost:
         made["times"] = times_of(setup)
@@ -65,7 +65,7 @@ def report_of_run(run: Path, setup: Setup | None, step: int, say: Callable[[str]
                 make_contents(run, setup, step)
             except Exception as error:  # a sample may fail in any plugin; the pictures need none
                 say(f"the report has no sample: {_said(error)}")
-        write_report([read_run(run)], run)
+        write_report([read_run(run, own=True)], run)
     except Exception as error:
         say(f"no report was written: {_said(error)}; make it later by muse report {run}")
 
