@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("MUSE_REPORT", "0")  # a report takes seconds; the tests of reports ask for it
 
 
 @pytest.fixture

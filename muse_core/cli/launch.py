@@ -32,7 +32,7 @@ from muse_core.training.setup import Setup, memory_errors, set_up
 from muse_core.training.trained import weights_of_init
 
 
-def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, report: bool = True) -> None:
+def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, report: bool = False) -> None:
     """Start a run in a new directory; ``lock`` is what it must repeat, if anything."""
     display = Display()
     resolved = to_toml(checked.resolved)
@@ -62,7 +62,7 @@ def resumed(
     steps: int | None = None,
     extend: int | None = None,
     restart: bool = False,
-    report: bool = True,
+    report: bool = False,
 ) -> None:
     """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
     ``restart`` begins again where its checkpoints are gone."""
@@ -191,7 +191,7 @@ def _start(
     *,
     longer: Longer | None = None,
     restart: bool = False,
-    report: bool = True,
+    report: bool = False,
 ) -> None:
     parameters = sum(p.numel() for p in setup.model.parameters())
     _say_short_warmup(setup.recipe.train, display)
@@ -231,7 +231,7 @@ def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Disp
     from muse_core.report.writing import report_of_run
 
     display.finish()
-    report_of_run(directory.path, setup, step, lambda sentence: display.say(sentence, "yellow"))
+    report_of_run(directory.path, setup, step, display.say)
 
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:

@@ -326,7 +326,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "view": {"stroke": None},
         "axis": axis,
         "legend": {"labelColor": ink, "titleColor": ink, "orient": "top", "labelFontSize": 12, "titleFontSize": 12,
-                   "titleFontWeight": "normal", "symbolType": "stroke", "symbolStrokeWidth": 3},
+                   "titleFontWeight": "normal", "symbolType": "stroke", "symbolStrokeWidth": 3,
+                   "symbolOpacity": 1},
         "text": {"color": ink, "fontSize": 12},
         "bar": {"color": (dark_colors if dark else light_colors)[0]},
         "range": {

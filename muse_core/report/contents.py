@@ -20,7 +20,7 @@ from muse_core.model.generation import generate
 from muse_core.training.preview import layer_rows
 from muse_core.training.setup import Setup
 
-SAMPLE_TOKENS = 160
+SAMPLE_TOKENS = 120
 TEMPERATURE = 0.8
 PROMPT_BYTES = 48
 """Held-out text that the sample goes on with."""
@@ -31,8 +31,8 @@ WARMUP, REPEATS = 2, 5
 def parameters_of(setup: Setup) -> list[dict[str, Any]]:
     """``component`` and ``parameters``, summed over the layers of a component, the largest first."""
     sums: dict[str, int] = defaultdict(int)
-    for _, component, _, count in layer_rows(setup):
-        sums[component] += count
+    for name, component, _, count in layer_rows(setup):
+        sums[component if name.startswith("blocks.") else name] += count
     rows = [{"component": name, "parameters": count} for name, count in sums.items()]
     return sorted(rows, key=lambda row: -int(row["parameters"]))
 
@@ -60,7 +60,7 @@ def sample_of(setup: Setup, step: int, *, tokens: int = SAMPLE_TOKENS, seed: int
 
 def times_of(setup: Setup) -> dict[str, Any]:
     """Seconds that the forward pass of one row spends in each component, median of five: ``rows`` with ``component``
-    and ``seconds``, ``tokens``, ``device``. What no layer of a block spends is ``embedding, norms and head``."""
+    and ``seconds``, ``tokens``, ``device``. What no layer of a block spends is ``outside layers``."""
     device, length = setup.precision.device, min(setup.recipe.train.sequence_length, LONGEST_TIMED)
     layers = {name: component for name, component, _, _ in layer_rows(setup) if name.startswith("blocks.")}
     modules = {name: setup.model.get_submodule(name) for name in layers}
@@ -102,7 +102,7 @@ def _one_pass(
     finally:
         for handle in handles:
             handle.remove()
-    return spent | {"embedding, norms and head": max(whole - sum(spent.values()), 0.0)}
+    return spent | {"outside layers": max(whole - sum(spent.values()), 0.0)}
 
 
 def _now(device: torch.device) -> float:

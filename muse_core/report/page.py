@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from muse_core.report.tables import (
     runs_table,
 )
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SECTIONS = {
     "curves": ("Loss and bits per byte", "No step was recorded yet."),
     "gradients": ("Gradients and learning rate", "No step was recorded yet."),
@@ -85,7 +87,8 @@ def _version(run: RunRead) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    """The value as text of the page: nothing in it is markup, and control characters are shown as replaced."""
+    return html.escape(CONTROL.sub("\ufffd", str(value)))
 
 
 def _data(name: str, value: Any) -> str:
@@ -132,7 +135,8 @@ def _note(name: str, runs: Iterable[RunRead]) -> str:
     if name == "components" and not any(run.made.get("times") for run in runs):
         return "<p>Time is measured by muse report --cost.</p>" if any(run.made for run in runs) else ""
     if name == "curves":
-        return "<p>The first twentieth of the steps may lie above the picture.</p>"
+        several = "Thin lines are training, thick ones with points held-out text. " if len(list(runs)) > 1 else ""
+        return f"<p>{several}The first twentieth of the steps may lie above the picture.</p>"
     return ""
 
 

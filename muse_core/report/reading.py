@@ -60,8 +60,8 @@ class RunRead:
 
 
 def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunRead:
-    """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that is none or has a damaged
-    file."""
+    """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that
+    is none or has a damaged file."""
     if not (path / "recipe.toml").is_file():
         raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run")
     recipe, recipe_text = _toml(path / "recipe.toml")

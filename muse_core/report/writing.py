@@ -66,6 +66,7 @@ def report_of_run(run: Path, setup: Setup | None, step: int, say: Callable[[str]
             except Exception as error:  # a sample may fail in any plugin; the pictures need none
                 say(f"the report has no sample: {_said(error)}")
         write_report([read_run(run, own=True)], run)
+        say(f"report: {run / PAGE}")
     except Exception as error:
         say(f"no report was written: {_said(error)}; make it later by muse report {run}")
 
