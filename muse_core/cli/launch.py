@@ -32,7 +32,9 @@ from muse_core.training.setup import Setup, memory_errors, set_up
 from muse_core.training.trained import weights_of_init
 
 
-def fresh(checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, report: bool = False) -> None:
+def fresh(
+    checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, report: bool = False
+) -> None:
     """Start a run in a new directory; ``lock`` is what it must repeat, if anything."""
     display = Display()
     resolved = to_toml(checked.resolved)

@@ -49,8 +49,8 @@ def write_rows(path: Path, scale: float) -> None:
     records = Records(path)
     for step in range(1, 41):
         loss = scale * (1 + 4 / step)
-        row = {"event": "train", "stage": 0, "step": step, "loss": loss, "perplexity": 2.0, "bits_per_byte": 1.44 * loss,
-               "gradient_norm": 1 / step, "learning_rate": 0.01, "tokens_per_second": 50.0 + step, "seconds": 1.0}
+        row = {"event": "train", "stage": 0, "step": step, "loss": loss, "perplexity": 2.0,
+               "bits_per_byte": 1.44 * loss, "gradient_norm": 1 / step, "learning_rate": 0.01, "tokens_per_second": 50.0 + step, "seconds": 1.0}
         layers = {f"blocks.{depth}.fast-weights/{what}": 0.01 * (depth + 1) * step for depth in (0, 1)
                   for what in ("decay", "energy")}
         records.metrics(row | layers)

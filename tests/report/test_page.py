@@ -174,7 +174,8 @@ def test_reports_and_muse_show_import_neither_torch_nor_the_library(made_run):
     code = ("import sys; from muse_core.cli import muse\ntry: muse(['show', sys.argv[1], '--json'])\n"
             "except SystemExit: pass\nimport muse_core.report.writing, muse_core.report.serving\n"
             "print(sorted({'torch', 'vl_convert', 'datasets'} & set(sys.modules)), file=sys.stderr)")
-    done = subprocess.run([sys.executable, "-c", code, str(made_run("one"))], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(made_run("one"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     table = json.loads(done.stdout)
     assert table["state"] == "done" and table["steps"] == 40 and table["train"]["bits_per_byte"] == 2.0
