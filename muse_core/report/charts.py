@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.report.reading import SILENT, RunRead, finite
+from muse_core.report.reading import SILENT, RunRead, finite, plain
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 MOST_POINTS = 400
@@ -309,7 +309,16 @@ def _map(cells: list[dict[str, Any]], across: str, down: str) -> dict[str, Any]:
 
 def _spec(layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
     return {"$schema": SCHEMA, "width": "container", "height": height,
-            "autosize": {"type": "fit-x", "contains": "padding"}, "layer": layers}
+            "autosize": {"type": "fit-x", "contains": "padding"}, "layer": _plain(layers)}
+
+
+def _plain(value: Any) -> Any:
+    """The value with every text in it as pictures can show it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 def theme(*, dark: bool) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from muse_core.report.charts import Chart, theme
-from muse_core.report.reading import RunRead
+from muse_core.report.reading import RunRead, plain
 from muse_core.report.style import DRAW, FOLLOW, STYLE
 from muse_core.report.tables import (
     Table,
@@ -21,7 +20,6 @@ from muse_core.report.tables import (
     runs_table,
 )
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SECTIONS = {
     "curves": ("Loss and bits per byte", "No step was recorded yet."),
     "gradients": ("Gradients and learning rate", "No step was recorded yet."),
@@ -87,8 +85,8 @@ def _version(run: RunRead) -> str:
 
 
 def _text(value: object) -> str:
-    """The value as text of the page: nothing in it is markup, and control characters are shown as replaced."""
-    return html.escape(CONTROL.sub("\ufffd", str(value)))
+    """The value as text of the page: nothing in it is markup."""
+    return html.escape(plain(value))
 
 
 def _data(name: str, value: Any) -> str:

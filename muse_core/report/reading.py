@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ MADE = "report.json"
 SILENT = ("gate", "notice", "incident", "schema", "weights", "drift")
 """Events that interrupt nothing: they are listed, and not marked in curves."""
 MAX_BYTES = 64 * 2**20
+UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -101,6 +103,12 @@ def read_runs(paths: Iterable[Path]) -> list[RunRead]:
     if len(set(labels)) < len(labels):
         labels = deep if len(set(deep)) == len(deep) else [str(path) for path in real]
     return [read_run(path, label) for path, label in zip(real, labels, strict=True)]
+
+
+def plain(value: object) -> str:
+    """A value as text in which characters that neither XML nor UTF-8 holds, control characters among them, are shown
+    as replaced."""
+    return UNSHOWN.sub("\ufffd", str(value))
 
 
 def finite(row: dict[str, Any], key: str) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 
 from muse_core.metrics.jsonl import Records
 
-HOSTILE = "</script><script>alert(1)</script><img src='http://example.org/x'>\x00&\"'"
+HOSTILE = "</script><script>alert(1)</script><img src='http://example.org/x'>\x00\ud800&\"'"
 RECIPE = """\
 format = 2
 name = {name}
@@ -50,7 +50,8 @@ def write_rows(path: Path, scale: float) -> None:
     for step in range(1, 41):
         loss = scale * (1 + 4 / step)
         row = {"event": "train", "stage": 0, "step": step, "loss": loss, "perplexity": 2.0,
-               "bits_per_byte": 1.44 * loss, "gradient_norm": 1 / step, "learning_rate": 0.01, "tokens_per_second": 50.0 + step, "seconds": 1.0}
+               "bits_per_byte": 1.44 * loss,
+               "gradient_norm": 1 / step, "learning_rate": 0.01, "tokens_per_second": 50.0 + step, "seconds": 1.0}
         layers = {f"blocks.{depth}.fast-weights/{what}": 0.01 * (depth + 1) * step for depth in (0, 1)
                   for what in ("decay", "energy")}
         records.metrics(row | layers)
@@ -79,7 +80,7 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         path = tmp_path / name
         path.mkdir(parents=True)
-        (path / "recipe.toml").write_text(RECIPE.format(name=json.dumps(HOSTILE.replace("\x00", "")), rate=rate))
+        (path / "recipe.toml").write_text(RECIPE.format(name=json.dumps(HOSTILE.replace("\x00\ud800", "")), rate=rate))
         (path / "muse.lock.toml").write_text(LOCK.format(data=data, tokenizer=tokenizer))
         write_rows(path, sum(factors) / 4)
         sample = {"step": 40, "prompt": "My fellow ", "text": HOSTILE, "temperature": 0.8, "seed": 0}

@@ -34,15 +34,24 @@ final_tokens = 128
 PNG = b"\x89PNG\r\n"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cached(cache, monkeypatch):
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
+
+
 def begin(folder: Path, *arguments: str):
     (folder / "tiny.toml").write_text(RECIPE)
     command = [str(folder / "tiny.toml"), "--run-dir", str(folder / "run"), *arguments]
     return CliRunner().invoke(main, command, env={"MUSE_REPORT": None})
 
 
-def test_a_run_ends_with_page_pictures_and_sample_and_they_are_made_anew_with_times(tmp_path, monkeypatch):
+def test_a_run_ends_with_page_pictures_and_sample_and_they_are_made_anew_with_times(tmp_path):
     pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
     done = begin(tmp_path)
     run = tmp_path / "run"
     assert done.exit_code == 0 and f"report: {run / 'report.html'}" in done.output
@@ -66,7 +75,6 @@ def test_a_report_that_fails_is_said_and_the_run_is_done(tmp_path, monkeypatch):
     def broken():
         raise RuntimeError("no room for a script")
 
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("muse_core.report.writing.script", broken)
     done = begin(tmp_path)
     run = tmp_path / "run"
@@ -86,7 +94,6 @@ def test_without_the_library_the_sentence_says_what_to_install(monkeypatch, made
     assert not (run / "report.html").exists() and done.output.count("\n") == 1
 
 
-def test_no_report_is_drawn_where_none_is_wanted(tmp_path, monkeypatch):
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
+def test_no_report_is_drawn_where_none_is_wanted(tmp_path):
     assert begin(tmp_path, "--no-report").exit_code == 0
     assert not (tmp_path / "run" / "report.html").exists()
