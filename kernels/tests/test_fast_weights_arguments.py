@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muse_kernels import KernelRequest, chosen, debug, fast_weights
+from muse_kernels import KernelRequest, debug, fast_weights, select_backend
 from muse_kernels.testing.fast_weights import draw
 
 WRONG = {
@@ -70,10 +70,10 @@ def test_values_are_checked_in_debug_mode_only():
 
 def test_what_auto_takes_can_be_asked():
     sizes = {"key": 64, "value": 64}
-    assert chosen(KernelRequest("fast_weights", "cuda", "bfloat16", sizes)).backend == "triton"
-    double = chosen(KernelRequest("fast_weights", "cuda", "float64", sizes))
+    assert select_backend(KernelRequest("fast_weights", "cuda", "bfloat16", sizes)).backend == "triton"
+    double = select_backend(KernelRequest("fast_weights", "cuda", "float64", sizes))
     assert double.backend == "torch" and "float32" in double.refusals["triton"]
-    wide = chosen(KernelRequest("fast_weights", "cuda", "bfloat16", {"key": 256, "value": 64}))
+    wide = select_backend(KernelRequest("fast_weights", "cuda", "bfloat16", {"key": 256, "value": 64}))
     assert wide.backend == "torch" and "128" in wide.refusals["triton"]
 
 
@@ -81,7 +81,7 @@ def test_the_choice_breaks_no_compiled_graph():
     """Also where triton is taken, which a machine without a GPU cannot run."""
 
     def marked(x):
-        return x + (chosen(KernelRequest("fast_weights", "cuda", "float32")).backend == "triton")
+        return x + (select_backend(KernelRequest("fast_weights", "cuda", "float32")).backend == "triton")
 
     assert torch.compile(marked, fullgraph=True, backend="eager")(torch.zeros(1)) == 1
 

@@ -11,9 +11,9 @@ from muse_kernels import (
     KernelRequest,
     causal_resolvent_apply,
     causal_resolvent_diagonal,
-    chosen,
     debug,
     resolvent_diagonal,
+    select_backend,
 )
 from muse_kernels.testing.resolvent import draw
 
@@ -103,14 +103,14 @@ def test_values_are_checked_in_debug_mode_only():
 
 @INTERPRETED
 def test_auto_says_what_it_chose_and_why():
-    choice = chosen(KernelRequest("causal_resolvent_apply", "cpu", "float32"))
+    choice = select_backend(KernelRequest("causal_resolvent_apply", "cpu", "float32"))
     assert choice.backend == "torch" and "CUDA" in choice.refusals["triton"]
-    assert chosen(KernelRequest("causal_resolvent_apply", "cuda", "float32")).backend == "triton"
-    assert chosen(KernelRequest("causal_resolvent_apply", "cuda", "float64")).backend == "torch"
+    assert select_backend(KernelRequest("causal_resolvent_apply", "cuda", "float32")).backend == "triton"
+    assert select_backend(KernelRequest("causal_resolvent_apply", "cuda", "float64")).backend == "torch"
     with pytest.raises(ValueError, match="unknown operation"):
-        chosen(KernelRequest("resolvent", "cpu", "float32"))
+        select_backend(KernelRequest("resolvent", "cpu", "float32"))
     with pytest.raises(ValueError, match="triton refuses.*torch refuses.*reference refuses"):
-        chosen(KernelRequest("causal_resolvent_apply", "cuda", "float32", needs=frozenset({"group"})))
+        select_backend(KernelRequest("causal_resolvent_apply", "cuda", "float32", needs=frozenset({"group"})))
 
 
 def test_float64_inputs_of_another_kind_raise_the_precision():

@@ -6,7 +6,7 @@ Single precision is held to ten times the error of the sequential loop in single
 import pytest
 import torch
 
-from muse_kernels import chosen, dispatch
+from muse_kernels import dispatch, select_backend
 from muse_kernels import torch as lanes
 from muse_kernels.testing.resolvent import DOUBLE, assert_close, draw, results
 
@@ -137,4 +137,4 @@ def test_as_good_as_the_sequential_loop(eta):
 
 def test_auto_takes_the_kernels():
     request = dispatch.KernelRequest("causal_resolvent_apply", "cuda", "float32")
-    assert chosen(request).backend == "triton"
+    assert select_backend(request).backend == "triton"

@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from muse_kernels import KernelRequest, chosen, reference
-from muse_kernels.resolvent_arguments import check_resolvent
+from muse_kernels import KernelRequest, reference, select_backend
+from muse_kernels.arguments import check_resolvent
 from muse_kernels.testing.resolvent import assert_close, draw, results
 
 apply_launches = pytest.importorskip("muse_kernels.triton.resolvent.apply_launches")
@@ -224,7 +224,7 @@ def test_empty_batch():
 )
 def test_values_wider_than_a_program_holds(options):
     """Two hundred columns, in tiles of 32 by the kernel with one thread a column and of 8 over lanes."""
-    assert chosen(KernelRequest("causal_resolvent_apply", "cpu", "float32", {"value": 200})).backend == "triton"
+    assert select_backend(KernelRequest("causal_resolvent_apply", "cpu", "float32", {"value": 200})).backend == "triton"
     problem = draw(3, batch=1, heads=1, width=200, dtype=torch.float32)
     both(problem, lambda p, b, **o: p.apply(b.causal_resolvent_apply, **o), **options)
 

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from muse_kernels import chosen, dispatch
+from muse_kernels import dispatch, select_backend
 from muse_kernels import short_convolution as public
 from muse_kernels.reference import short_convolution as reference
 from muse_kernels.testing.places import assert_near, functions, results
@@ -142,7 +142,7 @@ def test_second_derivative(place):
 
 def test_a_second_derivative_is_the_torch_backends_too():
     request = dispatch.KernelRequest("short_convolution", "cpu", "float64", {}, frozenset({"double_backward"}))
-    assert chosen(request).backend == "torch"
+    assert select_backend(request).backend == "torch"
 
 
 def test_errors_name_the_argument():

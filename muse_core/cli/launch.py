@@ -238,7 +238,7 @@ def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Disp
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:
     rows = {}
-    for key, chosen in setup.kernels.choices.items():
+    for key, chosen in setup.kernels.selections.items():
         passed = "".join(f"; not {name}: it {reason}" if reason.startswith("does") else f"; not {name}: {reason}"
                          for name, reason in chosen.refused)
         rows[key] = f"{chosen.backend} ({chosen.implementation}){passed}"

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from muse_core.component import load, walk
 from muse_core.contracts import Batch, Tokens
 from muse_core.data.batches import to_device
+from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training import gradient_checks
@@ -146,7 +147,7 @@ def _allocated_by(modules: list[nn.Module], device: torch.device, held: list[int
 def kept_by(operation: str, modules: list[nn.Module]) -> Iterator[dict[int, int]]:
     """Yields address → bytes of every memory that calls of a kernel operation keep for the backward pass.
 
-    The kernels are found as attributes of the modules: a bound one bears its operation's name.
+    The kernels are found as attributes of the modules, where layers keep what ``context.kernels.bind`` gave them.
     """
     found: dict[int, int] = {}
 
@@ -166,7 +167,7 @@ def kept_by(operation: str, modules: list[nn.Module]) -> Iterator[dict[int, int]
         (module, name, value)
         for module in modules
         for name, value in vars(module).items()
-        if getattr(getattr(value, "func", value), "__name__", None) == operation
+        if operation_of(value) == operation
     ]
     for module, name, kernel in kernels:
         setattr(module, name, watched(kernel))

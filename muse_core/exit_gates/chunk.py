@@ -29,7 +29,7 @@ SLACK = 0.8
 
 def fast_weight_chunk(bench: Bench) -> Finding:
     """Trains a batch forward and backward at each chunk, in turns, and compares float64 copies."""
-    if not any(key.startswith("fast_weights") for key in bench.setup.kernels.choices):
+    if not any(one.operation == "fast_weights" for one in bench.setup.kernels.selections.values()):
         return not_applicable("the model has no fast weights")
     used = bench.checked.recipe.kernels.chunk
     variants = {chunk: bench.variant({"kernels": {"chunk": chunk}}) for chunk in sorted({*CHUNKS, used})}

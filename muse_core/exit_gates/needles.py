@@ -59,7 +59,7 @@ def memory_capacity(bench: Bench) -> Finding:
     if found is None:
         return not_applicable("muse-niah-probe, which has the test, is not installed")
     # The untrained set-up: monitors bind kernels of their own.
-    if not any(key.startswith("fast_weights") for key in bench.setup.kernels.choices):
+    if not any(one.operation == "fast_weights" for one in bench.setup.kernels.selections.values()):
         return not_applicable("the model has no linear memory")
     setup = bench.trained.setup
     with undisturbed(setup.model), setup.precision():

@@ -78,7 +78,7 @@ class Telemetry:
 
 
 def shared(row: Mapping[str, Any]) -> dict[str, float]:
-    """Means over layers of the measures that several kinds of layers have."""
+    """Means over layers of the metrics that several kinds of layers have."""
     found: dict[str, float] = {}
     for name, measure in SHARED.items():
         values = [value for key, value in row.items() if key.endswith(f"/{measure}")]

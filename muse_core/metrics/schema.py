@@ -71,7 +71,7 @@ OF_LAYERS = (
 )
 
 SHARED = {"gamma": "decay", "snr": "signal_to_noise", "gate_entropy": "gate_entropy", "gate_load": "gate_load"}
-"""Key of a train row → last part of the measures that it is the mean of."""
+"""Key of a train row → last part of the metrics that it is the mean of."""
 
 EVENTS: dict[str, Event] = {
     "schema": Event(

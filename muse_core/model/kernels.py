@@ -1,4 +1,4 @@
-"""Choice of kernels: bound once at build, printed and locked. The one place that selects."""
+"""Selection of kernels: bound once at build, printed and locked. The one place that selects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNKED = frozenset({"fast_weights"})
 
 
 @attrs.frozen(kw_only=True)
-class Chosen:
+class BackendSelection:
     """One binding, for the listing and the lock."""
 
     operation: str
@@ -30,10 +30,10 @@ class Chosen:
 
 class ByRank(tuple[tuple[str, KernelBackend], ...]):
     """Backends of ``kernels.backend = "auto"``, highest rank first: of two with equal rank that both serve a request
-    neither is chosen. Any other sequence is an order that somebody named."""
+    neither is selected. Any other sequence is an order that somebody named."""
 
 
-def choose(request: KernelRequest, backends: Sequence[tuple[str, KernelBackend]]) -> Chosen:
+def select_backend(request: KernelRequest, backends: Sequence[tuple[str, KernelBackend]]) -> BackendSelection:
     """The first backend, in the given order, that has the operation and does not refuse the request.
 
     Raises RecipeError with every reason when none serves it, and when two of equal rank do; PluginError naming a
@@ -45,7 +45,7 @@ def choose(request: KernelRequest, backends: Sequence[tuple[str, KernelBackend]]
         if reason is None:
             if isinstance(backends, ByRank):
                 _refuse_tie(request, backends, index)
-            return Chosen(
+            return BackendSelection(
                 operation=request.operation, backend=name, implementation=implementation, refused=tuple(refused)
             )
         refused.append((name, reason))
@@ -89,7 +89,7 @@ def _refuse_tie(request: KernelRequest, backends: ByRank, index: int) -> None:
 
 def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
     """Order for ``kernels.backend = "auto"``: highest rank first, equal ranks by name. Equal ranks are no fault as long
-    as no operation is asked for that both serve. Raises PluginError for a rank that is no whole number."""
+    as no operation is asked for that both serve. Raises PluginError for a rank that is not a whole number."""
     found = list(backends)
     for name, backend in found:
         if type(backend.rank) is not int:
@@ -100,7 +100,7 @@ def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
 
 
 class BoundKernels:
-    """Binds operations for one device and dtype, and remembers every choice. ``chunk`` is the performance choice of
+    """Binds operations for one device and dtype, and remembers every selection. ``chunk`` is the performance choice of
     operations that compute tokens in chunks."""
 
     def __init__(
@@ -110,7 +110,7 @@ class BoundKernels:
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
-        self.choices: dict[str, Chosen] = {}
+        self.selections: dict[str, BackendSelection] = {}
 
     def bind(
         self,
@@ -120,20 +120,34 @@ class BoundKernels:
         needs: Iterable[str] = ("gradient",),
     ) -> Callable[..., Any]:
         """The function that will compute ``operation``, with the signature of its muse_kernels namesake without
-        ``backend``. Raises RecipeError when no backend serves the request, PluginError when one does not work."""
+        ``backend``, and known to ``operation_of``. Raises RecipeError when no backend serves the request, PluginError
+        when one does not work."""
         request = KernelRequest(operation, self.device, self.dtype, dict(sizes or {}), frozenset(needs))
-        chosen = choose(request, self.backends)
+        selected = select_backend(request, self.backends)
         key = operation + "".join(f" {name}={size}" for name, size in sorted(request.sizes.items()))
-        self.choices[key] = chosen
+        self.selections[key] = selected
         try:
-            function = load(chosen.implementation)
+            function = load(selected.implementation)
         except Exception as error:
             raise PluginError(
-                f"kernel backend {chosen.backend!r}: {operation} cannot be imported ({chosen.implementation}): "
+                f"kernel backend {selected.backend!r}: {operation} cannot be imported ({selected.implementation}): "
                 f"{raised(error)}"
             ) from error
         if not callable(function):
             raise PluginError(
-                f"kernel backend {chosen.backend!r}: {operation}: {chosen.implementation} cannot be called"
+                f"kernel backend {selected.backend!r}: {operation}: {selected.implementation} cannot be called"
             )
-        return function if self.chunk is None or operation not in CHUNKED else partial(function, chunk=self.chunk)
+        fixed = {"chunk": self.chunk} if self.chunk is not None and operation in CHUNKED else {}
+        return marked(partial(function, **fixed), operation)
+
+
+def marked(kernel: Callable[..., Any], operation: str) -> Callable[..., Any]:
+    """The kernel itself, which now says what it computes; see ``operation_of``."""
+    kernel.muse_operation = operation  # type: ignore[attr-defined]
+    return kernel
+
+
+def operation_of(value: object) -> str | None:
+    """The operation that a bound kernel computes; None for anything else."""
+    found = getattr(value, "muse_operation", None)
+    return found if isinstance(found, str) else None

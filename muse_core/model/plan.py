@@ -31,15 +31,17 @@ class Site:
     block: int
     """Depth index from 0."""
     name: str
-    """Name within the block; the full name is ``blocks.<block>.<name>``."""
+    """Name within the block."""
     use: Use
     signals: Mapping[str, tuple[int, ...]]
     """Signals that earlier layers publish, with their trailing shapes."""
     publish: frozenset[str]
     """Signals of this layer that later layers read from it."""
+    full_name: str = attrs.field(init=False)
+    """``blocks.<block>.<name>``."""
 
-    @property
-    def full_name(self) -> str:
+    @full_name.default
+    def _full_name(self) -> str:
         return f"blocks.{self.block}.{self.name}"
 
 

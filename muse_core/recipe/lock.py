@@ -16,7 +16,7 @@ import attrs
 from muse_core import __version__
 from muse_core.component import walk
 from muse_core.errors import RecipeError
-from muse_core.model.kernels import Chosen
+from muse_core.model.kernels import BackendSelection
 from muse_core.plugins import Registry
 from muse_core.plugins.digest import distribution_digest, package_digest
 from muse_core.plugins.discovery import CORE
@@ -66,21 +66,21 @@ def make_lock(
     checked: Checked,
     *,
     device: str,
-    kernels: Mapping[str, Chosen] | None = None,
+    kernels: Mapping[str, BackendSelection] | None = None,
     digests: Mapping[str, str] | None = None,
     in_training: Mapping[str, float] | None = None,
     causality_gate: Mapping[str, Any] | None = None,
 ) -> Lock:
-    """The lock of a run; its table is for :func:`~muse_core.recipe.writing.write_toml`.
+    """The lock of a run; its table is for :func:`~muse_core.recipe.writing.to_toml`.
 
-    ``device`` is the resolved one with its name, ``kernels`` the choices of the build by request, ``digests`` those
+    ``device`` is the resolved one with its name, ``kernels`` the selections of the build by request, ``digests`` those
     of the data and tokenizer, ``in_training`` the part of each held-out split's bytes that stands verbatim in training
     text, ``causality_gate`` how its exact check ran where that is not float64.
 
     Imports no torch; versions come from metadata.
     """
     kernels = kernels or {}
-    serving = {chosen.backend for chosen in kernels.values()}
+    serving = {selection.backend for selection in kernels.values()}
     used = used_distributions(checked) | {
         row.distribution for row in checked.registry.rows("kernel backend") if row.name in serving
     }
@@ -102,8 +102,8 @@ def make_lock(
         ],
         "plugins": _plugins(checked.registry, used),
         "kernels": [
-            {"request": request, "backend": chosen.backend, "implementation": chosen.implementation}
-            for request, chosen in kernels.items()
+            {"request": request, "backend": selection.backend, "implementation": selection.implementation}
+            for request, selection in kernels.items()
         ],
         "recipe": checked.resolved,
     }

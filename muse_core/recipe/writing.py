@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -28,21 +27,6 @@ def to_toml(table: Mapping[str, Any]) -> str:
     text = toml.dumps(normal, encoder=encoder)
     assert _typed(tomllib.loads(text)) == _typed(normal), "written TOML does not read back equal"
     return text
-
-
-def write_toml(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
-    """Write a table to a file, which appears complete or not at all. Raises RecipeError and OSError."""
-    data = to_toml(table).encode()
-    temporary = f"{os.fspath(path)}.{os.getpid()}.part"
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
 
 
 def normalised(value: Any, path: Path = ()) -> Any:

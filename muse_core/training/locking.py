@@ -27,11 +27,11 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     checked_on, dtype = setup.exact_check
     gate = {}
     if (checked_on.type, dtype) != ("cpu", torch.float64):
-        gate = {"device": checked_on.type, "precision": str(dtype), "tolerance": TOLERANCES[dtype]}
+        gate = {"device": checked_on.type, "precision": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype]}
     return make_lock(
         checked,
         device=name,
-        kernels=setup.kernels.choices,
+        kernels=setup.kernels.selections,
         digests=own_digests(setup) if digests is None else digests,
         in_training=setup.corpus.in_training,
         causality_gate=gate,

@@ -327,7 +327,7 @@ class Run:
             "probes": self._last_probes(),
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
-            "kernels": {key: chosen.backend for key, chosen in setup.kernels.choices.items()},
+            "kernels": {key: chosen.backend for key, chosen in setup.kernels.selections.items()},
         } | memory | exit
         for row in own_rows(self.directory.events):
             if row.get("event") == "weights":

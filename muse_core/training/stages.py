@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from muse_core.component import RecipePath
-from muse_core.recipe.renames import RENAMES
+from muse_core.options.renames import RENAMES
 
 
 @attrs.frozen(kw_only=True)

@@ -7,7 +7,7 @@ kernels the fast weights and the resolvents count nothing, and the others one pa
 inputs and the outputs backward.
 """
 
-import sys
+import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from muse_core.comparison.targets import open_target
 from muse_core.contracts import Tokens
+from muse_core.model.kernels import operation_of
 
 ROWS, LENGTH = 8, 1024
 KERNELS = ("fast_weights", "causal_resolvent_apply", "causal_resolvent_diagonal")
@@ -70,7 +71,7 @@ class Boxed(torch.autograd.Function):
         returned.append(out_spec)
         found = tuple(x.detach().clone() for x in outputs)
         count.on = True
-        ctx.count, ctx.inputs, ctx.outputs, ctx.name = count, inputs, outputs, _operation(function)
+        ctx.count, ctx.inputs, ctx.outputs, ctx.name = count, inputs, outputs, operation_of(function)
         if ctx.name in PASSES:
             count.add(ctx.name, sum(map(size, inputs)) + sum(map(size, outputs)))
         return found
@@ -90,11 +91,6 @@ def _differentiable(x: object) -> bool:
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
-def _operation(kernel: object) -> str | None:
-    """A bound kernel bears its operation's name, within a partial too."""
-    return getattr(getattr(kernel, "func", kernel), "__name__", None)
-
-
 def boxed(count: Count, function):
     """The kernel as `Boxed`, with its own signature."""
 
@@ -112,7 +108,7 @@ def main(recipe: Path) -> None:
     count, tokens = Count(), Tokens(torch.arange(LENGTH).expand(ROWS, LENGTH))
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if _operation(value) in KERNELS + PASSES:
+            if operation_of(value) in KERNELS + PASSES:
                 setattr(module, name, boxed(count, value))
     for site in model.blocks[0].sites:
         layer = model.blocks[0].get_submodule(site.name)
@@ -135,4 +131,6 @@ def report(layer: str, part: str, count: Count) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    main(parser.parse_args().recipe)

@@ -12,7 +12,7 @@ import pytest
 
 from muse_core.contracts import KernelRequest
 from muse_core.errors import RecipeError
-from muse_core.model.kernels import choose
+from muse_core.model.kernels import select_backend
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "guide" / "how-to"
 
@@ -45,9 +45,9 @@ def test_the_backend_is_asked_and_its_refusal_read() -> None:
     names: dict[str, type] = {}
     exec(code("kernel-backend.md", "class Fast"), names)
     backend = names["Fast"](None, None)
-    chosen = choose(KernelRequest("fast_weights", "cuda", "float32"), [("fast", backend)])
+    chosen = select_backend(KernelRequest("fast_weights", "cuda", "float32"), [("fast", backend)])
     assert chosen.backend == "fast"
     with pytest.raises(RecipeError, match="fast is written for GPUs"):
-        choose(KernelRequest("fast_weights", "cpu", "float32"), [("fast", backend)])
+        select_backend(KernelRequest("fast_weights", "cpu", "float32"), [("fast", backend)])
     with pytest.raises(RecipeError, match="fast does not have it"):
-        choose(KernelRequest("resolvent_diagonal", "cuda", "float32"), [("fast", backend)])
+        select_backend(KernelRequest("resolvent_diagonal", "cuda", "float32"), [("fast", backend)])

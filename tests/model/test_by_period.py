@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import Tokens
-from muse_core.fast_weights.by_period import FEWEST_AT_ONCE, by_period, stretches
-from muse_core.fast_weights.periods import Writes
+from muse_core.fast_weights import FEWEST_AT_ONCE, Writes, by_period, stretches
 from muse_kernels.torch.fast_weights import fast_weights
 
 BATCH, HEADS, KEY, VALUE = 3, 2, 4, 5

@@ -8,7 +8,7 @@ import pytest
 
 from muse_core.contracts import KernelRequest
 from muse_core.errors import PluginError, RecipeError
-from muse_core.model.kernels import BoundKernels, choose, ranked
+from muse_core.model.kernels import BoundKernels, ranked, select_backend
 
 REQUEST = KernelRequest("fast_weights", "cpu", "float32")
 
@@ -31,32 +31,32 @@ def test_equal_ranks_with_disjoint_operations_both_serve() -> None:
     kernels = BoundKernels(backends, device="cpu", dtype="float32")
     kernels.bind("fast_weights")
     kernels.bind("swirl")
-    assert {key: chosen.backend for key, chosen in kernels.choices.items()} == {"fast_weights": "a", "swirl": "b"}
+    assert {key: chosen.backend for key, chosen in kernels.selections.items()} == {"fast_weights": "a", "swirl": "b"}
 
 
 def test_equal_ranks_where_one_refuses_are_no_tie() -> None:
     backends = ranked([("a", Backend(5, "fast_weights", answer="is for GPUs")), ("b", Backend(5, "fast_weights"))])
-    assert choose(REQUEST, backends).backend == "b"
+    assert select_backend(REQUEST, backends).backend == "b"
 
 
 def test_a_tie_below_the_one_that_serves_is_none() -> None:
     backends = ranked([(name, Backend(rank, "fast_weights")) for name, rank in (("a", 1), ("b", 1), ("best", 9))])
-    assert choose(REQUEST, backends).backend == "best"
+    assert select_backend(REQUEST, backends).backend == "best"
 
 
 def test_a_tie_on_a_wanted_operation_names_both_and_an_order_settles_it() -> None:
     tied = [("a", Backend(5, "fast_weights")), ("b", Backend(5, "fast_weights", "swirl"))]
     with pytest.raises(RecipeError, match='a and b both serve fast_weights and have the same rank 5; name the order: '):
         BoundKernels(ranked(tied), device="cpu", dtype="float32").bind("fast_weights")
-    assert choose(REQUEST, tied).backend == "a"
-    assert choose(REQUEST, tied[::-1]).backend == "b"
+    assert select_backend(REQUEST, tied).backend == "a"
+    assert select_backend(REQUEST, tied[::-1]).backend == "b"
 
 
 @pytest.mark.parametrize("answer", [False, 3, ["no"], KeyError("size"), SyntaxError("bad")])
 def test_a_backend_that_does_not_answer_is_named(answer: Any) -> None:
     backends = ranked([("odd", Backend(9, "fast_weights", answer=answer)), ("good", Backend(1, "fast_weights"))])
     with pytest.raises(PluginError, match=r"^kernel backend 'odd' \(\S*test_kernel_choice\): "):
-        choose(REQUEST, backends)
+        select_backend(REQUEST, backends)
 
 
 @pytest.mark.parametrize("rank", [None, 1.5, "high", True])

@@ -7,10 +7,10 @@ import attrs
 import pytest
 
 from muse_core.errors import RecipeError
-from muse_core.model.kernels import Chosen
+from muse_core.model.kernels import BackendSelection
 from muse_core.plugins import load_plugins
 from muse_core.plugins.digest import distribution_digest, package_digest
-from muse_core.recipe import check_table, write_toml
+from muse_core.recipe import check_table, to_toml
 from muse_core.recipe.lock import Lock, differences, make_lock, read_lock, source_commit, used_distributions
 
 TABLE = {"name": "x", "seed": 3, "data": {"use": "pages"}, "model": {"block": ["wave"]}}
@@ -27,7 +27,7 @@ def checked(install, layer_source):
 
 
 def lock_of(checked, **changes):
-    chosen = Chosen(operation="scan", backend="fast", implementation="m:f", refused=())
+    chosen = BackendSelection(operation="scan", backend="fast", implementation="m:f", refused=())
     arguments = {"device": "cpu", "kernels": {"scan key=4": chosen}, "digests": {"data": "abc"}} | changes
     return make_lock(checked, **arguments)
 
@@ -47,7 +47,7 @@ def plugin(lock, name):
 
 def test_a_lock_survives_its_file_and_gives_the_same_recipe(checked, tmp_path):
     lock = lock_of(checked)
-    write_toml(tmp_path / "muse.lock.toml", lock.table)
+    (tmp_path / "muse.lock.toml").write_text(to_toml(lock.table))
     again = read_lock(tmp_path / "muse.lock.toml")
     assert differences(again, lock) == ()
     assert again.table == lock.table

@@ -10,7 +10,7 @@ import pytest
 
 from muse_core.component import PathMark, RecipePath
 from muse_core.errors import RecipeError
-from muse_core.recipe import check_table, read_recipe, write_toml
+from muse_core.recipe import check_table, read_recipe, to_toml
 from muse_core.recipe.check import read_table
 
 
@@ -53,7 +53,7 @@ def test_f11_paths_of_the_command_line_are_relative_to_the_working_directory(pro
 def test_f11_the_resolved_recipe_means_the_same_everywhere(project, tmp_path, monkeypatch):
     checked = read_recipe(project / "over.toml")
     (tmp_path / "run").mkdir()
-    write_toml(tmp_path / "run" / "recipe.toml", checked.resolved)
+    (tmp_path / "run" / "recipe.toml").write_text(to_toml(checked.resolved))
     monkeypatch.chdir("/")
     assert read_recipe(tmp_path / "run" / "recipe.toml").recipe == checked.recipe
     assert check_table(checked.resolved).recipe == checked.recipe

@@ -9,21 +9,20 @@
 
 __version__ = "0.2.0"
 
-from .debugging import debug
-from .dispatch import Choice, chosen
+from .arguments import debug, unit_length
+from .dispatch import BackendSelection, select_backend
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .request import KernelRequest
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .short_convolution import short_convolution
-from .short_convolution_arguments import unit_length
 
 __all__ = [
-    "Choice",
+    "BackendSelection",
     "KernelRequest",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
-    "chosen",
+    "select_backend",
     "debug",
     "fast_weights",
     "gated_norm",

@@ -7,20 +7,20 @@ from .refusals import REFUSALS
 from .request import BACKENDS, OPERATIONS, KernelRequest
 
 
-class Choice(NamedTuple):
+class BackendSelection(NamedTuple):
     """The answer to a request: the chosen backend, and each refusing backend's reason."""
 
     backend: str
     refusals: Mapping[str, str]
 
 
-def chosen(request: KernelRequest, backend: str = "auto") -> Choice:
+def select_backend(request: KernelRequest, backend: str = "auto") -> BackendSelection:
     """The backend that serves the request: the named one, or for "auto" the first that does not refuse.
 
     Raises ValueError for unknown names, and with every reason when nobody serves it.
 
-    >>> from muse_kernels import KernelRequest, chosen
-    >>> chosen(KernelRequest("resolvent_diagonal", "cpu", "float64")).backend
+    >>> from muse_kernels import KernelRequest, select_backend
+    >>> select_backend(KernelRequest("resolvent_diagonal", "cpu", "float64")).backend
     'torch'
     """
     if request.operation not in OPERATIONS:
@@ -31,7 +31,7 @@ def chosen(request: KernelRequest, backend: str = "auto") -> Choice:
     for name in BACKENDS if backend == "auto" else (backend,):
         reason = REFUSALS[name](request)
         if reason is None:
-            return Choice(name, refusals)
+            return BackendSelection(name, refusals)
         refusals[name] = reason
     raise ValueError(f"{request.operation}: " + "; ".join(f"{name} refuses: {why}" for name, why in refusals.items()))
 

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from .debugging import checks_values
-from .dispatch import chosen, implementation
-from .fast_weights_arguments import Call, check_fast_weights
+from .arguments import Call, check_fast_weights, checks_values
+from .dispatch import implementation, select_backend
 from .request import KernelRequest
 
 
@@ -40,7 +39,7 @@ def fast_weights(
         read: "after" for W_t^T q_t, "before" for W_{t-1}^T q_t.
         chunk: tokens computed together. Changes speed and rounding, never the model; backends may round it.
         group: reserved for context parallelism; NotImplementedError unless None.
-        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.chosen` answers what "auto" takes.
+        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and W_{N-1} (B, H, K, M), float32, or
     float64 where any input is. Any strides, empty batches; bfloat16 products are accumulated in float32. Gradients to
@@ -62,7 +61,7 @@ def fast_weights(
         {"key": layout.key_width, "value": layout.value_width},
         frozenset(needs),
     )
-    function = implementation("fast_weights", chosen(request, backend).backend)
+    function = implementation("fast_weights", select_backend(request, backend).backend)
     options = {"rule": rule, "initial": initial, "resets": resets, "read": read, "chunk": chunk}
     return function(query, key, value, log_decay, rate, **options)
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from .dispatch import chosen, implementation
-from .gated_norm_arguments import in_double
+from .arguments import in_double
+from .dispatch import implementation, select_backend
 from .request import KernelRequest
 
 
@@ -29,4 +29,4 @@ def gated_norm(
         "float64" if in_double(x, weight, gate) else "float32",
         {"features": x.shape[-1] * (2 if x.is_complex() else 1)},
     )
-    return implementation("gated_norm", chosen(request, backend).backend)(x, weight, gate, epsilon=epsilon)
+    return implementation("gated_norm", select_backend(request, backend).backend)(x, weight, gate, epsilon=epsilon)

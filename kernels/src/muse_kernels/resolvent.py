@@ -7,7 +7,7 @@ i-1 to i, so all have N entries and l_0, u_0 act only on a carried state. Zero c
 import torch
 from torch import Tensor
 
-from .dispatch import chosen, implementation
+from .dispatch import implementation, select_backend
 from .request import KernelRequest
 
 
@@ -18,7 +18,7 @@ def resolvent_diagonal(diagonal, lower, upper, energy, *, backend: str = "auto")
         diagonal: a, (..., N), real or complex.
         lower, upper: l and u, broadcastable to (..., N), or scalars; entry 0 has no effect.
         energy: z, complex, broadcastable to (..., 1), or a scalar.
-        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.chosen` answers what "auto" takes.
+        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
 
     Any strides and leading dimensions, which broadcast; bfloat16 is computed in float32. ValueError names the argument
     and the shapes that do not fit. Source: mathematics §1.
@@ -72,4 +72,4 @@ def _bind(operation: str, backend: str, group, diagonal, *others):
         raise NotImplementedError(f"{operation}: context parallelism (group) is not built yet; pass group=None")
     needs = frozenset({"gradient"}) if any(x.requires_grad for x in tensors) else frozenset()
     request = KernelRequest(operation, diagonal.device.type, "float64" if double else "float32", needs=needs)
-    return implementation(operation, chosen(request, backend).backend)
+    return implementation(operation, select_backend(request, backend).backend)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .dispatch import chosen, implementation
+from .dispatch import implementation, select_backend
 from .request import KernelRequest
 
 
@@ -38,5 +38,5 @@ def short_convolution(
         {"key": key_width, "span": len(taps)},
         frozenset({"resets"}) if resets is not None else frozenset(),
     )
-    function = implementation("short_convolution", chosen(request, backend).backend)
+    function = implementation("short_convolution", select_backend(request, backend).backend)
     return function(x, taps, heads, key_width, initial=initial, resets=resets)

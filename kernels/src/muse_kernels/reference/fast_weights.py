@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, H heads, K key width, M value width.
 import torch
 from torch import Tensor
 
-from ..fast_weights_arguments import Call, Layout, checked
+from ..arguments import Call, Layout, checked
 
 
 @checked

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..gated_norm_arguments import check_gated_norm
+from ..arguments import check_gated_norm
 
 
 def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:

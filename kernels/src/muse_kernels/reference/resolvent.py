@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..resolvent_arguments import Tridiagonal, check_resolvent
+from ..arguments import Tridiagonal, check_resolvent
 
 
 def resolvent_diagonal(diagonal, lower, upper, energy) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..short_convolution_arguments import SHORTEST, check_short_convolution
+from ..arguments import SHORTEST, check_short_convolution
 
 
 def short_convolution(

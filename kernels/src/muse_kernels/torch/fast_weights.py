@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..fast_weights_arguments import Call, Layout, checked
+from ..arguments import Call, Layout, checked
 
 
 @checked

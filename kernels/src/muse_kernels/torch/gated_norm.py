@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..gated_norm_arguments import check_gated_norm, in_double
+from ..arguments import check_gated_norm, in_double
 
 
 def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:

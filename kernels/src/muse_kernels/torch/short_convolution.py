@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..short_convolution_arguments import check_short_convolution, documents, unit_length
+from ..arguments import check_short_convolution, documents, unit_length
 
 
 def short_convolution(

@@ -1,9 +1,11 @@
-"""The hebbian memory layer.
+"""The memory layer: fast weights, how fast a head forgets and how strongly it writes, and the rotation of its keys.
 
 Shapes: B batch, N tokens, D width, H heads, K key width, M value width.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +13,26 @@ from torch.nn import functional as F
 
 from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.fast_weights.by_period import by_period
-from muse_core.fast_weights.periods import Writes
+from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
+from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_fast_weights.convolution import CausalConvolution
-from muse_fast_weights.dynamics import Dynamics, regrouped
 from muse_fast_weights.options import FastWeightsOptions
-from muse_fast_weights.rotation import Rotation
 from muse_kernels import unit_length
+
+WEIGHT_STD = 0.5
+"""Standard deviation of a weight's share of the pre-activation at the start, for inputs of unit mean square."""
+SLOWEST = 1e-3
+"""Frequency of the last pair of entries at the start; the first has 1, those between are log-spaced."""
 
 
 class FastWeights(nn.Module):
     """update_t = P (gate(x_t) ⊙ norm(W_tᵀ q_t)), with W written by the Hebbian or the delta rule.
 
-    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.by_period.Reading``) and,
+    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.Reading``) and,
     with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t;
     ``gate`` (B, N, H M): σ of the gate's pre-activation.
-    Measures: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
+    Metrics: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
     per token), ``rate`` (mean β), and the filters'. Source: mathematics §3.
     """
 
@@ -159,3 +163,151 @@ def _measures(weights: Tensor, decay: Tensor, rate: Tensor, valid: Tensor | None
         "decay_max": decay.amax(),
         "rate": (rate * share).sum(),
     }
+
+
+class Dynamics(nn.Module):
+    """log-decay g = −(base_decay + softplus(w·x + c)) ≤ 0 and rate β = σ(u·x + b) in [0, 1], in fp32 at least.
+
+    c is set so that softplus(c) is log-spaced over the heads between the two ``initial_decay`` bounds; β starts
+    around ``initial_rate``, or ``first_rate``. With ``own_decay`` false only the rate is learned here and Γ comes from
+    a signal. With ``amplified`` g = −(base_decay + A softplus(w·x + c)): A starts even in (0, 16) and softplus(c)
+    log-even in (0.001, 0.1), both learned (Mamba's Δ, as in Gated DeltaNet). β = most_rate σ(u·x + b).
+    Source: mathematics §2, §3.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        generator: torch.Generator,
+        *,
+        initial_decay: tuple[float, float],
+        base_decay: float,
+        initial_rate: float | None,
+        replaced: int | None,
+        own_decay: bool,
+        amplified: bool = False,
+        most_rate: float = 1.0,
+    ):
+        super().__init__()
+        self.most_rate = most_rate
+        self.heads = heads
+        self.base_decay = base_decay
+        self.decay = _linear(width, heads, generator) if own_decay else None
+        self.rate = _linear(width, heads, generator)
+        slow, fast = torch.tensor(initial_decay, dtype=torch.float64)
+        start = torch.logspace(slow.log10(), fast.log10(), heads, dtype=torch.float64)
+        self.log_amplitude, learned = None, start
+        if amplified and self.decay is not None:
+            amplitude, learned = first_amplitude(heads, generator)
+            self.log_amplitude = nn.Parameter(amplitude.log().to(self.decay.bias.dtype))
+            start = amplitude * learned
+        if initial_rate is None:
+            # The Γ of a signal is not known here.
+            rate = first_rate(start + base_decay, replaced if own_decay else None)
+        else:
+            rate = torch.full_like(start, initial_rate)
+        with torch.no_grad():
+            self.rate.bias.copy_((rate / most_rate).logit())
+            if self.decay is not None:
+                self.decay.bias.copy_(learned.expm1().log())
+
+    def forward(self, x: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, N, D), ``decay`` Γ ≥ 0 (B, N, heads of another layer) or None → g and β, each (B, N, H)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            if self.decay is None:
+                return -regrouped(decay, self.heads).to(x.dtype) - self.base_decay, self.strength(self.rate(x))
+            # One product, so that x is read once.
+            weight = torch.cat((self.decay.weight, self.rate.weight))
+            bias = torch.cat((self.decay.bias, self.rate.bias))
+            forgetting, writing = F.linear(x, weight, bias).chunk(2, dim=-1)
+            # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
+            # gradient (aot_eager: "view size is not compatible").
+            forgotten = F.logsigmoid(-forgetting)
+            if self.log_amplitude is not None:
+                forgotten = self.log_amplitude.exp() * forgotten
+            return forgotten - self.base_decay, self.strength(writing)
+
+    def strength(self, writing: Tensor) -> Tensor:
+        """β of its pre-activation."""
+        rate = torch.sigmoid(writing)
+        return rate if self.most_rate == 1.0 else self.most_rate * rate
+
+
+def first_amplitude(heads: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A and softplus(c), each (H,), as Mamba-2 and Gated DeltaNet draw them."""
+    low, high = math.log(0.001), math.log(0.1)
+    amplitude = torch.rand(heads, generator=generator, dtype=torch.float64).mul(16).clamp(min=1e-2)
+    step = torch.rand(heads, generator=generator, dtype=torch.float64).mul(high - low).add(low).exp()
+    return amplitude, step
+
+
+def first_rate(decay: Tensor, replaced: int | None) -> Tensor:
+    """β (H,) for first Γ (H,): 1/2, at most K Γ where a write replaces one of K = ``replaced`` directions.
+
+    A replacing write with an unrelated key leaves 1 − β/K of an answer on average; β ≤ K Γ makes that at least 1 − Γ,
+    so memory ends by its decay, which the heads spread over lengths, and not by the next K/β tokens.
+    """
+    half = torch.full_like(decay, 0.5)
+    return half if replaced is None else half.minimum(replaced * decay)
+
+
+def regrouped(decay: Tensor, heads: int, name: str = "decay") -> Tensor:
+    """Γ, or another signal called ``name``, (B, N, G) of G heads as (B, N, heads): means of equal groups, or repetition
+    when G is the smaller number.
+
+    Raises ValueError when neither number divides the other.
+    """
+    given = decay.shape[-1]
+    if given % heads == 0:
+        return decay.unflatten(-1, (heads, given // heads)).mean(-1)
+    if heads % given == 0:
+        return decay.repeat_interleave(heads // given, dim=-1)
+    raise ValueError(f"the {name} signal has {given} heads, which neither divides nor is a multiple of heads = {heads}")
+
+
+def _linear(width: int, heads: int, generator: torch.Generator) -> nn.Linear:
+    linear = nn.Linear(width, heads)
+    nn.init.normal_(linear.weight, std=WEIGHT_STD / width**0.5, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Frequencies(nn.Module):
+    """Frequencies (H, K // 2), in fp32 at least: they multiply angles of thousands of radians."""
+
+    def __init__(self, heads: int, pairs: int):
+        super().__init__()
+        first = torch.logspace(0, math.log10(SLOWEST), max(1, pairs))[:pairs]
+        self.frequency = nn.Parameter(first.repeat(heads, 1))
+
+
+class Rotation(nn.Module):
+    """Turns the pairs of q and of k by frequency_p × angle; lengths stay, an odd last entry too."""
+
+    def __init__(self, heads: int, key_width: int, by_position: bool):
+        super().__init__()
+        self.heads, self.by_position = heads, by_position
+        self.dynamics = Frequencies(heads, key_width // 2)
+
+    def forward(self, query: Tensor, key: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """query, key (B, N, H, K) → the same turned, in their dtype."""
+        frequency = self.dynamics.frequency
+        with torch.autocast(query.device.type, enabled=False):
+            if self.by_position:
+                angle = tokens.positions[..., None].to(frequency.dtype)
+            else:
+                shift = signals["spectral_shift"]
+                angle = math.pi * regrouped(shift, self.heads, "spectral_shift")
+            angle = angle[..., None] * frequency
+            cosine, sine = angle.cos(), angle.sin()
+            return turned(query, cosine, sine), turned(key, cosine, sine)
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """x (B, N, H, K), the entries p and K // 2 + p a pair; cosine and sine (B, N, H or 1, K // 2)."""
+    pairs = cosine.shape[-1]
+    first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
+    parts = (first * cosine - second * sine, first * sine + second * cosine, rest)
+    return torch.cat([part.to(x.dtype) for part in parts], dim=-1)

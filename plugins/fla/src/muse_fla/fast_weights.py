@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muse_kernels.fast_weights_arguments import Call, Layout, checked
+from muse_kernels.arguments import Call, Layout, checked
 
 
 @checked

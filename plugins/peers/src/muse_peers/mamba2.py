@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.fast_weights.by_period import by_period
-from muse_core.fast_weights.periods import Writes
+from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_core.model.precision import lowered

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...fast_weights_arguments import Call, Layout, checked
+from ...arguments import Call, Layout, checked
 from ...torch.fast_weights import fast_weights as by_torch
 from ..memory import unit_last_stride
 from . import launch

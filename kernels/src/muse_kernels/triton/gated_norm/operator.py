@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...gated_norm_arguments import check_gated_norm, in_double
+from ...arguments import check_gated_norm, in_double
 from ...torch.gated_norm import gated_norm as by_torch
 from ..double_backward import differentiated_again, gradients_by_torch
 from ..memory import floats, unit_last_stride

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...resolvent_arguments import check_resolvent
-from ...torch import left_green as by_torch
-from ...torch.linear_scan import linear_scan
+from ...arguments import check_resolvent
+from ...torch import resolvent as by_torch
+from ...torch.resolvent import linear_scan
 from ..double_backward import differentiate_gradients
 from .apply_launches import apply_backward, apply_forward
 from .causal_resolvent_diagonal import fake_gradients, shifted_and_coupled

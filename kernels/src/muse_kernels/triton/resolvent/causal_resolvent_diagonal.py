@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...resolvent_arguments import check_resolvent
-from ...torch import left_green as by_torch
+from ...arguments import check_resolvent
+from ...torch import resolvent as by_torch
 from ..double_backward import differentiate_gradients
 from .green_launches import left_green_backward
 from .row_launches import left_green

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...arguments import Tridiagonal
 from ...refusals import refuse_triton
 from ...request import KernelRequest
-from ...resolvent_arguments import Tridiagonal
 from ..memory import floats
 from .tiles import Tile
 
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 def check_served(problem: Tridiagonal) -> None:
-    """ValueError with the reason that `muse_kernels.chosen` would give."""
+    """ValueError with the reason that `muse_kernels.select_backend` would give."""
     dtype = "float64" if problem.dtype == torch.complex128 else "float32"
     reason = refuse_triton(KernelRequest(problem.operation, problem.energy.device.type, dtype))
     if reason is not None:

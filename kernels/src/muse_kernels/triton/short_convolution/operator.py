@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...short_convolution_arguments import SHORTEST, check_short_convolution, documents
+from ...arguments import SHORTEST, check_short_convolution, documents
 from ...torch.short_convolution import of_documents
 from ..double_backward import differentiated_again, gradients_by_torch
 from ..memory import MOST_OF_AN_AXIS, unit_last_stride

@@ -1,1 +1,0 @@
-"""Fast weights with filters on the absolute period grid."""
