@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from muse_core.cli import muse
 from muse_core.cli.run import main
+from muse_core.errors import Halted
 from muse_core.report import drawing
+from muse_core.training.run import Run
 
 RECIPE = """\
 format = 2
@@ -97,3 +99,20 @@ def test_without_the_library_the_sentence_says_what_to_install(monkeypatch, made
 def test_no_report_is_drawn_where_none_is_wanted(tmp_path):
     assert begin(tmp_path, "--no-report").exit_code == 0
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_that_halts_after_a_checkpoint_is_drawn_and_one_that_the_gate_refuses_leaves_nothing(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+
+    def halt(*_):
+        raise Halted("the trial halts here")
+
+    for where, name, kept in (("_gate", "refused", False), ("_final_evaluation", "halted", True)):
+        (tmp_path / name).mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, where, halt)
+            done = begin(tmp_path / name)
+        assert done.exit_code == 4 and "the trial halts here" in done.output
+        assert (tmp_path / name / "run" / "report.html").exists() == kept == (tmp_path / name / "run").exists()
