@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -18,9 +19,10 @@ FAILED_RUNS = 6
 
 
 @click.command()
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, required=True, metavar="PLAN | RUN RUN…", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of the runs and of the report [default: comparisons/<name of the plan>].")
+              help="Folder of the runs and of the report [default: comparisons/<name of the plan>; of run directories: "
+              "comparisons/<A>-against-<B>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of every variant, as muse-run does; take another --output for it.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
@@ -32,13 +34,15 @@ FAILED_RUNS = 6
 @click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
-    plan: Path, output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str, max_seconds: float | None,
-    retry: bool, only_report: bool, dry_run: bool,
+    targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str,
+    max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
-    """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes.
+    """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes; or compare finished RUNs,
+    each with the last one.
 
     Each run is an ordinary run directory: one that is done is not repeated, one that was interrupted goes on. After
-    every run report.md and report.json are written anew.
+    every run report.md and report.json are written anew. Of run directories nothing is trained: the report has the
+    recipe keys that differ, the curves, the ratio paired by documents with its interval, and a verdict.
 
     \b
     Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of a variant's sweep
@@ -47,6 +51,11 @@ def compare(
     outlive_output()
     with guarded(), ended_by_signals(), contextlib.ExitStack() as held:
         refuse_several_processes()
+        if len(targets) > 1 or targets[0].is_dir():
+            given = [overrides, slots != 1, gpus, max_seconds, retry, only_report, dry_run]
+            _compare_runs(targets, output, any(given))
+            return
+        plan = targets[0]
         from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.report import compose, markdown, write
@@ -118,6 +127,42 @@ def compare(
             raise SystemExit(LEFT)
         if report["reported_failed"] or report["sweep_failed"]:
             raise SystemExit(FAILED_RUNS)
+
+
+def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:
+    from muse_core.errors import RecipeError
+    from muse_core.report.compared import compare_runs, verdict_table
+    from muse_core.report.reading import read_runs
+    from muse_core.report.tables import recipe_differences
+    from muse_core.report.writing import write_report
+    from muse_core.storage.canonical_json import spelled
+    from muse_core.storage.disk import Disk, write_file_atomically
+
+    files = [run for run in runs if run.is_file()]
+    if files:
+        raise RecipeError(f"{files[0]}: is a file - give one plan, or two or more run directories")
+    if len(runs) < 2:
+        raise RecipeError(f"{runs[0]}: is a directory - give two or more run directories, or one plan")
+    if plan_options:
+        raise RecipeError("finished runs are compared as they are: leave all options but --output out")
+    read = read_runs(runs)
+    report = compare_runs(read)
+    verdicts, differing = verdict_table(report), recipe_differences(read)
+    folder = output or Path("comparisons") / f"{runs[0].resolve().name}-against-{runs[-1].resolve().name}"
+    written = write_report(read, folder, before=[("Comparison", verdicts)])
+    told = json.dumps(spelled(report), indent=2, allow_nan=False) + "\n"
+    write_file_atomically(Disk(), folder / "report.json", told.encode())
+    for row in differing.rows:
+        click.echo(f"{row[0]}: {' | '.join(row[1:])}")
+    click.echo()
+    for one in report["against_baseline"]:
+        click.echo(
+            f"{one['run']}: {one['value']:.4f} × the bits per byte of {report['baseline']} "
+            f"(95 % {one['low']:.4f} to {one['high']:.4f}): {one['verdict']}"
+        )
+        for remark in one["remarks"]:
+            click.echo(f"  {remark}")
+    click.echo(f"{report['test']}\n{written}")
 
 
 def _state(cell: object) -> str:

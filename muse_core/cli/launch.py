@@ -12,7 +12,7 @@ from rich.table import Table
 
 from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import Halted, RecipeError, StorageError
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
@@ -34,7 +34,13 @@ from muse_core.training.trained import weights_of_init
 
 
 def fresh(
-    checked: Checked, lock: Lock | None, run_dir: Path | None, *, allow_drift: bool, display: Display | None = None
+    checked: Checked,
+    lock: Lock | None,
+    run_dir: Path | None,
+    *,
+    allow_drift: bool,
+    display: Display | None = None,
+    report: bool = False,
 ) -> Path:
     """Start a run in a new directory and return it; ``lock`` is what it must repeat, if anything."""
     display = display or Display()
@@ -50,7 +56,7 @@ def fresh(
                 source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table),
                 tokenizer=setup.corpus.tokenizer.to_json(),
             )
-            _start(setup, directory, display, drift)
+            _start(setup, directory, display, drift, report=report)
         except BaseException:
             with contextlib.suppress(StorageError):  # the first error is the one to report
                 directory.withdraw()
@@ -66,6 +72,7 @@ def resumed(
     steps: int | None = None,
     extend: int | None = None,
     restart: bool = False,
+    report: bool = False,
 ) -> None:
     """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
     ``restart`` begins again where its checkpoints are gone."""
@@ -88,7 +95,7 @@ def resumed(
         if longer is not None:
             lengthened = read_recipe(directory.recipe, longer.overrides)
             longer.write(directory, to_toml(lengthened.resolved))
-        _start(setup, directory, display, drift, longer=longer, restart=restart)
+        _start(setup, directory, display, drift, longer=longer, restart=restart, report=report)
 
 
 def show(checked: Checked) -> None:
@@ -196,6 +203,7 @@ def _start(
     *,
     longer: Longer | None = None,
     restart: bool = False,
+    report: bool = False,
 ) -> None:
     parameters = sum(p.numel() for p in setup.model.parameters())
     _say_short_warmup(setup.recipe.train, display)
@@ -216,11 +224,26 @@ def _start(
         if longer is not None:
             records.event(longer.event())
             display.say(longer.sentence())
-        summary = Run(setup, directory, records, display, restart=restart).go()
+        run = Run(setup, directory, records, display, restart=restart)
+        summary = run.go()
+    except Halted:
+        if report and any(directory.checkpoints.glob("gen-*")):  # a start that the gate refuses leaves nothing
+            _draw(directory, None, 0, display)
+        raise
     finally:
         display.finish()
         records.close()
     _report(summary, directory, display)
+    if report:
+        _draw(directory, run.setup, summary["steps"], display)
+
+
+def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Display) -> None:
+    """``report.html`` and its pictures; that it fails is said and costs nothing else."""
+    from muse_core.report.writing import report_of_run
+
+    display.finish()
+    report_of_run(directory.path, setup, step, display.say)
 
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:

@@ -31,6 +31,8 @@ from muse_core.errors import RecipeError
               help="With --resume: train N steps beyond the planned ones, at the rate of the last planned one.")
 @click.option("--restart", is_flag=True,
               help="With --resume: begin again at step 0 where every checkpoint of a run is gone.")
+@click.option("--report/--no-report", default=True, envvar="MUSE_REPORT", show_envvar=True,
+              help="Draw report.html and pictures at the end [default: report].")
 @click.version_option(package_name="muse-core")
 def main(
     recipe: Path | None,
@@ -44,6 +46,7 @@ def main(
     steps: int | None,
     extend: int | None,
     restart: bool,
+    report: bool,
 ) -> None:
     """Train, guard, evaluate and report the language model that RECIPE, a TOML file, describes.
 
@@ -70,7 +73,10 @@ def main(
         if resume is not None:
             from muse_core.cli.launch import resumed
 
-            resumed(resume, device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart)
+            resumed(
+                resume, device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart,
+                report=report,
+            )
             return
         from muse_core.recipe import read_recipe
         from muse_core.recipe.lock import read_lock
@@ -83,7 +89,7 @@ def main(
         if dry_run:
             show(checked)
         else:
-            fresh(checked, lock, run_dir, allow_drift=allow_drift)
+            fresh(checked, lock, run_dir, allow_drift=allow_drift, report=report)
 
 
 if __name__ == "__main__":

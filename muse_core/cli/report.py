@@ -1,0 +1,129 @@
+"""``muse report`` and ``muse show``: finished runs and runs in progress as a page, as a table and as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from muse_core.cli.errors import ended_by_signals, guarded, warn
+from muse_core.cli.threads import let_waiting_threads_sleep
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder for report.html and pictures [default: the run directory; of several runs: report].")
+@click.option("--model", is_flag=True,
+              help="Open the newest checkpoint of each run: count parameters and draw a sample anew.")
+@click.option("--cost", is_flag=True, help="As --model, and measure the time of each component in a forward pass.")
+@click.option("--serve", is_flag=True, help="Write nothing; serve the report on this machine and follow the runs.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535),
+              help="With --serve: the port on 127.0.0.1; 0 takes a free one.")
+def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool, serve: bool, port: int) -> None:
+    """Draw RUNS, run directories, finished or in progress: one page that needs no network, and a PNG of each picture.
+
+    Several runs are drawn over each other. The page of --serve loads itself anew while the runs go on; Ctrl-C ends it.
+
+    \b
+    Exit codes: 0 done; 2 arguments, a port in use, or vl-convert-python is
+    missing; 3 no such run or a damaged file.
+    """
+    let_waiting_threads_sleep()
+    with guarded(), ended_by_signals():
+        from muse_core.errors import RecipeError
+        from muse_core.report.reading import read_runs
+        from muse_core.report.writing import write_report
+
+        if serve and (output or model or cost):
+            raise RecipeError("--serve writes nothing: leave --output, --model and --cost out")
+        read = read_runs(runs)
+        if serve:
+            _serve(runs, port)
+            return
+        if model or cost:
+            for run in runs:
+                _make_contents(run, cost)
+            read = read_runs(runs)
+        folder = output or (runs[0] if len(runs) == 1 else Path("report"))
+        click.echo(write_report(read, folder))
+
+
+def _make_contents(run: Path, cost: bool) -> None:
+    from muse_core.report.writing import make_contents
+    from muse_core.training.trained import open_trained
+
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
+        setup, step = open_trained(run, untrained=False, say=warn)
+        make_contents(run, setup, step, cost=cost)
+
+
+def _serve(runs: tuple[Path, ...], port: int) -> None:
+    from muse_core.report.drawing import script
+    from muse_core.report.serving import LOOPBACK, Reports, server_of
+
+    script()  # a missing library is told before anything is served
+    with server_of(Reports(runs), port) as server:
+        click.echo(f"http://{LOOPBACK}:{server.server_address[1]}/  (Ctrl-C ends)")
+        sys.stdout.flush()
+        server.serve_forever(poll_interval=0.2)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+def show(run: Path, as_json: bool) -> None:
+    """Say how RUN, a run directory, stands: state, newest numbers, monitors, events, files.
+
+    \b
+    The JSON object: path, name, state, steps, planned_steps, summary (null before
+    the end), recipe, digests, train, eval, probe (newest rows), final, events,
+    sample, files. Numbers that are not finite are "nan", "inf" or "-inf".
+    """
+    with guarded():
+        from muse_core.report.reading import read_run
+        from muse_core.storage.canonical_json import spelled
+
+        read = read_run(run)
+        if as_json:
+            click.echo(json.dumps(spelled(_table(read)), indent=2, ensure_ascii=False, allow_nan=False))
+        else:
+            _print(read)
+
+
+def _table(read: Any) -> dict[str, Any]:
+    def newest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return {key: value for key, value in rows[-1].items() if key != "x"} if rows else None
+
+    return {
+        "path": str(read.path), "name": read.name, "state": read.state, "steps": read.steps,
+        "planned_steps": read.recipe.get("train", {}).get("steps"), "summary": read.summary or None,
+        "recipe": read.recipe, "digests": read.lock.get("digests", {}), "train": newest(read.train),
+        "eval": newest(read.evaluations), "probe": newest(read.probes), "final": read.finals,
+        "events": [{key: value for key, value in row.items() if key != "x"} for row in read.events],
+        "sample": read.made.get("sample"), "files": sorted(path.name for path in read.path.iterdir()),
+    }
+
+
+def _print(read: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from muse_core.report.tables import events_table, key_numbers, monitors_table
+
+    console = Console(highlight=False, markup=False)
+    console.print(f"{read.name} in {read.path}", style="bold")
+    numbers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in key_numbers(read):
+        numbers.add_row(name, value)
+    console.print(numbers)
+    for title, table in (("Monitors", monitors_table(read)), ("Events", events_table(read))):
+        shown = Table(*table.columns, title=title, title_justify="left", box=None, header_style="dim")
+        for row in table.rows[-20:]:
+            shown.add_row(*row)
+        console.print()
+        console.print(shown if table.rows else f"{title}: {table.nothing}")

@@ -1,0 +1,125 @@
+"""Two or more finished runs against one of them: what differs, by how much, and what a stated test says. Imports no
+torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, paired, read_rows
+from muse_core.errors import RecipeError, StorageError
+from muse_core.report.reading import RunRead
+from muse_core.report.tables import Table, recipe_differences
+
+TEST = (
+    "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
+    "documents with Student's t, leaves out 1"
+)
+
+
+def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
+    """Every run against the last one, as plain JSON. Raises StorageError for a run that is not finished and RecipeError
+    for runs that were not measured on the same text."""
+    for run in runs:
+        if not run.summary:
+            raise StorageError(f"{run.path}: is not finished ({run.state}) - go on with muse-run --resume {run.path}")
+    base = runs[-1]
+    return {
+        "measure": "bits_per_byte",
+        "split": base.summary["held_out_split"],
+        "baseline": base.label,
+        "test": TEST,
+        "runs": [
+            {"name": run.label, "path": str(run.path), "parameters": run.summary["parameters"],
+             "steps": run.summary["steps"], "seed": run.summary["seed"],
+             "bits_per_byte": run.summary["held_out_bits_per_byte"],
+             "tokens_per_second": run.summary["tokens_per_second"], "device": run.summary["device"]}
+            for run in runs
+        ],
+        "against_baseline": [_against(run, base) for run in runs[:-1]],
+        "recipe": {row[0]: list(row[1:]) for row in recipe_differences(runs).rows},
+    }
+
+
+def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
+    remarks = _require_comparable(run, base)
+    own, theirs = (read_rows(one.path, "bits_per_byte") for one in (run, base))
+    _require_same_documents(run, base, own, theirs)
+    found = paired({0: own}, {0: theirs}, ratio=True)
+    single = len(np.unique(own.document)) < 2
+    if single:
+        remarks.append("the text is one document, so that there is no interval and no verdict")
+    elif found.documents < FEW_DOCUMENTS:
+        remarks.append(f"the text weighs as {found.documents:.0f} documents of equal size: with fewer than "
+                       f"{FEW_DOCUMENTS} the interval is unreliable")
+    remarks.append("one run each: the interval is of the text alone and knows no spread of training")
+    verdict = (
+        "no verdict" if single else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
+    )
+    numbers = {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
+    return {"run": run.label, **numbers, "verdict": verdict, "remarks": remarks}
+
+
+def _require_comparable(run: RunRead, base: RunRead) -> list[str]:
+    """What is to say of a pair that may be compared. Raises RecipeError for one that may not."""
+    one, other = ({"split": r.summary["held_out_split"], "length": _length(r.path)} for r in (run, base))
+    for what, name in (("split", "evaluate.split"), ("length", "length of the evaluated rows")):
+        if one[what] != other[what]:
+            raise RecipeError(
+                f"{run.path} and {base.path} cannot be compared: {name} is {one[what]} and {other[what]} - evaluate "
+                "both alike"
+            )
+    digests = [r.lock.get("digests", {}) for r in (run, base)]
+    for key in ("data", "tokenizer"):
+        if not all(key in one for one in digests):
+            raise StorageError(f"{run.path} or {base.path}: the lock has no digests.{key} - restore muse.lock.toml")
+    if digests[0]["tokenizer"] != digests[1]["tokenizer"]:
+        return ["the tokenizers differ, so that only bits per byte mean the same"]
+    if digests[0]["data"] != digests[1]["data"]:
+        raise RecipeError(
+            f"{run.path} and {base.path} cannot be compared: their text differs (digests.data of the locks) - train or "
+            "evaluate both on one text"
+        )
+    return []
+
+
+def _require_same_documents(run: RunRead, base: RunRead, own: Measured, theirs: Measured) -> None:
+    """Raises RecipeError unless both read as many bytes of every document: then it is the same text."""
+    read = [dict(zip(*_bytes(one), strict=True)) for one in (own, theirs)]
+    if read[0] != read[1]:
+        raise RecipeError(
+            f"{run.path} and {base.path} cannot be compared: they were evaluated on different stretches of text "
+            f"({sum(read[0].values()):,.0f} bytes of {len(read[0])} documents and {sum(read[1].values()):,.0f} of "
+            f"{len(read[1])}) - set evaluate.final_tokens so that both read all of the text, or give both one tokenizer"
+        )
+
+
+def _bytes(one: Measured) -> tuple[list[int], list[float]]:
+    documents, place = np.unique(one.document, return_inverse=True)
+    return documents.tolist(), np.bincount(place, one.below).tolist()
+
+
+def _length(run: Path) -> int:
+    try:
+        return int(json.loads((run / "held_out.json").read_text(encoding="utf-8"))["length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{run / 'held_out.json'}: cannot be read ({error!r}) - it is written at the end of a run") \
+            from None
+
+
+def verdict_table(report: dict[str, Any]) -> Table:
+    """Ratio, interval and verdict of every run against the baseline."""
+    rows = [
+        (one["run"], f"{one['value']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}", f"{one['documents']:.1f}",
+         one["verdict"], "; ".join(one["remarks"]))
+        for one in report["against_baseline"]
+    ]
+    return Table(
+        columns=("run", f"bits per byte over {report['baseline']}", "95 % interval", "documents", "verdict", "remarks"),
+        rows=rows, more=f"Held-out {report['split']} text, paired by document; {report['test']}.",
+    )

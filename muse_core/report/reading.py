@@ -1,0 +1,178 @@
+"""A run directory as data for reports: finished, stopped or in progress. Imports no torch, loads no plugin."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from muse_core.errors import StorageError
+from muse_core.metrics.jsonl import own_rows
+from muse_core.storage import canonical_json
+from muse_core.storage.directory_lock import in_use
+from muse_core.storage.disk import read_file, storage_errors
+
+MADE = "report.json"
+"""File with what the report shows and no other file of a run holds; see ``contents``."""
+SILENT = ("gate", "notice", "incident", "schema", "weights", "drift")
+"""Events that interrupt nothing: they are listed, and not marked in curves."""
+MAX_BYTES = 64 * 2**20
+UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class RunRead:
+    """What a run directory holds. Steps of stage s are counted on from those of the stages before it."""
+
+    path: Path
+    label: str
+    """Name of the run in pictures; different runs of one report have different ones."""
+    state: str
+    """``done``, ``running``, ``interrupted``, ``halted`` or ``unfinished``."""
+    recipe: dict[str, Any]
+    recipe_text: str
+    lock: dict[str, Any]
+    lock_text: str
+    summary: dict[str, Any]
+    """Empty before the end."""
+    train: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
+    finals: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    made: dict[str, Any]
+    """Content of ``report.json``."""
+    needle_maps: list[dict[str, Any]]
+    """Rows of the suite ``needles`` in evaluation files: ``form``, ``length``, ``by_depth``."""
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe.get("name", self.label))
+
+    @property
+    def steps(self) -> int:
+        """Of the newest row of training."""
+        return max((row["x"] for row in self.train), default=0)
+
+
+def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunRead:
+    """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that
+    is none or has a damaged file."""
+    if not (path / "recipe.toml").is_file():
+        raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run")
+    recipe, recipe_text = _toml(path / "recipe.toml")
+    lock, lock_text = _toml(path / "muse.lock.toml") if (path / "muse.lock.toml").is_file() else ({}, "")
+    rows = [canonical_json.numbers(row) for row in own_rows(path / "metrics.jsonl")]
+    events = [canonical_json.numbers(row) for row in own_rows(path / "events.jsonl")]
+    starts = _starts(rows)
+    summary = _json(path / "summary.json")
+    return RunRead(
+        path=path,
+        label=label or path.resolve().name,
+        state=_stopped(summary, events) if own or not in_use(path) else "running",
+        recipe=recipe,
+        recipe_text=recipe_text,
+        lock=lock,
+        lock_text=lock_text,
+        summary=summary,
+        train=_by_step(rows, "train", starts),
+        evaluations=_by_step(rows, "eval", starts),
+        probes=_by_step(rows, "probe", starts),
+        finals=[row for row in rows if row["event"] == "final"],
+        events=[row | ({"x": _x(row, starts)} if "step" in row else {}) for row in events],
+        made=_json(path / MADE),
+        needle_maps=_needle_maps(path),
+    )
+
+
+def read_runs(paths: Iterable[Path]) -> list[RunRead]:
+    """Several runs, each with a label that no other has. Raises as ``read_run``, and StorageError for one named
+    twice."""
+    real = [path.resolve() for path in paths]
+    for path in real:
+        if real.count(path) > 1:
+            raise StorageError(f"{path}: is named twice - name every run once")
+    labels = [path.name for path in real]
+    deep = [f"{path.parent.name}/{path.name}" for path in real]
+    if len(set(labels)) < len(labels):
+        labels = deep if len(set(deep)) == len(deep) else [str(path) for path in real]
+    return [read_run(path, label) for path, label in zip(real, labels, strict=True)]
+
+
+def plain(value: object) -> str:
+    """A value as text in which characters that neither XML nor UTF-8 holds, control characters among them, are shown
+    as replaced."""
+    return UNSHOWN.sub("\ufffd", str(value))
+
+
+def finite(row: dict[str, Any], key: str) -> float | None:
+    """A number of a row; None where there is none or it is not finite."""
+    value = row.get(key)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _starts(rows: list[dict[str, Any]]) -> dict[int, int]:
+    """Stage → steps of the stages before it."""
+    longest: dict[int, int] = {}
+    for row in rows:
+        if "step" in row:
+            stage = row.get("stage", 0)
+            longest[stage] = max(longest.get(stage, 0), row["step"])
+    starts, before = {}, 0
+    for stage in sorted(longest):
+        starts[stage] = before
+        before += longest[stage]
+    return starts
+
+
+def _x(row: dict[str, Any], starts: dict[int, int]) -> int:
+    return int(starts.get(row.get("stage", 0), 0) + row["step"])
+
+
+def _by_step(rows: list[dict[str, Any]], event: str, starts: dict[int, int]) -> list[dict[str, Any]]:
+    """The rows of an event in the order of their steps, of rows with the same step the last; ``x`` is the step."""
+    found = {_x(row, starts): row for row in rows if row["event"] == event}
+    return [found[x] | {"x": x} for x in sorted(found)]
+
+
+def _stopped(summary: dict[str, Any], events: list[dict[str, Any]]) -> str:
+    """A run that was gone on with keeps the summary of its earlier end until its next one."""
+    last = events[-1]["event"] if events else ""
+    return {"interrupted": "interrupted", "halt": "halted"}.get(last, "done" if summary else "unfinished")
+
+
+def _toml(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        with storage_errors("read", path):
+            text = read_file(path, limit=MAX_BYTES).decode("utf-8")
+        return tomllib.loads(text), text
+    except ValueError as error:
+        raise StorageError(f"{path}: is damaged ({error}) - restore it from a copy") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with storage_errors("read", path):
+            found = canonical_json.numbers(json.loads(read_file(path, limit=MAX_BYTES)))
+    except ValueError as error:
+        raise StorageError(f"{path}: is damaged ({error}) - restore it from a copy, or remove it") from None
+    if not isinstance(found, dict):
+        raise StorageError(f"{path}: is no JSON object - restore it from a copy, or remove it")
+    return found
+
+
+def _needle_maps(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for file in sorted(path.glob("evaluation-*.json")):
+        rows = _json(file).get("suites", {}).get("needles", [])
+        found += [row for row in rows if isinstance(row, dict) and {"form", "length", "by_depth"} <= row.keys()]
+    return found

@@ -1,0 +1,87 @@
+"""``muse compare`` on finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli import muse
+from muse_core.errors import RecipeError, StorageError
+from muse_core.report.compared import compare_runs
+from muse_core.report.reading import read_runs
+
+WORSE = (1.21, 1.20, 1.19, 1.20)
+MIXED = (1.3, 0.7, 1.2, 0.8)
+
+
+def test_ratio_interval_and_verdict(made_run):
+    report = compare_runs(read_runs([made_run("worse", factors=WORSE), made_run("base")]))
+    one = report["against_baseline"][0]
+    assert one["value"] == pytest.approx((1.21 * 400 + 1.2 * 300 + 1.19 * 500 + 1.2 * 200) / 1400)
+    assert one["low"] < one["value"] < one["high"] and one["verdict"] == "worse"
+    assert any("unreliable" in remark for remark in one["remarks"])
+    assert any("no spread of training" in remark for remark in one["remarks"])
+
+
+@pytest.mark.parametrize("factors, base, verdict", [
+    ((1.0,) * 4, WORSE, "better"), (MIXED, (1.0,) * 4, "no difference shown"),
+])
+def test_other_verdicts(made_run, factors, base, verdict):
+    report = compare_runs(read_runs([made_run("one", factors=factors), made_run("two", factors=base)]))
+    assert report["against_baseline"][0]["verdict"] == verdict
+    assert report["baseline"] == "two" and "leaves out 1" in report["test"]
+
+
+@pytest.mark.parametrize("changed, said", [
+    ({"data": "other"}, "their text differs"),
+    ({"split": "test"}, "evaluate.split is test and validation"),
+    ({"length": 64}, "length of the evaluated rows is 64 and 32"),
+    ({"sizes": [400.0, 300.0, 500.0, 100.0]}, "different stretches of text"),
+    ({"tokenizer": "other", "data": "other", "sizes": [1.0, 2.0, 3.0, 4.0]}, "different stretches of text"),
+])
+def test_what_is_not_comparable_is_refused_in_one_sentence(made_run, changed, said):
+    with pytest.raises(RecipeError, match=said) as refused:
+        compare_runs(read_runs([made_run("one", **changed), made_run("two")]))
+    assert "\n" not in str(refused.value)
+
+
+def test_other_tokenizers_are_compared_in_bits_per_byte_of_the_same_bytes(made_run):
+    report = compare_runs(read_runs([made_run("one", tokenizer="other", data="other"), made_run("two")]))
+    assert report["against_baseline"][0]["value"] == 1
+    assert "the tokenizers differ" in report["against_baseline"][0]["remarks"][0]
+
+
+def test_an_unfinished_run_is_refused(made_run):
+    with pytest.raises(StorageError, match="is not finished .unfinished. - go on with muse-run --resume"):
+        compare_runs(read_runs([made_run("one", finished=False), made_run("two")]))
+
+
+def test_the_command_writes_an_overlay_and_says_what_differs(made_run, tmp_path, monkeypatch):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    monkeypatch.chdir(tmp_path)
+    runs = [made_run("one", factors=WORSE, rate=0.02), made_run("two")]
+    done = CliRunner().invoke(muse, ["compare", *map(str, runs)])
+    assert done.exit_code == 0, done.output
+    assert "train.learning_rate: 0.02 | 0.01" in done.output and "worse" in done.output
+    folder = Path("comparisons/one-against-two")
+    assert "Comparison" in (folder / "report.html").read_text() and (folder / "pictures/bits-per-byte.png").is_file()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["recipe"] == {"train.learning_rate": ["0.02", "0.01"]}
+
+
+@pytest.mark.parametrize("arguments, code, said", [
+    (["one"], 2, "give two or more run directories"),
+    (["one", "two/recipe.toml"], 2, "is a file"),
+    (["one", "two", "--slots", "2"], 2, "leave all options but --output out"),
+    (["one", "nowhere"], 3, "holds no run"),
+])
+def test_wrong_arguments(made_run, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        made_run(name)
+    done = CliRunner().invoke(muse, ["compare", *arguments])
+    assert done.exit_code == code and said in done.output
+    assert not Path("comparisons").exists()
