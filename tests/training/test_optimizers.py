@@ -58,12 +58,12 @@ def test_state_put_back_gives_the_same_next_update_to_the_last_bit(optimizer: ob
     first = make_optimizers(model, train, everything)
     updated(model, first, 0)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    moments = {name: value.clone() for name, value in first.state_tensors().items()}
+    moments = {name: value.clone() for name, value in first.state_dict().items()}
     updated(model, first, 1)
     other = Small()
     other.load_state_dict(weights)
     second = make_optimizers(other, train, everything)
-    second.load_state_tensors(moments)
+    second.load_state_dict(moments)
     updated(other, second, 1)
     for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters()):
         assert torch.equal(a, b), name
@@ -108,4 +108,4 @@ def test_the_optimisers_state_is_foreseen_to_the_byte(optimizer: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers.step(1.0)
-    assert {key: (value.shape, value.dtype) for key, value in optimizers.state_tensors().items()} == foreseen
+    assert {key: (value.shape, value.dtype) for key, value in optimizers.state_dict().items()} == foreseen
