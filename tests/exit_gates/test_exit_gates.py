@@ -49,11 +49,14 @@ def make(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     """A bench of a tiny recipe; ``block`` and ``monitors`` are those of the recipe."""
     torch.set_num_threads(1)
 
-    def build(*, block: list[Any] | None = None, monitors: list[Any] = [], steps: int = STEPS) -> Bench:  # noqa: B006
+    def build(
+        *, block: list[Any] | None = None, monitors: list[Any] = [], steps: int = STEPS,  # noqa: B006
+        data: dict[str, Any] | None = None,
+    ) -> Bench:
         table = {
             "name": "tiny",
             "seed": 3,
-            "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(cache)},
+            "data": data or {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(cache)},
             "model": {"width": 16, "depth": 1, "block": block or [MEMORY, "feed-forward"]},
             "train": {"batch_size": 4, "micro_batch": 2, "sequence_length": 20, "warmup_steps": 2,
                       "precision": "fp32", "device": "cpu"},
@@ -243,6 +246,12 @@ def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.M
 
     monkeypatch.setattr(Checkpointer, "load", disturbed)
     assert_fails(forced_spike(sound), "did not come back to what it was")
+
+
+def test_a_spike_on_a_task_is_rolled_back(make: Callable[..., Bench]) -> None:
+    bench = make(block=["feed-forward"], data={"use": "mqar", "vocabulary": 32, "pairs": 2})
+    finding = forced_spike(bench)
+    assert finding.outcome is PASS, finding
 
 
 def test_a_spike_that_nothing_rolls_back_fails(make: Callable[..., Bench]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muse_core import fault_injection
 from muse_core.data.tasks import Numbers
 from muse_core.errors import DataError, RecipeError
+from muse_core.metrics.jsonl import read_rows
 
 TASK = {"data": {"use": "mqar", "vocabulary": 32, "pairs": 2}, "train": {"sequence_length": 16}}
 
@@ -31,6 +34,21 @@ def test_a_run_trains_on_fresh_examples_and_reports_accuracy(task: Any, go: Any,
     assert summary["held_out_accuracy"] == sum(kept["hits"]) / 20
     assert summary["held_out_loss"] == pytest.approx(sum(kept["nats"]) / 20)
     assert losses()[1] != losses()[2]
+
+
+def test_three_losses_that_are_no_number_are_rolled_back(task: Any, go: Any, losses: Any, tmp_path: Path) -> None:
+    calls = []
+
+    def spoilt(result: Any) -> Any:
+        calls.append(1)
+        return result._replace(total=result.total * math.nan) if 8 < len(calls) <= 14 else result
+
+    with fault_injection.installed({"loss": spoilt}):
+        summary = go(task | {"train": task["train"] | {"steps": 8, "micro_batch": 2}, "checkpoint": {"every": 2}})
+    assert summary["steps"] == 8 and summary["rollbacks"] == 1
+    (incident,) = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "incident"]
+    assert incident["onset"] == 4 and incident["target"] == 4 and incident["data"] == [4, 7]
+    assert sorted(losses()) == list(range(1, 9)) and all(map(math.isfinite, losses().values()))
 
 
 def test_batches_are_functions_of_step_and_seed(task: Any, prepare: Any) -> None:
