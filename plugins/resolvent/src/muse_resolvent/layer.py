@@ -29,16 +29,27 @@ BAND = 1.9
 class Dynamics(nn.Module):
     """Energy z = E + iη and hopping |l| of each head, in fp32 at least: η = η_min + softplus(b) and |l| = e^λ.
 
-    At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. Source: mathematics §1.
+    At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. ``added`` are two more
+    bounds: from the first head to the last, η starts higher by rates log-spaced between them. Source: mathematics §1.
     """
 
-    def __init__(self, heads: int, *, min_broadening: float, initial_broadening: tuple[float, float]):
+    def __init__(
+        self,
+        heads: int,
+        *,
+        min_broadening: float,
+        initial_broadening: tuple[float, float],
+        added: tuple[float, float] | None = None,
+    ):
         super().__init__()
         self.min_broadening = min_broadening
         head = torch.arange(heads, dtype=torch.float64)
         low, high = (math.log(bound) for bound in initial_broadening)
         # Multiples of the golden ratio, so that every part of the band has narrow and broad heads.
         broadening = torch.exp(low + (high - low) * torch.frac(0.5 + head * GOLDEN))
+        if added is not None:
+            first, last = (math.log(bound) for bound in added)
+            broadening = broadening + torch.linspace(first, last, heads, dtype=torch.float64).exp()
         dtype = torch.get_default_dtype()
         self.energy = nn.Parameter((BAND * (2 * (head + 0.5) / heads - 1)).to(dtype))
         self.broadening = nn.Parameter((broadening - min_broadening).expm1().log().to(dtype))
@@ -95,7 +106,10 @@ class Resolvent(nn.Module):
             own = context.name if name == use.name else f"{context.name}.potentials.{name}"
             self.potentials[name] = context.build(use, name=own, heads=options.heads)
         self.dynamics = Dynamics(
-            options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
+            options.heads,
+            min_broadening=options.min_broadening,
+            initial_broadening=options.initial_broadening,
+            added=options.added_broadening,
         )
         width, applied = context.width, self.heads * self.values
         self.gate = self.norm = self.channels = None
@@ -134,7 +148,8 @@ class Resolvent(nn.Module):
                 coupling = torch.where(tokens.resets[:, None], 0, coupling)
             sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
-            found = {"theta": torch.view_as_real(theta), "decay": decay}
+            total = decay + energy.imag
+            found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": total}
             if "lyapunov" in self.publish:
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:
@@ -144,7 +159,7 @@ class Resolvent(nn.Module):
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)
                 found |= phases
                 kept |= kept_phases
-            measured = metrics(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
+            measured = metrics(potential, total, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
             mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
         update = mixed if self.channels is not None else self.output(mixed)
         return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
@@ -265,30 +280,30 @@ def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:
 
 @torch.no_grad()
 def metrics(
-    potential: Tensor, decay: Tensor, theta: Tensor, hopping: Tensor, valid: Tensor | None
+    potential: Tensor, broadening: Tensor, theta: Tensor, hopping: Tensor, valid: Tensor | None
 ) -> dict[str, Tensor]:
-    """Over valid tokens: ``decay`` Γ with ``decay_min`` and ``decay_max``; ``overdamped``, the share with Γ > 10 |V|;
-    ``lyapunov``, the mean over heads of their exponents, with ``lyapunov_min`` and ``lyapunov_max``;
-    ``memory_length_max``, the inverse of the smallest, in tokens.
+    """Over valid tokens: ``broadening`` Γ + η with ``broadening_min`` and ``broadening_max``; ``overdamped``, the share
+    with Γ + η > 10 |V|; ``lyapunov``, the mean over heads of their exponents, with ``lyapunov_min`` and
+    ``lyapunov_max``; ``memory_length_max``, the inverse of the smallest, in tokens.
 
-    V, Γ, θ (B, N, H); ``hopping`` |l| (H,); ``valid`` (B, N). Source: mathematics §1, §2.
+    V, Γ + η, θ (B, N, H); ``hopping`` |l| (H,); ``valid`` (B, N). Source: mathematics §1, §2.
     """
-    exponents, overdamped = local_exponents(theta, hopping), decay > OVERDAMPED * potential.abs()
+    exponents, overdamped = local_exponents(theta, hopping), broadening > OVERDAMPED * potential.abs()
     if valid is None:
-        (smallest, largest), lyapunov = decay.aminmax(), exponents.mean((0, 1))
-        mean, overdamped = decay.mean(), overdamped.to(decay.dtype).mean()
+        (smallest, largest), lyapunov = broadening.aminmax(), exponents.mean((0, 1))
+        mean, overdamped = broadening.mean(), overdamped.to(broadening.dtype).mean()
     else:
-        weight = _weights(decay, valid)
+        weight = _weights(broadening, valid)
         chosen = valid[..., None]
         lyapunov, mean, overdamped = (
-            torch.einsum("bn,bnh->h", weight, x.to(decay.dtype)) for x in (exponents, decay, overdamped)
+            torch.einsum("bn,bnh->h", weight, x.to(broadening.dtype)) for x in (exponents, broadening, overdamped)
         )
         mean, overdamped = mean.mean(), overdamped.mean()
-        smallest, largest = torch.where(chosen, decay, torch.inf).amin(), torch.where(chosen, decay, 0).amax()
+        smallest, largest = torch.where(chosen, broadening, torch.inf).amin(), torch.where(chosen, broadening, 0).amax()
     return {
-        "decay": mean,
-        "decay_min": smallest,
-        "decay_max": largest,
+        "broadening": mean,
+        "broadening_min": smallest,
+        "broadening_max": largest,
         "overdamped": overdamped,
         "lyapunov": lyapunov.mean(),
         "lyapunov_min": lyapunov.amin(),
