@@ -93,8 +93,9 @@ def test_theta_stays_in_the_upper_half_plane_below_the_inverse_broadening(scale,
     with torch.no_grad():
         layer.dynamics.hopping.fill_(hopping)
         x = scale * torch.randn(2, 40, WIDTH, generator=torch.Generator().manual_seed(seed))
-        theta = layer(x, None, {}, make_tokens(2, 40)).signals["theta"]
-        broadening = layer.dynamics()[0].imag
+        found = layer(x, None, {}, make_tokens(2, 40)).signals
+        theta, broadening = found["theta"], found["broadening"]
+    assert broadening.min() > min_broadening
     assert theta[..., 1].min() > 0
     assert (theta.norm(dim=-1) * broadening).max() <= 1 + 1e-5
 
