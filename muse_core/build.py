@@ -167,15 +167,18 @@ def build_model(
     dtype: str = "float32",
     backends: Sequence[tuple[str, Any]] | None = None,
     publish_all: bool = False,
+    kernels: BoundKernels | None = None,
 ) -> tuple[nn.Module, BoundKernels]:
     """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
+    ``kernels`` given are used in place of ones bound for that device and dtype.
 
     Initial values are computed on the CPU in fp32 and depend on (seed, name) only. Returns the model in training mode
     and the kernels with every choice made. Raises RecipeError or PluginError.
     """
     device = torch.device(device)
-    chosen = kernel_backends(recipe, registry) if backends is None else backends
-    kernels = BoundKernels(chosen, device=device.type, dtype=dtype, chunk=recipe.kernels.chunk)
+    if kernels is None:
+        chosen = kernel_backends(recipe, registry) if backends is None else backends
+        kernels = BoundKernels(chosen, device=device.type, dtype=dtype, chunk=recipe.kernels.chunk)
     options = recipe.model.options
     context = ModelContext(
         vocabulary_size=vocabulary_size,

@@ -121,7 +121,7 @@ def nested(options: Any) -> tuple[Use, ...]:
 
 
 def named(uses: tuple[Use, ...]) -> dict[str, Use]:
-    """Components of a list by name, for modules and measures; a repeated one gets a number: ``snr``, ``snr-2``."""
+    """Components of a list by name, for modules and metrics; a repeated one gets a number: ``snr``, ``snr-2``."""
     found: dict[str, Use] = {}
     for use in uses:
         name, number = use.name, 1

@@ -1,4 +1,4 @@
-"""What passes between rooms: named tuples of tensors and the protocols of every kind of component.
+"""What passes between the parts: named tuples of tensors and the protocols of every kind of component.
 
 Letters: B batch rows, N tokens, D width, H heads, K and M key and value width of a head, E experts.
 Everything a layer produces is returned. Parameters, buffers and state are real and at least fp32
@@ -214,7 +214,7 @@ class Filter(Protocol):
     def forward(
         self, before: Tensor, after: Tensor, period: Period, state: State
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """Returns the filtered weights, the filter's state and measures; ``state`` None at the start."""
+        """Returns the filtered weights, the filter's state and metrics; ``state`` None at the start."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One row a kind of component: everything that differs from kind to kind and is no code. Imports nothing."""
+"""One row a kind of component: everything that differs from kind to kind and is not code. Imports nothing."""
 
 from __future__ import annotations
 

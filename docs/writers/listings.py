@@ -7,7 +7,7 @@ import re
 from .sources import ROOT
 
 FOLDERS = {
-    "decisions": ("Decisions", "Where the house departs from its plan, and why."),
+    "decisions": ("Decisions", "Where the project departs from its original design, and why."),
     "results": ("Results", "Measurements, each with the command that makes it."),
 }
 

@@ -22,7 +22,7 @@ FAILED_RUNS = 6
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the runs and of the report [default: comparisons/<name of the plan>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Override one key of every arm, as muse-run does; take another --output for it.")
+              help="Override one key of every variant, as muse-run does; take another --output for it.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
 @click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
@@ -30,7 +30,7 @@ FAILED_RUNS = 6
               help="Then save what runs, report, and leave the rest to the next call.")
 @click.option("--retry", is_flag=True, help="Repeat runs that failed.")
 @click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
-@click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the arms, and run nothing.")
+@click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
     plan: Path, output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str, max_seconds: float | None,
     retry: bool, only_report: bool, dry_run: bool,
@@ -41,7 +41,7 @@ def compare(
     every run report.md and report.json are written anew.
 
     \b
-    Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of an arm's sweep
+    Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of a variant's sweep
     did, and another call does nothing without --retry; others as for muse-run.
     """
     outlive_output()

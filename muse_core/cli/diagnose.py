@@ -23,7 +23,7 @@ NARROWEST = 100
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json: bool) -> None:
-    """Show signals and measures of every layer of RUN, a run directory, at its start and as trained.
+    """Show signals and metrics of every layer of RUN, a run directory, at its start and as trained.
 
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
     tokens and heads. A model that has checks of its own adds them.

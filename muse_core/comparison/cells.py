@@ -87,7 +87,7 @@ class Cell:
 
 
 def tuning_cells(read: Read, output: Path) -> list[Cell]:
-    """The sweep: arm by arm for each value and seed, so that all arms are equally far at any time."""
+    """The sweep: variant by variant for each value and seed, so that all are equally far at any time."""
     tune = read.plan.tune
     if tune is None:
         return []
@@ -100,8 +100,8 @@ def tuning_cells(read: Read, output: Path) -> list[Cell]:
 
 
 def reported_cells(read: Read, output: Path, values: Mapping[str, Value | None]) -> list[Cell]:
-    """The runs with the values chosen, (arm → value); arms without one yet are left out. Seed by seed, since a seed
-    counts once every arm has it."""
+    """The runs with the values chosen, (variant → value); variants without one yet are left out. Seed by seed, since a
+    seed counts once every variant has it."""
     return [
         cell(read, output, arm, seed, values[arm.name], tuning=False)
         for seed in read.plan.seeds
@@ -130,8 +130,8 @@ def cell(read: Read, output: Path, arm: Arm, seed: int, value: Value | None, *, 
 
 
 def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
-    """Arm → the value with the best mean over seeds, for arms whose sweep is settled. A value of which a run failed
-    is out."""
+    """Variant → the value with the best mean over seeds, for those whose sweep is settled. A value of which a run
+    failed is out."""
     plan = read.plan
     if plan.tune is None:
         return {arm.name: None for arm in plan.arms}
@@ -146,7 +146,7 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
 
 
 def sweepless(read: Read, cells: list[Cell]) -> list[str]:
-    """Arms whose sweep is settled and gave no value, because runs of each failed; nothing of theirs is left to run."""
+    """Variants whose sweep is settled and gave no value, because runs of each failed; nothing is left to run."""
     chosen = chosen_values(read, cells)
     return [
         arm.name for arm in read.plan.arms

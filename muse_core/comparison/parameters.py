@@ -1,4 +1,4 @@
-"""Whether the runs of a plan can start, and whether its arms are of one size. Builds each model once, on the CPU,
+"""Whether the runs of a plan can start, and whether its variants are of one size. Builds each model once, on the CPU,
 before any of them trains."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from muse_core.training.setup import Setup, set_up
 
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
-    """Arm → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every arm, naming the arm and the value."""
+    """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
+    problem of every run that cannot start, the swept values tried in every variant, naming both."""
     counts, problems = {}, []
     for arm in read.plan.arms:
         built: dict[str, Setup] = {}
@@ -27,7 +27,7 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                 setup = _tried(cell(read, output, arm, read.plan.seeds[0], value, tuning=False), built)
             except MuseError as error:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
-                problems += [f"arm {arm.name!r}{setting}: {problem}" for problem in found]
+                problems += [f"variant {arm.name!r}{setting}: {problem}" for problem in found]
                 continue
             if value is None:
                 counts[arm.name] = (
@@ -53,14 +53,14 @@ def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:
-    """A sentence for every arm whose size departs too far from the baseline's; none under ``parameters = "any"``."""
+    """A sentence for every variant whose size is too far from the baseline's; none under ``parameters = "any"``."""
     if plan.parameters == "any":
         return []
     base = counts[plan.baseline]
     return [
-        f"arm {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the baseline "
-        f"{plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its width, "
-        'depth or multiples, or say parameters = "warn"'
+        f"variant {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the "
+        f"baseline {plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its "
+        'width, depth or multiples, or say parameters = "warn"'
         for name, count in counts.items()
         if abs(count / base - 1) > plan.parameter_tolerance
     ]

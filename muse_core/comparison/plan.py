@@ -25,7 +25,7 @@ NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @attrs.frozen(kw_only=True)
 class Arm:
-    """One of the recipes that are compared."""
+    """A variant: one of the recipes that are compared."""
 
     name: str = field(validator=NAME)
     """Name in the table and of the folder of its runs."""
@@ -37,7 +37,7 @@ class Arm:
 
 @attrs.frozen(kw_only=True)
 class Tune:
-    """A sweep of one key for every arm, with the same effort. It is judged on validation text and its runs are not
+    """A sweep of one key for every variant, with the same effort. It is judged on validation text and its runs are not
     reported."""
 
     key: str
@@ -79,7 +79,7 @@ def value_text(value: Value) -> str:
 
 @attrs.frozen(kw_only=True)
 class ComparisonPlan:
-    """Arms, what is tuned for each of them, and the runs that are reported."""
+    """Variants, what is tuned for each of them, and the runs that are reported."""
 
     title: ClassVar[str] = "a plan"
 
@@ -88,27 +88,27 @@ class ComparisonPlan:
     name: str = field(validator=NAME)
     """Name of the folder of the comparison."""
     arms: tuple[Arm, ...] = field(validator=validators.min_len(1))
-    """What is compared."""
+    """The variants that are compared."""
     baseline: str
-    """The arm that every other one is held against."""
+    """The variant that every other one is compared with."""
     set: tuple[str, ...] = ()
-    """Overrides of all arms, before their own."""
+    """Overrides of all variants, before their own."""
     tune: Tune | None = None
     """The sweep before the reported runs, if any."""
     seeds: tuple[int, ...] = field(default=(1, 2, 3), validator=validators.min_len(1))
-    """Seeds of the reported runs. Runs with one seed read the same text in the same order in every arm."""
+    """Seeds of the reported runs. Runs with one seed read the same text in the same order in every variant."""
     split: Literal["validation", "test"] = "test"
     """Text of the reported figures."""
     measure: Literal["bits_per_byte", "loss", "accuracy"] = "bits_per_byte"
     """What is compared: a ratio of bits or nats, lower being better, or a difference of accuracies."""
     parameters: Literal["refuse", "warn", "any"] = "refuse"
-    """What to do with an arm whose number of parameters departs from the baseline's."""
+    """What to do with a variant whose number of parameters departs from the baseline's."""
     count: Literal["all", "active"] = "all"
     """Which parameters: all, or entries of the matrices that a token passes, without experts that it does not use."""
     parameter_tolerance: float = field(default=0.02, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Departure, as a share of the baseline's, from which it does."""
     watch: tuple[str, ...] = ()
-    """Patterns of measures in metrics.jsonl, as ``*/decay_max``: their first and last values in training or probes are
+    """Patterns of metrics in metrics.jsonl, as ``*/decay_max``: their first and last values in training or probes are
     reported, and those of the held-out text."""
 
     @property
@@ -120,9 +120,9 @@ class ComparisonPlan:
         names = [arm.name for arm in self.arms]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two arms are called {twice[0]!r} - give every arm its own name")
+            raise ValueError(f"two variants are called {twice[0]!r} - give every variant its own name")
         if self.baseline not in names:
-            raise ValueError(f"baseline {self.baseline!r} is no arm - one of {', '.join(names)}")
+            raise ValueError(f"baseline {self.baseline!r} is not one of the variants {', '.join(names)}")
         seeds = self.tune.seeds if self.tune else ()
         if self.tune and self.split == "test" and set(seeds) & set(self.seeds):
             raise ValueError(
@@ -143,8 +143,8 @@ class Read:
 
 
 def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
-    """Reads a plan; ``overrides`` are those of all arms, after the plan's own. Raises RecipeError with every problem,
-    one line each, as for recipes."""
+    """Reads a plan; ``overrides`` are those of all variants, after the plan's own. Raises RecipeError with every
+    problem, one line each, as for recipes."""
     plan: ComparisonPlan = read_table(path, ComparisonPlan)
     plan = attrs.evolve(plan, set=(*plan.set, *overrides))
     problems = []

@@ -1,4 +1,6 @@
-"""One arm against another over runs in pairs: the same seed, data order and evaluated text in both. Imports no torch.
+"""One variant against another over runs in pairs: the same seed, data order and evaluated text in both.
+
+Imports no torch.
 
 Letters: S seeds, R evaluated rows, C documents.
 """
@@ -24,7 +26,7 @@ simulated coverage was 0.917 to 0.939 with 5 to 24, 0.929 and 0.938 with 45 (two
 
 @attrs.frozen(kw_only=True)
 class Paired:
-    """How an arm stands to the baseline."""
+    """How a variant compares with the baseline."""
 
     value: float
     """Geometric mean over seeds of the ratio of means, or mean difference of accuracies."""
@@ -65,10 +67,10 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
     """Compare runs seed by seed; the keys are the seeds, and both need the same.
 
     The interval has two parts, added as independent ones are. Of the seeds: Student's t over the S paired values. Of
-    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both arms and all seeds,
-    times Student's t for as many documents of equal size as weigh the same. A bootstrap with the normal quantile held
-    the truth in 0.79 to 0.94 of cases with 8 to 40 documents. With one seed there is only the text, which says nothing
-    of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
+    the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all
+    seeds, times Student's t for as many documents of equal size as weigh the same. A bootstrap with the normal quantile
+    held the truth in 0.79 to 0.94 of cases with 8 to 40 documents. With one seed there is only the text, which says
+    nothing of the spread of training; with one document there are only the seeds. Ratios are treated as logarithms.
     """
     seeds = sorted(arm)
     assert seeds and seeds == sorted(base)

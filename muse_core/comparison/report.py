@@ -137,8 +137,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"Held-out {measure} on {report['split']} text; {versus} to {report['baseline']}, paired by seed, data order "
         "and document, with its 95 % interval.",
         "",
-        f"| arm | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds | "
-        f"{measure} | {versus} | interval |",
+        f"| variant | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds "
+        f"| {measure} | {versus} | interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in report["arms"]:
@@ -165,7 +165,7 @@ def markdown(report: dict[str, Any]) -> str:
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
         lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]
-        lines += ["| arm | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
+        lines += ["| variant | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
         for name, scores in report["sweep"].items():
             cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
             lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -174,7 +174,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "
                   "the sweep before a claim."]
     if any(report["watched"].values()):
-        lines += ["", "| arm | measure | first | last | held out |", "|---|---|---|---|---|"]
+        lines += ["", "| variant | metric | first | last | held out |", "|---|---|---|---|---|"]
         lines += [
             f"| {name} | `{pattern}` | " + " | ".join("" if one is None else f"{one:.4g}" for one in values) + " |"
             for name, found in report["watched"].items() for pattern, values in found.items()

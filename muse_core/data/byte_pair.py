@@ -30,10 +30,14 @@ class BytePairTokenizer(Tokenizer):
     @functools.cached_property
     def pieces(self) -> Sequence[bytes]:
         value_of = {character: value for value, character in enumerate(byte_characters())}
-        pieces = [b""] * max(self.separator + 1, self.model.get_vocab_size())
-        for token, index in self.model.get_vocab().items():
-            if index != self.separator:
+        vocabulary = self.model.get_vocab(with_added_tokens=False)
+        added = self.model.get_added_tokens_decoder()
+        pieces = [b""] * (max(self.separator, *vocabulary.values(), *added) + 1)
+        for token, index in vocabulary.items():
+            if index not in added and index != self.separator:
                 pieces[index] = bytes(value_of[character] for character in token)
+        for index, token in added.items():
+            pieces[index] = b"" if token.special else token.content.encode()
         return pieces
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -84,8 +88,10 @@ def read_files(vocab_path: str, merges_path: str) -> BytePairTokenizer:
 
 
 def restore(model: str, separator: int) -> BytePairTokenizer:
-    """From the library's JSON."""
-    return BytePairTokenizer(tokenizers.Tokenizer.from_str(model), separator)
+    """From the library's JSON. The special tokens among its added ones are never given by text."""
+    tokenizer = tokenizers.Tokenizer.from_str(model)
+    tokenizer.encode_special_tokens = True
+    return BytePairTokenizer(tokenizer, separator)
 
 
 def byte_characters() -> list[str]:

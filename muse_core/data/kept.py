@@ -77,7 +77,7 @@ def read_kept(folder: Path) -> Kept:
     try:
         tokenizer = from_json(data.decode())
     except ValueError as error:
-        raise StorageError(f"{path}: is no tokenizer that this version knows: {error}") from error
+        raise StorageError(f"{path}: is not a tokenizer that this version knows: {error}") from error
     return Kept(folder=folder, lock=lock, tokenizer=tokenizer, tokenizer_digest=due)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
 from muse_core.errors import DataError
-from muse_core.recipe.schema import GPT2, BytePair, Bytes
+from muse_core.recipe.schema import GPT2, BytePair, Bytes, TokenizerFile
 
 
 class ByteTokenizer(Tokenizer):
@@ -37,6 +37,8 @@ def identity(options: Any) -> str:
         case GPT2(vocab=vocab, merges=merges):
             digests = (hashlib.sha256(read_tokenizer_file(path).encode()).hexdigest() for path in (vocab, merges))
             return f"gpt2/{'/'.join(digests)}/{_library()}"
+        case TokenizerFile():
+            return f"file/{make_tokenizer(options, ()).digest}/{_library()}"
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 
@@ -46,7 +48,7 @@ def given(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that ``options`` (Bytes, BytePair or GPT2 of the recipe's schema) describe.
+    """The tokenizer that ``options`` (Bytes, BytePair, GPT2 or TokenizerFile of the recipe's schema) describe.
 
     texts: the training split, read only by one that learns. DataError when files are unusable or the text supports
     fewer tokens than asked for.
@@ -62,6 +64,10 @@ def make_tokenizer(options: Any, texts: Iterable[str]) -> Tokenizer:
             from muse_core.data import byte_pair
 
             return byte_pair.read_files(vocab, merges)
+        case TokenizerFile(path=path, separator=separator):
+            from muse_core.data import tokenizer_file
+
+            return tokenizer_file.read(path, separator)
     raise ValueError(f"unknown tokenizer options {options!r}")
 
 

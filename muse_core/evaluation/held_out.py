@@ -38,7 +38,7 @@ class Rows:
 
 @attrs.frozen(kw_only=True)
 class HeldOut:
-    """Measures over held-out tokens. The document separator costs nats and has no bytes."""
+    """Metrics over held-out tokens. The document separator costs nats and has no bytes."""
 
     loss: float
     """Nats per token."""

@@ -141,7 +141,7 @@ def _is_own(row: Mapping[str, Any]) -> bool:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row of a line, or None if it is no whole row."""
+    """The row of a line, or None if it is not a whole row."""
     try:
         row = canonical_json.decode(line)
     except ValueError:

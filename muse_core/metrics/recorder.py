@@ -78,7 +78,7 @@ class Telemetry:
 
 
 def shared(row: Mapping[str, Any]) -> dict[str, float]:
-    """Means over layers of the measures that several kinds of layers have."""
+    """Means over layers of the metrics that several kinds of layers have."""
     found: dict[str, float] = {}
     for name, measures in SHARED.items():
         ends = tuple(f"/{measure}" for measure in measures)

@@ -76,7 +76,7 @@ SHARED = {
     "gate_entropy": ("gate_entropy",),
     "gate_load": ("gate_load",),
 }
-"""Key of a train row → last parts of the measures that it is the mean of."""
+"""Key of a train row → last parts of the metrics that it is the mean of."""
 
 EVENTS: dict[str, Event] = {
     "schema": Event(

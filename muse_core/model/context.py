@@ -23,7 +23,7 @@ class Context:
     block: int
     """Index of the block that this component stands in, from 0."""
     name: str
-    """Full name, as ``blocks.3.fast-weights``; parameters and measures carry it."""
+    """Full name, as ``blocks.3.fast-weights``; parameters and metrics carry it."""
     sequence_length: int
     """Training length in tokens; longer inputs may follow at evaluation."""
     generator: torch.Generator

@@ -89,7 +89,7 @@ def _refuse_tie(request: KernelRequest, backends: ByRank, index: int) -> None:
 
 def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
     """Order for ``kernels.backend = "auto"``: highest rank first, equal ranks by name. Equal ranks are no fault as long
-    as no operation is asked for that both serve. Raises PluginError for a rank that is no whole number."""
+    as no operation is asked for that both serve. Raises PluginError for a rank that is not a whole number."""
     found = list(backends)
     for name, backend in found:
         if type(backend.rank) is not int:

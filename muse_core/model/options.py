@@ -27,7 +27,7 @@ class Placed:
     name: str | None = field(
         default=None, validator=validators.optional(validators.matches_re(r"[A-Za-z][A-Za-z0-9_-]{0,63}"))
     )
-    """Name in parameters and measures. Default: the component's name; needed where a block repeats a layer."""
+    """Name in parameters and metrics. Default: the component's name; needed where a block repeats a layer."""
 
 
 @attrs.frozen(kw_only=True)

@@ -40,7 +40,7 @@ def update_statistics(model: nn.Module, metrics: Mapping[str, float], progress: 
 
 
 def prefixes(model: nn.Module, name: str) -> Iterator[str]:
-    """How the measures of the module ``name`` may begin: by the full name of a module around it, or its own, and by
+    """How the metrics of the module ``name`` may begin: by the full name of a module around it, or its own, and by
     its place within that one."""
     parts = name.split(".")
     for length in range(1, len(parts) + 1):

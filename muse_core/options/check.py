@@ -109,4 +109,4 @@ def type_fault(annotation: Any, *, within_list: bool = False) -> str | None:
     if isinstance(annotation, type) and attrs.has(annotation):
         return next(iter(structural_faults(annotation)), None)
     allowed = "bool, int, float, str, Literal, a tuple or a component"
-    return f"{type_description(annotation)} is no type for a recipe: use {allowed}"
+    return f"{type_description(annotation)} is not a valid type for a recipe: use {allowed}"

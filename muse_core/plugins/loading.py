@@ -120,7 +120,7 @@ def _rows(
     for name in _hook_names(module):
         marked = hasattr(getattr(module, name), f"{PROJECT}_impl")
         if name not in known:
-            report(f"{name} is no hook of muse{suggestion(name, sorted(known), 'hooks')}")
+            report(f"{name} is not a hook of muse{suggestion(name, sorted(known), 'hooks')}")
         elif not marked:
             report(f"{name} is not marked, so it is never called", "decorate it with muse_core.hookspecs.hookimpl")
     try:

@@ -62,7 +62,7 @@ def read_recipe(
 
 
 def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
-    """Read a TOML file that is no recipe but as strict as one into an attrs class without components. Raises
+    """Read a TOML file that is not a recipe, but is read as strictly, into an attrs class without components. Raises
     RecipeError with every problem."""
     source = read_source(path)
     diagnostics = Diagnostics(Registry(()), folder=source.folder)

@@ -45,7 +45,7 @@ def text(node: Node, _: Any) -> str:
 
 
 def local_path(node: Node, mark: PathMark) -> str:
-    """An absolute path; a name that is no folder stays as it is where the option takes names."""
+    """An absolute path; a name that is not a folder stays as it is where the option takes names."""
     value = text(node, str)
     if not value:
         node.refuse('must be a path, not empty - "." is the folder of the recipe')

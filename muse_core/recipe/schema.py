@@ -67,6 +67,17 @@ class GPT2:
 
 
 @attrs.frozen(kw_only=True)
+class TokenizerFile:
+    """A byte-level encoding of the library tokenizers, as tokenizer.json or a directory of Hugging Face holds it."""
+
+    path: RecipePath
+    """Path of tokenizer.json or of a directory with it, relative to the recipe."""
+    separator: str | None = None
+    """The special token that stands before every document. Default: the end-of-text token that tokenizer_config.json
+    names, else <|endoftext|>, else a new one."""
+
+
+@attrs.frozen(kw_only=True)
 class OfRun:
     """The tokenizer that a run keeps in its directory. A table with ``from`` needs no ``use``."""
 
@@ -74,7 +85,7 @@ class OfRun:
     """Run directory."""
 
 
-TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2, "run": OfRun}
+TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2, "file": TokenizerFile, "run": OfRun}
 
 
 @attrs.frozen(kw_only=True)

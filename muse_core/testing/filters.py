@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 
 class FilterSuite(ExecutionSuite):
-    """Once a period, (before, after, period, state) → (weights, state, measures); see ``contracts.Filter``."""
+    """Once a period, (before, after, period, state) → (weights, state, metrics); see ``contracts.Filter``."""
 
     kind = "filter"
     batch, heads, key, value = 3, 2, 8, 6
@@ -68,7 +68,7 @@ class FilterSuite(ExecutionSuite):
         )
         return {f"weights {index}": value for index, value in enumerate(weights)}
 
-    def test_returns_weights_state_and_measures(self, case: Case) -> None:
+    def test_returns_weights_state_and_metrics(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
         weights, state, metrics = module(moment.before, moment.after, moment.period, None)
         assert weights.shape == moment.after.shape and weights.dtype == moment.after.dtype
@@ -77,8 +77,8 @@ class FilterSuite(ExecutionSuite):
             assert not value.is_complex(), f"{path} is complex; store a trailing axis of 2"
             assert not value.is_floating_point() or value.dtype.itemsize >= 4, f"{path} is {value.dtype}"
         for name, measure in metrics.items():
-            assert measure.shape == () and not measure.requires_grad, f"measure {name} is no detached scalar"
-            assert torch.isfinite(measure), f"measure {name} is {measure}"
+            assert measure.shape == () and not measure.requires_grad, f"metric {name} is not a detached scalar"
+            assert torch.isfinite(measure), f"metric {name} is {measure}"
 
     def test_empty_weights_stay_finite(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
@@ -143,7 +143,7 @@ class FilterSuite(ExecutionSuite):
 def apply(
     module: nn.Module, moments: list[Moment], state: State = None
 ) -> tuple[list[Tensor], State, dict[str, Tensor]]:
-    """Weights of every period, the last state and the last measures."""
+    """Weights of every period, the last state and the last metrics."""
     weights: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for moment in moments:

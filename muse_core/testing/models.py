@@ -59,7 +59,7 @@ class ModelSuite(DerivativeSuite):
         for path, value in leaves(output.state).items():
             assert not value.is_complex(), f"{path} is complex"
         for name, value in (*output.losses.items(), *output.metrics.items()):
-            assert value.shape == (), f"{name} is no scalar"
+            assert value.shape == (), f"{name} is not a scalar"
 
     def test_embeddings_of_ids_give_what_the_ids_give(self, case: Case) -> None:
         module: Any = self.build(case).eval()

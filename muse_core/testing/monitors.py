@@ -52,7 +52,7 @@ class MonitorSuite(Suite):
         gradients = self.gradients(0)
         measured = {**monitor.measure("gradients", gradients), **monitor.measure("norms", norms_of(gradients))}
         for name, value in measured.items():
-            assert isinstance(value, Tensor) and value.shape == (), f"{name} is no scalar tensor"
+            assert isinstance(value, Tensor) and value.shape == (), f"{name} is not a scalar tensor"
         assert monitor.measure("a moment of a later version", {}) == {}, "must pass over moments it does not know"
 
     def test_lets_a_healthy_run_go_on(self, case: Case) -> None:

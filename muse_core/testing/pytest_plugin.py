@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a suite declares in ``expected_failures``; a name that is no test of it is a usage error."""
+    """Mark what a suite declares in ``expected_failures``; a name that is not a test of it is a usage error."""
     for item in items:
         suite = getattr(item, "cls", None)
         if suite is None or not getattr(suite, "conformance", False):

@@ -67,7 +67,7 @@ class ResultReporter:
         self._tell()
 
     def fail(self, sentence: str) -> None:
-        """Something failed that is no test."""
+        """Something failed that is not a test."""
         self.failed += 1
         self._say(f"\nFAILED  {sentence}")
 

@@ -67,7 +67,7 @@ class RouterSuite(ExecutionSuite):
         assert not twice.any(), "a token has one expert twice"
         assert routing.logits.shape == (3, self.length, self.destinations(case))
         for name, loss in routing.losses.items():
-            assert loss.shape == () and torch.isfinite(loss), f"loss {name} is no finite scalar"
+            assert loss.shape == () and torch.isfinite(loss), f"loss {name} is not a finite scalar"
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
         """In training too: quantiles of the present batch would leak."""

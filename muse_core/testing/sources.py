@@ -33,7 +33,7 @@ class SourceSuite(Suite):
         documents = self.documents(case)
         assert documents, "no document"
         for document in documents:
-            assert isinstance(document, Document), f"{type(document).__name__} is no contracts.Document"
+            assert isinstance(document, Document), f"{type(document).__name__} is not a contracts.Document"
             assert isinstance(document.text, str) and isinstance(document.name, str) and document.name
             assert document.split in SPLITS, f"split {document.split!r} of {document.name}"
         assert any(document.text.strip() for document in documents), "every document is empty"

@@ -75,7 +75,7 @@ class StageSuite(Suite):
         assert isinstance(result, Result), f"the objective returned {type(result).__name__}, not contracts.Result"
         assert result.total.shape == () and torch.isfinite(result.total)
         for name, value in (*result.losses.items(), *result.metrics.items()):
-            assert value.shape == () and not value.requires_grad, f"{name} is no detached scalar"
+            assert value.shape == () and not value.requires_grad, f"{name} is not a detached scalar"
         parts = sum(objective(model, rows(batch, row, row + 1), None).total for row in range(3))
         assert abs(parts - result.total) <= 1e-4 * abs(result.total), "micro-batches do not add up to the batch"
         gradients = torch.autograd.grad(result.total, list(model.parameters()), allow_unused=True)

@@ -187,7 +187,7 @@ class Checkpointer:
             loop.records.event({"event": "rejected", "generation": rejected.number, "reason": rejected.reason})
             loop.display.say(f"checkpoint generation {rejected.number} was not used: {rejected.reason}", "yellow")
         if found is not None and type(found[1].json.get("stage")) is not int:
-            raise StorageError("checkpoint: state.json: stage is no whole number")
+            raise StorageError("checkpoint: state.json: stage is not a whole number")
         if found is not None and found[1].json["stage"] > self.stage:
             return False
         if found is None or found[1].json["stage"] < self.stage:

@@ -107,14 +107,14 @@ def _check_carry(loop: Any, tensors: Mapping[str, Tensor], step: int) -> None:
             try:
                 loop.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
             except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
-                why = f"is no state that this model goes on from ({str(error).partition(chr(10))[0]})"
+                why = f"is not a state that this model goes on from ({str(error).partition(chr(10))[0]})"
                 raise _wrong("state", f"carry/{index}", why) from error
 
 
 def _compare_carry(tensors: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if name not in due:
-            raise _wrong("state", name, "is no state that this model carries")
+            raise _wrong("state", name, "is not a state that this model carries")
         same = value.ndim == due[name].ndim and value.shape[:1] == due[name].shape[:1]
         if not same or value.is_floating_point() != due[name].is_floating_point():
             wanted = f"{due[name].dtype} of a shape like {tuple(due[name].shape)}"
@@ -135,7 +135,7 @@ def _check_json(snapshot: Snapshot) -> None:
         raise _wrong("state.json", "position.step", f"is {at['step']} in the checkpoint of step {snapshot.step}")
     for key in ("monitors", "objective"):
         if not isinstance(table[key], dict):
-            raise _wrong("state.json", key, "is no table")
+            raise _wrong("state.json", key, "is not a table")
 
 
 def _wrong(part: str, key: str, what: str) -> StorageError:

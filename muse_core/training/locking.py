@@ -27,7 +27,7 @@ def lock_of(checked: Checked, setup: Setup, *, digests: Mapping[str, str] | None
     checked_on, dtype = setup.exact_check
     gate = {}
     if (checked_on.type, dtype) != ("cpu", torch.float64):
-        gate = {"device": checked_on.type, "precision": str(dtype), "tolerance": TOLERANCES[dtype]}
+        gate = {"device": checked_on.type, "precision": str(dtype).removeprefix("torch."), "tolerance": TOLERANCES[dtype]}
     return make_lock(
         checked,
         device=name,

@@ -208,7 +208,7 @@ PROBLEMS = {
     "system-exit": "importing its module raised SystemExit: good night at ",
     "other-api": r"is for hook API 3; muse-core \S+ offers API 2",
     "other-core": r"needs muse-core>=9,<10; this is muse-core",
-    "misspelt-hook": "muse_layer is no hook of muse",
+    "misspelt-hook": "muse_layer is not a hook of muse",
     "wrong-hook": "has a hook with wrong parameters",
 }
 

@@ -23,7 +23,8 @@ BROKEN = {
     "a misspelt hook": (
         "potential", "plugin.py", "muse_potentials()", "muse_potential()",
         "loads without a problem",
-        "muse-our-potential 0.1.0 (our-potential): muse_potential is no hook of muse - did you mean 'muse_potentials'?",
+        "muse-our-potential 0.1.0 (our-potential): muse_potential is not a hook of muse - "
+        "did you mean 'muse_potentials'?",
     ),
     "torch at import": (
         "stage", "plugin.py", "from muse_core.component", "import torch\nfrom muse_core.component",

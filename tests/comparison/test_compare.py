@@ -88,13 +88,13 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     assert summaries[1].stat().st_mtime_ns == before[1], "a run that was done was repeated"
 
 
-def test_arms_of_other_sizes_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
+def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
     plan.write_text(LARGER)
     refused = call(plan, "-o", tmp_path / "out", "--dry-run")
-    assert refused.exit_code == 2 and "arm 'plain' has" in refused.output and not (tmp_path / "out").exists()
+    assert refused.exit_code == 2 and "variant 'plain' has" in refused.output and not (tmp_path / "out").exists()
     plan.write_text('parameters = "warn"\n' + LARGER)
     warned = call(plan, "-o", tmp_path / "out", "--dry-run")
-    assert warned.exit_code == 0 and "warning: arm 'plain'" in warned.output
+    assert warned.exit_code == 0 and "warning: variant 'plain'" in warned.output
     assert "plain/validation-seed-1: to begin" in warned.output
 
 
@@ -102,7 +102,7 @@ def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(p
     experts = "model.block[1]={ use = 'experts', router = 'mlp', multiple = 1.5 }"
     plan.write_text(PLAN.replace('"model.block[0].rotary=false"', f'"{experts}"'))
     every = call(plan, "-o", tmp_path / "out", "--dry-run", "--set", "model.width=32")
-    assert every.exit_code == 2 and "arm 'plain' has" in every.output
+    assert every.exit_code == 2 and "variant 'plain' has" in every.output
     plan.write_text('count = "active"\nparameter_tolerance = 0.15\n' + plan.read_text())
     active = call(plan, "-o", tmp_path / "out", "--dry-run", "--set", "model.width=32")
     assert active.exit_code == 0 and "plain: " in active.output and "active parameters" in active.output, active.output

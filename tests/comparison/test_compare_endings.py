@@ -128,7 +128,7 @@ def test_a_plan_is_tried_before_its_first_run(plan: Path, tmp_path: Path, key: s
     tuned(plan, key, values)
     for more in ((), ("--dry-run",)):
         refused = call(plan, "-o", tmp_path / "out", *more)
-        assert refused.exit_code == 2 and "arm 'rotary' with" in refused.output and said in refused.output
+        assert refused.exit_code == 2 and "variant 'rotary' with" in refused.output and said in refused.output
         assert not (tmp_path / "out").exists()
 
 

@@ -92,8 +92,8 @@ def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay
     ("before", "after", "says"),
     [
         ("seeds = [1, 2]", "seed = [1, 2]", "p.toml:3: seed: a plan has no key 'seed' - did you mean 'seeds'?"),
-        ('baseline = "one"', 'baseline = "none"', "baseline 'none' is no arm - one of one, other"),
-        ('name = "other"', 'name = "one"', "two arms are called 'one'"),
+        ('baseline = "one"', 'baseline = "none"', "baseline 'none' is not one of the variants one, other"),
+        ('name = "other"', 'name = "one"', "two variants are called 'one'"),
         ("seeds = [1, 2]", "seeds = [0, 1]", "seed 0 is both tuned and reported"),
         ("model.depth=3", "model.depth", "arms[1].set: 'model.depth' has no '='"),
         ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),
@@ -116,7 +116,7 @@ def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(p
     assert all('evaluate.split="validation"' in c.overrides for c in sweep)
     for cell, score in zip(sweep[:3], (2.0, 1.5, 1.9)):
         finish(cell, score)
-    assert chosen_values(read, sweep) == {"one": 2e-3}, "an arm whose sweep is not complete must wait"
+    assert chosen_values(read, sweep) == {"one": 2e-3}, "a variant whose sweep is not complete must wait"
     finish(sweep[3], 1.6)
     values = chosen_values(read, sweep)
     assert values == {"one": 2e-3, "other": 1e-3}

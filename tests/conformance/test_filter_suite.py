@@ -103,7 +103,7 @@ CAUGHT = [
     (WritesInPlace, "test_leaves_its_inputs_alone"),
     (CutsTheGradient, "test_gradients_pass_to_the_weights_and_reach_the_parameters"),
     (Rounds, "test_stays_fp32_under_autocast"),
-    (Transposes, "test_returns_weights_state_and_measures"),
+    (Transposes, "test_returns_weights_state_and_metrics"),
 ]
 
 

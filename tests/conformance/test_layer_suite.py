@@ -375,5 +375,5 @@ def test_every_check_is_shown_something_wrong(tests_of) -> None:
     assert tests_of(LayerSuite) - shown == {
         "test_options_can_be_written_in_a_recipe",
         "test_every_option_is_documented",
-        "test_what_is_nested_gets_its_measures_back",  # in test_nested_measures.py
+        "test_what_is_nested_gets_its_metrics_back",  # in test_nested_metrics.py
     }

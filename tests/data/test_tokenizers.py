@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from muse_core.data.byte_pair import byte_characters
 from muse_core.data.tokenizers import from_json, identity, make_tokenizer
 from muse_core.errors import DataError
-from muse_core.recipe.schema import GPT2, BytePair, Bytes
+from muse_core.recipe.schema import GPT2, BytePair, Bytes, TokenizerFile
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. <|endoftext|>\n", "Größe, naïve, 日本語, 🦊🦊! " * 3] * 4
 texts = st.one_of(
@@ -191,3 +192,72 @@ def test_a18_tokenizer_files_that_are_pipes_or_devices_are_refused(tmp_path):
     for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
         with pytest.raises(DataError, match="cannot read the tokenizer file"):
             make_tokenizer(GPT2(vocab=path, merges=path), [])
+
+
+def written(folder: Path, **changed: object) -> Path:
+    """A directory with the tokenizer.json of a byte-level encoding that was trained here, with special tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = make_tokenizer(BytePair(vocabulary=300), TEXTS)
+    table = json.loads(learned.to_json())["model"]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    table["added_tokens"] = [
+        {"id": 299, "content": "<|eot|>"} | special, {"id": 300, "content": "<|endoftext|>"} | special,
+        {"id": 301, "content": "fox trot"} | special | {"special": False},
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(table | changed))
+    return folder
+
+
+def test_a_tokenizer_file_gives_text_back_and_its_special_tokens_are_no_text(tmp_path: Path) -> None:
+    folder = written(tmp_path / "hf")
+    tokenizer = make_tokenizer(TokenizerFile(path=str(folder)), ())
+    assert tokenizer.separator == 300 and tokenizer.vocabulary_size == 302
+    text = "a fox trot <|endoftext|> ☃ 🦊<|eot|>"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and 301 in ids and not {299, 300} & set(ids.tolist())
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+    again = from_json(tokenizer.to_json())
+    assert again.digest == tokenizer.digest and again.encode(text).tolist() == ids.tolist()
+    same = make_tokenizer(TokenizerFile(path=str(folder / "tokenizer.json"), separator="<|eot|>"), ())
+    assert same.separator == 299
+
+
+def test_the_separator_of_a_directory_is_its_end_of_text(tmp_path: Path) -> None:
+    folder = written(tmp_path / "hf")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|eot|>"}}))
+    assert make_tokenizer(TokenizerFile(path=str(folder)), ()).separator == 299
+    without = written(tmp_path / "plain", added_tokens=[])
+    assert make_tokenizer(TokenizerFile(path=str(without)), ()).separator == 299
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "does not give text back byte for byte"),
+        ({"normalizer": {"type": "Lowercase"}}, "does not give text back byte for byte"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+         "does not give text back byte for byte"),
+        ({"decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
+         "its decoder is Metaspace"),
+        ({"decoder": None}, "its decoder is missing"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "holds no byte-pair model"),
+        ({"pre_tokenizer": {"type": "NoSuchThing"}}, "cannot read it"),
+        ({"added_tokens": [{"id": 500, "content": "<|eot|>", "special": True, "single_word": False, "lstrip": False,
+                            "rstrip": False, "normalized": False}]}, "has number 500, and .* reads it as 299"),
+    ],
+)
+def test_a_tokenizer_file_that_changes_text_is_refused(
+    tmp_path: Path, changed: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        make_tokenizer(TokenizerFile(path=str(written(tmp_path, **changed))), ())
+
+
+def test_a_separator_that_is_none_and_files_that_are_none_are_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'nope' is no special token of it; there are '<|eot|>'".replace("|", r"\|")):
+        make_tokenizer(TokenizerFile(path=str(written(tmp_path)), separator="nope"), ())
+    with pytest.raises(DataError, match="cannot read the tokenizer file"):
+        make_tokenizer(TokenizerFile(path=str(tmp_path / "nowhere")), ())
+    (tmp_path / "text.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match="not a table"):
+        make_tokenizer(TokenizerFile(path=str(tmp_path / "text.json")), ())

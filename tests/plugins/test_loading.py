@@ -28,7 +28,7 @@ BROKEN = {
     @hookimpl
     def muse_layer():
         yield Component("wave", options=Options, implementation="m:L")
-    """, "muse_layer is no hook of muse - did you mean 'muse_layers'?"),
+    """, "muse_layer is not a hook of muse - did you mean 'muse_layers'?"),
     "unmarked hook": (HEAD + """
     def muse_layers():
         yield Component("wave", options=Options, implementation="m:L")
@@ -106,7 +106,7 @@ def test_a_slip_in_the_name_of_any_hook_is_told_with_the_right_name(install, lay
     registry = load_plugins(strict=False)
     for name, hook in hooks.items():
         (line,) = lines(name, registry)
-        assert line == f"{name} 1.0.0 (slip): {slip(hook)} is no hook of muse - did you mean '{hook}'?"
+        assert line == f"{name} 1.0.0 (slip): {slip(hook)} is not a hook of muse - did you mean '{hook}'?"
 
 
 OPTIONS = {
@@ -119,7 +119,7 @@ OPTIONS = {
     "without help": ("@attrs.frozen(kw_only=True)\nclass Options:\n    a: int = 1\n    '''A.'''",
                      "Options has no docstring"),
     "dict": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    a: dict = {}\n    '''A.'''",
-             "Options.a: <class 'dict'> is no type for a recipe"),
+             "Options.a: <class 'dict'> is not a valid type for a recipe"),
     "nested lists": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n"
                      "    a: tuple[tuple[int, ...], ...] = ()\n    '''A.'''", "lists within lists are not for recipes"),
     "unresolved": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    a: 'Missing' = 1\n    '''A.'''",

@@ -85,7 +85,7 @@ def test_a_class_without_source_has_no_help_but_works():
         (tuple[float, float], "a list of 2: a number, a number"),
         (tuple[UseFilter, ...], "a list of filters"),
         (UseFilter, "a filter"),
-        (Annotated[object, Choice(TOKENIZERS)], "'bytes' or 'bpe' or 'gpt2' or 'run'"),
+        (Annotated[object, Choice(TOKENIZERS)], "'bytes' or 'bpe' or 'gpt2' or 'file' or 'run'"),
         (Base, "a table"),
     ],
 )

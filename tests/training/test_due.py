@@ -66,7 +66,7 @@ WRONG = {
     "no position": (without_key("json", "position"), "state.json: position is missing"),
     "a position in words": (with_key("json", "position", lambda value: value | {"tokens": "12"}), "whole numbers"),
     "a position elsewhere": (with_key("json", "position", lambda value: value | {"step": 1}), "position.step"),
-    "monitors that are no table": (with_key("json", "monitors", lambda value: [1]), "monitors is no table"),
+    "monitors that are not a table": (with_key("json", "monitors", lambda value: [1]), "monitors is not a table"),
     "monitors without the guard": (with_key("json", "monitors", lambda value: {}), "monitors cannot be taken up"),
 }
 

@@ -98,7 +98,7 @@ def test_one_that_declares_it_trains_and_the_tolerance_is_said_and_locked(
     assert ended.exit_code == 0, ended.output
     assert "checked on cpu in float32, where changes under 0.001 go unseen" in ended.output
     lock = tomllib.loads((tmp_path / "run" / "muse.lock.toml").read_text())
-    assert lock["causality_gate"] == {"device": "cpu", "precision": "torch.float32", "tolerance": 0.001}
+    assert lock["causality_gate"] == {"device": "cpu", "precision": "float32", "tolerance": 0.001}
 
 
 def test_one_that_declares_it_and_leaks_is_refused_by_name(run: Callable[..., Result]) -> None:

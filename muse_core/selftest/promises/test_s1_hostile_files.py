@@ -81,7 +81,7 @@ TENSOR_FILES = {
     "shape that overflows": entry(shape=[2**33, 2**33]),
     "unknown dtype": entry(dtype="O"),
     "pickle as a dtype": entry(dtype="cos\nsystem\n"),
-    "metadata that is no table": header(b'{"__metadata__":[1]}'),
+    "metadata that is not a table": header(b'{"__metadata__":[1]}'),
 }
 STATE_FILES = {
     "not UTF-8": b"\xff\xfe",

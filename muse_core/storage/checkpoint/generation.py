@@ -133,7 +133,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _marked(path: Path, expected: bytes) -> bool:
-    """A marker counts only if it is exactly the one for this manifest; anything else is no marker."""
+    """A marker counts only if it is exactly the one for this manifest; anything else is not a marker."""
     try:
         return read_file(path, limit=len(expected)) == expected
     except OSError:

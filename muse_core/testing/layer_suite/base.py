@@ -70,7 +70,7 @@ class LayerBase(DerivativeSuite):
         return getattr(self.options_of(case), "period", None)
 
     def adds_nothing(self, case: Case) -> bool:
-        """Whether all that the layer returns is losses and measures: its options class says so by ``adds_nothing =
+        """Whether all that the layer returns is losses and metrics: its options class says so by ``adds_nothing =
         True``."""
         return getattr(self.options_of(case), "adds_nothing", False)
 

@@ -34,9 +34,9 @@ class LayerContract(LayerBase):
         self.check_signals(case, step, sequence)
         self.check_state(step)
         for name, loss in step.losses.items():
-            assert loss.shape == () and torch.isfinite(loss), f"loss {name} is no finite scalar"
+            assert loss.shape == () and torch.isfinite(loss), f"loss {name} is not a finite scalar"
         for name, measure in step.metrics.items():
-            assert measure.shape == () and not measure.requires_grad, f"measure {name} is no detached scalar"
+            assert measure.shape == () and not measure.requires_grad, f"metric {name} is not a detached scalar"
 
     def check_signals(self, case: Case, step: LayerOutput, sequence: Sequence) -> None:
         published = self.published(case)
@@ -57,7 +57,7 @@ class LayerContract(LayerBase):
         layer = self.build(case, publish=frozenset())
         assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
 
-    def test_what_is_nested_gets_its_measures_back(self, case: Case) -> None:
+    def test_what_is_nested_gets_its_metrics_back(self, case: Case) -> None:
         """A nested component with ``update_statistics`` is told what stands under its module's name, no more."""
         layer = self.build(case)
         measured: set[str] = set()
@@ -69,7 +69,7 @@ class LayerContract(LayerBase):
                 )
         returned = run(layer, self.sequence(case, dtype=torch.float32)).metrics
         missing = sorted(measured - returned.keys())
-        assert not missing, f"returns no measure {' nor '.join(missing)}: its component could update no statistics"
+        assert not missing, f"returns no metric {' nor '.join(missing)}: its component could update no statistics"
 
     def test_leaves_its_inputs_alone(self, case: Case) -> None:
         layer, sequence = self.double(case), self.sequence(case)
@@ -124,7 +124,7 @@ class LayerContract(LayerBase):
 
 
 def measures_of(output: object) -> dict[str, torch.Tensor]:
-    """Measures in what a nested component returned: a layer's, a router's, or a filter's third."""
+    """Metrics in what a nested component returned: a layer's, a router's, or a filter's third."""
     if hasattr(output, "metrics"):
         return output.metrics
     is_filters = isinstance(output, tuple) and len(output) == 3 and isinstance(output[2], dict)

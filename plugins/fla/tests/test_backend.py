@@ -73,8 +73,8 @@ def test_gradients_follow_the_guard_of_fla_core(backend, monkeypatch, triton, re
 def test_the_guard_is_still_that_of_the_installed_fla_core():
     env = pytest.importorskip("fla.utils.env")
     triton = Version(module.metadata.version("triton"))
-    first, mended = module.WRONG_ON_HOPPER
-    assert (triton >= first) == env.TRITON_ABOVE_3_4_0 and (triton >= mended) == env.TRITON_ABOVE_3_7_1
+    first, fixed = module.WRONG_ON_HOPPER
+    assert (triton >= first) == env.TRITON_ABOVE_3_4_0 and (triton >= fixed) == env.TRITON_ABOVE_3_7_1
 
 
 def test_the_listing_says_why_another_backend_was_taken(backend):

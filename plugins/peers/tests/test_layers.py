@@ -67,7 +67,7 @@ def test_later_layers_of_rwkv7_mix_in_the_first_values():
 @pytest.mark.parametrize(
     ("use", "options", "words"),
     [
-        ("gated-deltanet", {"heads": 5}, "3/4 of the width 48 over heads = 5 is no whole number"),
+        ("gated-deltanet", {"heads": 5}, "3/4 of the width 48 over heads = 5 is not a whole number"),
         ("kda", {"heads": 5}, "heads is 5, which does not divide the width 48"),
         ("rwkv7", {"heads": 5}, "heads is 5, which does not divide the width 48"),
         ("gla", {"heads": 5}, "heads is 5, which does not divide 24"),

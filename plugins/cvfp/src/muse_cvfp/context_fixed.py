@@ -83,7 +83,7 @@ class Windows:
 
 class NextTokenInContext:
     """The objective: cross-entropy of the next token from Head[C* ; token output]. C* is data: what it was made from
-    is no part of the graph."""
+    is not part of the graph."""
 
     def __call__(self, model: Any, batch: Batch, state: State) -> Result:
         hidden = model.hidden(batch.extra["contexts"], model.embedded(batch.inputs))

@@ -23,7 +23,7 @@ def diversity(contexts: Tensor, options: FixedPointOptions) -> Tensor:
 
 
 def mean_deviation(contexts: Tensor) -> Tensor:
-    """−‖C − mean‖_F / N, the notes' formula: at least −√(D / N) where LN has made ‖c‖² = D."""
+    """−‖C − mean‖_F / N, the original design's formula: at least −√(D / N) where LN has made ‖c‖² = D."""
     return -torch.linalg.vector_norm(contexts - contexts.mean(0)) / len(contexts)
 
 

@@ -49,7 +49,7 @@ class Safetensors:
             ) from error
 
     def path(self) -> Path:
-        """The file, fetched from the hub where ``source`` is no local path."""
+        """The file, fetched from the hub where ``source`` is not a local path."""
         local = Path(self.options.source).expanduser()
         if local.is_dir():
             return local / "model.safetensors"
@@ -59,7 +59,7 @@ class Safetensors:
             from huggingface_hub import hf_hub_download
         except ModuleNotFoundError as error:
             raise DataError(
-                f"safetensors: {self.options.source} is no local file, and the hub needs huggingface_hub: "
+                f"safetensors: {self.options.source} is not a local file, and the hub needs huggingface_hub: "
                 "pip install muse-cvfp[hub], or give a local file"
             ) from error
         try:
@@ -67,8 +67,8 @@ class Safetensors:
         # The library lets its HTTP client's exceptions through, which differ between its versions.
         except Exception as error:
             raise DataError(
-                f"safetensors: {self.options.source} is no local file, and the hub does not give it ({error}) - give "
-                'a local .safetensors file, or train embeddings with the stage "token-embeddings"'
+                f"safetensors: {self.options.source} is not a local file, and the hub does not give it ({error}) - "
+                'give a local .safetensors file, or train embeddings with the stage "token-embeddings"'
             ) from error
 
     def _name(self, shapes: dict[str, tuple[int, ...]], wanted: tuple[int, ...]) -> str:

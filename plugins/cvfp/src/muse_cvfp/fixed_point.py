@@ -105,7 +105,7 @@ class Iteration:
 
     @torch.no_grad()
     def turned(self, model: Cvfp) -> dict[str, Tensor]:
-        """After the last slice: the measures of iteration k, and on to the next."""
+        """After the last slice: the metrics of iteration k, and on to the next."""
         assert self.previous is not None and self.fresh is not None
         difference = (self.fresh - self.previous).square().mean(-1)
         residual = sweep(model, self.stream, self.fresh, self.options.carry) - self.fresh

@@ -1,4 +1,4 @@
-"""Measures of contexts and of iterations at frozen weights.
+"""Metrics of contexts and of iterations at frozen weights.
 
 Letters: N tokens, D width.
 """

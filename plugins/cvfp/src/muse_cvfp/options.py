@@ -116,7 +116,7 @@ class FixedPointOptions:
     εI) / D, which ends with higher rank and slower convergence (docs/results/cvfp.md)."""
     carry: Literal["learned", "wrap"] = "learned"
     """Context before a document's first token. learned: c₀. wrap: the document's last context of the iteration before,
-    the notes' form; never that of another document."""
+    the original design's form; never that of another document."""
     threshold: float = field(default=0.1, validator=validators.gt(0.0))
     """A token has converged when its mean squared difference is below."""
     early_stop: float = field(default=0.95, validator=FRACTION)

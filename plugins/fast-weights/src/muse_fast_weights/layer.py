@@ -32,7 +32,7 @@ class FastWeights(nn.Module):
     Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.Reading``) and,
     with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t;
     ``gate`` (B, N, H M): σ of the gate's pre-activation.
-    Measures: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
+    Metrics: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
     per token), ``rate`` (mean β), and the filters'. Source: mathematics §3.
     """
 

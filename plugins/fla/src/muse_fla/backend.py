@@ -71,9 +71,9 @@ def wrong_gradients() -> str | None:
     import torch
 
     triton = Version(metadata.version("triton"))
-    first, mended = WRONG_ON_HOPPER
-    if not first <= triton < mended or not torch.cuda.is_available():
+    first, fixed = WRONG_ON_HOPPER
+    if not first <= triton < fixed or not torch.cuda.is_available():
         return None
     if torch.cuda.get_device_capability()[0] != 9:
         return None
-    return f"fla-core refuses gradients on Hopper under Triton {triton}, before {mended}: they would be wrong"
+    return f"fla-core refuses gradients on Hopper under Triton {triton}, before {fixed}: they would be wrong"

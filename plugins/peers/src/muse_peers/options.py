@@ -32,9 +32,9 @@ class GatedDeltaNetOptions:
     """β = 2σ instead of σ, so that a write may turn around what its key stood for (Grazzi et al. 2024)."""
 
     def key_width(self, width: int) -> int:
-        """K for a model of this width. Raises ValueError where it is no whole number."""
+        """K for a model of this width. Raises ValueError where it is not a whole number."""
         if self.key_size is None and 3 * width % (4 * self.heads):
-            raise ValueError(f"3/4 of the width {width} over heads = {self.heads} is no whole number; give key_size")
+            raise ValueError(f"3/4 of the width {width} over heads = {self.heads} is not a whole number; give key_size")
         return self.key_size or 3 * width // (4 * self.heads)
 
     def value_width(self, width: int) -> int:
@@ -69,7 +69,7 @@ class KdaOptions:
     """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
 
     def key_width(self, width: int) -> int:
-        """K for a model of this width. Raises ValueError where it is no whole number."""
+        """K for a model of this width. Raises ValueError where it is not a whole number."""
         return self.key_size or divided(width, self.heads)
 
     def value_width(self, width: int) -> int:
@@ -96,11 +96,11 @@ class GlaOptions:
     """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
 
     def key_width(self, width: int) -> int:
-        """K for a model of this width. Raises ValueError where it is no whole number."""
+        """K for a model of this width. Raises ValueError where it is not a whole number."""
         return divided(round(self.expand_key * width), self.heads)
 
     def value_width(self, width: int) -> int:
-        """M for a model of this width. Raises ValueError where it is no whole number."""
+        """M for a model of this width. Raises ValueError where it is not a whole number."""
         return divided(round(self.expand_value * width), self.heads)
 
     def problems(self, recipe: Any) -> Iterable[str]:
@@ -120,7 +120,7 @@ class Rwkv7Options:
     """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
 
     def head_width(self, width: int) -> int:
-        """K for a model of this width. Raises ValueError where it is no whole number."""
+        """K for a model of this width. Raises ValueError where it is not a whole number."""
         return divided(width, self.heads)
 
     def ranks(self, width: int) -> tuple[int, int]:
@@ -161,7 +161,7 @@ class Mamba2Options:
         return round(self.expand * width)
 
     def heads(self, width: int) -> int:
-        """H for a model of this width. Raises ValueError where it is no whole number."""
+        """H for a model of this width. Raises ValueError where it is not a whole number."""
         return divided(self.inner(width), self.head_width(width))
 
     def head_width(self, width: int) -> int:
@@ -175,7 +175,7 @@ class Mamba2Options:
 
 
 def divided(whole: int, parts: int) -> int:
-    """whole over parts. Raises ValueError where that is no whole number."""
+    """whole over parts. Raises ValueError where that is not a whole number."""
     if whole % parts:
         raise ValueError(f"{parts} does not divide {whole}")
     return whole // parts

@@ -24,7 +24,7 @@ class Resonance(nn.Module):
 
     U is fixed: the buffer ``basis`` (2, K, K), its real and imaginary parts, stored with the model.
 
-    Measures: ``share_filtered`` (modes with r below the threshold), ``modes`` (the number of the others, mean over
+    Metrics: ``share_filtered`` (modes with r below the threshold), ``modes`` (the number of the others, mean over
     heads) and ``energy_kept`` (‖W‖² after over before). Source: mathematics §3 "Memory filters".
     """
 
@@ -38,7 +38,7 @@ class Resonance(nn.Module):
     def forward(
         self, before: Tensor, after: Tensor, period: Period, state: State
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """``before`` and ``after`` (B, H, K, M) → filtered weights, no state, and measures."""
+        """``before`` and ``after`` (B, H, K, M) → filtered weights, no state, and metrics."""
         with torch.autocast(after.device.type, enabled=False):
             # Re U diag(m) Uᴴ W in real numbers: with F = [Re U, Im U] it is F diag(m, m) Fᵀ W.
             frame = self.basis.to(after.dtype).transpose(0, 1).flatten(1)  # (K, 2 K)

@@ -101,7 +101,7 @@ class Experts(nn.Module):
     def compute_fused(
         self, x: Tensor, routing: Routing, expert: Tensor, tokens: Tokens
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Update, losses and measures; ``expert`` (B, N, K) is −1 in padding."""
+        """Update, losses and metrics; ``expert`` (B, N, K) is −1 in padding."""
         from muse_scattering_router.fused import swiglu_experts
         from muse_scattering_router.fused_routing import Places
         from muse_scattering_router.fused_routing import weigh as weigh_fused

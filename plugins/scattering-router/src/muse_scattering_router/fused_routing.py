@@ -1,4 +1,4 @@
-"""Losses and measures of a routing, and the order of rows, in three kernels on a GPU; ``load`` and ``dispatch`` say the
+"""Losses and metrics of a routing, and the order of rows, in three kernels on a GPU; ``load`` and ``dispatch`` say the
 same in many.
 
 Letters: T tokens, K slots, E experts, P blocks of tokens.
@@ -145,7 +145,7 @@ def _settle(
     sums, counts, balance, z, statistics, ends, blocks, experts, balance_scale, z_scale, BLOCKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Sums over blocks; the losses and measures; and in ``counts`` the first row of a block's choices of an expert."""
+    """Sums over blocks; the losses and metrics; and in ``counts`` the first row of a block's choices of an expert."""
     column = tl.arange(0, WIDE)
     number = tl.zeros((WIDE,), dtype=tl.int32)
     share = tl.zeros((WIDE,), dtype=tl.float32)

@@ -21,13 +21,13 @@ def loads(expert: Tensor, experts: int) -> Tensor:
 def weigh(
     wanted: Tensor, taken: Tensor, routing: Routing, tokens: Tokens, *, balance: float, z_loss: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and measures of a routing; ``wanted`` (B, N, K) is its choice without padding, ``taken`` also without
+    """Losses and metrics of a routing; ``wanted`` (B, N, K) is its choice without padding, ``taken`` also without
     what exceeded the capacity.
 
     Losses: ``balance``, valid tokens × E Σ_e f_e P_e (Fedus et al. 2022), f the share of choices and P the mean
     probability, 1 a token where all experts are equally busy; ``z``, Σ over valid tokens of log² Σ_e exp(logit)
     (Zoph et al. 2022).
-    Measures: ``entropy`` of a token's probabilities and ``load_entropy`` of the loads, both 1 when uniform;
+    Metrics: ``entropy`` of a token's probabilities and ``load_entropy`` of the loads, both 1 when uniform;
     ``load_<e>``, the expert's share of the choices; ``busiest_max``, the largest; ``slots``, choices of a token;
     ``dropped``, the share of choices beyond the capacity.
     """

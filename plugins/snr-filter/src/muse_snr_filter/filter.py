@@ -23,7 +23,7 @@ class Snr(nn.Module):
     within the largest magnitude of its head, so that no filtered entry exceeds what the head held before. Only σ and
     the choice of entries are without gradient.
 
-    Measures: ``share_filtered`` (entries below) and ``signal_to_noise`` (root mean square of the entries over σ, 1 for
+    Metrics: ``share_filtered`` (entries below) and ``signal_to_noise`` (root mean square of the entries over σ, 1 for
     noise).
     Source: mathematics §3 "Memory filters".
     """
@@ -35,7 +35,7 @@ class Snr(nn.Module):
     def forward(
         self, before: Tensor, after: Tensor, period: Period, state: State
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """``before`` and ``after`` (B, H, K, M) → filtered weights, {"noise": σ² (B, H)} and measures."""
+        """``before`` and ``after`` (B, H, K, M) → filtered weights, {"noise": σ² (B, H)} and metrics."""
         noise = period.write_scale.detach()
         if state is not None:
             carried = state["noise"].masked_fill(period.reset[:, None], 0.0)

@@ -14,7 +14,7 @@ TABLES = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "par
 TEXTS = frozenset({".txt", ".md", ".rst"})
 COMPRESSED = frozenset({".gz", ".xz", ".bz2", ".zst"})
 RUN_MARKS = ("muse.lock.toml", "run.lock", "run.lock.holder")
-"""A folder with one of these is a run's: its records are no text to learn from, and a run would read itself."""
+"""A folder with one of these is a run's: its records are not text to learn from, and a run would read itself."""
 MOST_ENTRIES = 250_000
 """Files and folders that one path may make us look at."""
 

@@ -32,7 +32,7 @@ class FilesOptions:
 
     paths: tuple[RecipePath, ...] = field(validator=NOT_EMPTY)
     """Files, folders and patterns, relative to the recipe. Folders and patterns leave out hidden names, directories of
-    runs and what is no file; a file that several ways lead to is read once."""
+    runs and what is not a file; a file that several ways lead to is read once."""
     text: str | None = None
     """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
     ``content`` or the only column of strings."""

@@ -147,7 +147,7 @@ def _whole(text: str, first: int, place: _Place, spelt: dict[str, Any]) -> list[
 
 
 def _csv(path: Path, place: _Place, wanted: str | None) -> Texts:
-    """Every value is text as it stands; the default column is chosen among those whose first value is no number."""
+    """Every value is text as it stands; the default column is chosen among those whose first value is not a number."""
     column = Column(wanted)
     rows = 0
     with _bytes(path) as file, _lines(file, "utf-8-sig", "") as text, _long_fields():

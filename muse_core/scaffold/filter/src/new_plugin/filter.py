@@ -24,7 +24,7 @@ class NewPlugin(nn.Module):
     def forward(
         self, before: Tensor, after: Tensor, period: Period, state: State
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """``before`` and ``after`` (B, H, K, M), ``state`` None at the start → weights, state, measures."""
+        """``before`` and ``after`` (B, H, K, M), ``state`` None at the start → weights, state, metrics."""
         size = after.detach().square().mean((-1, -2)).sqrt()
         usual = size
         if state is not None:

@@ -57,7 +57,7 @@ class MergesThem(Right):
 
 @pytest.mark.parametrize("implementation", [Right, UsesTheWholePath, MergesThem])
 def test_measures_stand_under_the_name_of_the_module(complaint, implementation) -> None:
-    found = complaint(LayerSuite, implementation, NoOptions, "test_what_is_nested_gets_its_measures_back")
+    found = complaint(LayerSuite, implementation, NoOptions, "test_what_is_nested_gets_its_metrics_back")
     if implementation is Right:
         assert found is None
     else:
