@@ -99,8 +99,9 @@ class Telemetry:
 def shared(row: Mapping[str, Any]) -> dict[str, float]:
     """Means over layers of the metrics that several kinds of layers have."""
     found: dict[str, float] = {}
-    for name, measure in SHARED.items():
-        values = [value for key, value in row.items() if key.endswith(f"/{measure}")]
+    for name, measures in SHARED.items():
+        ends = tuple(f"/{measure}" for measure in measures)
+        values = [value for key, value in row.items() if key.endswith(ends)]
         if values:
             found[name] = sum(values) / len(values)
     return found

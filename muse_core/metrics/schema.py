@@ -70,8 +70,13 @@ OF_LAYERS = (
     "`<layer>/<measure>`: what a layer measured over the held-out text, joined over batches as over micro-batches."
 )
 
-SHARED = {"gamma": "decay", "snr": "signal_to_noise", "gate_entropy": "gate_entropy", "gate_load": "gate_load"}
-"""Key of a train row → last part of the metrics that it is the mean of."""
+SHARED = {
+    "gamma": ("decay", "broadening"),
+    "snr": ("signal_to_noise",),
+    "gate_entropy": ("gate_entropy",),
+    "gate_load": ("gate_load",),
+}
+"""Key of a train row → last parts of the metrics that it is the mean of."""
 
 EVENTS: dict[str, Event] = {
     "schema": Event(
@@ -106,7 +111,8 @@ EVENTS: dict[str, Event] = {
                 "Target tokens over wall clock since the train row before; evaluation, probes and checkpoints are "
                 "left out."),
             Key("seconds", NUMBER, "seconds", "Wall clock of all steps so far, over all attempts."),
-            Key("gamma", NUMBER, "nats per token", "Γ: mean over layers of `<layer>/decay`.", always=False),
+            Key("gamma", NUMBER, "nats per token", "Mean over layers of `<layer>/decay`, the Γ of a memory, and "
+                "`<layer>/broadening`, the Γ + η of a resolvent.", always=False),
             Key("snr", NUMBER, "", "Entries of the fast weights over the noise that writes alone would leave, 1 for "
                 "noise: mean over layers of `<layer>/…/signal_to_noise`; in steps where a period ended.",
                 always=False),

@@ -26,6 +26,9 @@ from muse_core.training.optimizers import clip, gradient_numbers, norms, rate_fa
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
 
+STEEP = 100.0
+"""Times train.clip_norm from which the first gradient is warned of."""
+
 
 @attrs.define(kw_only=True)
 class Loop:
@@ -84,6 +87,8 @@ class Loop:
             if verdict.action is Action.SKIP:
                 state.stream_state.reject()
             else:
+                if at.step == 0:
+                    self._say_steep_start(values["gradient_norm"])
                 clip(parameters, values["gradient_norm"], train.clip_norm)
                 state.optimizers.step(rate_factor(train, at.accepted) * self.incidents.rate)
                 fault_point("post_step", state.model)
@@ -133,6 +138,20 @@ class Loop:
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
+
+    def _say_steep_start(self, norm: float) -> None:
+        """Warn where the first gradient is so large that clipping leaves next to nothing of all others."""
+        limit = self.recipe.train.clip_norm
+        if norm <= STEEP * limit:
+            return
+        gradients = {n: p.grad for n, p in self.state.optimizers.names.items() if p.grad is not None}
+        sizes = norms(list(gradients.values())).tolist()
+        largest = sorted(zip(sizes, gradients, strict=True), reverse=True)[:3]
+        named = ", ".join(f"{name} {size:.3g}" for size, name in largest)
+        self._warn(
+            f"the gradient's norm at the first step is {norm:.3g}, {norm / limit:.3g} × train.clip_norm: clipping "
+            f"leaves little of what other weights should learn - let these layers start tamer: {named}"
+        )
 
     def _between(self, values: Mapping[str, float]) -> bool:
         """Probes, checkpoint and evaluation that are due after a step; True when the loop should end."""

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from muse_core.build import build_model
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, markdown
+from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 
@@ -49,6 +52,40 @@ def test_the_plans_of_the_project_hold_recipes_that_can_be_built(path: Path) -> 
     values = {arm.name: None for arm in read.plan.arms}
     for cell in [*tuning_cells(read, Path("x")), *reported_cells(read, Path("x"), values)]:
         read_recipe(cell.recipe, cell.overrides)
+
+
+@torch.no_grad()
+def broadening(recipe: Path, overrides: tuple[str, ...]) -> list[torch.Tensor]:
+    """Γ + η (H,) of each resolvent of a recipe's model at its start, averaged over random tokens."""
+    checked = read_recipe(recipe, (*overrides, 'train.device="cpu"'))
+    model, _ = build_model(
+        checked.recipe, checked.registry, vocabulary_size=257, device=torch.device("cpu"), dtype="float32"
+    )
+    found = []
+    for module in model.modules():
+        if type(module).__name__ == "Resolvent":
+            x = torch.randn(1, 16, checked.recipe.model.options.width)
+            _, decay = module.diagonal(x, {}, Tokens(torch.arange(16)[None]))
+            found.append(decay.mean((0, 1)) + module.dynamics()[0].imag)
+    return found
+
+
+@pytest.mark.parametrize("name", ["ablations", "base_ablations", "hermitian"])
+def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay_and_broadening(name: str) -> None:
+    """θ depends on Γ + η only, so an arm that has another sum at its start tells nothing of what Γ is worth."""
+    read = read_plan(PLANS[0].parent / f"{name}.plan.toml")
+    cells = reported_cells(read, Path("x"), {arm.name: None for arm in read.plan.arms})
+    starts = {
+        cell.arm.name: broadening(cell.recipe, cell.overrides)
+        for cell in cells
+        if cell.seed == read.plan.seeds[0]
+        and cell.arm.name in {read.plan.baseline, "hermitian", "fixed-decay", "phase1"}
+    }
+    expected = starts.pop(read.plan.baseline)[0]
+    assert {"hermitian", "fixed-decay"} <= starts.keys()
+    for arm, start in starts.items():
+        assert start
+        torch.testing.assert_close(torch.stack(start), expected.expand(len(start), -1), rtol=1e-4, atol=1e-6, msg=arm)
 
 
 @pytest.mark.parametrize(

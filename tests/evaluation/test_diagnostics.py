@@ -50,10 +50,12 @@ def setup(table: dict[str, Any]) -> Any:
 def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) -> None:
     found = diagnose(setup, tokens=N + 1)
     layers = {f"blocks.{block}.{name}" for block in (0, 1) for name in ("fast-weights", "resolvent")}
-    shapes = {"decay": (N, 4), "lyapunov": (N, 4), "phase": (N, 4), "spectral_shift": (N, 4), "theta": (N, 4, 2),
+    of_heads = ("broadening", "decay", "lyapunov", "phase", "spectral_shift")
+    shapes = {**dict.fromkeys(of_heads, (N, 4)), "theta": (N, 4, 2),
               "memory_before": (N, 2, 8), "gate": (N, 16)}
     assert {name: tuple(next(iter(layers.values())).shape) for name, layers in found.signals.items()} == shapes
-    metrics = {"decay", "decay_min", "decay_max", "overdamped", "lyapunov", "lyapunov_min", "lyapunov_max",
+    metrics = {"broadening", "broadening_min", "broadening_max", "decay", "decay_min", "decay_max", "overdamped",
+                "lyapunov", "lyapunov_min", "lyapunov_max",
                 "memory_length_max", "non-hermitian/strength", "memory-feedback/strength", "energy", "rate",
                 "snr/signal_to_noise", "snr/share_filtered", "resonance/modes", "resonance/share_filtered",
                 "resonance/energy_kept"}
@@ -64,8 +66,8 @@ def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) ->
     assert 1 <= found.metrics["resonance/modes"]["blocks.0.fast-weights"] <= 8
     lyapunov = found.signals["lyapunov"]["blocks.1.resolvent"].mean(0)
     assert lyapunov.mean().item() == pytest.approx(found.metrics["lyapunov"]["blocks.1.resolvent"], rel=1e-5)
-    low, mean, high = found.ranges()["signal decay", "blocks.0.resolvent"]
-    assert low == pytest.approx(found.metrics["decay_min"]["blocks.0.resolvent"]) and low < mean < high
+    low, mean, high = found.ranges()["signal broadening", "blocks.0.resolvent"]
+    assert low == pytest.approx(found.metrics["broadening_min"]["blocks.0.resolvent"]) and low < mean < high
 
 
 def test_the_model_itself_is_left_as_it_was(setup: Any) -> None:

@@ -182,3 +182,24 @@ def test_weights_of_another_run_are_the_start(table: Table, go: Go, tmp_path: Pa
     first = Checkpoints(tmp_path / "first").newest()[1].model
     second = Checkpoints(tmp_path / "run").newest()[1].model
     assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
+
+
+@pytest.mark.parametrize("lowest", [0.06, 0.0005])
+def test_a_first_gradient_that_clipping_would_let_drown_all_others_is_named(
+    table: Table, go: Go, tmp_path: Path, lowest: float
+) -> None:
+    """A potential of the hopping's size beside a small Γ + η has resonances, whose gradients are of a high power of its
+    inverse: said at the first step, with the tensors; never at the default."""
+    resolvent = {"use": "resolvent", "heads": 16, "min_broadening": lowest / 2, "initial_broadening": [lowest, 1.0]}
+    model = {"depth": 4, "dropout": 0.0, "block": [resolvent | {"potential": [{"use": "hermitian"}]}]}
+    go(table(model=model, train={"steps": 1, "warmup_steps": 0, "sequence_length": 192}))
+    said = [row["reason"] for row in events(tmp_path / "run", "warning")]
+    norm = read_rows(tmp_path / "run" / "metrics.jsonl")
+    (first,) = (row["gradient_norm"] for row in norm if row["event"] == "train")
+    assert (first > 100) == (lowest < 0.01), first
+    if lowest < 0.01:
+        (sentence,) = (reason for reason in said if "train.clip_norm" in reason)
+        assert f"the gradient's norm at the first step is {first:.3g}" in sentence
+        assert "resolvent.potentials.hermitian.potential.weight" in sentence
+    else:
+        assert not said

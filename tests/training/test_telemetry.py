@@ -68,7 +68,8 @@ def test_every_row_of_a_real_run_is_as_the_schema_says(table: Table, go: Go, tmp
     (header,) = rows(tmp_path / "run", "schema")
     assert header["schema"] == SCHEMA and header["sequence"] == 0
     last = rows(tmp_path / "run", "train")[-1]
-    decays = [last[f"blocks.{block}.{layer}/decay"] for block in (0, 1) for layer in ("resolvent", "fast-weights")]
+    measures = ("resolvent/broadening", "fast-weights/decay")
+    decays = [last[f"blocks.{block}.{measure}"] for block in (0, 1) for measure in measures]
     assert last["gamma"] == pytest.approx(sum(decays) / 4)
     assert last["snr"] == pytest.approx(sum(last[f"blocks.{n}.fast-weights/snr/signal_to_noise"] for n in (0, 1)) / 2)
     probe = rows(tmp_path / "run", "probe")[-1]
@@ -126,7 +127,8 @@ def test_an_attempt_and_a_stage_go_on_where_they_should(tmp_path: Path) -> None:
 
 
 def test_means_over_layers_are_there_when_there_are_such_layers() -> None:
-    row = {"a.x/decay": 1.0, "b.y/decay": 3.0, "b.y/decay_max": 9.0, "b.y/f/signal_to_noise": 2.0, "a.x/energy": 5.0}
+    row = {"a.x/broadening": 1.0, "b.y/decay": 3.0, "b.y/decay_max": 9.0, "b.y/f/signal_to_noise": 2.0}
+    row["a.x/energy"] = 5.0
     assert shared(row) == {"gamma": 2.0, "snr": 2.0}
 
 

@@ -27,10 +27,28 @@ def x():
 def test_hermitian_is_linear_and_without_decay(x):
     potential = build("hermitian", scale=0.7)
     value, decay = potential(x, {}, TOKENS)
-    torch.testing.assert_close(value, x @ potential.potential.weight.T)
+    torch.testing.assert_close(value, 0.7 * x @ potential.potential.weight.T)
     assert decay.shape == value.shape == (4, 50, HEADS)
     assert decay.count_nonzero() == 0
     assert 0.6 < value.square().mean().sqrt() < 0.8
+
+
+@pytest.mark.parametrize("name", ["hermitian", "non-hermitian"])
+@pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
+def test_a_small_potential_does_not_outgrow_its_scale_within_some_steps(x, name, scale):
+    """Adam moves every weight by the rate whatever its size, so the scale must not be in W: 20 steps that all push V up
+    leave it within half of its scale."""
+    potential = build(name, scale=scale)
+    adam = torch.optim.Adam(potential.potential.parameters(), lr=2e-3)
+    sizes = []
+    for _ in range(20):
+        value, _ = potential(x, {}, TOKENS)
+        sizes.append(value.square().mean().sqrt().item() / scale)
+        adam.zero_grad()
+        (-value[..., ::2].square().mean() - value.mean()).backward()
+        adam.step()
+    assert sizes[0] == pytest.approx(1.0, rel=0.2)
+    assert 1.001 < sizes[-1] / sizes[0] < 1.5
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "fixed"])

@@ -14,7 +14,7 @@ from muse_core.testing import build_component
 from muse_core.testing.sequences import make_tokens
 
 WIDTH, HEADS, VALUES, LENGTH = 16, 8, 2, 13
-SIGNALS = frozenset({"theta", "decay", "lyapunov", "phase", "spectral_shift"})
+SIGNALS = frozenset({"theta", "broadening", "decay", "lyapunov", "phase", "spectral_shift"})
 OPTIONS = {"heads": HEADS, "potential": [{"use": "non-hermitian", "initial_decay": [0.01, 0.5]}]}
 
 
@@ -93,8 +93,9 @@ def test_theta_stays_in_the_upper_half_plane_below_the_inverse_broadening(scale,
     with torch.no_grad():
         layer.dynamics.hopping.fill_(hopping)
         x = scale * torch.randn(2, 40, WIDTH, generator=torch.Generator().manual_seed(seed))
-        theta = layer(x, None, {}, make_tokens(2, 40)).signals["theta"]
-        broadening = layer.dynamics()[0].imag
+        found = layer(x, None, {}, make_tokens(2, 40)).signals
+        theta, broadening = found["theta"], found["broadening"]
+    assert broadening.min() > min_broadening
     assert theta[..., 1].min() > 0
     assert (theta.norm(dim=-1) * broadening).max() <= 1 + 1e-5
 
@@ -119,15 +120,16 @@ def test_measures_describe_valid_tokens(x):
     again = layer(spoilt, None, {}, tokens._replace(valid=valid)).metrics
     potential, decay = (term[valid] for term in layer.diagonal(x, {}, tokens))
     theta = torch.view_as_complex(layer(x, None, {}, tokens).signals["theta"].contiguous())[valid]
-    hopping = layer.dynamics()[1]
+    energy, hopping = layer.dynamics()
+    broadening = decay + energy.imag
     lyapunov = -0.5 * (hopping**2 * theta**2).abs().log().mean(0)
     published = layer(x, None, {}, tokens).signals["lyapunov"][valid].mean(0)
     torch.testing.assert_close(published, lyapunov)
     expected = {
-        "decay": decay.mean(),
-        "decay_min": decay.min(),
-        "decay_max": decay.max(),
-        "overdamped": (decay / potential.abs() > 10).double().mean(),
+        "broadening": broadening.mean(),
+        "broadening_min": broadening.min(),
+        "broadening_max": broadening.max(),
+        "overdamped": (broadening / potential.abs() > 10).double().mean(),
         "lyapunov": lyapunov.mean(),
         "lyapunov_min": lyapunov.min(),
         "lyapunov_max": lyapunov.max(),
@@ -145,7 +147,7 @@ def test_measures_describe_valid_tokens(x):
 def test_measures_are_not_rounded_by_autocast(x, tokens):
     with torch.autocast("cpu", torch.bfloat16):
         step = build().float()(x.float(), None, {}, tokens)
-    torch.testing.assert_close(step.metrics["decay"], step.signals["decay"].mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(step.metrics["broadening"], step.signals["broadening"].mean(), rtol=1e-6, atol=0)
 
 
 @torch.no_grad()
@@ -158,6 +160,65 @@ def test_lyapunov_exponent_of_the_free_lattice():
         "lyapunov"
     ]
     assert abs(torch.exp(-2 * lyapunov).item() - 0.382) < 2e-3
+
+
+def shift_of_broadening(layer, shift):
+    """Take ``shift`` (H,) from Γ to η, or from η to Γ where it is negative, by the parameters of both."""
+    offset, broadening = layer.potentials["non-hermitian"].dynamics.offset, layer.dynamics.broadening
+    with torch.no_grad():
+        decay = nn.functional.softplus(offset) - shift
+        offset.copy_(decay.expm1().log())
+        broadening.copy_((nn.functional.softplus(broadening) + shift).expm1().log())
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.3, 0.95])
+@pytest.mark.parametrize("more", [{}, {"phase": "shift"}, {"apply": False}, {"heads": 4, "output": "channels"}])
+def test_only_the_sum_of_decay_and_broadening_acts(x, tokens, share, more):
+    """Whatever share of a head's Γ is taken over to η: equal output, measures, and gradient of the input; the phase
+    alone tells them apart, since H⁰ has η and no Γ."""
+    found = []
+    for part in (0.0, share):
+        layer = build(**more)
+        decay = nn.functional.softplus(layer.potentials["non-hermitian"].dynamics.offset.detach())
+        shift_of_broadening(layer, part * decay if part >= 0 else part * decay.clamp(max=0.005))
+        entry = x.clone().requires_grad_()
+        step = layer(entry, None, {}, tokens)
+        step.update.square().sum().backward()
+        found.append((step, entry.grad))
+    (one, gradient), (other, other_gradient) = found
+    assert gradient.abs().amax(-1).min() > 1e-8
+    for name in ("theta", "broadening", "lyapunov"):
+        torch.testing.assert_close(one.signals[name], other.signals[name], rtol=1e-9, atol=1e-11)
+    for name, value in one.metrics.items():
+        torch.testing.assert_close(other.metrics[name], value, rtol=1e-9, atol=1e-11, msg=name)
+    assert (one.signals["decay"] - other.signals["decay"]).abs().max() > 1e-3
+    if more.get("phase") is None:
+        torch.testing.assert_close(one.update, other.update, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(gradient, other_gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("bounds", [[0.01, 0.5], [0.001, 0.3]])
+def test_hermitian_with_more_broadening_is_non_hermitian_at_its_start(x, tokens, bounds):
+    """added_broadening takes the place of Γ head by head: equal output and gradient of the input, up to the rounding of
+    first values to float32."""
+    layers = (
+        build(potential=[{"use": "non-hermitian", "initial_decay": bounds}]),
+        build(potential=["hermitian"], added_broadening=bounds),
+    )
+    weights = {name.replace("non-hermitian", "hermitian"): value for name, value in layers[0].state_dict().items()}
+    weights["dynamics.broadening"] = layers[1].dynamics.broadening.detach()
+    layers[1].load_state_dict({name: weights[name] for name in layers[1].state_dict()})
+    found = []
+    for layer in layers:
+        entry = x.clone().requires_grad_()
+        step = layer(entry, None, {}, tokens)
+        step.update.square().sum().backward()
+        found.append((step, entry.grad))
+    (one, gradient), (other, other_gradient) = found
+    torch.testing.assert_close(one.update, other.update, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, other_gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.signals["broadening"], other.signals["broadening"], rtol=1e-5, atol=1e-6)
+    assert other.signals["decay"].count_nonzero() == 0
 
 
 def test_memory_acts_inside_the_hamiltonian(x, tokens):

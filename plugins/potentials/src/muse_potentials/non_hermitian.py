@@ -12,12 +12,20 @@ from muse_potentials.options import NonHermitianOptions
 
 
 class Projection(nn.Module):
-    """x (…, F) → W x (…, H) in fp32 at least, of root mean square ``scale`` at the start for x of unit mean square."""
+    """x (…, F) → ``scale`` · W x (…, H) in fp32 at least, of root mean square ``scale`` at the start for x of unit mean
+    square; zero at the start without ``random``.
 
-    def __init__(self, features: int, heads: int, *, scale: float):
+    The scale is a factor, not the size of W's first values: an optimiser whose steps do not depend on the size of
+    gradients (Adam) would otherwise multiply a small V within some steps. Source: mathematics §2.
+    """
+
+    def __init__(self, features: int, heads: int, *, scale: float = 1.0, random: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(heads, features))
-        nn.init.normal_(self.weight, std=scale * features**-0.5)
+        # A buffer where it is not 1: weights of 0.1, in which the scale lay, are then refused and not scaled twice.
+        self.register_buffer("scale", None if scale == 1.0 else torch.tensor(scale, dtype=torch.get_default_dtype()))
+        self.weight = nn.Parameter(torch.zeros(heads, features))
+        if random:
+            nn.init.normal_(self.weight, std=features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         (projected,) = project(x, self)
@@ -26,7 +34,7 @@ class Projection(nn.Module):
 
 def project(x: Tensor, *projections: Projection) -> tuple[Tensor, ...]:
     """Each projection of x, by one product, so that x is read once."""
-    weights = [projection.weight for projection in projections]
+    weights = [p.weight if p.scale is None else p.scale * p.weight for p in projections]
     projected = nn.functional.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights))
     projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
     return projected.split([len(weight) for weight in weights], dim=-1)
@@ -60,7 +68,7 @@ class NonHermitian(nn.Module):
         self.adaptive = options.decay == "adaptive"
         self.potential = Projection(context.width, heads, scale=options.scale)
         if self.adaptive:
-            self.decay = Projection(context.width, heads, scale=0.0)
+            self.decay = Projection(context.width, heads, random=False)
             self.dynamics = Offset(heads, options.initial_decay)
         else:
             self.register_buffer("fixed", spaced(heads, options.initial_decay).to(torch.get_default_dtype()))

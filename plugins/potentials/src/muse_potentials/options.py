@@ -13,7 +13,8 @@ SCALE = validators.and_(validators.gt(0.0), validators.le(100.0))
 
 @frozen(kw_only=True)
 class HermitianOptions:
-    """V = W x without decay: the static Hamiltonian of Phase 1."""
+    """V = W x without decay: the static Hamiltonian of Phase 1. The resolvent sees Γ + η only, so in a comparison with
+    `non-hermitian` give the layer that one's `initial_decay` as `added_broadening`."""
 
     scale: float = field(default=1.0, validator=SCALE)
     """Root mean square of V at the start, in units of the hopping."""
@@ -21,16 +22,17 @@ class HermitianOptions:
 
 @frozen(kw_only=True)
 class NonHermitianOptions:
-    """V = W x, and a decay Γ = base_decay + softplus(w·x + c) that makes the Hamiltonian dissipative."""
+    """V = W x, and a decay Γ = base_decay + softplus(w·x + c) that makes the Hamiltonian dissipative. The resolvent
+    sees only the sum of Γ and its own η: what Γ adds to a larger η is that it depends on the token."""
 
     scale: float = field(default=1.0, validator=SCALE)
     """Root mean square of V at the start, in units of the hopping."""
     base_decay: float = field(default=0.0, validator=validators.ge(0.0))
-    """Γ that no head falls below."""
+    """Γ that no head falls below; the same as a `min_broadening` of the layer that is larger by it."""
     initial_decay: tuple[float, float] = (0.001, 0.3)
     """softplus(c) of the first and the last head at the start; those between are log-spaced."""
     decay: Literal["adaptive", "fixed"] = "adaptive"
-    """adaptive: Γ depends on the token and is learned. fixed: every head keeps its initial Γ."""
+    """adaptive: Γ depends on the token and is learned. fixed: every head keeps its initial Γ, a shift of η."""
 
     def __attrs_post_init__(self) -> None:
         low, high = self.initial_decay

@@ -1,24 +1,63 @@
-"""The resolvent layer.
+"""The resolvent layer, its energies and hoppings, what it carries from call to call, and its measures.
 
 Letters: B batch rows, N tokens, D width, H heads, M values of a head.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
-from muse_resolvent.carry import last_valid, restored, stored
-from muse_resolvent.diagnostics import local_exponents, metrics, strengths
-from muse_resolvent.dynamics import Dynamics
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
+
+OVERDAMPED = 10.0
+GOLDEN = (math.sqrt(5) - 1) / 2
+BAND = 1.9
+"""The free lattice's spectrum is (−2, 2); at its very edge the memory length diverges."""
+
+
+class Dynamics(nn.Module):
+    """Energy z = E + iη and hopping |l| of each head, in fp32 at least: η = η_min + softplus(b) and |l| = e^λ.
+
+    At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. ``added`` are two more
+    bounds: from the first head to the last, η starts higher by rates log-spaced between them. Source: mathematics §1.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        *,
+        min_broadening: float,
+        initial_broadening: tuple[float, float],
+        added: tuple[float, float] | None = None,
+    ):
+        super().__init__()
+        self.min_broadening = min_broadening
+        head = torch.arange(heads, dtype=torch.float64)
+        low, high = (math.log(bound) for bound in initial_broadening)
+        # Multiples of the golden ratio, so that every part of the band has narrow and broad heads.
+        broadening = torch.exp(low + (high - low) * torch.frac(0.5 + head * GOLDEN))
+        if added is not None:
+            first, last = (math.log(bound) for bound in added)
+            broadening = broadening + torch.linspace(first, last, heads, dtype=torch.float64).exp()
+        dtype = torch.get_default_dtype()
+        self.energy = nn.Parameter((BAND * (2 * (head + 0.5) / heads - 1)).to(dtype))
+        self.broadening = nn.Parameter((broadening - min_broadening).expm1().log().to(dtype))
+        self.hopping = nn.Parameter(torch.zeros(heads, dtype=dtype))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """z (H,) complex, and |l| (H,)."""
+        return torch.complex(self.energy, self.min_broadening + F.softplus(self.broadening)), self.hopping.exp()
 
 
 class Sites(NamedTuple):
@@ -67,7 +106,10 @@ class Resolvent(nn.Module):
             own = context.name if name == use.name else f"{context.name}.potentials.{name}"
             self.potentials[name] = context.build(use, name=own, heads=options.heads)
         self.dynamics = Dynamics(
-            options.heads, min_broadening=options.min_broadening, initial_broadening=options.initial_broadening
+            options.heads,
+            min_broadening=options.min_broadening,
+            initial_broadening=options.initial_broadening,
+            added=options.added_broadening,
         )
         width, applied = context.width, self.heads * self.values
         self.gate = self.norm = self.channels = None
@@ -106,7 +148,8 @@ class Resolvent(nn.Module):
                 coupling = torch.where(tokens.resets[:, None], 0, coupling)
             sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
-            found = {"theta": torch.view_as_real(theta), "decay": decay}
+            total = decay + energy.imag
+            found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": total}
             if "lyapunov" in self.publish:
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:
@@ -116,7 +159,7 @@ class Resolvent(nn.Module):
                 phases, kept_phases = self.read_phase(theta, sites, state, tokens)
                 found |= phases
                 kept |= kept_phases
-            measured = metrics(potential, decay, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
+            measured = metrics(potential, total, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
             mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
         update = mixed if self.channels is not None else self.output(mixed)
         return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
@@ -201,3 +244,85 @@ class Resolvent(nn.Module):
             return [phases["phase"]]
         angle = torch.pi * phases["spectral_shift"]
         return [phases["phase"], angle.cos(), angle.sin()]
+
+
+def stored(x: Tensor) -> Tensor:
+    """Complex (…) → real (…, 2)."""
+    return torch.view_as_real(x)
+
+
+def restored(x: Tensor) -> Tensor:
+    """Real (…, 2) → complex (…)."""
+    return torch.view_as_complex(x.contiguous())
+
+
+def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
+
+    x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
+    """
+    if valid is None:
+        return x[:, -1].clone()  # a view would keep all N tokens in memory
+    count = valid.sum(dim=1)
+    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
+    before = torch.zeros_like(entry) if before is None else before
+    return torch.where((count > 0).view(-1, *(1,) * (entry.ndim - 1)), entry, before)
+
+
+def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:
+    """−½ log|p θ²| of each token, from θ (B, N, H) complex and |l| (H,), with p = |l|²: (B, N, H).
+
+    Its mean over tokens is the Lyapunov exponent of the head. Source: mathematics §1.
+    """
+    # Half the log of the square, since torch's modulus of complex numbers takes twice as long on a CPU.
+    return -hopping.log() - 0.5 * (theta.real.square() + theta.imag.square()).log()
+
+
+@torch.no_grad()
+def metrics(
+    potential: Tensor, broadening: Tensor, theta: Tensor, hopping: Tensor, valid: Tensor | None
+) -> dict[str, Tensor]:
+    """Over valid tokens: ``broadening`` Γ + η with ``broadening_min`` and ``broadening_max``; ``overdamped``, the share
+    with Γ + η > 10 |V|; ``lyapunov``, the mean over heads of their exponents, with ``lyapunov_min`` and
+    ``lyapunov_max``; ``memory_length_max``, the inverse of the smallest, in tokens.
+
+    V, Γ + η, θ (B, N, H); ``hopping`` |l| (H,); ``valid`` (B, N). Source: mathematics §1, §2.
+    """
+    exponents, overdamped = local_exponents(theta, hopping), broadening > OVERDAMPED * potential.abs()
+    if valid is None:
+        (smallest, largest), lyapunov = broadening.aminmax(), exponents.mean((0, 1))
+        mean, overdamped = broadening.mean(), overdamped.to(broadening.dtype).mean()
+    else:
+        weight = _weights(broadening, valid)
+        chosen = valid[..., None]
+        lyapunov, mean, overdamped = (
+            torch.einsum("bn,bnh->h", weight, x.to(broadening.dtype)) for x in (exponents, broadening, overdamped)
+        )
+        mean, overdamped = mean.mean(), overdamped.mean()
+        smallest, largest = torch.where(chosen, broadening, torch.inf).amin(), torch.where(chosen, broadening, 0).amax()
+    return {
+        "broadening": mean,
+        "broadening_min": smallest,
+        "broadening_max": largest,
+        "overdamped": overdamped,
+        "lyapunov": lyapunov.mean(),
+        "lyapunov_min": lyapunov.amin(),
+        "lyapunov_max": lyapunov.amax(),
+        "memory_length_max": 1 / lyapunov.amin().clamp(min=1e-6),
+    }
+
+
+@torch.no_grad()
+def strengths(terms: Mapping[str, tuple[Tensor, Tensor]], valid: Tensor | None) -> dict[str, Tensor]:
+    """``<potential>/strength``: root mean square of each potential's V (B, N, H) over heads and valid tokens."""
+    found = {}
+    for name, (potential, _) in terms.items():
+        power = potential.square().mean(-1)
+        mean = power.mean() if valid is None else (power * _weights(power, valid)).sum()
+        found[f"{name}/strength"] = mean.sqrt()
+    return found
+
+
+def _weights(like: Tensor, valid: Tensor) -> Tensor:
+    """(B, N): equal over valid tokens, adding up to one."""
+    return (valid / valid.sum().clamp(min=1)).to(like.dtype)

@@ -36,9 +36,13 @@ class ResolventOptions:
     gate: bool = True
     """Multiply what is applied by a gate of the token."""
     min_broadening: float = field(default=0.05, validator=validators.gt(0.0))
-    """Smallest η = Im z; |θ| stays below its inverse."""
+    """Smallest η = Im z; |θ| stays below its inverse. Only the sum Γ + η with the potentials' Γ acts on anything."""
     initial_broadening: tuple[float, float] = (0.06, 1.0)
-    """Smallest and largest η at the start; those between are log-spaced and scattered over the energies."""
+    """Smallest and largest η at the start; those between are log-spaced and scattered over the energies. A fixed Γ is
+    the same as an η that is larger by it."""
+    added_broadening: tuple[float, float] | None = None
+    """More η at the start, log-spaced from the first head to the last as `non-hermitian` spaces `initial_decay`: with
+    the same bounds and `hermitian` in its place, every head starts at the same Γ + η."""
 
     def __attrs_post_init__(self) -> None:
         low, high = self.initial_broadening
@@ -47,7 +51,10 @@ class ResolventOptions:
                 f"initial_broadening must be two numbers with min_broadening = {self.min_broadening} < smallest ≤ "
                 f"largest ≤ 100, got {[low, high]}"
             )
-
+        if self.added_broadening is not None and not 0.0 < self.added_broadening[0] <= self.added_broadening[1] <= 100:
+            raise ValueError(
+                f"added_broadening must be two numbers with 0 < first ≤ last ≤ 100, got {list(self.added_broadening)}"
+            )
         if self.output == "channels" and (not self.apply or self.value_size is not None or self.phase != "none"):
             raise ValueError(
                 'output = "channels" reads what is applied to the input\'s own channels - leave out apply, value_size '
@@ -65,12 +72,13 @@ class ResolventOptions:
         return self.gate and self.apply and self.output == "projection"
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
-        """``theta``: Re θ and Im θ; ``decay``: Γ; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
+        """``theta``: Re θ and Im θ; ``broadening``: Γ + η, all that θ depends on; ``decay``: the potentials' share Γ, a
+        rate that a memory can share; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
         exponent; ``phase``: δ in radians; ``spectral_shift``: ξ; ``gate``: σ of the gate's pre-activation, how far open
         it is."""
         heads = self.heads
         found: dict[str, tuple[int, ...]] = {"theta": (heads, 2)}
-        found |= dict.fromkeys(("decay", "lyapunov", "phase", "spectral_shift"), (heads,))
+        found |= dict.fromkeys(("broadening", "decay", "lyapunov", "phase", "spectral_shift"), (heads,))
         return found | {"gate": (heads * self.value_width(width),)} if self.gated else found
 
     def value_width(self, width: int) -> int:
