@@ -122,3 +122,12 @@ def test_autocast_returns_single_precision(x):
         with torch.autocast("cpu", torch.bfloat16):
             terms = build(name).float()(x.bfloat16(), {}, TOKENS)
         assert [term.dtype for term in terms] == [torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("name", ["hermitian", "non-hermitian"])
+def test_weights_in_which_the_scale_lay_are_refused(name):
+    """Those of 0.1 have the same names and shapes; loaded, V would be scaled twice."""
+    old = build(name, scale=1.0).state_dict()
+    with pytest.raises(RuntimeError, match="Missing key.*potential.scale"):
+        build(name, scale=0.1).load_state_dict(old)
+    build(name, scale=1.0).load_state_dict(old)
