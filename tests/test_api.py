@@ -32,6 +32,15 @@ def test_a_run_opens_as_model_and_tokenizer(finished_run: Path, run: Any) -> Non
     assert muse_core.load(finished_run, step=0).step == 0
 
 
+def test_opening_and_building_change_nothing_of_the_process(finished_run: Path, small_recipe: dict[str, Any]) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    muse_core.load(finished_run).generate(TEXT, tokens=2)
+    muse_core.build(small_recipe | {"deterministic": True})
+    assert torch.equal(torch.get_rng_state(), before), "the seed of a program that only reads was changed"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_score_is_the_cross_entropy_of_every_token_given_all_before_it(run: Any) -> None:
     found = run.score(TEXT)
     ids = [run.tokenizer.separator, *map(int, run.tokenizer.encode(TEXT))]

@@ -34,7 +34,7 @@ from muse_core.training.conversion import Conversion
 from muse_core.training.loop import Loop, compiled, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
-from muse_core.training.setup import Setup
+from muse_core.training.setup import Setup, settle_process
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.summary import RunSummary
 from muse_core.training.train_state import Incidents, StreamState, TrainState
@@ -63,6 +63,7 @@ class Run:
         self, setup: Setup, directory: RunDirectory, records: Records, display: Display, *, restart: bool = False
     ):
         """``restart`` allows to begin again at step 0 where the records are ahead of all checkpoints."""
+        settle_process(setup.recipe)
         self.setup = setup
         self.restart = restart
         self.directory = directory

@@ -258,21 +258,27 @@ def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.d
     return (device if only else torch.device("cpu")), dtype
 
 
+def settle_process(recipe: Recipe) -> None:
+    """What a run changes for its whole process, and the one place that does: torch's seed, and whether operations without
+    a deterministic implementation are refused."""
+    torch.manual_seed(recipe.seed)
+    if recipe.deterministic:
+        # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.deterministic)
+
+
 def set_up(
     recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True
 ) -> Setup:
-    """Prepare text and build the model. Raises RecipeError, DataError or PluginError.
+    """Prepare text and build the model. Changes nothing of the process, as its seed. Raises RecipeError, DataError or
+    PluginError.
 
     ``kept``: what a run of this recipe keeps; text is encoded by its tokenizer, and without ``read`` not opened before
     it is asked for.
     """
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
-    torch.manual_seed(recipe.seed)
-    if recipe.deterministic:
-        # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(recipe.deterministic)
     corpus: Corpus | TaskCorpus | KeptCorpus
     if kept is not None and not read:
         corpus = KeptCorpus(recipe.data, kept)
