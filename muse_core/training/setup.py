@@ -259,8 +259,8 @@ def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.d
 
 
 def settle_process(recipe: Recipe) -> None:
-    """What a run changes for its whole process, and the one place that does: torch's seed, and whether operations without
-    a deterministic implementation are refused."""
+    """What a run changes for its whole process, and the one place that does: torch's seed, and whether operations
+    without a deterministic implementation are refused."""
     torch.manual_seed(recipe.seed)
     if recipe.deterministic:
         # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
