@@ -24,7 +24,7 @@ from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training.loop import compiled
 from muse_core.training.objectives import NextToken
-from muse_core.training.optimizers import make_optimizers
+from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
 
 
 @attrs.frozen(kw_only=True)
@@ -82,9 +82,9 @@ def training_cost(
             result = objective(forward_model, batch, None)
         state = result.state
         (result.total / (rows * length)).backward()
-        norms = optimizers.norms([p.grad for p in parameters if p.grad is not None])
-        numbers = {name: float(value) for name, value in optimizers.gradient_numbers(norms).items()}
-        optimizers.clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
+        sizes = norms([p.grad for p in parameters if p.grad is not None])
+        numbers = {name: float(value) for name, value in gradient_numbers(sizes).items()}
+        clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()
 

@@ -21,7 +21,8 @@ from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.recipe import check_table, read_recipe
 from muse_core.training.objectives import NextToken
-from muse_core.training.optimizers import make_optimizers
+from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers
+from muse_core.training.optimizers import norms as norms_of
 from muse_core.training.setup import Setup, set_up
 
 REPEATS = 5
@@ -82,12 +83,12 @@ def main() -> None:
         timed("forward and backward", forward_backward, step)
         gradients = {name: p.grad for name, p in optimizers.names.items() if p.grad is not None}
         for _ in range(REPEATS):
-            norms = timed("finite check and norm", optimizers.norms, list(gradients.values()))
-            numbers = timed("global norm", optimizers.gradient_numbers, norms)
+            norms = timed("finite check and norm", norms_of, list(gradients.values()))
+            numbers = timed("global norm", gradient_numbers, norms)
             for policy in POLICIES:
                 timed(f"gradient-safety {policy}", watch, policy, gradients, norms)
             norm = float(numbers["gradient_norm"])
-            timed("clip", optimizers.clip, parameters, norm, norm * 0.999)
+            timed("clip", clip, parameters, norm, norm * 0.999)
         timed("optimiser", optimizers.step, 1.0)
         optimizers.zero_grad()
         timed("one needle probe", needle)

@@ -77,6 +77,11 @@ class Right(nn.Module):
         return {"trace": trace} if "trace" in self.publish else {}
 
 
+class ChangesTheGivenState(Right):
+    def given(self, state):
+        return state["average"].mul_(0.5)
+
+
 class SeesTheFuture(Right):
     def changed(self, update, x):
         return update + 1e-6 * x.mean(dim=1, keepdim=True)
@@ -310,6 +315,7 @@ class TestRight(LayerSuite):
 
 
 CAUGHT = [
+    (ChangesTheGivenState, "test_tokens_are_taken_back_bit_by_bit"),
     (SeesTheFuture, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
     (SeesTheFutureInTraining, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),
     (SeesOtherRows, "test_a_large_change_reaches_no_earlier_token_and_no_other_row"),

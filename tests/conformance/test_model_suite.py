@@ -61,6 +61,11 @@ class Right(nn.Module):
         return self.head(hidden)
 
 
+class ChangesTheGivenState(Right):
+    def given(self, state):
+        return state.add_(1.0)
+
+
 class EmbedsAnotherWay(Right):
     def embed(self, ids):
         return 2 * self.embedding(ids)
@@ -134,6 +139,7 @@ class TestRight(ModelSuite):
 
 
 CAUGHT = [
+    (ChangesTheGivenState, "test_tokens_are_taken_back_bit_by_bit"),
     (EmbedsAnotherWay, "test_embeddings_of_ids_give_what_the_ids_give"),
     (SeesTheFuture, "test_later_tokens_and_other_rows_do_not_matter"),
     (SeesOtherRows, "test_later_tokens_and_other_rows_do_not_matter"),

@@ -61,4 +61,4 @@ def test_measures_stand_under_the_name_of_the_module(complaint, implementation) 
     if implementation is Right:
         assert found is None
     else:
-        assert "no measure filter/size nor layer/size nor router/size: its component" in found
+        assert "no metric filter/size nor layer/size nor router/size: its component" in found

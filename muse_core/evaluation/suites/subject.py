@@ -12,7 +12,6 @@ import numpy as np
 
 from muse_core.contracts import Batch
 from muse_core.data.batches import evaluation_batches, evaluation_starts
-from muse_core.data.tasks import TaskCorpus
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import Numbers
@@ -91,7 +90,7 @@ class Subject:
     @property
     def is_task(self) -> bool:
         """Whether there is no text."""
-        return self.own is None and isinstance(self.setup.text, TaskCorpus)
+        return self.own is None and not self.setup.corpus.is_text
 
     @property
     def texts_would_not_do(self) -> bool:
