@@ -136,7 +136,10 @@ class Bench:
         return None
 
     def ids(self, rows: int, length: int) -> torch.Tensor:
-        """(rows, length) of held-out text, on the CPU."""
+        """(rows, length) of held-out text, or of tokens at random for a task, on the CPU."""
+        corpus = self.setup.corpus
+        if not corpus.is_text:
+            return torch.randint(corpus.vocabulary_size, (rows, length), generator=torch.Generator().manual_seed(0))
         tokens = torch.as_tensor(self.setup.corpus.split("validation").tokens[: rows * length].astype("int64"))
         return tokens.repeat(-(-rows * length // len(tokens)))[: rows * length].view(rows, length)
 

@@ -106,6 +106,8 @@ def memory_capacity(bench: Bench) -> Finding:
     # The untrained set-up: monitors bind kernels of their own.
     if not any(one.operation == "fast_weights" for one in bench.setup.kernels.selections.values()):
         return not_applicable("the model has no linear memory")
+    if not bench.setup.corpus.is_text:
+        return not_applicable("a task has no text to hide a needle in")
     setup = bench.trained.setup
     with undisturbed(setup.model), setup.precision():
         numbers = found[1].probe(setup.model)

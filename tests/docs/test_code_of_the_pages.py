@@ -226,7 +226,6 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return  # modules of Python, and what test_python_of_a_page executes
     class Parsed(Exception):
         pass
-
     read = argparse.ArgumentParser.parse_args
 
     def stop(parser: argparse.ArgumentParser, *arguments: object, **keywords: object) -> None:

@@ -49,10 +49,7 @@ def make(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     """A bench of a tiny recipe; ``block`` and ``monitors`` are those of the recipe."""
     torch.set_num_threads(1)
 
-    def build(
-        *, block: list[Any] | None = None, monitors: list[Any] = [], steps: int = STEPS,  # noqa: B006
-        data: dict[str, Any] | None = None,
-    ) -> Bench:
+    def build(*, block: Any = None, monitors: Any = (), steps: int = STEPS, data: Any = None) -> Bench:
         table = {
             "name": "tiny",
             "seed": 3,
@@ -61,7 +58,7 @@ def make(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             "train": {"batch_size": 4, "micro_batch": 2, "sequence_length": 20, "warmup_steps": 2,
                       "precision": "fp32", "device": "cpu"},
             "evaluate": {"tokens": 80, "final_tokens": 80},
-            "monitors": monitors,
+            "monitors": list(monitors),
         }
         checked = check_table(table, load_plugins())
         return Bench(checked, tmp_path_factory.mktemp("gates"), Display(Console(quiet=True)), steps=steps)
@@ -248,10 +245,10 @@ def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.M
     assert_fails(forced_spike(sound), "did not come back to what it was")
 
 
-def test_a_spike_on_a_task_is_rolled_back(make: Callable[..., Bench]) -> None:
-    bench = make(block=["feed-forward"], data={"use": "mqar", "vocabulary": 32, "pairs": 2})
-    finding = forced_spike(bench)
-    assert finding.outcome is PASS, finding
+def test_a_task_is_rolled_back_and_its_memory_measured_without_text(make: Callable[..., Bench]) -> None:
+    bench = make(block=[MEMORY, "feed-forward"], data={"use": "mqar", "vocabulary": 32, "pairs": 2})
+    assert forced_spike(bench).outcome is PASS
+    assert fast_weight_chunk(bench).outcome is not FAIL and memory_capacity(bench).outcome is NOT_APPLICABLE
 
 
 def test_a_spike_that_nothing_rolls_back_fails(make: Callable[..., Bench]) -> None:
