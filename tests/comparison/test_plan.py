@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from muse_core.build import build_model
+from muse_core.building import build_model
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan

@@ -178,8 +178,8 @@ def files_exist(words: list[str]) -> None:
 def muse_run(words: list[str], synopsis: bool) -> None:
     if not parsed(main, "muse-run", words):
         return
-    if all(word.startswith("-") for word in words):
-        return  # a flag alone
+    if all(word.startswith("-") for word in words):  # a flag alone
+        return
     if "--resume" in words:
         if not synopsis:
             call(main, words)
@@ -201,7 +201,7 @@ def muse_subcommand(words: list[str]) -> None:
         return
     if "--serve" in words or "--prompt-file" in words:
         return  # it serves until it is stopped, or reads a file of the reader
-    words = list(dict.fromkeys(words))  # one run stands for every other
+    words = list(dict.fromkeys(words)) if name == "report" else words
     if name == "compare":
         if Path(words[1]).is_file():  # the plan of a page is tested where the page writes it
             call(muse, [*words, "--dry-run"])
