@@ -94,7 +94,7 @@ def compare(
             for cell in cells():
                 click.echo(f"{cell.name}: {_state(cell)}")
             if len(cells()) == len(tuning):
-                click.echo(f"then {len(read.plan.arms) * len(read.plan.seeds)} runs with what the sweep chose")
+                click.echo(f"then {len(read.plan.variants) * len(read.plan.seeds)} runs with what the sweep chose")
             return
         if only_report and not folder.is_dir():
             raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")

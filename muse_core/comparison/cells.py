@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.comparison.plan import Arm, ComparisonPlan, Read, Value, value_name, value_text
+from muse_core.comparison.plan import ComparisonPlan, Read, Value, Variant, value_name, value_text
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 from muse_core.storage.canonical_json import numbers
@@ -24,7 +24,7 @@ LOWER_IS_BETTER = {"bits_per_byte": True, "loss": True, "accuracy": False}
 class Cell:
     """One run of a plan."""
 
-    arm: Arm
+    variant: Variant
     seed: int
     value: Value | None
     """What the tuned key is set to; None leaves it to the recipe."""
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.name}/{self.path.name}"
+        return f"{self.variant.name}/{self.path.name}"
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run reports; None before. Raises StorageError for a file that is not one."""
@@ -92,10 +92,10 @@ def tuning_cells(read: Read, output: Path) -> list[Cell]:
     if tune is None:
         return []
     return [
-        cell(read, output, arm, seed, value, tuning=True)
+        cell(read, output, variant, seed, value, tuning=True)
         for seed in tune.seeds
         for value in tune.values
-        for arm in read.plan.arms
+        for variant in read.plan.variants
     ]
 
 
@@ -103,14 +103,14 @@ def reported_cells(read: Read, output: Path, values: Mapping[str, Value | None])
     """The runs with the values chosen, (variant → value); variants without one yet are left out. Seed by seed, since a
     seed counts once every variant has it."""
     return [
-        cell(read, output, arm, seed, values[arm.name], tuning=False)
+        cell(read, output, variant, seed, values[variant.name], tuning=False)
         for seed in read.plan.seeds
-        for arm in read.plan.arms
-        if arm.name in values
+        for variant in read.plan.variants
+        if variant.name in values
     ]
 
 
-def cell(read: Read, output: Path, arm: Arm, seed: int, value: Value | None, *, tuning: bool) -> Cell:
+def cell(read: Read, output: Path, variant: Variant, seed: int, value: Value | None, *, tuning: bool) -> Cell:
     plan = read.plan
     own = []
     if value is not None:
@@ -119,13 +119,13 @@ def cell(read: Read, output: Path, arm: Arm, seed: int, value: Value | None, *, 
     own += [f"seed={seed}", f'evaluate.split="{"validation" if tuning else plan.split}"']
     setting = "" if value is None else f"-{value_name(value)}"
     return Cell(
-        arm=arm,
+        variant=variant,
         seed=seed,
         value=value,
         tuning=tuning,
-        recipe=read.recipe(arm),
-        overrides=(*plan.set, *arm.set, *own),
-        path=output / arm.name / f"{'tune' if tuning else plan.split}{setting}-seed-{seed}",
+        recipe=read.recipe(variant),
+        overrides=(*plan.set, *variant.set, *own),
+        path=output / variant.name / f"{'tune' if tuning else plan.split}{setting}-seed-{seed}",
     )
 
 
@@ -134,14 +134,14 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
     failed is out."""
     plan = read.plan
     if plan.tune is None:
-        return {arm.name: None for arm in plan.arms}
+        return {variant.name: None for variant in plan.variants}
     found: dict[str, Value | None] = {}
-    for arm in plan.arms:
-        own = [one for one in cells if one.arm.name == arm.name]
+    for variant in plan.variants:
+        own = [one for one in cells if one.variant.name == variant.name]
         scores = dict(scores_by_value(plan, own))
         if scores and all(one.settled() for one in own):
             pick = min if LOWER_IS_BETTER[plan.measure] else max
-            found[arm.name] = pick(scores, key=lambda value, scores=scores: scores[value])
+            found[variant.name] = pick(scores, key=lambda value, scores=scores: scores[value])
     return found
 
 
@@ -149,8 +149,8 @@ def sweepless(read: Read, cells: list[Cell]) -> list[str]:
     """Variants whose sweep is settled and gave no value, because runs of each failed; nothing is left to run."""
     chosen = chosen_values(read, cells)
     return [
-        arm.name for arm in read.plan.arms
-        if arm.name not in chosen and all(one.settled() for one in cells if one.arm.name == arm.name)
+        variant.name for variant in read.plan.variants
+        if variant.name not in chosen and all(one.settled() for one in cells if one.variant.name == variant.name)
     ]
 
 

@@ -19,18 +19,18 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
     problem of every run that cannot start, the swept values tried in every variant, naming both."""
     counts, problems = {}, []
-    for arm in read.plan.arms:
+    for variant in read.plan.variants:
         built: dict[str, Setup] = {}
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
             setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
             try:
-                setup = _tried(cell(read, output, arm, read.plan.seeds[0], value, tuning=False), built)
+                setup = _tried(cell(read, output, variant, read.plan.seeds[0], value, tuning=False), built)
             except MuseError as error:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
-                problems += [f"variant {arm.name!r}{setting}: {problem}" for problem in found]
+                problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
                 continue
             if value is None:
-                counts[arm.name] = (
+                counts[variant.name] = (
                     active_parameters(setup.model) if read.plan.count == "active"
                     else sum(parameter.numel() for parameter in setup.model.parameters())
                 )

@@ -24,7 +24,7 @@ NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @attrs.frozen(kw_only=True)
-class Arm:
+class Variant:
     """A variant: one of the recipes that are compared."""
 
     name: str = field(validator=NAME)
@@ -87,7 +87,7 @@ class ComparisonPlan:
     """Version of the format."""
     name: str = field(validator=NAME)
     """Name of the folder of the comparison."""
-    arms: tuple[Arm, ...] = field(validator=validators.min_len(1))
+    variants: tuple[Variant, ...] = field(validator=validators.min_len(1), metadata={"key": "arms"})
     """The variants that are compared."""
     baseline: str
     """The variant that every other one is compared with."""
@@ -117,7 +117,7 @@ class ComparisonPlan:
         return "active parameters" if self.count == "active" else "parameters"
 
     def __attrs_post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
+        names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two variants are called {twice[0]!r} - give every variant its own name")
@@ -138,8 +138,8 @@ class Read:
     plan: ComparisonPlan
     folder: Path
 
-    def recipe(self, arm: Arm) -> Path:
-        return Path(os.path.normpath(self.folder / arm.recipe))
+    def recipe(self, variant: Variant) -> Path:
+        return Path(os.path.normpath(self.folder / variant.recipe))
 
 
 def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
@@ -153,7 +153,8 @@ def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
             read_path(plan.tune.key)
         except ValueError as error:
             problems.append(f"{path}: tune.key: {error}")
-    for place, texts in (("set", plan.set), *((f"arms[{i}].set", arm.set) for i, arm in enumerate(plan.arms))):
+    own = ((f"arms[{index}].set", variant.set) for index, variant in enumerate(plan.variants))
+    for place, texts in (("set", plan.set), *own):
         for text in texts:
             key, equals, value = text.partition("=")
             try:

@@ -62,7 +62,7 @@ def read_rows(run: Path, measure: str) -> Measured:
     return Measured(document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float))
 
 
-def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) -> Paired:
+def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) -> Paired:
     """Compare runs seed by seed; the keys are the seeds, and both need the same.
 
     The interval has two parts, added as independent ones are. Of the seeds: Student's t over the S paired values. Of
@@ -71,10 +71,10 @@ def paired(arm: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) 
     docs/decisions/intervals.md. With one seed there is only the text, which says nothing
     of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
     """
-    seeds = sorted(arm)
+    seeds = sorted(variant)
     assert seeds and seeds == sorted(base)
-    documents = np.unique(np.concatenate([arm[seed].document for seed in seeds]))
-    sums = [[_by_document(runs[seed], documents) for runs in (arm, base)] for seed in seeds]
+    documents = np.unique(np.concatenate([variant[seed].document for seed in seeds]))
+    sums = [[_by_document(runs[seed], documents) for runs in (variant, base)] for seed in seeds]
     count = len(documents)
     values = _values(sums, np.ones((1, count)), ratio)[:, 0]
     sizes = sums[0][1][1]
@@ -133,7 +133,7 @@ def _by_document(run: Measured, documents: np.ndarray) -> np.ndarray:
 def _values(sums: list[list[np.ndarray]], draws: np.ndarray, ratio: bool) -> np.ndarray:
     """(S, draws): log-ratio, or difference, of the means under each weighting of documents (draws, C)."""
     rows = []
-    for arm, base in sums:
-        one, other = ((draws @ part[0]) / np.maximum(draws @ part[1], 1) for part in (arm, base))
+    for variant, base in sums:
+        one, other = ((draws @ part[0]) / np.maximum(draws @ part[1], 1) for part in (variant, base))
         rows.append(np.log(one) - np.log(other) if ratio else one - other)
     return np.stack(rows)

@@ -32,7 +32,10 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
     tuning = tuning_cells(read, output)
     values = chosen_values(read, tuning)
     reported = reported_cells(read, output, values)
-    done = {arm.name: {c.seed: c for c in reported if c.arm == arm and c.summary() is not None} for arm in plan.arms}
+    done = {
+        variant.name: {c.seed: c for c in reported if c.variant == variant and c.summary() is not None}
+        for variant in plan.variants
+    }
     everything = [*tuning, *reported]
     dead = sweepless(read, tuning)
     return {
@@ -42,18 +45,18 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "split": plan.split,
         "baseline": plan.baseline,
         "tuned_key": plan.tune.key if plan.tune else None,
-        "arms": [_arm(plan, arm.name, values.get(arm.name), done) for arm in plan.arms],
+        "arms": [_variant(plan, variant.name, values.get(variant.name), done) for variant in plan.variants],
         "sweep": {
-            arm.name: {value_name(value): score for value, score in
-                       scores_by_value(plan, [c for c in tuning if c.arm == arm])}
-            for arm in plan.arms
+            variant.name: {value_name(value): score for value, score in
+                       scores_by_value(plan, [c for c in tuning if c.variant == variant])}
+            for variant in plan.variants
         } if plan.tune else {},
-        "at_the_edge": [arm.name for arm in plan.arms if _at_the_edge(plan, values.get(arm.name))],
+        "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, values.get(variant.name))],
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
         "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
         "left": [c.name for c in everything if not c.settled()],
         "waiting_for_the_sweep": [
-            arm.name for arm in plan.arms if arm.name not in values and arm.name not in dead
+            variant.name for variant in plan.variants if variant.name not in values and variant.name not in dead
         ],
         "sweep_failed": dead,
         "reported_failed": [c.name for c in reported if c.failure() is not None],
@@ -68,7 +71,7 @@ def _at_the_edge(plan: ComparisonPlan, value: Value | None) -> bool:
     return value in (min(tried), max(tried))
 
 
-def _arm(plan: ComparisonPlan, name: str, value: Value | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
+def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[str, dict[int, Cell]]) -> dict[str, Any]:
     own, base = done[name], done[plan.baseline]
     row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
     if not own:
@@ -141,26 +144,27 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {measure} | {versus} | interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in report["arms"]:
-        if not arm["seeds"]:
-            lines.append(f"| {arm['name']} |" + " |" * 9)
+    for variant in report["arms"]:
+        if not variant["seeds"]:
+            lines.append(f"| {variant['name']} |" + " |" * 9)
             continue
-        against = arm.get("against_baseline")
+        against = variant.get("against_baseline")
         compared = f"{against['value']:.4f} | {against['low']:.4f} to {against['high']:.4f}" if against else " | "
-        value = "" if arm["value"] is None else value_name(arm["value"])
+        value = "" if variant["value"] is None else value_name(variant["value"])
         lines.append(
-            f"| {arm['name']} | {value} | {arm['parameters']:,} | {arm['tokens']:,.0f} | {arm['seconds']:,.1f} | "
-            f"{arm['tokens_per_second']:,.0f} | {len(arm['seeds'])} | {arm['mean']:.4f} | {compared} |"
+            f"| {variant['name']} | {value} | {variant['parameters']:,} | {variant['tokens']:,.0f} | "
+            f"{variant['seconds']:,.1f} | {variant['tokens_per_second']:,.0f} | {len(variant['seeds'])} | {variant['mean']:.4f} | {compared} |"
         )
-    if any(len(arm["seeds"]) == 1 for arm in report["arms"]):
+    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
-    few = [arm["against_baseline"]["documents"] for arm in report["arms"] if arm.get("against_baseline")]
+    few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
     if few and min(few) < FEW_DOCUMENTS:
         lines += ["", f"The text weighs as {min(few):.0f} documents of equal size; with fewer than {FEW_DOCUMENTS} the "
                   "interval is wide, and rests on few documents - evaluate on more of them before a claim."]
     lines += [
-        f"\n{arm['cut_short']} of {len(arm['seeds'])} runs of {arm['name']} were cut short by train.max_seconds."
-        for arm in report["arms"] if arm.get("cut_short")
+        f"\n{variant['cut_short']} of {len(variant['seeds'])} runs of {variant['name']} were cut short by "
+        "train.max_seconds."
+        for variant in report["arms"] if variant.get("cut_short")
     ]
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))

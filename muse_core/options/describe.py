@@ -180,9 +180,9 @@ def type_description(annotation: Any) -> str:
         return "a name or a path" if path.or_name else "a path"
     if choices := choices_of(annotation):
         return " or ".join(repr(name) for name in choices)
-    members = [arm for arm in union_members(annotation) if arm is not type(None)]
+    members = [member for member in union_members(annotation) if member is not type(None)]
     if len(members) > 1:
-        return " or ".join(type_description(arm) for arm in members)
+        return " or ".join(type_description(member) for member in members)
     annotation = members[0]
     if annotation_marker(annotation, PathMark):
         return type_description(annotation)

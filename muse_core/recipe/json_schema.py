@@ -77,9 +77,9 @@ class _Writer:
                 {"enum": list(choices)},
                 *(self.named(name, cls, cls.__name__, {}, default == name) for name, cls in choices.items()),
             ]}
-        members = [arm for arm in union_members(annotation) if arm is not type(None)]
+        members = [member for member in union_members(annotation) if member is not type(None)]
         if len(members) > 1:
-            return {"anyOf": [self.of_type(arm) for arm in members]}
+            return {"anyOf": [self.of_type(member) for member in members]}
         annotation = members[0]
         if typing.get_origin(annotation) is typing.Annotated:
             return self.of_type(annotation.__origin__, option)

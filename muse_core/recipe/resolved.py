@@ -40,7 +40,7 @@ def _plain(value: Any, annotation: Any, registry: Registry) -> Any:
 
 
 def _item_type(annotation: Any) -> Any:
-    for arm in union_members(annotation):
-        if typing.get_origin(arm) is tuple:
-            return typing.get_args(arm)[0]
+    for member in union_members(annotation):
+        if typing.get_origin(member) is tuple:
+            return typing.get_args(member)[0]
     return Any

@@ -1,7 +1,7 @@
 """A plain table to attrs instances by cattrs, strictly, collecting every problem with its key path.
 
 A hook receives a :class:`Node`, which knows its place in the recipe; it returns the value, or reports what is wrong and
-raises Refused so that its parent goes on with the other keys.
+raises InvalidValue so that its parent goes on with the other keys.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ def _union(converter: cattrs.Converter, node: Node, annotation: Any) -> Any:
     members = union_members(annotation)
     if node.value is None and type(None) in members:
         return None
-    members = tuple(arm for arm in members if arm is not type(None))
+    members = tuple(member for member in members if member is not type(None))
     trials = []
-    for arm in members:
+    for member in members:
         trial = attrs.evolve(node, diagnostics=attrs.evolve(node.diagnostics, problems=[]))
         try:
-            return converter.structure(trial, arm)
+            return converter.structure(trial, member)
         except InvalidValue:
             trials.append(trial.diagnostics.problems)
     deeper = [problems for problems in trials if any(path != node.path for path, _ in problems)]
@@ -122,14 +122,14 @@ def _union(converter: cattrs.Converter, node: Node, annotation: Any) -> Any:
             node.diagnostics.report(path, what)
         raise InvalidValue
     if isinstance(node.value, str):
-        named = [problems for problems, arm in zip(trials, members) if _names_component(arm)]
+        named = [problems for problems, member in zip(trials, members) if _names_component(member)]
         if len(named) == 1:
             node.refuse(f"must be {type_description(annotation)}: {named[0][0][1]}")
     node.refuse(f"must be {type_description(annotation)}, not {shown(node.value)}")
 
 
 def _names_component(annotation: Any) -> bool:
-    return any(annotation_marker(arm, Kind) for arm in (annotation, *typing.get_args(annotation)))
+    return any(annotation_marker(member, Kind) for member in (annotation, *typing.get_args(annotation)))
 
 
 def _table(

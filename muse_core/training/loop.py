@@ -70,7 +70,7 @@ class Loop:
         state.model.train()
         if self.evaluation_due and self._evaluation():
             return
-        mark, mark_tokens = time.perf_counter(), 0
+        row_started, row_tokens = time.perf_counter(), 0
         while not self.done:
             started = time.perf_counter()
             batch = fault_point("batch", self.data.batch(at.step, self.incidents.quarantine))
@@ -100,17 +100,17 @@ class Loop:
             state.optimizers.zero_grad()
             at.step += 1
             at.seconds += time.perf_counter() - started
-            mark_tokens += int(values["tokens"])
+            row_tokens += int(values["tokens"])
             row = None
             if at.step % train.log_every == 0 or at.step == 1 or self.done:
                 now = time.perf_counter()
-                row = self.records.metrics(self._row(values, mark_tokens / (now - mark)))
-                mark, mark_tokens = now, 0
+                row = self.records.metrics(self._row(values, row_tokens / (now - row_started)))
+                row_started, row_tokens = now, 0
             self.display.step(at.step, row)
             pause = time.perf_counter()
             if self._between(values):
                 break
-            mark += time.perf_counter() - pause
+            row_started += time.perf_counter() - pause
 
     def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
         """Forward and backward over the micro-batches; every number of the step, read once."""

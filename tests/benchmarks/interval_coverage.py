@@ -19,34 +19,34 @@ LEVEL, SCATTER, HARDNESS, POWER = 0.97, 0.05, 0.2, 0.03
 
 
 def texts(generator: np.random.Generator, shape: tuple[int, int], spread: float, power: float) -> list[np.ndarray]:
-    """Lengths, nats of the arm and of the baseline, each (repetitions, documents)."""
+    """Lengths, nats of the variant and of the baseline, each (repetitions, documents)."""
     lengths = np.exp(spread * generator.normal(size=shape))
     base = lengths * np.exp(HARDNESS * generator.normal(size=shape))
     return [lengths, base * LEVEL * np.exp(SCATTER * generator.normal(size=shape)) * lengths**power, base]
 
 
 def truth(spread: float, power: float) -> float:
-    """log of E[arm] / E[baseline]: all factors are log-normal."""
+    """log of E[variant] / E[baseline]: all factors are log-normal."""
     return math.log(LEVEL) + SCATTER**2 / 2 + ((1 + power) ** 2 - 1) * spread**2 / 2
 
 
-def intervals(lengths: np.ndarray, arm: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, ...]:
+def intervals(lengths: np.ndarray, variant: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, ...]:
     """(repetitions,) each: log-ratio, half width, effective documents and quantile, as ``paired`` computes them for one
     seed."""
     count = lengths.shape[1]
-    above, below = arm.sum(1, keepdims=True), base.sum(1, keepdims=True)
-    without = np.log((above - arm) / (below - base))
+    above, below = variant.sum(1, keepdims=True), base.sum(1, keepdims=True)
+    without = np.log((above - variant) / (below - base))
     effective = kish(lengths)
     quantile = student(freedom(effective, without))
     half = quantile * np.sqrt((count - 1) * without.var(1))
     return np.log(above / below)[:, 0], half, effective, quantile
 
 
-def agrees(lengths: np.ndarray, arm: np.ndarray, base: np.ndarray) -> None:
+def agrees(lengths: np.ndarray, variant: np.ndarray, base: np.ndarray) -> None:
     """Whether the first repetition gives what ``paired`` gives."""
     document = np.arange(lengths.shape[1])
-    runs = [{0: Measured(document=document, above=nats[0], below=lengths[0])} for nats in (arm, base)]
-    value, half, effective, _ = (part[0] for part in intervals(lengths, arm, base))
+    runs = [{0: Measured(document=document, above=nats[0], below=lengths[0])} for nats in (variant, base)]
+    value, half, effective, _ = (part[0] for part in intervals(lengths, variant, base))
     found = paired(*runs, ratio=True)
     assert np.allclose([found.value, found.low, found.high, found.documents],
                        [*np.exp([value, value - half, value + half]), effective]), (found, value, half)

@@ -111,7 +111,7 @@ def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(p
 def test_a_run_that_fails_is_said_to_and_not_repeated(plan: Path, tmp_path: Path) -> None:
     plan.write_text(PLAN.replace('"plain", recipe = "r.toml"', '"plain", recipe = "none.toml"'))
     read, said = read_plan(plan), []
-    plain = [cell for cell in reported_cells(read, tmp_path / "out", {"plain": None}) if cell.arm.name == "plain"]
+    plain = [cell for cell in reported_cells(read, tmp_path / "out", {"plain": None}) if cell.variant.name == "plain"]
     Slots(count=1, gpus=[], say=said.append).work(lambda: [c for c in plain if not c.settled()], lambda: None)
     assert "exit code 2" in (plain[0].failure() or "") and "no such file" in (plain[0].failure() or "")
     assert len(said) == 2 and "failed" in said[1]

@@ -49,7 +49,7 @@ def finish(cell, score: float) -> None:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
 def test_the_plans_of_the_project_hold_recipes_that_can_be_built(path: Path) -> None:
     read = read_plan(path)
-    values = {arm.name: None for arm in read.plan.arms}
+    values = {variant.name: None for variant in read.plan.variants}
     for cell in [*tuning_cells(read, Path("x")), *reported_cells(read, Path("x"), values)]:
         read_recipe(cell.recipe, cell.overrides)
 
@@ -72,20 +72,20 @@ def broadening(recipe: Path, overrides: tuple[str, ...]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["ablations", "base_ablations", "hermitian"])
 def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay_and_broadening(name: str) -> None:
-    """θ depends on Γ + η only, so an arm that has another sum at its start tells nothing of what Γ is worth."""
+    """θ depends on Γ + η only, so an variant that has another sum at its start tells nothing of what Γ is worth."""
     read = read_plan(PLANS[0].parent / f"{name}.plan.toml")
-    cells = reported_cells(read, Path("x"), {arm.name: None for arm in read.plan.arms})
+    cells = reported_cells(read, Path("x"), {variant.name: None for variant in read.plan.variants})
     starts = {
-        cell.arm.name: broadening(cell.recipe, cell.overrides)
+        cell.variant.name: broadening(cell.recipe, cell.overrides)
         for cell in cells
         if cell.seed == read.plan.seeds[0]
-        and cell.arm.name in {read.plan.baseline, "hermitian", "fixed-decay", "phase1"}
+        and cell.variant.name in {read.plan.baseline, "hermitian", "fixed-decay", "phase1"}
     }
     expected = starts.pop(read.plan.baseline)[0]
     assert {"hermitian", "fixed-decay"} <= starts.keys()
-    for arm, start in starts.items():
+    for name, start in starts.items():
         assert start
-        torch.testing.assert_close(torch.stack(start), expected.expand(len(start), -1), rtol=1e-4, atol=1e-6, msg=arm)
+        torch.testing.assert_close(torch.stack(start), expected.expand(len(start), -1), rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_wrong_plan_is_refused_in_a_sentence(plan, before: str, after: str, sa
 def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(plan, tmp_path: Path) -> None:
     read, out = read_plan(plan()), tmp_path / "out"
     sweep = tuning_cells(read, out)
-    assert [(c.arm.name, c.value, c.seed) for c in sweep] == [
+    assert [(c.variant.name, c.value, c.seed) for c in sweep] == [
         ("one", 1e-3, 0), ("other", 1e-3, 0), ("one", 2e-3, 0), ("other", 2e-3, 0)]
     assert all('evaluate.split="validation"' in c.overrides for c in sweep)
     for cell, score in zip(sweep[:3], (2.0, 1.5, 1.9)):
@@ -121,7 +121,7 @@ def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(p
     values = chosen_values(read, sweep)
     assert values == {"one": 2e-3, "other": 1e-3}
     reported = reported_cells(read, out, values)
-    assert [(c.arm.name, c.value, c.seed) for c in reported] == [
+    assert [(c.variant.name, c.value, c.seed) for c in reported] == [
         ("one", 2e-3, 1), ("other", 1e-3, 1), ("one", 2e-3, 2), ("other", 1e-3, 2)]
     assert all('evaluate.split="test"' in c.overrides for c in reported)
     assert all(f"train.learning_rate={c.value}" in c.overrides for c in reported)

@@ -20,23 +20,23 @@ def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise
 def experiment(seed: int, *, ratio: float, seeds: int, noise: float):
     generator = np.random.default_rng(seed)
     text = np.exp(0.3 * generator.normal(size=20))
-    arm = {s: run(generator, level=ratio, text=text, noise=noise) for s in range(seeds)}
+    variant = {s: run(generator, level=ratio, text=text, noise=noise) for s in range(seeds)}
     base = {s: run(generator, level=1.0, text=text, noise=noise) for s in range(seeds)}
-    return arm, base
+    return variant, base
 
 
 def test_the_ratio_is_the_geometric_mean_over_seeds() -> None:
-    arm, base = experiment(0, ratio=0.9, seeds=3, noise=0.02)
-    found = paired(arm, base, ratio=True)
-    by_hand = [arm[s].above.sum() / base[s].above.sum() for s in range(3)]
+    variant, base = experiment(0, ratio=0.9, seeds=3, noise=0.02)
+    found = paired(variant, base, ratio=True)
+    by_hand = [variant[s].above.sum() / base[s].above.sum() for s in range(3)]
     assert found.by_seed == pytest.approx(by_hand) and found.seeds == 3
     assert found.value == pytest.approx(math.exp(np.mean(np.log(by_hand))))
     assert found.low < found.value < found.high
 
 
 def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:
-    arm, base = experiment(1, ratio=0.95, seeds=1, noise=0.0)
-    found = paired(arm, base, ratio=True)
+    variant, base = experiment(1, ratio=0.95, seeds=1, noise=0.0)
+    found = paired(variant, base, ratio=True)
     assert found.value == pytest.approx(0.95) and found.high - found.low < 1e-9
 
 
@@ -57,8 +57,8 @@ def test_rows_of_one_document_are_not_taken_for_independent() -> None:
     def width(rows: int) -> float:
         document = np.repeat(np.arange(20), rows)
         base = Measured(document=document, above=np.full(20 * rows, 50.0), below=np.full(20 * rows, 100.0))
-        arm = Measured(document=document, above=50.0 * luck[document], below=base.below)
-        found = paired({0: arm}, {0: base}, ratio=True)
+        variant = Measured(document=document, above=50.0 * luck[document], below=base.below)
+        found = paired({0: variant}, {0: base}, ratio=True)
         return found.high - found.low
 
     assert width(50) == pytest.approx(width(2), rel=0.05)
@@ -66,9 +66,9 @@ def test_rows_of_one_document_are_not_taken_for_independent() -> None:
 
 def test_accuracies_are_compared_by_their_difference() -> None:
     document, below = np.arange(100), np.full(100, 10.0)
-    arm = Measured(document=document, above=np.full(100, 9.0), below=below)
+    variant = Measured(document=document, above=np.full(100, 9.0), below=below)
     base = Measured(document=document, above=np.full(100, 4.0), below=below)
-    found = paired({1: arm}, {1: base}, ratio=False)
+    found = paired({1: variant}, {1: base}, ratio=False)
     assert found.value == pytest.approx(0.5) and found.low == pytest.approx(0.5)
 
 
@@ -87,9 +87,9 @@ def test_documents_of_unequal_length_are_covered_when_text_noise_rules(
         length = 1000 * np.exp(spread * generator.normal(size=count))
         nats = length * np.exp(0.2 * generator.normal(size=count))
         effect = 0.97 * np.exp(0.05 * generator.normal(size=count)) * (length / 1000) ** power
-        arm = Measured(document=document, above=nats * effect, below=length)
+        variant = Measured(document=document, above=nats * effect, below=length)
         base = Measured(document=document, above=nats, below=length)
-        found = paired({0: arm}, {0: base}, ratio=True)
+        found = paired({0: variant}, {0: base}, ratio=True)
         hits += found.low <= truth <= found.high
     # 0.93 less two standard errors of 1000 draws.
     assert hits >= 1000 * (0.93 - 2 * math.sqrt(0.93 * 0.07 / 1000)), f"{hits} of 1000 intervals hold the truth"
@@ -99,8 +99,8 @@ def test_an_effect_that_one_document_carries_has_a_wide_interval() -> None:
     """Forty documents of equal size, of which one has all of the effect: they say no more than two."""
     below = np.full(40, 1000.0)
     base = Measured(document=np.arange(40), above=below, below=below)
-    arm = Measured(document=np.arange(40), above=below * np.where(np.arange(40) == 0, 0.5, 1.0), below=below)
-    found = paired({0: arm}, {0: base}, ratio=True)
+    variant = Measured(document=np.arange(40), above=below * np.where(np.arange(40) == 0, 0.5, 1.0), below=below)
+    found = paired({0: variant}, {0: base}, ratio=True)
     assert found.documents == pytest.approx(40)
     half = math.log(found.high / found.value)
     assert half > 4 * abs(math.log(found.value)), "Student's t with 39 degrees of freedom would be 2.0 here"
