@@ -153,7 +153,8 @@ def markdown(report: dict[str, Any]) -> str:
         value = "" if variant["value"] is None else value_name(variant["value"])
         lines.append(
             f"| {variant['name']} | {value} | {variant['parameters']:,} | {variant['tokens']:,.0f} | "
-            f"{variant['seconds']:,.1f} | {variant['tokens_per_second']:,.0f} | {len(variant['seeds'])} | {variant['mean']:.4f} | {compared} |"
+            f"{variant['seconds']:,.1f} | {variant['tokens_per_second']:,.0f} | "
+            f"{len(variant['seeds'])} | {variant['mean']:.4f} | {compared} |"
         )
     if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
