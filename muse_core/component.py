@@ -73,7 +73,6 @@ RecipePathOrName = Annotated[str, PathMark(or_name=True)]
 """A folder, where there is one of this name beside the recipe; otherwise a name, left as it is."""
 
 UsePotential = Annotated[Use, Kind("potential")]
-UseMemoryLayer = Annotated[Use, Kind("memory layer")]
 UseRouter = Annotated[Use, Kind("router")]
 UseInitializer = Annotated[Use, Kind("initializer")]
 UseKernelBackend = Annotated[Use, Kind("kernel backend")]

@@ -26,7 +26,6 @@ POINTS = frozenset(
         "rollback",
         "restore",
         "restored",
-        "collective",
     }
 )
 
