@@ -37,10 +37,9 @@ def read(path: str, separator: str | None) -> BytePairTokenizer:
     alphabet = set(byte_characters())
     added = [one for one in table.get("added_tokens") or [] if isinstance(one, dict)]
     special = {str(one["content"]): int(one["id"]) for one in added if one.get("special")}
-    if odd := [token for token in model["vocab"] if token not in special and not alphabet.issuperset(token)]:
-        known = {str(one["content"]) for one in added}
-        if odd := [token for token in odd if token not in known]:
-            raise DataError(f"{file}: token {odd[0]!r} is not made of bytes: not byte-level encoding")
+    named = {str(one["content"]) for one in added}
+    if odd := [token for token in model["vocab"] if token not in named and not alphabet.issuperset(token)]:
+        raise DataError(f"{file}: token {odd[0]!r} is not made of bytes: not byte-level encoding")
     chosen = _separator(file, separator, special, model["vocab"], added)
     # Truncation and padding are for batches; the post-processor would put special tokens into every document.
     plain = table | {"truncation": None, "padding": None, "post_processor": None}
