@@ -112,8 +112,9 @@ def exact_leak(
         changed = base.repeat(1 + len(tried), 1, 1).to(device, dtype)
         for row, (position, more) in enumerate(zip(tried, noise), 1):
             changed[row, position] += more.to(device, dtype)
-        # What is drawn in training depends on the shape.
-        unchanged = base.to(device, dtype).expand_as(changed) if variant.training else base.to(device, dtype)
+        # Of the same shape: what is drawn in training depends on it, and so does how a product of matrices rounds,
+        # which a resonance amplifies (by 1 / (Γ + η) a layer) beyond any tolerance that a leak does not pass too.
+        unchanged = base.repeat(len(changed), 1, 1).to(device, dtype)
         with as_called(model, variant.training):
             states: list[State] = [None, None]
             if variant.carried:
@@ -125,11 +126,9 @@ def exact_leak(
             together, said = _observe(model, changed, states[1], _tokens(changed, variant.resets))
         for row, position in ((0, length), *enumerate(tried, 1)):
             kind = "later token" if row else "other row"
-            alone = row if variant.training else 0
-            if _moved(together[row][:position], reference[alone][:position], tolerance):
-                outputs = together[row], reference[alone]
-                both = (row, alone)
-                return _leak(kind, variant.name, position, outputs, said, said_alone, row=both, tolerance=tolerance)
+            outputs = together[row], reference[row]
+            if _moved(outputs[0][:position], outputs[1][:position], tolerance):
+                return _leak(kind, variant.name, position, outputs, said, said_alone, row=(row, row), tolerance=tolerance)
     return None
 
 

@@ -55,9 +55,11 @@ def setup(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
     return prepare(table(model={"width": 32, "depth": 2, "block": block}))
 
 
-def with_leak(setup: Setup, see: Callable[[Tensor], Tensor], strength: float) -> nn.Module:
-    block = setup.model.blocks[1]
-    block.add_module("attention", Leaky(block.get_submodule("attention"), see, strength))
+def with_leak(
+    setup: Setup, see: Callable[[Tensor], Tensor], strength: float, *, block: int = 1, name: str = "attention"
+) -> nn.Module:
+    chosen = setup.model.blocks[block]
+    chosen.add_module(name, Leaky(chosen.get_submodule(name), see, strength))
     return setup.model
 
 
@@ -80,6 +82,35 @@ def test_leak_between_rows_is_found(setup: Setup) -> None:
 def test_causal_model_passes_both_checks(setup: Setup) -> None:
     assert own_precision_leak(setup.model, 257, 24, setup.precision) is None
     assert exact_leak(setup.model.double(), 32, (8, 16)) is None
+
+
+@pytest.fixture
+def resonant(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
+    """Six resolvents with V of one hopping and Γ + η from 1e-5: one rounding of the input moves an output by up to 1e-3,
+    and products of matrices of another number of rows moved it by 4e-8."""
+    potential = {"use": "non-hermitian", "scale": 1.0, "initial_decay": [1e-6, 1e-6]}
+    resolvent = {
+        "use": "resolvent", "heads": 32, "potential": [potential],
+        "min_broadening": 5e-6, "initial_broadening": [9e-6, 0.1],
+    }
+    block = [resolvent, {"use": "fast-weights", "heads": 2}, {"use": "feed-forward"}]
+    return prepare(table(model={"width": 64, "depth": 6, "dropout": 0.0, "block": block}))
+
+
+def test_rounding_that_resonances_amplify_is_no_leak(resonant: Setup) -> None:
+    assert exact_leak(resonant.model.double(), 64, ()) is None
+
+
+@pytest.mark.parametrize("see", [next_token, whole_mean, previous_row])
+@pytest.mark.parametrize("where", [(0, "resolvent"), (5, "feed-forward")], ids=["first layer", "last layer"])
+def test_a_leak_of_a_millionth_is_found_beside_resonances(
+    resonant: Setup, see: Callable[[Tensor], Tensor], where: tuple[int, str]
+) -> None:
+    block, name = where
+    # The strength itself is a parameter that the check would wake.
+    model = with_leak(resonant, lambda x: 1e-6 * see(x), 1.0, block=block, name=name)
+    leak = exact_leak(model.double(), 64, ())
+    assert leak is not None and leak.layer == f"blocks.{block}.{name}"
 
 
 def test_leak_in_the_runs_own_precision_is_found(setup: Setup) -> None:
