@@ -102,7 +102,13 @@ class Records:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of records; a torn last line is left out, StorageError names any other damaged line."""
+    """Rows of a file of records; a torn last line is left out, and JSON that is no row, as something else may have put
+    in. StorageError names any other damaged line."""
+    return (row for _, row in _numbered(path) if row is not None)
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line from 1, row), None for JSON that is no row."""
     if not path.exists():
         return
     with storage_errors("read the records", path):
@@ -112,8 +118,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         if row is None:
             if not any(lines[index + 1 :]):
                 return
-            raise StorageError(f"{path}:{index + 1}: this line is damaged - restore it from a copy or delete the line")
-        yield row
+            if not _is_json(line):
+                raise StorageError(
+                    f"{path}:{index + 1}: this line is damaged - restore it from a copy or delete the line"
+                )
+        yield index + 1, row
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        canonical_json.decode(line)
+    except ValueError:
+        return False
+    return True
 
 
 NEEDED = {"train": ("step", "perplexity"), "eval": ("step",), "probe": ("step",)}
@@ -121,13 +138,13 @@ NEEDED = {"train": ("step", "perplexity"), "eval": ("step",), "probe": ("step",)
 
 
 def own_rows(path: Path, foreign: list[int] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of ``read_rows`` that a run wrote itself; the numbers of the others go into ``foreign``: rows that were
-    put in by hand without the keys or types of their event."""
-    for row in read_rows(path):
-        if _is_own(row):
+    """The rows of ``read_rows`` that a run wrote itself; the lines of the others, from 1, go into ``foreign``: what was
+    put in by hand without the keys or types of a row or of its event."""
+    for line, row in _numbered(path):
+        if row is not None and _is_own(row):
             yield row
         elif foreign is not None:
-            foreign.append(row["sequence"])
+            foreign.append(line)
 
 
 def _is_own(row: Mapping[str, Any]) -> bool:

@@ -122,7 +122,7 @@ class Run:
     def _say_foreign_rows(self) -> None:
         for name, foreign in self.so_far.foreign.items():
             some = ", ".join(map(str, foreign[:5])) + (", …" if len(foreign) > 5 else "")
-            reason = f"{name}: {len(foreign)} rows are not this run's and are passed over (sequence {some})"
+            reason = f"{name}: {len(foreign)} rows are not this run's and are passed over (lines {some})"
             self.records.event({"event": "notice", "reason": reason})
             self.display.say(reason, "yellow")
 

@@ -29,7 +29,7 @@ class RunSummary:
         self.incidents: list[Mapping[str, Any]] = []
         """Rows of rollbacks."""
         self.foreign: dict[str, list[int]] = {}
-        """File → sequence numbers of its rows that this run did not write."""
+        """File → lines, from 1, of its rows that this run did not write."""
         self._evaluated: dict[int, set[int]] = {}
 
     def read(self, path: Path) -> Iterator[Mapping[str, Any]]:

@@ -128,9 +128,13 @@ def test_rows_of_others_are_passed_over_and_heard_of(tmp_path):
     for row in (good, {"event": "train"}, {"event": 5}, {"kind": "x"}, words, lists, {"event": "mine"}):
         records.metrics(row)
     records.close()
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:6], b'{"foreign":1}\n', b"[1,2]\n", *lines[6:]]))
     foreign: list[int] = []
-    kept = list(own_rows(tmp_path / "metrics.jsonl", foreign))
-    assert [row["event"] for row in kept] == ["train", "mine"] and foreign == [1, 2, 3, 4, 5]
+    kept = list(own_rows(file, foreign))
+    assert [row["event"] for row in kept] == ["train", "mine"] and foreign == [2, 3, 4, 5, 6, 7, 8]
+    assert len(list(read_rows(file))) == 7, "JSON that is no row is none of any reader's"
 
 
 WORDS = {"step": "4", "onset": 1, "target": 0, "data": [0, 1], "generation": 1, "through": 2}
