@@ -299,7 +299,7 @@ def _open(folder: Path, digest: str) -> Corpus:
             notices=tuple(map(str, header["notices"])),
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise token_files.Unusable(f"it cannot be read ({type(error).__name__}: {error})") from error
+        raise token_files.unreadable(error) from error
 
 
 def _encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,9 @@ from typing import Any
 import attrs
 import numpy as np
 
+from muse_core.errors import DataError
+from muse_core.storage.disk import ADVICE
+
 FORMAT = 2
 HEADER = "header.json"
 BLOCK = 1 << 20
@@ -20,6 +24,14 @@ BLOCK = 1 << 20
 
 class Unusable(Exception):
     """Why a folder of token files cannot be read, in a phrase."""
+
+
+def unreadable(error: Exception) -> Unusable:
+    """What ``error`` says about the files. Raises DataError where it says nothing about them: too many are open."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        said = f"{error.filename}: cannot read encoded text: {error.strerror}"
+        raise DataError(f"{said} - {ADVICE[error.errno]}") from error
+    return Unusable(f"it cannot be read ({type(error).__name__}: {error})")
 
 
 @attrs.frozen(eq=False)
@@ -88,7 +100,7 @@ def read_header(folder: Path) -> dict[str, Any]:
             if _describe(folder / name) != described:
                 raise Unusable(f"{name} is damaged")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise Unusable(f"it cannot be read ({type(error).__name__}: {error})") from error
+        raise unreadable(error) from error
     if header.get("format") != FORMAT:
         raise Unusable(f"it has format {header.get('format')}, not {FORMAT}")
     return header

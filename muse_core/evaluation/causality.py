@@ -122,13 +122,14 @@ def exact_leak(
                     torch.manual_seed(SEED)
                     before = prefix.expand_as(rows).to(device, dtype)
                     states[index] = model(before, None, _tokens(rows, "none")).state
-            reference, said_alone = _observe(model, unchanged, states[0], _tokens(unchanged, variant.resets))
+            reference, said_before = _observe(model, unchanged, states[0], _tokens(unchanged, variant.resets))
             together, said = _observe(model, changed, states[1], _tokens(changed, variant.resets))
         for row, position in ((0, length), *enumerate(tried, 1)):
             kind = "later token" if row else "other row"
             outputs = together[row], reference[row]
             if _moved(outputs[0][:position], outputs[1][:position], tolerance):
-                return _leak(kind, variant.name, position, outputs, said, said_alone, row=(row, row), tolerance=tolerance)
+                both = (row, row)
+                return _leak(kind, variant.name, position, outputs, said, said_before, row=both, tolerance=tolerance)
     return None
 
 

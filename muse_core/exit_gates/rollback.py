@@ -51,14 +51,16 @@ def forced_spike(bench: Bench) -> Finding:
     losses: dict[int, list[float]] = {}
     for row in run.rows("train"):
         losses.setdefault(row["step"], []).append(row["loss"])
-    repeated = {number: both[:2] for number, both in losses.items() if incident["target"] < number <= ONSET}
+    # From the onset that the monitors gave, which may lie before the spike, the run reads other text.
+    repeated = {number: both[:2] for number, both in losses.items() if incident["target"] < number <= incident["onset"]}
     same = all(len(both) == 2 and both[0] == both[1] for both in repeated.values())
     figure = (
         f"infinite loss at steps {ONSET} to {ONSET + STREAK - 1}: back to step {step}, state {state[:12]}…, manifest "
         f"{promised[:12]}…; {len(repeated)} repeated losses {'equal' if same else 'differ'}"
     )
     # On a GPU atomic additions may sum in another order, so that only the state must be equal there.
-    good = state == promised and (same or run.setup.precision.device.type != "cpu") and bool(repeated)
+    compared = bool(repeated) or incident["target"] == incident["onset"] <= ONSET
+    good = state == promised and (same or run.setup.precision.device.type != "cpu") and compared
     return judged(
         good, figure, "the run did not come back to what it was", target=incident["target"], state_hash=state,
         manifest_hash=promised, repeated_losses_equal=same,

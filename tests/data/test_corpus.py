@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -307,3 +309,16 @@ def test_a25_what_the_source_divided_itself_is_said_so(make_corpus, tmp_path, sp
     with pytest.raises(DataError, match=said) as refused:
         make_corpus([f"document {number}" for number in range(12)], splits=splits, cache=tmp_path)
     assert "at least 4" not in str(refused.value)
+
+
+def test_a25_too_many_open_files_say_nothing_about_the_encoded_text(make_corpus, tmp_path):
+    make_corpus(FORTY, cache=tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), hard))
+        try:
+            with pytest.raises(DataError, match=r"Too many open files - .*ulimit -n"):
+                make_corpus(FORTY, cache=tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not [notice for notice in make_corpus(FORTY, cache=tmp_path).notices if "anew" in notice]

@@ -251,6 +251,12 @@ def test_a_task_is_rolled_back_and_its_memory_measured_without_text(make: Callab
     assert fast_weight_chunk(bench).outcome is not FAIL and memory_capacity(bench).outcome is NOT_APPLICABLE
 
 
+def test_a_monitor_may_put_the_onset_before_the_spike(make: Callable[..., Bench]) -> None:
+    """Losses are compared up to the onset that the incident has: from there on the run reads other text."""
+    found = forced_spike(make(block=["feed-forward"], monitors=["rollback"]))
+    assert found.outcome is PASS and "repeated losses equal" in found.figure, found
+
+
 def test_a_spike_that_nothing_rolls_back_fails(make: Callable[..., Bench]) -> None:
     bench = make(block=["feed-forward"], monitors=[{"use": "gradient-safety", "policy": "halt"}])
     assert_fails(forced_spike(bench), "halted at step 5 by gradient-safety")

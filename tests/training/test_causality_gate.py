@@ -86,8 +86,8 @@ def test_causal_model_passes_both_checks(setup: Setup) -> None:
 
 @pytest.fixture
 def resonant(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
-    """Six resolvents with V of one hopping and Γ + η from 1e-5: one rounding of the input moves an output by up to 1e-3,
-    and products of matrices of another number of rows moved it by 4e-8."""
+    """Six resolvents with V of one hopping and Γ + η from 1e-5: products of matrices of another number of rows, which
+    round otherwise, move an output by 4e-8."""
     potential = {"use": "non-hermitian", "scale": 1.0, "initial_decay": [1e-6, 1e-6]}
     resolvent = {
         "use": "resolvent", "heads": 32, "potential": [potential],

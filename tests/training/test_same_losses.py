@@ -3,9 +3,10 @@
 Each recipe is one of 0.1's in small: phase2_base, transformer_base, moe_mlp and a task source (mqar). The losses below
 are those that 0.1 gave on a CPU with one thread; the layer that was called hebbian keeps that name here, since names
 seed the initial values, and documents are divided one by one as they were then. To the last bit they are equal on a
-machine with the same torch and instructions. Elsewhere rounding differs: there the first two are compared to 1e-4 and the
-others to 1e-2, because AdamW's first steps move every weight by the learning rate whatever its gradient's size, also one
-that is rounding (torch 2.6: gradients in fp32 differ by up to 6e-5 of their norm, in float64 by 1e-13, later losses by 0.8 %).
+machine with the same torch and instructions. Elsewhere rounding differs: there the first two are compared to 1e-4
+and the others to 1e-2, because AdamW's first steps move every weight by the learning rate whatever the size of its
+gradient, also where that is rounding. With torch 2.6 gradients differ by up to 6e-5 of their norm in fp32, by 1e-13 in
+float64, and later losses by 0.8 %.
 """
 
 from __future__ import annotations
