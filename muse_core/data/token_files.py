@@ -29,7 +29,7 @@ class Unusable(Exception):
 def unreadable(error: Exception) -> Unusable:
     """What ``error`` says about the files. Raises DataError where it says nothing about them: too many are open."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        said = f"{error.filename}: cannot read encoded text: {error.strerror}"
+        said = f"{error.filename or 'the cache'}: cannot read encoded text: {error.strerror}"
         raise DataError(f"{said} - {ADVICE[error.errno]}") from error
     return Unusable(f"it cannot be read ({type(error).__name__}: {error})")
 
