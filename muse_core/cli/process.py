@@ -12,7 +12,11 @@ from muse_core.errors import RecipeError
 
 
 class _Unfailing(io.RawIOBase):
-    """Writes to a file descriptor; what it does not take, as when its reader is gone or its disk full, is dropped."""
+    """Writes to a file descriptor; what it does not take, as when its reader is gone or its disk full, is dropped.
+
+    A text stream stands on it without a buffered writer between: that has a lock, and a thread of a plugin that prints
+    while the interpreter shuts down would leave it locked, which aborts the process after the run has ended.
+    """
 
     def __init__(self, handle: int):
         self._handle = handle
@@ -27,10 +31,13 @@ class _Unfailing(io.RawIOBase):
         return os.isatty(self._handle)
 
     def write(self, data: bytes | memoryview) -> int:
-        try:
-            return os.write(self._handle, data)
-        except OSError:
-            return len(memoryview(data).cast("B"))
+        left = whole = memoryview(data).cast("B")
+        while left:
+            try:
+                left = left[os.write(self._handle, left) :]
+            except OSError:
+                break
+        return len(whole)
 
 
 class _Stream(io.TextIOWrapper):
@@ -66,9 +73,9 @@ def outlive_output() -> None:
             continue
         encoding = getattr(now, "encoding", None) or "utf-8"
         # A number of its own, above those of standard streams: code that closes 1 or 2 takes nothing away.
-        buffered = io.BufferedWriter(_Unfailing(fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)))
+        raw = _Unfailing(fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3))
         errors = "backslashreplace" if name == "stderr" else "replace"
-        stream = _Stream(buffered, encoding=encoding, errors=errors, line_buffering=True)
+        stream = _Stream(raw, encoding=encoding, errors=errors, line_buffering=True)
         setattr(sys, name, stream)
 
 
