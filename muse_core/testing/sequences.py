@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import State, Tokens
+from muse_core.model import states
 
 EXACT = 1e-10
 """Largest difference, relative to the largest magnitude, between two orders of the same float64 computation."""
@@ -138,18 +139,11 @@ def cuts(length: int, sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
         start += size
 
 
-def leaves(state: State, path: str = "state") -> dict[str, Tensor]:
-    """Tensors of a pytree of dicts by path. Raises AssertionError for anything else in it."""
-    if state is None:
-        return {}
-    if isinstance(state, Tensor):
-        return {path: state}
-    assert isinstance(state, dict), f"{path} is a {type(state).__name__}; state is a pytree of dicts of tensors"
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        assert isinstance(key, str), f"{path} has the key {key!r}; keys of state are strings"
-        found |= leaves(value, f"{path}.{key}")
-    return found
+def leaves(state: State) -> dict[str, Tensor]:
+    """Tensors of a state by path. Raises AssertionError where a checkpoint could not hold it."""
+    fault = states.unstorable(state, "state")
+    assert fault is None, fault
+    return {".".join(["state", *path.split("/")]).rstrip("."): value for path, value in states.leaves(state)}
 
 
 def mapped(function: Any, state: State) -> State:

@@ -12,9 +12,10 @@ from torch import Tensor
 from muse_core.contracts import Tokens
 from muse_core.errors import StorageError
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.model.states import leaves
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.optimizers import Optimizers
-from muse_core.training.train_state import StreamState, TrainState, leaves
+from muse_core.training.train_state import StreamState, TrainState
 
 COUNTS = ("step", "accepted", "tokens")
 JSON = ("stage", "position", "monitors", "objective")

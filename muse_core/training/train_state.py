@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from muse_core.contracts import Objective, Verdict
 from muse_core.errors import Halted, MuseError, StorageError
 from muse_core.model.precision import Precision
+from muse_core.model.states import leaves
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.monitors import MonitorGroup
@@ -115,20 +116,6 @@ class StreamState:
                 node = node.setdefault(part, {})
             node[last] = leaf.to(self.device)
         self.states = [states[key] for key in sorted(states, key=int)] if states else []
-
-
-def leaves(state: Any) -> list[tuple[str, Tensor]]:
-    """Tensors of a state by path, as a checkpoint names them."""
-
-    def below(value: Any, prefix: str) -> list[tuple[str, Tensor]]:
-        if isinstance(value, Tensor):
-            return [(prefix.removeprefix("/"), value)]
-        if value is None:
-            return []
-        items = enumerate(value) if isinstance(value, list) else value.items()
-        return [found for key, item in items for found in below(item, f"{prefix}/{key}")]
-
-    return below(state, "")
 
 
 @attrs.frozen

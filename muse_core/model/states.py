@@ -1,0 +1,50 @@
+"""The state of a layer, a tree of dicts of tensors: its tensors by path, and what of it a checkpoint cannot hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def leaves(state: Any) -> list[tuple[str, Tensor]]:
+    """Tensors of a state by path, as a checkpoint names them."""
+
+    def below(value: Any, prefix: str) -> list[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            return [(prefix.removeprefix("/"), value)]
+        if value is None:
+            return []
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        return [found for key, item in items for found in below(item, f"{prefix}/{key}")]
+
+    return below(state, "")
+
+
+def unstorable(state: Any, path: str) -> str | None:
+    """Why a state could not be in a checkpoint."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        if state.is_complex():
+            return f"{path} is complex; store a trailing axis of 2"
+        if state.is_floating_point() and state.dtype.itemsize < 4:
+            return f"{path} is {str(state.dtype).removeprefix('torch.')}; a state is at least float32"
+        return None
+    if not isinstance(state, dict):
+        return f"{path} is {said(state)}; a state is a tree of dicts of tensors"
+    for key, value in state.items():
+        if not isinstance(key, str) or "/" in key:
+            return f"{path} has the key {key!r}; keys are strings without a slash"
+        fault = unstorable(value, f"{path}.{key}")
+        if fault is not None:
+            return fault
+    return None
+
+
+def said(value: Any) -> str:
+    """``a tuple of 2``, ``None``, ``a float``: what a message calls a value of the wrong kind."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else f"a {kind}"
