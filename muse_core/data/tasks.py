@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from muse_core.data.batches import TrainingData
 
 
+CANARY = 1 << 32
+"""Number of the canary's first example."""
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class TaskCorpus:
     """Stands where a corpus of text would."""
@@ -66,10 +70,13 @@ class TaskCorpus:
     def held_out(
         self, split: str, *, sequence_length: int, batch_size: int, max_tokens: int, **of_text: Any
     ) -> Iterator[Batch]:
-        """The first ``max_tokens // sequence_length`` examples of a split, at least one."""
+        """The first ``max_tokens // sequence_length`` examples of a split, at least one. The canary, a split that
+        sources do not have, is examples of validation that no evaluation comes to."""
         count = max(1, max_tokens // sequence_length)
+        split, start = ("validation", CANARY) if split == "canary" else (split, 0)
         for first in range(0, count, batch_size):
-            yield self.source.examples(split, np.arange(first, min(count, first + batch_size)), sequence_length)
+            numbers = np.arange(start + first, start + min(count, first + batch_size))
+            yield self.source.examples(split, numbers, sequence_length)
 
     def held_out_documents(
         self, split: str, *, sequence_length: int, max_tokens: int, span: int | None = None

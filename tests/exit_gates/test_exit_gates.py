@@ -245,16 +245,12 @@ def test_a_run_that_does_not_come_back_fails(sound: Bench, monkeypatch: pytest.M
     assert_fails(forced_spike(sound), "did not come back to what it was")
 
 
-def test_a_task_is_rolled_back_and_its_memory_measured_without_text(make: Callable[..., Bench]) -> None:
-    bench = make(block=[MEMORY, "feed-forward"], data={"use": "mqar", "vocabulary": 32, "pairs": 2})
+@pytest.mark.parametrize("monitors", [[], ["rollback"]], ids=["by the core", "from an onset before the spike"])
+def test_a_task_is_rolled_back_and_its_memory_measured_without_text(make: Callable[..., Bench], monitors: Any) -> None:
+    bench = make(block=[MEMORY, "feed-forward"], monitors=monitors, data={"use": "mqar", "vocabulary": 32, "pairs": 2})
     assert forced_spike(bench).outcome is PASS
-    assert fast_weight_chunk(bench).outcome is not FAIL and memory_capacity(bench).outcome is NOT_APPLICABLE
-
-
-def test_a_monitor_may_put_the_onset_before_the_spike(make: Callable[..., Bench]) -> None:
-    """Losses are compared up to the onset that the incident has: from there on the run reads other text."""
-    found = forced_spike(make(block=["feed-forward"], monitors=["rollback"]))
-    assert found.outcome is PASS and "repeated losses equal" in found.figure, found
+    assert "tokens/s by chunk" in fast_weight_chunk(bench).figure  # how fast each is, a busy machine decides
+    assert memory_capacity(bench).outcome is NOT_APPLICABLE
 
 
 def test_a_spike_that_nothing_rolls_back_fails(make: Callable[..., Bench]) -> None:
