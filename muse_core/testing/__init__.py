@@ -12,6 +12,7 @@ WHERE = {
     "build_component": "building",
     "registry_with": "loose",
     "small_context": "building",
+    "ExternalLayerSuite": "external",
     "FilterSuite": "filters",
     "InitializerSuite": "initializers",
     "KernelBackendSuite": "kernel_backends",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import State, Tokens
-from muse_core.testing.external import ExternalLayerSuite
+from muse_core.testing import ExternalLayerSuite
 
 local_attention = pytest.importorskip("local_attention")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import State, Tokens
-from muse_core.testing.external import ExternalLayerSuite
+from muse_core.testing import ExternalLayerSuite
 
 
 def hidden_pairs(tokens: Tokens, length: int) -> Tensor:
