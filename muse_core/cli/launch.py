@@ -27,8 +27,8 @@ from muse_core.training import preview
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.loop import require_compiler
-from muse_core.training.optimizers import rate_factor
 from muse_core.training.run import Run
+from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup, memory_errors, set_up
 from muse_core.training.trained import weights_of_init
 
@@ -187,7 +187,7 @@ def _shown(path: Path) -> str:
 
 def _say_short_warmup(train: Train, display: Display) -> None:
     if train.warmup_steps >= train.steps:
-        reached = rate_factor(train, train.steps - 1)
+        reached = Rates(train)(train.steps - 1)
         display.say(
             f"train.warmup_steps is {train.warmup_steps} and train.steps {train.steps}: the learning rate is still "
             f"rising at the end and reaches {reached:.0%} of its peak",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,13 +18,14 @@ import numpy as np
 from muse_core.contracts import Source
 from muse_core.data import overlap, token_files, tokenizers
 from muse_core.data.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
-from muse_core.data.kept import Kept, tokenizer_of
+from muse_core.data.kept import Kept
+from muse_core.data.options import OfRunOptions
 from muse_core.data.sources import cache_folder, open_source
 from muse_core.data.tasks import TaskCorpus, open_task
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizers import Tokenizer
 from muse_core.errors import DataError
-from muse_core.recipe.schema import Data, OfRun
+from muse_core.recipe.schema import Data
 from muse_core.storage.disk import ADVICE
 
 if TYPE_CHECKING:
@@ -214,10 +215,11 @@ def prepare_corpus(
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     if kept is None:
-        return _in_cache(data, source, seed, cache, digest_with(_identity(data.tokenizer)), report, None,
+        return _in_cache(data, source, seed, cache, digest_with(tokenizers.identity(data.tokenizer)), report, None,
                          fingerprint)
     by_run = tokenizers.given(kept.tokenizer)
-    own = digest_with(by_run if isinstance(data.tokenizer, OfRun) else _identity(data.tokenizer))
+    by_recipe = by_run if isinstance(data.tokenizer.options, OfRunOptions) else tokenizers.identity(data.tokenizer)
+    own = digest_with(by_recipe)
     if exact and own != kept.data_digest:
         raise _another(kept)
     if own == kept.data_digest:
@@ -227,20 +229,6 @@ def prepare_corpus(
     # In a folder of its own: what the text would give today is another tokenizer, or not known without training it.
     found = _in_cache(data, source, seed, cache, digest_with(by_run), report, kept.tokenizer, fingerprint)
     return attrs.evolve(found, digest=own) if own == kept.data_digest else found
-
-
-def _identity(options: Any) -> str:
-    """What of the tokenizer that a recipe asks for decides the encoded text."""
-    if isinstance(options, OfRun):
-        return tokenizers.given(tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from"))
-    return tokenizers.identity(options)
-
-
-def _made(options: Any, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer itself; ``texts`` are read only where it is learned from them."""
-    if isinstance(options, OfRun):
-        return tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from")
-    return tokenizers.make_tokenizer(options, texts)
 
 
 def _readable(folder: Path, digest: str) -> Corpus | None:
@@ -325,7 +313,7 @@ def _encode(
         }
         if tokenizer is None:
             report("making the tokenizer", 0, None)
-            tokenizer = _made(data.tokenizer, (documents.text(i) for i in chosen["train"]))
+            tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))
         files = work / "files"
         files.mkdir()
         (files / "tokenizer.json").write_text(tokenizer.to_json())

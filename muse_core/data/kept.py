@@ -4,12 +4,15 @@ these and no corpus. Imports no torch."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from muse_core.data.options import OfRunOptions
 from muse_core.data.tokenizer import Tokenizer
-from muse_core.data.tokenizers import ByteTokenizer, from_json
+from muse_core.data.tokenizers import Bytes, ByteTokenizer, from_json, given
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe.lock import Lock, read_lock
 from muse_core.storage.disk import read_file, storage_errors
@@ -89,3 +92,18 @@ def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:
         return read_kept(newest_folder(run)).tokenizer
     except StorageError as error:
         raise StorageError(f"{asked_by}: {error}") from error
+
+
+class OfRun(Bytes):
+    """The tokenizer that a run keeps; see ``contracts.TokenizerMaker``."""
+
+    def __init__(self, options: OfRunOptions, context: Any):
+        self.options = options
+
+    def identity(self) -> str:
+        """The digest of that tokenizer. StorageError where there is no such run."""
+        return given(self.make(()))
+
+    def make(self, texts: Iterable[str]) -> Tokenizer:
+        """Reads the run alone. StorageError where there is no such run."""
+        return tokenizer_of(Path(self.options.from_), asked_by="data.tokenizer.from")

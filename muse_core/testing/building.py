@@ -48,6 +48,11 @@ def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, regi
         raise RecipeError(lines) from None
 
 
+def chosen(kind: str, name: str, /, **options: Any) -> Use:
+    """``resolve`` with the options as keywords, among what is installed."""
+    return resolve(kind, name, options)
+
+
 def build_component(
     kind: str,
     name: str,

@@ -21,9 +21,10 @@ from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
-from muse_core.metrics.sinks import open_sinks
+from muse_core.metrics.sinks import SinkContext
 from muse_core.model.flops import active_parameters
 from muse_core.plugins.raised import raised
+from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Evaluate
 from muse_core.storage import canonical_json
 from muse_core.storage.checkpoint import Checkpoints
@@ -69,7 +70,7 @@ class Run:
         self.directory = directory
         self.so_far = RunSummary()
         earlier = self.so_far.read(directory.metrics)
-        self.records = Telemetry(records, earlier, open_sinks(setup.recipe, directory.path), self.so_far)
+        self.records = Telemetry(records, earlier, self.so_far, lambda sentence: display.say(sentence, "yellow"))
         deque(self.so_far.read(directory.events), maxlen=0)
         self.recorded = self.so_far.last_step
         """Last step in the metrics of earlier attempts."""
@@ -78,6 +79,10 @@ class Run:
         """Where the checkpoints of the present architecture are."""
         self.started = time.monotonic()
         self.judge = Judge(setup)
+        self.records.sinks.open(setup.recipe, SinkContext(
+            run=directory.path, name=setup.recipe.name, seed=setup.recipe.seed,
+            recipe=as_table(setup.recipe, setup.registry), attempt=records.attempt,
+        ))
 
     def go(self) -> dict[str, Any]:
         """Do everything that is left to do; returns the summary. Raises Halted, Interrupted or another MuseError."""
@@ -114,6 +119,7 @@ class Run:
                 self._leave_if_interrupted(stop, loop)
             assert measured is not None, "only an interruption cuts an evaluation short"
             summary = self._summary(loop, measured)
+            self.records.sinks.end(summary)
             self._judge_end(summary)
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
