@@ -12,7 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from muse_core.data.options import LEAST_VOCABULARY
-from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
+from muse_core.data.sources import read_tokenizer_file
+from muse_core.data.tokenizer import Tokenizer
 from muse_core.errors import DataError
 
 END = "<|endoftext|>"

@@ -16,6 +16,7 @@ from muse_core.contracts import Batch, Document, Source
 from muse_core.errors import DataError, MuseError, PluginError
 from muse_core.model.signatures import mismatch
 from muse_core.plugins.raised import raised
+from muse_core.storage.disk import read_file
 
 T = TypeVar("T")
 
@@ -46,6 +47,14 @@ def expanded(path: str, where: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(f"{where}: {path!r}: there is no such home directory - write the whole path") from error
+
+
+def read_tokenizer_file(path: str) -> str:
+    """Content of a local tokenizer file. DataError when it cannot be read; pipes and devices are refused."""
+    try:
+        return read_file(Path(os.path.realpath(expanded(path, "data.tokenizer")))).decode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the tokenizer file ({error})") from error
 
 
 def open_source(use: Use, cache: Path) -> Source:
