@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from muse_core.component import RecipePath
 
 LEAST_VOCABULARY = 300
 """Of byte-pair encoding: 256 bytes, the separator and a few merges."""
+PAGE = " ".join(f"word{number} other{number * 7}" for number in range(400))
+"""Text that supports LEAST_VOCABULARY tokens, for examples."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,6 +44,18 @@ class GPT2Options:
     merges: RecipePath
     """Path of merges.txt, relative to the recipe."""
 
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite builds: the bytes and two merges."""
+        from muse_core.data.byte_pair import END, byte_characters
+
+        merges = [("t", "h"), ("th", "e")]
+        tokens = [*byte_characters(), *map("".join, merges), END]
+        vocab = {token: index for index, token in enumerate(tokens)}
+        (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        (folder / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+        return [{"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}]
+
 
 @attrs.frozen(kw_only=True)
 class TokenizerFileOptions:
@@ -52,6 +67,15 @@ class TokenizerFileOptions:
     """The special token that stands before every document. Default: the end-of-text token that tokenizer_config.json
     names, else <|endoftext|>, else a new one."""
 
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite builds: a file of the library's own making."""
+        from muse_core.data.byte_pair import train
+
+        path = folder / "tokenizer.json"
+        train(LEAST_VOCABULARY, [PAGE]).model.save(str(path))
+        return [{"path": str(path)}]
+
 
 @attrs.frozen(kw_only=True)
 class OfRunOptions:
@@ -59,3 +83,17 @@ class OfRunOptions:
 
     from_: RecipePath = field(metadata={"key": "from"})
     """Run directory."""
+
+    @staticmethod
+    def examples(folder: Path) -> list[dict[str, Any]]:
+        """What the conformance suite builds: what a run of bytes keeps."""
+        from muse_core.data.tokenizers import ByteTokenizer
+
+        tokenizer = ByteTokenizer()
+        (folder / "recipe.toml").write_text('name = "example"\n', encoding="utf-8")
+        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (folder / "muse.lock.toml").write_text(
+            f'format = 1\n[digests]\ndata = ""\ntokenizer = "{tokenizer.digest}"\n[recipe]\nname = "example"\n',
+            encoding="utf-8",
+        )
+        return [{"from": str(folder)}]
