@@ -18,7 +18,9 @@ from muse_core.scaffold import TEMPLATES
 TOGETHER = """
 format = 1
 name = "together"
-data = { use = "our-source" }
+data = { use = "our-source", tokenizer = "our-tokenizer" }
+train = { optimizer = "our-optimizer", schedule = "our-schedule" }
+telemetry = { sinks = ["our-sink"] }
 kernels = { backend = ["our-kernel-backend", "torch"] }
 stages = ["our-stage"]
 monitors = ["our-safety-monitor"]
