@@ -19,6 +19,7 @@ from muse_core.plugins.discovery import CORE
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Recipe
 
+NO_SCALARS = ("step", "stage", "length")
 SLOW = 10.0
 """Seconds that a sink may take in all before it is looked at."""
 SLOW_SHARE = 0.05
@@ -60,6 +61,15 @@ def require_sinks(recipe: Recipe) -> None:
                     f"{use.path}: the package {package} is not installed - pip install '{what}', or leave the sink "
                     "out: metrics.jsonl has the same numbers"
                 )
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row of metrics as ``<event>/<key>``, those of a final evaluation as ``final/<length>/<key>``."""
+    prefix = f"{row['event']}/{row['length']}" if "length" in row else row["event"]
+    return {
+        f"{prefix}/{key}": value for key, value in row.items()
+        if type(value) in (int, float) and key not in NO_SCALARS and row["event"] != "schema"
+    }
 
 
 class Sinks:

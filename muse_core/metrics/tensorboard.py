@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from muse_core.metrics.options import TensorBoardOptions
-from muse_core.metrics.sinks import SinkContext
+from muse_core.metrics.sinks import SinkContext, scalars
 from muse_core.storage.disk import storage_errors
 
 
@@ -24,14 +24,12 @@ class TensorBoard:
     def row(self, row: Mapping[str, Any]) -> None:
         """The numbers of a row."""
         stage, step = row.get("stage", self._stage), row.get("step", max(self._step, 0))
-        prefix = f"{row['event']}/{row['length']}" if "length" in row else row["event"]
         with storage_errors("write for TensorBoard", self.folder):
             if self._writer is None or stage != self._stage or step < self._step:
                 self._open(stage, step)
             self._stage, self._step = stage, step
-            for key, value in row.items():
-                if type(value) in (int, float) and key not in ("step", "stage", "length"):
-                    self._writer.add_scalar(f"{prefix}/{key}", value, step)
+            for tag, value in scalars(row).items():
+                self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 
     def event(self, row: Mapping[str, Any]) -> None:

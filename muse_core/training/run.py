@@ -119,8 +119,10 @@ class Run:
                 self._leave_if_interrupted(stop, loop)
             assert measured is not None, "only an interruption cuts an evaluation short"
             summary = self._summary(loop, measured)
-            self.records.sinks.end(summary)
-            self._judge_end(summary)
+            try:
+                self._judge_end(summary)
+            finally:
+                self.records.sinks.end(summary)
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
         return summary
