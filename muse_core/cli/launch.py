@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,11 @@ from muse_core.training.loop import require_compiler
 from muse_core.training.run import Run
 from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup, memory_errors, set_up
+from muse_core.training.stop import Interrupted
 from muse_core.training.trained import weights_of_init
+
+LONGEST_DRAWING = 60.0
+"""Seconds that an interrupted run waits for its report."""
 
 
 def fresh(
@@ -230,6 +236,10 @@ def _start(
         if report and any(directory.checkpoints.glob("gen-*")):  # a start that the gate refuses leaves nothing
             _draw(directory, None, 0, display)
         raise
+    except Interrupted:
+        if report:
+            _draw_apart(directory, display)
+        raise
     finally:
         display.finish()
         records.close()
@@ -244,6 +254,25 @@ def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Disp
 
     display.finish()
     report_of_run(directory.path, setup, step, display.say)
+
+
+def _draw_apart(directory: RunDirectory, display: Display) -> None:
+    """The report of an interrupted run, without a sample, by a process of its own: so a further signal ends it at once,
+    wherever the drawing is, and the exit code stays that of the first."""
+    display.finish()
+    display.say("drawing the report; a further signal leaves it out")
+    command = [sys.executable, "-m", "muse_core", "report", str(directory.path)]
+    try:
+        drawn = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST_DRAWING)
+        missing = (drawn.stderr.strip().splitlines() or ["it failed"])[-1] if drawn.returncode else None
+    except (KeyboardInterrupt, SystemExit):
+        missing = "another signal came"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        missing = str(error)
+    if missing is None:
+        display.say(f"report: {directory.path / 'report.html'}")
+    else:
+        display.say(f"no report was written: {missing}; make it later by muse report {directory.path}")
 
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:
