@@ -372,6 +372,32 @@ def test_a_run_is_made_longer_with_a_stated_schedule(recipe: Path, tmp_path: Pat
     assert invoke(recipe, "--steps", 4).exit_code == 2
 
 
+def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_planned_so(
+    recipe: Path, tmp_path: Path
+) -> None:
+    run, planned, stopped = tmp_path / "run", tmp_path / "planned", tmp_path / "stopped"
+    wsd = ("--set", 'train.schedule={use="wsd", decay=0.25}', "--set", "train.warmup_steps=2")
+    open_end = ("--set", "train.steps=4", "--set", "train.schedule_steps=16")
+    assert invoke(recipe, "--run-dir", run, *wsd, *open_end).exit_code == 0
+    ended = invoke("--resume", run, "--steps", 8)
+    assert ended.exit_code == 0 and "that of a run of 8 steps" in ended.output
+    assert invoke(recipe, "--run-dir", planned, *wsd, "--set", "train.steps=8").exit_code == 0
+    for key, row in numbers(planned).items():
+        if key[0] == "train":
+            assert numbers(run)[key]["loss"] == row["loss"], key
+            assert numbers(run)[key]["learning_rate"] == row["learning_rate"], key
+    rates = [numbers(run)["train", step]["learning_rate"] for step in range(1, 9)]
+    assert rates[1] == rates[5] > rates[6] > rates[7]
+    done = invoke("--resume", run, "--extend", 2)
+    assert "after step 8 the learning rate stays" in done.output, "the decay is over: the rate stays where it ended"
+    assert numbers(run)["train", 10]["learning_rate"] == rates[7]
+    assert invoke(recipe, "--run-dir", stopped, *wsd, "--set", "train.max_seconds=1e-9").exit_code == 0
+    longer = invoke("--resume", stopped, "--extend", 6)
+    assert longer.exit_code == 0 and "12 steps instead of 6; the schedule is from here on that of a run of 12 steps" in (
+        longer.output.replace("\n", " ")
+    )
+
+
 def test_several_processes_are_refused_in_a_sentence(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
