@@ -15,6 +15,7 @@ import attrs
 import filelock
 import numpy as np
 
+from muse_core.component import Use
 from muse_core.contracts import Source
 from muse_core.data import overlap, token_files, tokenizers
 from muse_core.data.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
@@ -223,7 +224,7 @@ def prepare_corpus(
     if exact and own != kept.data_digest:
         raise _another(kept)
     if own == kept.data_digest:
-        there = _readable(cache / "corpora" / own[:32], own)
+        there = _readable(cache / "corpora" / own[:32], own, data.tokenizer)
         if there is not None and there.tokenizer.digest == kept.tokenizer.digest:
             return there
     # In a folder of its own: what the text would give today is another tokenizer, or not known without training it.
@@ -231,10 +232,10 @@ def prepare_corpus(
     return attrs.evolve(found, digest=own) if own == kept.data_digest else found
 
 
-def _readable(folder: Path, digest: str) -> Corpus | None:
+def _readable(folder: Path, digest: str, chosen: Use) -> Corpus | None:
     """What a folder of the cache holds, or None when it holds nothing usable."""
     try:
-        return _open(folder, digest) if folder.exists() else None
+        return _open(folder, digest, chosen) if folder.exists() else None
     except token_files.Unusable:
         return None
 
@@ -246,7 +247,7 @@ def _in_cache(
     """The corpus of this digest, opened or made. ``tokenizer``: what encodes, where it is not made from the text."""
     corpora = cache / "corpora"
     folder = corpora / digest[:32]
-    if (there := _readable(folder, digest)) is not None:
+    if (there := _readable(folder, digest, data.tokenizer)) is not None:
         return there  # needs no lock, since a folder appears whole, and no right to write
     notices: tuple[str, ...] = ()
     try:
@@ -254,12 +255,12 @@ def _in_cache(
         with filelock.FileLock(corpora / f"{digest[:32]}.lock"):
             if folder.exists():
                 try:
-                    return _open(folder, digest)
+                    return _open(folder, digest, data.tokenizer)
                 except token_files.Unusable as error:
                     notices = (f"the encoded text in {folder} could not be used, so it was made anew: {error}",)
             _encode(data, source, seed, fingerprint, folder, digest, report or _silent, tokenizer)
             try:
-                corpus = _open(folder, digest)
+                corpus = _open(folder, digest, data.tokenizer)
                 return attrs.evolve(corpus, notices=notices + corpus.notices)
             except token_files.Unusable as error:
                 raise DataError(
@@ -273,14 +274,14 @@ def _in_cache(
         ) from error
 
 
-def _open(folder: Path, digest: str) -> Corpus:
+def _open(folder: Path, digest: str, chosen: Use) -> Corpus:
     """Raises Unusable for whatever is not as :func:`_encode` left it."""
     header = token_files.read_header(folder)
     try:
         if header["digest"] != digest:
             raise token_files.Unusable("it holds another corpus")
         return Corpus(
-            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text()),
+            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text(), chosen=chosen),
             digest=digest,
             splits={name: token_files.open_split(folder, name, header) for name in SPLITS},
             in_training={str(name): float(share) for name, share in header["in_training"].items()},

@@ -78,10 +78,18 @@ def read_kept(folder: Path) -> Kept:
     if hashlib.sha256(data).hexdigest() != due:
         raise StorageError(f"{path}: is not the tokenizer of the lock (digests.tokenizer) - restore it from a copy")
     try:
-        tokenizer = from_json(data.decode())
+        tokenizer = from_json(data.decode(), chosen=_named_by(lock))
     except ValueError as error:
         raise StorageError(f"{path}: is not a tokenizer that this version knows: {error}") from error
     return Kept(folder=folder, lock=lock, tokenizer=tokenizer, tokenizer_digest=due)
+
+
+def _named_by(lock: Lock) -> str:
+    """The tokenizer as the recipe in a lock names it; empty where it names none."""
+    data = lock.table["recipe"].get("data", {})
+    tokenizer = data.get("tokenizer") if isinstance(data, dict) else None
+    use = tokenizer.get("use") if isinstance(tokenizer, dict) else tokenizer
+    return use if isinstance(use, str) else ""
 
 
 def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:

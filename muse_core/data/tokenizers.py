@@ -134,10 +134,14 @@ def make_tokenizer(use: Use, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def from_json(text: str, registry: Registry | None = None) -> Tokenizer:
+def from_json(text: str, registry: Registry | None = None, chosen: Use | str = "") -> Tokenizer:
     """The tokenizer that :meth:`Tokenizer.to_json` described; one of a plugin is read by the plugin, found by the name
-    that the description gives as its kind. ValueError for anything else; PluginError for a plugin that does not read
-    what it wrote."""
+    that the description gives as its kind.
+
+    chosen: the component that wrote it, or how a recipe names it, where that is known; it decides between distributions
+    that offer one name. ValueError for anything else than such a description; PluginError for a plugin that does not
+    read what it wrote.
+    """
     table = json.loads(text)
     try:
         return _of_core(table)
@@ -145,19 +149,22 @@ def from_json(text: str, registry: Registry | None = None) -> Tokenizer:
         kind = table.get("kind") if isinstance(table, dict) else None
         if not isinstance(kind, str):
             raise
+    if isinstance(chosen, Use) and chosen.name == kind:
+        owner, implementation = chosen.title, chosen.implementation
+    else:
+        named = chosen if isinstance(chosen, str) and chosen.partition("@")[0] == kind else kind
+        try:
+            row = (registry or load_plugins(strict=False)).find("tokenizer", named)
+        except UnknownComponent as error:
+            raise ValueError(str(error)) from None
+        owner = f"tokenizer {row.name!r} of {row.distribution} {row.version}"
+        implementation = row.component.implementation
     try:
-        row = (registry or load_plugins(strict=False)).find("tokenizer", kind)
-    except UnknownComponent as error:
-        raise ValueError(str(error)) from None
-    owner = f"tokenizer {row.name!r} of {row.distribution} {row.version}"
-    try:
-        tokenizer: Tokenizer = load(row.component.implementation).restore(table)
+        tokenizer: Tokenizer = load(implementation).restore(table)
     except ValueError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"{owner} raised when reading a tokenizer: {raised(error, row.component.implementation)}"
-        ) from error
+        raise PluginError(f"{owner} raised when reading a tokenizer: {raised(error, implementation)}") from error
     if not isinstance(tokenizer, Tokenizer) or tokenizer.to_json() != text:
         raise PluginError(f"{owner} does not keep the contract: it reads another tokenizer than it wrote")
     return tokenizer

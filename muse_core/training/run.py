@@ -79,10 +79,6 @@ class Run:
         """Where the checkpoints of the present architecture are."""
         self.started = time.monotonic()
         self.judge = Judge(setup)
-        self.records.sinks.open(setup.recipe, SinkContext(
-            run=directory.path, name=setup.recipe.name, seed=setup.recipe.seed,
-            recipe=as_table(setup.recipe, setup.registry), attempt=records.attempt,
-        ))
 
     def go(self) -> dict[str, Any]:
         """Do everything that is left to do; returns the summary. Raises Halted, Interrupted or another MuseError."""
@@ -102,6 +98,7 @@ class Run:
         if not Checkpoints(self.folder).generations():
             self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
+        self._open_sinks()
         with Stop(recipe.train.max_seconds) as stop:
             loop = None
             for number, use in enumerate(recipe.stages):
@@ -126,6 +123,14 @@ class Run:
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
         return summary
+
+    def _open_sinks(self) -> None:
+        """Sinks hear of a run that the gate lets begin: a start that it refuses leaves nothing."""
+        recipe = self.setup.recipe
+        self.records.sinks.open(recipe, SinkContext(
+            run=self.directory.path, name=recipe.name, seed=recipe.seed, recipe=as_table(recipe, self.setup.registry),
+            attempt=self.records.records.attempt,
+        ))
 
     def _say_foreign_rows(self) -> None:
         for name, foreign in self.so_far.foreign.items():

@@ -393,9 +393,8 @@ def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_plann
     assert numbers(run)["train", 10]["learning_rate"] == rates[7]
     assert invoke(recipe, "--run-dir", stopped, *wsd, "--set", "train.max_seconds=1e-9").exit_code == 0
     longer = invoke("--resume", stopped, "--extend", 6)
-    assert longer.exit_code == 0 and "12 steps instead of 6; the schedule is from here on that of a run of 12 steps" in (
-        longer.output.replace("\n", " ")
-    )
+    said = "12 steps instead of 6; the schedule is from here on that of a run of 12 steps"
+    assert longer.exit_code == 0 and said in longer.output.replace("\n", " ")
 
 
 def test_several_processes_are_refused_in_a_sentence(
