@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from muse_core.data.options import LEAST_VOCABULARY
+from muse_core.data import LEAST_VOCABULARY
 from muse_core.data.sources import read_tokenizer_file
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.errors import DataError

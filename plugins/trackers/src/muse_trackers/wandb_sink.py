@@ -29,7 +29,7 @@ class Wandb:
             config=dict(context.recipe),
             reinit="create_new",
             settings=wandb.Settings(
-                console="off", save_code=False, disable_git=True, silent=True, x_disable_stats=True
+                console="off", save_code=False, disable_git=True, silent=True, x_disable_stats=True, login_timeout=30
             ),
         )
         self._run.define_metric("step")
