@@ -281,7 +281,7 @@ def _open(folder: Path, digest: str, chosen: Use) -> Corpus:
         if header["digest"] != digest:
             raise token_files.Unusable("it holds another corpus")
         return Corpus(
-            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text(), chosen=chosen),
+            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), chosen=chosen),
             digest=digest,
             splits={name: token_files.open_split(folder, name, header) for name in SPLITS},
             in_training={str(name): float(share) for name, share in header["in_training"].items()},
@@ -317,7 +317,7 @@ def _encode(
             tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))
         files = work / "files"
         files.mkdir()
-        (files / "tokenizer.json").write_text(tokenizer.to_json())
+        (files / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         dtype = token_files.token_dtype(tokenizer.vocabulary_size)
         described = {}
         for name in SPLITS:
