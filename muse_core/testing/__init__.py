@@ -19,12 +19,16 @@ WHERE = {
     "LayerSuite": "layers",
     "ModelSuite": "models",
     "MonitorSuite": "monitors",
+    "OptimizerSuite": "optimizers",
     "PluginSuite": "distributions",
     "PotentialSuite": "potentials",
     "RouterSuite": "routers",
+    "ScheduleSuite": "schedules",
+    "SinkSuite": "sinks",
     "SourceSuite": "sources",
     "StageSuite": "stages",
     "Suite": "suite",
+    "TokenizerSuite": "tokenizers",
 }
 """Public name → module of this package."""
 
