@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 POINTERS = {torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
-POINTERS |= {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+POINTERS |= {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 

@@ -37,7 +37,7 @@ def scales_kernel(
         limit = root * root
         before = after - own
         lower, upper, width = before / limit, after / limit, own / limit
-        below, above = tl.maximum(knee - lower, 0.0), tl.maximum(upper - knee, 0.0)
+        above = tl.maximum(upper - knee, 0.0)
         width = tl.where(width > 0, width, 1.0)
         past, onward = tl.maximum(lower, knee) + 1 - 2 * knee, above + 1 - knee
         both = (1 - knee) * (1 - knee) / (past * onward)
