@@ -58,6 +58,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("source", "state-of-the-union"),
     ),
     "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
+    "muse-trace-attention": (("layer", "trace-attention"),),
     "muse-triton-bk": (("kernel backend", "triton"),),
     "muse-zeta-init": (
         ("initializer", "orthogonal"),

@@ -114,6 +114,18 @@ def latest_start(resets: Tensor) -> Tensor:
     return torch.where(resets, index, -1).cummax(1).values
 
 
+def sums_in_documents(x: Tensor, initial: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums of x (B, N, H) over the tokens of its document up to each token, and up to the one before, in float64.
+    ``initial`` (B, H) is the sum before the first token, of the document that runs on; None is zero."""
+    own = x.double()
+    after = own.cumsum(1)
+    base = (torch.zeros_like(own[:, 0]) if initial is None else -initial.double())[:, None]
+    if resets is not None:
+        start = latest_start(resets)[..., None].expand_as(after)
+        base = torch.where(start < 0, base, (after - own).gather(1, start.clamp(min=0)))
+    return after - base, after - own - base
+
+
 def first_slots(
     shape: tuple[int, int], visible: Tensor | None, resets: Tensor | None, window: int | None, device: torch.device
 ) -> Tensor | None:

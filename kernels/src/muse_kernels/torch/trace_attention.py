@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, S carried slots, H query heads, G key heads, R = H / 
 import torch
 from torch import Tensor
 
-from ..trace_arguments import Problem, Traced, checked, latest_start
+from ..trace_arguments import Problem, Traced, checked, sums_in_documents
 
 ROWS = 256
 """Queries whose scores are formed at once."""
@@ -62,15 +62,7 @@ def scales(
     s_t² is the slope of the chord of g(·; b_t²) from Q_{t−1} to Q_t, written so that nothing cancels. Source:
     mathematics §6.
     """
-    own = squares.double()
-    after = own.cumsum(1)
-    base = torch.zeros_like(after[:, 0]) if initial is None else -initial.double()
-    base = base[:, None]
-    if resets is not None:
-        start = latest_start(resets)[..., None].expand_as(after)
-        base = torch.where(start < 0, base, (after - own).gather(1, start.clamp(min=0)))
-    after = after - base
-    before = after - own
+    after, before = sums_in_documents(squares, initial, resets)
     limit = bound.double().square()
     lower, upper = before / limit, after / limit
     below, above = (knee - lower).clamp(min=0), (upper - knee).clamp(min=0)
