@@ -66,6 +66,5 @@ class TraceAttentionOptions:
 
     @staticmethod
     def examples(folder: Path) -> Iterable[dict[str, Any]]:
-        """Variants that a list of single options does not reach."""
+        """A variant that a list of single options does not reach."""
         yield {"bound": 0.3, "growth": "none", "window": 5, "key_value_heads": 2}
-        yield {"bound": "theory", "factor": 0.3}
