@@ -35,8 +35,8 @@ def limit(layer, options, share, positions, row, head, first, t):
         return options["factor"] ** 2 * share[row, first : t + 1, head].sum()
     constant = options.get("bound", 0.5) if layer.dynamics is None else layer.dynamics()[head]
     n = int(positions[row, t]) + 1
-    growth = {"none": 1.0, "harmonic": sum(1 / i for i in range(1, n + 1)), "linear": n}[options.get("growth", "linear")]
-    return constant**2 * growth
+    growth = {"none": 1.0, "harmonic": sum(1 / i for i in range(1, n + 1)), "linear": n}
+    return constant**2 * growth[options.get("growth", "linear")]
 
 
 def allowed(squares, bound, knee):

@@ -176,8 +176,8 @@ def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor
 @torch.no_grad()
 def measured(traced: Traced, bound: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ s² ‖p‖² after the last valid token (B, H), and over valid tokens: ``scaled``, the share of rows with s < 1;
-    ``scale``, the mean s; ``norm`` and ``plain_norm``, mean Hilbert–Schmidt norms of the prefix with and without scales;
-    ``bound``, the mean b; ``filled_max``, the largest norm over its bound, below 1."""
+    ``scale``, the mean s; ``norm`` and ``plain_norm``, mean Hilbert–Schmidt norms of the prefix with and without
+    scales; ``bound``, the mean b; ``filled_max``, the largest norm over its bound, below 1."""
     scale, squares = traced.scale, traced.squares
     before = torch.zeros_like(squares[:, 0]) if state is None else state["squares"]
     before = torch.cat((before[:, None], squares[:, :-1]), dim=1)

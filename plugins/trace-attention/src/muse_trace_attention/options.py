@@ -31,8 +31,8 @@ class TraceAttentionOptions:
     query_key_norm: bool = False
     """Divide queries and keys of a head by their root mean square, times a learned gain, before they are rotated."""
     bound: Literal["theory", "learned"] | float = field(default="learned")
-    """theory: b_t = factor × ‖V/(Γ + η)‖₂ over the document's tokens so far, of the nearest earlier resolvent; its heads
-    in equal groups, root mean squares, one an attention head, or all of them for every head where they do not divide.
+    """theory: b_t = factor × ‖V/(Γ + η)‖₂ over the document's tokens so far, of the nearest earlier resolvent; root
+    mean squares of equal groups of its heads, one an attention head, or of all of them where they do not divide.
     learned: a number c of each head, times what `growth` says. A number: that c."""
     factor: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(1e6)])
     """Multiplies the bound of the theory."""
@@ -40,8 +40,8 @@ class TraceAttentionOptions:
     """A learned c at the start."""
     growth: Literal["none", "harmonic", "linear"] = "linear"
     """What c is multiplied by at the t-th token of a document. none: 1, the same bound for every prefix. harmonic: the
-    root of 1 + 1/2 + … + 1/t, the least norm of a causal softmax. linear: √t, so that c² is a row's share, as V²/(Γ + η)²
-    is in the theory."""
+    root of 1 + 1/2 + … + 1/t, the least norm of a causal softmax. linear: √t, so that c² is a row's share, as
+    V²/(Γ + η)² is in the theory."""
     knee: float = field(default=0.5, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Share of b² that is used before rows are scaled; beyond, the scale falls smoothly."""
 
