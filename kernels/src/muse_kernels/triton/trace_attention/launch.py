@@ -31,7 +31,7 @@ class Tuning(NamedTuple):
 
 HALF = {
     64: Tuning(Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(128, 64, 4, 3)),
-    128: Tuning(Blocks(64, 64, 4, 3), Blocks(32, 64, 4, 3), Blocks(64, 64, 4, 2)),
+    128: Tuning(Blocks(64, 64, 4, 3), Blocks(32, 64, 4, 3), Blocks(128, 64, 8, 3)),
 }
 """By the padded width of a head, in float16 and bfloat16."""
 SINGLE = Tuning(Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2))
