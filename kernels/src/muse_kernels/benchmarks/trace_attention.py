@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def draw(length: int, width: int) -> list[Tensor]:
-    """Query, key and value (B, N, H, K) and a bound under which about half of the rows are scaled."""
+    """Query, key and value (B, N, H, K) and a bound under which most rows are scaled."""
     random = torch.Generator("cuda").manual_seed(0)
     shape = (TOKENS // length, length, CHANNELS // width, width)
     tensors = [torch.randn(shape, device="cuda", generator=random).bfloat16() for _ in range(3)]
