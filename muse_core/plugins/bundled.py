@@ -59,6 +59,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
     "muse-trace-attention": (("layer", "trace-attention"),),
+    "muse-trackers": (("sink", "trackio"), ("sink", "wandb")),
     "muse-triton-bk": (("kernel backend", "triton"),),
     "muse-zeta-init": (
         ("initializer", "orthogonal"),
