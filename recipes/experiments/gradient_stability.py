@@ -2,7 +2,7 @@
 
     python recipes/experiments/gradient_stability.py comparisons/trace-attention-rates
 
-Of every variant, over the logged steps of all seeds after the warm-up: the median norm before clipping, the largest
+Of every variant, over the logged steps of its finished runs after the warm-up: the median norm before clipping, the largest
 over that run's median, the share of steps beyond four times it, and the last training loss in nats a token.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     print("| variant | runs | median norm | largest / median | share beyond 4 x | last training loss |")
     print("|---|---|---|---|---|---|")
     for variant in sorted(path for path in arguments.comparison.iterdir() if path.is_dir()):
-        runs = [path.parent for path in sorted(variant.rglob("metrics.jsonl"))]
+        runs = [path.parent for path in sorted(variant.rglob("summary.json"))]  # those that are done
         found = [measured(run, arguments.warmup) for run in runs]
         if not found:
             continue
