@@ -2,8 +2,8 @@
 
     python recipes/experiments/gradient_stability.py comparisons/trace-attention-rates
 
-Of every variant, over the logged steps of its finished runs after the warm-up: the median norm before clipping, the largest
-over that run's median, the share of steps beyond four times it, and the last training loss in nats a token.
+Of every variant, over the logged steps of its finished runs after the warm-up: the median norm before clipping, the
+largest over that run's median, the share of steps beyond four times it, and the last training loss in nats a token.
 """
 
 import argparse
