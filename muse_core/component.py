@@ -95,6 +95,8 @@ class Requirement:
     signal: str
     optional: bool = attrs.field(default=False, kw_only=True)
     """An optional signal without an earlier publisher reads as absent (a potential then contributes zero)."""
+    remedy: str = attrs.field(default="", kw_only=True)
+    """What a message about a missing publisher tells the user to do."""
 
 
 def provided(options: Any, width: int) -> dict[str, tuple[int, ...]]:

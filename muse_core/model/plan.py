@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from muse_core.component import Use, nested, provided, required, walk
+from muse_core.component import Requirement, Use, nested, provided, required, walk
 from muse_core.model.options import Exit, Placed, StackOptions
 
 RESERVED = frozenset({"norms", "sites", "dropout"})
@@ -116,7 +116,7 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
                 reads.setdefault(available[need.signal][0], set()).add(need.signal)
             elif not need.optional:
                 where = sorted(providers.get(need.signal, ()))
-                problems.append((use.path, _unmet(need.signal, name, block, where, later)))
+                problems.append((use.path, _unmet(need, name, block, where, later)))
         return {signal: shape for signal, (_, shape) in available.items()}
 
     for number, (block, name, placed) in enumerate(order):
@@ -200,10 +200,11 @@ def _exit_problems(options: StackOptions, exit: Exit) -> list[tuple[str, str]]:
     return found + ([(path, sentence)] if sentence else [])
 
 
-def _unmet(signal: str, name: str, block: int, providers: list[str], later: str) -> str:
+def _unmet(need: Requirement, name: str, block: int, providers: list[str], later: str) -> str:
     if providers:
         return (
-            f"{name} at depth {block} reads the signal {signal!r}, which {' and '.join(providers)} provides only "
+            f"{name} at depth {block} reads the signal {need.signal!r}, which {' and '.join(providers)} provides only "
             f"later; {later}"
         )
-    return f"{name} reads the signal {signal!r}, which no layer of this model provides"
+    sentence = f"{name} reads the signal {need.signal!r}, which no layer of this model provides"
+    return f"{sentence} - {need.remedy}" if need.remedy else sentence

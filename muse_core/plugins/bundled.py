@@ -24,6 +24,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-fast-weights": (("memory layer", "fast-weights"),),
+    "muse-mag": (("layer", "sliding-window"),),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-peers": (
@@ -57,6 +58,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("source", "state-of-the-union"),
     ),
     "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
+    "muse-trace-attention": (("layer", "trace-attention"),),
     "muse-trackers": (("sink", "trackio"), ("sink", "wandb")),
     "muse-triton-bk": (("kernel backend", "triton"),),
     "muse-zeta-init": (

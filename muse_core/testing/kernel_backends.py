@@ -30,6 +30,7 @@ HALVED = {
     "fast_weights": ("query", "key", "value"),
     "gated_norm": ("x", "gate"),
     "short_convolution": ("x",),
+    "trace_attention": ("query", "key", "value"),
 }
 """What arrives in bf16 under autocast, by operation; the others' arguments are fp32 then."""
 
@@ -135,7 +136,7 @@ def results(function: Callable[..., Any], arguments: Arguments, gradients: bool 
 
 def _flat(value: Any, path: str = "result") -> dict[str, Tensor]:
     if isinstance(value, Tensor):
-        return {path: value}
+        return {path: value.double() if value.dtype == torch.bool else value}
     return {key: leaf for index, part in enumerate(value) for key, leaf in _flat(part, f"{path}[{index}]").items()}
 
 
@@ -245,6 +246,25 @@ def _convolved(tokens: int) -> dict[str, Arguments]:
     }
 
 
+def _traced(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(8)
+
+    def problem(length: int, **more: Any) -> Arguments:
+        shapes = {"query": (2, length, 4, 4), "key": (2, length, 2, 4), "value": (2, length, 2, 5)}
+        given = {key: torch.randn(*shape, generator=generator, dtype=torch.float64) for key, shape in shapes.items()}
+        shares = torch.rand(2, length, 4, generator=generator, dtype=torch.float64)
+        return given | {"bound": (0.2 + shares).cumsum(1).sqrt()} | more
+
+    resets = torch.zeros(2, tokens, dtype=torch.bool)
+    resets[0, 0] = resets[1, tokens // 2] = True
+    return {
+        "start": problem(tokens),
+        "window, early knee": problem(tokens, window=4, knee=0.1),
+        "resets": problem(tokens, resets=resets),
+        "one token": problem(1),
+    }
+
+
 PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
     "resolvent_diagonal": _resolvent,
     "causal_resolvent_diagonal": _carried,
@@ -252,5 +272,6 @@ PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
     "fast_weights": _fast_weights,
     "gated_norm": _gated,
     "short_convolution": _convolved,
+    "trace_attention": _traced,
 }
 """Operation → problems by name."""

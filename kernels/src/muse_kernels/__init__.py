@@ -16,10 +16,14 @@ from .gated_norm import gated_norm
 from .request import KernelRequest
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .short_convolution import short_convolution
+from .trace_arguments import Carried, Traced
+from .trace_attention import trace_attention
 
 __all__ = [
     "BackendSelection",
+    "Carried",
     "KernelRequest",
+    "Traced",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "select_backend",
@@ -28,5 +32,6 @@ __all__ = [
     "gated_norm",
     "resolvent_diagonal",
     "short_convolution",
+    "trace_attention",
     "unit_length",
 ]

@@ -12,6 +12,7 @@ WIDEST = {
     "fast_weights": {"key": 128, "value": 128},
     "gated_norm": {"features": 8192},
     "short_convolution": {"key": 128, "span": 16},
+    "trace_attention": {"key": 128, "value": 128},
 }
 """What a Triton program holds at once, by operation and size."""
 _NOT_BUILT = "context parallelism (group) is not built yet"

@@ -10,6 +10,7 @@ OPERATIONS = (
     "fast_weights",
     "gated_norm",
     "short_convolution",
+    "trace_attention",
 )
 """What every backend defines."""
 BACKENDS = ("triton", "torch", "reference")
@@ -27,7 +28,7 @@ class KernelRequest(NamedTuple):
     device: str
     """"cpu" or "cuda"."""
     dtype: str
-    """"float32", "bfloat16" or "float64": precision of the tensors."""
+    """"float32", "bfloat16", "float16" or "float64": precision of the tensors."""
     sizes: Mapping[str, int] = {}
     """Head sizes where an operation has them, such as {"key": 64, "value": 64}."""
     needs: frozenset[str] = frozenset({"gradient"})

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from muse_baseline.options import AttentionOptions
-from muse_baseline.rotary import rotate
 
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
+from muse_core.model.attention import rotate
 from muse_core.testing import build_component
 
 WIDTH = 16

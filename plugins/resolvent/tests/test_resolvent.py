@@ -14,7 +14,7 @@ from muse_core.testing import build_component
 from muse_core.testing.sequences import make_tokens
 
 WIDTH, HEADS, VALUES, LENGTH = 16, 8, 2, 13
-SIGNALS = frozenset({"theta", "broadening", "decay", "lyapunov", "phase", "spectral_shift"})
+SIGNALS = frozenset({"theta", "broadening", "damped_potential", "decay", "lyapunov", "phase", "spectral_shift"})
 OPTIONS = {"heads": HEADS, "potential": [{"use": "non-hermitian", "initial_decay": [0.01, 0.5]}]}
 
 
@@ -123,8 +123,9 @@ def test_measures_describe_valid_tokens(x):
     energy, hopping = layer.dynamics()
     broadening = decay + energy.imag
     lyapunov = -0.5 * (hopping**2 * theta**2).abs().log().mean(0)
-    published = layer(x, None, {}, tokens).signals["lyapunov"][valid].mean(0)
-    torch.testing.assert_close(published, lyapunov)
+    published = layer(x, None, {}, tokens).signals
+    torch.testing.assert_close(published["lyapunov"][valid].mean(0), lyapunov)
+    torch.testing.assert_close(published["damped_potential"][valid], potential / broadening)
     expected = {
         "broadening": broadening.mean(),
         "broadening_min": broadening.min(),

@@ -10,7 +10,7 @@ from . import cpu
 from .timing import copy_bandwidth
 from .versions import versions
 
-PARTS = ("resolvent", "fast_weights", "cpu")
+PARTS = ("resolvent", "fast_weights", "trace_attention", "cpu")
 
 
 def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
@@ -28,10 +28,12 @@ def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
     figures = {"versions": versions(), "copy_bandwidth": copy_bandwidth()}
     print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
     print(f"device copy: {figures['copy_bandwidth'] / 1e12:.2f} TB/s")
-    if only != "fast_weights":
+    if only in (None, "resolvent"):
         figures["resolvent"] = print_resolvent(figures["copy_bandwidth"])
-    if only != "resolvent":
+    if only in (None, "fast_weights"):
         figures["fast_weights"] = print_fast_weights(figures["copy_bandwidth"])
+    if only in (None, "trace_attention"):
+        figures["trace_attention"] = print_trace_attention()
     _write(json_file, figures)
     if plot:
         from .roofline import draw_roofline
@@ -74,5 +76,21 @@ def print_fast_weights(bandwidth: float) -> list[dict]:
         )
         name = f"{row.operation} {row.implementation}"
         print(f"{name:55} forward {forward} us  backward {backward} us  {row.note}", flush=True)
+        rows.append(row._asdict())
+    return rows
+
+
+def print_trace_attention() -> list[dict]:
+    """Trace attention beside torch's flash attention; shares above 1 are faster than it."""
+    from . import trace_attention
+
+    rows = []
+    for row in trace_attention.measure():
+        forward, backward = row.flash_forward / row.forward, row.flash_backward / row.backward
+        print(
+            f"trace attention {row.width:4} wide, {row.length:6} long  forward {row.forward:8.0f} us, {forward:5.2f} x "
+            f"flash  backward {row.backward:8.0f} us, {backward:5.2f} x flash",
+            flush=True,
+        )
         rows.append(row._asdict())
     return rows

@@ -5,6 +5,7 @@ from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .short_convolution import short_convolution
+from .trace_attention import trace_attention
 
 __all__ = [
     "causal_resolvent_apply",
@@ -14,4 +15,5 @@ __all__ = [
     "refuse",
     "resolvent_diagonal",
     "short_convolution",
+    "trace_attention",
 ]

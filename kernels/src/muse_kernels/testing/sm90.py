@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 POINTERS = {torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
-POINTERS |= {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+POINTERS |= {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 COUNTS_HOLD = triton.__version__.startswith("3.7.")
 """Whether this is the Triton that the ceilings of the tests were counted with. Others compile the same kernels to a few
 registers more or fewer, and 3.8.0 spills 16 bytes in the Hebbian gradients and 8 in the delta rule's forward pass."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from muse_baseline.options import AttentionOptions
-from muse_baseline.rotary import rotate
 from muse_core.contracts import LayerOutput, State, Tokens
+from muse_core.model.attention import attend, attend_window, documents, newest, present, rotate, visible_to
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 
@@ -112,70 +111,3 @@ class Attention(nn.Module):
         visible = (document == last) & torch.cat((state["visible"], present(key, tokens)), dim=1)
         state = {"key": keys, "value": values, "visible": visible}
         return mixed, state if window is None else newest(state, window, tokens.valid)
-
-
-def present(x: Tensor, tokens: Tokens) -> Tensor:
-    """(B, N) bool: the tokens that exist."""
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if tokens.valid is None else tokens.valid
-
-
-def documents(x: Tensor, tokens: Tokens) -> Tensor:
-    """(B, N) int: how many documents have started in this call, 0 for the one carried in; padding starts none."""
-    if tokens.resets is None:
-        return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-    return (tokens.resets & present(x, tokens)).long().cumsum(dim=1)
-
-
-def visible_to(own: Tensor, document: Tensor, slots: int, window: int | None = None) -> Tensor:
-    """(…, 1, N, S + N) bool: query i (slot S + i) may read slot j: same document, not later, within the window.
-
-    ``own`` (…, N) and ``document`` (…, S + N) are document numbers of queries and slots.
-    """
-    behind = torch.arange(own.shape[-1], device=own.device)[:, None] + slots
-    behind = behind - torch.arange(document.shape[-1], device=own.device)
-    near = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return (near & (own[..., :, None] == document[..., None, :])).unsqueeze(-3)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """query (…, N, H, K), key and value (…, S, G, K), mask (…, 1, N, S) or None for causal; returns (…, N, H, K)."""
-    mixed = F.scaled_dot_product_attention(
-        query.transpose(-3, -2),
-        key.transpose(-3, -2),
-        value.transpose(-3, -2),
-        attn_mask=mask,
-        is_causal=mask is None,
-        enable_gqa=query.shape[-2] != key.shape[-2],
-    )
-    return mixed.transpose(-3, -2)
-
-
-def attend_window(query: Tensor, keys: Tensor, values: Tensor, own: Tensor, document: Tensor, window: int) -> Tensor:
-    """Sliding-window attention in O(N W): blocks of queries, each against the W slots before it and itself.
-
-    query (B, N, H, K), keys and values (B, W + N, G, K), ``own`` (B, N), ``document`` (B, W + N).
-    """
-    length = query.shape[1]
-    block = min(length, window)
-    padding = -length % block
-    blocks = (length + padding) // block
-
-    def spans(slots: Tensor) -> Tensor:
-        """(B, W + N, …) → (B blocks, W + block, …)."""
-        padded = F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding))
-        return padded.unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
-
-    queries = F.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
-    numbers = F.pad(own, (0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
-    mixed = attend(queries, spans(keys), spans(values), visible_to(numbers, spans(document), window, window))
-    return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :length]
-
-
-def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:
-    """The last W slots up to each row's last valid token."""
-    if valid is None:
-        # Copies, since views would keep all N tokens in memory.
-        return {name: slots[:, -window:].clone() for name, slots in state.items()}
-    index = valid.sum(dim=1, keepdim=True) + torch.arange(window, device=valid.device)
-    rows = torch.arange(index.shape[0], device=valid.device)[:, None]
-    return {name: slots[rows, index] for name, slots in state.items()}

@@ -150,6 +150,8 @@ class Resolvent(nn.Module):
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
             total = decay + energy.imag
             found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": total}
+            if "damped_potential" in self.publish:
+                found["damped_potential"] = potential / total
             if "lyapunov" in self.publish:
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:

@@ -73,12 +73,15 @@ class ResolventOptions:
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
         """``theta``: Re θ and Im θ; ``broadening``: Γ + η, all that θ depends on; ``decay``: the potentials' share Γ, a
-        rate that a memory can share; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
+        rate that a memory can share; ``damped_potential``: V/(Γ + η), whose norm over a text bounds the Hilbert–Schmidt
+        norm of |V|^½ (H − z)⁻¹ |V|^½; ``lyapunov``: −½ log|p θ²|, whose mean over tokens is the head's
         exponent; ``phase``: δ in radians; ``spectral_shift``: ξ; ``gate``: σ of the gate's pre-activation, how far open
         it is."""
         heads = self.heads
         found: dict[str, tuple[int, ...]] = {"theta": (heads, 2)}
-        found |= dict.fromkeys(("broadening", "decay", "lyapunov", "phase", "spectral_shift"), (heads,))
+        found |= dict.fromkeys(
+            ("broadening", "damped_potential", "decay", "lyapunov", "phase", "spectral_shift"), (heads,)
+        )
         return found | {"gate": (heads * self.value_width(width),)} if self.gated else found
 
     def value_width(self, width: int) -> int:

@@ -1,0 +1,126 @@
+"""Softmax attention within a document, over everything or a sliding window, for layers that attend.
+
+Letters: B batch rows, N tokens, H query heads, G key-value heads, K head size, M value size, W window, S cached slots,
+P slots that every query sees.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muse_core.contracts import Tokens
+
+
+def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Rotate the pairs (i, i + K/2) of the last axis by position × base^(−2i/K) radians (Su et al. 2021).
+
+    x (B, N, H, K) with K even; ``positions`` (B, N) int. Angles are computed in fp32 at least. The inner product of a
+    rotated query and a rotated key depends on the difference of their positions only.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    half = x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
+    angle = (positions.to(dtype)[..., None] * frequency)[:, :, None]
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x[..., :half].to(dtype), x[..., half:].to(dtype)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+
+
+def present(x: Tensor, tokens: Tokens) -> Tensor:
+    """(B, N) bool: the tokens that exist."""
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if tokens.valid is None else tokens.valid
+
+
+def documents(x: Tensor, tokens: Tokens) -> Tensor:
+    """(B, N) int: how many documents have started in this call, 0 for the one carried in; padding starts none."""
+    if tokens.resets is None:
+        return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    return (tokens.resets & present(x, tokens)).long().cumsum(dim=1)
+
+
+def visible_to(own: Tensor, document: Tensor, slots: int, window: int | None = None) -> Tensor:
+    """(…, 1, N, S + N) bool: query i (slot S + i) may read slot j: same document, not later, within the window.
+
+    ``own`` (…, N) and ``document`` (…, S + N) are document numbers of queries and slots.
+    """
+    behind = torch.arange(own.shape[-1], device=own.device)[:, None] + slots
+    behind = behind - torch.arange(document.shape[-1], device=own.device)
+    near = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return (near & (own[..., :, None] == document[..., None, :])).unsqueeze(-3)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """query (…, N, H, K), key (…, S, G, K), value (…, S, G, M), mask (…, 1, N, S) or None for causal; returns
+    (…, N, H, M). ``scale`` multiplies scores, 1/√K by default."""
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(-3, -2),
+        key.transpose(-3, -2),
+        value.transpose(-3, -2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query.shape[-2] != key.shape[-2],
+    )
+    return mixed.transpose(-3, -2)
+
+
+class Always(NamedTuple):
+    """Slots that every query sees, whatever its document and position."""
+
+    key: Tensor
+    """(P, G, K)."""
+    value: Tensor
+    """(P, G, M)."""
+
+
+def attend_window(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    own: Tensor,
+    document: Tensor,
+    window: int,
+    always: Always | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Sliding-window attention in O(N W): blocks of queries, each against the W slots before it and itself.
+
+    query (B, N, H, K), keys and values (B, W + N, G, …), ``own`` (B, N), ``document`` (B, W + N).
+    """
+    length = query.shape[1]
+    block = min(length, window)
+    padding = -length % block
+    blocks = (length + padding) // block
+
+    def spans(slots: Tensor) -> Tensor:
+        """(B, W + N, …) → (B blocks, W + block, …)."""
+        padded = F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding))
+        return padded.unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
+
+    queries = F.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    numbers = F.pad(own, (0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    seen, near, read = visible_to(numbers, spans(document), window, window), spans(keys), spans(values)
+    if always is not None:
+        near, read = (
+            torch.cat((first.to(slots.dtype).expand(len(slots), -1, -1, -1), slots), dim=1)
+            for first, slots in ((always.key, near), (always.value, read))
+        )
+        seen = F.pad(seen, (len(always.key), 0), value=True)
+    mixed = attend(queries, near, read, seen, scale)
+    return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :length]
+
+
+def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:
+    """The last W slots up to each row's last valid token."""
+    if valid is None:
+        # Copies, since views would keep all N tokens in memory.
+        return {name: slots[:, -window:].clone() for name, slots in state.items()}
+    index = valid.sum(dim=1, keepdim=True) + torch.arange(window, device=valid.device)
+    rows = torch.arange(index.shape[0], device=valid.device)[:, None]
+    return {name: slots[rows, index] for name, slots in state.items()}

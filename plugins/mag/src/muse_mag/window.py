@@ -1,0 +1,152 @@
+"""Sliding-window attention with persistent tokens (Behrouz et al., arXiv:2501.00663; learned keys and values that every
+position sees are Sukhbaatar et al., arXiv:1907.01470).
+
+Letters: B batch rows, N tokens, D width, H query heads, G key-value heads, K head size, W window, P persistent tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.contracts import LayerOutput, State, Tokens
+from muse_core.model.attention import Always, attend_window, documents, newest, present, rotate
+from muse_core.model.context import Context
+from muse_core.model.convolution import PlainConvolution
+from muse_mag.options import SlidingWindowOptions, WindowOptions
+
+SLOTS = ("key", "value", "visible")
+"""What the state holds of every slot."""
+
+
+def projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
+    """A matrix that keeps the scale of what it is given, times ``gain``."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
+    return linear
+
+
+class WindowAttention(nn.Module):
+    """o_t = Σ_j softmax_j(s_tj) v_j over the persistent tokens and the last W tokens of t's document, t among them.
+
+    s_tj = q_t·k_j/√K, rotated by positions between tokens and not rotated towards persistent ones, so that these look
+    alike from every position. State: ``key`` and ``value`` (B, W, G, K), ``visible`` (B, W) bool: the slot holds a
+    token of the present document; with a convolution ``convolution`` (B, span − 1, (H + 2 G) K), its last inputs.
+    """
+
+    def __init__(self, options: WindowOptions, context: Context):
+        super().__init__()
+        self.options = options
+        self.heads = options.heads
+        self.groups = options.key_value_heads or options.heads
+        if context.width % options.heads:
+            raise ValueError(f"heads = {options.heads} does not divide the width {context.width}")
+        self.size = context.width // options.heads
+        if options.rotary and self.size % 2:
+            raise ValueError(
+                f"rotary positions turn pairs, but width {context.width} / heads {options.heads} is the odd {self.size}"
+            )
+        self.query = projection(context.width, self.heads * self.size, context.generator)
+        self.key = projection(context.width, self.groups * self.size, context.generator)
+        self.value = projection(context.width, self.groups * self.size, context.generator)
+        self.convolution = self.query_norm = self.key_norm = self.persistent = None
+        if options.convolution:
+            channels = (self.heads + 2 * self.groups) * self.size
+            self.convolution = PlainConvolution(channels, options.convolution, context.generator)
+        if options.query_key_norm:
+            self.query_norm = nn.RMSNorm(self.size, eps=1e-6)
+            self.key_norm = nn.RMSNorm(self.size, eps=1e-6)
+        if options.persistent:
+            self.persistent = PersistentTokens(options.persistent, self.groups, self.size, context.generator)
+
+    def forward(
+        self, x: Tensor, state: State, tokens: Tokens, blend: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x (B, N, D) → what the heads read, (B, N, H, K), and the state. ``blend`` changes the queries (B, N, H, K)
+        before they are rotated."""
+        query, key, value, kept = self.projected(x, state, tokens)
+        if blend is not None:
+            query = blend(query)
+        always = None if self.persistent is None else self.persistent(self.key_norm)
+        plain = query
+        if self.options.rotary:
+            query = rotate(query, tokens.positions, self.options.rotary_base)
+            key = rotate(key, tokens.positions, self.options.rotary_base)
+        slots = self.slots(key, value, state)
+        own = documents(key, tokens)
+        keys = torch.cat((slots["key"].to(key.dtype), key), dim=1)
+        values = torch.cat((slots["value"].to(value.dtype), value), dim=1)
+        document = torch.cat((torch.where(slots["visible"], 0, -1), own), dim=1)
+        if always is not None and self.options.rotary:
+            # Tokens are met in the first half of the entries, persistent ones, not rotated, in the second.
+            query, near = torch.cat((query, plain), dim=-1), torch.cat((keys, torch.zeros_like(keys)), dim=-1)
+            always = always._replace(key=torch.cat((torch.zeros_like(always.key), always.key), dim=-1))
+        else:
+            near = keys
+        mixed = attend_window(query, near, values, own, document, self.options.window, always, self.size**-0.5)
+        visible = (document == own[:, -1:]) & torch.cat((slots["visible"], present(key, tokens)), dim=1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        last = newest({"key": keys, "value": values, "visible": visible}, self.options.window, tokens.valid)
+        return mixed, {**last, "key": last["key"].to(dtype), "value": last["value"].to(dtype), **kept}
+
+    def slots(self, key: Tensor, value: Tensor, state: State) -> dict[str, Tensor]:
+        """The cached slots, empty ones at the start."""
+        if state is not None:
+            return {name: state[name] for name in SLOTS}
+        batch, window = key.shape[0], self.options.window
+        return {
+            "key": key.new_zeros(batch, window, *key.shape[2:]),
+            "value": value.new_zeros(batch, window, *value.shape[2:]),
+            "visible": torch.zeros(batch, window, dtype=torch.bool, device=key.device),
+        }
+
+    def projected(self, x: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Query (B, N, H, K), key and value (B, N, G, K), convolved and normalised, and the convolution's state."""
+        query, key, value, kept = self.query(x), self.key(x), self.value(x), {}
+        if self.convolution is not None:
+            sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
+            before = None if state is None else state["convolution"]
+            mixed, kept["convolution"] = self.convolution(torch.cat((query, key, value), dim=-1), before, tokens)
+            query, key, value = mixed.split(sizes, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self.size)) for part in (query, key, value))
+        return normalised(self.query_norm, query), normalised(self.key_norm, key), value, kept
+
+
+def normalised(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """x in its dtype, divided in fp32 at least."""
+    return x if norm is None else norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
+class PersistentTokens(nn.Module):
+    """P learned keys and values of G heads, of the scale that projections of tokens start with."""
+
+    def __init__(self, count: int, groups: int, size: int, generator: torch.Generator):
+        super().__init__()
+        self.shape = (count, groups, size)
+        # Embedding tables, so that optimisers and initializers treat them as the table of vectors that they are.
+        self.key = nn.Embedding(count, groups * size)
+        self.value = nn.Embedding(count, groups * size)
+        for table in (self.key, self.value):
+            nn.init.normal_(table.weight, generator=generator)
+
+    def forward(self, key_norm: nn.Module | None) -> Always:
+        """Keys, normalised as those of tokens are, and values."""
+        return Always(normalised(key_norm, self.key.weight.view(self.shape)), self.value.weight.view(self.shape))
+
+
+class SlidingWindow(nn.Module):
+    """update_t = P o_t with o_t of ``WindowAttention``, whose state it has."""
+
+    def __init__(self, options: SlidingWindowOptions, context: Context):
+        super().__init__()
+        self.attention = WindowAttention(options, context)
+        width = self.attention.heads * self.attention.size
+        # As many updates as there are blocks add up in the stream.
+        self.output = projection(width, context.width, context.generator, gain=(2 * context.depth) ** -0.5)
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
+        """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
+        mixed, state = self.attention(x, state, tokens)
+        return LayerOutput(self.output(mixed.flatten(-2)), state)

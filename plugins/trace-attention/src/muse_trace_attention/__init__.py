@@ -1,0 +1,1 @@
+"""Causal attention of bounded Hilbert–Schmidt norm as a layer."""
