@@ -68,5 +68,5 @@ class HasHamiltonian(Protocol):
     """Optional for layers: the tridiagonal Hamiltonian that the layer makes of its input (mathematics §1)."""
 
     def hamiltonian(self, x: Tensor, signals: dict[str, Tensor], tokens: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The arguments of ``forward`` but for the state → V and Γ ≥ 0, each (B, N, H), and |l| (H,); differentiable."""
+        """The arguments of ``forward`` without the state → V and Γ ≥ 0 (B, N, H), and |l| (H,); differentiable."""
         ...

@@ -13,18 +13,19 @@ from muse_core.cli.threads import let_waiting_threads_sleep
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--ratio", type=float, help="How many times smaller the weights become [default: 2, or what int8 and int4 "
-              "give].")
+@click.option("--ratio", type=float,
+              help="How many times smaller the weights become [default: 2, or what int8 and int4 give].")
 @click.option("--method", default="koopman", show_default=True, metavar="NAME",
-              help="koopman, whitened, svd, magnitude, int8 or int4; muse plugins show koopman-compress describes them.")
+              help="koopman, whitened, svd, magnitude, int8 or int4; see muse plugins show koopman-compress.")
 @click.option("--quantize", metavar="NAME", help="Store the factors as int8 or int4 at last; counts for the ratio.")
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(min=0),
               help="Steps of distillation after each round; 0 trains nothing. int8 and int4 have none.")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1, 16),
               help="Reach the ratio in so many rounds, each fitted and distilled.")
-@click.option("--output", type=click.Path(path_type=Path), help="Directory of the new run [default: "
-              "runs/<name>-<method>-<time>].")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the new run's recipe.")
+@click.option("--output", type=click.Path(path_type=Path),
+              help="Directory of the new run [default: runs/<name>-<method>-<time>].")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Override one key of the new run's recipe.")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--report/--no-report", default=True, envvar="MUSE_REPORT", show_envvar=True,
               help="Draw report.html and pictures at the end [default: report].")

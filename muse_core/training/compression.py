@@ -40,25 +40,29 @@ class Compression:
         """The stages of the new run. Ratios of the rounds grow by equal factors to the one asked for."""
         if self.method in INTEGERS:
             if self.then != "none":
-                raise RecipeError(f"--quantize {self.then}: goes with a method that makes factors; {self.method} stores "
-                                  "integers already")
+                raise RecipeError(
+                    f"--quantize {self.then}: goes with a method that makes factors; {self.method} stores integers"
+                )
             given = {} if self.ratio is None else {"ratio": float(self.ratio)}
             return [{"use": COMPRESS, "method": self.method, **given}]
-        ratio, stages = 2.0 if self.ratio is None else self.ratio, []
+        ratio, stages = 2.0 if self.ratio is None else float(self.ratio), []
         for number in range(1, self.rounds + 1):
             own = ratio ** (number / self.rounds)
             stages.append({"use": COMPRESS, "method": self.method, "ratio": own, "then": self.then})
             if self.steps:
                 stages.append({"use": DISTIL, "teacher": str(teacher), "steps": self.steps})
         if self.then != "none":
-            stages.append({"use": COMPRESS, "method": self.then, "ratio": ratio})
+            stages.append({"use": COMPRESS, "method": self.then})
         return stages
 
 
 def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> Checked:
     """The recipe of the run that compresses ``run``. Raises StorageError for a run that is not finished or cannot be
     read, and RecipeError for what cannot be asked."""
-    folder, _, _ = newest_of(run, untrained=False)
+    lost: list[str] = []
+    folder, _, _ = newest_of(run, untrained=False, say=lost.append)
+    if lost:
+        raise StorageError(f"{lost[0]} - put them back from a copy, or train on with muse-run --resume {run}")
     if not (run / "summary.json").is_file():
         raise StorageError(f"{run}: has not finished, so that its weights are not what it was to give - go on with "
                            f"muse-run --resume {run}")

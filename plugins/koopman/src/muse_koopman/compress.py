@@ -95,7 +95,9 @@ class Compress:
             earlier[form.name] = form.options
         registry = self.setup.registry
         table = as_table(self.setup.recipe, registry)
-        maps = [{key: value for key, value in attrs.asdict(one).items() if value is not None} for one in earlier.values()]
+        maps = [
+            {key: value for key, value in attrs.asdict(one).items() if value is not None} for one in earlier.values()
+        ]
         reference = registry.reference("model", "compressed", "muse-koopman")
         # First values of maps that are gone, and the run that these weights began with, have no place any more.
         table = {key: value for key, value in table.items() if key not in ("initializers", "init")}

@@ -67,7 +67,8 @@ def quantised(
     forms = []
     if embedding is not None:
         table = CompressedEmbedding(Int8(model.get_submodule(EMBEDDING).weight))
-        forms.append(Form(name=EMBEDDING, became="int8", module=table, options=MapOptions(module=EMBEDDING, store="int8")))
+        own = MapOptions(module=EMBEDDING, store="int8")
+        forms.append(Form(name=EMBEDDING, became="int8", module=table, options=own))
     for name, recorder in recorders.items():
         inner, store = recorder.inner, options.method
         left, right, rank = inner, None, None

@@ -68,7 +68,8 @@ def first_value(module: nn.Module, options: MapOptions) -> nn.Module:
             raise RecipeError(f"model.map: {options.module} is an embedding and has no rank")
         return CompressedEmbedding(stored(module.weight, options.store, options.kept))
     if type(module) is not nn.Linear:
-        raise RecipeError(f"model.map: {options.module} is a {type(module).__name__}; maps are linear maps or embeddings")
+        kind = type(module).__name__
+        raise RecipeError(f"model.map: {options.module} is a {kind}; maps are linear maps or embeddings")
     if options.rank is None:
         return CompressedLinear(stored(module.weight, options.store, options.kept), None, module.bias)
     rank, (outputs, inputs) = options.rank, module.weight.shape

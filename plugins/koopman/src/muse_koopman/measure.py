@@ -18,16 +18,16 @@ from muse_kernels import resolvent_diagonal
 EDGE = 4.0
 """The grid of energies spans (−EDGE, EDGE): the free lattice's band is (−2, 2), and a potential of unit size widens
 it."""
-ENERGIES = 33
-BROADENING = 0.25
+ENERGIES = 17
+BROADENING = 0.5
 """η of the measure, the step of the grid: what lies between two energies is seen by both."""
-ROWS, TOKENS = 2, 128
+ROWS, TOKENS = 1, 64
 """Of a micro-batch, that measures are taken on."""
 
 
-def energies(device: torch.device, count: int = ENERGIES) -> Tensor:
-    """(L,) evenly spaced."""
-    return torch.linspace(-EDGE, EDGE, count, device=device)
+def energies(like: Tensor, count: int = ENERGIES) -> Tensor:
+    """(L,) evenly spaced, of the type and on the device of a real tensor."""
+    return torch.linspace(-EDGE, EDGE, count, device=like.device, dtype=like.dtype)
 
 
 def spectral_measure(
@@ -85,7 +85,7 @@ class Hamiltonians:
                 _first(x), {key: _first(value) for key, value in signals.items()}, _few(tokens)
             )
             with torch.autocast(x.device.type, enabled=False):
-                found[name] = spectral_measure(potential, decay, hopping, energies(x.device).to(potential.dtype))
+                found[name] = spectral_measure(potential, decay, hopping, energies(potential))
         return found
 
 
@@ -107,7 +107,7 @@ def drift(first: dict[str, Tensor], second: dict[str, Tensor]) -> Tensor | None:
     if not first:
         return None
     distances = [
-        wasserstein(measure, second[name], energies(measure.device).to(measure.dtype)).mean()
+        wasserstein(measure, second[name], energies(measure)).mean()
         for name, measure in first.items()
     ]
     return torch.stack(distances).mean()

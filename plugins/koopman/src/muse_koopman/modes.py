@@ -22,7 +22,7 @@ SMALLEST = 1e-12
 
 @attrs.frozen(kw_only=True)
 class Modes:
-    """W ≈ left_r · right_r for every rank r: the span of the first r columns of ``basis``, in which outputs are kept."""
+    """W ≈ left_r · right_r for every rank r: outputs are kept in the span of the first r columns of ``basis``."""
 
     basis: Tensor
     """(m, k) with orthonormal columns."""
@@ -35,13 +35,19 @@ class Modes:
 
     @property
     def distance(self) -> Tensor:
-        """|log |λ|/ρ|, (k,), ascending: 0 for the largest."""
+        """|log |λ|/ρ|, (k,): 0 for the largest."""
         floor = (self.sizes[0] * SMALLEST).clamp_min(torch.finfo(self.sizes.dtype).tiny)
         return (self.sizes[0].clamp_min(floor) / self.sizes.clamp_min(floor)).log().abs()
 
     def rank(self, epsilon: float) -> int:
-        """How many modes the cutoff keeps: those with ψ_ε ≥ 1/2, at least one, none without its partner."""
-        return self.whole(max(1, int((cutoff(self.distance, epsilon) >= 0.5).sum())))
+        """How many modes the cutoff keeps: those with ψ_ε ≥ 1/2, at least one, none without its partner.
+
+        ε counts in units of one over the map's mean distance, so that one ε cuts a steep spectrum and a flat one at
+        comparable ranks.
+        """
+        distance = self.distance
+        unit = distance.mean().clamp_min(torch.finfo(distance.dtype).tiny)
+        return self.whole(max(1, int((cutoff(distance / unit, epsilon) >= 0.5).sum())))
 
     def whole(self, rank: int) -> int:
         """The rank, or one less where it would part a pair; one more where nothing were left."""

@@ -108,10 +108,10 @@ def recorded(setup: Any, names: list[str], tokens: int) -> dict[str, Recorder]:
 
 
 def pieces(setup: Any, tokens: int) -> Iterator[Batch]:
-    """Training rows one by one, at least ``HELD_OUT`` of them, until there are as many tokens."""
+    """Training rows by twos, at least ``HELD_OUT`` times, until there are as many tokens."""
     data, seen, number = setup.training_data(), 0, 0
     for step in range(tokens):
-        for piece in micro_batches(data.batch(step), 1):
+        for piece in micro_batches(data.batch(step), 2):
             if seen >= tokens and number >= HELD_OUT:
                 return
             yield to_device(piece, setup.precision.device)

@@ -1,4 +1,4 @@
-"""How many bytes a model takes with its maps stored in this or that form, and the ranks or shares that reach a ratio."""
+"""Bytes of a model with its maps stored in this or that form, and the ranks or shares that reach a ratio."""
 
 from __future__ import annotations
 

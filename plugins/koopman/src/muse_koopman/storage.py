@@ -15,6 +15,9 @@ from muse_core.model.precision import product_dtype
 from muse_koopman.options import GROUP
 
 INT8_LEVELS, INT4_LEVELS = 127, 8
+PACKED_COLUMNS = 16
+"""torch's product of bf16 with packed integers reads beyond rows of another multiple (2.13 on a CPU: wrong numbers or a
+crash)."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Factors on the largest entry that int4 tries as the end of its range, group by group."""
 
@@ -66,7 +69,8 @@ class Int8(Stored):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = product_dtype(x)
-        if x.device.type == "cpu" and dtype == torch.bfloat16 and not x.requires_grad:
+        whole = self.columns % PACKED_COLUMNS == 0 and x.numel() > 0
+        if whole and x.device.type == "cpu" and dtype == torch.bfloat16 and not x.requires_grad:
             # Reads the integers once: 5 to 22 µs for matrices that take 16 to 230 µs in fp32 (torch 2.13, one core).
             flat = torch._weight_int8pack_mm(x.reshape(-1, self.columns).to(dtype), self.values, self.scale.to(dtype))
             return flat.view(*x.shape[:-1], self.rows)

@@ -64,7 +64,8 @@ class Gla(nn.Module):
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         low = lowered(x)
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        projected = joined(low, (self.query, self.key, self.value, self.gate)).split((keys, keys, values, values), dim=-1)
+        projected = joined(low, (self.query, self.key, self.value, self.gate))
+        projected = projected.split((keys, keys, values, values), dim=-1)
         query, key, value, gate = (part.unflatten(-1, (self.heads, -1)) for part in projected)
         writing = Writing(key, value, self.dynamics(x))
         before = None if state is None else state["weights"]
