@@ -18,7 +18,7 @@ from muse_koopman.storage import Int8
 
 import muse_core
 from muse_core.cli.diagnose import diagnose
-from muse_core.cli.report import report, show
+from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.training.compression import Compression, compress_run, model_file, recipe_of
@@ -64,7 +64,7 @@ def test_a_compressed_run_opens_as_any_other(factored: Path) -> None:
     told = muse("generate", factored, "--prompt", "The ", "--tokens", 12, "--temperature", 0)
     assert told.returncode == 0 and told.stdout.startswith("The ") and "differs" not in told.stderr
     assert muse_core.load(factored).evaluate("length", tokens=512)
-    for command, options in ((show, []), (diagnose, ["--tokens", "256"]), (report, ["--no-pictures"])):
+    for command, options in ((show, []), (diagnose, ["--tokens", "256"])):
         done = CliRunner().invoke(command, [str(factored), *options])
         assert done.exit_code == 0, done.output
 
