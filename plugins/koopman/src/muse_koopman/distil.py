@@ -104,11 +104,13 @@ class Distil:
         return self.setup.training_data()
 
     def teacher(self) -> Any:
-        """The model that was compressed, opened once. Raises as ``open_trained``, and RecipeError for one with other
-        tokens."""
+        """The model that was compressed, opened once. Raises as ``open_trained``, and RecipeError for what is no run or
+        one with other tokens."""
+        if sentence := self.refuse():
+            raise RecipeError(f"koopman-distil: {sentence}")
         if self._teacher is None:
             opened, _ = open_trained(
-                Path(self.options.teacher), device=str(self.setup.precision.device), untrained=False,
+                Path(self.options.teacher), device=str(self.setup.precision.device), untrained=False
             )
             if opened.corpus.tokenizer.digest != self.setup.corpus.tokenizer.digest:
                 raise RecipeError(
@@ -117,6 +119,13 @@ class Distil:
                 )
             self._teacher = opened.model.requires_grad_(False)
         return self._teacher
+
+    def refuse(self) -> str | None:
+        """``optional_contracts.Refuses``."""
+        teacher = self.options.teacher
+        if not (Path(teacher) / "recipe.toml").is_file():
+            return f"teacher: {teacher} holds no run (it has no recipe.toml) - name the directory of a run"
+        return None
 
     def objective(self, model: Any, data: Any) -> Imitate:
         return Imitate(self.teacher(), self.options)
