@@ -142,7 +142,8 @@ def main() -> None:
         done = list(pool.map(lambda job: compressed(*job, given, gpus), jobs))
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     devices = devices if given.turns else []
-    columns = ["method", "bytes", "smaller", "perplexity, mean and each", *(f"{one} tokens/s" for one in devices), "drift"]
+    columns = ["method", "bytes", "smaller", "perplexity, mean and each"]
+    columns += [*(f"{device} tokens/s" for device in devices), "drift"]
     print(f"| {' | '.join(columns)} |")
     whole = [summary(run)["held_out_perplexity"] for run in given.runs]
     print(f"| none | {model_file(given.runs[0]).stat().st_size:,} | 1 | {told(whole)} |")
