@@ -51,6 +51,7 @@ SLOW = {
     "gates": "takes minutes; tests/exit_gates executes it",
     "lm-eval": "needs lm-evaluation-harness; tests/evaluation/test_harness.py executes it",
     "bench": "needs a GPU; tests/cli/test_bench.py executes it",
+    "compress": "takes a minute; plugins/koopman/tests/test_runs.py executes it",
     "import": "needs weights of another program; tests/interchange/test_weights.py executes it",
     "selftest": "the promises are tests of their own",
 }

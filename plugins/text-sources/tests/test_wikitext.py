@@ -26,7 +26,8 @@ def words_of(rows: list[str]) -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "wikitext"
     path.mkdir()
-    for split, rows in (("train", ["", *FIRST, *SECOND] * 20), ("validation", [*SECOND, *FIRST]), ("test", [*FIRST, *SECOND])):
+    splits = {"train": ["", *FIRST, *SECOND] * 20, "validation": [*SECOND, *FIRST], "test": [*FIRST, *SECOND]}
+    for split, rows in splits.items():
         (path / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return path
 
