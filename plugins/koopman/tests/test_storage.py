@@ -94,3 +94,32 @@ def test_the_least_strength_that_reaches_a_goal_is_found() -> None:
     assert bisected(lambda x: int(1000 / x), 100, 1.0, 1e6) == pytest.approx(10.0, rel=0.02)
     assert bisected(lambda x: 5, 4, 1.0, 10.0) is None
     assert bisected(lambda x: 5, 5, 1.0, 10.0) == 1.0
+
+
+@pytest.mark.parametrize("store", ["fp32", "int8", "int4", "sparse"])
+def test_what_is_kept_for_evaluation_follows_what_is_stored(store: str) -> None:
+    shape, kept = (9, 40), 60 if store == "sparse" else None
+    form, other = stored(matrix_of(shape), store, kept).eval(), stored(-2 * matrix_of(shape), store, kept)
+    x = torch.randn(3, 40)
+    with torch.no_grad():
+        first = form(x)
+        assert torch.equal(form(x), first)
+        form.load_state_dict(other.state_dict())
+        torch.testing.assert_close(form(x), F.linear(x, other.dense()))
+        assert not torch.allclose(form(x), first)
+        for tensor in form.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(3)
+        torch.testing.assert_close(form(x), 3 * F.linear(x, other.dense()))
+        double = form.double()(x.double())
+    torch.testing.assert_close(double, 3 * F.linear(x, other.dense()).double(), rtol=1e-5, atol=1e-5)
+    assert set(form.state_dict()) == set(other.state_dict())
+
+
+def test_pruned_entries_learn_through_what_is_kept_for_evaluation() -> None:
+    form = Sparse(matrix_of((6, 8)), 10).eval()
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        form(x)
+    form(x).square().sum().backward()
+    assert form.values.grad is not None and form.values.grad.any()
