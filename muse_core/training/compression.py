@@ -73,8 +73,9 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
         "name": name[:64],
         "stages": asked.stages(teacher),
         "init": {"from": str(teacher)},
-        "data": {**table["data"], "tokenizer": {"use": "run", "from": str(teacher)}},
     }
+    if table["data"]["tokenizer"]["use"] != "bytes":  # one that was learned is not learned again
+        table["data"] = {**table["data"], "tokenizer": {"use": "run", "from": str(teacher)}}
     table.pop("initializers", None)
     return check_source(overridden(RecipeText(table, f"muse compress {run}", {}), list(overrides)))
 
