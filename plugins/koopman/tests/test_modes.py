@@ -70,6 +70,20 @@ def test_conjugate_pairs_are_never_parted() -> None:
     assert sum(whole != rank for rank, whole in enumerate(wholes, 1)) == len(TURNS)
 
 
+def test_a_form_in_ascending_order_is_turned_around() -> None:
+    """LAPACK leaves a triangular matrix as it is, so that the exchanges alone put the largest first."""
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(9, 9, generator=generator, dtype=torch.float64).triu(1)
+    matrix += torch.linspace(0.1, 0.9, 9, dtype=torch.float64).diag()
+    matrix[7:, 7:] = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)  # a pair of modulus 1
+    modes = schur_modes(matrix)
+    due = torch.tensor([1.0, 1.0, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(modes.sizes, due, rtol=0, atol=1e-9)
+    assert modes.pairs.tolist() == [True] + 8 * [False]
+    left, right = modes.factors(4)
+    torch.testing.assert_close(left @ right @ modes.basis[:, :4], matrix @ modes.basis[:, :4], rtol=0, atol=1e-9)
+
+
 def test_the_modes_that_stay_are_those_that_the_cutoff_keeps() -> None:
     modes, _, moduli = modes_of_known()
     distance = (moduli[0] / moduli).log()
