@@ -37,7 +37,8 @@ def test_the_terms_are_what_they_are_called(small: Path) -> None:
     assert float(result.losses["imitation"]) == pytest.approx(0.7 * 4 * float(divergence), rel=1e-4)
     drift, count = float(result.metrics["koopman/spectral_drift"]), int(batch.loss_mask.sum())
     assert drift > 0.01 and float(result.losses["spectral"]) == pytest.approx(0.3 * drift * count, rel=1e-5)
-    assert float(result.total.detach()) == pytest.approx(sum(float(value) for value in result.losses.values()), rel=1e-5)
+    whole = sum(float(value) for value in result.losses.values())
+    assert float(result.total.detach()) == pytest.approx(whole, rel=1e-5)
     (gradient,) = torch.autograd.grad(result.total, [other.model.blocks[0].resolvent.dynamics.hopping])
     assert torch.isfinite(gradient).all() and gradient.any()
 
