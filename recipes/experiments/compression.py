@@ -3,9 +3,10 @@
     for s in 0 1 2; do muse-run recipes/experiments/phase2_10m.toml --set seed=$s --run-dir runs/c$s; done
     python recipes/experiments/compression.py runs/c0 runs/c1 runs/c2 --work runs/compressed
 
-Perplexity is that of the held-out text of the runs' recipe. Speed is that of greedy generation of one text, the median
-of turns that alternate between the run and its compressed form, so that both meet the same machine. Drift is the mean
-distance W₁ of spectral measures on validation text (docs/mathematics.md).
+Perplexity is that of the held-out text of the runs' recipe, over the runs; speed and drift are those of the first. Speed
+is that of greedy generation of one text, the median of turns that alternate between the run and its compressed form, so
+that both meet the same machine. Drift is the mean distance W₁ of spectral measures on validation text
+(docs/mathematics.md).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import torch
 from muse_koopman.compress import Compress
@@ -54,27 +56,33 @@ TOKENS = 64
 
 
 def compressed(run: Path, name: str, given: argparse.Namespace, gpus: Queue) -> tuple[str, Path, Path | None]:
-    """One ``muse compress``; None in place of the new run when it fails, with its log beside."""
+    """One ``muse compress``; None in place of the new run when it fails or comes too late, with its log beside."""
     folder = given.work / f"{run.name}-{name}"
     gpu = gpus.get()
     own = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     program = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
     arguments = ["compress", str(run), *METHODS[name], "--steps", str(given.steps), "--output", str(folder),
                  "--no-report", *(f"--set={one}" for one in given.overrides)]
-    began = time.monotonic()
-    with open(given.work / f"{folder.name}.log", "w") as log:
-        code = subprocess.run([*program, *arguments], stdout=log, stderr=log, env=os.environ | own).returncode
+    began, code = time.monotonic(), None
+    left = given.seconds - (began - given.began)
+    if left > given.seconds / 2:
+        with open(given.work / f"{folder.name}.log", "w") as log:
+            try:
+                code = subprocess.run(
+                    [*program, *arguments], stdout=log, stderr=log, env=os.environ | own, timeout=left
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = None
     gpus.put(gpu)
     print(f"{folder.name}: {time.monotonic() - began:.0f} s, exit code {code}", file=sys.stderr, flush=True)
     return name, run, folder if code == 0 else None
 
 
-def speeds(first: Path, second: Path, device: str, turns: int) -> tuple[float, float]:
-    """Tokens a second of two runs on a device, medians of turns that alternate."""
-    opened = [open_trained(run, device=device)[0] for run in (first, second)]
-    found: list[list[float]] = [[], []]
+def speeds(setups: list[Any], turns: int) -> list[float]:
+    """Tokens a second of opened runs, medians of turns that alternate; the first turn does not count."""
+    found: list[list[float]] = [[] for _ in setups]
     for turn in range(turns + 1):
-        for which, setup in enumerate(opened):
+        for which, setup in enumerate(setups):
             prompt = [int(token) for token in setup.corpus.tokenizer.encode("The state of the Union ")]
             drawn = generate(
                 setup.model, prompt, temperature=0.0, stream_period=setup.stream_period,
@@ -87,7 +95,7 @@ def speeds(first: Path, second: Path, device: str, turns: int) -> tuple[float, f
                     pass
             if turn:
                 found[which].append(TOKENS / (time.perf_counter() - began))
-    return statistics.median(found[0]), statistics.median(found[1])
+    return [statistics.median(one) for one in found]
 
 
 def summary(run: Path) -> dict:
@@ -126,10 +134,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--slots", type=int, default=1, help="Compressions at once on each GPU.")
     parser.add_argument("--gpus", default="", help="Numbers apart by commas.")
+    parser.add_argument("--seconds", type=float, default=1e6, help="In which all compressions must be done.")
     parser.add_argument("--turns", type=int, default=5, help="Of generation on each device; 0 measures no speed.")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="As of muse compress.")
     parser.add_argument("--controls", action="store_true", help="Measure how drift responds, and nothing else.")
     given = parser.parse_args()
+    given.began = time.monotonic()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.controls:
         controls(given.runs[0])
@@ -137,7 +147,7 @@ def main() -> None:
     gpus: Queue = Queue()
     for gpu in given.gpus.split(",") * given.slots:
         gpus.put(gpu)
-    jobs = [(run, name) for name in given.methods.split(",") for run in given.runs]
+    jobs = [(run, name) for run in given.runs for name in given.methods.split(",")]
     with ThreadPoolExecutor(gpus.qsize()) as pool:
         done = list(pool.map(lambda job: compressed(*job, given, gpus), jobs))
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
@@ -158,16 +168,15 @@ def main() -> None:
         worse = statistics.mean(
             new / summary(run)["held_out_perplexity"] - 1 for new, (run, _) in zip(after, rows)
         )
+        opened = {device: [open_trained(one, device=device)[0] for one in rows[0]] for device in devices}
         fast = []
-        for device in devices:
-            old, new = speeds(*rows[0], device, given.turns)
+        for setups in opened.values():
+            old, new = speeds(setups, given.turns)
             fast.append(f"{new:.0f} of {old:.0f} ({new / old:.2f})")
-        drifts = []
-        for run, folder in rows:
-            setup, (teacher, _) = open_trained(folder)[0], open_trained(run)
-            drifts.append(held_out_drift(setup, setup.model, teacher.model))
+        teacher, setup = opened[devices[0]] if opened else [open_trained(one)[0] for one in rows[0]]
+        moved = held_out_drift(setup, setup.model, teacher.model)
         row = [name, f"{statistics.mean(sizes):,.0f}", f"{ratio:.2f}", f"{worse:+.1%}: {told(after)}", *fast]
-        print(f"| {' | '.join(row)} | {statistics.mean(drifts):.4f} |", flush=True)
+        print(f"| {' | '.join(row)} | {moved:.4f} |", flush=True)
 
 
 def told(values: list[float]) -> str:
