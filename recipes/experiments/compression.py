@@ -1,11 +1,11 @@
-"""Compress finished runs by several methods and print one table: bytes, perplexity, speed of generation, drift.
+"""Compress finished runs by several methods and print bytes, perplexity, speed of generation and drift of each.
 
     for s in 0 1 2; do muse-run recipes/experiments/phase2_10m.toml --set seed=$s --run-dir runs/c$s; done
     python recipes/experiments/compression.py runs/c0 runs/c1 runs/c2 --work runs/compressed
 
-Perplexity is that of the held-out text of the runs' recipe, over the runs; speed and drift are those of the first. Speed
-is that of greedy generation of one text, the median of turns that alternate between the run and its compressed form, so
-that both meet the same machine. Drift is the mean distance W₁ of spectral measures on validation text
+Perplexity is that of the held-out text of the runs' recipe, over the runs; speed and drift are those of the first.
+Speed is that of greedy generation of one text, the median of turns that alternate between the run and its compressed
+form, so that both meet the same machine. Drift is the mean distance W₁ of spectral measures on validation text
 (docs/mathematics.md).
 """
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1, help="Compressions at once on each GPU.")
     parser.add_argument("--gpus", default="", help="Numbers apart by commas.")
     parser.add_argument("--seconds", type=float, default=1e6, help="In which all compressions must be done.")
-    parser.add_argument("--turns", type=int, default=5, help="Of generation on each device; 0 measures no speed.")
+    parser.add_argument("--turns", type=int, default=5, help="Of generation; 0 measures no speed.")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="As of muse compress.")
     parser.add_argument("--controls", action="store_true", help="Measure how drift responds, and nothing else.")
     given = parser.parse_args()
@@ -150,33 +150,38 @@ def main() -> None:
     jobs = [(run, name) for run in given.runs for name in given.methods.split(",")]
     with ThreadPoolExecutor(gpus.qsize()) as pool:
         done = list(pool.map(lambda job: compressed(*job, given, gpus), jobs))
-    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    devices = devices if given.turns else []
-    columns = ["method", "bytes", "smaller", "perplexity, mean and each"]
-    columns += [*(f"{device} tokens/s" for device in devices), "drift"]
-    print(f"| {' | '.join(columns)} |")
     whole = [summary(run)["held_out_perplexity"] for run in given.runs]
+    print("| method | bytes | smaller | perplexity, mean and each |")
     print(f"| none | {model_file(given.runs[0]).stat().st_size:,} | 1 | {told(whole)} |")
+    finished: dict[str, list[tuple[Path, Path]]] = {}
     for name in given.methods.split(","):
         rows = [(run, folder) for other, run, folder in done if other == name and folder is not None]
         if not rows:
             print(f"| {name} | failed |")
             continue
+        finished[name] = rows
         sizes = [model_file(folder).stat().st_size for _, folder in rows]
         ratio = model_file(rows[0][0]).stat().st_size / statistics.mean(sizes)
         after = [summary(folder)["held_out_perplexity"] for _, folder in rows]
-        worse = statistics.mean(
-            new / summary(run)["held_out_perplexity"] - 1 for new, (run, _) in zip(after, rows)
-        )
-        opened = {device: [open_trained(one, device=device)[0] for one in rows[0]] for device in devices}
-        fast = []
-        for setups in opened.values():
-            old, new = speeds(setups, given.turns)
-            fast.append(f"{new:.0f} of {old:.0f} ({new / old:.2f})")
-        teacher, setup = opened[devices[0]] if opened else [open_trained(one)[0] for one in rows[0]]
-        moved = held_out_drift(setup, setup.model, teacher.model)
-        row = [name, f"{statistics.mean(sizes):,.0f}", f"{ratio:.2f}", f"{worse:+.1%}: {told(after)}", *fast]
-        print(f"| {' | '.join(row)} | {moved:.4f} |", flush=True)
+        worse = statistics.mean(new / summary(run)["held_out_perplexity"] - 1 for new, (run, _) in zip(after, rows))
+        print(f"| {name} | {statistics.mean(sizes):,.0f} | {ratio:.2f} | {worse:+.1%}: {told(after)} |", flush=True)
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    print(f"| method | drift | {' | '.join(f'tokens/s on {device}' for device in devices)} |")
+    for name, rows in finished.items():
+        print(f"| {name} | {' | '.join(moved_and_fast(*rows[0], devices, given.turns))} |", flush=True)
+
+
+def moved_and_fast(run: Path, folder: Path, devices: list[str], turns: int) -> list[str]:
+    """The drift of a compressed run, and on each device its speed beside that of the run that it was made of."""
+    row = []
+    for device in devices:
+        setups = [open_trained(one, device=device)[0] for one in (run, folder)]
+        if not row:
+            row.append(f"{held_out_drift(setups[1], setups[1].model, setups[0].model):.4f}")
+        if turns:
+            old, new = speeds(setups, turns)
+            row.append(f"{new:.0f} of {old:.0f} ({new / old:.2f})")
+    return row
 
 
 def told(values: list[float]) -> str:
