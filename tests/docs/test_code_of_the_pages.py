@@ -232,7 +232,6 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(parser: argparse.ArgumentParser, *arguments: object, **keywords: object) -> None:
         read(parser, *arguments, **keywords)
         raise Parsed
-
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
     monkeypatch.setattr(sys, "path", list(sys.path))
