@@ -15,8 +15,8 @@ from muse_core.cli.threads import let_waiting_threads_sleep
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--ratio", type=float,
               help="How many times smaller the weights become [default: 2, or what int8 and int4 give].")
-@click.option("--method", default="koopman", show_default=True, metavar="NAME",
-              help="koopman, whitened, svd, magnitude, int8 or int4; see muse plugins show koopman-compress.")
+@click.option("--method", default="whitened", show_default=True, metavar="NAME",
+              help="whitened, koopman, svd, magnitude, int8 or int4; see muse plugins show koopman-compress.")
 @click.option("--quantize", metavar="NAME", help="Store the factors as int8 or int4 at last; counts for the ratio.")
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(min=0),
               help="Steps of distillation after each round; 0 trains nothing. int8 and int4 have none.")

@@ -28,7 +28,7 @@ MODEL_FILE = "model.safetensors"
 class Compression:
     """What ``muse compress`` is asked for."""
 
-    method: str = "koopman"
+    method: str = "whitened"
     ratio: float | None = None
     then: str = "none"
     """How the factors are stored at last: none, int8 or int4."""

@@ -49,10 +49,10 @@ class CompressOptions:
     """Stores the linear maps of a trained stack smaller: a new recipe and weights, with a table of what became of each
     map."""
 
-    method: Literal["koopman", "whitened", "svd", "magnitude", "int8", "int4"] = "koopman"
-    """koopman: modes of the map fitted on state pairs, from an ordered real Schur form where it is square, from the
-    singular values on whitened inputs where it is not. whitened: the latter for every map. svd: singular values of the
-    matrix. magnitude: the largest entries. int8, int4: every entry, rounded."""
+    method: Literal["whitened", "koopman", "svd", "magnitude", "int8", "int4"] = "whitened"
+    """whitened: modes of the map fitted on state pairs, from its singular values on whitened inputs. koopman: from an
+    ordered real Schur form where the map is square. svd: singular values of the matrix. magnitude: the largest entries.
+    int8, int4: every entry, rounded."""
     ratio: float | None = field(
         default=None, validator=validators.optional([validators.gt(1.0), validators.le(1000.0)])
     )
