@@ -16,7 +16,6 @@ from muse_core.errors import RecipeError
 from muse_core.evaluation.cross_entropy import cross_entropy, per_counted
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.recipe.resolved import as_table
-from muse_core.recipe.schema import AdamW
 from muse_core.training.train_state import kept_weights
 from muse_core.training.trained import open_trained
 from muse_koopman.measure import Hamiltonians, drift
@@ -86,8 +85,8 @@ class Distil:
         self._teacher: Any = None
 
     def settings(self, train: Any) -> Any:
-        """``optional_contracts.OwnPlan``: AdamW without decay, for so many steps. Not compiled: the teacher's and the
-        student's layers are listened to."""
+        """``optional_contracts.OwnPlan``: its own update rule without decay, for so many steps. Not compiled: the
+        layers of teacher and student are listened to."""
         options = self.options
         return attrs.evolve(
             train,
@@ -95,7 +94,7 @@ class Distil:
             schedule_steps=None,
             learning_rate=options.learning_rate,
             warmup_steps=min(train.warmup_steps, options.steps // 10),
-            optimizer=AdamW(),
+            optimizer=options.optimizer,
             weight_decay=0.0,
             compile=False,
         )

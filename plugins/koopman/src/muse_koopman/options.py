@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import RecipePath
+from muse_core.component import RecipePath, UseOptimizer
 from muse_core.model.options import StackOptions
 
 GROUP = 128
@@ -89,8 +89,10 @@ class DistilOptions:
     """Run directory of the model that was compressed, relative to the recipe."""
     steps: int = field(default=200, validator=validators.ge(1))
     """Optimiser steps."""
+    optimizer: UseOptimizer = "adamw"
+    """Update rule."""
     learning_rate: float = field(default=1e-3, validator=validators.gt(0.0))
-    """Peak rate of AdamW."""
+    """Peak learning rate."""
     temperature: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(100.0)])
     """Softening of both distributions; the term is multiplied by its square (Hinton et al. 2015)."""
     imitation: float = field(default=1.0, validator=validators.ge(0.0))
