@@ -50,7 +50,7 @@ METHODS = {
     "whitened+int4": ["--method", "whitened", "--ratio", "10", "--quantize", "int4"],
 }
 """Name → arguments of muse compress. int8 and int4 give about 3.8 and 6.8."""
-RATIOS = (1.3, 2.0, 4.0)
+RATIOS = (1.1, 1.3, 1.6, 2.0, 3.0, 4.0)
 """At which the drift of the fitted maps alone is measured."""
 TOKENS = 64
 
@@ -109,7 +109,7 @@ def controls(run: Path) -> None:
     other = set_up(checked.recipe, checked.registry)
     print(f"drift of {run.name}: itself {held_out_drift(other, teacher.model, teacher.model):.4f}, "
           f"untrained {held_out_drift(other, other.model, teacher.model):.4f}")
-    for method in ("koopman", "whitened"):
+    for method in ("koopman", "whitened", "svd"):
         row = []
         for ratio in RATIOS:
             other.model.load_state_dict(teacher.model.state_dict())
