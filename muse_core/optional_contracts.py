@@ -31,6 +31,15 @@ class Measures(Protocol):
         ...
 
 
+class Refuses(Protocol):
+    """Optional for stages: a word before a new run is begun."""
+
+    def refuse(self) -> str | None:
+        """Why this stage cannot do what its options ask of the model that the run begins with, in a sentence, or None.
+        Then nothing is written."""
+        ...
+
+
 class KeepsTensors(Protocol):
     """Optional for objectives: tensors that checkpoints keep besides ``state_dict``, which is JSON."""
 
@@ -70,4 +79,12 @@ class Checks(Protocol):
     def checks(self, setup: Any, run: Any) -> dict[str, dict[str, float | str]]:
         """Title of a table → name → number, or text with numbers. ``setup`` holds this model as trained, text and
         recipe; ``run`` is the run's directory (Path). Called in evaluation mode without gradients."""
+        ...
+
+
+class HasHamiltonian(Protocol):
+    """Optional for layers: the tridiagonal Hamiltonian that the layer makes of its input (mathematics §1)."""
+
+    def hamiltonian(self, x: Tensor, signals: dict[str, Tensor], tokens: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of ``forward`` without the state → V and Γ ≥ 0 (B, N, H), and |l| (H,); differentiable."""
         ...

@@ -61,6 +61,7 @@ class LazyGroup(click.Group):
         "selftest": ("muse_core.cli.selftest:selftest", "Put the promises about failures to the test."),
         "gates": ("muse_core.cli.gates:gates", "Run the exit gates of a recipe for real."),
         "generate": ("muse_core.cli.generate:generate", "Continue a prompt with what a run has trained."),
+        "compress": ("muse_core.cli.compress:compress", "Make a smaller run of a run, by modes, low rank or integers."),
         "export": ("muse_core.cli.export:export", "Take a run's model to another tool: Hugging Face transformers."),
         "import": ("muse_core.cli.import_weights:import_", "Make a run of weights from a safetensors file."),
     },

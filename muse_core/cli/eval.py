@@ -94,7 +94,7 @@ def _show(result: dict[str, Any]) -> None:
         console.print()
 
 
-ONLY_IN_JSON = ("perplexity", "bytes", "by_chance", "few_documents", "device")
+ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
 INTERVALS = {"low": ("high", "95 %"), "ratio_low": ("ratio_high", "ratio 95 %")}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
+from muse_core.building import construct
 from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
 from muse_core.errors import Halted, RecipeError, StorageError
@@ -135,7 +136,20 @@ def _prepare(checked: Checked, display: Display) -> tuple[Setup, dict[str, str]]
     raised here, before anything is begun."""
     setup = _set_up(checked, display, None)
     weights_of_init(setup, say=lambda sentence: display.say(sentence, "yellow"))
+    _ask_stages(setup)
     return setup, input_digests(checked.recipe, checked.registry)
+
+
+def _ask_stages(setup: Setup) -> None:
+    """Raises RecipeError with every stage's reason not to begin; see ``optional_contracts.Refuses``."""
+    found = []
+    for use in setup.recipe.stages:
+        stage = construct(use, setup)
+        sentence = stage.refuse() if hasattr(stage, "refuse") else None
+        if sentence is not None:
+            found.append(f"{use.path}: {use.name}: {sentence}")
+    if found:
+        raise RecipeError(found)
 
 
 def _inputs_of_resumed(directory: RunDirectory, lock: Lock, checked: Checked) -> dict[str, str]:

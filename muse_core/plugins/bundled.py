@@ -24,6 +24,11 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-fast-weights": (("memory layer", "fast-weights"),),
+    "muse-koopman": (
+        ("model", "compressed"),
+        ("stage", "koopman-compress"),
+        ("stage", "koopman-distil"),
+    ),
     "muse-mag": (("layer", "sliding-window"),),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),

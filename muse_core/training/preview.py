@@ -9,6 +9,7 @@ from torch import Tensor
 
 from muse_core.contracts import Batch
 from muse_core.data.batches import to_device
+from muse_core.model.options import StackOptions
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
 from muse_core.training.objectives import NextToken
@@ -29,7 +30,7 @@ def layer_rows(setup: Setup) -> list[tuple[str, str, str, int]]:
         return sum(count for name, count in counts.items() if name.startswith(prefix + "."))
 
     rows = [("embedding", "embedding", "muse-core", below("embedding"))]
-    if setup.recipe.model.name == "stack":
+    if isinstance(setup.recipe.model.options, StackOptions):
         for block in plan(setup.recipe.model.options).blocks:
             for site in block:
                 norm = f"blocks.{site.block}.norms.{site.name}"

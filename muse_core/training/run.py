@@ -151,6 +151,7 @@ class Run:
         self.records.begin(number)
         objective = self._ask(use, lambda: stage.objective(setup.model, setup.training_data))
         if objective is None:
+            self.display.say(f"stage {number}: {use.name}, without training")
             return None
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at

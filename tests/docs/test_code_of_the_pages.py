@@ -51,6 +51,7 @@ SLOW = {
     "gates": "takes minutes; tests/exit_gates executes it",
     "lm-eval": "needs lm-evaluation-harness; tests/evaluation/test_harness.py executes it",
     "bench": "needs a GPU; tests/cli/test_bench.py executes it",
+    "compress": "takes a minute; plugins/koopman/tests/test_runs.py executes it",
     "import": "needs weights of another program; tests/interchange/test_weights.py executes it",
     "selftest": "the promises are tests of their own",
 }
@@ -231,7 +232,6 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(parser: argparse.ArgumentParser, *arguments: object, **keywords: object) -> None:
         read(parser, *arguments, **keywords)
         raise Parsed
-
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -17,6 +17,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
+from muse_core.model.projections import joined
 from muse_fast_weights.options import FastWeightsOptions
 from muse_kernels import unit_length
 
@@ -105,7 +106,7 @@ class FastWeights(nn.Module):
         state = {} if state is None else state
         new_state = {}
         low = lowered(x)
-        projected = F.linear(low, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
+        projected = joined(low, (self.query, self.key, self.value))
         if self.convolution is not None:
             (query, key, value), new_state["convolution"] = self.convolution(
                 projected, self.heads, self.key_width, state.get("convolution"), tokens

@@ -14,6 +14,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
+from muse_core.model.projections import joined
 from muse_peers.initial import log_amplitude, projection, step_bias
 from muse_peers.options import GatedDeltaNetOptions
 
@@ -78,7 +79,7 @@ class GatedDeltaNet(nn.Module):
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         state = {} if state is None else state
         low = lowered(x)
-        projected = F.linear(low, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
+        projected = joined(low, (self.query, self.key, self.value))
         (query, key, value), convolved = self.convolution(
             projected, self.heads, self.key_width, state.get("convolution"), tokens
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
+from muse_core.model.projections import joined
 from muse_peers.initial import LowRank, projection
 from muse_peers.kernels import channel_decay_kernel
 from muse_peers.options import GlaOptions
@@ -62,9 +63,9 @@ class Gla(nn.Module):
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         low = lowered(x)
-        weights = torch.cat((self.query.weight, self.key.weight, self.value.weight, self.gate.weight))
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        projected = F.linear(low, weights).split((keys, keys, values, values), dim=-1)
+        projected = joined(low, (self.query, self.key, self.value, self.gate))
+        projected = projected.split((keys, keys, values, values), dim=-1)
         query, key, value, gate = (part.unflatten(-1, (self.heads, -1)) for part in projected)
         writing = Writing(key, value, self.dynamics(x))
         before = None if state is None else state["weights"]

@@ -175,6 +175,11 @@ class Resolvent(nn.Module):
         dtype = features[0].dtype if gate is None else gate.dtype
         return torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
 
+    def hamiltonian(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """``optional_contracts.HasHamiltonian``: V and Γ (B, N, H), and |l| (H,)."""
+        potential, decay = self.diagonal(lowered(x), signals, tokens)
+        return potential, decay, self.dynamics()[1]
+
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""
         return self.total(self.terms(x, signals, tokens), x)

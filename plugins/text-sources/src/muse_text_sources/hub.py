@@ -14,6 +14,7 @@ import attrs
 from muse_core.contracts import Document
 from muse_core.data.sources import SourceContext, expanded
 from muse_core.errors import DataError
+from muse_text_sources.articles import articles
 from muse_text_sources.finding import TABLES, TEXTS, everything, suffix
 from muse_text_sources.options import HubOptions
 from muse_text_sources.reading import read_file
@@ -38,7 +39,9 @@ class Hub:
         o = self._options
         pinned = not self._local and o.revision and COMMIT.fullmatch(o.revision)
         revision = o.revision if pinned else self._revision()
-        return f"hub/{'' if self._local else o.name}/{o.configuration}/{revision}/{o.split}/{o.text}/{o.limit}"
+        articles = "/article" if o.documents == "article" else ""  # text encoded before there was a choice is found
+        name = "" if self._local else o.name
+        return f"hub/{name}/{o.configuration}/{revision}/{o.split}/{o.text}/{o.limit}{articles}"
 
     def documents(self) -> Iterator[Document]:
         o = self._options
@@ -49,12 +52,19 @@ class Hub:
                 splits = self._open(datasets, revision, folder)
                 for split, target in self._chosen(splits).items():
                     column = Column(o.text)
-                    for row, values in enumerate(itertools.islice(splits[split], o.limit)):
-                        where = f"{o.name}, {split} row {row}"
-                        yield Document(text=column.text(values, where), name=where, split=target)
+                    rows = self._rows(column, splits[split], split)
+                    found = articles(rows) if o.documents == "article" else rows
+                    for where, text in itertools.islice(found, o.limit):
+                        yield Document(text=text, name=where, split=target)
                     column.close(f"{o.name}, {split}")
             except read_errors() as error:
                 raise DataError(f"{where}: datasets cannot read it: {type(error).__name__}: {error}") from error
+
+    def _rows(self, column: Column, rows: Iterable[Mapping[str, Any]], split: str) -> Iterator[tuple[str, str]]:
+        """Name and text of each row."""
+        for number, values in enumerate(rows):
+            where = f"{self._options.name}, {split} row {number}"
+            yield where, column.text(values, where)
 
     def _open(self, datasets: Any, revision: str | None, folder: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
         """Split to its rows. ``datasets`` says which files of a local folder are which split; those of the forms that

@@ -63,6 +63,9 @@ class HubOptions:
     text: str | None = None
     """Column that holds the text, or a conversation: turns with ``role`` and ``content``. Default: ``text``,
     ``content`` or the only column of strings."""
+    documents: Literal["row", "article"] = "row"
+    """What a document is: a row, or the rows from one heading ``= Title =`` up to the next, a line each, as the rows of
+    WikiText are."""
     limit: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     """Documents to read from each split, from its beginning. Default: all."""
 

@@ -1,0 +1,20 @@
+"""Linear maps that read one input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:
+    """What maps without bias make of x (…, n), side by side along the last axis.
+
+    One product where all are torch's linear maps, so that x is read once; another module in the place of one, as a
+    compressed map, is called.
+    """
+    if all(type(one) is nn.Linear for one in maps):
+        return F.linear(x, torch.cat([one.weight for one in maps]))
+    return torch.cat([one(x) for one in maps], dim=-1)

@@ -1,0 +1,49 @@
+"""What distillation minimises."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from muse_koopman.distil import Imitate, held_out_drift
+from muse_koopman.options import DistilOptions
+from torch.nn import functional as F
+
+import muse_core
+from muse_core.data.batches import rows
+
+OPTIONS = DistilOptions(teacher="run", temperature=2.0, imitation=0.7, spectral=0.3)
+
+
+def test_a_student_that_is_its_teacher_has_the_cross_entropy_alone(small: Path) -> None:
+    opened = muse_core.load(small)
+    result = Imitate(opened.model, OPTIONS)(copy.deepcopy(opened.model), opened.batch(0), None)
+    assert result.losses["imitation"].abs() < 1e-3 and float(result.losses["spectral"]) == 0.0
+    assert float(result.total.detach()) == pytest.approx(float(result.losses["cross_entropy"]), abs=1e-3)
+
+
+def test_the_terms_are_what_they_are_called(small: Path) -> None:
+    opened, other = muse_core.load(small), muse_core.build(small / "recipe.toml", ["seed=5"])
+    batch = rows(opened.batch(0), 0, 2)
+    result = Imitate(opened.model, OPTIONS)(other.model, batch, None)
+    with torch.no_grad():
+        found, due = (
+            F.log_softmax(model.logits(model(batch.inputs, None, batch.tokens).hidden) / 2.0, dim=-1)
+            for model in (other.model, opened.model)
+        )
+    divergence = (due.exp() * (due - found)).sum(-1)[batch.loss_mask].sum()
+    assert float(result.losses["imitation"]) == pytest.approx(0.7 * 4 * float(divergence), rel=1e-4)
+    drift, count = float(result.metrics["koopman/spectral_drift"]), int(batch.loss_mask.sum())
+    assert drift > 0.01 and float(result.losses["spectral"]) == pytest.approx(0.3 * drift * count, rel=1e-5)
+    whole = sum(float(value) for value in result.losses.values())
+    assert float(result.total.detach()) == pytest.approx(whole, rel=1e-5)
+    (gradient,) = torch.autograd.grad(result.total, [other.model.blocks[0].resolvent.dynamics.hopping])
+    assert torch.isfinite(gradient).all() and gradient.any()
+
+
+def test_drift_is_zero_from_a_run_to_itself_and_large_to_an_untrained_model(small: Path) -> None:
+    opened, other = muse_core.load(small), muse_core.build(small / "recipe.toml", ["seed=5"])
+    assert held_out_drift(other.setup, opened.model, opened.model) == 0.0
+    assert held_out_drift(other.setup, other.model, opened.model) > 0.05
