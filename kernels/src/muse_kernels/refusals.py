@@ -33,6 +33,8 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
+    if request.operation == "deep_memory":
+        return "it has no kernel of deep_memory yet"
     for name, most in WIDEST.get(request.operation, {}).items():
         if request.sizes.get(name, 0) > most:
             return f"its {request.operation} holds {name} up to {most} wide, not {request.sizes[name]}"
