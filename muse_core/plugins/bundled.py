@@ -24,7 +24,12 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-fast-weights": (("memory layer", "fast-weights"),),
-    "muse-mag": (("layer", "sliding-window"),),
+    "muse-mag": (
+        ("layer", "mag"),
+        ("layer", "persistent-memory"),
+        ("layer", "sliding-window"),
+        ("memory layer", "qk-projection"),
+    ),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-peers": (
