@@ -28,6 +28,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("layer", "mag"),
         ("layer", "persistent-memory"),
         ("layer", "sliding-window"),
+        ("memory layer", "atlas"),
         ("memory layer", "qk-projection"),
     ),
     "muse-mqar": (("source", "mqar"),),
