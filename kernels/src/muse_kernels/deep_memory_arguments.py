@@ -191,7 +191,10 @@ def _check_tensors(call: DeepMemoryCall, sizes: tuple[int, ...]) -> None:
 def first_state(call: DeepMemoryCall, layout: DeepMemoryLayout, dtype: torch.dtype) -> DeepMemoryState:
     """The carried state in `dtype`, or that before the first token of a stream: the learned weights, nothing moved."""
     if call.initial is not None:
-        return DeepMemoryState(*(x.to(dtype) for x in call.initial))
+        state = DeepMemoryState(*(x.to(dtype) for x in call.initial))
+        if call.offset:
+            return state
+        return state._replace(pending=torch.zeros_like(state.pending), log_kept=torch.zeros_like(state.log_kept))
     batch, heads, kept = layout.batch, layout.heads, call.window - 1
 
     def zeros(*shape: int) -> Tensor:

@@ -123,6 +123,8 @@ def draw(
         window_rate=uniform(batch, window - 1, heads) * rate,
     )
     tensors = {name: x if x is None else x.to(dtype).requires_grad_() for name, x in tensors.items()}
+    if offset == 0:
+        state = state._replace(pending=torch.zeros_like(state.pending), log_kept=torch.zeros_like(state.log_kept))
     carried = DeepMemoryState(*(x.to(dtype).requires_grad_() for x in state)) if initial else None
     starts = uniform(batch, tokens) < 0.15 if resets else None
     options = {"chunk": chunk, "offset": offset, "window": window, "orthogonalise": orthogonalise}

@@ -6,6 +6,7 @@ everything is a matrix product. Shape suffixes: B batch, H heads, L tokens of a 
 them, K key width, M value width, E hidden width, P matrices of a memory.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,57 +41,58 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     """Chunkwise deep memory; arguments, results and errors as `muse_kernels.deep_memory`.
 
     Memory of the backward pass O(N (K + E) + N / chunk P K E), and with `recompute` > 1
-    O(N K + (N / (chunk recompute) + recompute) P K E + recompute chunk E). Source: mathematics §3.
+    O(N (K + E) + (N / (chunk recompute) + recompute) P K E). Source: mathematics §3.
     """
-    gates = (call.rate, call.log_momentum, call.log_decay)
-    tensors = [
-        None if x is None else x.to(layout.state_dtype).transpose(1, 2)
-        for x in (call.query, call.key, call.value, *gates)
-    ]
-    learned = call.weights.to(layout.state_dtype).expand(layout.state_shape)
+    return by_chunks(call, layout, scan, layout.state_dtype)
+
+
+def by_chunks(
+    call: DeepMemoryCall, layout: DeepMemoryLayout, scan: Callable, dtype: torch.dtype
+) -> tuple[Tensor, DeepMemoryState]:
+    """(output, final), with the whole chunks run by `scan` on queries, keys and values in `dtype`."""
+    edges = edges_of_parts(call.offset, layout.tokens, call.chunk, call.recompute)
+    learned = call.weights.to(layout.state_dtype)
     state, outputs = first_state(call, layout, layout.state_dtype), []
     with torch.autocast(call.query.device.type, enabled=False):
-        for edges in groups_of_pieces(call.offset, layout.tokens, call.chunk, call.recompute):
-            first, last = edges[0], edges[-1]
-            resets = None if call.resets is None else call.resets[:, first:last]
-            group = Piece(*(x if x is None else x[:, :, first:last] for x in tensors), resets)
-            ends = [(edge - first, (call.offset + edge) % call.chunk == 0) for edge in edges[1:]]
-            if call.recompute > 1 and torch.is_grad_enabled():
-                output, *state = checkpoint(
-                    *(_pieces, group, ends, call.orthogonalise, learned, *state),
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+        for start, stop in zip(edges, edges[1:]):
+            whole = (call.offset + start) % call.chunk == 0 and (stop - start) % call.chunk == 0
+            part = _part(call, start, stop, dtype if whole else layout.state_dtype, layout.state_dtype)
+            if not whole:
+                closes = (call.offset + stop) % call.chunk == 0
+                output, state = _one_piece(part, closes, call.orthogonalise, learned, state)
             else:
-                output, *state = _pieces(group, ends, call.orthogonalise, learned, *state)
-            outputs.append(output)
+                arguments = (part, call.chunk, call.orthogonalise, learned, scan, *state)
+                if call.recompute > 1 and torch.is_grad_enabled():
+                    found = checkpoint(whole_chunks, *arguments, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    found = whole_chunks(*arguments)
+                output, state = found[0], DeepMemoryState(*found[1:])
+            outputs.append(output.to(layout.output_dtype))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-    return output.transpose(1, 2).to(layout.output_dtype), DeepMemoryState(*state)
+    return output.transpose(1, 2), state
 
 
-def groups_of_pieces(offset: int, tokens: int, chunk: int, size: int) -> list[list[int]]:
-    """The edges of the pieces into which chunks cut `tokens` tokens, `size` pieces a group; groups share an edge."""
-    edges = [0, *range(chunk - offset, tokens, chunk), tokens]
-    return [edges[start : start + size + 1] for start in range(0, len(edges) - 1, size)]
+def edges_of_parts(offset: int, tokens: int, chunk: int, recompute: int) -> list[int]:
+    """Edges of what runs at once: what is left of a chunk, whole chunks (`recompute` at a time, or all), and a rest."""
+    head = min(-offset % chunk, tokens)
+    whole = (tokens - head) // chunk
+    step = recompute if recompute > 1 else max(1, whole)
+    edges = [0, *(head + chunk * min(number + step, whole) for number in range(0, whole, step))]
+    return sorted({*edges, head, tokens})
 
 
-def _pieces(
-    group: Piece, ends: list[tuple[int, bool]], orthogonalise: bool, learned: Tensor, *carried: Tensor
-) -> tuple[Tensor, ...]:
-    """(output, *state) after the pieces that end before these tokens, each with whether its chunk is then complete."""
-    state, outputs, start = DeepMemoryState(*carried), [], 0
-    for stop, closes in ends:
-        resets = None if group.resets is None else group.resets[:, start:stop]
-        piece = Piece(*(x if x is None else x[:, :, start:stop] for x in group[:-1]), resets)
-        output, state = _one_piece(piece, closes, orthogonalise, learned, state)
-        outputs.append(output)
-        start = stop
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2), *state
+def _part(call: DeepMemoryCall, start: int, stop: int, dtype: torch.dtype, gates: torch.dtype) -> Piece:
+    """Tokens of the call, heads first."""
+    given = [(x, dtype) for x in (call.query, call.key, call.value)]
+    given += [(x, gates) for x in (call.rate, call.log_momentum, call.log_decay)]
+    cut = (x if x is None else x[:, start:stop].to(kind).transpose(1, 2) for x, kind in given)
+    return Piece(*cut, None if call.resets is None else call.resets[:, start:stop])
 
 
 def _one_piece(
     piece: Piece, closes: bool, orthogonalise: bool, learned: Tensor, state: DeepMemoryState
 ) -> tuple[Tensor, DeepMemoryState]:
+    """Tokens of a chunk that lie in it alone, and whether they complete it."""
     weights, momentum, pending, log_kept, *window = state
     output = answer(weights, piece.query)
     window_BHcK = [x.transpose(1, 2) for x in window]
@@ -98,7 +100,7 @@ def _one_piece(
     if piece.resets is not None:
         document = piece.resets.cumsum(1)
         again = document[:, None, :, None] > 0
-        output = torch.where(again, answer(learned, piece.query), output)
+        output = torch.where(again, answer(learned.expand_as(weights), piece.query), output)
         alive = (document == document[:, -1:])[:, None]
         started = piece.resets.any(1)[:, None]
         weights = torch.where(started[..., None, None, None], learned, weights)
@@ -115,7 +117,7 @@ def _one_piece(
     )
     shares = shares_of_tokens(piece, alive, orthogonalise)
     span = key.shape[2] - piece.key.shape[2] + 1
-    factors_BHwX = rate[:, :, None] * _in_later_windows(shares.of_gradients, span)
+    factors_BHwX = rate[:, :, None] * in_later_windows(shares.of_gradients, span)
     gradients = weighted_gradients(weights, key, value, factors_BHwX)
     earlier, momentum = momentum, gradients[0]
     if shares.momentum is not None:
@@ -134,6 +136,102 @@ def _one_piece(
         pending, log_kept = torch.zeros_like(pending), torch.zeros_like(log_kept)
     window = [x[:, :, x.shape[2] - span + 1 :].transpose(1, 2) for x in (key, value, rate)]
     return output, DeepMemoryState(weights, momentum, pending, log_kept, *window)
+
+
+def whole_chunks(
+    part: Piece, chunk: int, orthogonalise: bool, learned: Tensor, scan: Callable, *carried: Tensor
+) -> tuple[Tensor, ...]:
+    """(output, *state) after whole chunks, from the state at the start of one. The weights at the chunks' starts are
+    sequential and `scan`'s; all readings follow at once."""
+    state = DeepMemoryState(*carried)
+    span = state.window_rate.shape[1] + 1
+    window = [x.transpose(1, 2) for x in (state.window_key, state.window_value, state.window_rate)]
+    parts = (part.key, part.value, part.rate)
+    if span > 1:
+        parts = tuple(torch.cat((past.to(x.dtype), x), 2) for past, x in zip(window, parts, strict=True))
+    key, value, rate_BHT = parts
+    gates = [x if x is None else x.unflatten(-1, (-1, chunk)) for x in part[3:6]]
+    factors_BHnX = rate_BHT.unfold(-1, chunk + span - 1, chunk)
+    fresh = alive = again = None
+    if part.resets is not None:
+        document = part.resets.cumsum(1)
+        all_documents = F.pad(document, (span - 1, 0))
+        last = document[:, chunk - 1 :: chunk, None]
+        fresh = (last != F.pad(last, (0, 0, 1, 0))[:, :-1])[..., 0]
+        alive = (document.unflatten(1, (-1, chunk)) == last)[:, None]
+        factors_BHnX = factors_BHnX.masked_fill(
+            (all_documents.unfold(1, chunk + span - 1, chunk) != last)[:, None], 0.0
+        )
+        gates = [x if x is None else x.masked_fill(~alive, 0.0) for x in gates]
+        again = (document.unflatten(1, (-1, chunk)) != F.pad(last, (0, 0, 1, 0))[:, :-1]).transpose(0, 1)
+        rate_BHT = rate_BHT.masked_fill((all_documents != document[:, -1:])[:, None], 0.0)
+    shares = shares_of_tokens(Piece(part.query, part.key, part.value, *gates, None), alive, orthogonalise)
+    factors_BHnwX = factors_BHnX[..., None, :] * in_later_windows(shares.of_gradients, span)
+    starts_nBHPKE, weights, momentum = scan(
+        Chunks(key, value, factors_BHnwX, shares.momentum, shares.kept,
+               shares.stepped if orthogonalise else shares.earlier, fresh, chunk),
+        *(learned, state.weights, state.momentum, orthogonalise),
+    )
+    query_nBHCK = part.query.unflatten(2, (-1, chunk)).movedim(2, 0).to(starts_nBHPKE.dtype)
+    output = answer(starts_nBHPKE, query_nBHCK)
+    if again is not None:
+        anew = answer(learned.to(query_nBHCK.dtype), query_nBHCK)
+        output = torch.where(again[:, :, None, :, None], anew, output)
+    kept = [x[:, :, x.shape[2] - span + 1 :].transpose(1, 2).to(weights.dtype) for x in (key, value, rate_BHT)]
+    pending, log_kept = torch.zeros_like(state.pending), torch.zeros_like(state.log_kept)
+    return output.movedim(0, 2).flatten(2, 3), weights, momentum, pending, log_kept, *kept
+
+
+class Chunks(NamedTuple):
+    """What a scan over n whole chunks of C tokens reads; X = C + window - 1 tokens have a share in one."""
+
+    key: Tensor
+    """(B, H, X - C + n C, K); chunk i reads X of them from i C on."""
+    value: Tensor
+    factors: Tensor
+    """(B, H, n, w, X): of each token's gradient in the momentum and, without orthogonalisation, in P."""
+    momentum: Tensor | None
+    """(B, H, n): of the earlier momentum in the momentum; None is nothing."""
+    kept: Tensor
+    """(B, H, n): of W in the next W."""
+    subtracted: Tensor | None
+    """(B, H, n): of the direction, or without orthogonalisation of the earlier momentum, in what W loses; None is
+    nothing."""
+    fresh: Tensor | None
+    """(B, n) bool: a document starts in the chunk, so that it trains the learned weights."""
+    chunk: int
+
+
+def scan(
+    chunks: Chunks, learned: Tensor, weights: Tensor, momentum: Tensor, orthogonalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W at the start of every chunk (n, B, H, P, K, E), before it starts afresh, and W and S after the last."""
+    starts, size = [], chunks.factors.shape[-1]
+    for number in range(chunks.factors.shape[2]):
+        starts.append(weights)
+        if chunks.fresh is not None:
+            fresh = chunks.fresh[:, number, None, None, None, None]
+            weights, momentum = torch.where(fresh, learned, weights), momentum.masked_fill(fresh, 0.0)
+        first = number * chunks.chunk
+        gradients = weighted_gradients(
+            *(weights, chunks.key[:, :, first : first + size], chunks.value[:, :, first : first + size]),
+            chunks.factors[:, :, number],
+        )
+
+        def share(x: Tensor, number: int = number) -> Tensor:
+            return x[:, :, number, None, None, None]
+
+        earlier, momentum = momentum, gradients[0]
+        if chunks.momentum is not None:
+            momentum = momentum + share(chunks.momentum) * earlier
+        if orthogonalise:
+            lost = share(chunks.subtracted) * orthogonalised(momentum)
+        else:
+            lost = gradients[1]
+            if chunks.subtracted is not None:
+                lost = lost + share(chunks.subtracted) * earlier
+        weights = share(chunks.kept) * weights - lost
+    return torch.stack(starts), weights, momentum
 
 
 class Shares(NamedTuple):
@@ -170,7 +268,7 @@ def shares_of_tokens(piece: Piece, alive: Tensor | None, orthogonalise: bool) ->
         earlier = piece.log_momentum[..., 0].exp() * in_pending[..., 0]
         in_pending = in_pending if alive is None else in_pending.masked_fill(~alive, 0.0)
     shares = (in_momentum,) if orthogonalise else (in_momentum, in_pending)
-    return Shares(torch.stack(shares, 2), momentum, earlier, kept, stepped)
+    return Shares(torch.stack(shares, -2), momentum, earlier, kept, stepped)
 
 
 def _after(log_gate: Tensor) -> Tensor:
@@ -194,8 +292,8 @@ def _discounted(x: Tensor, log_gate: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], -1)
 
 
-def _in_later_windows(shares: Tensor, span: int) -> Tensor:
-    """(B, H, w, span - 1 + L) of (B, H, w, L): for token j, of those before the piece too, the sum of the shares of
+def in_later_windows(shares: Tensor, span: int) -> Tensor:
+    """(..., span - 1 + L) of (..., L): for token j, of those before the piece too, the sum of the shares of
     the piece's tokens whose window of `span` tokens contains it."""
     if span == 1:
         return shares
@@ -203,10 +301,10 @@ def _in_later_windows(shares: Tensor, span: int) -> Tensor:
 
 
 def answer(weights: Tensor, x: Tensor) -> Tensor:
-    """f(x; W) for x (B, H, n, K) and W (B, H, P, K, E)."""
-    if weights.shape[2] == LINEAR:
-        return x @ weights[:, :, 0]
-    gate, up, down = weights.unbind(2)
+    """f(x; W) for x (..., n, K) and W (..., P, K, E)."""
+    if weights.shape[-3] == LINEAR:
+        return x @ weights[..., 0, :, :]
+    gate, up, down = weights.unbind(-3)
     return x + (F.silu(x @ gate) * (x @ up)) @ down.transpose(-1, -2)
 
 
