@@ -1,7 +1,7 @@
 """Every operation as Triton kernels in float32; importing this imports triton."""
 
 from ..refusals import refuse_triton as refuse
-from ..torch import deep_memory  # refused: it has no kernel of its own yet
+from .deep_memory import deep_memory
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
