@@ -239,7 +239,9 @@ def scan_back_kernel(
             through_gate_t = f[None, :] * product(tl.load(to_momentum + tall), kt, HALF, PRECISION)
             through_up_t = f[None, :] * product(tl.load(to_momentum + SIZE + tall), kt, HALF, PRECISION)
             through_down_t = f[None, :] * product(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
-            through_gate, through_up, through_down = f[:, None] * through_gate, f[:, None] * through_up, f[:, None] * through_down
+            through_gate *= f[:, None]
+            through_up *= f[:, None]
+            through_down *= f[:, None]
             to_k = product(to_opening * f[:, None], tl.load(to_momentum + tall), HALF, PRECISION)
             to_k += product(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), HALF, PRECISION)
             to_h = product(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), HALF, PRECISION)

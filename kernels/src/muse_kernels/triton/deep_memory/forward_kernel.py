@@ -94,25 +94,25 @@ def scan_kernel(
                 entering = tl.load(own_factors + X + here, mask=inside, other=0.0)
                 left = tl.where(first == 0, in_weights, 1.0)
                 of_momentum = tl.where(first == 0, lost, 0.0)
-                for p in tl.static_range(3):
-                    if p == 0:
+                for which in tl.static_range(3):
+                    if which == 0:
                         gradient = product(kt, to_opening * entering[:, None], HALF, PRECISION)
-                    elif p == 1:
+                    elif which == 1:
                         gradient = product(kt, to_raised * entering[:, None], HALF, PRECISION)
                     else:
                         gradient = product(error_t * entering[None, :], hidden, HALF, PRECISION)
-                    place = p * SIZE + wide
+                    place = which * SIZE + wide
                     now = left * tl.load(own_weights + place) - of_momentum * tl.load(own_momentum + place)
                     tl.store(own_weights + place, now - gradient)
                 tl.debug_barrier()
-            for p in tl.static_range(3):
-                if p == 0:
+            for which in tl.static_range(3):
+                if which == 0:
                     gradient = product(kt, to_opening * factor[:, None], HALF, PRECISION)
-                elif p == 1:
+                elif which == 1:
                     gradient = product(kt, to_raised * factor[:, None], HALF, PRECISION)
                 else:
                     gradient = product(error_t * factor[None, :], hidden, HALF, PRECISION)
-                place = own_momentum + p * SIZE + wide
+                place = own_momentum + which * SIZE + wide
                 tl.store(place, kept * tl.load(place) + gradient)
         tl.debug_barrier()
         for p in range(3):
