@@ -53,3 +53,15 @@ class Checks(Protocol):
         """Title of a table → name → number, or text with numbers. ``setup`` holds this model as trained, text and
         recipe; ``run`` is the run's directory (Path). Called in evaluation mode without gradients."""
         ...
+
+
+class Sharded(Protocol):
+    """Optional for layers, also nested ones: a memory that starts afresh every so many tokens, on the grid of the
+    stream's positions. The exit gate on shards calls each such module as a layer."""
+
+    shard: int
+    """Tokens of a shard."""
+
+    def shard_start(self) -> list[Tensor]:
+        """The learned tensors that every shard starts from, if any: a gradient reaches each from every shard."""
+        ...

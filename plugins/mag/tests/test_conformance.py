@@ -15,12 +15,6 @@ class TestShortShards(MemoryLayerSuite):
     test_compiles = None
 
 
-class TestWithoutPersistentKeys(MemoryLayerSuite):
-    name = "qk-projection"
-    options = {"heads": 4, "shard": 5, "persistent": 0, "convolution": 0}
-    test_compiles = None
-
-
 class TestMagOfShortShards(LayerSuite):
     name = "mag"
     options = {"heads": 2, "window": 4, "persistent": 3, "memory": {"use": "qk-projection", "heads": 2, "shard": 6}}

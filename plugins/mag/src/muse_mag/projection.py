@@ -22,21 +22,11 @@ from muse_core.model.precision import lowered
 from muse_kernels import unit_length
 from muse_mag.options import QueryProjectionOptions
 from muse_mag.persistent import Moments, PersistentMemory, projection
+from muse_mag.shards import by_shard
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 FEWEST = 1e-6
 """Least n that is divided by: keys that are all zero project a query to zero."""
-
-
-def shard_starts(tokens: Tokens, batch: int, length: int, shard: int, device: torch.device) -> Tensor | None:
-    """(B, N) bool: a document or a shard starts here; None where neither does. Padding starts none."""
-    first = -tokens.offset % shard
-    starts = tokens.resets
-    if first < length:
-        grid = torch.zeros(batch, length, dtype=torch.bool, device=device)
-        grid[:, first::shard] = True
-        starts = grid if starts is None else grid | starts
-    return starts if starts is None or tokens.valid is None else starts & tokens.valid
 
 
 def since_start(amount: Tensor, starts: Tensor | None, carried: Tensor | None) -> Tensor:
@@ -54,37 +44,26 @@ def since_start(amount: Tensor, starts: Tensor | None, carried: Tensor | None) -
 
 
 class QueryProjection(nn.Module):
-    """q'_t = M_t q_t / n_t with M_t = M_p + Σ k kᵀ and n_t = n_p + Σ ‖k‖² over the keys of the shard up to t.
+    """q'_t = M_t q_t / n_t with M_t = M_p + Σ k kᵀ and n_t = n_p + Σ ‖k‖² over the keys up to t of its document.
 
-    A shard or a document resets both to the persistent ones; no gradient crosses. Keys have length 1 and no rotation,
-    so that n_t counts them. State: ``weights`` (B, H, K, K), the sum without M_p, and ``norm`` (B, H), that without
-    n_p. Source: mathematics §3.
+    Keys have length 1 and no rotation, so that n_t counts them. State: ``weights`` (B, H, K, K), the sum without M_p,
+    and ``norm`` (B, H), that without n_p. Source: mathematics §3.
     """
 
-    def __init__(self, kernel: Kernel, shard: int, norm_persistent: bool):
+    def __init__(self, kernel: Kernel, norm_persistent: bool):
         super().__init__()
-        self.kernel, self.shard, self.norm_persistent = kernel, shard, norm_persistent
+        self.kernel, self.norm_persistent = kernel, norm_persistent
 
     def forward(
         self, query: Tensor, key: Tensor, persistent: Moments | None, state: State, tokens: Tokens
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """query, key (B, N, H, K), key of length 1 → q' (B, N, H, K) in the dtype of query, and the state."""
         dtype = torch.promote_types(query.dtype, torch.float32)
-        starts = shard_starts(tokens, *key.shape[:2], self.shard, key.device)
         unforgotten = torch.zeros(key.shape[:3], dtype=dtype, device=key.device)
-        reading = by_period(
-            self.kernel,
-            [],
-            Writes(query, key, key, unforgotten, torch.ones_like(unforgotten)),
-            state,
-            tokens._replace(resets=starts),
-            rule="hebbian",
-            period=self.shard,
-        )
+        writes = Writes(query, key, key, unforgotten, torch.ones_like(unforgotten))
+        reading = by_period(self.kernel, [], writes, state, tokens, rule="hebbian", period=1)
         squares = key.to(dtype).square().sum(-1)
-        if tokens.valid is not None:
-            squares = squares.masked_fill(~tokens.valid[..., None], 0.0)
-        norm = since_start(squares, starts, None if state is None else state["norm"]).to(dtype)
+        norm = since_start(squares, tokens.resets, None if state is None else state["norm"]).to(dtype)
         new_state = {**reading.state, "norm": norm[:, -1]}
         projected = reading.output.to(dtype)
         if persistent is not None:
@@ -123,11 +102,11 @@ class ProjectedMemory(nn.Module):
     """update_t = P norm(W_tᵀ r_t), r_t = (1 − s) q_t + s K q'_t, with q' of ``QueryProjection`` and a learned share s.
 
     W_t = W_p + D_t, D_t = e^{g} (I − β k kᵀ) D_{t−1} + β k (v − W_pᵀ k)ᵀ: the delta rule from W_p = Σ k vᵀ of the
-    persistent memory, and forgetting towards it. A shard or a document starts with D = 0. K M / n is the identity where
-    keys point everywhere alike. Queries and keys have length 1. State: ``memory`` with ``weights`` (B, H, K, M) of D,
-    ``projection`` of ``QueryProjection``, and with a convolution ``convolution`` (B, span − 1, 3 D). Metrics:
-    ``energy`` (mean ‖D‖² of a head after the last token), ``rate`` and ``decay`` (means of β and Γ), ``share`` (mean
-    s).
+    persistent memory, and forgetting towards it. A shard or a document starts with D = 0, M = M_p and n = n_p. K M / n
+    is the identity where keys point everywhere alike. Queries and keys have length 1. State: ``memory`` with
+    ``weights`` (B, H, K, M) of D, ``projection`` of ``QueryProjection``, and with a convolution ``convolution``
+    (B, span − 1, 3 D). Metrics: ``energy`` (mean ‖D‖² of a head after the last token), ``rate`` and ``decay`` (means
+    of β and Γ), ``share`` (mean s).
     """
 
     def __init__(self, options: QueryProjectionOptions, context: Context):
@@ -151,7 +130,7 @@ class ProjectedMemory(nn.Module):
             )
             self.convolution = CausalConvolution(3 * width, options.convolution, generator, short)
         self.dynamics = Dynamics(width, self.heads, self.size, options.initial_decay, generator)
-        self.projection = QueryProjection(self.kernel, options.shard, options.norm_persistent)
+        self.projection = QueryProjection(self.kernel, options.norm_persistent)
         self.persistent = None
         if options.persistent:
             # Keys of about length 1, as those of tokens.
@@ -163,6 +142,11 @@ class ProjectedMemory(nn.Module):
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
+        (update, decay, rate), state = by_shard(self.within, x, state, tokens, self.shard)
+        return LayerOutput(update, state, metrics=self.measures(state["memory"]["weights"], decay, rate))
+
+    def within(self, x: Tensor, state: State, tokens: Tokens) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Update (B, N, D), Γ and β (B, N, H) of tokens in one shard, and the state."""
         state = {} if state is None else state
         (query, key, value), new_state = self.projected(lowered(x), state, tokens)
         moments = None if self.persistent is None else self.persistent.moments()
@@ -172,23 +156,23 @@ class ProjectedMemory(nn.Module):
         log_decay, rate = self.dynamics(x)
         if moments is not None:
             value = value - held(moments, key)
-        reading = by_period(
-            self.kernel,
-            [],
-            Writes(query, key, value, log_decay, rate),
-            state.get("memory"),
-            tokens._replace(resets=shard_starts(tokens, *x.shape[:2], self.shard, x.device)),
-            rule="delta",
-            period=self.shard,
-        )
+        writes = Writes(query, key, value, log_decay, rate)
+        reading = by_period(self.kernel, [], writes, state.get("memory"), tokens, rule="delta", period=1)
         new_state["memory"] = reading.state
         read = reading.output if moments is None else reading.output + held(moments, query)
         read = self.norm(read.to(torch.promote_types(read.dtype, torch.float32)))
-        return LayerOutput(
-            self.output(read.flatten(2).to(value.dtype)),
-            new_state,
-            metrics=measures(reading.state["weights"], -log_decay, rate, share, tokens.valid),
-        )
+        return (self.output(read.flatten(2).to(value.dtype)), -log_decay, rate), new_state
+
+    @torch.no_grad()
+    def measures(self, weights: Tensor, decay: Tensor, rate: Tensor) -> dict[str, Tensor]:
+        """The metrics of the class."""
+        energy = weights.square().sum((-1, -2)).mean()
+        share = self.dynamics.share.sigmoid().mean()
+        return {"energy": energy, "decay": decay.mean(), "rate": rate.mean(), "share": share}
+
+    def shard_start(self) -> list[Tensor]:
+        """The persistent keys and values."""
+        return [] if self.persistent is None else list(self.persistent.parameters())
 
     def projected(
         self, x: Tensor, state: dict[str, Any], tokens: Tokens
@@ -205,18 +189,3 @@ class ProjectedMemory(nn.Module):
 def held(moments: Moments, key: Tensor) -> Tensor:
     """W_pᵀ k (B, N, H, M) for keys (B, N, H, K), in their dtype."""
     return torch.einsum("bnhk,hkm->bnhm", key, moments.values.to(key.dtype))
-
-
-@torch.no_grad()
-def measures(
-    weights: Tensor, decay: Tensor, rate: Tensor, share: Tensor, valid: Tensor | None
-) -> dict[str, Tensor]:
-    """The metrics of ``ProjectedMemory``; means over valid tokens."""
-    count = torch.ones_like(decay[..., :1]) if valid is None else valid[..., None].to(decay.dtype)
-    count = (count / count.sum().clamp_min(1.0)).expand_as(decay) / decay.shape[-1]
-    return {
-        "energy": weights.square().sum((-1, -2)).mean(),
-        "decay": (decay * count).sum(),
-        "rate": (rate * count).sum(),
-        "share": share.mean(),
-    }
