@@ -22,7 +22,6 @@ from muse_core.model.precision import lowered
 from muse_kernels import DeepMemoryState, unit_length
 from muse_mag.atlas_options import AtlasOptions
 from muse_mag.persistent import projection
-from muse_mag.projection import shard_starts
 
 
 class Gates(NamedTuple):
@@ -138,7 +137,12 @@ class Atlas(nn.Module):
         """(B, N) bool: where this level starts afresh, at documents and, the first of two, at shards."""
         if self.options.levels == 1 or level == 1:
             return tokens.resets
-        return shard_starts(tokens, *x.shape[:2], self.options.shard, x.device)
+        count = x.shape[1]
+        if -tokens.offset % self.options.shard >= count:
+            return tokens.resets
+        at = torch.arange(tokens.offset, tokens.offset + count, device=x.device)
+        starts = (at % self.options.shard == 0).expand(x.shape[:2])
+        return starts if tokens.resets is None else starts | tokens.resets
 
     @torch.no_grad()
     def measures(self, state: dict, gates: Gates) -> dict[str, Tensor]:

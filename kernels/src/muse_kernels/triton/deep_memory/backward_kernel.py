@@ -286,7 +286,7 @@ def scan_back_kernel(
                 of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
             tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
             tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
-        tl.debug_barrier()
+            tl.debug_barrier()
         earlier_back(
             i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
             ORTHOGONALISE, FRESH,

@@ -114,7 +114,7 @@ def scan_kernel(
                     gradient = product(error_t * factor[None, :], hidden, HALF, PRECISION)
                 place = own_momentum + which * SIZE + wide
                 tl.store(place, kept * tl.load(place) + gradient)
-        tl.debug_barrier()
+            tl.debug_barrier()
         for p in range(3):
             place = p * SIZE + wide
             s = tl.load(own_momentum + place)
