@@ -26,28 +26,35 @@ from .tiles import (
 
 
 @triton.jit
-def step_back(x, upstream, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """The adjoint of x (K, E), rounded, of one Newton-Schulz step, from that of its result."""
-    square, factor = polynomial(x, HALF, PRECISION)
+def step_back(x, square, factor, upstream, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """The adjoint of x (K, E), rounded, of one Newton-Schulz step, from that of its result; see `polynomial`."""
     half = upstream.to(HALF)
-    both = product(half, tl.trans(x), HALF, PRECISION) + product(x, tl.trans(half), HALF, PRECISION)
-    through = product(both, square, HALF, PRECISION) + product(square, both, HALF, PRECISION)
-    through = both * SECOND + through * THIRD
+    both = product(half, tl.trans(x), HALF, PRECISION)
+    both += tl.trans(both)
+    through = product(both, square, HALF, PRECISION)
+    through = both * SECOND + (through + tl.trans(through)) * THIRD
     return upstream * FIRST + product(factor, half, HALF, PRECISION) + product(through, x, HALF, PRECISION)
 
 
 @triton.jit
-def newton_schulz_back(s, upstream, steps, wide, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """(NS5(s), the adjoint of s per unit of `upstream`'s), with the steps' inputs kept in `steps`."""
+def newton_schulz_back(
+    s, upstream, steps, wide, squares, K: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`."""
+    EACH: tl.constexpr = SIZE + 2 * K * K
     scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
     x = s * scale
     for step in range(STEPS):
-        tl.store(steps + step * SIZE + wide, x.to(HALF))
-        _, factor = polynomial(x.to(HALF), HALF, PRECISION)
+        square, factor = polynomial(x.to(HALF), HALF, PRECISION)
+        tl.store(steps + step * EACH + wide, x.to(HALF))
+        tl.store(steps + step * EACH + SIZE + squares, square.to(HALF))
+        tl.store(steps + step * EACH + SIZE + K * K + squares, factor.to(HALF))
         x = x * FIRST + product(factor, x, HALF, PRECISION)
     tl.debug_barrier()
     for step in range(STEPS):
-        upstream = step_back(tl.load(steps + (STEPS - 1 - step) * SIZE + wide), upstream, HALF, PRECISION)
+        kept = steps + (STEPS - 1 - step) * EACH
+        square, factor = tl.load(kept + SIZE + squares), tl.load(kept + SIZE + K * K + squares)
+        upstream = step_back(tl.load(kept + wide), square, factor, upstream, HALF, PRECISION)
     tl.debug_barrier()
     return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
 
@@ -64,12 +71,13 @@ def matrices_back(
     starts,
     momenta,
     first_momentum,
-    to_starts,
     after,
     before,
     to_momentum,
     steps,
     wide,
+    squares,
+    K: tl.constexpr,
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
     HALF: tl.constexpr,
@@ -87,7 +95,9 @@ def matrices_back(
         adjoint = tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-            x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, SIZE, HALF, PRECISION)
+            x, direction = newton_schulz_back(
+                s, -lost * upstream, steps, wide, squares, K, SIZE, HALF, PRECISION
+            )
             to_lost -= tl.sum(tl.load(after + place) * x)
             adjoint += direction
         if i == 0:
@@ -189,7 +199,8 @@ def scan_back_kernel(
     to_momentum += row * 3 * SIZE
     to_learned += row * 3 * SIZE
     first_momentum += row * 3 * SIZE
-    steps += row * STEPS * SIZE
+    steps += row * STEPS * (SIZE + 2 * K * K)
+    squares = ks[:, None] * K + ks[None, :]
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
     to_key += row * (X - C + chunks * C) * K
@@ -205,7 +216,7 @@ def scan_back_kernel(
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
             i, anew, row, rows, slot, own_shares, to_shares + (row * chunks + i) * 3, starts, momenta, first_momentum,
-            to_starts, after, before, to_momentum, steps, wide, SIZE, ORTHOGONALISE, HALF, PRECISION,
+            after, before, to_momentum, steps, wide, squares, K, SIZE, ORTHOGONALISE, HALF, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
         own_factors = factors + (row * chunks + i) * WAYS * X

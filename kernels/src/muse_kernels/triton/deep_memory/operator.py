@@ -90,7 +90,8 @@ class _Scan(torch.autograd.Function):
             summed(batch, heads, *key.shape[2:], dtype=dtype, device=key.device) for _ in range(2)
         )
         to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
-        steps = key.new_empty(rows, 5, *learned.shape[2:])
+        key_width, hidden = learned.shape[2:]
+        steps = key.new_empty(rows, 5, key_width * (hidden + 2 * key_width))
         if rows and number:
             with torch.cuda.device_of(key):
                 scan_back_kernel[(rows,)](
