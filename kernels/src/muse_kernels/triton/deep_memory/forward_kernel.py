@@ -22,6 +22,7 @@ def scan_kernel(
     momentum,
     starts,
     momenta,
+    current,
     heads,
     chunks,
     key_b,
@@ -40,8 +41,8 @@ def scan_kernel(
     KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`starts` holds n slots of all rows and, behind them, the rounded learned weights of H heads; `shares` (B, H, n,
-    3) are of S in S, of W in W, and of the direction or of S in what W loses."""
+    """`shares` (B, H, n, 3) are of S in S, of W in W, and of the direction or of S in what W loses; `current` (B, H,
+    3, K, E) holds, where documents start inside, the rounded weights that the chunk trains."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
     row = tl.program_id(0).to(tl.int64)
@@ -58,14 +59,18 @@ def scan_kernel(
         anew = i < 0
         if FRESH:
             anew = tl.load(fresh + b * chunks + i) != 0
-        slot = tl.where(anew, chunks * rows + h, i * rows + row) * 3 * SIZE
+        slot = starts + (i * rows + row) * 3 * SIZE
         for p in range(3):
             now = tl.load(own_weights + p * SIZE + wide)
-            tl.store(starts + (i * rows + row) * 3 * SIZE + p * SIZE + wide, now.to(HALF))
+            tl.store(slot + p * SIZE + wide, now.to(HALF))
             if FRESH:
                 if anew:
-                    tl.store(own_weights + p * SIZE + wide, tl.load(learned + (h * 3 + p) * SIZE + wide))
+                    now = tl.load(learned + (h * 3 + p) * SIZE + wide)
+                    tl.store(own_weights + p * SIZE + wide, now)
                     tl.store(own_momentum + p * SIZE + wide, tl.zeros((K, E), tl.float32))
+                tl.store(current + (row * 3 + p) * SIZE + wide, now.to(HALF))
+        if FRESH:
+            slot = current + row * 3 * SIZE
         tl.debug_barrier()
         own_shares = shares + (row * chunks + i) * 3
         in_momentum, in_weights, lost = tl.load(own_shares), tl.load(own_shares + 1), tl.load(own_shares + 2)
@@ -79,12 +84,12 @@ def scan_kernel(
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
             vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = starts + slot + wide, starts + slot + SIZE + wide, starts + slot + 2 * SIZE + wide
+            gate, up, down = slot + wide, slot + SIZE + wide, slot + 2 * SIZE + wide
             opening, raised = product(k, tl.load(gate), HALF, PRECISION), product(k, tl.load(up), HALF, PRECISION)
             hidden, silu, slope = activations(opening, raised)
-            gate_t, up_t = tl.load(starts + slot + tall), tl.load(starts + slot + SIZE + tall)
+            gate_t, up_t = tl.load(slot + tall), tl.load(slot + SIZE + tall)
             hidden_t, _, _ = activations(product(gate_t, kt, HALF, PRECISION), product(up_t, kt, HALF, PRECISION))
-            down_t = tl.load(starts + slot + 2 * SIZE + tall)
+            down_t = tl.load(slot + 2 * SIZE + tall)
             error = k.to(tl.float32) + product(hidden, down_t, HALF, PRECISION) - v.to(tl.float32)
             error_t = kt.to(tl.float32) + product(tl.load(down), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
             to_hidden = product(error, tl.load(down), HALF, PRECISION)
@@ -121,6 +126,8 @@ def scan_kernel(
             if KEEP:
                 tl.store(momenta + (i * rows + row) * 3 * SIZE + place, s.to(HALF))
             if ORTHOGONALISE:
-                x = newton_schulz(s * tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE), HALF, PRECISION)
+                scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
+                st = tl.load(own_momentum + p * SIZE + tall)
+                x = newton_schulz(s * scale, st * scale, HALF, PRECISION)
                 tl.store(own_weights + place, in_weights * tl.load(own_weights + place) - lost * x)
         tl.debug_barrier()
