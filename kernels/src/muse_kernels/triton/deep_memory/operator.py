@@ -27,7 +27,8 @@ FORWARD, BACKWARD = Launch(32, 8), Launch(32, 8)
 @checked
 def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor, DeepMemoryState]:
     """As `muse_kernels.deep_memory`, of gated memories in float32 or bfloat16. In bfloat16 the weights at the chunks'
-    starts, from which is read and differentiated, are rounded; W and S themselves are float32. First derivatives only."""
+    starts, from which is read and differentiated, are rounded; W and S themselves are float32. First derivatives
+    only."""
     if layout.state_dtype == torch.float64:
         raise ValueError("deep_memory: the triton kernels compute in float32; use backend torch for float64")
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
