@@ -113,6 +113,8 @@ def refused(tmp_path, mag, *, length=256, more=""):
      "the memory 'fast-weights' reaches 20 tokens back, not beyond the window of 64"),
     ('window = 64\nmemory = { use = "sliding-window", window = 32 }',
      "the memory 'sliding-window' reaches 32 tokens back, not beyond the window of 64"),
+    ('window = 64\nmemory = { use = "qk-projection", output = "signal" }', "answers by its signal alone"),
+    ('window = 64\nmemory = "earlier-memory"', "reads the signal 'memory'"),
     ('window = 64\nmemory = "feed-forward"', "memory = 'feed-forward' is no memory layer"),
     ('window = 64\nmemory = { use = "fast-weights", period = 96, filters = ["snr"] }',
      "the memory's period is 96, which kernels.chunk = 64 does not divide"),
@@ -136,3 +138,34 @@ def test_a_sound_recipe_is_read(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(RECIPE.format(mag='window = 64\nmemory = { use = "gla" }', length=256))
     assert read_recipe(file).recipe.model.options.block[0].layer.options.memory.name == "gla"
+
+
+SHARED = """
+[[model.block]]
+use = "qk-projection"
+heads = 2
+output = "signal"
+at = "0"
+"""
+
+
+def test_a_memory_that_nothing_reads_is_refused_with_its_line(tmp_path):
+    text = refused(tmp_path, "window = 64", more=SHARED)
+    assert "qk-projection adds nothing to the stream, and no later layer reads what it publishes (memory)" in text
+    assert "recipe.toml:16: model.block[1]" in text
+
+
+def test_several_blocks_share_one_memory(tmp_path):
+    """It is at the first depth alone, and the blocks of both depths answer by it."""
+    from muse_core.building import build_model
+
+    file = tmp_path / "recipe.toml"
+    head, mag = RECIPE.format(mag='window = 64\nmemory = "earlier-memory"', length=256).split("[[model.block]]")
+    file.write_text(head.replace("depth = 1", "depth = 2") + SHARED + "\n[[model.block]]" + mag)
+    checked = read_recipe(file)
+    model, _ = build_model(checked.recipe, checked.registry, vocabulary_size=17)
+    model(torch.arange(12)[None]).hidden.square().sum().backward()
+    shared = model.get_submodule("blocks.0.qk-projection").value.weight.grad
+    assert shared.any() and not hasattr(model.blocks[1], "qk-projection")
+    gate = model.get_submodule("blocks.1.mag.gate").bias.grad
+    assert gate.any()

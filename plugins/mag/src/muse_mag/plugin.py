@@ -6,7 +6,13 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_mag.options import MagOptions, PersistentMemoryOptions, QueryProjectionOptions, SlidingWindowOptions
+from muse_mag.options import (
+    EarlierMemoryOptions,
+    MagOptions,
+    PersistentMemoryOptions,
+    QueryProjectionOptions,
+    SlidingWindowOptions,
+)
 
 
 @hookimpl
@@ -22,4 +28,7 @@ def muse_layers() -> Iterable[Component]:
 def muse_memory_layers() -> Iterable[Component]:
     yield Component(
         "qk-projection", options=QueryProjectionOptions, implementation="muse_mag.projection:ProjectedMemory"
+    )
+    yield Component(
+        "earlier-memory", options=EarlierMemoryOptions, implementation="muse_mag.projection:EarlierMemory"
     )
