@@ -21,7 +21,9 @@ def bench() -> None:
 @bench.command()
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the roofline picture here.")
-@click.option("--only", type=click.Choice(["resolvent", "fast_weights", "cpu"]), help="One part of the table.")
+@click.option(
+    "--only", type=click.Choice(["resolvent", "fast_weights", "deep_memory", "cpu"]), help="One part of the table."
+)
 def kernels(json_file: Path | None, plot: Path | None, only: str | None) -> None:
     """Times of the kernels beside the copy bandwidth of the same run, and beside peers where they are installed.
 

@@ -32,6 +32,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("layer", "mag"),
         ("layer", "persistent-memory"),
         ("layer", "sliding-window"),
+        ("memory layer", "atlas"),
         ("memory layer", "earlier-memory"),
         ("memory layer", "qk-projection"),
     ),

@@ -17,6 +17,16 @@ WIDEST = {
 _NOT_BUILT = "context parallelism (group) is not built yet"
 
 
+def deep_memory_sizes(sizes) -> str | None:
+    """Why Triton's deep memory does not serve these sizes, or None."""
+    if sizes.get("matrices", 3) != 3:
+        return "its deep_memory is of gated memories"
+    for name in ("key", "hidden"):
+        if name in sizes and sizes[name] not in (16, 32, 64, 128):
+            return f"its deep_memory holds {name} 16, 32, 64 or 128 wide, not {sizes[name]}"
+    return None
+
+
 def refuse_reference(request) -> str | None:
     """The float64 reference serves everything but a process group."""
     return _NOT_BUILT if "group" in request.needs else None
@@ -33,6 +43,8 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
+    if request.operation == "deep_memory" and (reason := deep_memory_sizes(request.sizes)):
+        return reason
     for name, most in WIDEST.get(request.operation, {}).items():
         if request.sizes.get(name, 0) > most:
             return f"its {request.operation} holds {name} up to {most} wide, not {request.sizes[name]}"

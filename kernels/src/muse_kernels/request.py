@@ -7,6 +7,7 @@ OPERATIONS = (
     "resolvent_diagonal",
     "causal_resolvent_diagonal",
     "causal_resolvent_apply",
+    "deep_memory",
     "fast_weights",
     "gated_norm",
     "short_convolution",

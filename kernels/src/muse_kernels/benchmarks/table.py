@@ -10,7 +10,7 @@ from . import cpu
 from .timing import copy_bandwidth
 from .versions import versions
 
-PARTS = ("resolvent", "fast_weights", "cpu")
+PARTS = ("resolvent", "fast_weights", "deep_memory", "cpu")
 
 
 def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
@@ -28,10 +28,12 @@ def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
     figures = {"versions": versions(), "copy_bandwidth": copy_bandwidth()}
     print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
     print(f"device copy: {figures['copy_bandwidth'] / 1e12:.2f} TB/s")
-    if only != "fast_weights":
+    if only in (None, "resolvent"):
         figures["resolvent"] = print_resolvent(figures["copy_bandwidth"])
-    if only != "resolvent":
+    if only in (None, "fast_weights"):
         figures["fast_weights"] = print_fast_weights(figures["copy_bandwidth"])
+    if only in (None, "deep_memory"):
+        figures["deep_memory"] = print_deep_memory()
     _write(json_file, figures)
     if plot:
         from .roofline import draw_roofline
@@ -74,5 +76,19 @@ def print_fast_weights(bandwidth: float) -> list[dict]:
         )
         name = f"{row.operation} {row.implementation}"
         print(f"{name:55} forward {forward} us  backward {backward} us  {row.note}", flush=True)
+        rows.append(row._asdict())
+    return rows
+
+
+def print_deep_memory() -> list[dict]:
+    """The training steps of deep-memory layers beside their peer's."""
+    from . import deep_memory
+
+    rows = []
+    for row in deep_memory.measure():
+        found = "         -" if row.milliseconds is None else (
+            f"{row.milliseconds:9.1f} ms {row.tokens_per_second / 1e3:9.1f} k tokens/s {row.peak_gigabytes:7.2f} GB"
+        )
+        print(f"chunk {row.chunk:3} {row.implementation:50} {found} {row.note}", flush=True)
         rows.append(row._asdict())
     return rows

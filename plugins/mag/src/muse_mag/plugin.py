@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
+from muse_mag.atlas_options import AtlasOptions
 from muse_mag.options import (
     EarlierMemoryOptions,
     MagOptions,
@@ -32,3 +33,4 @@ def muse_memory_layers() -> Iterable[Component]:
     yield Component(
         "earlier-memory", options=EarlierMemoryOptions, implementation="muse_mag.projection:EarlierMemory"
     )
+    yield Component("atlas", options=AtlasOptions, implementation="muse_mag.atlas:Atlas")

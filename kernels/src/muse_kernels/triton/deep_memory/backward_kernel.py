@@ -1,0 +1,305 @@
+"""The chunks backwards, from the adjoints of W and S after the last: a program a row and head.
+
+Of a chunk that starts from W and S, with G(W) its gradient, S' = m S + G, W' = a W - b NS5(S'), and bars for adjoints,
+    S'_bar += -b NS5'(S')^T W'_bar,   m_bar = <S, S'_bar>,   a_bar = <W, W'_bar>,   b_bar = -<NS5(S'), W'_bar>,
+    W_bar = a W'_bar + (dG/dW)^T S'_bar,   S_bar = m S'_bar;
+without Newton-Schulz W' = a W - b S - P(W), P of other factors, and P_bar = -W'_bar. What a token of factor f adds to
+<G, S'_bar>, with X = k A_bar, Y = k B_bar, Z = h C_bar^T of the three matrices' adjoints, is
+    f (dh * r * s' . X + dh * s . Y + e . Z),   a = k A, r = k B, s = SiLU(a), h = s * r, e = k + h C^T - v, dh = e C,
+which the second half of the loop differentiates by hand. Source: mathematics §3.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    FIRST,
+    SECOND,
+    SMALLEST_SQUARE,
+    STEPS,
+    THIRD,
+    activations,
+    polynomial,
+    product,
+    second_derivative,
+)
+
+
+@triton.jit
+def step_back(x, square, factor, upstream, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """The adjoint of x (K, E), rounded, of one Newton-Schulz step, from that of its result; see `polynomial`."""
+    half = upstream.to(HALF)
+    both = product(half, tl.trans(x), HALF, PRECISION)
+    both += tl.trans(both)
+    through = product(both, square, HALF, PRECISION)
+    through = both * SECOND + (through + tl.trans(through)) * THIRD
+    return upstream * FIRST + product(factor, half, HALF, PRECISION) + product(through, x, HALF, PRECISION)
+
+
+@triton.jit
+def newton_schulz_back(
+    s, upstream, steps, wide, squares, K: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`."""
+    EACH: tl.constexpr = SIZE + 2 * K * K
+    scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
+    x = s * scale
+    for step in range(STEPS):
+        square, factor = polynomial(x.to(HALF), HALF, PRECISION)
+        tl.store(steps + step * EACH + wide, x.to(HALF))
+        tl.store(steps + step * EACH + SIZE + squares, square.to(HALF))
+        tl.store(steps + step * EACH + SIZE + K * K + squares, factor.to(HALF))
+        x = x * FIRST + product(factor, x, HALF, PRECISION)
+    tl.debug_barrier()
+    for step in range(STEPS):
+        kept = steps + (STEPS - 1 - step) * EACH
+        square, factor = tl.load(kept + SIZE + squares), tl.load(kept + SIZE + K * K + squares)
+        upstream = step_back(tl.load(kept + wide), square, factor, upstream, HALF, PRECISION)
+    tl.debug_barrier()
+    return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
+
+
+@triton.jit
+def matrices_back(
+    i,
+    anew,
+    row,
+    rows,
+    slot,
+    own_shares,
+    own_to_shares,
+    starts,
+    momenta,
+    first_momentum,
+    after,
+    before,
+    to_momentum,
+    steps,
+    wide,
+    squares,
+    K: tl.constexpr,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """S'_bar complete in `to_momentum`, a W'_bar in `before`, and the adjoints of the shares."""
+    in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
+    to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
+    for p in range(3):
+        place = p * SIZE + wide
+        upstream = tl.load(after + place)
+        w = tl.load(starts + slot + place).to(tl.float32)
+        to_in_weights += tl.sum(upstream * w)
+        tl.store(before + place, in_weights * upstream)
+        adjoint = tl.load(to_momentum + place)
+        if ORTHOGONALISE:
+            s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            x, direction = newton_schulz_back(
+                s, -lost * upstream, steps, wide, squares, K, SIZE, HALF, PRECISION
+            )
+            to_lost -= tl.sum(tl.load(after + place) * x)
+            adjoint += direction
+        if i == 0:
+            s = tl.load(first_momentum + place)
+        else:
+            s = tl.load(momenta + ((i - 1) * rows + row) * 3 * SIZE + place).to(tl.float32)
+        s = tl.where(anew, 0.0, s)
+        if not ORTHOGONALISE:
+            to_lost -= tl.sum(upstream * s)
+        to_in_momentum += tl.sum(adjoint * s)
+        tl.store(to_momentum + place, adjoint)
+    tl.store(own_to_shares, to_in_momentum)
+    tl.store(own_to_shares + 1, to_in_weights)
+    tl.store(own_to_shares + 2, to_lost)
+
+
+@triton.jit
+def earlier_back(
+    i,
+    anew,
+    row,
+    rows,
+    own_shares,
+    to_starts,
+    to_learned,
+    after,
+    before,
+    to_momentum,
+    wide,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """The adjoints of W and S before the chunk; of a fresh one those of the learned weights, and nothing of S."""
+    in_momentum, lost = tl.load(own_shares), tl.load(own_shares + 2)
+    for p in range(3):
+        place = p * SIZE + wide
+        adjoint = in_momentum * tl.load(to_momentum + place)
+        if not ORTHOGONALISE:
+            adjoint -= lost * tl.load(after + place)
+        read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+        whole = tl.load(before + place)
+        if FRESH:
+            adjoint = tl.where(anew, 0.0, adjoint)
+            found = tl.load(to_learned + place)
+            tl.store(to_learned + place, tl.where(anew, found + whole, found))
+            whole = tl.where(anew, 0.0, whole)
+        tl.store(to_momentum + place, adjoint)
+        tl.store(before + place, whole + read)
+
+
+@triton.jit
+def scan_back_kernel(
+    key,
+    value,
+    factors,
+    shares,
+    fresh,
+    starts,
+    momenta,
+    first_momentum,
+    to_starts,
+    to_weights,
+    to_momentum,
+    to_learned,
+    steps,
+    to_key,
+    to_value,
+    to_factors,
+    to_shares,
+    heads,
+    chunks,
+    key_b,
+    key_h,
+    key_t,
+    value_b,
+    value_h,
+    value_t,
+    C: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    E: tl.constexpr,
+    T: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
+    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
+    HALF: tl.constexpr = starts.dtype.element_ty
+    SIZE: tl.constexpr = K * E
+    WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
+    row = tl.program_id(0).to(tl.int64)
+    rows = tl.num_programs(0).to(tl.int64)
+    b, h = row // heads, row % heads
+    ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
+    wide = ks[:, None] * E + es[None, :]
+    tall = es[:, None] + ks[None, :] * E
+    to_momentum += row * 3 * SIZE
+    to_learned += row * 3 * SIZE
+    first_momentum += row * 3 * SIZE
+    steps += row * STEPS * (SIZE + 2 * K * K)
+    squares = ks[:, None] * K + ks[None, :]
+    key += b * key_b + h * key_h
+    value += b * value_b + h * value_h
+    to_key += row * (X - C + chunks * C) * K
+    to_value += row * (X - C + chunks * C) * K
+    for turn in range(chunks):
+        i = chunks - 1 - turn
+        after = to_weights + ((turn % 2) * rows + row) * 3 * SIZE
+        before = to_weights + (((turn + 1) % 2) * rows + row) * 3 * SIZE
+        anew = i < 0
+        if FRESH:
+            anew = tl.load(fresh + b * chunks + i) != 0
+        slot = tl.where(anew, chunks * rows + h, i * rows + row) * 3 * SIZE
+        own_shares = shares + (row * chunks + i) * 3
+        matrices_back(
+            i, anew, row, rows, slot, own_shares, to_shares + (row * chunks + i) * 3, starts, momenta, first_momentum,
+            after, before, to_momentum, steps, wide, squares, K, SIZE, ORTHOGONALISE, HALF, PRECISION,
+        )  # fmt: skip
+        tl.debug_barrier()
+        own_factors = factors + (row * chunks + i) * WAYS * X
+        to_own_factors = to_factors + (row * chunks + i) * WAYS * X
+        for first in range(0, X, T):
+            here = first + ts
+            inside = here < X
+            at = i * C + here
+            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
+            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
+            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
+            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
+            f = tl.load(own_factors + here, mask=inside, other=0.0)
+            gate, up, down = starts + slot, starts + slot + SIZE, starts + slot + 2 * SIZE
+            # Forward again, in both orders.
+            opening = product(k, tl.load(gate + wide), HALF, PRECISION)
+            raised = product(k, tl.load(up + wide), HALF, PRECISION)
+            hidden, silu, slope = activations(opening, raised)
+            raised_t = product(tl.load(up + tall), kt, HALF, PRECISION)
+            hidden_t, silu_t, slope_t = activations(product(tl.load(gate + tall), kt, HALF, PRECISION), raised_t)
+            error = k.to(tl.float32) + product(hidden, tl.load(down + tall), HALF, PRECISION) - v.to(tl.float32)
+            error_t = kt.to(tl.float32) + product(tl.load(down + wide), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
+            to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
+            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
+            # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
+            through_gate = product(k, tl.load(to_momentum + wide), HALF, PRECISION)
+            through_up = product(k, tl.load(to_momentum + SIZE + wide), HALF, PRECISION)
+            through_down = product(hidden, tl.load(to_momentum + 2 * SIZE + tall), HALF, PRECISION)
+            to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
+            tl.store(to_own_factors + here, to_f, mask=inside)
+            through_gate_t = f[None, :] * product(tl.load(to_momentum + tall), kt, HALF, PRECISION)
+            through_up_t = f[None, :] * product(tl.load(to_momentum + SIZE + tall), kt, HALF, PRECISION)
+            through_down_t = f[None, :] * product(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
+            through_gate *= f[:, None]
+            through_up *= f[:, None]
+            through_down *= f[:, None]
+            to_k = product(to_opening * f[:, None], tl.load(to_momentum + tall), HALF, PRECISION)
+            to_k += product(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), HALF, PRECISION)
+            to_h = product(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), HALF, PRECISION)
+            if not ORTHOGONALISE:
+                g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
+                more_gate = product(k, tl.load(after + wide), HALF, PRECISION)
+                more_up = product(k, tl.load(after + SIZE + wide), HALF, PRECISION)
+                more_down = product(hidden, tl.load(after + 2 * SIZE + tall), HALF, PRECISION)
+                to_g = tl.sum(to_opening * more_gate + to_raised * more_up, 1) + tl.sum(error * more_down, 1)
+                tl.store(to_own_factors + X + here, -to_g, mask=inside)
+                through_gate += g[:, None] * more_gate
+                through_up += g[:, None] * more_up
+                through_down += g[:, None] * more_down
+                through_gate_t += g[None, :] * product(tl.load(after + tall), kt, HALF, PRECISION)
+                through_up_t += g[None, :] * product(tl.load(after + SIZE + tall), kt, HALF, PRECISION)
+                through_down_t += g[None, :] * product(tl.load(after + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
+                to_k += product(to_opening * g[:, None], tl.load(after + tall), HALF, PRECISION)
+                to_k += product(to_raised * g[:, None], tl.load(after + SIZE + tall), HALF, PRECISION)
+                to_h += product(error * g[:, None], tl.load(after + 2 * SIZE + wide), HALF, PRECISION)
+            # Backwards: dh, then e, then h, then the pre-activations.
+            of_hidden = through_gate * raised * slope + through_up * silu
+            of_hidden_t = through_gate_t * raised_t * slope_t + through_up_t * silu_t
+            of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
+            of_error_t = through_down_t + product(tl.load(down + wide), of_hidden_t, HALF, PRECISION)
+            to_h += product(of_error, tl.load(down + wide), HALF, PRECISION)
+            of_raised = through_gate * to_hidden * slope + to_h * silu
+            of_opening = through_gate * to_hidden * raised * second_derivative(opening)
+            of_opening += through_up * to_hidden * slope + to_h * raised * slope
+            to_k += of_error + product(of_opening, tl.load(gate + tall), HALF, PRECISION)
+            to_k += product(of_raised, tl.load(up + tall), HALF, PRECISION)
+            # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
+            place = before + wide
+            tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
+            place = before + SIZE + wide
+            tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
+            place = before + 2 * SIZE + wide
+            more = product(error_t, of_hidden, HALF, PRECISION) + product(of_error_t, hidden, HALF, PRECISION)
+            tl.store(place, tl.load(place) + more)
+            place = at[:, None] * K + ks[None, :]
+            if X > C:
+                to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
+                of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
+            tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
+            tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+            tl.debug_barrier()
+        earlier_back(
+            i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
+            ORTHOGONALISE, FRESH,
+        )  # fmt: skip
+        tl.debug_barrier()

@@ -1,0 +1,62 @@
+"""The deep memory on a GPU against the torch form in float64 on the same rounded inputs."""
+
+import pytest
+import torch
+
+from muse_kernels import deep_memory
+from muse_kernels.testing.deep_memory import LEAVES, draw
+from muse_kernels.torch import deep_memory as chunkwise
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+HALVED = ("query", "key", "value")
+
+
+def results(problem, backend, **options) -> dict:
+    """Output, final state and gradients under cotangents that bfloat16 holds exactly."""
+    output, final = problem.run(backend, **options)
+    returned = {"output": output, "weights": final.weights, "momentum": final.momentum}
+    random = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=random).bfloat16().cuda() for x in returned.values()]
+    named = {name: getattr(problem, name) for name in LEAVES}
+    leaves = {name: x for name, x in named.items() if x is not None}
+    found = torch.autograd.grad(
+        list(returned.values()), list(leaves.values()), [w.to(x.dtype) for w, x in zip(weights, returned.values())]
+    )
+    return returned | {f"gradient of {name}": x for name, x in zip(leaves, found)}
+
+
+CASES = {
+    "orthogonalised": {"tokens": 131, "chunk": 16},
+    "gradient rule": {"tokens": 131, "chunk": 16, "orthogonalise": False},
+    "windows and documents": {"tokens": 333, "chunk": 64, "window": 5, "resets": True},
+    "windows and documents by the gradient": {
+        **{"tokens": 200, "chunk": 32, "window": 3, "resets": True, "orthogonalise": False, "kind": "without momentum"},
+        **{"key_width": 32, "hidden": 64},
+    },
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.bfloat16, 6e-2)], ids=str)
+def test_near_float64(options, dtype, tolerance):
+    """||result - exact|| <= tolerance ||exact||, for the output, the final state and every gradient."""
+    sizes = {"heads": 3, "key_width": 32, "hidden": 64, "rate": 0.5 / options["chunk"], "dtype": torch.float32}
+    sizes |= {"key_width": 64, "hidden": 128} if dtype == torch.bfloat16 else {}
+    given = {name: x for name, x in options.items() if name != "tokens"}
+    problem = draw(options["tokens"], **{**sizes, **given}).to(torch.float32, "cuda")
+    if dtype == torch.bfloat16:
+        for name in HALVED:
+            setattr(problem, name, getattr(problem, name).detach().bfloat16().requires_grad_())
+    exact = results(problem.to(torch.float64), chunkwise)
+    for name, got in results(problem, deep_memory).items():
+        error = ((got - exact[name]).norm() / exact[name].norm()).item()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("recompute", [1, 4])
+def test_recomputed_states_are_the_same(recompute):
+    problem = draw(320, heads=3, key_width=32, hidden=64, chunk=16, offset=0, rate=0.03).to(torch.float32, "cuda")
+    whole, pieced = results(problem, deep_memory), results(problem, deep_memory, recompute=recompute)
+    for name, x in whole.items():
+        assert (x - pieced[name]).norm() <= 1e-5 * x.norm(), name
