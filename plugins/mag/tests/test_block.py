@@ -169,3 +169,20 @@ def test_several_blocks_share_one_memory(tmp_path):
     assert shared.any() and not hasattr(model.blocks[1], "qk-projection")
     gate = model.get_submodule("blocks.1.mag.gate").bias.grad
     assert gate.any()
+
+
+@pytest.mark.parametrize("memory", [
+    {"use": "atlas", "heads": 2, "key_size": 4, "chunk": 4, "initial_decay": [0.01, 0.1]},
+    {"use": "gated-deltanet", "heads": 2, "key_size": 4},
+], ids=lambda memory: memory["use"])  # fmt: skip
+@torch.no_grad()
+def test_pieces_are_the_whole_with_other_memories(memory):
+    torch.manual_seed(0)
+    layer, x = build(memory=memory), torch.randn(2, 13, WIDTH).double()
+    whole = layer(x, None, {}, make_tokens(2, 13)).update
+    state, parts = None, []
+    for start, stop in ((0, 5), (5, 6), (6, 13)):
+        step = layer(x[:, start:stop], state, {}, Tokens(torch.arange(start, stop).expand(2, -1), offset=start % 4))
+        state = step.state
+        parts.append(step.update)
+    assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=1e-10)
