@@ -130,6 +130,10 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
             exits.append(ExitSite(block=block, use=use, signals=signals))
     if options.exit is not None:
         problems += _exit_problems(options, options.exit)
+    for number, (_, name, placed) in enumerate(order):
+        offered = offers[id(placed)]
+        if offered and getattr(placed.layer.options, "adds_nothing", False) and not reads.get(number):
+            problems.append((placed.layer.path, _unread(name, sorted(offered))))
     blocks: list[list[Site]] = [[] for _ in range(options.depth)]
     for number, (block, name, placed) in enumerate(order):
         blocks[block].append(
@@ -181,6 +185,14 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
             taken.add(name)
             order.append((block, name, placed))
     return order
+
+
+def _unread(name: str, offered: list[str]) -> str:
+    """Why a layer that only publishes is of no use."""
+    return (
+        f"{name} adds nothing to the stream, and no later layer reads what it publishes ({', '.join(offered)}) - place "
+        "a layer after it that does, or leave it out"
+    )
 
 
 def _exit_problems(options: StackOptions, exit: Exit) -> list[tuple[str, str]]:

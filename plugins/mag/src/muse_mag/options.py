@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen, validators
 
-from muse_core.component import UseLayer, grids, horizon
+from muse_core.component import Requirement, UseLayer, grids, horizon
 
 HEADS = [validators.ge(1), validators.le(1024)]
 
@@ -99,6 +99,19 @@ class QueryProjectionOptions:
         if not 0.0 < slow <= fast <= 10.0:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
 
+    output: Literal["stream", "signal"] = "stream"
+    """stream: add what is read to the residual stream. signal: only publish it, for a later `mag` whose memory is
+    `earlier-memory`."""
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether all that it returns is the signal."""
+        return self.output == "signal"
+
+    def provides(self, width: int) -> dict[str, tuple[int, ...]]:
+        """``memory``: what is read, normalised and mixed, of the stream's width."""
+        return {"memory": (width,)}
+
     def grid(self) -> tuple[int, ...]:
         """Shards begin at multiples of their length."""
         return (self.shard,)
@@ -115,6 +128,17 @@ class QueryProjectionOptions:
                 f"shard is {self.shard}, no multiple of kernels.chunk = {chunk}, so that shards would end inside what "
                 f"kernels compute together - use a multiple or another kernels.chunk"
             )
+
+
+@frozen(kw_only=True)
+class EarlierMemoryOptions:
+    """What a memory at an earlier depth or place has read, its signal ``memory``, so that several blocks share one."""
+
+    ignores_stream: ClassVar[bool] = True
+
+    def requires(self) -> tuple[Requirement, ...]:
+        """``memory``: a memory's answer, of the stream's width."""
+        return (Requirement("memory"),)
 
 
 @frozen(kw_only=True)
@@ -141,6 +165,11 @@ class MagOptions(WindowOptions):
             yield (
                 f"memory = {memory.name!r} is no memory layer: it holds nothing from beyond the window to answer with "
                 f"- name a memory layer, such as qk-projection or fast-weights"
+            )
+        elif getattr(memory.options, "adds_nothing", False):
+            yield (
+                f'the memory {memory.name!r} answers by its signal alone, which nothing reads inside a block - leave '
+                f'its output at "stream"'
             )
         elif reach is not None and reach <= self.window:
             yield (

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
 from muse_mag.atlas_options import AtlasOptions
-from muse_mag.options import MagOptions, PersistentMemoryOptions, QueryProjectionOptions, SlidingWindowOptions
+from muse_mag.options import (
+    EarlierMemoryOptions,
+    MagOptions,
+    PersistentMemoryOptions,
+    QueryProjectionOptions,
+    SlidingWindowOptions,
+)
 
 
 @hookimpl
@@ -23,5 +29,8 @@ def muse_layers() -> Iterable[Component]:
 def muse_memory_layers() -> Iterable[Component]:
     yield Component(
         "qk-projection", options=QueryProjectionOptions, implementation="muse_mag.projection:ProjectedMemory"
+    )
+    yield Component(
+        "earlier-memory", options=EarlierMemoryOptions, implementation="muse_mag.projection:EarlierMemory"
     )
     yield Component("atlas", options=AtlasOptions, implementation="muse_mag.atlas:Atlas")

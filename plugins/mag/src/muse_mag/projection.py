@@ -20,7 +20,7 @@ from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
 from muse_kernels import unit_length
-from muse_mag.options import QueryProjectionOptions
+from muse_mag.options import EarlierMemoryOptions, QueryProjectionOptions
 from muse_mag.persistent import Moments, PersistentMemory, projection
 from muse_mag.shards import by_shard
 
@@ -99,7 +99,8 @@ class Dynamics(nn.Module):
 
 
 class ProjectedMemory(nn.Module):
-    """update_t = P norm(W_tᵀ r_t), r_t = (1 − s) q_t + s K q'_t, with q' of ``QueryProjection`` and a learned share s.
+    """P norm(W_tᵀ r_t) as update or signal ``memory`` (B, N, D); r_t = (1 − s) q_t + s K q'_t with q' of
+    ``QueryProjection`` and a learned share s.
 
     W_t = W_p + D_t, D_t = e^{g} (I − β k kᵀ) D_{t−1} + β k (v − W_pᵀ k)ᵀ: the delta rule from W_p = Σ k vᵀ of the
     persistent memory, and forgetting towards it. A shard or a document starts with D = 0, M = M_p and n = n_p. K M / n
@@ -115,7 +116,7 @@ class ProjectedMemory(nn.Module):
         if width % options.heads:
             raise ValueError(f"heads = {options.heads} does not divide the width {width}")
         self.heads, self.size = options.heads, width // options.heads
-        self.shard = options.shard
+        self.shard, self.adds, self.publish = options.shard, not options.adds_nothing, context.publish
         sizes = {"key": self.size, "value": self.size}
         self.kernel = context.kernels.bind("fast_weights", sizes=sizes, needs=("gradient", "resets"))
         self.query = projection(width, width, generator)
@@ -142,11 +143,16 @@ class ProjectedMemory(nn.Module):
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
-        (update, decay, rate), state = by_shard(self.within, x, state, tokens, self.shard)
-        return LayerOutput(update, state, metrics=self.measures(state["memory"]["weights"], decay, rate))
+        (answer, decay, rate), state = by_shard(self.within, x, state, tokens, self.shard)
+        return LayerOutput(
+            answer if self.adds else torch.zeros_like(x),
+            state,
+            {"memory": answer} if "memory" in self.publish else {},
+            metrics=self.measures(state["memory"]["weights"], decay, rate),
+        )
 
     def within(self, x: Tensor, state: State, tokens: Tokens) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """Update (B, N, D), Γ and β (B, N, H) of tokens in one shard, and the state."""
+        """What is read (B, N, D), Γ and β (B, N, H) of tokens in one shard, and the state."""
         state = {} if state is None else state
         (query, key, value), new_state = self.projected(lowered(x), state, tokens)
         moments = None if self.persistent is None else self.persistent.moments()
@@ -189,3 +195,14 @@ class ProjectedMemory(nn.Module):
 def held(moments: Moments, key: Tensor) -> Tensor:
     """W_pᵀ k (B, N, H, M) for keys (B, N, H, K), in their dtype."""
     return torch.einsum("bnhk,hkm->bnhm", key, moments.values.to(key.dtype))
+
+
+class EarlierMemory(nn.Module):
+    """update_t = the signal ``memory`` of an earlier layer. The state is empty."""
+
+    def __init__(self, options: EarlierMemoryOptions, context: Context):
+        super().__init__()
+
+    def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
+        """x (B, N, D) says the dtype."""
+        return LayerOutput(signals["memory"].to(x.dtype), {})
