@@ -80,6 +80,7 @@ def newton_schulz_back(
 @triton.jit
 def matrices_back(
     i,
+    last,
     anew,
     row,
     rows,
@@ -91,6 +92,7 @@ def matrices_back(
     current,
     momenta,
     first_momentum,
+    to_starts,
     after,
     before,
     to_momentum,
@@ -102,11 +104,17 @@ def matrices_back(
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
+    LAZY: tl.constexpr,
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """S'_bar complete in `to_momentum`, a W'_bar in `before`, and the adjoints of the shares."""
+    """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
+    adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
     in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
+    later = 1.0
+    if LAZY:
+        if not last:
+            later = tl.load(own_shares + 3)
     to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
     for p in range(3):
         place = p * SIZE + wide
@@ -118,8 +126,12 @@ def matrices_back(
             tl.store(current + row * 3 * SIZE + place, w)
         w = w.to(tl.float32)
         to_in_weights += tl.sum(upstream * w)
-        tl.store(before + place, in_weights * upstream)
-        adjoint = tl.load(to_momentum + place)
+        if FRESH:
+            tl.store(before + place, in_weights * upstream)
+        else:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            tl.store(before + place, in_weights * upstream + read)
+        adjoint = later * tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
             st = tl.load(momenta + (i * rows + row) * 3 * SIZE + p * SIZE + tall).to(tl.float32)
@@ -167,15 +179,15 @@ def earlier_back(
         adjoint = in_momentum * tl.load(to_momentum + place)
         if not ORTHOGONALISE:
             adjoint -= lost * tl.load(after + place)
-        read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-        whole = tl.load(before + place)
         if FRESH:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            whole = tl.load(before + place)
             adjoint = tl.where(anew, 0.0, adjoint)
             found = tl.load(to_learned + place)
             tl.store(to_learned + place, tl.where(anew, found + whole, found))
             whole = tl.where(anew, 0.0, whole)
+            tl.store(before + place, whole + read)
         tl.store(to_momentum + place, adjoint)
-        tl.store(before + place, whole + read)
 
 
 @triton.jit
@@ -220,6 +232,7 @@ def scan_back_kernel(
     chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
+    LAZY: tl.constexpr = ORTHOGONALISE and not FRESH
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
@@ -245,9 +258,9 @@ def scan_back_kernel(
             anew = tl.load(fresh + b * chunks + i) != 0
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
-            i, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current, momenta,
-            first_momentum, after, before, to_momentum, steps, wide, tall, squares, K, SIZE, ORTHOGONALISE, FRESH, HALF,
-            PRECISION,
+            i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
+            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, tall, squares, K, SIZE,
+            ORTHOGONALISE, FRESH, LAZY, HALF, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
         slot = starts + (i * rows + row) * 3 * SIZE
@@ -332,8 +345,14 @@ def scan_back_kernel(
             tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
             tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
             tl.debug_barrier()
-        earlier_back(
-            i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
-            ORTHOGONALISE, FRESH,
-        )  # fmt: skip
+        if not LAZY:
+            earlier_back(
+                i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
+                ORTHOGONALISE, FRESH,
+            )  # fmt: skip
         tl.debug_barrier()
+    if LAZY:
+        share = tl.load(shares + row * chunks * 3)
+        for p in range(3):
+            place = to_momentum + p * SIZE + wide
+            tl.store(place, share * tl.load(place))

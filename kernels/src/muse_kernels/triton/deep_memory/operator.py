@@ -67,8 +67,9 @@ def _forward(
     starts = key.new_empty(number, *weights.shape)
     momenta = torch.empty_like(starts) if keep else key.new_empty(0)
     weights, momentum = (x.clone(memory_format=torch.contiguous_format) for x in (weights, momentum))
-    current = key.new_empty(weights.shape if fresh is not None else 0)
+    current = key.new_empty(0) if fresh is None else weights.to(key.dtype, copy=True)
     if starts.numel():
+        starts[0] = weights
         with torch.cuda.device_of(key):
             scan_kernel[(batch * heads,)](
                 *(key, value, factors, shares, fresh, learned, weights, momentum, starts, momenta, current),
