@@ -23,6 +23,7 @@ from .tiles import (
     polynomial,
     product,
     second_derivative,
+    within,
 )
 
 
@@ -258,20 +259,21 @@ def scan_back_kernel(
             to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
             to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
             # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
-            through_gate = product(k, tl.load(to_momentum + wide), HALF, PRECISION)
-            through_up = product(k, tl.load(to_momentum + SIZE + wide), HALF, PRECISION)
-            through_down = product(hidden, tl.load(to_momentum + 2 * SIZE + tall), HALF, PRECISION)
+            through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
             to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
             tl.store(to_own_factors + here, to_f, mask=inside)
-            through_gate_t = f[None, :] * product(tl.load(to_momentum + tall), kt, HALF, PRECISION)
-            through_up_t = f[None, :] * product(tl.load(to_momentum + SIZE + tall), kt, HALF, PRECISION)
-            through_down_t = f[None, :] * product(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
+            through_gate_t = f[None, :] * within(tl.load(to_momentum + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_up_t = f[None, :] * within(tl.load(to_momentum + SIZE + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t = within(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t *= f[None, :]
             through_gate *= f[:, None]
             through_up *= f[:, None]
             through_down *= f[:, None]
-            to_k = product(to_opening * f[:, None], tl.load(to_momentum + tall), HALF, PRECISION)
-            to_k += product(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), HALF, PRECISION)
-            to_h = product(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), HALF, PRECISION)
+            to_k = within(to_opening * f[:, None], tl.load(to_momentum + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_k += within(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_h = within(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
             if not ORTHOGONALISE:
                 g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
                 more_gate = product(k, tl.load(after + wide), HALF, PRECISION)

@@ -7,7 +7,7 @@ the chunks' gradients are taken at, and what is read, is W rounded. Source: math
 import triton
 import triton.language as tl
 
-from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product
+from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product, within
 
 
 @triton.jit
@@ -114,11 +114,11 @@ def scan_kernel(
                 tl.debug_barrier()
             for which in tl.static_range(3):
                 if which == 0:
-                    gradient = product(kt, to_opening * factor[:, None], HALF, PRECISION)
+                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
                 elif which == 1:
-                    gradient = product(kt, to_raised * factor[:, None], HALF, PRECISION)
+                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
                 else:
-                    gradient = product(error_t * factor[None, :], hidden, HALF, PRECISION)
+                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF, PRECISION)
                 place = which * SIZE + wide
                 now = kept * tl.load(own_momentum + place) + gradient
                 tl.store(own_momentum + place, now)

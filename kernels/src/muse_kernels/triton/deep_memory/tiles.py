@@ -28,6 +28,16 @@ def fine(x, y):
 
 
 @triton.jit
+def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
+    if FINE:
+        result = fine(x.to(tl.float32), y.to(tl.float32))
+    else:
+        result = product(x, y, HALF, PRECISION)
+    return result
+
+
+@triton.jit
 def polynomial(x):
     """(M, b M + c M M) of M = x x^T."""
     square = fine(x, tl.trans(x))
