@@ -112,6 +112,23 @@ def required(options: Any) -> tuple[Requirement, ...]:
     return own + tuple(need for use in nested(options) for need in required(use.options))
 
 
+def grids(options: Any) -> tuple[int, ...]:
+    """Numbers of tokens at whose multiples, in the stream's positions, a component acts on its state, with those of the
+    components nested in its options. Option classes with such a number define ``def grid(self) -> tuple[int, ...]``;
+    filters act at the ``period`` of their host."""
+    own = tuple(options.grid()) if hasattr(options, "grid") else ()
+    period = getattr(options, "period", None)
+    if isinstance(period, int) and any(use.kind == "filter" for use in nested(options)):
+        own += (period,)
+    return own + tuple(number for use in nested(options) for number in grids(use.options))
+
+
+def horizon(options: Any) -> float | None:
+    """Tokens back that a layer's state reaches, None where its options class does not say: it defines
+    ``def horizon(self) -> float | None``."""
+    return options.horizon() if hasattr(options, "horizon") else None
+
+
 def nested(options: Any) -> tuple[Use, ...]:
     """The components chosen in the fields of an options instance, in field order, also inside its plain tables."""
     found: list[Use] = []

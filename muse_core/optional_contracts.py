@@ -88,3 +88,15 @@ class HasHamiltonian(Protocol):
     def hamiltonian(self, x: Tensor, signals: dict[str, Tensor], tokens: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of ``forward`` without the state → V and Γ ≥ 0 (B, N, H), and |l| (H,); differentiable."""
         ...
+
+
+class Sharded(Protocol):
+    """Optional for layers, also nested ones: a memory that starts afresh every so many tokens, on the grid of the
+    stream's positions. The exit gate on shards calls each such module as a layer."""
+
+    shard: int
+    """Tokens of a shard."""
+
+    def shard_start(self) -> list[Tensor]:
+        """The learned tensors that every shard starts from, if any: a gradient reaches each from every shard."""
+        ...

@@ -23,7 +23,7 @@ def bench() -> None:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the roofline picture here.")
 @click.option(
     "--only",
-    type=click.Choice(["resolvent", "fast_weights", "trace_attention", "cpu"]),
+    type=click.Choice(["resolvent", "fast_weights", "deep_memory", "trace_attention", "cpu"]),
     help="One part of the table.",
 )
 def kernels(json_file: Path | None, plot: Path | None, only: str | None) -> None:

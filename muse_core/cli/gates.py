@@ -34,7 +34,7 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
     memory recall      the trained model recalls more needles than one that ignores the key
     norm_persistent    has an effect, and the recipe has the better setting
     forced spike       three infinite losses are rolled back to a state equal bit for bit
-    shard boundaries   no gradient crosses them
+    shard boundaries   no gradient crosses them, and one reaches persistent memory
 
     Gates that concern something the recipe does not have do not apply and say so. The report is gates.json in the
     folder. Exit codes: 0 nothing failed; 4 a gate failed; others as muse-run.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from muse_core.component import Requirement, Use, nested, provided, required, walk
+from muse_core.component import Requirement, Use, grids, provided, required, walk
 from muse_core.model.options import Exit, Placed, StackOptions
 
 RESERVED = frozenset({"norms", "sites", "dropout"})
@@ -71,8 +71,7 @@ class Plan:
 
 def periods(options: object) -> tuple[int, ...]:
     """The distinct periods, in tokens, at which components below these options act on their state."""
-    found = {getattr(use.options, "period", None) for use in walk(options) if nested(use.options)}
-    return tuple(sorted(period for period in found if isinstance(period, int)))
+    return tuple(sorted(set(grids(options))))
 
 
 def depths(at: str | None, depth: int) -> tuple[int, ...]:
@@ -131,6 +130,10 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
             exits.append(ExitSite(block=block, use=use, signals=signals))
     if options.exit is not None:
         problems += _exit_problems(options, options.exit)
+    for number, (_, name, placed) in enumerate(order):
+        offered = offers[id(placed)]
+        if offered and getattr(placed.layer.options, "adds_nothing", False) and not reads.get(number):
+            problems.append((placed.layer.path, _unread(name, sorted(offered))))
     blocks: list[list[Site]] = [[] for _ in range(options.depth)]
     for number, (block, name, placed) in enumerate(order):
         blocks[block].append(
@@ -184,6 +187,14 @@ def _placements(options: StackOptions, problems: list[tuple[str, str]]) -> list[
     return order
 
 
+def _unread(name: str, offered: list[str]) -> str:
+    """Why a layer that only publishes is of no use."""
+    return (
+        f"{name} adds nothing to the stream, and no later layer reads what it publishes ({', '.join(offered)}) - place "
+        "a layer after it that does, or leave it out"
+    )
+
+
 def _exit_problems(options: StackOptions, exit: Exit) -> list[tuple[str, str]]:
     """Why tokens cannot leave this stack early."""
     path = exit.router.path
@@ -191,10 +202,13 @@ def _exit_problems(options: StackOptions, exit: Exit) -> list[tuple[str, str]]:
     if exit.after >= options.depth:
         found.append((path, f"after = {exit.after} leaves no block to skip in a stack of depth {options.depth}"))
     for placed in options.block:
-        filters = [use.name for use in nested(placed.layer.options) if use.kind == "filter"]
-        if filters:
-            found.append((path, f"tokens that leave early would leave the period grid on which {' and '.join(filters)} "
+        within = [use.name for use in walk(placed.layer.options) if use.kind == "filter"]
+        if within:
+            found.append((path, f"tokens that leave early would leave the period grid on which {' and '.join(within)} "
                           f"of {placed.layer.name} act - leave out the exit or the filters"))
+        elif grids(placed.layer.options):
+            found.append((path, f"tokens that leave early would leave the grid of positions on which the memory of "
+                          f"{placed.layer.name} starts afresh - leave out the exit or that layer"))
     refuse = getattr(exit.router.options, "refuse", None)
     sentence = refuse(2) if refuse else None
     return found + ([(path, sentence)] if sentence else [])

@@ -21,7 +21,11 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("stage", "token-embeddings"),
     ),
     "muse-fla": (("kernel backend", "fla"),),
-    "muse-gate-ablation": (("layer", "polarisation"), ("safety monitor", "gate-ablation")),
+    "muse-gate-ablation": (
+        ("layer", "polarisation"),
+        ("safety monitor", "gate-ablation"),
+        ("safety monitor", "gate-collapse"),
+    ),
     "muse-gradient-safety": (("safety monitor", "gradient-safety"),),
     "muse-fast-weights": (("memory layer", "fast-weights"),),
     "muse-koopman": (
@@ -29,7 +33,14 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("stage", "koopman-compress"),
         ("stage", "koopman-distil"),
     ),
-    "muse-mag": (("layer", "sliding-window"),),
+    "muse-mag": (
+        ("layer", "mag"),
+        ("layer", "persistent-memory"),
+        ("layer", "sliding-window"),
+        ("memory layer", "atlas"),
+        ("memory layer", "earlier-memory"),
+        ("memory layer", "qk-projection"),
+    ),
     "muse-mqar": (("source", "mqar"),),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-peers": (

@@ -27,6 +27,7 @@ SIZES = {"key": 4, "value": 5}
 """Head sizes of the fast-weights problems."""
 
 HALVED = {
+    "deep_memory": ("query", "key", "value"),
     "fast_weights": ("query", "key", "value"),
     "gated_norm": ("x", "gate"),
     "short_convolution": ("x",),
@@ -213,6 +214,31 @@ def _fast_weights(tokens: int) -> dict[str, Arguments]:
     }
 
 
+def _deep_memory(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(8)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    resets = torch.zeros(2, tokens, dtype=torch.bool)
+    resets[0, 0] = resets[1, tokens // 2] = True
+    problem = {
+        "query": normal(2, tokens, 3, 4),
+        "key": torch.nn.functional.normalize(normal(2, tokens, 3, 4), dim=-1),
+        "value": normal(2, tokens, 3, 4),
+        "rate": 0.1 * normal(2, tokens, 3).sigmoid(),
+        "log_momentum": -normal(2, tokens, 3).abs(),
+        "log_decay": -0.1 * normal(2, tokens, 3).abs(),
+        "weights": 0.5 * normal(3, 3, 4, 5),
+        "chunk": 4,
+    }
+    return {
+        "gradient": problem | {"orthogonalise": False},
+        "gradient, resets": problem | {"orthogonalise": False, "resets": resets, "offset": 3, "window": 2},
+        "orthogonalised": problem | {"chunk": 8},
+    }
+
+
 def _gated(tokens: int) -> dict[str, Arguments]:
     generator = torch.Generator().manual_seed(6)
 
@@ -269,6 +295,7 @@ PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
     "resolvent_diagonal": _resolvent,
     "causal_resolvent_diagonal": _carried,
     "causal_resolvent_apply": _applied,
+    "deep_memory": _deep_memory,
     "fast_weights": _fast_weights,
     "gated_norm": _gated,
     "short_convolution": _convolved,

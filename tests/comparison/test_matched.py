@@ -22,7 +22,10 @@ def parameters(recipe: str) -> int:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("phase2_base", "transformer_base"), ("experiments/phase2_10m", "experiments/transformer_10m"),
-     ("experiments/phase2_10m", "experiments/gated_deltanet_10m")],
+     ("experiments/phase2_10m", "experiments/gated_deltanet_10m"), ("mag_base", "transformer_base"),
+     ("experiments/mag_10m", "experiments/transformer_conv_10m"), ("experiments/mag_10m", "experiments/phase2_10m"),
+     ("experiments/mag_hybrid_10m", "experiments/mag_10m"),
+     ("experiments/mag_hybrid_10m", "experiments/transformer_conv_10m")],
 )
 def test_recipes_that_are_compared_have_equal_parameters(one: str, other: str) -> None:
     assert parameters(one) == pytest.approx(parameters(other), rel=0.02)

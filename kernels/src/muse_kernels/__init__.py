@@ -10,6 +10,8 @@
 __version__ = "0.2.0"
 
 from .arguments import debug, unit_length
+from .deep_memory import deep_memory
+from .deep_memory_arguments import DeepMemoryState
 from .dispatch import BackendSelection, select_backend
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
@@ -22,12 +24,14 @@ from .trace_attention import trace_attention
 __all__ = [
     "BackendSelection",
     "Carried",
+    "DeepMemoryState",
     "KernelRequest",
     "Traced",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "select_backend",
     "debug",
+    "deep_memory",
     "fast_weights",
     "gated_norm",
     "resolvent_diagonal",

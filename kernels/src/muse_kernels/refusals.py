@@ -15,7 +15,21 @@ WIDEST = {
     "trace_attention": {"key": 128, "value": 128},
 }
 """What a Triton program holds at once, by operation and size."""
+NOT_ORTHOGONALISED = (
+    "its deep_memory with orthogonalised updates was seen to end in illegal memory accesses and wrong gradients "
+    "on a GPU"
+)
 _NOT_BUILT = "context parallelism (group) is not built yet"
+
+
+def deep_memory_sizes(sizes) -> str | None:
+    """Why Triton's deep memory does not serve these sizes, or None."""
+    if sizes.get("matrices", 3) != 3:
+        return "its deep_memory is of gated memories"
+    for name, served in (("key", (16, 32, 64)), ("hidden", (16, 32, 64, 128))):
+        if name in sizes and sizes[name] not in served:
+            return f"its deep_memory holds {name} {', '.join(map(str, served))} wide, not {sizes[name]}"
+    return None
 
 
 def refuse_reference(request) -> str | None:
@@ -34,6 +48,13 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
+    if request.operation == "deep_memory":
+        if "orthogonalise" in request.needs and request.device == "cuda":
+            return NOT_ORTHOGONALISED
+        if "double_backward" in request.needs:
+            return "its deep_memory has no second derivatives"
+        if reason := deep_memory_sizes(request.sizes):
+            return reason
     for name, most in WIDEST.get(request.operation, {}).items():
         if request.sizes.get(name, 0) > most:
             return f"its {request.operation} holds {name} up to {most} wide, not {request.sizes[name]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import attrs
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muse_core.component import provided
+from muse_core.component import grids, provided
 from muse_core.contracts import LayerOutput, State
 from muse_core.errors import MuseError
 from muse_core.testing.building import resolve
@@ -67,7 +68,9 @@ class LayerBase(DerivativeSuite):
             return super().build(case)
 
     def period(self, case: Case) -> int | None:
-        return getattr(self.options_of(case), "period", None)
+        """Tokens of the grid that the case acts on, or of its period."""
+        options = self.options_of(case)
+        return math.lcm(*found) if (found := grids(options)) else getattr(options, "period", None)
 
     def adds_nothing(self, case: Case) -> bool:
         """Whether all that the layer returns is losses and metrics: its options class says so by ``adds_nothing =

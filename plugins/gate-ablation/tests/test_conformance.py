@@ -14,3 +14,7 @@ class TestWatchingOnly(LayerSuite):
 
 class TestGates(MonitorSuite):
     name = "gate-ablation"
+
+
+class TestCollapse(MonitorSuite):
+    name = "gate-collapse"

@@ -62,7 +62,8 @@ def test_without_weight_nothing_is_added_and_all_is_measured():
     step = run(make(start=0.0, end=0.0), torch.full((1, 3, 6), 0.5, dtype=torch.float64))
     assert step.losses == {}
     assert {name: value.item() for name, value in step.metrics.items()} == {
-        "gate_entropy": 1.0, "gate_load": 0.5, "undecided": 1.0, "weight": 0.0,
+        "gate_entropy": 1.0, "gate_load": 0.5, "gate_variance": 0.0, "gate_deviation": 0.0, "undecided": 1.0,
+        "weight": 0.0,
     }  # fmt: skip
 
 

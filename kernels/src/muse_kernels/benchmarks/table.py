@@ -10,7 +10,7 @@ from . import cpu
 from .timing import copy_bandwidth
 from .versions import versions
 
-PARTS = ("resolvent", "fast_weights", "trace_attention", "cpu")
+PARTS = ("resolvent", "fast_weights", "deep_memory", "trace_attention", "cpu")
 
 
 def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
@@ -34,6 +34,8 @@ def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
         figures["fast_weights"] = print_fast_weights(figures["copy_bandwidth"])
     if only in (None, "trace_attention"):
         figures["trace_attention"] = print_trace_attention()
+    if only in (None, "deep_memory"):
+        figures["deep_memory"] = print_deep_memory()
     _write(json_file, figures)
     if plot:
         from .roofline import draw_roofline
@@ -92,5 +94,19 @@ def print_trace_attention() -> list[dict]:
             f"flash  backward {row.backward:8.0f} us, {backward:5.2f} x flash",
             flush=True,
         )
+        rows.append(row._asdict())
+    return rows
+
+
+def print_deep_memory() -> list[dict]:
+    """The training steps of deep-memory layers beside their peer's."""
+    from . import deep_memory
+
+    rows = []
+    for row in deep_memory.measure():
+        found = "         -" if row.milliseconds is None else (
+            f"{row.milliseconds:9.1f} ms {row.tokens_per_second / 1e3:9.1f} k tokens/s {row.peak_gigabytes:7.2f} GB"
+        )
+        print(f"chunk {row.chunk:3} {row.implementation:50} {found} {row.note}", flush=True)
         rows.append(row._asdict())
     return rows

@@ -1,6 +1,7 @@
 """Every operation by plain torch: no compiler, exact adjoints, gradients of any order, CPU or GPU."""
 
 from ..refusals import refuse_torch as refuse
+from .deep_memory import deep_memory
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
@@ -10,6 +11,7 @@ from .trace_attention import trace_attention
 __all__ = [
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
+    "deep_memory",
     "fast_weights",
     "gated_norm",
     "refuse",

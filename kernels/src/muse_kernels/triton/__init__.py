@@ -1,6 +1,7 @@
 """Every operation as Triton kernels in float32; importing this imports triton."""
 
 from ..refusals import refuse_triton as refuse
+from .deep_memory import deep_memory
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
@@ -10,6 +11,7 @@ from .trace_attention import trace_attention
 __all__ = [
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
+    "deep_memory",
     "fast_weights",
     "gated_norm",
     "refuse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ class AttentionOptions:
     def __attrs_post_init__(self) -> None:
         if self.heads % (self.key_value_heads or self.heads):
             raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+
+    def horizon(self) -> float:
+        """Tokens back that it reads."""
+        return self.window or math.inf
 
     def problems(self, recipe: Any) -> Iterable[str]:
         width = getattr(recipe.model.options, "width", None)

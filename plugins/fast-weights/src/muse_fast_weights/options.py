@@ -80,6 +80,11 @@ class FastWeightsOptions:
         found: dict[str, tuple[int, ...]] = {"memory_before": (self.heads, self.value_width(width))}
         return found | {"gate": (self.heads * self.value_width(width),)} if self.gate else found
 
+    def horizon(self) -> float | None:
+        """Tokens back that its slowest head reaches at the start; None where that is a signal's or is drawn."""
+        own = self.decay == "own" and self.decay_form == "sum"
+        return 1 / (self.initial_decay[0] + self.base_decay) if own else None
+
     def requires(self) -> tuple[Requirement, ...]:
         needed = ("decay",) if self.decay == "signal" else ()
         if self.rotation == "spectral-shift":

@@ -20,7 +20,8 @@ class Polarisation(nn.Module):
     """Loss λ(t) Σ_tokens mean_C(1 − |2g − 1|), with λ(t) = start^(1−t) end^t and t = accepted over planned steps.
 
     The update is zero. Measures: ``gate_entropy`` (bits), ``gate_load`` (mean openness), ``undecided`` (mean of
-    1 − |2g − 1|), each a mean over tokens and C, and ``weight`` (λ). Source: mathematics §9.
+    1 − |2g − 1|), each a mean over tokens and C; ``gate_variance`` and ``gate_deviation`` of openness over both;
+    ``weight`` (λ). Source: mathematics §9.
     """
 
     progress: Tensor
@@ -44,9 +45,13 @@ class Polarisation(nn.Module):
         losses = {"polarisation": weight * (open_to * valid).sum()} if self.options.start else {}
         with torch.no_grad():
             share = valid / valid.sum().clamp_min(1.0)
+            load = (gate.mean(-1) * share).sum()
+            variance = ((gate - load).square().mean(-1) * share).sum()
             metrics = {
                 "gate_entropy": (entropy(gate).mean(-1) * share).sum(),
-                "gate_load": (gate.mean(-1) * share).sum(),
+                "gate_load": load,
+                "gate_variance": variance,
+                "gate_deviation": variance.sqrt(),
                 "undecided": (open_to.detach() * share).sum(),
                 "weight": weight.detach(),
             }

@@ -58,3 +58,20 @@ class GateAblationOptions:
     """Step from which gates are judged; before, they are only measured."""
     failure: Literal["warn", "halt"] = "warn"
     """What gates that are idle or harmful lead to: a warning in the records, or the end of the run."""
+
+
+@attrs.frozen(kw_only=True)
+class GateCollapseOptions:
+    """Follows how much the openness of each gate varies over tokens and features, which layers report as
+    ``gate_variance`` and ``gate_deviation``, and tells early of a gate that stands still."""
+
+    growth: float = field(default=1.5, validator=[validators.gt(0.0), validators.le(1000.0)])
+    """Times its first value that a gate's variance must have reached."""
+    by: int = field(default=500, validator=validators.ge(1))
+    """Steps within which it must have."""
+    deviation: float = field(default=0.01, validator=[validators.ge(0.0), validators.le(0.5)])
+    """Standard deviation that a gate may not fall below."""
+    after: int = field(default=100, validator=validators.ge(0))
+    """Steps from which that holds."""
+    failure: Literal["warn", "halt"] = "warn"
+    """What a gate that stands still leads to: a warning in the records, once a gate, or the end of the run."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_gate_ablation.options import GateAblationOptions, PolarisationOptions
+from muse_gate_ablation.options import GateAblationOptions, GateCollapseOptions, PolarisationOptions
 
 
 @hookimpl
@@ -21,4 +21,7 @@ def muse_safety_monitors() -> Iterable[Component]:
         options=GateAblationOptions,
         implementation="muse_gate_ablation.monitor:GateAblation",
         former_names=("gates",),
+    )
+    yield Component(
+        "gate-collapse", options=GateCollapseOptions, implementation="muse_gate_ablation.collapse:GateCollapse"
     )

@@ -12,20 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import Always, attend_window, documents, newest, present, rotate
+from muse_core.model.attention import attend_window, documents, newest, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_mag.options import SlidingWindowOptions, WindowOptions
+from muse_mag.persistent import PersistentMemory, projection
 
 SLOTS = ("key", "value", "visible")
 """What the state holds of every slot."""
-
-
-def projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    """A matrix that keeps the scale of what it is given, times ``gain``."""
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
-    return linear
 
 
 class WindowAttention(nn.Module):
@@ -59,7 +53,9 @@ class WindowAttention(nn.Module):
             self.query_norm = nn.RMSNorm(self.size, eps=1e-6)
             self.key_norm = nn.RMSNorm(self.size, eps=1e-6)
         if options.persistent:
-            self.persistent = PersistentTokens(options.persistent, self.groups, self.size, context.generator)
+            self.persistent = PersistentMemory(
+                options.persistent, self.groups, self.size, self.size, context.generator
+            )
 
     def forward(
         self, x: Tensor, state: State, tokens: Tokens, blend: Callable[[Tensor], Tensor] | None = None
@@ -69,7 +65,10 @@ class WindowAttention(nn.Module):
         query, key, value, kept = self.projected(x, state, tokens)
         if blend is not None:
             query = blend(query)
-        always = None if self.persistent is None else self.persistent(self.key_norm)
+        always = None
+        if self.persistent is not None:
+            always = self.persistent.tokens()
+            always = always._replace(key=normalised(self.key_norm, always.key))
         plain = query
         if self.options.rotary:
             query = rotate(query, tokens.positions, self.options.rotary_base)
@@ -117,23 +116,6 @@ class WindowAttention(nn.Module):
 def normalised(norm: nn.Module | None, x: Tensor) -> Tensor:
     """x in its dtype, divided in fp32 at least."""
     return x if norm is None else norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
-
-
-class PersistentTokens(nn.Module):
-    """P learned keys and values of G heads, of the scale that projections of tokens start with."""
-
-    def __init__(self, count: int, groups: int, size: int, generator: torch.Generator):
-        super().__init__()
-        self.shape = (count, groups, size)
-        # Embedding tables, so that optimisers and initializers treat them as the table of vectors that they are.
-        self.key = nn.Embedding(count, groups * size)
-        self.value = nn.Embedding(count, groups * size)
-        for table in (self.key, self.value):
-            nn.init.normal_(table.weight, generator=generator)
-
-    def forward(self, key_norm: nn.Module | None) -> Always:
-        """Keys, normalised as those of tokens are, and values."""
-        return Always(normalised(key_norm, self.key.weight.view(self.shape)), self.value.weight.view(self.shape))
 
 
 class SlidingWindow(nn.Module):

@@ -1,0 +1,329 @@
+"""The chunks backwards, from the adjoints of W and S after the last: a program a row and head.
+
+Of a chunk that starts from W and S, with G(W) its gradient, S' = m S + G, W' = a W - b NS5(S'), and bars for adjoints,
+    S'_bar += -b NS5'(S')^T W'_bar,   m_bar = <S, S'_bar>,   a_bar = <W, W'_bar>,   b_bar = -<NS5(S'), W'_bar>,
+    W_bar = a W'_bar + (dG/dW)^T S'_bar,   S_bar = m S'_bar;
+without Newton-Schulz W' = a W - b S - P(W), P of other factors, and P_bar = -W'_bar. What a token of factor f adds to
+<G, S'_bar>, with X = k A_bar, Y = k B_bar, Z = h C_bar^T of the three matrices' adjoints, is
+    f (dh * r * s' . X + dh * s . Y + e . Z),   a = k A, r = k B, s = SiLU(a), h = s * r, e = k + h C^T - v, dh = e C,
+which the second half of the loop differentiates by hand. Source: mathematics §3.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    FIRST,
+    SECOND,
+    SMALLEST_SQUARE,
+    STEPS,
+    THIRD,
+    activations,
+    fine,
+    polynomial,
+    product,
+    second_derivative,
+    within,
+)
+
+
+@triton.jit
+def newton_schulz_back(s, upstream, steps, wide, squares, K: tl.constexpr, SIZE: tl.constexpr):
+    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`."""
+    EACH: tl.constexpr = SIZE + 2 * K * K
+    scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
+    x = s * scale
+    for step in range(STEPS):
+        square, factor = polynomial(x)
+        tl.store(steps + step * EACH + wide, x)
+        tl.store(steps + step * EACH + SIZE + squares, square)
+        tl.store(steps + step * EACH + SIZE + K * K + squares, factor)
+        x = x * FIRST + fine(factor, x)
+    tl.debug_barrier()
+    for step in range(STEPS):
+        kept = steps + (STEPS - 1 - step) * EACH
+        square, factor = tl.load(kept + SIZE + squares), tl.load(kept + SIZE + K * K + squares)
+        before = tl.load(kept + wide)
+        both = fine(upstream, tl.trans(before))
+        both += tl.trans(both)
+        through = fine(both, square)
+        through = both * SECOND + (through + tl.trans(through)) * THIRD
+        upstream = upstream * FIRST + fine(factor, upstream) + fine(through, before)
+    tl.debug_barrier()
+    return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
+
+
+@triton.jit
+def matrices_back(
+    i,
+    last,
+    anew,
+    row,
+    rows,
+    h,
+    own_shares,
+    own_to_shares,
+    starts,
+    learned,
+    current,
+    momenta,
+    first_momentum,
+    to_starts,
+    after,
+    before,
+    to_momentum,
+    steps,
+    wide,
+    squares,
+    K: tl.constexpr,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+    LAZY: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
+    adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
+    in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
+    later = 1.0
+    if LAZY:
+        if not last:
+            later = tl.load(own_shares + 3)
+    to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
+    for p in range(3):
+        place = p * SIZE + wide
+        upstream = tl.load(after + place)
+        w = tl.load(starts + (i * rows + row) * 3 * SIZE + place)
+        if FRESH:
+            if anew:
+                w = tl.load(learned + h * 3 * SIZE + place).to(HALF)
+            tl.store(current + row * 3 * SIZE + place, w)
+        w = w.to(tl.float32)
+        to_in_weights += tl.sum(upstream * w)
+        if FRESH:
+            tl.store(before + place, in_weights * upstream)
+        else:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            tl.store(before + place, in_weights * upstream + read)
+        adjoint = later * tl.load(to_momentum + place)
+        if ORTHOGONALISE:
+            s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, squares, K, SIZE)
+            to_lost -= tl.sum(tl.load(after + place) * x)
+            adjoint += direction
+        if i == 0:
+            s = tl.load(first_momentum + place)
+        else:
+            s = tl.load(momenta + ((i - 1) * rows + row) * 3 * SIZE + place).to(tl.float32)
+        s = tl.where(anew, 0.0, s)
+        if not ORTHOGONALISE:
+            to_lost -= tl.sum(upstream * s)
+        to_in_momentum += tl.sum(adjoint * s)
+        tl.store(to_momentum + place, adjoint)
+    tl.store(own_to_shares, to_in_momentum)
+    tl.store(own_to_shares + 1, to_in_weights)
+    tl.store(own_to_shares + 2, to_lost)
+
+
+@triton.jit
+def earlier_back(
+    i,
+    anew,
+    row,
+    rows,
+    own_shares,
+    to_starts,
+    to_learned,
+    after,
+    before,
+    to_momentum,
+    wide,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+):
+    """The adjoints of W and S before the chunk; of a fresh one those of the learned weights, and nothing of S."""
+    in_momentum, lost = tl.load(own_shares), tl.load(own_shares + 2)
+    for p in range(3):
+        place = p * SIZE + wide
+        adjoint = in_momentum * tl.load(to_momentum + place)
+        if not ORTHOGONALISE:
+            adjoint -= lost * tl.load(after + place)
+        if FRESH:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            whole = tl.load(before + place)
+            adjoint = tl.where(anew, 0.0, adjoint)
+            found = tl.load(to_learned + place)
+            tl.store(to_learned + place, tl.where(anew, found + whole, found))
+            whole = tl.where(anew, 0.0, whole)
+            tl.store(before + place, whole + read)
+        tl.store(to_momentum + place, adjoint)
+
+
+@triton.jit
+def scan_back_kernel(
+    key,
+    value,
+    factors,
+    shares,
+    fresh,
+    learned,
+    starts,
+    momenta,
+    first_momentum,
+    to_starts,
+    to_weights,
+    to_momentum,
+    to_learned,
+    steps,
+    to_key,
+    to_value,
+    to_factors,
+    to_shares,
+    current,
+    heads,
+    chunks,
+    key_b,
+    key_h,
+    key_t,
+    value_b,
+    value_h,
+    value_t,
+    C: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    E: tl.constexpr,
+    T: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
+    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
+    HALF: tl.constexpr = starts.dtype.element_ty
+    SIZE: tl.constexpr = K * E
+    LAZY: tl.constexpr = ORTHOGONALISE and not FRESH
+    WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
+    row = tl.program_id(0).to(tl.int64)
+    rows = tl.num_programs(0).to(tl.int64)
+    b, h = row // heads, row % heads
+    ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
+    wide = ks[:, None] * E + es[None, :]
+    tall = es[:, None] + ks[None, :] * E
+    to_momentum += row * 3 * SIZE
+    to_learned += row * 3 * SIZE
+    first_momentum += row * 3 * SIZE
+    steps += row * STEPS * (SIZE + 2 * K * K)
+    squares = ks[:, None] * K + ks[None, :]
+    key += b * key_b + h * key_h
+    value += b * value_b + h * value_h
+    to_key += row * (X - C + chunks * C) * K
+    to_value += row * (X - C + chunks * C) * K
+    for turn in range(chunks):
+        i = chunks - 1 - turn
+        after = to_weights + ((turn % 2) * rows + row) * 3 * SIZE
+        before = to_weights + (((turn + 1) % 2) * rows + row) * 3 * SIZE
+        anew = i < 0
+        if FRESH:
+            anew = tl.load(fresh + b * chunks + i) != 0
+        own_shares = shares + (row * chunks + i) * 3
+        matrices_back(
+            i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
+            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, squares, K, SIZE,
+            ORTHOGONALISE, FRESH, LAZY, HALF,
+        )  # fmt: skip
+        tl.debug_barrier()
+        slot = starts + (i * rows + row) * 3 * SIZE
+        if FRESH:
+            slot = current + row * 3 * SIZE
+        own_factors = factors + (row * chunks + i) * WAYS * X
+        to_own_factors = to_factors + (row * chunks + i) * WAYS * X
+        for first in range(0, X, T):
+            here = first + ts
+            inside = here < X
+            at = i * C + here
+            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
+            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
+            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
+            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
+            f = tl.load(own_factors + here, mask=inside, other=0.0)
+            gate, up, down = slot, slot + SIZE, slot + 2 * SIZE
+            # Forward again, in both orders.
+            opening = product(k, tl.load(gate + wide), HALF, PRECISION)
+            raised = product(k, tl.load(up + wide), HALF, PRECISION)
+            hidden, silu, slope = activations(opening, raised)
+            raised_t = product(tl.load(up + tall), kt, HALF, PRECISION)
+            hidden_t, silu_t, slope_t = activations(product(tl.load(gate + tall), kt, HALF, PRECISION), raised_t)
+            error = k.to(tl.float32) + product(hidden, tl.load(down + tall), HALF, PRECISION) - v.to(tl.float32)
+            error_t = kt.to(tl.float32) + product(tl.load(down + wide), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
+            to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
+            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
+            # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
+            through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
+            tl.store(to_own_factors + here, to_f, mask=inside)
+            through_gate_t = f[None, :] * within(tl.load(to_momentum + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_up_t = f[None, :] * within(tl.load(to_momentum + SIZE + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t = within(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t *= f[None, :]
+            through_gate *= f[:, None]
+            through_up *= f[:, None]
+            through_down *= f[:, None]
+            to_k = within(to_opening * f[:, None], tl.load(to_momentum + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_k += within(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_h = within(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            if not ORTHOGONALISE:
+                g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
+                more_gate = product(k, tl.load(after + wide), HALF, PRECISION)
+                more_up = product(k, tl.load(after + SIZE + wide), HALF, PRECISION)
+                more_down = product(hidden, tl.load(after + 2 * SIZE + tall), HALF, PRECISION)
+                to_g = tl.sum(to_opening * more_gate + to_raised * more_up, 1) + tl.sum(error * more_down, 1)
+                tl.store(to_own_factors + X + here, -to_g, mask=inside)
+                through_gate += g[:, None] * more_gate
+                through_up += g[:, None] * more_up
+                through_down += g[:, None] * more_down
+                through_gate_t += g[None, :] * product(tl.load(after + tall), kt, HALF, PRECISION)
+                through_up_t += g[None, :] * product(tl.load(after + SIZE + tall), kt, HALF, PRECISION)
+                through_down_t += g[None, :] * product(tl.load(after + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
+                to_k += product(to_opening * g[:, None], tl.load(after + tall), HALF, PRECISION)
+                to_k += product(to_raised * g[:, None], tl.load(after + SIZE + tall), HALF, PRECISION)
+                to_h += product(error * g[:, None], tl.load(after + 2 * SIZE + wide), HALF, PRECISION)
+            # Backwards: dh, then e, then h, then the pre-activations.
+            of_hidden = through_gate * raised * slope + through_up * silu
+            of_hidden_t = through_gate_t * raised_t * slope_t + through_up_t * silu_t
+            of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
+            of_error_t = through_down_t + product(tl.load(down + wide), of_hidden_t, HALF, PRECISION)
+            to_h += product(of_error, tl.load(down + wide), HALF, PRECISION)
+            of_raised = through_gate * to_hidden * slope + to_h * silu
+            of_opening = through_gate * to_hidden * raised * second_derivative(opening)
+            of_opening += through_up * to_hidden * slope + to_h * raised * slope
+            to_k += of_error + product(of_opening, tl.load(gate + tall), HALF, PRECISION)
+            to_k += product(of_raised, tl.load(up + tall), HALF, PRECISION)
+            # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
+            place = before + wide
+            tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
+            place = before + SIZE + wide
+            tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
+            place = before + 2 * SIZE + wide
+            more = product(error_t, of_hidden, HALF, PRECISION) + product(of_error_t, hidden, HALF, PRECISION)
+            tl.store(place, tl.load(place) + more)
+            place = at[:, None] * K + ks[None, :]
+            if X > C:
+                to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
+                of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
+            tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
+            tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+            tl.debug_barrier()
+        if not LAZY:
+            earlier_back(
+                i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
+                ORTHOGONALISE, FRESH,
+            )  # fmt: skip
+        tl.debug_barrier()
+    if LAZY:
+        share = tl.load(shares + row * chunks * 3)
+        for p in range(3):
+            place = to_momentum + p * SIZE + wide
+            tl.store(place, share * tl.load(place))

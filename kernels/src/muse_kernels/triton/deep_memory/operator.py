@@ -1,0 +1,191 @@
+"""Deep memory with the scan over whole chunks as Triton kernels; the readings, a chunk's beginning and a rest are the
+torch form's."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
+from ...refusals import NOT_ORTHOGONALISED, deep_memory_sizes
+from ...torch.deep_memory import Chunks, by_chunks
+from ..memory import unit_last_stride
+from .backward_kernel import scan_back_kernel
+from .forward_kernel import scan_kernel
+
+
+class Launch(NamedTuple):
+    """Tokens of a tile at most, and warps of a program."""
+
+    tokens: int
+    warps: int
+
+
+FORWARD, BACKWARD = Launch(32, 8), Launch(32, 8)
+
+
+@checked
+def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor, DeepMemoryState]:
+    """As `muse_kernels.deep_memory`, of gated memories in float32 or bfloat16. In bfloat16 the weights at the chunks'
+    starts, from which is read and differentiated, are rounded; W and S themselves are float32. First derivatives
+    only."""
+    if layout.state_dtype == torch.float64:
+        raise ValueError("deep_memory: the triton kernels compute in float32; use backend torch for float64")
+    reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
+    if reason:
+        raise ValueError(f"deep_memory: {reason}; use backend torch")
+    if call.orthogonalise and call.query.is_cuda:
+        raise ValueError(f"deep_memory: {NOT_ORTHOGONALISED}; use backend torch")
+    return by_chunks(call, layout, scan, layout.output_dtype)
+
+
+def scan(
+    chunks: Chunks, learned: Tensor, weights: Tensor, momentum: Tensor, orthogonalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `muse_kernels.torch.deep_memory.scan`, the starts in the keys' dtype."""
+    zeros = torch.zeros_like(chunks.kept)
+    shares = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
+    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(shares, -1), learned, weights, momentum)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _forward(*inputs, chunks.fresh, chunks.chunk, orthogonalise, keep)[:3]
+
+
+@torch.library.custom_op("muse_kernels::deep_memory_scan", mutates_args=())
+def _forward(
+    key: Tensor,
+    value: Tensor,
+    factors: Tensor,
+    shares: Tensor,
+    learned: Tensor,
+    weights: Tensor,
+    momentum: Tensor,
+    fresh: Tensor | None,
+    chunk: int,
+    orthogonalise: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
+    batch, heads, number, _, size = factors.shape
+    starts = key.new_empty(number, *weights.shape)
+    momenta = _kept(key, weights, number, orthogonalise, keep)
+    weights, momentum = (x.clone(memory_format=torch.contiguous_format) for x in (weights, momentum))
+    current = key.new_empty(0) if fresh is None else weights.to(key.dtype, copy=True)
+    if starts.numel():
+        starts[0] = weights
+        with torch.cuda.device_of(key):
+            scan_kernel[(batch * heads,)](
+                *(key, value, factors, shares, fresh, learned, weights, momentum, starts, momenta, current),
+                *(heads, number, *key.stride()[:3], *value.stride()[:3]),
+                **_sizes(chunk, size, learned, FORWARD, key.dtype),
+                ORTHOGONALISE=orthogonalise,
+                FRESH=fresh is not None,
+                KEEP=keep,
+            )
+    return starts, weights, momentum, momenta
+
+
+def _kept(key: Tensor, weights: Tensor, number: int, orthogonalise: bool, keep: bool) -> Tensor:
+    """Room for S after every chunk: of Newton-Schulz in float32, for it multiplies an error by up to 3.4445 ** 5."""
+    shape = (number, *weights.shape) if keep else (0,)
+    return (weights if orthogonalise else key).new_empty(shape)
+
+
+@_forward.register_fake
+def _(key, value, factors, shares, learned, weights, momentum, fresh, chunk, orthogonalise, keep):
+    starts = key.new_empty(factors.shape[2], *weights.shape)
+    momenta = _kept(key, weights, factors.shape[2], orthogonalise, keep)
+    return starts, weights.new_empty(weights.shape), momentum.new_empty(momentum.shape), momenta
+
+
+@torch.library.custom_op("muse_kernels::deep_memory_scan_backward", mutates_args=())
+def _backward(
+    to_starts: Tensor,
+    to_weights: Tensor,
+    to_momentum: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factors: Tensor,
+    shares: Tensor,
+    learned: Tensor,
+    first_momentum: Tensor,
+    fresh: Tensor | None,
+    starts: Tensor,
+    momenta: Tensor,
+    chunk: int,
+    orthogonalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
+    batch, heads, number, _, size = factors.shape
+    both = torch.stack((to_weights, torch.empty_like(to_weights)))
+    to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
+    to_learned = torch.zeros_like(both[0] if fresh is not None else both[0, :0])
+    overlap = size > chunk
+    shape, dtype = (batch, heads, *key.shape[2:]), torch.float32 if overlap else key.dtype
+    to_key, to_value = (
+        (torch.zeros if overlap else torch.empty)(shape, dtype=dtype, device=key.device) for _ in range(2)
+    )
+    to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
+    key_width, hidden = learned.shape[2:]
+    steps = first_momentum.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
+    current = key.new_empty(both.shape[1:] if fresh is not None else 0)
+    if starts.numel():
+        with torch.cuda.device_of(key):
+            scan_back_kernel[(batch * heads,)](
+                *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
+                *(to_starts.contiguous(), both, to_momentum, to_learned, steps, to_key, to_value, to_factors),
+                *(to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
+                **_sizes(chunk, size, learned, BACKWARD, key.dtype),
+                ORTHOGONALISE=orthogonalise,
+                FRESH=fresh is not None,
+            )
+    to_key, to_value = to_key.to(key.dtype), to_value.to(value.dtype)
+    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), both[number % 2].clone(), to_momentum
+
+
+@_backward.register_fake
+def _(to_starts, to_weights, to_momentum, key, value, factors, shares, learned, first_momentum, *_):
+    given = (key, value, factors, shares, learned, first_momentum, first_momentum)
+    return tuple(x.new_empty(x.shape) for x in given)
+
+
+def _given(key, value, factors, shares, fresh, learned):
+    """As the kernels read them."""
+    fresh = None if fresh is None else fresh.to(torch.int32).contiguous()
+    key, value = unit_last_stride(key), unit_last_stride(value)
+    return key, value, factors.contiguous(), shares.contiguous(), fresh, learned.contiguous()
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.chunk, ctx.orthogonalise, _ = inputs
+    starts, _, _, momenta = output
+    ctx.save_for_backward(*tensors, starts, momenta)
+
+
+def _gradients(ctx, to_starts, to_weights, to_momentum, _):
+    *inputs, fresh, starts, momenta = ctx.saved_tensors
+    gradients = (to_starts, to_weights, to_momentum)
+    key, value, factors, shares, learned, _, momentum = inputs
+    tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
+    found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
+    if fresh is None:
+        found[4] = None  # no chunk starts from the learned weights but by `weights`
+    return *found, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch, dtype: torch.dtype) -> dict:
+    tokens = 16
+    while tokens < min(size, launch.tokens):
+        tokens *= 2
+    return {
+        "C": chunk,
+        "X": size,
+        "K": learned.shape[2],
+        "E": learned.shape[3],
+        "T": tokens,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+        "num_warps": launch.warps,
+        "num_stages": 1,
+    }
