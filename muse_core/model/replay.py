@@ -1,0 +1,233 @@
+"""Steps of a generation that are replayed: found to recur, recorded, checked against the layers' own code, kept.
+
+On a CPU the recorded operations are run by torch's interpreter for TorchScript, on a GPU they are one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from muse_core.contracts import State, Tokens
+from muse_core.model.recording import NotRecordable, record
+
+RECORD_AFTER = 16
+"""Calls of one kind that the layers' own code does before the next is recorded, which costs as much as dozens."""
+MOST = 32
+"""Kinds of calls that are kept recorded for one stream."""
+KINDS = 1024
+"""Kinds of calls that are counted; a state that grows makes every call one of its own."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far, in units of the largest, a score or an entry of the state may be from that of the layers' own code; 2e-2 for
+shorter dtypes."""
+log = logging.getLogger(__name__)
+
+
+class Form:
+    """Structure of a state, and shapes and dtypes of its tensors; hashed once."""
+
+    __slots__ = ("number", "others", "parts", "spec")
+
+    def __init__(self, values: Sequence[Any], spec: Any):
+        self.spec = spec
+        self.others = tuple(None if isinstance(x, Tensor) else (x,) for x in values)
+        """What stands in the place of a tensor, such as None, in a tuple."""
+        self.parts = spec, self.others, tuple((x.shape, x.dtype) for x in values if isinstance(x, Tensor))
+        self.number = hash(self.parts)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Form) and self.parts == other.parts)
+
+
+class Carried:
+    """A state as its tensors. ``owner`` is what overwrites them at its next call; None, and they stay as they are."""
+
+    __slots__ = ("form", "leaves", "owner")
+
+    def __init__(self, leaves: list[Tensor], form: Form, owner: object = None):
+        self.leaves, self.form, self.owner = leaves, form, owner
+
+    @classmethod
+    def of(cls, state: State) -> Carried:
+        values, spec = pytree.tree_flatten(state)
+        return cls([x for x in values if isinstance(x, Tensor)], Form(values, spec))
+
+    def lasting(self) -> Carried:
+        """The same in memory of its own, where somebody else would overwrite it."""
+        return self if self.owner is None else Carried([x.clone() for x in self.leaves], self.form)
+
+    @property
+    def state(self) -> State:
+        leaves = iter(self.lasting().leaves)
+        return pytree.tree_unflatten([next(leaves) if x is None else x[0] for x in self.form.others], self.form.spec)
+
+
+class Kind(NamedTuple):
+    """Calls that one recording serves."""
+
+    shape: torch.Size
+    """(B, N) of the ids."""
+    grid: tuple[int, ...]
+    """How many tokens in the next end of each period lies, or N + 1 for beyond the call."""
+    form: Form
+
+
+class Replays:
+    """The recordings of one model for one stream. The weights must not change meanwhile."""
+
+    def __init__(
+        self,
+        model: Any,
+        stream_period: int,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[object]],
+    ):
+        self.model, self.stream_period, self.device, self.precision = model, stream_period, device, precision
+        self.periods: tuple[int, ...] | None = getattr(model, "periods", None)
+        self.counts: dict[Kind, int] = {}
+        self.kept: dict[Kind, Any] = {}
+        self.refused = model.training or device.type not in ("cpu", "cuda")
+
+    def kind(self, shape: torch.Size, carried: Carried, done: int) -> Kind:
+        """Where no period's end or beginning differs, the call does the same operations."""
+        if self.periods is None:
+            grid: tuple[int, ...] = (done % self.stream_period,)
+        else:
+            grid = tuple(min(-done % period, shape[1] + 1) for period in self.periods)
+        return Kind(shape, grid, carried.form)
+
+    def own(
+        self, ids: Tensor, positions: Tensor, carried: Carried, done: int, *, scored: int | None = None
+    ) -> tuple[Tensor, Carried]:
+        """Scores of the last ``scored`` tokens, by default of all (B, N, V), and state, by the layers' own code."""
+        with self.precision():
+            output = self.model(ids, carried.state, Tokens(positions, offset=done % self.stream_period))
+            hidden = output.hidden if scored is None else output.hidden[:, output.hidden.shape[1] - scored :]
+            scores = self.model.logits(hidden)
+        return scores, Carried.of(output.state)
+
+    def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried] | None:
+        """Scores (B, N, V) and state from a recording; None where there is none, and the layers' code must be run.
+
+        What it returns on a GPU lies in memory that the next call overwrites.
+        """
+        if self.refused:
+            return None
+        kind = self.kind(ids.shape, carried, done)
+        replay = self.kept.get(kind)
+        if replay is not None:
+            return replay(ids, carried, done)
+        if len(self.counts) < KINDS or kind in self.counts:
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self.counts.get(kind, 0) <= RECORD_AFTER or len(self.kept) >= MOST:
+            return None
+        try:
+            made = self.made(ids, carried, done)
+        except NotRecordable as reason:
+            self.refused = True
+            log.warning("every token runs the layers' own code, which is slower than a recorded step: %s", reason)
+            return None
+        self.kept[kind] = made
+        return made(ids, carried, done)
+
+    def made(self, ids: Tensor, carried: Carried, done: int) -> Any:
+        """A recording of this call, checked on it and on what follows. Raises NotRecordable."""
+        found: dict[str, Carried] = {}
+
+        def step(ids: Tensor, positions: Tensor, *leaves: Tensor) -> list[Tensor]:
+            scores, found["after"] = self.own(ids, positions, Carried(list(leaves), carried.form), done)
+            return [scores, *found["after"].leaves]
+
+        leaves = [x.clone(memory_format=torch.contiguous_format) for x in carried.leaves]
+        start = Carried(leaves, carried.form)
+        inputs = [ids.clone(), positions_of(ids, done), *leaves]
+        graph = record(step, inputs)
+        kind = Captured if self.device.type == "cuda" else Interpreted
+        replay = kind(graph, inputs, found["after"])
+        other = (ids + 1) % self.model.vocabulary_size
+        for given in (ids, other):
+            expected, after = self.own(given, positions_of(ids, done), start, done)
+            scores, replayed = replay(given, start, done)
+            _refuse_other([expected, *after.leaves], [scores, *replayed.leaves])
+        return replay
+
+
+def positions_of(ids: Tensor, done: int) -> Tensor:
+    """(B, N): the places of ids after ``done`` tokens."""
+    return (done + torch.arange(ids.shape[1], device=ids.device)).expand(ids.shape[0], -1).contiguous()
+
+
+def _refuse_other(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    for x, y in zip(expected, found, strict=True):
+        least = TOLERANCE.get(min(x.dtype, expected[0].dtype, key=lambda dtype: dtype.itemsize), 2e-2)
+        x, y = x.double(), y.double()
+        if x.numel() and not torch.allclose(x, y, rtol=0.0, atol=least * max(1.0, float(x.abs().max()))):
+            raise NotRecordable("a layer does something that torch does not see, so the recorded step gives other scores")
+
+
+class Interpreted:
+    """A recording on a CPU; what it returns stays as it is."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
+        self.form = after.form
+        self.strides = [x.stride() for x in inputs[2:]]
+        self.run: Callable[..., Any] = graph
+        if sys.version_info < (3, 14):  # from there on torch does not support its interpreter
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # in favour of compilers that take half a minute
+                traced = torch.jit.trace(graph.eval(), tuple(inputs), check_trace=False)
+                self.run = torch.jit.freeze(traced.eval())
+
+    def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
+        leaves = [
+            x if x.stride() == stride else x.contiguous() for x, stride in zip(carried.leaves, self.strides)
+        ]
+        with torch.inference_mode(), _without_autocast("cpu"):
+            scores, *after = self.run(ids, positions_of(ids, done), *leaves)
+        return scores, Carried(after, self.form)
+
+
+class Captured:
+    """A recording as a CUDA graph, which reads its inputs in fixed places and leaves its outputs in others."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
+        self.form = after.form
+        self.ids, _, *self.leaves = inputs
+        self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)
+        places = positions_of(self.ids, 0)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), _without_autocast("cuda"):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                graph(self.ids, places, *self.leaves)
+            torch.cuda.current_stream().wait_stream(side)
+            try:
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                    self.scores, *self.after = graph(self.ids, places + self.done, *self.leaves)
+            except RuntimeError as error:
+                raise NotRecordable(f"CUDA cannot capture it ({str(error).splitlines()[0]})") from error
+
+    def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
+        with torch.inference_mode():
+            torch._foreach_copy_(self.leaves, carried.leaves)
+            self.ids.copy_(ids)
+            self.done.fill_(done)
+            self.graph.replay()
+        return self.scores, Carried(self.after, self.form, self)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """What was recorded has its casts among its operations."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
