@@ -181,6 +181,7 @@ class Interpreted:
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
+        self.recorded = graph
         self.strides = [x.stride() for x in inputs[2:]]
         self.run: Callable[..., Any] = graph
         if sys.version_info < (3, 14):  # from there on torch does not support its interpreter
@@ -203,6 +204,7 @@ class Captured:
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
+        self.recorded = graph
         self.ids, _, *self.leaves = inputs
         self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)
         places = positions_of(self.ids, 0)
