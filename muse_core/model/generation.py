@@ -52,6 +52,11 @@ class Stream:
         self.carried = Carried.of(None)
         self.done = 0
 
+    @property
+    def state(self) -> State:
+        """As ``contracts.ModelOutput`` has it."""
+        return self.carried.state
+
     def snapshot(self) -> Snapshot:
         """What ``restore`` takes back to."""
         self.carried = self.carried.lasting()

@@ -56,7 +56,8 @@ class Call(NamedTuple):
 
 
 def record(step: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """``step(*inputs)`` as a graph that computes the same from inputs of the same shapes, strides and dtypes.
+    """``step(*inputs)`` as a graph that computes the same from inputs of the same shapes, strides and dtypes, each at
+    the beginning of its memory.
 
     Everything else that the step reads is taken to stay as it is: weights, and numbers of Python. Raises NotRecordable
     where a value of a tensor decides in Python how the step goes on, for random numbers, and where an input or a weight
@@ -142,39 +143,73 @@ class _RefuseValues(TorchFunctionMode):
         return function(*arguments, **(keywords or {}))
 
 
-def _graph(recorder: _Recorder, inputs: list[Tensor], outputs: list[Tensor]) -> fx.GraphModule:
-    graph, holder = fx.Graph(), torch.nn.Module()
-    nodes: dict[int, fx.Node] = {id(x): graph.placeholder(f"input_{place}") for place, x in enumerate(inputs)}
-    seen: dict[Any, fx.Node] = {}
+class _Writer:
+    """Writes the needed calls into a graph."""
 
-    def node(x: Any) -> Any:
+    def __init__(self, recorder: _Recorder, inputs: list[Tensor]):
+        self.recorder = recorder
+        self.graph, self.holder = fx.Graph(), torch.nn.Module()
+        self.nodes = {id(x): self.graph.placeholder(f"input_{place}") for place, x in enumerate(inputs)}
+        self.seen: dict[Any, fx.Node] = {}
+        self.views: dict[int, tuple[Call, Tensor]] = {}
+        """Id of a view → the call that made it, and the tensor that it and the views before it are views of."""
+
+    def node(self, x: Any) -> Any:
+        """What stands for x, which need not be a tensor, among the arguments of a call."""
         if not isinstance(x, Tensor):
             return x
-        if id(x) not in nodes:
-            name = f"constant_{len(nodes)}"
-            holder.register_buffer(name, x)
-            nodes[id(x)] = graph.get_attr(name)
-        return nodes[id(x)]
+        if id(x) not in self.nodes and id(x) in self.views:
+            call, base = self.views[id(x)]
+            if _laid(x) == _laid(base):
+                self.nodes[id(x)] = self.node(base)
+            elif base is call.read[0] and isinstance(call.result, Tensor):
+                self.write(call)
+            else:  # one view in place of several
+                place = (self.node(base), list(x.shape), list(x.stride()), x.storage_offset())
+                self.nodes[id(x)] = self.shared(torch.ops.aten.as_strided.default, place, {})
+        if id(x) not in self.nodes:
+            name = f"constant_{len(self.nodes)}"
+            self.holder.register_buffer(name, x)
+            self.nodes[id(x)] = self.graph.get_attr(name)
+        return self.nodes[id(x)]
 
-    for call in _needed(recorder, outputs):
-        steady = not call.changed and not any(_storage(x) in recorder.changed for x in [*call.read, *call.made])
-        if steady and not recorder.depends(call.read):
-            continue  # known now: what reads it takes the tensor itself
-        if isinstance(call.result, Tensor) and (same := _same_view(call)) is not None:
-            nodes[id(call.result)] = node(same)
-            continue
-        arguments, keywords = pytree.tree_map(node, (tuple(call.arguments), call.keywords))
-        key = (call.function, repr(arguments), repr(keywords)) if steady else id(call)
-        if key not in seen:
-            seen[key] = graph.call_function(call.function, arguments, keywords)
+    def shared(self, function: Any, arguments: Any, keywords: Any) -> fx.Node:
+        """The call, or the one that was written before with the same arguments."""
+        key = function, repr(arguments), repr(keywords)
+        if key not in self.seen:
+            self.seen[key] = self.graph.call_function(function, arguments, keywords)
+        return self.seen[key]
+
+    def add(self, call: Call) -> None:
+        """A call in its turn; views wait until something reads them."""
+        changed = self.recorder.changed
+        steady = not call.changed and not any(_storage(x) in changed for x in [*call.read, *call.made])
+        if steady and not self.recorder.depends(call.read):
+            return  # known now: what reads it takes the tensor itself
+        if _is_view(call):
+            x = call.read[0]
+            _, base = self.views.get(id(x), (None, x))
+            self.views.update((id(y), (call, base)) for y in call.made)
+        else:
+            self.write(call, steady)
+
+    def write(self, call: Call, steady: bool = True) -> None:
+        arguments, keywords = pytree.tree_map(self.node, (tuple(call.arguments), call.keywords))
+        written = (self.shared if steady else self.graph.call_function)(call.function, arguments, keywords)
         if isinstance(call.result, Tensor):
-            nodes[id(call.result)] = seen[key]
-            continue
+            self.nodes[id(call.result)] = written
+            return
         for place, x in enumerate(call.result):
             if isinstance(x, Tensor):
-                nodes[id(x)] = graph.call_function(operator.getitem, (seen[key], place))
-    graph.output(tuple(node(x) for x in outputs))
-    return fx.GraphModule(holder, graph)
+                self.nodes[id(x)] = self.graph.call_function(operator.getitem, (written, place))
+
+
+def _graph(recorder: _Recorder, inputs: list[Tensor], outputs: list[Tensor]) -> fx.GraphModule:
+    writer = _Writer(recorder, inputs)
+    for call in _needed(recorder, outputs):
+        writer.add(call)
+    writer.graph.output(tuple(writer.node(x) for x in outputs))
+    return fx.GraphModule(writer.holder, writer.graph)
 
 
 def _needed(recorder: _Recorder, outputs: list[Tensor]) -> list[Call]:
@@ -190,13 +225,16 @@ def _needed(recorder: _Recorder, outputs: list[Tensor]) -> list[Call]:
     return found[::-1]
 
 
-def _same_view(call: Call) -> Tensor | None:
-    """The argument that the result is, entry by entry and in the same memory."""
-    if not call.read or call.changed:
-        return None
-    x, y = call.read[0], call.result
+def _laid(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.storage_offset()
 
-    def seen(z: Tensor) -> tuple[Any, ...]:
-        return _storage(z), z.shape, z.stride(), z.storage_offset(), z.dtype, z.is_conj(), z.is_neg()
 
-    return x if seen(x) == seen(y) else None
+def _is_view(call: Call) -> bool:
+    """Whether the results are the numbers of the one tensor that is read, in their memory and as they are there."""
+    if len(call.read) != 1 or call.changed:
+        return False
+
+    def kept(x: Tensor) -> tuple[Any, ...]:
+        return _storage(x), x.dtype, x.is_conj(), x.is_neg()
+
+    return all(kept(x) == kept(call.read[0]) for x in call.made)

@@ -192,7 +192,8 @@ class Interpreted:
 
     def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
         leaves = [
-            x if x.stride() == stride else x.contiguous() for x, stride in zip(carried.leaves, self.strides)
+            x if x.stride() == stride and x.storage_offset() == 0 else x.clone(memory_format=torch.contiguous_format)
+            for x, stride in zip(carried.leaves, self.strides)
         ]
         with torch.inference_mode(), _without_autocast("cpu"):
             scores, *after = self.run(ids, positions_of(ids, done), *leaves)

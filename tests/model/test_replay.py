@@ -29,7 +29,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "RECORD_AFTER", 2)
 
 
-def built(block: list[dict[str, Any]], device: str = "cpu", depth: int = 2, width: int = 16, **model: Any) -> Any:
+def built(block: list[dict[str, Any]], device: str = "cpu", depth: int = 1, width: int = 16, **model: Any) -> Any:
     registry = load_plugins()
     table = {"name": "g", "model": {"width": width, "depth": depth, "block": block, **model},
              "train": {"sequence_length": 16}}
@@ -252,3 +252,20 @@ def test_a_prompt_is_scored_at_its_last_token_only(monkeypatch: pytest.MonkeyPat
     found = Stream(model).prefill(ids)
     assert sum(scored) == 1
     torch.testing.assert_close(found, logits(model(ids).hidden)[:, -1], rtol=1e-10, atol=1e-10)
+
+
+def test_views_of_views_are_one_view_and_every_part_of_a_split_is_right() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        first, second = x.split(3, dim=1)
+        made = x + 1
+        parts = made.unflatten(1, (2, 3)).transpose(0, 1).chunk(2)
+        return [second.reshape(-1)[2:] * first.t().reshape(-1)[:4], parts[1][0, :, 1] + 1, made.view(2, 6)[1, 2:]]
+
+    graph = record(step, [torch.zeros(2, 6)])
+    for seed in range(3):
+        x = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
+        for found, expected in zip(graph(x), step(x), strict=True):
+            assert torch.equal(found, expected)
+    names = {str(node.target) for node in graph.graph.nodes}
+    assert "aten.as_strided.default" in names
+    assert not names & {"aten.split.Tensor", "aten.transpose.int", "aten.t.default", "aten.select.int"}
