@@ -8,6 +8,7 @@ same bits.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -151,6 +152,7 @@ class _Writer:
         self.graph, self.holder = fx.Graph(), torch.nn.Module()
         self.nodes = {id(x): self.graph.placeholder(f"input_{place}") for place, x in enumerate(inputs)}
         self.seen: dict[Any, fx.Node] = {}
+        self.numbers: dict[tuple[float, torch.dtype], Tensor] = {}
         self.views: dict[int, tuple[Call, Tensor]] = {}
         """Id of a view → the call that made it, and the tensor that it and the views before it are views of."""
 
@@ -194,14 +196,36 @@ class _Writer:
             self.write(call, steady)
 
     def write(self, call: Call, steady: bool = True) -> None:
-        arguments, keywords = pytree.tree_map(self.node, (tuple(call.arguments), call.keywords))
-        written = (self.shared if steady else self.graph.call_function)(call.function, arguments, keywords)
+        function, arguments, keywords = self.spelled(call)
+        written = (self.shared if steady else self.graph.call_function)(function, arguments, keywords)
         if isinstance(call.result, Tensor):
             self.nodes[id(call.result)] = written
             return
         for place, x in enumerate(call.result):
             if isinstance(x, Tensor):
                 self.nodes[id(x)] = self.graph.call_function(operator.getitem, (written, place))
+
+
+    def spelled(self, call: Call) -> tuple[Any, Any, Any]:
+        """The call, or on a CPU one for the same numbers that makes no tensor of a number of Python each time, where
+        torch does: a mean is the sum over the count, and what is added is a tensor."""
+        x, given = call.read[0] if call.read else None, call.arguments
+        if x is not None and x.device.type == "cpu" and x.is_floating_point() and not call.keywords:
+            if call.function is torch.ops.aten.mean.dim and given[1]:
+                count = math.prod(x.shape[axis] for axis in given[1])
+                total = self.shared(torch.ops.aten.sum.dim_IntList, (self.node(x), *given[1:]), {})
+                return torch.ops.aten.div.Tensor, (total, self.number(count, x.dtype)), {}
+            if call.function is torch.ops.aten.add_.Scalar and len(given) == 2:
+                return torch.ops.aten.add_.Tensor, (self.node(x), self.number(given[1], x.dtype)), {}
+        arguments, keywords = pytree.tree_map(self.node, (tuple(call.arguments), call.keywords))
+        return call.function, arguments, keywords
+
+    def number(self, value: float, dtype: torch.dtype) -> fx.Node:
+        """A number as a tensor without axes, which changes no dtype."""
+        key = value, dtype
+        if key not in self.numbers:
+            self.numbers[key] = torch.tensor(value, dtype=dtype)
+        return self.node(self.numbers[key])
 
 
 def _graph(recorder: _Recorder, inputs: list[Tensor], outputs: list[Tensor]) -> fx.GraphModule:

@@ -173,7 +173,7 @@ def _refuse_other(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
         least = TOLERANCE.get(min(x.dtype, expected[0].dtype, key=lambda dtype: dtype.itemsize), 2e-2)
         x, y = x.double(), y.double()
         if x.numel() and not torch.allclose(x, y, rtol=0.0, atol=least * max(1.0, float(x.abs().max()))):
-            raise NotRecordable("a layer does something that torch does not see, so the recorded step gives other scores")
+            raise NotRecordable("a layer does what torch does not see, so that the recorded step gives other scores")
 
 
 class Interpreted:

@@ -269,3 +269,14 @@ def test_views_of_views_are_one_view_and_every_part_of_a_split_is_right() -> Non
     names = {str(node.target) for node in graph.graph.nodes}
     assert "aten.as_strided.default" in names
     assert not names & {"aten.split.Tensor", "aten.transpose.int", "aten.t.default", "aten.select.int"}
+
+
+def test_means_that_are_written_to_stay_apart() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        return [x.mean(-1).add_(1), x.mean(-1).add_(1), torch.rms_norm(x, (3,)), x.mean((0, 1), True)]
+
+    graph = record(step, [torch.zeros(2, 3)])
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(graph(x), step(x), strict=True):
+        assert torch.equal(found, expected)
+    assert "aten.mean.dim" not in {str(node.target) for node in graph.graph.nodes}
