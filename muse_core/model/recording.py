@@ -70,6 +70,18 @@ def record(step: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> f
     return _graph(recorder, list(inputs), outputs)
 
 
+def same(one: fx.GraphModule, other: fx.GraphModule) -> bool:
+    """Whether two recordings do the same operations with the same constants."""
+    return one.code == other.code and all(
+        torch.equal(x, y) for (_, x), (_, y) in zip(constants(one), constants(other), strict=True)
+    )
+
+
+def constants(graph: fx.GraphModule) -> list[tuple[str, Tensor]]:
+    """What a recording holds, by name."""
+    return list(graph.named_buffers(remove_duplicate=False))
+
+
 def tensors(values: Any) -> list[Tensor]:
     """The tensors of a tree."""
     return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
@@ -171,7 +183,7 @@ class _Writer:
                 self.nodes[id(x)] = self.shared(torch.ops.aten.as_strided.default, place, {})
         if id(x) not in self.nodes:
             name = f"constant_{len(self.nodes)}"
-            self.holder.register_buffer(name, x)
+            self.holder.register_buffer(name, x.detach())
             self.nodes[id(x)] = self.graph.get_attr(name)
         return self.nodes[id(x)]
 

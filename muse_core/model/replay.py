@@ -17,10 +17,13 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import State, Tokens
-from muse_core.model.recording import NotRecordable, record
+from muse_core.model.recording import NotRecordable, constants, record, same
 
-RECORD_AFTER = 16
-"""Calls of one kind that the layers' own code does before the next is recorded, which costs as much as dozens."""
+RECORD_AFTER = 32
+"""Calls of one kind that the layers' own code does before the next is recorded, which costs about as much as these: so
+never much more than twice the time is spent that would have been best."""
+COMPARE_AT = 2
+"""Calls of a kind after which it is compared with those that are recorded."""
 MOST = 32
 """Kinds of calls that are kept recorded for one stream."""
 KINDS = 1024
@@ -82,6 +85,13 @@ class Kind(NamedTuple):
     """How many tokens in the next end of each period lies, or N + 1 for beyond the call."""
     form: Form
 
+    def may_do_as(self, other: Kind) -> bool:
+        """Whether they differ only in which periods begin with the call, which layers need not heed."""
+        edges = (0, self.shape[1] + 1)
+        return (self.shape, self.form) == (other.shape, other.form) and all(
+            x == y or (x in edges and y in edges) for x, y in zip(self.grid, other.grid, strict=True)
+        )
+
 
 class Replays:
     """The recordings of one model for one stream. The weights must not change meanwhile."""
@@ -97,6 +107,8 @@ class Replays:
         self.periods: tuple[int, ...] | None = getattr(model, "periods", None)
         self.counts: dict[Kind, int] = {}
         self.kept: dict[Kind, Any] = {}
+        self.constants: dict[Any, list[Tensor]] = {}
+        """Of all recordings, by shape, strides and dtype."""
         self.refused = model.training or device.type not in ("cpu", "cuda")
 
     def kind(self, shape: torch.Size, carried: Carried, done: int) -> Kind:
@@ -130,19 +142,24 @@ class Replays:
             return replay(ids, carried, done)
         if len(self.counts) < KINDS or kind in self.counts:
             self.counts[kind] = self.counts.get(kind, 0) + 1
-        if self.counts.get(kind, 0) <= RECORD_AFTER or len(self.kept) >= MOST:
+        count = self.counts.get(kind, 0)
+        similar = [made for other, made in self.kept.items() if kind.may_do_as(other)]
+        if len(self.kept) >= MOST or not (count > RECORD_AFTER or (count == COMPARE_AT and similar)):
             return None
         try:
-            made = self.made(ids, carried, done)
+            made = self.made(ids, carried, done, similar, count > RECORD_AFTER)
         except NotRecordable as reason:
             self.refused = True
             log.warning("every token runs the layers' own code, which is slower than a recorded step: %s", reason)
             return None
+        if made is None:
+            return None
         self.kept[kind] = made
         return made(ids, carried, done)
 
-    def made(self, ids: Tensor, carried: Carried, done: int) -> Any:
-        """A recording of this call, checked on it and on what follows. Raises NotRecordable."""
+    def made(self, ids: Tensor, carried: Carried, done: int, similar: Sequence[Any], new: bool) -> Any:
+        """What replays this call: one of ``similar`` that does the same operations, or where a ``new`` one is wanted
+        that, checked on the call. Raises NotRecordable."""
         found: dict[str, Carried] = {}
 
         def step(ids: Tensor, positions: Tensor, *leaves: Tensor) -> list[Tensor]:
@@ -153,14 +170,29 @@ class Replays:
         start = Carried(leaves, carried.form)
         inputs = [ids.clone(), positions_of(ids, done), *leaves]
         graph = record(step, inputs)
-        kind = Captured if self.device.type == "cuda" else Interpreted
-        replay = kind(graph, inputs, found["after"])
-        other = (ids + 1) % self.model.vocabulary_size
-        for given in (ids, other):
+        for other in similar:
+            if other.form == found["after"].form and same(graph, other.recorded):
+                return other
+        if not new:
+            return None
+        self.share(graph)
+        replay = (Captured if self.device.type == "cuda" else Interpreted)(graph, inputs, found["after"])
+        for given in (ids, (ids + 1) % self.model.vocabulary_size):
             expected, after = self.own(given, positions_of(ids, done), start, done)
             scores, replayed = replay(given, start, done)
             _refuse_other([expected, *after.leaves], [scores, *replayed.leaves])
         return replay
+
+
+    def share(self, graph: fx.GraphModule) -> None:
+        """Let recordings have equal constants once, such as weights in a shorter dtype."""
+        for name, x in constants(graph):
+            known = self.constants.setdefault((x.shape, x.stride(), x.dtype), [])
+            equal = next((other for other in known if other is x or torch.equal(other, x)), None)
+            if equal is None:
+                known.append(x)
+            else:
+                setattr(graph, name, equal.detach())  # TorchScript takes no tensor twice, but its memory
 
 
 def positions_of(ids: Tensor, done: int) -> Tensor:
@@ -210,7 +242,7 @@ class Captured:
         self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)
         places = positions_of(self.ids, 0)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), _without_autocast("cuda"):
+        with torch.inference_mode(), torch.cuda.device(self.ids.device), _without_autocast("cuda"):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -223,7 +255,7 @@ class Captured:
                 raise NotRecordable(f"CUDA cannot capture it ({str(error).splitlines()[0]})") from error
 
     def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.device(self.ids.device):
             torch._foreach_copy_(self.leaves, carried.leaves)
             self.ids.copy_(ids)
             self.done.fill_(done)

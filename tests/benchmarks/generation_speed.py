@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[2]
 VOCABULARY = 257
 LINE = b"2026-11-28 status ok, 17 rows read, 0 rows refused, next in 60 seconds\n"
 ROWS, CONTEXT = 64, 4096
+COPIED = 256
+"""Tokens of repetitive text that are compared."""
 
 
 class Bench:
@@ -149,15 +151,15 @@ def main() -> None:
     parser.add_argument("--llama", action="store_true", help="beside a Llama; needs transformers")
     parser.add_argument("--tokens", type=int, default=64, help="drawn in each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm", type=int, default=64, help="tokens before the first round")
+    parser.add_argument("--warm", type=int, default=96, help="tokens before the first round, or six times that")
     parser.add_argument("--learn", type=int, default=80, help="steps on the repetitive text")
     given = parser.parse_args()
     bench = Bench(given.recipe, given.device, given.precision)
-    rows: list[tuple[str, str, float, str]] = []
+    print("| | by | tokens/s | ms a step | |\n|---|---|---|---|---|", flush=True)
 
     def add(title: str, seconds: dict[str, float], factor: int = 1, notes: Callable[[str], str] = lambda _: "") -> None:
         for name, taken in seconds.items():
-            rows.append((title, name, taken / factor, notes(name)))
+            print(f"| {title} | {name} | {factor / taken:,.0f} | {1000 * taken:.3f} | {notes(name)} |", flush=True)
 
     prompt = list(LINE)
     one = {
@@ -187,19 +189,16 @@ def main() -> None:
         )
         for way in ("eager", "recorded") for lookup in (False, True)
     }
-    copies = {name: list(itertools.islice(text, 256)) for name, text in texts.items()}
+    copies = {name: list(itertools.islice(text, COPIED)) for name, text in texts.items()}
     same = all(copy == copies["eager"] for copy in copies.values())
     add(f"1 row, repetitive ({loss:.3f} nats a byte)",
-        in_turn(bench, texts, given.warm, 4 * given.tokens, given.rounds),
+        in_turn(bench, texts, 6 * given.warm - COPIED, 2 * given.tokens, given.rounds),
         notes=lambda _: "same text" if same else "OTHER TEXT")
     cards = torch.cuda.get_device_name() if given.device != "cpu" else f"load {os.getloadavg()[0]:.1f}"
-    print(f"{Path(given.recipe).name}, {bench.parameters:,} parameters, {given.precision}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads, {cards}")
+    print(f"\n{Path(given.recipe).name}, {bench.parameters:,} parameters, {given.precision}, "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cards}")
     if llama is not None:
         print(f"Llama: {llama.parameters:,} parameters")
-    print("\n| | by | tokens/s | ms a token | |\n|---|---|---|---|---|")
-    for title, name, taken, note in rows:
-        print(f"| {title} | {name} | {1 / taken:,.0f} | {1000 * taken:.3f} | {note} |")
 
 
 if __name__ == "__main__":

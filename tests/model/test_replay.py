@@ -118,6 +118,15 @@ def test_beginnings_and_ends_of_periods_are_kinds_of_their_own(reading: Any) -> 
                 assert [[at for at in range(3) if (other + at + 1) % period == 0] for period in PERIODS] == ends
 
 
+def test_where_the_layers_do_the_same_a_recording_is_shared(reading: Any) -> None:
+    model, how = reading
+    stream = Stream(model, **how)
+    for token in ids_of(150)[0]:
+        stream.read(token.view(1, 1))
+    kinds, made = len(stream.replays.kept), len(set(stream.replays.kept.values()))
+    assert made < kinds, "what begins a period does no other operations than what lies within one"
+
+
 def test_what_a_measure_needs_is_not_recorded() -> None:
     model = built(FILTERED)
     stream = Stream(model, stream_period=12)
