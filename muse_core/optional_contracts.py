@@ -53,3 +53,11 @@ class Checks(Protocol):
         """Title of a table → name → number, or text with numbers. ``setup`` holds this model as trained, text and
         recipe; ``run`` is the run's directory (Path). Called in evaluation mode without gradients."""
         ...
+
+
+class Periods(Protocol):
+    """Optional for models: the periods of their parts, so that a recorded step of generation serves every place between
+    two ends of a period; without it a step is recorded for each place on the grid."""
+
+    periods: tuple[int, ...]
+    """In tokens; ``model.plan.periods`` finds them among options."""
