@@ -282,7 +282,7 @@ def test_views_of_views_are_one_view_and_every_part_of_a_split_is_right() -> Non
 
 def test_means_that_are_written_to_stay_apart() -> None:
     def step(x: Tensor) -> list[Tensor]:
-        return [x.mean(-1).add_(1), x.mean(-1).add_(1), torch.rms_norm(x, (3,)), x.mean((0, 1), True)]
+        return [x.mean(-1).add_(1), x.mean(-1).add_(2), torch.rms_norm(x, (3,)), x.mean((0, 1), True)]
 
     graph = record(step, [torch.zeros(2, 3)])
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
