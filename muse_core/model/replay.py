@@ -201,11 +201,16 @@ def positions_of(ids: Tensor, done: int) -> Tensor:
 
 
 def _refuse_other(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    for x, y in zip(expected, found, strict=True):
+    for number, (x, y) in enumerate(zip(expected, found, strict=True)):
         least = TOLERANCE.get(min(x.dtype, expected[0].dtype, key=lambda dtype: dtype.itemsize), 2e-2)
         x, y = x.double(), y.double()
-        if x.numel() and not torch.allclose(x, y, rtol=0.0, atol=least * max(1.0, float(x.abs().max()))):
-            raise NotRecordable("a layer does what torch does not see, so that the recorded step gives other scores")
+        atol = least * max(1.0, float(x.nan_to_num(0.0, 0.0, 0.0).abs().max())) if x.numel() else 0.0
+        if not torch.allclose(x, y, rtol=0.0, atol=atol, equal_nan=True):
+            what = f"tensor {number} of the state, {tuple(x.shape)}," if number else "scores"
+            raise NotRecordable(
+                f"a layer does what torch does not see, so that the recorded step gives other {what} apart by up to "
+                f"{float((x - y).abs().max()):.1e} of {float(x.abs().max()):.1e}"
+            )
 
 
 class Interpreted:
