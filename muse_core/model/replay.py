@@ -54,12 +54,13 @@ class Form:
 
 
 class Carried:
-    """A state as its tensors. ``owner`` is what overwrites them at its next call; None, and they stay as they are."""
+    """A state as its tensors. ``owner`` is what overwrites them at its next call; None, and they stay as they are.
+    ``maker`` is the recording that they come from."""
 
-    __slots__ = ("form", "leaves", "owner")
+    __slots__ = ("form", "leaves", "maker", "owner")
 
-    def __init__(self, leaves: list[Tensor], form: Form, owner: object = None):
-        self.leaves, self.form, self.owner = leaves, form, owner
+    def __init__(self, leaves: list[Tensor], form: Form, owner: object = None, maker: object = None):
+        self.leaves, self.form, self.owner, self.maker = leaves, form, owner, maker
 
     @classmethod
     def of(cls, state: State) -> Carried:
@@ -219,7 +220,10 @@ class Interpreted:
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
         self.recorded = graph
+        self.places = positions_of(inputs[0], 0)
         self.strides = [x.stride() for x in inputs[2:]]
+        self.settled = False
+        """What it returns lies in memory as what it takes, and can be given back as it is."""
         self.run: Callable[..., Any] = graph
         if sys.version_info < (3, 14):  # from there on torch does not support its interpreter
             with torch.no_grad(), warnings.catch_warnings():
@@ -228,13 +232,14 @@ class Interpreted:
                 self.run = torch.jit.freeze(traced.eval())
 
     def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
-        leaves = [
-            x if x.stride() == stride and x.storage_offset() == 0 else x.clone(memory_format=torch.contiguous_format)
-            for x, stride in zip(carried.leaves, self.strides)
-        ]
+        leaves = carried.leaves
+        if not (self.settled and carried.maker is self):
+            laid = [x.stride() == stride and not x.storage_offset() for x, stride in zip(leaves, self.strides)]
+            leaves = [x if kept else x.clone(memory_format=torch.contiguous_format) for x, kept in zip(leaves, laid)]
+            self.settled = carried.maker is self and all(x is y for x, y in zip(leaves, carried.leaves))
         with torch.inference_mode(), _without_autocast("cpu"):
-            scores, *after = self.run(ids, positions_of(ids, done), *leaves)
-        return scores, Carried(after, self.form)
+            scores, *after = self.run(ids, self.places + done, *leaves)
+        return scores, Carried(after, self.form, maker=self)
 
 
 class Captured:
