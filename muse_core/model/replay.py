@@ -248,19 +248,23 @@ class Captured:
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
         self.recorded = graph
+        _, positions = [node for node in graph.graph.nodes if node.op == "placeholder"][:2]
+        if positions.users:
+            raise NotRecordable("a layer reads positions, and recordings of such have not been verified on a GPU")
         self.ids, _, *self.leaves = inputs
+        # All that the graph reads is kept with it: the memory of anything else would be given to others.
         self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)
-        places = positions_of(self.ids, 0)
+        self.places = positions_of(self.ids, 0)
         self.graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(self.ids.device), _without_autocast("cuda"):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                graph(self.ids, places, *self.leaves)
+                graph(self.ids, self.places, *self.leaves)
             torch.cuda.current_stream().wait_stream(side)
             try:
                 with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                    self.scores, *self.after = graph(self.ids, places + self.done, *self.leaves)
+                    self.scores, *self.after = graph(self.ids, self.places + self.done, *self.leaves)
             except RuntimeError as error:
                 raise NotRecordable(f"CUDA cannot capture it ({str(error).splitlines()[0]})") from error
 
