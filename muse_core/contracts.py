@@ -35,7 +35,9 @@ class Tokens(NamedTuple):
     positions: Tensor
     """(B, N) int: position within the document."""
     offset: int = 0
-    """Stream position of token 0 modulo the least common multiple of the periods; 0 in permuted training."""
+    """Stream position of token 0 modulo the least common multiple of the periods; 0 in permuted training. It may decide
+    what a layer does only by where a multiple of a period in its options falls: generation replays one recorded call
+    wherever these places are the same."""
     resets: Tensor | None = None
     """(B, N) bool: a document starts here. None: no document starts inside, not even at token 0 of carried state."""
     valid: Tensor | None = None

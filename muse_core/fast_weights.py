@@ -99,9 +99,11 @@ def by_period(
                 applied.append(measured)
         outputs.append(output)
         befores.append(before)
-    return Reading(
-        torch.cat(outputs, dim=1), torch.cat(befores, dim=1) if read_before else None, state, combined(applied)
-    )
+    return Reading(_joined(outputs), _joined(befores) if read_before else None, state, combined(applied))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
 
 
 def stretches(offset: int, length: int, period: int) -> Iterator[tuple[int, int, int]]:
@@ -202,9 +204,12 @@ def running(state: Mapping[str, Any], log_decay: Tensor, scale: Tensor, resets: 
             "write_scale": earlier["write_scale"].masked_fill(started[:, None], 0.0),
             "reset": earlier["reset"] | started,
         }
-    passed = log_decay.cumsum(1)
-    total = passed[:, -1]
-    written = ((2 * (total[:, None] - passed)).exp() * scale).sum(1)
+    if log_decay.shape[1] == 1:  # the step of a generation
+        total, written = log_decay[:, 0], scale[:, 0]
+    else:
+        passed = log_decay.cumsum(1)
+        total = passed[:, -1]
+        written = ((2 * (total[:, None] - passed)).exp() * scale).sum(1)
     return {
         "log_decay": earlier["log_decay"] + total,
         "write_scale": (2 * total).exp() * earlier["write_scale"] + written,

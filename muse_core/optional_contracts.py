@@ -100,3 +100,11 @@ class Sharded(Protocol):
     def shard_start(self) -> list[Tensor]:
         """The learned tensors that every shard starts from, if any: a gradient reaches each from every shard."""
         ...
+
+
+class Periods(Protocol):
+    """Optional for models: the periods of their parts, so that a recorded step of generation serves every place between
+    two ends of a period; without it a step is recorded for each place on the grid."""
+
+    periods: tuple[int, ...]
+    """In tokens; ``model.plan.periods`` finds them among options."""

@@ -36,13 +36,15 @@ LEAST_TEMPERATURE = 1e-6
 @click.option("--stop", multiple=True, help="End before this text where it appears; may be given several times.")
 @click.option("--lookup", type=click.IntRange(min=1),
               help="With --temperature 0: propose up to this many tokens from earlier text and check them at once.")
+@click.option("--eager", is_flag=True,
+              help="Run the layers' own code for every token; by default steps that recur are recorded and replayed.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the draws.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 def generate(
     run: Path, prompt: str | None, prompt_file: Path | None, tokens: int, samples: int, temperature: float,
-    top_k: int | None, top_p: float, stop: tuple[str, ...], lookup: int | None, seed: int, step: int | None,
-    device: str | None,
+    top_k: int | None, top_p: float, stop: tuple[str, ...], lookup: int | None, eager: bool, seed: int,
+    step: int | None, device: str | None,
 ) -> None:
     """Continue a prompt with the newest weights of RUN, a run directory. No text of the run is read.
 
@@ -64,7 +66,8 @@ def generate(
         if not ids and tokenizer.separator < 0:
             raise RecipeError("--prompt: is empty, and this run's tokens have none that starts a document - give one")
         read = ids or [tokenizer.separator]  # stands before every document
-        where = {"stream_period": setup.stream_period, "device": setup.precision.device, "precision": setup.precision}
+        where = {"stream_period": setup.stream_period, "device": setup.precision.device, "precision": setup.precision,
+                 "eager": eager}
         drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} | where
         begun = tokenizer.decode(ids)  # as the tokens spell it: the numbers of a task need a space before the next
         if samples > 1:

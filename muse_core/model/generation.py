@@ -9,22 +9,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from muse_core.contracts import State, Tokens
+from muse_core.contracts import State
+from muse_core.model.replay import Carried, Replays, positions_of
 
 PREFILL = 512
 """Prompt tokens read at once: bounds the memory of a long prompt."""
 
 
 class Snapshot(NamedTuple):
-    """Where a stream stands. No copy: no layer changes a state that it was given, which the suites test."""
+    """Where a stream stands. Nothing that is read later changes it."""
 
-    state: State
+    carried: Carried
     done: int
     """Tokens read."""
 
+    @property
+    def state(self) -> State:
+        """As ``contracts.ModelOutput`` has it."""
+        return self.carried.state
+
 
 class Stream:
-    """A model that reads rows of equal length piece by piece, with the state carried as a value."""
+    """A model that reads rows of equal length piece by piece, with the state carried as a value.
+
+    Calls that recur, such as those for one token, are recorded and replayed: the same operations without the modules'
+    own code around them, on a GPU as one CUDA graph. The weights must not change while a stream reads.
+    """
 
     def __init__(
         self,
@@ -33,36 +43,53 @@ class Stream:
         stream_period: int = 1,
         device: str | torch.device = "cpu",
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+        eager: bool = False,
     ):
-        """``stream_period`` is the least common multiple of the model's periods."""
-        self.model, self.stream_period, self.device, self.precision = model, stream_period, device, precision
-        self.state: State = None
+        """``stream_period`` is the least common multiple of the model's periods. ``eager``: record nothing."""
+        self.model, self.device = model, torch.device(device)
+        self.replays = Replays(model, stream_period, self.device, precision)
+        self.eager = eager
+        self.carried = Carried.of(None)
         self.done = 0
+
+    @property
+    def state(self) -> State:
+        """As ``contracts.ModelOutput`` has it."""
+        return self.carried.state
 
     def snapshot(self) -> Snapshot:
         """What ``restore`` takes back to."""
-        return Snapshot(self.state, self.done)
+        self.carried = self.carried.lasting()
+        return Snapshot(self.carried, self.done)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back: what is read next is read as if nothing had been read since the snapshot."""
-        self.state, self.done = snapshot
+        self.carried, self.done = snapshot
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:
         """Read ids (B, N) at once; returns the scores of what follows each, (B, N, V) float64 on the CPU."""
         ids = ids.to(self.device)
-        positions = (self.done + torch.arange(ids.shape[1], device=ids.device)).expand(ids.shape[0], -1)
-        with self.precision():
-            output = self.model(ids, self.state, Tokens(positions, offset=self.done % self.stream_period))
-            scores: Tensor = self.model.logits(output.hidden).double().cpu()
-        self.state, self.done = output.state, self.done + ids.shape[1]
-        return scores
+        found = None if self.eager else self.replays(ids, self.carried, self.done)
+        if found is None:
+            found = self.replays.own(ids, positions_of(ids, self.done), self.carried, self.done)
+        scores, self.carried = found
+        self.done += ids.shape[1]
+        return scores.cpu().double()
 
+    @torch.no_grad()
     def prefill(self, ids: Tensor) -> Tensor:
-        """Read a prompt (B, N) in pieces of ``PREFILL``; returns the scores of what follows it, (B, V)."""
-        for piece in ids.split(PREFILL, dim=1):
-            scores = self.read(piece)
-        return scores[:, -1]
+        """Read a prompt (B, N) in pieces of ``PREFILL``; returns the scores of what follows it, (B, V) float64 on the
+        CPU. No other place is scored: of a large vocabulary that would take more time and memory than the prompt."""
+        pieces = ids.split(PREFILL, dim=1)
+        for number, piece in enumerate(pieces):
+            piece = piece.to(self.device)
+            last = 1 if number + 1 == len(pieces) else 0
+            scores, self.carried = self.replays.own(
+                piece, positions_of(piece, self.done), self.carried, self.done, scored=last
+            )
+            self.done += piece.shape[1]
+        return scores[:, -1].cpu().double()
 
 
 def generate(
@@ -73,24 +100,22 @@ def generate(
     top_p: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
-    stream_period: int = 1,
-    device: str | torch.device = "cpu",
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    **reading: Any,
 ) -> Iterator[int]:
     """Yield token ids for ever, each drawn from the model's distribution after the prompt and those before it.
 
     ``temperature`` 0 takes the most likely token; ``top_k`` keeps that many of the most likely, ``top_p`` the smallest
-    set of tokens with that probability. ``stream_period`` is the least common multiple of the model's periods. Raises
-    ValueError for an empty prompt or values out of range.
+    set of tokens with that probability. ``reading``: ``stream_period``, ``device``, ``precision`` and ``eager`` as
+    ``Stream`` takes them. Raises ValueError for an empty prompt or values out of range.
     """
     _check([prompt], temperature, top_p, top_k)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    stream = Stream(model, stream_period=stream_period, device=device, precision=precision)
-    scores = stream.prefill(torch.tensor([list(prompt)]))[0]
+    generators = [torch.Generator("cpu").manual_seed(seed)]
+    stream = Stream(model, **reading)
+    scores = stream.prefill(torch.tensor([list(prompt)]))
     while True:
-        token = sample(scores, temperature=temperature, top_p=top_p, top_k=top_k, generator=generator)
-        yield token
-        scores = stream.read(torch.tensor([[token]]))[0, -1]
+        tokens = sample(scores, temperature=temperature, top_p=top_p, top_k=top_k, generators=generators)
+        yield tokens[0]
+        scores = stream.read(torch.tensor([tokens]))[:, -1]
 
 
 def generate_batch(
@@ -103,9 +128,7 @@ def generate_batch(
     top_k: int | None = None,
     seed: int = 0,
     ended: Callable[[int, int], bool] | None = None,
-    stream_period: int = 1,
-    device: str | torch.device = "cpu",
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    **reading: Any,
 ) -> list[list[int]]:
     """``tokens`` ids after each prompt, as ``generate`` with the seeds ``seed``, ``seed + 1``, … draws them one by one.
 
@@ -119,62 +142,56 @@ def generate_batch(
     for length in sorted({len(prompt) for prompt in prompts}):
         rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
         generators = [torch.Generator("cpu").manual_seed(seed + row) for row in rows]
-        stream = Stream(model, stream_period=stream_period, device=device, precision=precision)
+        stream = Stream(model, **reading)
         scores = stream.prefill(torch.tensor([list(prompts[row]) for row in rows]))
         over: set[int] = set()
         for number in range(tokens):
-            for place, row in enumerate(rows):
-                drawn[row].append(
-                    sample(scores[place], temperature=temperature, top_p=top_p, top_k=top_k,
-                           generator=generators[place])
-                )
+            found = sample(scores, temperature=temperature, top_p=top_p, top_k=top_k, generators=generators)
+            for row, token in zip(rows, found):
+                drawn[row].append(token)
             over.update(row for row in rows if row not in over and ended is not None and ended(row, drawn[row][-1]))
             if len(over) == len(rows):
                 break
             if number + 1 < tokens:
-                scores = stream.read(torch.tensor([[drawn[row][-1]] for row in rows]))[:, -1]
+                scores = stream.read(torch.tensor(found)[:, None])[:, -1]
     return drawn
 
 
 def generate_by_lookup(
-    model: Any,
-    prompt: Sequence[int],
-    *,
-    draft: int = 8,
-    match: int = 3,
-    stream_period: int = 1,
-    device: str | torch.device = "cpu",
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    model: Any, prompt: Sequence[int], *, draft: int = 8, match: int = 3, **reading: Any
 ) -> Iterator[int]:
     """Yield what ``generate`` yields at temperature 0, with up to ``draft`` tokens checked by one forward pass.
 
     The last ``match`` tokens are looked up in what was read; what followed them there is proposed, and as much of it is
-    taken as the model itself finds most likely. What was proposed in vain is taken back by ``Stream.restore``. Equal up
-    to rounding: a pass over several tokens adds in another order than passes over one. Source: prompt lookup decoding
-    (Saxena 2023), after speculative decoding (Leviathan et al. 2023).
+    taken as the model itself finds most likely. Where something was proposed in vain ``Stream.restore`` takes the pass
+    back, and the next one begins with what was taken, so that nearly all passes are of one length and can be replayed.
+    Equal up to rounding: a pass over several tokens adds in another order than passes over one. Source: prompt lookup
+    decoding (Saxena 2023), after speculative decoding (Leviathan et al. 2023).
     """
     _check([prompt], 0.0, 1.0, None)
     if draft < 1 or match < 1:
         raise ValueError(f"draft {draft} and match {match} must be at least 1")
-    stream = Stream(model, stream_period=stream_period, device=device, precision=precision)
+    stream = Stream(model, **reading)
     text = _Followed(prompt, match)
-    token = int(stream.prefill(torch.tensor([list(prompt)]))[0].argmax())
+    unread = [int(stream.prefill(torch.tensor([list(prompt)]))[0].argmax())]
+    text.append(unread[0])
+    yield unread[0]
     while True:
-        text.append(token)
-        yield token
-        proposed = text.following(draft)
+        proposed = text.following(draft + 1 - len(unread))
         before = stream.snapshot()
-        likely = stream.read(torch.tensor([[token, *proposed]]))[0].argmax(-1).tolist()
+        likely = stream.read(torch.tensor([[*unread, *proposed]]))[0].argmax(-1).tolist()[len(unread) - 1 :]
         taken = 0
         while taken < len(proposed) and proposed[taken] == likely[taken]:
             taken += 1
-        if taken < len(proposed):
+        found = likely[: taken + 1]
+        if taken == len(proposed):
+            unread = found[-1:]
+        else:
             stream.restore(before)
-            likely = stream.read(torch.tensor([[token, *proposed[:taken]]]))[0].argmax(-1).tolist()
-        for token in proposed[:taken]:
+            unread += found
+        for token in found:
             text.append(token)
             yield token
-        token = likely[taken]
 
 
 class _Followed:
@@ -205,20 +222,22 @@ class _Followed:
 
 
 def sample(
-    scores: Tensor, *, temperature: float, top_p: float, top_k: int | None = None, generator: torch.Generator
-) -> int:
-    """One token from scores (V,) in float64."""
+    scores: Tensor, *, temperature: float, top_p: float, top_k: int | None = None, generators: Sequence[torch.Generator]
+) -> list[int]:
+    """A token a row of scores (B, V) in float64, each row drawn with its own generator."""
     if temperature == 0:
-        return int(scores.argmax())
-    if top_k is not None and top_k < len(scores):
+        return [int(token) for token in scores.argmax(-1)]
+    if top_k is not None and top_k < scores.shape[1]:
         kept = scores.topk(top_k).indices
-        scores = torch.full_like(scores, -torch.inf).index_copy(0, kept, scores[kept])
+        scores = torch.full_like(scores, -torch.inf).scatter(1, kept, scores.gather(1, kept))
     probabilities = torch.softmax(scores / temperature, -1)
     if top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p
-        probabilities[order[outside]] = 0.0
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+        probabilities = probabilities.scatter(1, order, ordered.masked_fill(outside, 0.0))
+    return [
+        int(torch.multinomial(row, 1, generator=generator)) for row, generator in zip(probabilities, generators)
+    ]
 
 
 def _check(prompts: Sequence[Sequence[int]], temperature: float, top_p: float, top_k: int | None) -> None:

@@ -19,7 +19,7 @@ from muse_core.errors import PluginError, RecipeError
 from muse_core.model.exit import Exits
 from muse_core.model.flops import flops_per_token
 from muse_core.model.options import StackOptions
-from muse_core.model.plan import Site, plan
+from muse_core.model.plan import Site, periods, plan
 from muse_core.model.precision import product_dtype
 from muse_core.model.states import said, unstorable
 
@@ -128,6 +128,7 @@ class Stack(nn.Module):
             raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
         self.vocabulary_size: int = context.vocabulary_size
         self.activation_checkpointing = context.activation_checkpointing
+        self.periods = periods(options)
         with context.seeded("embedding"):
             self.embedding = nn.Embedding(context.vocabulary_size, options.width)
             nn.init.normal_(self.embedding.weight, std=0.02)

@@ -266,6 +266,8 @@ def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     assert together == f"--- sample 1, seed 0\n{alone[0]}--- sample 2, seed 1\n{alone[1]}"
     greedy = said("--prompt", "the quick", "--temperature", "0")
     assert said("--prompt", "the quick", "--temperature", "0", "--lookup", "4") == greedy
+    long = [said("--prompt", "the quick", "--temperature", "0", "--tokens", "60", *how) for how in ([], ["--eager"])]
+    assert long[0] == long[1] and long[0].startswith(greedy.removesuffix("\n"))
     stop = greedy.removeprefix("the quick")[2:4]
     ended = greedy.partition(stop)[0] + "\n"
     assert said("--prompt", "the quick", "--temperature", "0", "--stop", stop) == ended

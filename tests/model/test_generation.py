@@ -49,7 +49,7 @@ def test_top_p_draws_from_the_smallest_set_that_has_the_probability(
 ) -> None:
     values = torch.tensor(scores, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    token = sample(values, temperature=1.0, top_p=top_p, generator=generator)
+    (token,) = sample(values[None], temperature=1.0, top_p=top_p, generators=[generator])
     probabilities = torch.softmax(values, -1)
     more_likely = probabilities[probabilities > probabilities[token]].sum().item()
     assert more_likely < top_p + 1e-9
@@ -129,5 +129,6 @@ def test_a_stream_goes_back_to_its_snapshot_bit_by_bit(model: Any) -> None:
 def test_top_k_draws_from_the_most_likely_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=torch.float64)
-    drawn = {sample(scores, temperature=5.0, top_p=1.0, top_k=2, generator=generator) for _ in range(60)}
+    rows = sample(scores.expand(60, -1), temperature=5.0, top_p=1.0, top_k=2, generators=[generator] * 60)
+    drawn = set(rows)
     assert drawn == {1, 3}

@@ -69,6 +69,8 @@ def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     if d.numel() == 0:
         return d * p * initial[..., None]
     sites = d.shape[-1]
+    if sites == 1:  # the step of a generation, where the call of an operator costs more than what it computes
+        return torch.reciprocal(d - p * initial[..., None])
     operator = torch.ops.muse_kernels.left_green.default
     return operator(d.reshape(-1, sites), p.reshape(-1, sites), initial.reshape(-1)).reshape(d.shape)
 
@@ -79,8 +81,6 @@ torch.library.define("muse_kernels::left_green", "(Tensor d, Tensor p, Tensor in
 @torch.library.impl("muse_kernels::left_green", "default")
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     rows, sites = d.shape
-    if sites == 1:  # the step of a generation
-        return torch.reciprocal(d - p * initial[:, None])
     length = chunk_length(rows, sites)
     d, p = to_chunks(d, length, 1.0), to_chunks(p, length, 0.0)
     theta = initial[:, None]
@@ -148,6 +148,8 @@ def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, 
     lead, (sites, width) = values.shape[:-2], values.shape[-2:]
     if initial is None:
         initial = values.new_zeros((*lead, width))
+    if sites == 1:  # as in `left_green`
+        return torch.addcmul(values, factors[..., None], initial[..., None, :])
     operator = torch.ops.muse_kernels.linear_scan.default
     return operator(
         values.reshape(-1, sites, width) if values.numel() else values.reshape(0, sites, width),
@@ -167,8 +169,6 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
     rows, sites, _ = values.shape
     if rows == 0:
         return torch.empty_like(values, memory_format=torch.contiguous_format)
-    if sites == 1:  # the step of a generation
-        return torch.addcmul(values, factors[..., None], initial[:, None]).contiguous()
     length = chunk_length(rows, sites)
     x = to_chunks(values, length, 0.0)
     f = to_chunks(factors, length, 1.0)[..., None]

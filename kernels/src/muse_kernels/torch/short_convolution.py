@@ -37,10 +37,9 @@ def of_documents(
         document = F.pad(document, (memory, 0))
     padded = torch.cat((initial.to(x.dtype), x), dim=1)
     convolved = F.silu(_ShiftedSum.apply(padded, taps.to(x.dtype), document))
-    widths = heads * key_width, heads * key_width, x.shape[2] - 2 * heads * key_width
-    query, key, value = convolved.split(widths, dim=-1)
-    query, key, value = (part.unflatten(-1, (heads, -1)) for part in (query, key, value))
-    return unit_length(query), unit_length(key), value
+    both, value = convolved.split((2 * heads * key_width, x.shape[2] - 2 * heads * key_width), dim=-1)
+    query, key = unit_length(both.unflatten(-1, (2 * heads, -1))).chunk(2, dim=-2)
+    return query, key, value.unflatten(-1, (heads, -1))
 
 
 class _ShiftedSum(torch.autograd.Function):

@@ -228,7 +228,8 @@ class Dynamics(nn.Module):
             forgotten = F.logsigmoid(-forgetting)
             if self.log_amplitude is not None:
                 forgotten = self.log_amplitude.exp() * forgotten
-            return forgotten - self.base_decay, self.strength(writing)
+            kept = forgotten - self.base_decay if self.base_decay else forgotten
+            return kept, self.strength(writing)
 
     def strength(self, writing: Tensor) -> Tensor:
         """β of its pre-activation."""

@@ -269,7 +269,7 @@ def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor
     x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
     """
     if valid is None:
-        return x[:, -1].clone()  # a view would keep all N tokens in memory
+        return x[:, -1] if x.shape[1] == 1 else x[:, -1].clone()  # a view would keep all N tokens in memory
     count = valid.sum(dim=1)
     entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
     before = torch.zeros_like(entry) if before is None else before
