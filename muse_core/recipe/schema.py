@@ -146,6 +146,9 @@ class Muon:
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 
 
+MOST_PROCESSES = 65_536
+
+
 CLIP_HINT = "to clip nothing, write a large number, as 1e9"
 
 
@@ -193,6 +196,25 @@ class Train:
     def problems(self, recipe: Recipe) -> Iterator[str]:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             yield f"micro_batch {self.micro_batch} exceeds batch_size {self.batch_size}; lower it or leave it out"
+
+
+@attrs.frozen(kw_only=True)
+class Parallel:
+    """How a run of several processes divides the work: data × shard × context processes. One "auto" takes those that
+    the others leave; of several the first does and the others are 1."""
+
+    data: int | Literal["auto"] = "auto"
+    """Groups of processes that each hold the whole model and read their rows of every batch."""
+    shard: int | Literal["auto"] = 1
+    """Processes of a group among which weights, gradients and moments are divided (FSDP); each reads its own rows."""
+    context: int | Literal["auto"] = 1
+    """Processes among which the tokens of every row are divided."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        for key in ("data", "shard", "context"):
+            size = getattr(self, key)
+            if size != "auto" and not 1 <= size <= MOST_PROCESSES:
+                yield f"{key} = {size} must be from 1 to {MOST_PROCESSES:,}, or \"auto\""
 
 
 @attrs.frozen(kw_only=True)
@@ -309,6 +331,7 @@ class Recipe:
     model: UseModel = "stack"
     """The model; ``use`` defaults to the stack of residual layers."""
     train: Train = field(factory=dict)
+    parallel: Parallel = field(factory=dict)
     evaluate: Evaluate = field(factory=dict)
     checkpoint: Checkpoint = field(factory=dict)
     telemetry: Telemetry = field(factory=dict)

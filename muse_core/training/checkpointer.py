@@ -14,6 +14,7 @@ from muse_core.errors import Halted, StorageError
 from muse_core.fault_injection import fault_point
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
+from muse_core.parallel.one import ONE, Ranks
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
 from muse_core.training.due import check_due, check_weights, expected_carry
 from muse_core.training.train_state import Incident, Incidents, TrainState
@@ -35,11 +36,13 @@ class Checkpointer:
         recorded: int = 0,
         restart: bool = False,
         check: Callable[[], None] = lambda: None,
+        ranks: Ranks = ONE,
     ):
         """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost. ``restart``:
         begin again where steps are recorded and no checkpoint is left. ``check`` raises when the run directory is no
         longer held."""
         self.checkpoints = checkpoints
+        self.ranks = ranks
         self.state = state
         self.data = data
         self.incidents = incidents
@@ -58,14 +61,18 @@ class Checkpointer:
             return
         self.check()
         self.records.sync()
-        snapshot = self.state.snapshot()
+        ranks = self.ranks
+        with ranks.at_work("a checkpoint"):
+            self._commit(self.state.snapshot(ranks.rank, ranks.size))
+        self.committed = self.state.at.step
+
+    def _commit(self, snapshot: Snapshot) -> None:
         vetoes = self.state.monitors.vetoes(self.state.at.step)
-        if broken := snapshot.nonfinite():
-            vetoes.append(f"{broken} is not finite")
+        broken = [one for one in self.ranks.gather(snapshot.nonfinite()) if one]
+        vetoes += [f"{one} is not finite" for one in broken[:1]]
         if vetoes:
             self.records.event({"event": "uncertified", "step": self.state.at.step, "reason": "; ".join(vetoes)})
         self.checkpoints.commit(snapshot, certified=not vetoes, digests=self.digests)
-        self.committed = self.state.at.step
 
     def load(self, generation: Generation, snapshot: Snapshot) -> None:
         """Put the run back to a snapshot, bit for bit. Raises StorageError when what it then is has another hash than
@@ -104,7 +111,7 @@ class Checkpointer:
             target=snapshot.step,
             data=data,
             generation=generation.number,
-            through=max(one.number for one in self.checkpoints.generations()),
+            through=self.ranks.gather(max(one.number for one in self.checkpoints.generations()))[0],
             rate=verdict.remedy.rate,
             reset_moments=verdict.remedy.reset_moments,
         )
@@ -129,6 +136,7 @@ class Checkpointer:
         """The checkpoint to go back to: as the remedy asks; or else the oldest certified one, which was found good when
         it was made, although the onset was placed before it. ``now`` is the step that found the damage."""
         certified = [one for one in self.checkpoints.generations() if one.certified and not one.abandoned]
+        certified = certified[: min(self.ranks.gather(len(certified)))]
         allowed = sum(one.step <= onset - remedy.margin for one in certified)
         for older in range(min(remedy.older, allowed - 1), -1, -1):
             if found := self.checkpoints.certified_before(onset, margin=remedy.margin, skip=older):
@@ -193,11 +201,15 @@ class Checkpointer:
         """Raises StorageError when disk or quota has no room for checkpoints as they will be once the optimisers have
         their moments and streams their carried states."""
         now = self.state.snapshot()
-        self.checkpoints.check_space(attrs.evolve(
+        all_of_it = attrs.evolve(
             now,
             optimizer=self.state.optimizers.expected_tensors() | now.optimizer,
             state=expected_carry(self.state) | now.state,
-        ))
+        )
+        # What the ranks write together is counted once.
+        self.checkpoints.check_space(
+            all_of_it if self.ranks.rank == 0 else attrs.evolve(now, model={}, optimizer={}, state={})
+        )
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -10,18 +10,18 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from torch import nn
 
 from muse_core.contracts import Action, Batch, Verdict
 from muse_core.data.batches import TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
-from muse_core.metrics.accumulator import MetricAccumulator
+from muse_core.metrics.accumulator import MetricAccumulator, combined, read
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.forward import Forward, memory_in_use
 from muse_core.training.optimizers import clip, gradient_numbers, norms, rate_factor, state_numbers
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
@@ -37,8 +37,8 @@ class Loop:
     recipe: Recipe
     state: TrainState
     """Model, optimisers, monitors, objective and where they are; what a checkpoint keeps."""
-    forward_model: Any
-    """The state's model or its compiled form."""
+    forward: Forward
+    """The objective of the state's model or of its compiled form."""
     data: TrainingData
     byte_lengths: np.ndarray
     incidents: Incidents
@@ -74,7 +74,7 @@ class Loop:
         while not self.done:
             started = time.perf_counter()
             batch = fault_point("batch", self.data.batch(at.step, self.incidents.quarantine))
-            values = self._gradients(batch, parameters)
+            values = self._gradients(batch)
             verdict = state.monitors.judge(at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
@@ -112,19 +112,22 @@ class Loop:
                 break
             row_started += time.perf_counter() - pause
 
-    def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
-        """Forward and backward over the micro-batches; every number of the step, read once."""
-        state, accumulator = self.state, MetricAccumulator()
-        # Of the batch on the host: numpy, so that it is no read of a tensor.
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        """Forward and backward over this rank's micro-batches; every number of the step, read once."""
+        state, forward, accumulator = self.state, self.forward, MetricAccumulator()
+        forward.ranks.seed_step(self.recipe.seed, state.at.step)
+        # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
+        pieces = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
+        for index, piece in enumerate(pieces):
             there = to_device(piece, state.precision.device)
             if state.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
-            with state.precision():
-                result = fault_point("loss", state.objective(self.forward_model, there, state.stream_state.of(index)))
-            (result.total / targets).backward()
+            with forward.gradients_of(index, len(pieces)):
+                with state.precision():
+                    result = fault_point("loss", forward(there, state.stream_state.of(index)))
+                (result.total / (targets / forward.parts)).backward()
             accumulator.add_result(result, there.loss_mask.sum())
             state.stream_state.propose(result.state)
         fault_point("gradient", state.model)
@@ -134,10 +137,21 @@ class Loop:
         accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
         accumulator.add(gradient_numbers(sizes))
         accumulator.add(state_numbers(state.optimizers.held()))
-        values = accumulator.read()
+        values = self._of_all(accumulator)
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
+
+    def _of_all(self, accumulator: MetricAccumulator) -> dict[str, float]:
+        """The numbers of the step, and whether it is to be the last, as all ranks have them."""
+        ranks = self.forward.ranks
+        if ranks.size == 1:
+            return accumulator.read()
+        parts = ranks.exchange((accumulator.numbers(), self.stop.flags(), memory_in_use(self.state.precision.device)))
+        self.stop.settle([flags for _, flags, _ in parts])
+        values = read(combined([numbers for numbers, _, _ in parts]))
+        memory = [one for _, _, one in parts]
+        return values | ({"ranks/memory_bytes_max": float(max(memory))} if max(memory) else {})
 
     def _say_steep_start(self, norm: float) -> None:
         """Warn where the first gradient is so large that clipping leaves next to nothing of all others."""
@@ -159,7 +173,7 @@ class Loop:
         last = self.done
         stopping = self.stop.requested  # read once: a signal may come between two reads
         # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
-        probed = state.monitors.probe(step, values, state.model, state.precision, self._warn)
+        probed = state.monitors.probe(step, values, state.model, state.precision, self._warn, self.forward.ranks)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
@@ -268,8 +282,3 @@ def require_compiler(device: torch.device) -> None:
         ) from error
     finally:
         torch.compiler.reset()
-
-
-def compiled(model: nn.Module, wanted: bool) -> Any:
-    """The model, compiled when ``wanted``."""
-    return torch.compile(model) if wanted else model

@@ -31,9 +31,11 @@ from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
-from muse_core.training.loop import Loop, compiled, evaluates, evaluation_row
+from muse_core.training.forward import make_forward
+from muse_core.training.loop import Loop, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
+from muse_core.training.ranks import agree_on_weights
 from muse_core.training.setup import Setup, settle_process
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.summary import RunSummary
@@ -97,13 +99,14 @@ class Run:
         if not Checkpoints(self.folder).generations():
             self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
-        with Stop(recipe.train.max_seconds) as stop:
+        with Stop(recipe.train.max_seconds, self.setup.ranks) as stop:
             loop = None
             for number, use in enumerate(recipe.stages):
                 if number < first:
                     continue
                 stage = construct(use, self.setup)
                 loop = self._train(number, use, stage, stop, already) or loop
+                stop.agree()
                 if stop.requested:
                     break
                 self._finish(number, use, stage)
@@ -127,8 +130,12 @@ class Run:
             self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
-        with determined(self.setup.recipe.deterministic):
-            sentence = self.setup.causality_gate()
+        ranks = self.setup.ranks
+        sentence = ""
+        with determined(self.setup.recipe.deterministic), ranks.at_work("the causality gate"):
+            if ranks.rank == 0:  # its refusal ends every rank
+                sentence = self.setup.causality_gate()
+            ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
 
@@ -142,7 +149,10 @@ class Run:
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at
         at.seconds = already
-        if loop.checkpoints.resume():
+        with setup.ranks.at_work("setting up"):
+            to_do = loop.checkpoints.resume()
+            agree_on_weights(setup)
+        if to_do:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
             self.display.start(loop.recipe.train.steps, at.step)
             with determined(self.setup.recipe.deterministic):
@@ -171,7 +181,7 @@ class Run:
         data, incidents = make_data(), Incidents(number, self.so_far.incidents)
         checkpointer = Checkpointer(
             Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota,
-                        disk=self.directory.disk),
+                        disk=self.directory.disk, ranks=setup.ranks),
             state,
             data=data,
             incidents=incidents,
@@ -182,11 +192,12 @@ class Run:
             recorded=0 if number else self.recorded,
             restart=self.restart,
             check=self.directory.check,
+            ranks=setup.ranks,
         )
         return Loop(
             recipe=recipe,
             state=state,
-            forward_model=compiled(setup.model, recipe.train.compile),
+            forward=make_forward(setup.model, objective, recipe, setup.ranks),
             data=data,
             byte_lengths=setup.corpus.byte_lengths,
             incidents=incidents,
@@ -194,9 +205,7 @@ class Run:
             records=self.records,
             display=self.display,
             stop=stop,
-            evaluate=lambda: setup.evaluate(
-                "validation", recipe.evaluate.tokens, interrupted=lambda: stop.interrupted
-            ),
+            evaluate=lambda: self._evaluate(stop, "validation", recipe.evaluate.tokens),
             judge_evaluation=self.judge.evaluated,
             stream_period=setup.stream_period,
         )
@@ -263,9 +272,7 @@ class Run:
         evaluate = self.setup.recipe.evaluate
         measured: dict[int, HeldOut] = {}
         for multiple in evaluate.lengths:
-            result = self.setup.evaluate(
-                evaluate.split, evaluate.final_tokens, multiple=multiple, interrupted=lambda: stop.interrupted
-            )
+            result = self._evaluate(stop, evaluate.split, evaluate.final_tokens, multiple=multiple)
             if result is None:
                 return None
             length = multiple * self.setup.recipe.train.sequence_length
@@ -276,6 +283,12 @@ class Run:
             if len(measured) == 1:
                 self._keep_rows(evaluate, length, result)
         return measured
+
+    def _evaluate(self, stop: Stop, split: str, tokens: int, **how: Any) -> HeldOut | None:
+        """``Setup.evaluate`` until a signal comes; a signal of one rank is then one of all."""
+        found = self.setup.evaluate(split, tokens, interrupted=lambda: stop.received is not None, **how)
+        stop.agree()
+        return found
 
     def _keep_rows(self, evaluate: Evaluate, length: int, result: HeldOut) -> None:
         """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs."""

@@ -175,16 +175,19 @@ class TrainState:
         """Parts of a snapshot's JSON."""
         return {"position": self.at, "monitors": self.monitors, "objective": self.objective}
 
-    def snapshot(self) -> Snapshot:
-        """Copies of every part, on the CPU."""
+    def snapshot(self, rank: int = 0, size: int = 1) -> Snapshot:
+        """Copies of every part, on the CPU; of ``size`` ranks each copies its part of the weights and moments, and rank
+        0 the rest."""
         named = {
             f"{part}/{name}": value for part, holder in self.tensors.items()
             for name, value in holder.state_dict().items()
-        }
+        } if rank == 0 else {}
+        weights, moments = self.model.state_dict(), self.optimizers.state_dict()
+        mine = dealt({"model": weights, "optimizer": moments}, size)[rank]
         return Snapshot(
             step=self.at.step,
-            model=kept_weights(self.model),
-            optimizer={name: kept(value) for name, value in self.optimizers.state_dict().items()},
+            model={name: kept(value) for name, value in weights.items() if ("model", name) in mine},
+            optimizer={name: kept(value) for name, value in moments.items() if ("optimizer", name) in mine},
             state={name: kept(value) for name, value in named.items()},
             json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
         )
@@ -208,6 +211,22 @@ class TrainState:
             tensors[part].load_state_dict(
                 {name.removeprefix(before): value for name, value in snapshot.state.items() if name.startswith(before)}
             )
+
+
+def dealt(parts: Mapping[str, Mapping[str, Tensor]], size: int) -> list[set[tuple[str, str]]]:
+    """(part, name) of every tensor, dealt to ``size`` ranks so that all write about as many bytes: the largest first,
+    each to the rank that has least."""
+    sizes = {
+        (part, name): value.numel() * value.element_size() for part, named in parts.items()
+        for name, value in named.items()
+    }
+    found: list[set[tuple[str, str]]] = [set() for _ in range(size)]
+    loads = [0] * size
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        rank = loads.index(min(loads))
+        found[rank].add(key)
+        loads[rank] += sizes[key]
+    return found
 
 
 def kept_weights(model: Any) -> dict[str, Tensor]:
