@@ -240,7 +240,8 @@ def _start(
         with setup.ranks.ending():
             summary = run.go()
     except Halted:
-        if setup.ranks.rank == 0 and report and any(directory.checkpoints.glob("gen-*")):  # a start that the gate refuses leaves nothing
+        # A start that the gate refuses leaves nothing.
+        if setup.ranks.rank == 0 and report and any(directory.checkpoints.glob("gen-*")):
             _draw(directory, None, 0, display)
         raise
     finally:

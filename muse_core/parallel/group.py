@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import hashlib
@@ -95,6 +96,7 @@ class Group:
         self.mark("the numbers of a step")
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._control)
+        self.watch.doing = "what follows the numbers of a step"
         return values
 
     def first(self, action: Callable[[], T]) -> T:
@@ -150,6 +152,7 @@ class Group:
     def failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         """Tell the others that this process fails. Returns whether it is to say why, and the exit code."""
         self.watch.ending = True
+        atexit.register(self._outlast)
         try:
             return self._failed(sentence, code, error)
         except (RuntimeError, OSError):  # the store is gone, and with it whoever could listen
@@ -176,6 +179,15 @@ class Group:
                 return said.sentence not in (sentence, f"rank {self.rank}: {sentence}"), code
             time.sleep(0.05)
         return True, code
+
+    def _outlast(self) -> None:
+        """Where rank 0 holds the store, it stays until the others have heard of a failure."""
+        deadline = time.monotonic() + watching.GRACE + 2 * watching.INTERVAL
+        with contextlib.suppress(RuntimeError, OSError):
+            self.store.set(f"gone/{self.rank}", "1")
+            others = [f"gone/{rank}" for rank in range(self.size)]
+            while self.rank == 0 and time.monotonic() < deadline and not self.store.check(others):
+                time.sleep(0.05)
 
     def _connection_broke(self, error: BaseException) -> tuple[bool, int]:
         """Find out whose end broke a collective."""

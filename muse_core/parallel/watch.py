@@ -6,6 +6,7 @@ come. Rank 0's thread reads all of them; the others' read rank 0's and the list 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -183,6 +184,8 @@ class Watch:
         while time.monotonic() - since < (LAST_WORDS if self.ending else GRACE):
             if self._done.wait(0.1):
                 return
+        with contextlib.suppress(RuntimeError, OSError):
+            self._store.set(f"gone/{self.rank}", "1")
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
