@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ class Group:
     def _failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         if isinstance(error, PeerFailed):
             return False, code
-        if code > SIGNALLED and (found := first_failure(self.store)):
+        if error is None and code > SIGNALLED and (found := first_failure(self.store)):
             return False, found.code  # the launcher ends what another's failure left
         if error is not None and not isinstance(error, MuseError):
             if any(part in str(error) for part in BROKEN) or isinstance(error, dist.DistError):
@@ -170,13 +171,13 @@ class Group:
             found = first_failure(self.store)
             return (True, code) if number == 1 or found is None else (False, found.code)
         post(self.store, Failure(rank=self.rank, sentence=sentence, code=code))
-        if self.rank == 0:
-            return True, code
+        told_by = re.match(r"rank (\d+): ", sentence)
+        other = 0 if self.rank else int(told_by[1]) if told_by else None
         deadline = time.monotonic() + watching.GRACE
-        while time.monotonic() < deadline:
-            said = failure_of(self.store, 0)
-            if said is not None:
-                return said.sentence not in (sentence, f"rank {self.rank}: {sentence}"), code
+        while other not in (None, self.rank) and time.monotonic() < deadline:
+            said = failure_of(self.store, other)
+            if said is not None:  # rank 0 speaks for ranks that say the same, and not for one that it only repeats
+                return self.rank > 0 and said.sentence != sentence, code
             time.sleep(0.05)
         return True, code
 

@@ -112,6 +112,7 @@ def test_a_disk_that_fails_one_rank_fails_all_and_leaves_the_checkpoint_before(
 ) -> None:
     start = found["full disk"][0]
     assert start["codes"] == [3, 3] and "No space left on device" in start["said"][1]
+    assert "No space left" not in start["said"][0], "it is said once"
     names = sorted(path.name for path in (folder / "disk" / "checkpoints").iterdir())
     assert names == ["gen-00000001"]
 
