@@ -251,7 +251,8 @@ def _start(
         return
     _report(summary, directory, display)
     if report:
-        _draw(directory, run.setup, summary["steps"], display)
+        # A model that is divided among processes cannot be looked at by one.
+        _draw(directory, run.setup if setup.ranks.shards == 1 else None, summary["steps"], display)
 
 
 def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Display) -> None:

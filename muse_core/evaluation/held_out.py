@@ -99,9 +99,11 @@ def held_out(
     correct: list[np.ndarray] = []
     accumulator = MetricAccumulator()
     cut = False
+    # Ranks among which the weights are divided read every batch together.
+    first, step = (0, 1) if ranks.shards > 1 else (ranks.rank, ranks.size)
     with undisturbed(model), ranks.at_work("an evaluation"):
-        for batch in itertools.islice(batches, ranks.rank, None, ranks.size):
-            if cut := interrupted():
+        for batch in itertools.islice(batches, first, None, step):
+            if step == ranks.size and (cut := interrupted()):
                 break
             there = to_device(batch, precision.device)
             with precision():
@@ -114,7 +116,7 @@ def held_out(
             counts.append(loss_mask.sum(1))
             correct.append(right.sum(1).cpu().numpy())
     numbers = (0.0, {}) if accumulator.tokens is None else accumulator.numbers()
-    parts = ranks.exchange((cut, nats, sizes, counts, correct, numbers))
+    parts = ranks.exchange((cut, nats, sizes, counts, correct, numbers))[: ranks.size if step > 1 else 1]
     if any(part[0] for part in parts):
         return None
     nats, sizes, counts, correct = (_in_turn([part[place] for part in parts]) for place in range(1, 5))

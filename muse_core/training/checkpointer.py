@@ -17,6 +17,7 @@ from muse_core.metrics.recorder import Telemetry
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
 from muse_core.training.due import check_due, check_weights, expected_carry
+from muse_core.training.shards import load_whole
 from muse_core.training.train_state import Incident, Incidents, TrainState
 
 
@@ -215,4 +216,4 @@ class Checkpointer:
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy weights by name. Raises StorageError naming the first tensor that does not fit."""
     check_weights(model, tensors)
-    model.load_state_dict(dict(tensors))
+    load_whole(model, tensors)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from muse_core.component import walk
 from muse_core.contracts import Batch, Objective, Result, State
 from muse_core.data.batches import rows, targets_per_token
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
+from muse_core.training.optimizers import norms
+from muse_core.training.shards import divide, is_divided, own_part
 
 
 class Forward:
@@ -38,6 +42,10 @@ class Forward:
         """A context for forward and backward of micro-batch ``index`` of ``count``."""
         return contextlib.nullcontext()
 
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """``optimizers.norms`` of whole gradients."""
+        return norms(gradients)
+
 
 class _Losses(nn.Module):
     """The objective as a module: everything that uses a parameter happens within its ``forward``, which is where
@@ -58,13 +66,25 @@ class _Losses(nn.Module):
         )
 
 
-class ReplicatedForward(Forward):
-    """Of a copy of the model in every process, whose gradients torch's DistributedDataParallel makes their mean."""
+class _SeveralForward(Forward):
+    """By several processes that each have rows of their own, and of whose gradients torch makes the mean."""
 
     def __init__(self, model: Any, objective: Objective, ranks: Ranks, parts: int):
         """``parts``: processes with rows of their own."""
         super().__init__(model, objective, ranks)
         self.parts = parts
+
+    def own_rows(self, batch: Batch) -> Batch:
+        size = len(batch.inputs) // self.parts
+        batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
+        return rows(batch, self.ranks.rank * size, (self.ranks.rank + 1) * size)
+
+
+class ReplicatedForward(_SeveralForward):
+    """Of a copy of the model in every process: torch's DistributedDataParallel."""
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks, parts: int):
+        super().__init__(model, objective, ranks, parts)
         # Initial values are equal by name and compared; the broadcast at the start goes wrong for strided views.
         with warnings.catch_warnings():
             # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know.
@@ -79,22 +99,45 @@ class ReplicatedForward(Forward):
         result: Result = self.replicas(batch, state)
         return result
 
-    def own_rows(self, batch: Batch) -> Batch:
-        size = len(batch.inputs) // self.parts
-        batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
-        return rows(batch, self.ranks.rank * size, (self.ranks.rank + 1) * size)
-
     def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if index == count - 1 else self.replicas.no_sync()
 
 
+class DividedForward(_SeveralForward):
+    """Of a model whose weights are divided among processes: torch's FSDP2, see ``shards.divide``."""
+
+    def __call__(self, batch: Batch, state: State) -> Result:
+        self.ranks.mark("forward and backward")
+        return super().__call__(batch, state)
+
+    @contextlib.contextmanager
+    def gradients_of(self, index: int, count: int) -> Iterator[None]:
+        self.model.set_requires_gradient_sync(index == count - 1)
+        self.model.set_is_last_backward(index == count - 1)
+        yield
+
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        from torch import distributed
+
+        squares = norms([own_part(one) for one in gradients]).square()
+        if gradients:
+            first: Any = gradients[0]
+            distributed.all_reduce(squares, group=first.device_mesh.get_group("shard"))
+        return squares.sqrt()
+
+
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
-    """For the processes that a run has."""
-    forward_model = compiled(model, recipe.train.compile)
+    """For the processes that a run has. A model that is divided among them is so from then on."""
     if ranks.size == 1:
-        return Forward(forward_model, objective)
+        return Forward(compiled(model, recipe.train.compile), objective)
     sizes = sizes_of(recipe.parallel, ranks.size)
-    return ReplicatedForward(forward_model, objective, ranks, sizes.batches)
+    if sizes.shard == 1:
+        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks, sizes.batches)
+    if not any(map(is_divided, model.parameters())):
+        routed = any(use.kind == "router" for use in walk(recipe.model.options))
+        device = next(model.parameters()).device
+        divide(model, sizes.shard, sizes.data, device, compile=recipe.train.compile, data_dependent=routed)
+    return DividedForward(model, objective, ranks, sizes.batches)
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

@@ -22,7 +22,8 @@ from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.forward import Forward, memory_in_use
-from muse_core.training.optimizers import clip, gradient_numbers, norms, rate_factor, state_numbers
+from muse_core.training.optimizers import clip, gradient_numbers, rate_factor, state_numbers
+from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
 
@@ -132,11 +133,11 @@ class Loop:
             state.stream_state.propose(result.state)
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
-        accumulator.add(state.monitors.measure("gradients", gradients))
-        sizes = norms(list(gradients.values()))
+        accumulator.add(state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()}))
+        sizes = forward.norms(list(gradients.values()))
         accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
         accumulator.add(gradient_numbers(sizes))
-        accumulator.add(state_numbers(state.optimizers.held()))
+        accumulator.add(state_numbers(map(own_part, state.optimizers.held())))
         values = self._of_all(accumulator)
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
@@ -159,7 +160,7 @@ class Loop:
         if norm <= STEEP * limit:
             return
         gradients = {n: p.grad for n, p in self.state.optimizers.names.items() if p.grad is not None}
-        sizes = norms(list(gradients.values())).tolist()
+        sizes = self.forward.norms(list(gradients.values())).tolist()
         largest = sorted(zip(sizes, gradients, strict=True), reverse=True)[:3]
         named = ", ".join(f"{name} {size:.3g}" for size, name in largest)
         self._warn(

@@ -15,6 +15,7 @@ from muse_core.model.precision import computes_bf16
 from muse_core.model.roles import DYNAMICS, EMBEDDING, MATRIX, VECTOR, parameter_roles
 from muse_core.recipe import schema
 from muse_core.recipe.schema import Train
+from muse_core.training.shards import divided_as, is_divided, own_part, whole
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the quintic a x + b x³ + c x⁵; five steps bring singular values into [0.68, 1.13]. Source: mathematics §3."""
@@ -62,7 +63,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                update = newton_schulz(gradient.lerp(mean, momentum))
+                # The singular vectors are those of the whole matrix: one that is divided is gathered and divided again.
+                update = newton_schulz(whole(gradient.lerp(mean, momentum)))
+                if is_divided(gradient):
+                    update = divided_as(update, gradient)
                 rows, columns = parameter.shape
                 parameter.mul_(1 - rate * group["weight_decay"])
                 parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
@@ -145,7 +149,7 @@ class Optimizers:
             key, name = full.split("/", 1)
             parameter = self.names[name]
             keep_on_cpu = key == "step"
-            moved = value.clone() if keep_on_cpu else value.to(parameter.device, copy=True)
+            moved = value.clone() if keep_on_cpu else divided_as(value, parameter)
             owner[id(parameter)].state[parameter][key] = moved
 
 
@@ -240,5 +244,5 @@ def state_numbers(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 def clip(parameters: Iterable[nn.Parameter], norm: float, limit: float) -> None:
     """Scale all gradients so that the global norm, already read as ``norm``, is at most ``limit``; direction kept."""
     if norm > limit:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, limit / norm)

@@ -24,6 +24,7 @@ from muse_core.storage.directory_lock import HOLDER
 from muse_core.storage.disk import HeldDisk
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
+from muse_core.training.shards import is_divided
 
 
 class NoRecords:
@@ -110,6 +111,7 @@ def join(ranks: Ranks, recipe: Recipe) -> None:
             )
         torch.cuda.set_device(here.local_rank)
     ranks.join(device)
+    ranks.shards = sizes_of(recipe.parallel, ranks.size).shard
 
 
 def agree_on_lock(ranks: Ranks, lock: Lock) -> None:
@@ -123,7 +125,7 @@ def agree_on_lock(ranks: Ranks, lock: Lock) -> None:
 
 def agree_on_weights(setup: Setup) -> None:
     """Raises RecipeError where a rank begins with other weights than rank 0."""
-    if setup.ranks.size == 1:
+    if setup.ranks.size == 1 or any(map(is_divided, setup.model.parameters())):
         return
     weights = {name: fingerprint(value).sha256 for name, value in setup.model.state_dict().items()}
     setup.ranks.agree("set of weights", weights, "initial values must depend on the seed and on names alone")

@@ -151,7 +151,6 @@ class Run:
         at.seconds = already
         with setup.ranks.at_work("setting up"):
             to_do = loop.checkpoints.resume()
-            agree_on_weights(setup)
         if to_do:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
             self.display.start(loop.recipe.train.steps, at.step)
@@ -168,6 +167,8 @@ class Run:
             make_data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
+        agree_on_weights(setup)
+        forward = make_forward(setup.model, objective, recipe, setup.ranks)  # before the optimisers take its weights
         state = TrainState(
             stage=number,
             train=recipe.train,
@@ -197,7 +198,7 @@ class Run:
         return Loop(
             recipe=recipe,
             state=state,
-            forward=make_forward(setup.model, objective, recipe, setup.ranks),
+            forward=forward,
             data=data,
             byte_lengths=setup.corpus.byte_lengths,
             incidents=incidents,

@@ -6,7 +6,7 @@ Incidents live in events.jsonl and not in checkpoints: restoring one would forge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -21,6 +21,7 @@ from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import Optimizers
+from muse_core.training.shards import is_divided, load_whole, whole
 
 MAX_ROLLBACKS = 3
 """Rollbacks within WINDOW steps before the run halts."""
@@ -186,8 +187,8 @@ class TrainState:
         mine = dealt({"model": weights, "optimizer": moments}, size)[rank]
         return Snapshot(
             step=self.at.step,
-            model={name: kept(value) for name, value in weights.items() if ("model", name) in mine},
-            optimizer={name: kept(value) for name, value in moments.items() if ("optimizer", name) in mine},
+            model=_kept_of(weights, {name for part, name in mine if part == "model"}),
+            optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}),
             state={name: kept(value) for name, value in named.items()},
             json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
         )
@@ -195,7 +196,7 @@ class TrainState:
     def load(self, snapshot: Snapshot) -> None:
         """Every part from a snapshot that ``due.check_due`` has found to fit. Raises StorageError naming the part of a
         plugin that does not take it up."""
-        self.model.load_state_dict(dict(snapshot.model))
+        load_whole(self.model, snapshot.model)
         self.optimizers.load_state_dict(snapshot.optimizer)
         for part, holder in self.values.items():
             try:
@@ -211,6 +212,17 @@ class TrainState:
             tensors[part].load_state_dict(
                 {name.removeprefix(before): value for name, value in snapshot.state.items() if name.startswith(before)}
             )
+
+
+def _kept_of(tensors: Mapping[str, Tensor], mine: Collection[str]) -> dict[str, Tensor]:
+    """Copies of those that are ``mine``. Of divided ones every process gathers every one, in the same order."""
+    found = {}
+    for name, value in tensors.items():
+        if is_divided(value):
+            value = whole(value)
+        if name in mine:
+            found[name] = kept(value)
+    return found
 
 
 def dealt(parts: Mapping[str, Mapping[str, Tensor]], size: int) -> list[set[tuple[str, str]]]:
@@ -231,7 +243,7 @@ def dealt(parts: Mapping[str, Mapping[str, Tensor]], size: int) -> list[set[tupl
 
 def kept_weights(model: Any) -> dict[str, Tensor]:
     """Copies of parameters and buffers by name, on the CPU."""
-    return {name: kept(value) for name, value in model.state_dict().items()}
+    return {name: kept(whole(value)) for name, value in model.state_dict().items()}
 
 
 def kept(tensor: Tensor) -> Tensor:

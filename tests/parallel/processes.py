@@ -201,14 +201,22 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     everywhere = lambda rank: {"batch": ragged}  # noqa: E731
     for ranks in (1, 2):
         yield f"experts-{ranks}", [Start(ranks=ranks, arguments=fresh(experts, f"experts-{ranks}"), fault=everywhere)]
+    shards = ("--set=parallel.data=1", "--set=parallel.shard=\"auto\"", "--set=train.optimizer=\"muon\"")
+    yield "whole", [Start(ranks=1, arguments=fresh(experts, "whole", *shards[2:]), fault=everywhere)]
+    yield "divided", [
+        Start(arguments=fresh(experts, "divided", *shards),
+              fault=lambda rank: {"batch": ragged, "post_step": at_call(2, kill_self(signal.SIGTERM))}),
+        Start(ranks=1, arguments=resume("divided"),
+              fault=lambda rank: {"batch": ragged, "post_step": at_call(1, kill_self(signal.SIGTERM))}),
+        Start(ranks=4, arguments=resume("divided"), fault=everywhere),
+    ]
     yield "one", [Start(ranks=1, arguments=fresh(dense, "one"))]
     halt = '--set=evaluate.halt_above="bigram"'
     yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
     steps = "--set=train.steps=40"
     yield "signal", [
         Start(arguments=fresh(dense, "signal"), fault=on(1, post_step=at_call(2, kill_self(signal.SIGTERM)))),
-        Start(ranks=1, arguments=resume("signal"), fault=on(0, post_step=at_call(1, kill_self(signal.SIGTERM)))),
-        Start(ranks=4, arguments=resume("signal")),
+        Start(ranks=1, arguments=resume("signal")),
     ]
     yield "raises", [Start(arguments=fresh(dense, "raises"), fault=on(1, batch=at_call(3, fail)))]
     yield "dies", [Start(arguments=fresh(dense, "dies"), fault=on(1, batch=at_call(3, kill_self(signal.SIGKILL))))]
