@@ -91,7 +91,7 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert [row["step"] for row in rows(run, "resume")] == [4, 6]
     whole, divided = rows(folder / "whole", "train"), rows(run, "train")
     for name in ("loss", "gradient_norm", "learning_rate"):
-        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=1e-4), name
+        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=1e-3), name
     losses = [rows(folder / name, "final")[0]["loss"] for name in ("whole", "divided")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     manifests = [json.loads(path.read_text()) for path in sorted((run / "checkpoints").glob("*/MANIFEST.json"))]
