@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,6 +39,9 @@ class Forward:
         """The rows of a batch that this process reads."""
         return batch
 
+    def begin(self, seed: int, step: int) -> None:
+        """A step begins: ranks above 0 get the random state of this step."""
+
     def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
         """A context for forward and backward of micro-batch ``index`` of ``count``."""
         return contextlib.nullcontext()
@@ -45,6 +49,11 @@ class Forward:
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """``optimizers.norms`` of whole gradients."""
         return norms(gradients)
+
+    def telemetry(self) -> tuple[float, int]:
+        """Seconds from the step's start to the end of its last forward pass, and most bytes that tensors took on this
+        rank's GPU so far."""
+        return 0.0, 0
 
 
 class _Losses(nn.Module):
@@ -73,6 +82,15 @@ class _SeveralForward(Forward):
         """``parts``: processes with rows of their own."""
         super().__init__(model, objective, ranks)
         self.parts = parts
+        self.clock = Clock(next(model.parameters()).device)
+
+    def begin(self, seed: int, step: int) -> None:
+        self.ranks.seed_step(seed, step)
+        self.clock.start()
+
+    def telemetry(self) -> tuple[float, int]:
+        device = self.clock.device
+        return self.clock.read(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def own_rows(self, batch: Batch) -> Batch:
         size = len(batch.inputs) // self.parts
@@ -97,6 +115,7 @@ class ReplicatedForward(_SeveralForward):
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
         result: Result = self.replicas(batch, state)
+        self.clock.lap()
         return result
 
     def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
@@ -108,7 +127,9 @@ class DividedForward(_SeveralForward):
 
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
-        return super().__call__(batch, state)
+        result = super().__call__(batch, state)
+        self.clock.lap()
+        return result
 
     @contextlib.contextmanager
     def gradients_of(self, index: int, count: int) -> Iterator[None]:
@@ -152,6 +173,42 @@ def detached(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.Tensor.detach, tree)
 
 
-def memory_in_use(device: torch.device) -> int:
-    """Most bytes that tensors took on a GPU so far; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+class Clock:
+    """Seconds from ``start`` to the last ``lap``, on the device where it is a GPU; ``read`` once the device has come
+    past both."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._first = self._last = self._now()
+
+    def start(self) -> None:
+        self._first = self._last = self._now()
+
+    def lap(self) -> None:
+        self._last = self._now()
+
+    def read(self) -> float:
+        if not self._cuda:
+            return self._last - self._first
+        seconds: float = self._first.elapsed_time(self._last) / 1000
+        return seconds
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def of_ranks(told: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Numbers of the records from every rank's ``telemetry``."""
+    seconds = [one for one, _ in told]
+    memory = max(one for _, one in told)
+    found = {
+        "ranks/slowest": float(seconds.index(max(seconds))),
+        "ranks/forward_seconds_max": max(seconds),
+        "ranks/forward_seconds_min": min(seconds),
+    }
+    return found | ({"ranks/memory_bytes_max": float(memory)} if memory else {})

@@ -21,7 +21,7 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
-from muse_core.training.forward import Forward, memory_in_use
+from muse_core.training.forward import Forward, of_ranks
 from muse_core.training.optimizers import clip, gradient_numbers, rate_factor, state_numbers
 from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
@@ -116,7 +116,7 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward, accumulator = self.state, self.forward, MetricAccumulator()
-        forward.ranks.seed_step(self.recipe.seed, state.at.step)
+        forward.begin(self.recipe.seed, state.at.step)
         # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
         pieces = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
@@ -145,14 +145,12 @@ class Loop:
 
     def _of_all(self, accumulator: MetricAccumulator) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""
-        ranks = self.forward.ranks
-        if ranks.size == 1:
+        if self.forward.ranks.size == 1:
             return accumulator.read()
-        parts = ranks.exchange((accumulator.numbers(), self.stop.flags(), memory_in_use(self.state.precision.device)))
+        own = accumulator.numbers()  # waits for the device
+        parts = self.forward.ranks.exchange((own, self.stop.flags(), self.forward.telemetry()))
         self.stop.settle([flags for _, flags, _ in parts])
-        values = read(combined([numbers for numbers, _, _ in parts]))
-        memory = [one for _, _, one in parts]
-        return values | ({"ranks/memory_bytes_max": float(max(memory))} if max(memory) else {})
+        return read(combined([numbers for numbers, _, _ in parts])) | of_ranks([told for _, _, told in parts])
 
     def _say_steep_start(self, norm: float) -> None:
         """Warn where the first gradient is so large that clipping leaves next to nothing of all others."""

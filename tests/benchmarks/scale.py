@@ -126,8 +126,9 @@ def table(out: Path) -> str:
     cells = [json.loads(path.read_text()) for path in sorted(out.glob("*/cell.json"))]
     alone = {one["model"]: one for one in cells if one["processes"] == 1}
     copies = {(one["model"], one["processes"]): one for one in cells if not one["shard"]}
-    lines = ["| model | M params | GPUs | way | tokens/s | scaling | of DDP | peak GiB | weights + moments GiB | of one "
-             "| checkpoint s | loss |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    names = ("model", "M params", "GPUs", "way", "tokens/s", "scaling", "of DDP", "peak GiB", "weights + moments GiB",
+             "of one", "checkpoint s", "loss")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for one in sorted(cells, key=lambda one: (one["model"], one["processes"], one["shard"])):
         base, beside = alone.get(one["model"]), copies.get((one["model"], one["processes"]))
         scaling = one["tokens_per_second"] / one["processes"] / base["tokens_per_second"] if base else float("nan")
