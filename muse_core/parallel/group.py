@@ -33,6 +33,31 @@ BROKEN = ("gloo/", "NCCL", "Connection closed", "Connection reset", "Broken pipe
 """Parts of messages of torch that tell of a connection to another process."""
 
 
+class Channel:
+    """Values of all ranks through the store, for one thread."""
+
+    def __init__(self, group: Group, number: int, store: Any):
+        self.rank, self.size = group.rank, group.size
+        self._watch, self._store, self._name, self._count = group.watch, store, f"gather/{number}", 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """See ``Ranks.gather``."""
+        self._count += 1
+        store, keys = self._store, [f"{self._name}/{self._count}/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], json.dumps(value))
+        pause = 0.001
+        while not store.check(keys):
+            if self._watch.failure is not None:
+                self._watch.ending = True
+                raise PeerFailed(self._watch.failure)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        values = [json.loads(one) for one in store.multi_get(keys)]
+        # Everyone has read those of two before: all have been here since.
+        store.delete_key(f"{self._name}/{self._count - 2}/{self.rank}")
+        return values
+
+
 class Group:
     """Every process of the run has one. ``join`` must come before ``exchange``."""
 
@@ -40,13 +65,14 @@ class Group:
         """Raises RankLost when the store cannot be reached."""
         self.rank, self.size, self.launched = launched.rank, launched.size, launched
         self.shards = 1
-        self._count = self._steps = 0
+        self._channels = self._steps = 0
         self._slowest, self._moved = 0.0, time.monotonic()
         self._control: Any = None
         try:
             self._rendezvous, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
             self.store = self._connect()
             self.watch = Watch(self.rank, self.size, self._connect)
+            self._main = Channel(self, 0, self.store)
         except (RuntimeError, OSError, ValueError) as error:
             why = str(error).strip().partition("\n")[0]
             raise RankLost(
@@ -77,21 +103,14 @@ class Group:
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def gather(self, value: Any) -> list[Any]:
-        self._count += 1
-        store, keys = self.store, [f"gather/{self._count}/{rank}" for rank in range(self.size)]
-        store.set(keys[self.rank], json.dumps(value))
         self.watch.marks += 1
-        pause = 0.001
-        while not store.check(keys):
-            if self.watch.failure is not None:
-                self.watch.ending = True
-                raise PeerFailed(self.watch.failure)
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        values = [json.loads(one) for one in store.multi_get(keys)]
-        store.delete_key(f"gather/{self._count - 2}/{self.rank}")  # everyone has read those: all were here since
+        values = self._main.gather(value)
         self._moved = time.monotonic()
         return values
+
+    def channel(self) -> Channel:
+        self._channels += 1
+        return Channel(self, self._channels, self._connect())
 
     def exchange(self, value: Any) -> list[Any]:
         self.mark("the numbers of a step")

@@ -32,6 +32,10 @@ class Ranks(Protocol):
         """A collective: rank 0 does ``action``, then the others do."""
         ...
 
+    def channel(self) -> Ranks:
+        """A collective: the same ranks for a thread beside, whose ``gather`` does not mix with others."""
+        ...
+
     def at_work(self, doing: str) -> contextlib.AbstractContextManager[None]:
         """Something that may take long is done inside; without it, a rank for which others wait counts as stalled after
         ``watch.STALL`` seconds."""
@@ -66,6 +70,9 @@ class OneRank:
 
     def first(self, action: Callable[[], T]) -> T:
         return action()
+
+    def channel(self) -> Ranks:
+        return self
 
     def at_work(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -253,6 +253,9 @@ class Checkpoint:
     """Steps between checkpoints; one more is made at the end and when interrupted."""
     keep: int = field(default=5, validator=POSITIVE)
     """Generations kept; the two newest certified ones stay besides."""
+    background: bool = False
+    """Train on while a checkpoint is written: a step waits for the copy of the state alone, and for the checkpoint
+    before it. A failure ends the run at the next checkpoint. Needs the memory of one copy on the host."""
     quota: int | None = field(default=None, validator=validators.optional(POSITIVE))
     """Bytes that all generations of a run may take together. Default: what the disk has."""
 

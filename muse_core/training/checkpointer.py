@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import attrs
@@ -38,10 +41,11 @@ class Checkpointer:
         restart: bool = False,
         check: Callable[[], None] = lambda: None,
         ranks: Ranks = ONE,
+        background: bool = False,
     ):
         """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost. ``restart``:
         begin again where steps are recorded and no checkpoint is left. ``check`` raises when the run directory is no
-        longer held."""
+        longer held. ``background``: write while training goes on."""
         self.checkpoints = checkpoints
         self.ranks = ranks
         self.state = state
@@ -55,25 +59,47 @@ class Checkpointer:
         self.check = check
         self.committed: int | None = None
         """Step of the newest checkpoint of this attempt."""
+        self.background = background
+        self._pending: Background | None = None
 
     def commit(self) -> None:
-        """Save the run as it stands; a step; a step already saved is not saved again."""
+        """Save the run as it stands; a step already saved is not saved again. In the background only a copy is taken
+        here: the step is saved once ``settle`` returns."""
         if self.committed == self.state.at.step:
             return
+        self.settle()
         self.check()
         self.records.sync()
         ranks = self.ranks
         with ranks.at_work("a checkpoint"):
-            self._commit(self.state.snapshot(ranks.rank, ranks.size))
+            snapshot = self.state.snapshot(ranks.rank, ranks.size)
+            vetoes = self.state.monitors.vetoes(self.state.at.step)
+            if self.background:
+                self._pending = Background(lambda: self._write(snapshot, vetoes, lambda row: None))
+            else:
+                self._write(snapshot, vetoes, self.records.event)
         self.committed = self.state.at.step
 
-    def _commit(self, snapshot: Snapshot) -> None:
-        vetoes = self.state.monitors.vetoes(self.state.at.step)
-        broken = [one for one in self.ranks.gather(snapshot.nonfinite()) if one]
-        vetoes += [f"{one} is not finite" for one in broken[:1]]
-        if vetoes:
-            self.records.event({"event": "uncertified", "step": self.state.at.step, "reason": "; ".join(vetoes)})
-        self.checkpoints.commit(snapshot, certified=not vetoes, digests=self.digests)
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if one is. Raises what its writing has raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self.ranks.at_work("a checkpoint"):
+                row = pending.result()
+            if row is not None:
+                self.records.event(row)
+
+    def _write(
+        self, snapshot: Snapshot, vetoes: list[str], tell: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any] | None:
+        """Commit a snapshot; tells and returns the row of one that is not certified."""
+        broken = [one for one in self.checkpoints.ranks.gather(snapshot.nonfinite()) if one]
+        reasons = [*vetoes, *(f"{one} is not finite" for one in broken[:1])]
+        row = {"event": "uncertified", "step": snapshot.step, "reason": "; ".join(reasons)} if reasons else None
+        if row is not None:
+            tell(row)
+        self.checkpoints.commit(snapshot, certified=not reasons, digests=self.digests)
+        return row
 
     def load(self, generation: Generation, snapshot: Snapshot) -> None:
         """Put the run back to a snapshot, bit for bit. Raises StorageError when what it then is has another hash than
@@ -93,6 +119,7 @@ class Checkpointer:
 
         The incident is on disk before anything is restored, so that a kill in between repeats the decision.
         """
+        self.settle()
         onset = self.state.at.step if verdict.onset is None else verdict.onset
         found = self._target(onset, self.state.at.step, verdict.remedy)
         if found is None:
@@ -211,6 +238,26 @@ class Checkpointer:
         self.checkpoints.check_space(
             all_of_it if self.ranks.rank == 0 else attrs.evolve(now, model={}, optimizer={}, state={})
         )
+
+
+class Background:
+    """Something that a thread does, with the fault plan of whoever asked for it."""
+
+    def __init__(self, action: Callable[[], Any]):
+        self._done: Future[Any] = Future()
+        inherited = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                self._done.set_result(inherited.run(action))
+            except BaseException as error:
+                self._done.set_exception(error)
+
+        threading.Thread(target=run, name="muse-checkpoint").start()
+
+    def result(self) -> Any:
+        """What it gave, once it is done. Raises what it raised."""
+        return self._done.result()
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -177,6 +177,8 @@ class Loop:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
             self.checkpoints.commit()
+        if stopping or last:
+            self.checkpoints.settle()
         if probed and last:
             self._last_word(values, probed)
         if stopping:
@@ -196,6 +198,7 @@ class Loop:
             self.judge_evaluation(self.state.at.step, measured.loss)
         if self.stop.interrupted:
             self.checkpoints.commit()
+            self.checkpoints.settle()
             return True
         return False
 

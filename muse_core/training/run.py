@@ -155,7 +155,12 @@ class Run:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
             self.display.start(loop.recipe.train.steps, at.step)
             with determined(self.setup.recipe.deterministic):
-                loop.run()
+                try:
+                    loop.run()
+                except BaseException:
+                    with contextlib.suppress(MuseError, OSError, ValueError):  # the first error is the one to report
+                        loop.checkpoints.settle()
+                    raise
         return loop
 
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
@@ -182,7 +187,7 @@ class Run:
         data, incidents = make_data(), Incidents(number, self.so_far.incidents)
         checkpointer = Checkpointer(
             Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota,
-                        disk=self.directory.disk, ranks=setup.ranks),
+                        disk=self.directory.disk, ranks=setup.ranks.channel()),
             state,
             data=data,
             incidents=incidents,
@@ -194,6 +199,7 @@ class Run:
             restart=self.restart,
             check=self.directory.check,
             ranks=setup.ranks,
+            background=recipe.checkpoint.background,
         )
         return Loop(
             recipe=recipe,

@@ -221,7 +221,9 @@ def _kept_of(tensors: Mapping[str, Tensor], mine: Collection[str]) -> dict[str, 
         if is_divided(value):
             value = whole(value)
         if name in mine:
-            found[name] = kept(value)
+            found[name] = kept(value, wait=False)
+    if any(value.is_cuda for value in tensors.values()):
+        torch.cuda.synchronize()
     return found
 
 
@@ -246,8 +248,11 @@ def kept_weights(model: Any) -> dict[str, Tensor]:
     return {name: kept(whole(value)) for name, value in model.state_dict().items()}
 
 
-def kept(tensor: Tensor) -> Tensor:
-    """A copy on the CPU."""
+def kept(tensor: Tensor, *, wait: bool = True) -> Tensor:
+    """A copy on the CPU; without ``wait`` the copy of a GPU's tensor is complete once the device has come so far."""
+    if tensor.is_cuda and not wait:
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return copy.copy_(tensor.detach(), non_blocking=True)
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

@@ -201,8 +201,9 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     everywhere = lambda rank: {"batch": ragged}  # noqa: E731
     for ranks in (1, 2):
         yield f"experts-{ranks}", [Start(ranks=ranks, arguments=fresh(experts, f"experts-{ranks}"), fault=everywhere)]
-    shards = ("--set=parallel.data=1", "--set=parallel.shard=\"auto\"", "--set=train.optimizer=\"muon\"")
-    yield "whole", [Start(ranks=1, arguments=fresh(experts, "whole", *shards[2:]), fault=everywhere)]
+    shards = ('--set=parallel.data=1', '--set=parallel.shard="auto"', '--set=checkpoint.background=true',
+              '--set=train.optimizer="muon"')
+    yield "whole", [Start(ranks=1, arguments=fresh(experts, "whole", *shards[3:]), fault=everywhere)]
     yield "divided", [
         Start(arguments=fresh(experts, "divided", *shards),
               fault=lambda rank: {"batch": ragged, "post_step": at_call(2, kill_self(signal.SIGTERM))}),
