@@ -45,7 +45,7 @@ def recipe(model: str, processes: int, shard: bool, chosen: argparse.Namespace) 
             "optimizer": chosen.optimizer, "compile": chosen.compile,
         },
         "evaluate": {"every": 10**6, "tokens": 2048, "final_tokens": 2048},
-        "checkpoint": {"every": chosen.steps // 2, "keep": 1},
+        "checkpoint": {"every": chosen.steps // 3, "keep": 1, "background": True},
     }
 
 
@@ -60,8 +60,9 @@ def measure(chosen: argparse.Namespace) -> None:
     from muse_core.training.shards import own_part
 
     setup.Setup.causality_gate = lambda self: "causality gate: left out"
-    commit, run = checkpointer.Checkpointer.commit, loop.Loop.run
+    commit, write, run = checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write, loop.Loop.run
     stalls: list[float] = []
+    writes: list[float] = []
     held: dict[str, float] = {}
 
     def timed_commit(self: Any) -> None:
@@ -71,17 +72,25 @@ def measure(chosen: argparse.Namespace) -> None:
         commit(self)
         stalls.append(time.perf_counter() - began)
 
+    def timed_write(self: Any, *given: Any) -> Any:
+        began = time.perf_counter()
+        row = write(self, *given)
+        writes.append(time.perf_counter() - began)
+        return row
+
     def watched_run(self: Any) -> None:
         run(self)
         parts = [own_part(one) for one in self.state.optimizers.held()]
         held["parameters_and_moments"] = sum(one.numel() * one.element_size() for one in parts)
 
-    checkpointer.Checkpointer.commit, loop.Loop.run = timed_commit, watched_run
+    checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write = timed_commit, timed_write
+    loop.Loop.run = watched_run
     with meeting() as ranks:
         for model in chosen.models:
             for shard in (False, True)[: 2 if ranks.size > 1 else 1]:
                 table = recipe(model, ranks.size, shard, chosen)
                 stalls.clear()
+                writes.clear()
                 if torch.cuda.is_available():
                     torch.cuda.reset_peak_memory_stats()
                 folder = Path(chosen.out) / table["name"]
@@ -93,7 +102,8 @@ def measure(chosen: argparse.Namespace) -> None:
                         "model": model, "processes": ranks.size, "shard": shard,
                         "peak": max(one["peak"] for one in parts),
                         "held": max(one["parameters_and_moments"] for one in parts),
-                        "commit": stalls[-1], "device": str(torch.cuda.get_device_name()) if peak else "cpu",
+                        # The first is of weights without moments; the second allocates the host's memory.
+                        "stall": stalls[-1], "write": writes[-1], "device": str(torch.cuda.get_device_name()) if peak else "cpu",
                     }
                     (folder / "cell.json").write_text(json.dumps(found))
                 gc.collect()
@@ -127,7 +137,7 @@ def table(out: Path) -> str:
     alone = {one["model"]: one for one in cells if one["processes"] == 1}
     copies = {(one["model"], one["processes"]): one for one in cells if not one["shard"]}
     names = ("model", "M params", "GPUs", "way", "tokens/s", "scaling", "of DDP", "peak GiB", "weights + moments GiB",
-             "of one", "checkpoint s", "loss")
+             "of one", "stall s", "write s", "loss")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for one in sorted(cells, key=lambda one: (one["model"], one["processes"], one["shard"])):
         base, beside = alone.get(one["model"]), copies.get((one["model"], one["processes"]))
@@ -138,7 +148,7 @@ def table(out: Path) -> str:
             f"| {one['model']} | {one['parameters'] / 1e6:.1f} | {one['processes']} | "
             f"{'FSDP2' if one['shard'] else 'DDP' if one['processes'] > 1 else '-'} | "
             f"{one['tokens_per_second']:,.0f} | {scaling:.3f} | {against:.3f} | {one['peak'] / 2**30:.2f} | "
-            f"{one['held'] / 2**30:.3f} | {part:.3f} | {one['commit']:.2f} | {one['loss']:.3f} |"
+            f"{one['held'] / 2**30:.3f} | {part:.3f} | {one['stall']:.3f} | {one['write']:.2f} | {one['loss']:.3f} |"
         )
     return "\n".join([*lines, "", f"device: {cells[0]['device']}" if cells else "nothing was measured"])
 
