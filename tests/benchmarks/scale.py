@@ -66,6 +66,7 @@ def measure(chosen: argparse.Namespace) -> None:
     held: dict[str, float] = {}
 
     def timed_commit(self: Any) -> None:
+        self.settle()  # between two checkpoints of a real run there is time for the writing of the first
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -103,7 +104,8 @@ def measure(chosen: argparse.Namespace) -> None:
                         "peak": max(one["peak"] for one in parts),
                         "held": max(one["parameters_and_moments"] for one in parts),
                         # The first is of weights without moments; the second allocates the host's memory.
-                        "stall": stalls[-1], "write": writes[-1], "device": str(torch.cuda.get_device_name()) if peak else "cpu",
+                        "stall": stalls[-1], "write": writes[-1],
+                        "device": str(torch.cuda.get_device_name()) if peak else "cpu",
                     }
                     (folder / "cell.json").write_text(json.dumps(found))
                 gc.collect()
