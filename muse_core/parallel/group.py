@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from muse_core.errors import MuseError, RankLost, RecipeError
 from muse_core.parallel import watch as watching
 from muse_core.parallel.environment import Launched
+from muse_core.parallel.sequence import Sequence
+from muse_core.parallel.sizes import Sizes
 from muse_core.parallel.watch import Failure, PeerFailed, Watch, failure_of, first_failure, post
 
 T = TypeVar("T")
@@ -65,6 +68,7 @@ class Group:
         """Raises RankLost when the store cannot be reached."""
         self.rank, self.size, self.launched = launched.rank, launched.size, launched
         self.shards = 1
+        self.sequence: Sequence | None = None
         self._channels = self._steps = 0
         self._slowest, self._moved = 0.0, time.monotonic()
         self._control: Any = None
@@ -87,8 +91,9 @@ class Group:
         )
         return dist.PrefixStore(f"muse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
-    def join(self, device: torch.device) -> None:
-        """Open the process groups: gloo for numbers of the host, NCCL for those on GPUs. Raises RecipeError where the
+    def join(self, device: torch.device, sizes: Sizes) -> None:
+        """Open the process groups: gloo for numbers of the host, NCCL for those on GPUs. Neighbours in rank share the
+        tokens of a row. Raises RecipeError where the
         device has no such group."""
         if device.type == "cuda" and not dist.is_nccl_available():
             raise RecipeError(
@@ -101,6 +106,10 @@ class Group:
                 backend, store=self._rendezvous, rank=self.rank, world_size=self.size, timeout=PATIENCE
             )
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.shards, self.sequence = sizes.shard, None
+        if sizes.context > 1:
+            mesh = init_device_mesh(device.type, (sizes.batches, sizes.context), mesh_dim_names=("batch", "context"))
+            self.sequence = Sequence(mesh.get_group("context"))
 
     def gather(self, value: Any) -> list[Any]:
         self.watch.marks += 1

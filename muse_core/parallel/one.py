@@ -18,6 +18,9 @@ class Ranks(Protocol):
     size: int
     shards: int
     """Processes among which weights and moments are divided; 1: every process holds all of them."""
+    sequence: Any
+    """Those among which the tokens of a row are divided, a ``sequence.Sequence``; None: every process has whole rows.
+    """
 
     def gather(self, value: Any) -> list[Any]:
         """A collective that may wait long: every rank's value by rank, on every rank. Values are plain JSON values.
@@ -61,6 +64,7 @@ class OneRank:
     rank: int = 0
     size: int = 1
     shards: int = 1
+    sequence: None = None
 
     def gather(self, value: Any) -> list[Any]:
         return [value]

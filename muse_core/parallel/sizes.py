@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from muse_core.component import walk
 from muse_core.errors import RecipeError
 from muse_core.recipe.schema import Parallel, Recipe
 
@@ -56,10 +57,7 @@ def check_sizes(recipe: Recipe, processes: int) -> Sizes:
             "- take a multiple, or another parallel.context"
         )
     if sizes.context > 1:
-        raise RecipeError(
-            f"parallel.context: {sizes.context}: no model divides the tokens of a row among processes yet - leave it "
-            "at 1 and divide rows (parallel.data) or weights (parallel.shard)"
-        )
+        _check_context(recipe, sizes)
     if sizes.batches > 1 and recipe.data.order == "streams":
         raise RecipeError(
             'data.order: "streams" carries state from step to step and runs as one process - take "permuted", or one '
@@ -71,3 +69,24 @@ def check_sizes(recipe: Recipe, processes: int) -> Sizes:
             "that of its number on its host"
         )
     return sizes
+
+
+def _check_context(recipe: Recipe, sizes: Sizes) -> None:
+    """Raises RecipeError naming what cannot compute on a part of a row's tokens. A layer can whose options have a
+    method ``undivided`` that returns None and not the reason why it cannot."""
+    advice = "set parallel.context = 1, and divide rows (parallel.data) or weights (parallel.shard)"
+    if sizes.shard > 1:
+        raise RecipeError(f"parallel.context: {sizes.context} beside parallel.shard: {sizes.shard} - one of them is 1")
+    if recipe.train.compile:
+        raise RecipeError("parallel.context: tokens that are divided are not compiled yet - set train.compile = false")
+    if getattr(recipe.model.options, "exit", None) is not None:
+        raise RecipeError(f"parallel.context: [model] exit moves tokens within a row - {advice}")
+    for use in (recipe.model, *walk(recipe.model.options)):
+        if use.kind not in ("model", "layer", "memory layer", "filter"):
+            continue
+        if use is recipe.model and use.name == "stack":
+            continue
+        ask = getattr(use.options, "undivided", None)
+        reason = "reads whole rows of tokens" if ask is None else ask()
+        if reason is not None:
+            raise RecipeError(f"parallel.context: {use.path or use.kind}: {use.name} {reason} - {advice}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muse_core.component import walk
 from muse_core.contracts import Batch, Objective, Result, State
-from muse_core.data.batches import rows, targets_per_token
+from muse_core.data.batches import columns, rows, targets_per_token
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
@@ -76,12 +76,11 @@ class _Losses(nn.Module):
 
 
 class _SeveralForward(Forward):
-    """By several processes that each have rows of their own, and of whose gradients torch makes the mean."""
+    """By several processes that each have rows or tokens of their own, and of whose gradients torch makes the mean."""
 
-    def __init__(self, model: Any, objective: Objective, ranks: Ranks, parts: int):
-        """``parts``: processes with rows of their own."""
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks):
         super().__init__(model, objective, ranks)
-        self.parts = parts
+        self.parts = ranks.size
         self.clock = Clock(next(model.parameters()).device)
 
     def begin(self, seed: int, step: int) -> None:
@@ -93,16 +92,19 @@ class _SeveralForward(Forward):
         return self.clock.read(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def own_rows(self, batch: Batch) -> Batch:
-        size = len(batch.inputs) // self.parts
         batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
-        return rows(batch, self.ranks.rank * size, (self.ranks.rank + 1) * size)
+        sequence = self.ranks.sequence
+        sharing = 1 if sequence is None else sequence.size
+        size, place = len(batch.inputs) * sharing // self.ranks.size, self.ranks.rank // sharing
+        own = rows(batch, place * size, (place + 1) * size)
+        return own if sequence is None else columns(own, sequence.rank, sequence.size)
 
 
 class ReplicatedForward(_SeveralForward):
     """Of a copy of the model in every process: torch's DistributedDataParallel."""
 
-    def __init__(self, model: Any, objective: Objective, ranks: Ranks, parts: int):
-        super().__init__(model, objective, ranks, parts)
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks):
+        super().__init__(model, objective, ranks)
         # Initial values are equal by name and compared; the broadcast at the start goes wrong for strided views.
         with warnings.catch_warnings():
             # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know.
@@ -114,7 +116,9 @@ class ReplicatedForward(_SeveralForward):
 
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
-        result: Result = self.replicas(batch, state)
+        sequence = self.ranks.sequence
+        with contextlib.nullcontext() if sequence is None else sequence.division():
+            result: Result = self.replicas(batch, state)
         self.clock.lap()
         return result
 
@@ -153,12 +157,12 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
         return Forward(compiled(model, recipe.train.compile), objective)
     sizes = sizes_of(recipe.parallel, ranks.size)
     if sizes.shard == 1:
-        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks, sizes.batches)
+        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks)
     if not any(map(is_divided, model.parameters())):
         routed = any(use.kind == "router" for use in walk(recipe.model.options))
         device = next(model.parameters()).device
         divide(model, sizes.shard, sizes.data, device, compile=recipe.train.compile, data_dependent=routed)
-    return DividedForward(model, objective, ranks, sizes.batches)
+    return DividedForward(model, objective, ranks)
 
 
 def compiled(model: nn.Module, wanted: bool) -> Any:

@@ -110,8 +110,7 @@ def join(ranks: Ranks, recipe: Recipe) -> None:
                 "start one process per GPU, or fewer"
             )
         torch.cuda.set_device(here.local_rank)
-    ranks.join(device)
-    ranks.shards = sizes_of(recipe.parallel, ranks.size).shard
+    ranks.join(device, sizes_of(recipe.parallel, ranks.size))
 
 
 def agree_on_lock(ranks: Ranks, lock: Lock) -> None:

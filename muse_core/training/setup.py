@@ -292,7 +292,8 @@ def set_up(
         corpus = ranks.first(lambda: open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept))
     with memory_errors():
         model, kernels = build_model(
-            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype
+            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype,
+            sequence=ranks.sequence,
         )
     return Setup(
         recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels, ranks=ranks

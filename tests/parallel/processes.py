@@ -56,6 +56,10 @@ final_tokens = 240
 every = 4
 """
 DENSE = '{ use = "feed-forward" }'
+MIXED = (
+    '{ use = "resolvent", heads = 4 }, { use = "fast-weights", heads = 2 }, { use = "fast-weights", rule = "hebbian", '
+    'name = "hebbian", heads = 2 }, { use = "feed-forward" }'
+)
 EXPERTS = '{ use = "experts", experts = 4, router = { use = "mlp", top_k = 1 } }'
 
 
@@ -211,6 +215,13 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
               fault=lambda rank: {"batch": ragged, "post_step": at_call(1, kill_self(signal.SIGTERM))}),
         Start(ranks=4, arguments=resume("divided"), fault=everywhere),
     ]
+    mixed = folder / "mixed.toml"
+    mixed.write_text(BASE.format(cache=cache, block=MIXED).replace('{ use = "attention", heads = 2 }, ', ""))
+    for ranks in (1, 4):
+        more = ("--set=parallel.data=2", "--set=parallel.context=2") if ranks > 1 else ()
+        yield f"mixed-{ranks}", [
+            Start(ranks=ranks, arguments=fresh(mixed, f"mixed-{ranks}", *more), fault=everywhere)
+        ]
     yield "one", [Start(ranks=1, arguments=fresh(dense, "one"))]
     halt = '--set=evaluate.halt_above="bigram"'
     yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
@@ -230,6 +241,7 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     ]
     yield "full disk", [Start(arguments=fresh(dense, "disk"), fault=full_disk_of_rank_1)]
     yield "other recipe", [Start(arguments=fresh(dense, "bad"), of_rank_1=fresh(other, "bad"))]
+    yield "attention", [Start(ranks=2, arguments=fresh(dense, "bad", "--set=parallel.context=2"))]
     yield "three", [Start(ranks=3, arguments=fresh(dense, "bad"))]
 
 
