@@ -38,7 +38,8 @@ def columns(batch: Batch, part: int, parts: int) -> Batch:
     """Part ``part`` of ``parts`` of every row's tokens, which divide them. Raises DataError for a batch that holds more
     than tokens."""
     if batch.extra:
-        raise DataError(f"parallel.context: {next(iter(batch.extra))} of this stage's batches cannot be divided by token")
+        name = next(iter(batch.extra))
+        raise DataError(f"parallel.context: {name} of this stage's batches cannot be divided by token")
     length = batch.inputs.shape[1] // parts
     here, tokens = slice(part * length, (part + 1) * length), batch.tokens
     return batch._replace(

@@ -2,8 +2,8 @@
 how what came before reaches its own.
 
 Every function takes the kernel that serves one process, and ``gather``, which gives the values of all processes in the
-order of the tokens, (C, …), with gradients. Each process holds as many tokens; ``initial`` belongs to the first token of
-all and the final state to the last, and both are the same on all. Results and gradients are those of the kernel over
+order of the tokens, (C, …), with gradients. Each process holds as many tokens; ``initial`` belongs to the first token
+of all and the final state to the last, and both are the same on all. Results and gradients are those of the kernel over
 all tokens, exactly but for rounding. Letters: C processes, N tokens of one of them.
 """
 

@@ -21,13 +21,20 @@ from typing import Any
 
 import attrs
 import torch
+from torch import distributed
 
 from muse_core import fault_injection
+from muse_core.building import build_model, every_backend
 from muse_core.cli.run import main
-from muse_core.contracts import Batch
+from muse_core.contracts import Batch, Tokens
+from muse_core.data.batches import columns
 from muse_core.parallel import group, watch
+from muse_core.parallel.sequence import Sequence
+from muse_core.plugins import load_plugins
+from muse_core.recipe import read_recipe
 from muse_core.storage.checkpoint import commit
 from muse_core.training import forward, loop, run  # noqa: F401 - imported before the forks
+from muse_core.training.objectives import NextToken
 
 GIVE_UP = 60.0
 """Seconds after which a start has failed: none of its processes may live longer than another by so much."""
@@ -75,6 +82,8 @@ class Start:
     """Rank → fault plan."""
     patience: float | None = None
     """Seconds after which a rank counts as silent or stalled."""
+    instead: Callable[[], None] | None = None
+    """What the processes do in place of the command."""
 
 
 def main_of_process(start: Start, rank: int, port: int, said: Path) -> None:
@@ -95,7 +104,7 @@ def main_of_process(start: Start, rank: int, port: int, said: Path) -> None:
     code = 0
     try:
         with fault_injection.installed(start.fault(rank)):
-            main(list(arguments))
+            main(list(arguments)) if start.instead is None else start.instead()
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException as error:
@@ -241,8 +250,47 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     ]
     yield "full disk", [Start(arguments=fresh(dense, "disk"), fault=full_disk_of_rank_1)]
     yield "other recipe", [Start(arguments=fresh(dense, "bad"), of_rank_1=fresh(other, "bad"))]
+    yield "exact", [Start(ranks=3, instead=divided_gradients(mixed))]
     yield "attention", [Start(ranks=2, arguments=fresh(dense, "bad", "--set=parallel.context=2"))]
     yield "three", [Start(ranks=3, arguments=fresh(dense, "bad"))]
+
+
+def gradients(recipe: Any, registry: Any, sequence: Any) -> dict[str, torch.Tensor]:
+    """In float64, of ragged rows in two documents each; with ``sequence`` summed over its processes, which each have a
+    part of the tokens."""
+    backends = every_backend(recipe, registry)
+    model: Any = build_model(
+        recipe, registry, vocabulary_size=257, dtype="float64", backends=backends, sequence=sequence
+    )[0].double()
+    ids = torch.randint(0, 257, (2, 25), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(24).expand(2, 24)
+    valid = places < torch.tensor([[24], [17]])
+    batch = Batch(ids[:, :-1], ids[:, 1:], valid, Tokens(places, 0, places == torch.tensor([[7], [13]]), valid))
+    if sequence is not None:
+        batch = columns(batch, sequence.rank, sequence.size)
+    with contextlib.nullcontext() if sequence is None else sequence.division():
+        NextToken()(model, batch, None).total.backward()
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    if sequence is not None:
+        for gradient in found.values():
+            distributed.all_reduce(gradient)
+    return found
+
+
+def divided_gradients(path: Path) -> Callable[[], None]:
+    """Prints the largest difference from one process's, relative to the largest entry of a parameter's gradient."""
+
+    def compare() -> None:
+        registry = load_plugins()
+        recipe = read_recipe(path, (), registry).recipe
+        distributed.init_process_group("gloo")
+        found = gradients(recipe, registry, Sequence(distributed.group.WORLD))
+        if distributed.get_rank() == 0:
+            whole = gradients(recipe, registry, None)
+            print(max(float((found[name] - due).abs().max() / due.abs().max()) for name, due in whole.items()))
+        distributed.barrier()
+
+    return compare
 
 
 def full_disk_of_rank_1(rank: int) -> dict[str, Any]:

@@ -70,7 +70,12 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(
         ({"data": {"order": "streams"}}, 2, "data.order"),
         ({"train": {"device": "cuda:1", "batch_size": 8}}, 2, "names one device for 2"),
         ({"parallel": {"context": 2}, "train": {"sequence_length": 255}}, 2, "train.sequence_length: 255"),
-        ({"parallel": {"context": 2}}, 2, "parallel.context"),
+        ({"parallel": {"context": 2, "shard": 2}}, 4, "parallel.context: 2 beside parallel.shard: 2"),
+        ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": True}}, 2, "not compiled yet"),
+        (
+            {"parallel": {"context": 2}, "model": {"block": [{"use": "fast-weights", "filters": ["snr"]}]}}, 2,
+            "fast-weights applies filters",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_divided_is_refused(

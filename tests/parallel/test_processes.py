@@ -101,6 +101,20 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert manifests[0]["states"] == start["states"] and "model-00003.safetensors" in manifests[-1]["files"]
 
 
+def test_tokens_that_are_divided_give_the_gradients_of_one_process_and_train(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """Resolvent, both rules of fast weights, short convolutions; ragged rows with documents that start within."""
+    assert codes(found, "exact") == [[0, 0, 0]]
+    assert float(found["exact"][0]["said"][0]) < 1e-11
+    assert codes(found, "mixed-1") == [[0]] and codes(found, "mixed-4") == [[0, 0, 0, 0]]
+    whole, divided = (rows(folder / name, "train") for name in ("mixed-1", "mixed-4"))
+    losses = [[row["loss"] for row in train[:5]] for train in (whole, divided)]  # later ones enlarge the rounding
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert codes(found, "attention") == [[2, 2]]
+    assert "model.block[0]: attention reads whole rows of tokens" in found["attention"][0]["said"][0]
+
+
 def test_checkpoints_are_written_by_all_ranks_and_equal_at_the_start(found: dict[str, Any], folder: Path) -> None:
     manifests = {
         name: [json.loads(path.read_text()) for path in sorted((folder / name / "checkpoints").glob("*/MANIFEST.json"))]
