@@ -169,10 +169,11 @@ def build_model(
     publish_all: bool = False,
     kernels: BoundKernels | None = None,
     sequence: Any = None,
+    shards: int = 1,
 ) -> tuple[nn.Module, BoundKernels]:
     """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
     ``kernels`` given are used in place of ones bound for that device and dtype. ``sequence``: the processes among
-    which the tokens of a row are divided.
+    which the tokens of a row are divided; ``shards``: devices that will hold the weights together.
 
     Initial values are computed on the CPU in fp32 and depend on (seed, name) only. Returns the model in training mode
     and the kernels with every choice made. Raises RecipeError or PluginError.
@@ -189,7 +190,7 @@ def build_model(
         depth=getattr(options, "depth", 0),
         seed=recipe.seed,
         kernels=kernels,
-        memory=memory_of(device),
+        memory=None if (memory := memory_of(device)) is None else memory * shards,
         activation_checkpointing=recipe.train.activation_checkpointing,
         publish_all=publish_all,
     )

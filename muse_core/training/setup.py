@@ -293,7 +293,7 @@ def set_up(
     with memory_errors():
         model, kernels = build_model(
             recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype,
-            sequence=ranks.sequence,
+            sequence=ranks.sequence, shards=ranks.shards,
         )
     return Setup(
         recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels, ranks=ranks
