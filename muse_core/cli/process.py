@@ -1,4 +1,4 @@
-"""What a command does first about the process that it runs in: its standard streams."""
+"""What a command does first about the process that it runs in: its standard streams and its launcher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import fcntl
 import io
 import os
 import sys
+
+from muse_core.errors import RecipeError
 
 
 class _Unfailing(io.RawIOBase):
@@ -68,3 +70,13 @@ def outlive_output() -> None:
         errors = "backslashreplace" if name == "stderr" else "replace"
         stream = _Stream(buffered, encoding=encoding, errors=errors, line_buffering=True)
         setattr(sys, name, stream)
+
+
+def refuse_several_processes() -> None:
+    """Raises RecipeError under a launcher of several processes, such as torchrun, for a command that is one process."""
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    if size not in ("", "1"):
+        raise RecipeError(
+            f"WORLD_SIZE = {size}: this command is one process - start it without torchrun or another launcher, or unset "
+            "WORLD_SIZE; muse-run is what several processes share"
+        )
