@@ -77,6 +77,6 @@ def refuse_several_processes() -> None:
     size = os.environ.get("WORLD_SIZE", "").strip()
     if size not in ("", "1"):
         raise RecipeError(
-            f"WORLD_SIZE = {size}: this command is one process - start it without torchrun or another launcher, or unset "
-            "WORLD_SIZE; muse-run is what several processes share"
+            f"WORLD_SIZE = {size}: this command is one process - start it without torchrun or another launcher, or "
+            "unset WORLD_SIZE; muse-run is what several processes share"
         )
