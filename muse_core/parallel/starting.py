@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ def start(processes: int, arguments: Sequence[str]) -> None:
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what failed
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -45,7 +47,7 @@ def start(processes: int, arguments: Sequence[str]) -> None:
         local_addr="localhost",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        signals_to_handle=SIGNALS,
+        **({"signals_to_handle": SIGNALS} if "signals_to_handle" in known else {}),  # torch 2.6 does not know it
     )
     try:
         elastic_launch(config, sys.executable)("-m", "muse_core.cli.run", *arguments)

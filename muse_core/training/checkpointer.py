@@ -72,7 +72,7 @@ class Checkpointer:
         self.records.sync()
         ranks = self.ranks
         with ranks.at_work("a checkpoint"):
-            snapshot = self.state.snapshot(ranks.rank, ranks.size)
+            snapshot = self.state.snapshot(ranks.rank, ranks.size, pinned=self.background)
             vetoes = self.state.monitors.vetoes(self.state.at.step)
             if self.background:
                 self._pending = Background(lambda: self._write(snapshot, vetoes, lambda row: None))

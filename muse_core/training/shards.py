@@ -36,10 +36,18 @@ def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
     tensor itself, copied, where ``like`` is not divided."""
     if not is_divided(like):
         return tensor.to(like.device, copy=True)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     there: Any = like
-    return distribute_tensor(tensor.to(like.device, copy=True), there.device_mesh, there.placements, src_data_rank=None)
+    shard = there.device_mesh["shard"]
+    # FSDP2 divides along the first axis as torch.chunk does; a process beyond the last chunk has none of it.
+    parts = tensor.chunk(shard.size())
+    rank = shard.get_local_rank()
+    own = parts[rank] if rank < len(parts) else tensor[:0]
+    return DTensor.from_local(
+        own.to(like.device, copy=True), there.device_mesh, there.placements, run_check=False, shape=tensor.shape,
+        stride=there.stride(),
+    )
 
 
 def load_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -176,9 +176,9 @@ class TrainState:
         """Parts of a snapshot's JSON."""
         return {"position": self.at, "monitors": self.monitors, "objective": self.objective}
 
-    def snapshot(self, rank: int = 0, size: int = 1) -> Snapshot:
+    def snapshot(self, rank: int = 0, size: int = 1, *, pinned: bool = False) -> Snapshot:
         """Copies of every part, on the CPU; of ``size`` ranks each copies its part of the weights and moments, and rank
-        0 the rest."""
+        0 the rest. ``pinned``: into memory that a GPU writes fastest, and that torch keeps for the next time."""
         named = {
             f"{part}/{name}": value for part, holder in self.tensors.items()
             for name, value in holder.state_dict().items()
@@ -187,8 +187,8 @@ class TrainState:
         mine = dealt({"model": weights, "optimizer": moments}, size)[rank]
         return Snapshot(
             step=self.at.step,
-            model=_kept_of(weights, {name for part, name in mine if part == "model"}),
-            optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}),
+            model=_kept_of(weights, {name for part, name in mine if part == "model"}, pinned),
+            optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}, pinned),
             state={name: kept(value) for name, value in named.items()},
             json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
         )
@@ -214,15 +214,15 @@ class TrainState:
             )
 
 
-def _kept_of(tensors: Mapping[str, Tensor], mine: Collection[str]) -> dict[str, Tensor]:
+def _kept_of(tensors: Mapping[str, Tensor], mine: Collection[str], pinned: bool) -> dict[str, Tensor]:
     """Copies of those that are ``mine``. Of divided ones every process gathers every one, in the same order."""
     found = {}
     for name, value in tensors.items():
         if is_divided(value):
             value = whole(value)
         if name in mine:
-            found[name] = kept(value, wait=False)
-    if any(value.is_cuda for value in tensors.values()):
+            found[name] = kept(value, pinned=pinned and value.is_cuda)
+    if pinned and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return found
 
@@ -248,9 +248,9 @@ def kept_weights(model: Any) -> dict[str, Tensor]:
     return {name: kept(whole(value)) for name, value in model.state_dict().items()}
 
 
-def kept(tensor: Tensor, *, wait: bool = True) -> Tensor:
-    """A copy on the CPU; without ``wait`` the copy of a GPU's tensor is complete once the device has come so far."""
-    if tensor.is_cuda and not wait:
+def kept(tensor: Tensor, *, pinned: bool = False) -> Tensor:
+    """A copy on the CPU; a ``pinned`` one is complete once the device has come so far."""
+    if pinned:
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return copy.copy_(tensor.detach(), non_blocking=True)
     return tensor.detach().to("cpu", copy=True).contiguous()
