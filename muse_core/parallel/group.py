@@ -87,7 +87,7 @@ class Group:
     def _connect(self) -> Any:
         store = dist.TCPStore(
             self.launched.address, self.launched.port, is_master=False, wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=60),
+            timeout=datetime.timedelta(seconds=watching.SILENT),
         )
         return dist.PrefixStore(f"muse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 

@@ -13,7 +13,7 @@ import pytest
 
 from muse_core.metrics.jsonl import read_rows
 
-PROGRAM = Path(__file__).with_name("processes.py")
+PROGRAM = Path(__file__).with_name("scenarios.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
@@ -126,23 +126,6 @@ def test_checkpoints_are_written_by_all_ranks_and_equal_at_the_start(found: dict
     assert manifests["one"][0]["states"] == manifests["signal"][0]["states"], "whatever the number of ranks"
     assert "model-00001.safetensors" in manifests["signal"][0]["files"]
     assert "model-00001.safetensors" not in manifests["signal"][-1]["files"]
-
-
-def test_a_rank_that_raises_ends_all_and_says_why_alone(found: dict[str, Any]) -> None:
-    start = found["raises"][0]
-    assert start["codes"] == [1, 1] and "a fault of rank 1" in start["said"][1]
-    assert "a fault" not in start["said"][0] and "Traceback" not in start["said"][0]
-
-
-@pytest.mark.parametrize(
-    ("name", "ended", "said"),
-    [("dies", -9, "has died"), ("stalls", 6, "stands still"), ("freezes", None, "no sign of life")],
-)
-def test_a_rank_that_is_lost_ends_all_and_is_named(found: dict[str, Any], name: str, ended: int, said: str) -> None:
-    start = found[name][0]
-    assert start["codes"] == [6, ended]
-    assert start["said"][0].splitlines()[-1].startswith("rank 1 (process") and said in start["said"][0]
-    assert not start["said"][1]
 
 
 def test_a_disk_that_fails_one_rank_fails_all_and_leaves_the_checkpoint_before(
