@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-
-import attrs
+from typing import NamedTuple
 
 from muse_core.errors import RecipeError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@attrs.frozen(kw_only=True)
-class Launched:
+class Launched(NamedTuple):
     """This process among those of its run."""
 
     rank: int

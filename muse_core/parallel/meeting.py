@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import platform
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +50,9 @@ def agree_on_start(ranks: Ranks, told: Sequence[str], files: Sequence[Path | Non
     """Raises RecipeError where a rank was started with other arguments, other files or other versions than rank 0."""
     if ranks.size == 1:
         return
+    import hashlib
+    import platform
+
     digests = {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
         for path in files if path is not None
@@ -66,6 +66,8 @@ def agree_on_start(ranks: Ranks, told: Sequence[str], files: Sequence[Path | Non
 
 
 def _version(name: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -74,6 +76,8 @@ def _version(name: str) -> str:
 
 def check_shared(ranks: Ranks, path: Path, held: str) -> None:
     """Raises StorageError when a rank does not see in the run directory the file by which rank 0 holds it."""
+    import hashlib
+
     try:
         seen = hashlib.sha256((path / held).read_bytes()).hexdigest()
     except OSError:

@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import attrs
-
 T = TypeVar("T")
 
 
@@ -57,14 +55,13 @@ class Ranks(Protocol):
         ...
 
 
-@attrs.frozen
 class OneRank:
     """A single process."""
 
-    rank: int = 0
-    size: int = 1
-    shards: int = 1
-    sequence: None = None
+    rank = 0
+    size = 1
+    shards = 1
+    sequence = None
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
