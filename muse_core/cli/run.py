@@ -76,7 +76,9 @@ def main(
             raise RecipeError("give --steps N, all steps of the run, or --extend N, further ones, not both")
         if device is not None:
             overrides = (*overrides, f'train.device="{device}"')
-        if processes is not None and _start_processes(processes, recipe, resume, locked, overrides):
+        if processes is not None and _start_processes(
+            processes, recipe, resume, locked, overrides, dry_run=dry_run
+        ):
             return
         with meeting() as ranks:
             agree_on_start(ranks, sys.argv[1:], [recipe, locked, None if resume is None else resume / "recipe.toml"])
@@ -97,16 +99,18 @@ def main(
             from muse_core.cli.launch import fresh, show
 
             if dry_run:
-                show(checked)
+                if ranks.rank == 0:
+                    show(checked)
             else:
                 fresh(checked, lock, run_dir, allow_drift=allow_drift, report=report, ranks=ranks)
 
 
 def _start_processes(
-    processes: int, recipe: Path | None, resume: Path | None, locked: Path | None, overrides: tuple[str, ...]
+    processes: int, recipe: Path | None, resume: Path | None, locked: Path | None, overrides: tuple[str, ...], *,
+    dry_run: bool,
 ) -> bool:
     """Start the processes of ``--processes`` and wait for them, or refuse what cannot be divided among so many. False
-    for one process, which is this one."""
+    where this one goes on: it is the only one, or shows what would be built."""
     from muse_core.parallel.sizes import check_sizes
     from muse_core.parallel.starting import refuse_launcher, start
     from muse_core.recipe import read_recipe
@@ -121,6 +125,8 @@ def _start_processes(
         path = recipe if resume is None else resume / "recipe.toml"
         checked = read_recipe(path, overrides)
     check_sizes(checked.recipe, processes)
+    if dry_run:
+        return False
     start(processes, without_processes(sys.argv[1:]))
     return True
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from muse_core.cli.run import main
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.accumulator import Key, combined, read
 from muse_core.parallel.environment import launched
@@ -17,6 +19,7 @@ from muse_core.parallel.sizes import Sizes, check_sizes, sizes_of
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
+from muse_core.selftest.reliability.processes import RECIPE
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import dealt
 
@@ -100,6 +103,15 @@ def test_the_launcher_is_read_from_the_environment() -> None:
     assert launched({}) is None and launched({"WORLD_SIZE": "1"}) is None
     here = launched(TORCHRUN)
     assert here is not None and (here.rank, here.size, here.address, here.port) == (1, 2, "a", 29)
+
+
+def test_processes_are_checked_and_not_started_for_a_look(tmp_path: Any) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(cache=tmp_path / "cache", block='{ use = "feed-forward" }'))
+    shown = CliRunner().invoke(main, [str(path), "--dry-run", "--processes", "2"])
+    assert shown.exit_code == 0 and shown.output.count("dry run: no run was begun") == 1, shown.output
+    refused = CliRunner().invoke(main, [str(path), "--dry-run", "--processes", "3"])
+    assert refused.exit_code == 2 and "cannot be divided among 3" in refused.output
 
 
 @pytest.mark.parametrize(
