@@ -284,6 +284,9 @@ def test_a_command_of_a_page(
             python(words, monkeypatch)
         elif program == "pip":
             pip(words)
+        elif program == "torchrun":
+            assert words[2:4] == ["-m", "muse_core.cli.run"], words
+            muse_run(words[4:], synopsis=False)
         elif program == "tox":
             environment(words)
         else:
