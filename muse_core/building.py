@@ -168,9 +168,12 @@ def build_model(
     backends: Sequence[tuple[str, Any]] | None = None,
     publish_all: bool = False,
     kernels: BoundKernels | None = None,
+    sequence: Any = None,
+    shards: int = 1,
 ) -> tuple[nn.Module, BoundKernels]:
     """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
-    ``kernels`` given are used in place of ones bound for that device and dtype.
+    ``kernels`` given are used in place of ones bound for that device and dtype. ``sequence``: the processes among
+    which the tokens of a row are divided; ``shards``: devices that will hold the weights together.
 
     Initial values are computed on the CPU in fp32 and depend on (seed, name) only. Returns the model in training mode
     and the kernels with every choice made. Raises RecipeError or PluginError.
@@ -178,7 +181,7 @@ def build_model(
     device = torch.device(device)
     if kernels is None:
         chosen = kernel_backends(recipe, registry) if backends is None else backends
-        kernels = BoundKernels(chosen, device=device.type, dtype=dtype, chunk=recipe.kernels.chunk)
+        kernels = BoundKernels(chosen, device=device.type, dtype=dtype, chunk=recipe.kernels.chunk, sequence=sequence)
     options = recipe.model.options
     context = ModelContext(
         vocabulary_size=vocabulary_size,
@@ -187,7 +190,7 @@ def build_model(
         depth=getattr(options, "depth", 0),
         seed=recipe.seed,
         kernels=kernels,
-        memory=memory_of(device),
+        memory=None if (memory := memory_of(device)) is None else memory * shards,
         activation_checkpointing=recipe.train.activation_checkpointing,
         publish_all=publish_all,
     )

@@ -324,7 +324,8 @@ class Monitor:
         """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
         gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
         2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity).
-        By default nothing."""
+        Of several ranks the largest value counts (``_min``: the smallest); where weights are divided among them each
+        sees its part of a gradient. By default nothing."""
         return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
@@ -338,7 +339,7 @@ class Monitor:
         return False
 
     def probe(self, model: Any) -> dict[str, float]:
-        """On all ranks, in eval mode under no_grad with the random state kept."""
+        """On all ranks, in eval mode under no_grad with the random state kept; the results of rank 0 are judged."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,3 +43,9 @@ class PluginError(MuseError):
     """A plugin that the run needs does not work."""
 
     exit_code = 5
+
+
+class RankLost(MuseError):
+    """Another process of the run failed, died or stalled."""
+
+    exit_code = 6

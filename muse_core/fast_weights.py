@@ -310,6 +310,24 @@ def run_whole_periods(
     return PeriodsResult(outputs[0], outputs[1] if read_before else None, state, metrics)
 
 
+def over_parts(
+    kernel: Kernel, gather: Callable[[Tensor], Tensor], rank: int, writes: Writes, *, rule: str,
+    initial: Tensor | None, resets: Tensor | None, read: str,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, N, H, M) and final weights of ``kernel`` over the tokens of all processes, of which this has part
+    ``rank``; ``gather`` gives what all have, (C, …). Every part tells what it adds to the weights and by what it
+    multiplies them."""
+    output, final = kernel(*writes, rule=rule, initial=None, resets=resets, read=read)
+    carry = _propagated(kernel, rule, writes, resets, read)
+    with torch.autocast(final.device.type, enabled=False):
+        told = torch.cat((final.flatten(2), carry.final.reshape(*final.shape[:2], -1)), dim=-1)
+        starts = [torch.zeros_like(final) if initial is None else initial.to(final.dtype)]
+        for part in gather(told):
+            added, across = part.split((final[0, 0].numel(), part.shape[-1] - final[0, 0].numel()), dim=-1)
+            starts.append(added.view_as(final) + _transited(across.reshape(carry.final.shape), starts[-1]))
+        return _with_start(output, carry.output, starts[rank]), starts[-1]
+
+
 class _Read(NamedTuple):
     output: Tensor
     """(B P, L, H, M), or (B P, L, H, K) for queries carried back to the period's start."""

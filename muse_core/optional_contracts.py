@@ -56,6 +56,16 @@ class Ends(Protocol):
     ``tensors`` alone, so that a resumed run ends where it would have."""
 
 
+class Undivided(Protocol):
+    """Optional for the options of layers and filters, which without it have whole rows of tokens on every process."""
+
+    def undivided(self) -> str | None:
+        """Why the layer cannot compute where the tokens of a row are divided among processes
+        (``parallel.context``), as half a sentence; None where it can: it treats every token by itself, or reaches
+        others through kernels of ``muse_core.model.across`` alone."""
+        ...
+
+
 class Extends(Protocol):
     """Optional for schedules: that the first rates do not depend on the length of the run."""
 

@@ -57,6 +57,19 @@ def test_the_core_needs_the_kernels_only_when_asked() -> None:
     assert not any("muse_kernels" in packages(path, at_import=True) for path in sources(ROOT / "muse_core"))
 
 
+def test_a_run_of_one_process_imports_nothing_distributed() -> None:
+    found = {
+        path.name for path in sources(ROOT / "muse_core")
+        if any(name.startswith("torch.distributed") for name in imports(path, at_import=True))
+    }
+    assert found == {"group.py", "sequence.py"}, "which muse_core.parallel imports under a launcher alone"
+    importers = {
+        path.name for path in sources(ROOT / "muse_core")
+        if {"muse_core.parallel.group", "muse_core.parallel.sequence"} & set(imports(path, at_import=True))
+    }
+    assert importers <= {"group.py", "processes.py"}
+
+
 def modules_of(path: Path, known: dict[str, Path]) -> set[str]:
     """Those of the known modules that a file imports, wherever in it, whole or by what they define."""
     found = set(imports(path))

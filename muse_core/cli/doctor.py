@@ -31,7 +31,7 @@ def doctor(as_json: bool) -> None:
 
             click.echo(json.dumps(found, indent=2, ensure_ascii=False))
             return
-        for part in ("versions", "devices", "kernels"):
+        for part in ("versions", "devices", "processes", "kernels"):
             click.echo(click.style(part, bold=True))
             for name, text in found[part].items():
                 click.echo(f"  {name:<24} {text}")
@@ -50,6 +50,7 @@ def examine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
         "devices": devices,
+        "processes": _processes(),
         "kernels": {
             row.reference: text
             for row in registry.rows("kernel backend")
@@ -95,6 +96,21 @@ def _devices() -> dict[str, str]:
         found["cuda"] = "none; " + (
             "torch sees no GPU" if torch.version.cuda or torch.version.hip else "this torch is built for the CPU only")
     return found
+
+
+def _processes() -> dict[str, str]:
+    """What several processes of one run would talk through."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_available():
+        missing = "none: this torch is built without torch.distributed"
+        return {"nccl": missing, "gloo": missing}
+    nccl = "none: this torch is built without it, so that several processes run on a CPU only"
+    if distributed.is_nccl_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "no GPU to use it on"
+    gloo = "available" if distributed.is_gloo_available() else "none: this torch is built without it"
+    return {"nccl": nccl, "gloo": gloo}
 
 
 def availability(row: Registered, devices: Sequence[str]) -> str:

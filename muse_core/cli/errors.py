@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from muse_core.errors import MuseError, PluginError
+from muse_core.parallel.meeting import spoken_by, told_to_others
 from muse_core.training.stop import heeded
 
 INTERRUPTED = 130
@@ -26,8 +27,10 @@ def ended_by_signals() -> Iterator[None]:
     disturb: a command never ends by the default action of a signal."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        _say("terminated")
-        raise SystemExit(128 + number)
+        speaks, code = told_to_others("terminated", 128 + number, None)
+        if speaks:
+            _say("terminated")
+        raise SystemExit(code)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,21 +75,31 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except MuseError as error:
-        _say(str(error))
-        raise SystemExit(error.exit_code) from None
+        speaks, code = told_to_others(str(error), error.exit_code, error)
+        if speaks and str(error):
+            _say(spoken_by() + str(error))
+        raise SystemExit(code) from None
     except KeyboardInterrupt:
-        _say("interrupted")
-        raise SystemExit(INTERRUPTED) from None
+        speaks, code = told_to_others("interrupted", INTERRUPTED, None)
+        if speaks:
+            _say("interrupted")
+        raise SystemExit(code) from None
     except (Exception, SystemExit) as error:
         from muse_core.plugins.raised import failure
 
         sentence = failure(error)
         if sentence is None:
+            if not isinstance(error, SystemExit):
+                speaks, code = told_to_others(f"{type(error).__name__}: {error}", 1, error)
+                if not speaks:
+                    raise SystemExit(code) from None
             raise
         if os.environ.get("MUSE_STRICT", "") not in ("", "0"):
             _say("".join(traceback.format_exception(error)).rstrip())
-        _say(sentence)
-        raise SystemExit(PluginError.exit_code) from None
+        speaks, code = told_to_others(sentence, PluginError.exit_code, None)
+        if speaks:
+            _say(spoken_by() + sentence)
+        raise SystemExit(code) from None
 
 
 def _say(text: str) -> None:

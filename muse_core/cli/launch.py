@@ -18,9 +18,10 @@ from muse_core.data.sources import cache_folder
 from muse_core.errors import Halted, RecipeError, StorageError
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display
-from muse_core.metrics.jsonl import Records
 from muse_core.metrics.sinks import require_sinks
 from muse_core.model.precision import choose_device
+from muse_core.parallel.one import ONE, Ranks
+from muse_core.parallel.sizes import check_sizes
 from muse_core.recipe import Checked, read_recipe, to_toml
 from muse_core.recipe.lock import Lock, differences, read_lock
 from muse_core.recipe.schema import Train
@@ -30,6 +31,7 @@ from muse_core.training import preview
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.loop import require_compiler
+from muse_core.training.ranks import agree_on_lock, divided, held_by_first, join, records_of, shown_by
 from muse_core.training.run import Run
 from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup, memory_errors, set_up
@@ -48,16 +50,21 @@ def fresh(
     allow_drift: bool,
     display: Display | None = None,
     report: bool = False,
+    ranks: Ranks = ONE,
 ) -> Path:
     """Start a run in a new directory and return it; ``lock`` is what it must repeat, if anything."""
-    display = display or Display()
+    display = display or shown_by(ranks)
+    check_sizes(checked.recipe, ranks.size)
     resolved = to_toml(checked.resolved)
     name = checked.recipe.name
-    claimed = RunDirectory.claim(run_dir, resolved) if run_dir else RunDirectory.claim_named(name, resolved)
-    with claimed as directory:
+    with held_by_first(
+        ranks,
+        lambda: RunDirectory.claim(run_dir, resolved) if run_dir else RunDirectory.claim_named(name, resolved),
+    ) as directory:
         try:
-            setup, inputs = _prepare(checked, display)
+            setup, inputs = _prepare(checked, display, ranks)
             now = lock_of(checked, setup, digests=own_digests(setup) | inputs)
+            agree_on_lock(ranks, now)
             drift = _drift(lock, now, display, allow_drift) if lock is not None else []
             directory.begin(
                 source=checked.source.text or resolved, recipe=resolved, lock=to_toml(now.table),
@@ -80,22 +87,25 @@ def resumed(
     extend: int | None = None,
     restart: bool = False,
     report: bool = False,
+    ranks: Ranks = ONE,
 ) -> None:
     """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
     ``restart`` begins again where its checkpoints are gone."""
-    display = Display()
-    with RunDirectory.open(run_dir) as directory:
+    display = shown_by(ranks)
+    with held_by_first(ranks, lambda: RunDirectory.open(run_dir)) as directory:
         overrides = [] if device is None else [f'train.device="{device}"']
         checked = read_recipe(directory.recipe, overrides)
         longer = None
         if steps is not None or extend is not None:
             longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
             checked = read_recipe(directory.recipe, [*longer.overrides, *overrides])
+        check_sizes(checked.recipe, ranks.size)
         lock = read_lock(directory.lock)
         kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
-        setup = _set_up(checked, display, kept)
+        setup = _set_up(checked, display, kept, ranks)
         inputs = _inputs_of_resumed(directory, lock, checked)
         now = lock_of(checked, setup, digests=own_digests(setup) | inputs)
+        agree_on_lock(ranks, now)
         drift = _drift(lock, now, display, allow_drift, expected=LENGTH if longer else ())
         if kept is None and setup.corpus.tokenizer.digest == lock.table.get("digests", {}).get("tokenizer"):
             directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
@@ -131,10 +141,10 @@ def show(checked: Checked) -> None:
     display.say(f"dry run: no run was begun; encoded text is kept in {cache_folder(checked.recipe.data.cache)}")
 
 
-def _prepare(checked: Checked, display: Display) -> tuple[Setup, dict[str, str]]:
+def _prepare(checked: Checked, display: Display, ranks: Ranks = ONE) -> tuple[Setup, dict[str, str]]:
     """Everything that a new run needs, and the digests of its inputs besides text. What would stop the run later is
     raised here, before anything is begun."""
-    setup = _set_up(checked, display, None)
+    setup = _set_up(checked, display, None, ranks)
     weights_of_init(setup, say=lambda sentence: display.say(sentence, "yellow"))
     _ask_stages(setup)
     return setup, input_digests(checked.recipe, checked.registry)
@@ -165,8 +175,9 @@ def _inputs_of_resumed(directory: RunDirectory, lock: Lock, checked: Checked) ->
     return {key: value for key, value in locked.items() if key in taken} | now
 
 
-def _set_up(checked: Checked, display: Display, kept: Kept | None) -> Setup:
+def _set_up(checked: Checked, display: Display, kept: Kept | None, ranks: Ranks = ONE) -> Setup:
     require_sinks(checked.recipe)
+    join(ranks, checked.recipe)
     if checked.recipe.train.compile:
         require_compiler(choose_device(checked.recipe.train.device))
     for change in checked.renamed:
@@ -175,14 +186,14 @@ def _set_up(checked: Checked, display: Display, kept: Kept | None) -> Setup:
         display.say(f"plugin {problem}", "yellow")
     console = display.console
     if not console.is_terminal:
-        return set_up(checked.recipe, checked.registry, kept=kept)
+        return set_up(checked.recipe, checked.registry, kept=kept, ranks=ranks)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("preparing", total=None)
 
         def report(what: str, done: int, whole: int | None) -> None:
             bar.update(task, description=what, completed=done, total=whole)
 
-        return set_up(checked.recipe, checked.registry, report=report, kept=kept)
+        return set_up(checked.recipe, checked.registry, report=report, kept=kept, ranks=ranks)
 
 
 def _drift(
@@ -235,9 +246,10 @@ def _start(
             "text": f"{setup.recipe.data.source.name}, {setup.corpus.extent}",
             "device": f"{setup.precision.device}, {setup.precision.dtype}",
         }
+        | ({"processes": divided(setup)} if setup.ranks.size > 1 else {})
         | _kernel_rows(setup),
     )
-    records = Records(directory.path, disk=directory.disk)
+    records = records_of(setup.ranks, directory)
     try:
         if drift:
             records.event({"event": "drift", "differences": list(drift)})
@@ -245,21 +257,26 @@ def _start(
             records.event(longer.event())
             display.say(longer.sentence())
         run = Run(setup, directory, records, display, restart=restart)
-        summary = run.go()
+        with setup.ranks.ending():
+            summary = run.go()
     except Halted:
-        if report and any(directory.checkpoints.glob("gen-*")):  # a start that the gate refuses leaves nothing
+        # A start that the gate refuses leaves nothing.
+        if setup.ranks.rank == 0 and report and any(directory.checkpoints.glob("gen-*")):
             _draw(directory, None, 0, display)
         raise
     except Interrupted:
-        if report:
+        if report and setup.ranks.size == 1:  # a launcher does not wait for it
             _draw_apart(directory, display)
         raise
     finally:
         display.finish()
         records.close()
+    if setup.ranks.rank:
+        return
     _report(summary, directory, display)
     if report:
-        _draw(directory, run.setup, summary["steps"], display)
+        # A model that is divided among processes cannot be looked at by one.
+        _draw(directory, run.setup if setup.ranks.shards == 1 else None, summary["steps"], display)
 
 
 def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Display) -> None:

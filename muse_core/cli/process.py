@@ -80,11 +80,10 @@ def outlive_output() -> None:
 
 
 def refuse_several_processes() -> None:
-    """Raises RecipeError under a launcher of several processes, such as torchrun, whose processes would each take
-    themselves for the whole run."""
+    """Raises RecipeError under a launcher of several processes, such as torchrun, for a command that is one process."""
     size = os.environ.get("WORLD_SIZE", "").strip()
     if size not in ("", "1"):
         raise RecipeError(
-            f"WORLD_SIZE = {size}: a run over several processes is not supported yet - start it as one process, "
-            "without torchrun or another launcher, or unset WORLD_SIZE"
+            f"WORLD_SIZE = {size}: this command is one process - start it without torchrun or another launcher, or "
+            "unset WORLD_SIZE; muse-run is what several processes share"
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
-from muse_core.cli.process import outlive_output, refuse_several_processes
+from muse_core.cli.process import outlive_output
 from muse_core.cli.threads import let_waiting_threads_sleep
 from muse_core.errors import RecipeError
+from muse_core.parallel.meeting import agree_on_start, meeting
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +34,8 @@ from muse_core.errors import RecipeError
               help="With --resume: train N steps beyond the planned ones, at the rate of the last planned one.")
 @click.option("--restart", is_flag=True,
               help="With --resume: begin again at step 0 where every checkpoint of a run is gone.")
+@click.option("--processes", type=click.IntRange(min=1), metavar="N",
+              help="Divide the work among N processes of this host, one per GPU, as [parallel] in the recipe says.")
 @click.option("--report/--no-report", default=True, envvar="MUSE_REPORT", show_envvar=True,
               help="Draw report.html and pictures at the end [default: report].")
 @click.version_option(package_name="muse-core")
@@ -46,18 +51,19 @@ def main(
     steps: int | None,
     extend: int | None,
     restart: bool,
+    processes: int | None,
     report: bool,
 ) -> None:
     """Train, guard, evaluate and report the language model that RECIPE, a TOML file, describes.
 
     \b
     Exit codes: 0 done; 2 recipe, arguments or device; 3 storage or data;
-    4 halted by a gate or monitor; 5 plugin; 128 + signal (130, 143, 129, 138) interrupted, resumable.
+    4 halted by a gate or monitor; 5 plugin; 6 a process of several was lost;
+    128 + signal (130, 143, 129, 138) interrupted, resumable.
     """
     outlive_output()
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
-        refuse_several_processes()
         given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
         if len(given) != 1:
             wrong = " and ".join(given) if given else "nothing"
@@ -70,26 +76,69 @@ def main(
             raise RecipeError("give --steps N, all steps of the run, or --extend N, further ones, not both")
         if device is not None:
             overrides = (*overrides, f'train.device="{device}"')
-        if resume is not None:
-            from muse_core.cli.launch import resumed
-
-            resumed(
-                resume, device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart,
-                report=report,
-            )
+        if processes is not None and _start_processes(
+            processes, recipe, resume, locked, overrides, dry_run=dry_run
+        ):
             return
-        from muse_core.recipe import read_recipe
-        from muse_core.recipe.lock import read_lock
+        with meeting() as ranks:
+            agree_on_start(ranks, sys.argv[1:], [recipe, locked, None if resume is None else resume / "recipe.toml"])
+            if resume is not None:
+                from muse_core.cli.launch import resumed
 
-        lock = read_lock(locked) if locked is not None else None
-        checked = lock.check(overrides) if lock is not None else read_recipe(recipe, overrides)
-        # Imports torch, which takes seconds: a wrong recipe is told before.
-        from muse_core.cli.launch import fresh, show
+                resumed(
+                    resume, device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart,
+                    report=report, ranks=ranks,
+                )
+                return
+            from muse_core.recipe import read_recipe
+            from muse_core.recipe.lock import read_lock
 
-        if dry_run:
-            show(checked)
-        else:
-            fresh(checked, lock, run_dir, allow_drift=allow_drift, report=report)
+            lock = read_lock(locked) if locked is not None else None
+            checked = lock.check(overrides) if lock is not None else read_recipe(recipe, overrides)
+            # Imports torch, which takes seconds: a wrong recipe is told before.
+            from muse_core.cli.launch import fresh, show
+
+            if dry_run:
+                if ranks.rank == 0:
+                    show(checked)
+            else:
+                fresh(checked, lock, run_dir, allow_drift=allow_drift, report=report, ranks=ranks)
+
+
+def _start_processes(
+    processes: int, recipe: Path | None, resume: Path | None, locked: Path | None, overrides: tuple[str, ...], *,
+    dry_run: bool,
+) -> bool:
+    """Start the processes of ``--processes`` and wait for them, or refuse what cannot be divided among so many. False
+    where this one goes on: it is the only one, or shows what would be built."""
+    from muse_core.parallel.sizes import check_sizes
+    from muse_core.parallel.starting import refuse_launcher, start
+    from muse_core.recipe import read_recipe
+    from muse_core.recipe.lock import read_lock
+
+    refuse_launcher(processes)
+    if processes == 1:
+        return False
+    if locked is not None:
+        checked = read_lock(locked).check(overrides)
+    else:
+        path = recipe if resume is None else resume / "recipe.toml"
+        checked = read_recipe(path, overrides)
+    check_sizes(checked.recipe, processes)
+    if dry_run:
+        return False
+    start(processes, without_processes(sys.argv[1:]))
+    return True
+
+
+def without_processes(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without ``--processes N``, which its processes must not see."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--processes" and not argument.startswith("--processes="):
+            kept.append(argument)
+        skip = argument == "--processes"
+    return kept
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from muse_core.data.batches import to_device
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.loop import compiled
+from muse_core.training.forward import compiled
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
 

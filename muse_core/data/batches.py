@@ -34,6 +34,27 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
     )
 
 
+def columns(batch: Batch, part: int, parts: int) -> Batch:
+    """Part ``part`` of ``parts`` of every row's tokens, which divide them. Raises DataError for a batch that holds more
+    than tokens."""
+    if batch.extra:
+        name = next(iter(batch.extra))
+        raise DataError(f"parallel.context: {name} of this stage's batches cannot be divided by token")
+    length = batch.inputs.shape[1] // parts
+    here, tokens = slice(part * length, (part + 1) * length), batch.tokens
+    return batch._replace(
+        inputs=batch.inputs[:, here],
+        labels=batch.labels[:, here],
+        loss_mask=batch.loss_mask[:, here],
+        tokens=Tokens(
+            tokens.positions[:, here],
+            tokens.offset + here.start,
+            None if tokens.resets is None else tokens.resets[:, here],
+            None if tokens.valid is None else tokens.valid[:, here],
+        ),
+    )
+
+
 def targets_per_token(batch: Batch) -> float:
     """Targets that count over valid tokens, of the batch that this one is a part of."""
     if batch.targets_per_token is not None:

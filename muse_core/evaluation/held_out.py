@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,8 +17,9 @@ from muse_core.contracts import Batch, Result
 from muse_core.data.batches import to_device
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
-from muse_core.metrics.accumulator import MetricAccumulator
+from muse_core.metrics.accumulator import MetricAccumulator, combined, read
 from muse_core.model.precision import Precision
+from muse_core.parallel.one import ONE, Ranks
 
 RESAMPLES = 1000
 
@@ -83,8 +85,10 @@ def held_out(
     *,
     documents: np.ndarray | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ONE,
 ) -> HeldOut | None:
-    """Read every batch once from a fresh state. None when ``interrupted`` becomes true on the way.
+    """Read every batch once from a fresh state, by one of the ``ranks`` each. None when ``interrupted`` becomes true on
+    the way, on any of them.
 
     ``byte_lengths`` (V,): UTF-8 bytes of each token. ``documents`` (rows,): the document of each row, None where every
     row is one of its own. Raises DataError when there is nothing to read.
@@ -94,10 +98,13 @@ def held_out(
     counts: list[np.ndarray] = []
     correct: list[np.ndarray] = []
     accumulator = MetricAccumulator()
-    with undisturbed(model):
-        for batch in batches:
-            if interrupted():
-                return None
+    cut = False
+    # Ranks among which the weights are divided read every batch together.
+    first, step = (0, 1) if ranks.shards > 1 else (ranks.rank, ranks.size)
+    with undisturbed(model), ranks.at_work("an evaluation"):
+        for batch in itertools.islice(batches, first, None, step):
+            if step == ranks.size and (cut := interrupted()):
+                break
             there = to_device(batch, precision.device)
             with precision():
                 output = model(there.inputs, None, there.tokens)
@@ -108,6 +115,11 @@ def held_out(
             sizes.append((byte_lengths[batch.labels.numpy()] * loss_mask).sum(1))
             counts.append(loss_mask.sum(1))
             correct.append(right.sum(1).cpu().numpy())
+    numbers = (0.0, {}) if accumulator.tokens is None else accumulator.numbers()
+    parts = ranks.exchange((cut, nats, sizes, counts, correct, numbers))[: ranks.size if step > 1 else 1]
+    if any(part[0] for part in parts):
+        return None
+    nats, sizes, counts, correct = (_in_turn([part[place] for part in parts]) for place in range(1, 5))
     tokens = int(sum(part.sum() for part in counts))
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
@@ -125,8 +137,14 @@ def held_out(
         rows=Rows(
             nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, correct=np.concatenate(correct)
         ),
-        metrics={name: value for name, value in accumulator.read().items() if "/" in name},
+        metrics={name: value for name, value in read(combined([part[5] for part in parts])).items() if "/" in name},
     )
+
+
+def _in_turn(dealt: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Batches that were dealt to ranks, in their order again."""
+    most = max(map(len, dealt))
+    return [of_rank[place] for place in range(most) for of_rank in dealt if place < len(of_rank)]
 
 
 def interval(above: np.ndarray, below: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,43 @@ def reduction_of(name: str) -> str:
     return next((suffix for suffix in (SUM, MIN, MAX) if name.endswith(suffix)), MEAN)
 
 
+def combined(parts: Sequence[Numbers]) -> Numbers:
+    """The numbers of several processes as one, added up in the order of the ranks.
+
+    What micro-batches add up is combined as over micro-batches. Values of the whole step, which every process has, are
+    the largest (``_min``: the smallest), so that damage in one is damage. A NaN stays one in either, which collectives
+    with MAX do not promise.
+    """
+    found: dict[Key, float] = {}
+    for _, numbers in parts:
+        for key, number in numbers.items():
+            if key not in found:
+                found[key] = number
+            elif key.per_token or (key.added and reduction_of(key.name) == SUM):
+                found[key] += number
+            else:
+                found[key] = _extreme(found[key], number, least=key.name.endswith(MIN))
+    return sum(tokens for tokens, _ in parts), found
+
+
+def _extreme(one: float, other: float, *, least: bool) -> float:
+    if math.isnan(one) or math.isnan(other):
+        return math.nan
+    return min(one, other) if least else max(one, other)
+
+
 class Key(NamedTuple):
     """What a value is kept under."""
 
     name: str
     per_token: bool
     """A sum over tokens, divided by their number when it is read; otherwise it is read as it stands."""
+    added: bool = True
+    """Put together from micro-batches; otherwise a value of the whole step."""
+
+
+Numbers = tuple[float, dict[Key, float]]
+"""Counted tokens and every value."""
 
 
 class MetricAccumulator:
@@ -51,19 +83,29 @@ class MetricAccumulator:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Values of the whole step: they stand as they are."""
         for name, value in values.items():
-            self.values[Key(name, per_token=False)] = value.detach().double()
+            self.values[Key(name, per_token=False, added=False)] = value.detach().double()
 
-    def read(self) -> dict[str, float]:
-        """Every number on the host. ``loss`` and each loss are nats per counted token."""
+    def numbers(self) -> Numbers:
+        """Everything on the host."""
         assert self.tokens is not None, "no micro-batch was added"
         device = self.tokens.device
         packed = [self.tokens, *(value.to(device).reshape(()) for value in self.values.values())]
-        tokens, *numbers = torch.stack(packed).tolist()
-        read: dict[str, float] = {"tokens": tokens}
-        for key, number in zip(self.values, numbers):
-            read[key.name] = number / max(tokens, 1.0) if key.per_token else number
-        read["loss"] = read.get("cross_entropy", read["total"])
-        return read
+        tokens, *values = torch.stack(packed).tolist()
+        return tokens, dict(zip(self.values, values, strict=True))
+
+    def read(self) -> dict[str, float]:
+        """Every number of this process; see ``read``."""
+        return read(self.numbers())
 
     def _combine(self, key: Key, value: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.values[key] = combine(self.values[key], value) if key in self.values else value
+
+
+def read(numbers: Numbers) -> dict[str, float]:
+    """Numbers by name. ``loss`` and each loss are nats per counted token."""
+    tokens, values = numbers
+    found: dict[str, float] = {"tokens": tokens}
+    for key, value in values.items():
+        found[key.name] = value / max(tokens, 1.0) if key.per_token else value
+    found["loss"] = found.get("cross_entropy", found["total"])
+    return found

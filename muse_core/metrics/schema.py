@@ -122,7 +122,10 @@ EVENTS: dict[str, Event] = {
         ),
         "`<layer>/<measure>`, such as `blocks.3.fast-weights/energy`: what a layer measured on the step, joined over "
         "micro-batches by its suffix (`_sum`, `_min`, `_max`, otherwise the mean weighted by tokens); a loss of a "
-        "layer or of the stage, in nats per token, under its name. `<monitor>/<number>`: what a monitor measured.",
+        "layer or of the stage, in nats per token, under its name. `<monitor>/<number>`: what a monitor measured. "
+        "`ranks/<number>`: of several processes the most memory (`memory_bytes_max`), the rank that took longest from "
+        "the step's start to the end of its last forward pass (`slowest`), and seconds of that "
+        "(`forward_seconds_max`, `forward_seconds_min`).",
         plain=True,
     ),
     "eval": Event(

@@ -104,12 +104,15 @@ class BoundKernels:
     operations that compute tokens in chunks."""
 
     def __init__(
-        self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str, chunk: int | None = None
+        self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str, chunk: int | None = None,
+        sequence: Any = None,
     ):
+        """``sequence``: the processes among which the tokens of a row are divided, see ``across``."""
         self.backends = backends if isinstance(backends, ByRank) else tuple(backends)
         self.device = device
         self.dtype = dtype
         self.chunk = chunk
+        self.sequence = sequence
         self.selections: dict[str, BackendSelection] = {}
 
     def bind(
@@ -138,7 +141,12 @@ class BoundKernels:
                 f"kernel backend {selected.backend!r}: {operation}: {selected.implementation} cannot be called"
             )
         fixed = {"chunk": self.chunk} if self.chunk is not None and operation in CHUNKED else {}
-        return marked(partial(function, **fixed), operation)
+        kernel = partial(function, **fixed)
+        if self.sequence is not None:
+            from muse_core.model.across import across
+
+            return marked(across(kernel, operation, self.sequence), operation)
+        return marked(kernel, operation)
 
 
 def marked(kernel: Callable[..., Any], operation: str) -> Callable[..., Any]:

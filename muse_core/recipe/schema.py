@@ -61,6 +61,9 @@ class Data:
     MUSE_CACHE."""
 
 
+MOST_PROCESSES = 65_536
+
+
 CLIP_HINT = "to clip nothing, write a large number, as 1e9"
 
 
@@ -113,6 +116,25 @@ class Train:
 
 
 @attrs.frozen(kw_only=True)
+class Parallel:
+    """How a run of several processes divides the work: data × shard × context processes. One "auto" takes those that
+    the others leave; of several the first does and the others are 1."""
+
+    data: int | Literal["auto"] = "auto"
+    """Groups of processes that each hold the whole model and read their rows of every batch."""
+    shard: int | Literal["auto"] = 1
+    """Processes of a group among which weights, gradients and moments are divided (FSDP); each reads its own rows."""
+    context: int | Literal["auto"] = 1
+    """Processes among which the tokens of every row are divided."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        for key in ("data", "shard", "context"):
+            size = getattr(self, key)
+            if size != "auto" and not 1 <= size <= MOST_PROCESSES:
+                yield f"{key} = {size} must be from 1 to {MOST_PROCESSES:,}, or \"auto\""
+
+
+@attrs.frozen(kw_only=True)
 class Evaluate:
     """Held-out measures."""
 
@@ -148,6 +170,9 @@ class Checkpoint:
     """Steps between checkpoints; one more is made at the end and when interrupted."""
     keep: int = field(default=5, validator=POSITIVE)
     """Generations kept; the two newest certified ones stay besides."""
+    background: bool = False
+    """Train on while a checkpoint is written: a step waits for the copy of the state alone, and for the checkpoint
+    before it. A failure ends the run at the next checkpoint. Needs the memory of one copy on the host."""
     quota: int | None = field(default=None, validator=validators.optional(POSITIVE))
     """Bytes that all generations of a run may take together. Default: what the disk has."""
 
@@ -229,6 +254,7 @@ class Recipe:
     model: UseModel = "stack"
     """The model; ``use`` defaults to the stack of residual layers."""
     train: Train = field(factory=dict)
+    parallel: Parallel = field(factory=dict)
     evaluate: Evaluate = field(factory=dict)
     checkpoint: Checkpoint = field(factory=dict)
     telemetry: Telemetry = field(factory=dict)

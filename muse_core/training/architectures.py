@@ -37,7 +37,7 @@ def adopt(
     table that is not a recipe and StorageError for weights that do not fit it: all of them, or of a partial stage any.
     """
     checked = check_table(dict(table), setup.registry, f"recipe of stage {name}")
-    made = set_up(checked.recipe, setup.registry)
+    made = set_up(checked.recipe, setup.registry, ranks=setup.ranks)
     conversion = None
     if partial:
         conversion = carry_over(made.model, weights)
@@ -46,8 +46,9 @@ def adopt(
     inside = f"stages/{number}-{name}"
     folder = directory.write(f"{inside}/{LOCK}", to_toml(lock_of(checked, made).table)).parent
     directory.write(f"{inside}/{TOKENIZER}", made.corpus.tokenizer.to_json())
-    start = Snapshot(step=0, model=kept_weights(made.model), optimizer={}, state={}, json={"stage": number})
-    Checkpoints(folder, disk=directory.disk).commit(start, certified=True)
+    weights = kept_weights(made.model) if setup.ranks.rank == 0 else {}
+    start = Snapshot(step=0, model=weights, optimizer={}, state={}, json={"stage": number})
+    Checkpoints(folder, disk=directory.disk, ranks=setup.ranks).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
     return made, folder, conversion
 
@@ -58,8 +59,8 @@ def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | N
     if folder == directory.path:
         return None
     checked: Checked = read_recipe(folder / "recipe.toml", (), setup.registry)
-    made = set_up(checked.recipe, setup.registry, kept=read_kept(folder))
-    found = Checkpoints(folder).newest()
+    made = set_up(checked.recipe, setup.registry, kept=read_kept(folder), ranks=setup.ranks)
+    found = Checkpoints(folder, ranks=setup.ranks).newest()
     if found is None:
         raise StorageError(f"{folder}: the checkpoints of this finished stage are gone - put them back from a copy, or "
                            "start again in another run directory")

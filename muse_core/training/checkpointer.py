@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import attrs
@@ -14,8 +17,10 @@ from muse_core.errors import Halted, StorageError
 from muse_core.fault_injection import fault_point
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
+from muse_core.parallel.one import ONE, Ranks
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
 from muse_core.training.due import check_due, check_weights, expected_carry
+from muse_core.training.shards import load_whole
 from muse_core.training.train_state import Incident, Incidents, TrainState
 
 
@@ -35,11 +40,14 @@ class Checkpointer:
         recorded: int = 0,
         restart: bool = False,
         check: Callable[[], None] = lambda: None,
+        ranks: Ranks = ONE,
+        background: bool = False,
     ):
         """``recorded``: last step of this stage in the metrics of earlier attempts, to say what is lost. ``restart``:
         begin again where steps are recorded and no checkpoint is left. ``check`` raises when the run directory is no
-        longer held."""
+        longer held. ``background``: write while training goes on."""
         self.checkpoints = checkpoints
+        self.ranks = ranks
         self.state = state
         self.data = data
         self.incidents = incidents
@@ -51,21 +59,47 @@ class Checkpointer:
         self.check = check
         self.committed: int | None = None
         """Step of the newest checkpoint of this attempt."""
+        self.background = background
+        self._pending: Background | None = None
 
     def commit(self) -> None:
-        """Save the run as it stands; a step; a step already saved is not saved again."""
+        """Save the run as it stands; a step already saved is not saved again. In the background only a copy is taken
+        here: the step is saved once ``settle`` returns."""
         if self.committed == self.state.at.step:
             return
+        self.settle()
         self.check()
         self.records.sync()
-        snapshot = self.state.snapshot()
-        vetoes = self.state.monitors.vetoes(self.state.at.step)
-        if broken := snapshot.nonfinite():
-            vetoes.append(f"{broken} is not finite")
-        if vetoes:
-            self.records.event({"event": "uncertified", "step": self.state.at.step, "reason": "; ".join(vetoes)})
-        self.checkpoints.commit(snapshot, certified=not vetoes, digests=self.digests)
+        ranks = self.ranks
+        with ranks.at_work("a checkpoint"):
+            snapshot = self.state.snapshot(ranks.rank, ranks.size, pinned=self.background)
+            vetoes = self.state.monitors.vetoes(self.state.at.step)
+            if self.background:
+                self._pending = Background(lambda: self._write(snapshot, vetoes, lambda row: None))
+            else:
+                self._write(snapshot, vetoes, self.records.event)
         self.committed = self.state.at.step
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if one is. Raises what its writing has raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self.ranks.at_work("a checkpoint"):
+                row = pending.result()
+            if row is not None:
+                self.records.event(row)
+
+    def _write(
+        self, snapshot: Snapshot, vetoes: list[str], tell: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any] | None:
+        """Commit a snapshot; tells and returns the row of one that is not certified."""
+        broken = [one for one in self.checkpoints.ranks.gather(snapshot.nonfinite()) if one]
+        reasons = [*vetoes, *(f"{one} is not finite" for one in broken[:1])]
+        row = {"event": "uncertified", "step": snapshot.step, "reason": "; ".join(reasons)} if reasons else None
+        if row is not None:
+            tell(row)
+        self.checkpoints.commit(snapshot, certified=not reasons, digests=self.digests)
+        return row
 
     def load(self, generation: Generation, snapshot: Snapshot) -> None:
         """Put the run back to a snapshot, bit for bit. Raises StorageError when what it then is has another hash than
@@ -85,6 +119,7 @@ class Checkpointer:
 
         The incident is on disk before anything is restored, so that a kill in between repeats the decision.
         """
+        self.settle()
         onset = self.state.at.step if verdict.onset is None else verdict.onset
         found = self._target(onset, self.state.at.step, verdict.remedy)
         if found is None:
@@ -104,7 +139,7 @@ class Checkpointer:
             target=snapshot.step,
             data=data,
             generation=generation.number,
-            through=max(one.number for one in self.checkpoints.generations()),
+            through=self.ranks.gather(max(one.number for one in self.checkpoints.generations()))[0],
             rate=verdict.remedy.rate,
             reset_moments=verdict.remedy.reset_moments,
         )
@@ -129,6 +164,7 @@ class Checkpointer:
         """The checkpoint to go back to: as the remedy asks; or else the oldest certified one, which was found good when
         it was made, although the onset was placed before it. ``now`` is the step that found the damage."""
         certified = [one for one in self.checkpoints.generations() if one.certified and not one.abandoned]
+        certified = certified[: min(self.ranks.gather(len(certified)))]
         allowed = sum(one.step <= onset - remedy.margin for one in certified)
         for older in range(min(remedy.older, allowed - 1), -1, -1):
             if found := self.checkpoints.certified_before(onset, margin=remedy.margin, skip=older):
@@ -193,14 +229,38 @@ class Checkpointer:
         """Raises StorageError when disk or quota has no room for checkpoints as they will be once the optimisers have
         their moments and streams their carried states."""
         now = self.state.snapshot()
-        self.checkpoints.check_space(attrs.evolve(
+        all_of_it = attrs.evolve(
             now,
             optimizer=self.state.optimizers.expected_tensors() | now.optimizer,
             state=expected_carry(self.state) | now.state,
-        ))
+        )
+        # What the ranks write together is counted once.
+        self.checkpoints.check_space(
+            all_of_it if self.ranks.rank == 0 else attrs.evolve(now, model={}, optimizer={}, state={})
+        )
+
+
+class Background:
+    """Something that a thread does, with the fault plan of whoever asked for it."""
+
+    def __init__(self, action: Callable[[], Any]):
+        self._done: Future[Any] = Future()
+        inherited = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                self._done.set_result(inherited.run(action))
+            except BaseException as error:
+                self._done.set_exception(error)
+
+        threading.Thread(target=run, name="muse-checkpoint").start()
+
+    def result(self) -> Any:
+        """What it gave, once it is done. Raises what it raised."""
+        return self._done.result()
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy weights by name. Raises StorageError naming the first tensor that does not fit."""
     check_weights(model, tensors)
-    model.load_state_dict(dict(tensors))
+    load_whole(model, tensors)

@@ -10,20 +10,21 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from torch import nn
 
 from muse_core.contracts import Action, Batch, Verdict
 from muse_core.data.batches import TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
-from muse_core.metrics.accumulator import MetricAccumulator
+from muse_core.metrics.accumulator import MetricAccumulator, combined, read
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
-from muse_core.training.optimizers import clip, gradient_numbers, norms, state_numbers
+from muse_core.training.forward import Forward, of_ranks
+from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
 from muse_core.training.schedules import Rates
+from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
 
@@ -38,8 +39,8 @@ class Loop:
     recipe: Recipe
     state: TrainState
     """Model, optimisers, monitors, objective and where they are; what a checkpoint keeps."""
-    forward_model: Any
-    """The state's model or its compiled form."""
+    forward: Forward
+    """The objective of the state's model or of its compiled form."""
     data: TrainingData
     byte_lengths: np.ndarray
     incidents: Incidents
@@ -78,7 +79,7 @@ class Loop:
         while not self.done:
             started = time.perf_counter()
             batch = fault_point("batch", self.data.batch(at.step, self.incidents.quarantine))
-            values = self._gradients(batch, parameters)
+            values = self._gradients(batch)
             verdict = state.monitors.judge(at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
@@ -116,32 +117,44 @@ class Loop:
                 break
             row_started += time.perf_counter() - pause
 
-    def _gradients(self, batch: Batch, parameters: list[nn.Parameter]) -> dict[str, float]:
-        """Forward and backward over the micro-batches; every number of the step, read once."""
-        state, accumulator = self.state, MetricAccumulator()
-        # Of the batch on the host: numpy, so that it is no read of a tensor.
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        """Forward and backward over this rank's micro-batches; every number of the step, read once."""
+        state, forward, accumulator = self.state, self.forward, MetricAccumulator()
+        forward.begin(self.recipe.seed, state.at.step)
+        # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        for index, piece in enumerate(micro_batches(batch, self.recipe.train.micro_batch)):
+        pieces = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
+        for index, piece in enumerate(pieces):
             there = to_device(piece, state.precision.device)
             if state.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
-            with state.precision():
-                result = fault_point("loss", state.objective(self.forward_model, there, state.stream_state.of(index)))
-            (result.total / targets).backward()
+            with forward.gradients_of(index, len(pieces)):
+                with state.precision():
+                    result = fault_point("loss", forward(there, state.stream_state.of(index)))
+                (result.total / (targets / forward.parts)).backward()
             accumulator.add_result(result, there.loss_mask.sum())
             state.stream_state.propose(result.state)
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
-        accumulator.add(state.monitors.measure("gradients", gradients))
-        sizes = norms(list(gradients.values()))
+        accumulator.add(state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()}))
+        sizes = forward.norms(list(gradients.values()))
         accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
         accumulator.add(gradient_numbers(sizes))
-        accumulator.add(state_numbers(state.optimizers.held()))
-        values = accumulator.read()
+        accumulator.add(state_numbers(map(own_part, state.optimizers.held())))
+        values = self._of_all(accumulator)
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
+
+    def _of_all(self, accumulator: MetricAccumulator) -> dict[str, float]:
+        """The numbers of the step, and whether it is to be the last, as all ranks have them."""
+        if self.forward.ranks.size == 1:
+            return accumulator.read()
+        own = accumulator.numbers()  # waits for the device
+        parts = self.forward.ranks.exchange((own, self.stop.flags(), self.forward.telemetry()))
+        self.stop.settle([flags for _, flags, _ in parts])
+        return read(combined([numbers for numbers, _, _ in parts])) | of_ranks([told for _, _, told in parts])
 
     def _say_steep_start(self, norm: float) -> None:
         """Warn where the first gradient is so large that clipping leaves next to nothing of all others."""
@@ -149,7 +162,7 @@ class Loop:
         if norm <= STEEP * limit:
             return
         gradients = {n: p.grad for n, p in self.state.optimizers.names.items() if p.grad is not None}
-        sizes = norms(list(gradients.values())).tolist()
+        sizes = self.forward.norms(list(gradients.values())).tolist()
         largest = sorted(zip(sizes, gradients, strict=True), reverse=True)[:3]
         named = ", ".join(f"{name} {size:.3g}" for size, name in largest)
         self._warn(
@@ -163,11 +176,13 @@ class Loop:
         last = self.done
         stopping = self.stop.requested  # read once: a signal may come between two reads
         # Before the checkpoint, also when stopping: what probes find is part of the state, and certifies it.
-        probed = state.monitors.probe(step, values, state.model, state.precision, self._warn)
+        probed = state.monitors.probe(step, values, state.model, state.precision, self._warn, self.forward.ranks)
         if probed:
             self.records.metrics({"event": "probe", "step": step} | probed)
         if stopping or last or step % recipe.checkpoint.every == 0:
             self.checkpoints.commit()
+        if stopping or last:
+            self.checkpoints.settle()
         if probed and last:
             self._last_word(values, probed)
         if stopping:
@@ -187,6 +202,7 @@ class Loop:
             self.judge_evaluation(self.state.at.step, measured.loss)
         if self.stop.interrupted:
             self.checkpoints.commit()
+            self.checkpoints.settle()
             return True
         return False
 
@@ -272,8 +288,3 @@ def require_compiler(device: torch.device) -> None:
         ) from error
     finally:
         torch.compiler.reset()
-
-
-def compiled(model: nn.Module, wanted: bool) -> Any:
-    """The model, compiled when ``wanted``."""
-    return torch.compile(model) if wanted else model

@@ -18,6 +18,7 @@ from muse_core.contracts import Action, Monitor, Remedy, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.precision import Precision
+from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import raised
 from muse_core.storage.canonical_json import encode
 
@@ -132,15 +133,19 @@ class MonitorGroup:
         model: Any,
         precision: Precision,
         warn: Callable[[str], None],
+        ranks: Ranks = ONE,
     ) -> dict[str, float]:
-        """Results of the probes that are due, under ``<monitor>/<name>``. A probe that raises, exits or returns no
-        numbers is reported through ``warn`` and changes nothing: training, random state and mode stay as they were."""
+        """Results of the probes that are due, under ``<monitor>/<name>``; of several ranks those of rank 0, for
+        judges. A probe that raises, exits or returns no numbers is reported through ``warn`` and changes nothing:
+        training, random state and mode stay as they were."""
         results: dict[str, float] = {}
+        due = False
         for use, monitor in self.monitors:
             if not self._call(use, "wants_probe", monitor.wants_probe, step, floats):
                 continue
+            due = True
             try:
-                with undisturbed(model), precision():
+                with ranks.at_work(f"the probe of {use.name}"), undisturbed(model), precision():
                     found = {f"{use.name}/{key}": float(value) for key, value in monitor.probe(model).items()}
             except (torch.OutOfMemoryError, MuseError):
                 raise
@@ -148,7 +153,7 @@ class MonitorGroup:
                 warn(f"the probe of {use.name} ({use.distribution}) failed: {raised(error, use.implementation)}")
                 continue
             results.update(found)
-        return results
+        return ranks.exchange(results)[0] if due else results
 
     def state_dict(self) -> dict[str, Any]:
         """The monitors' by name. Raises PluginError naming one whose state JSON would change."""

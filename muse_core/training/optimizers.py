@@ -18,6 +18,7 @@ from muse_core.model.roles import parameter_roles
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Train
 from muse_core.training.rule_context import OptimizerContext
+from muse_core.training.shards import divided_as, own_part
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ class Optimizers:
         for full, value in tensors.items():
             key, name = full.split("/", 1)
             parameter = self.names[name]
-            moved = value.to(self.due_of(name)[key].device, copy=True)
+            moved = divided_as(value, self.due_of(name)[key])
             self._owners[id(parameter)].state[parameter][key] = moved
 
 
@@ -196,5 +197,5 @@ def state_numbers(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 def clip(parameters: Iterable[nn.Parameter], norm: float, limit: float) -> None:
     """Scale all gradients so that the global norm, already read as ``norm``, is at most ``limit``; direction kept."""
     if norm > limit:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, limit / norm)

@@ -32,9 +32,11 @@ from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
-from muse_core.training.loop import Loop, compiled, evaluates, evaluation_row
+from muse_core.training.forward import make_forward
+from muse_core.training.loop import Loop, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
+from muse_core.training.ranks import agree_on_weights
 from muse_core.training.setup import Setup, settle_process
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.summary import RunSummary
@@ -99,13 +101,14 @@ class Run:
             self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
         self._open_sinks()
-        with Stop(recipe.train.max_seconds) as stop:
+        with Stop(recipe.train.max_seconds, self.setup.ranks) as stop:
             loop = None
             for number, use in enumerate(recipe.stages):
                 if number < first:
                     continue
                 stage = construct(use, self.setup)
                 loop = self._train(number, use, stage, stop, already) or loop
+                stop.agree()
                 if stop.requested:
                     break
                 self._finish(number, use, stage)
@@ -125,7 +128,9 @@ class Run:
         return summary
 
     def _open_sinks(self) -> None:
-        """Sinks hear of a run that the gate lets begin: a start that it refuses leaves nothing."""
+        """Sinks hear of a run that the gate lets begin, from rank 0: a start that it refuses leaves nothing."""
+        if self.setup.ranks.rank:
+            return
         recipe = self.setup.recipe
         self.records.sinks.open(recipe, SinkContext(
             run=self.directory.path, name=recipe.name, seed=recipe.seed, recipe=as_table(recipe, self.setup.registry),
@@ -140,8 +145,12 @@ class Run:
             self.display.say(reason, "yellow")
 
     def _gate(self) -> None:
-        with determined(self.setup.recipe.deterministic):
-            sentence = self.setup.causality_gate()
+        ranks = self.setup.ranks
+        sentence = ""
+        with determined(self.setup.recipe.deterministic), ranks.at_work("the causality gate"):
+            if ranks.rank == 0:  # its refusal ends every rank
+                sentence = self.setup.causality_gate()
+            ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
 
@@ -156,11 +165,18 @@ class Run:
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at
         at.seconds = already
-        if loop.checkpoints.resume():
+        with setup.ranks.at_work("setting up"):
+            to_do = loop.checkpoints.resume()
+        if to_do:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
             self.display.start(loop.recipe.train.steps, at.step)
             with determined(self.setup.recipe.deterministic):
-                loop.run()
+                try:
+                    loop.run()
+                except BaseException:
+                    with contextlib.suppress(MuseError, OSError, ValueError):  # the first error is the one to report
+                        loop.checkpoints.settle()
+                    raise
         return loop
 
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
@@ -172,6 +188,8 @@ class Run:
             make_data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
+        agree_on_weights(setup)
+        forward = make_forward(setup.model, objective, recipe, setup.ranks)  # before the optimisers take its weights
         state = TrainState(
             stage=number,
             train=recipe.train,
@@ -185,7 +203,7 @@ class Run:
         data, incidents = make_data(), Incidents(number, self.so_far.incidents)
         checkpointer = Checkpointer(
             Checkpoints(self.folder, keep=recipe.checkpoint.keep, quota=recipe.checkpoint.quota,
-                        disk=self.directory.disk),
+                        disk=self.directory.disk, ranks=setup.ranks.channel()),
             state,
             data=data,
             incidents=incidents,
@@ -196,11 +214,13 @@ class Run:
             recorded=0 if number else self.recorded,
             restart=self.restart,
             check=self.directory.check,
+            ranks=setup.ranks,
+            background=recipe.checkpoint.background,
         )
         return Loop(
             recipe=recipe,
             state=state,
-            forward_model=compiled(setup.model, recipe.train.compile),
+            forward=forward,
             data=data,
             byte_lengths=setup.corpus.byte_lengths,
             incidents=incidents,
@@ -208,9 +228,7 @@ class Run:
             records=self.records,
             display=self.display,
             stop=stop,
-            evaluate=lambda: setup.evaluate(
-                "validation", recipe.evaluate.tokens, interrupted=lambda: stop.interrupted
-            ),
+            evaluate=lambda: self._evaluate(stop, "validation", recipe.evaluate.tokens),
             judge_evaluation=self.judge.evaluated,
             stream_period=setup.stream_period,
         )
@@ -277,9 +295,7 @@ class Run:
         evaluate = self.setup.recipe.evaluate
         measured: dict[int, HeldOut] = {}
         for multiple in evaluate.lengths:
-            result = self.setup.evaluate(
-                evaluate.split, evaluate.final_tokens, multiple=multiple, interrupted=lambda: stop.interrupted
-            )
+            result = self._evaluate(stop, evaluate.split, evaluate.final_tokens, multiple=multiple)
             if result is None:
                 return None
             length = multiple * self.setup.recipe.train.sequence_length
@@ -290,6 +306,12 @@ class Run:
             if len(measured) == 1:
                 self._keep_rows(evaluate, length, result)
         return measured
+
+    def _evaluate(self, stop: Stop, split: str, tokens: int, **how: Any) -> HeldOut | None:
+        """``Setup.evaluate`` until a signal comes; a signal of one rank is then one of all."""
+        found = self.setup.evaluate(split, tokens, interrupted=lambda: stop.received is not None, **how)
+        stop.agree()
+        return found
 
     def _keep_rows(self, evaluate: Evaluate, length: int, result: HeldOut) -> None:
         """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs."""

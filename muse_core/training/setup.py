@@ -28,6 +28,7 @@ from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import failure
 from muse_core.recipe.schema import Recipe
 from muse_core.training.monitor_context import MonitorContext
@@ -61,6 +62,8 @@ class Setup:
     corpus: Corpus | TaskCorpus | KeptCorpus
     model: nn.Module
     kernels: BoundKernels
+    ranks: Ranks = ONE
+    """The processes of the run."""
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -111,7 +114,8 @@ class Setup:
         batches = self.held_out_batches(split, length, rows=rows, tokens=tokens, span=span)
         documents = self.held_out_documents(split, length, tokens=tokens, span=span)
         return held_out(
-            self.model, batches, self.corpus.byte_lengths, self.precision, documents=documents, interrupted=interrupted
+            self.model, batches, self.corpus.byte_lengths, self.precision, documents=documents, interrupted=interrupted,
+            ranks=self.ranks,
         )
 
     def canary(self, sequences: int) -> Iterator[Batch]:
@@ -269,7 +273,8 @@ def settle_process(recipe: Recipe) -> None:
 
 
 def set_up(
-    recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True
+    recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True,
+    ranks: Ranks = ONE,
 ) -> Setup:
     """Prepare text and build the model. Changes nothing of the process, as its seed. Raises RecipeError, DataError or
     PluginError.
@@ -283,9 +288,13 @@ def set_up(
     if kept is not None and not read:
         corpus = KeptCorpus(recipe.data, kept)
     else:
-        corpus = open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept)
+        # The first encodes what the others then find in the cache.
+        corpus = ranks.first(lambda: open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept))
     with memory_errors():
         model, kernels = build_model(
-            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype
+            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype,
+            sequence=ranks.sequence, shards=ranks.shards,
         )
-    return Setup(recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels)
+    return Setup(
+        recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels, ranks=ranks
+    )

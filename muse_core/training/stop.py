@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from muse_core.errors import MuseError
+from muse_core.parallel.one import ONE, Ranks
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
@@ -31,8 +33,13 @@ class Stop:
     """A context that turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a flag, and knows the time limit. A SIGHUP that is
     ignored, as under nohup, stays ignored."""
 
-    def __init__(self, max_seconds: float | None):
-        self.signal: int | None = None
+    def __init__(self, max_seconds: float | None, ranks: Ranks = ONE):
+        """With several ``ranks`` the requests of one are those of all from the next ``agree`` on."""
+        self.ranks = ranks
+        self.received: int | None = None
+        """The signal that this process has had."""
+        self._agreed: int | None = None
+        self._late = False
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._since = 0.0
         self._previous: dict[int, object] = {}
@@ -48,10 +55,15 @@ class Stop:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self._since = number, time.monotonic()
-        elif number == self.signal and time.monotonic() - self._since >= IMPATIENCE:
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif number == self.received and time.monotonic() - self._since >= IMPATIENCE:
             os._exit(128 + number)
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ends the run."""
+        return self.received if self.ranks.size == 1 else self._agreed
 
     @property
     def interrupted(self) -> bool:
@@ -60,7 +72,25 @@ class Stop:
 
     @property
     def out_of_time(self) -> bool:
+        return self._late if self.ranks.size > 1 else self._is_late()
+
+    def _is_late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def flags(self) -> list[int]:
+        """What this process knows: the number of its signal or 0, and whether its time is over."""
+        return [self.received or 0, int(self._is_late())]
+
+    def settle(self, flags: Sequence[Sequence[int]]) -> None:
+        """Take as agreed what all ranks know."""
+        numbers = [number for number, _ in flags if number]
+        self._agreed = numbers[0] if numbers else self._agreed
+        self._late = self._late or any(late for _, late in flags)
+
+    def agree(self) -> None:
+        """A collective: from here on a request of one rank is one of all."""
+        if self.ranks.size > 1:
+            self.settle(self.ranks.gather(self.flags()))
 
     @property
     def requested(self) -> bool:

@@ -6,7 +6,7 @@ Incidents live in events.jsonl and not in checkpoints: restoring one would forge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -22,6 +22,7 @@ from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import Optimizers
+from muse_core.training.shards import is_divided, load_whole, whole
 
 MAX_ROLLBACKS = 3
 """Rollbacks within WINDOW steps before the run halts."""
@@ -162,16 +163,19 @@ class TrainState:
         """Parts of a snapshot's JSON."""
         return {"position": self.at, "monitors": self.monitors, "objective": self.objective}
 
-    def snapshot(self) -> Snapshot:
-        """Copies of every part, on the CPU."""
+    def snapshot(self, rank: int = 0, size: int = 1, *, pinned: bool = False) -> Snapshot:
+        """Copies of every part, on the CPU; of ``size`` ranks each copies its part of the weights and moments, and rank
+        0 the rest. ``pinned``: into memory that a GPU writes fastest, and that torch keeps for the next time."""
         named = {
             f"{part}/{name}": value for part, holder in self.tensors.items()
             for name, value in holder.state_dict().items()
-        }
+        } if rank == 0 else {}
+        weights, moments = self.model.state_dict(), self.optimizers.state_dict()
+        mine = dealt({"model": weights, "optimizer": moments}, size)[rank]
         return Snapshot(
             step=self.at.step,
-            model=kept_weights(self.model),
-            optimizer={name: kept(value) for name, value in self.optimizers.state_dict().items()},
+            model=_kept_of(weights, {name for part, name in mine if part == "model"}, pinned),
+            optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}, pinned),
             state={name: kept(value) for name, value in named.items()},
             json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
         )
@@ -179,7 +183,7 @@ class TrainState:
     def load(self, snapshot: Snapshot) -> None:
         """Every part from a snapshot that ``due.check_due`` has found to fit. Raises StorageError naming the part of a
         plugin that does not take it up."""
-        self.model.load_state_dict(dict(snapshot.model))
+        load_whole(self.model, snapshot.model)
         self.optimizers.load_state_dict(snapshot.optimizer)
         for part, holder in self.values.items():
             try:
@@ -197,13 +201,45 @@ class TrainState:
             )
 
 
+def _kept_of(tensors: Mapping[str, Tensor], mine: Collection[str], pinned: bool) -> dict[str, Tensor]:
+    """Copies of those that are ``mine``. Of divided ones every process gathers every one, in the same order."""
+    found = {}
+    for name, value in tensors.items():
+        if is_divided(value):
+            value = whole(value)
+        if name in mine:
+            found[name] = kept(value, pinned=pinned and value.is_cuda)
+    if pinned and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return found
+
+
+def dealt(parts: Mapping[str, Mapping[str, Tensor]], size: int) -> list[set[tuple[str, str]]]:
+    """(part, name) of every tensor, dealt to ``size`` ranks so that all write about as many bytes: the largest first,
+    each to the rank that has least."""
+    sizes = {
+        (part, name): value.numel() * value.element_size() for part, named in parts.items()
+        for name, value in named.items()
+    }
+    found: list[set[tuple[str, str]]] = [set() for _ in range(size)]
+    loads = [0] * size
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        rank = loads.index(min(loads))
+        found[rank].add(key)
+        loads[rank] += sizes[key]
+    return found
+
+
 def kept_weights(model: Any) -> dict[str, Tensor]:
     """Copies of parameters and buffers by name, on the CPU."""
-    return {name: kept(value) for name, value in model.state_dict().items()}
+    return {name: kept(whole(value)) for name, value in model.state_dict().items()}
 
 
-def kept(tensor: Tensor) -> Tensor:
-    """A copy on the CPU."""
+def kept(tensor: Tensor, *, pinned: bool = False) -> Tensor:
+    """A copy on the CPU; a ``pinned`` one is complete once the device has come so far."""
+    if pinned:
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return copy.copy_(tensor.detach(), non_blocking=True)
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

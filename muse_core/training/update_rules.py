@@ -14,6 +14,7 @@ from muse_core.model.precision import computes_bf16
 from muse_core.model.roles import MATRIX
 from muse_core.training.options import AdamWOptions, MuonOptions
 from muse_core.training.rule_context import OptimizerContext
+from muse_core.training.shards import divided_as, is_divided, whole
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the quintic a x + b x³ + c x⁵; five steps bring singular values into [0.68, 1.13]. Source: mathematics §3."""
@@ -61,7 +62,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                update = newton_schulz(gradient.lerp(mean, momentum))
+                # The singular vectors are those of the whole matrix: one that is divided is gathered and divided again.
+                update = newton_schulz(whole(gradient.lerp(mean, momentum)))
+                if is_divided(gradient):
+                    update = divided_as(update, gradient)
                 rows, columns = parameter.shape
                 parameter.mul_(1 - rate * group["weight_decay"])
                 parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))

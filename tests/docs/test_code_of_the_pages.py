@@ -276,8 +276,8 @@ def test_a_command_of_a_page(
         words = [word for word in words if "…" not in word]
         if folder == ".":
             files_exist(words)
-        if program == "muse-run":
-            muse_run(words, synopsis="[" in command)
+        if program in ("muse-run", "torchrun"):  # torchrun --nproc-per-node N -m muse_core.cli.run
+            muse_run(words[4 * (program == "torchrun"):], synopsis="[" in command)
         elif program == "muse":
             muse_subcommand(words)
         elif program == "python":

@@ -13,6 +13,7 @@ PROMISES = {
     "C6": "a signal at any moment leaves a checkpoint and an exit code",
     "C7": "the checkpoints kept, and the space they need, are as stated",
     "C8": "one process per run directory, and a killed one does not block",
+    "C9": "a run of several processes of which one is lost ends within a minute and names it",
     "M1": "what is not finite is caught before the optimiser",
     "M2": "damage to the weights is found and undone to the last bit",
     "M3": "a healthy run is not rolled back",

@@ -17,6 +17,7 @@ from muse_core.storage.checkpoint import Checkpoints, Generation
 from muse_core.storage.checkpoint import checkpoints as checkpoints_module
 from muse_core.storage.checkpoint.commit import bytes_needed
 from muse_core.storage.checkpoint.retention import kept
+from muse_core.training.train_state import dealt
 
 pytestmark = pytest.mark.promise("C7")
 
@@ -181,17 +182,37 @@ def on_all_ranks(path, work, size=3, disks=None):
         return list(pool.map(one, range(size)))
 
 
-def test_several_ranks_commit_one_generation_and_each_reads_its_own_part(tmp_path):
-    committed = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(snapshot(7, seed=rank)))
-    assert {one.number for one in committed} == {1}
-    found = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.newest())
-    assert [one[1].state_hash() for one in found] == [snapshot(7, seed=rank).state_hash() for rank in range(3)]
+def part(whole, rank, size=3):
+    """What one of the ranks writes of a snapshot that all of them have."""
+    mine = dealt({"model": whole.model, "optimizer": whole.optimizer}, size)[rank]
+    return attrs.evolve(
+        whole,
+        model={name: value for name, value in whole.model.items() if ("model", name) in mine},
+        optimizer={name: value for name, value in whole.optimizer.items() if ("optimizer", name) in mine},
+        state={} if rank else whole.state,
+    )
+
+
+@pytest.mark.parametrize("readers", [1, 3, 5])
+def test_several_ranks_write_one_state_that_any_number_reads(tmp_path, readers):
+    whole = snapshot(7)
+    committed = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(part(whole, rank)))
+    assert {(one.number, one.state_hash) for one in committed} == {(1, whole.state_hash())}
+    names = {path.name for path in committed[0].path.glob("model*")}
+    assert names == {"model.safetensors", "model-00001.safetensors", "model-00002.safetensors"}
+    found = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.newest(), size=readers)
+    assert [one[1].state_hash() for one in found] == [whole.state_hash()] * readers
+
+
+def test_a_tensor_that_two_ranks_write_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="was written by two ranks"):
+        on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(snapshot(7)))
 
 
 def test_one_rank_that_fails_fails_all_and_the_previous_generation_stays(tmp_path):
-    on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(snapshot(7, seed=rank)))
+    on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(part(snapshot(7), rank)))
     disks = [VolatileDisk(), VolatileDisk(), FailingDisk(fail_at=1)]
-    failed = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(snapshot(8)), disks=disks)
+    failed = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.commit(part(snapshot(8), rank)), disks=disks)
     assert all(isinstance(one, StorageError) for one in failed)
     assert "rank 2" in str(failed[0])
     found = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.newest())
@@ -200,13 +221,15 @@ def test_one_rank_that_fails_fails_all_and_the_previous_generation_stays(tmp_pat
 
 def test_damage_that_one_rank_sees_makes_all_ranks_fall_back(tmp_path, monkeypatch):
     for step in (7, 8):
-        on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(snapshot(step, seed=rank)))
+        on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(part(snapshot(step), rank)))
     real = checkpoints_module.read
 
-    def unreadable_for_one(generation, rank):
-        if rank == 1 and generation.number == 2:
+    once = iter([True])
+
+    def unreadable_for_one(generation):
+        if generation.number == 2 and next(once, False):
             raise OSError(5, "Input/output error")
-        return real(generation, rank)
+        return real(generation)
 
     monkeypatch.setattr(checkpoints_module, "read", unreadable_for_one)
     found = on_all_ranks(tmp_path, lambda checkpoints, rank: checkpoints.newest())
@@ -215,7 +238,7 @@ def test_damage_that_one_rank_sees_makes_all_ranks_fall_back(tmp_path, monkeypat
 
 def test_every_rank_verifies_the_files_of_all(tmp_path):
     for step in (7, 8):
-        on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(snapshot(step, seed=rank)))
+        on_all_ranks(tmp_path, lambda checkpoints, rank, step=step: checkpoints.commit(part(snapshot(step), rank)))
     file = tmp_path / "checkpoints" / "gen-00000002" / "model-00002.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -2,7 +2,6 @@
 
 from muse_core.storage.checkpoint.checkpoints import Checkpoints, Rejected
 from muse_core.storage.checkpoint.generation import Generation
-from muse_core.storage.checkpoint.ranks import OneRank, Ranks
 from muse_core.storage.checkpoint.snapshot import Snapshot
 
-__all__ = ["Checkpoints", "Generation", "OneRank", "Ranks", "Rejected", "Snapshot"]
+__all__ = ["Checkpoints", "Generation", "Rejected", "Snapshot"]

@@ -12,6 +12,7 @@ import attrs
 
 from muse_core.errors import StorageError
 from muse_core.fault_injection import fault_point
+from muse_core.parallel.one import ONE
 from muse_core.storage.checkpoint import retention
 from muse_core.storage.checkpoint.commit import bytes_needed, check_free_space, commit
 from muse_core.storage.checkpoint.generation import (
@@ -25,7 +26,7 @@ from muse_core.storage.checkpoint.generation import (
     read,
 )
 from muse_core.storage.checkpoint.manifest import Damaged, marker
-from muse_core.storage.checkpoint.ranks import OneRank, Ranks, together
+from muse_core.storage.checkpoint.ranks import Meeting, together
 from muse_core.storage.checkpoint.snapshot import Snapshot
 from muse_core.storage.disk import Disk, inside, make_directory, storage_errors, write_file_atomically
 
@@ -56,7 +57,7 @@ class Checkpoints:
         keep: int = 5,
         quota: int | None = None,
         disk: Disk | None = None,
-        ranks: Ranks | None = None,
+        ranks: Meeting = ONE,
     ):
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one generation must stay")
@@ -64,7 +65,7 @@ class Checkpoints:
         self.keep = keep
         self.quota = quota
         self.disk = disk or Disk()
-        self.ranks = ranks or OneRank()
+        self.ranks = ranks
         self.rejected: list[Rejected] = []
         """What the last search passed over, newest first."""
         self._parent: int | None = None
@@ -73,7 +74,8 @@ class Checkpoints:
     def commit(
         self, snapshot: Snapshot, *, certified: bool = False, digests: Mapping[str, Any] = NO_DIGESTS
     ) -> Generation:
-        """Makes a snapshot durable and then applies retention. ``digests`` go into the manifest.
+        """Makes a snapshot durable and then applies retention. ``digests`` go into the manifest. Of several ranks each
+        gives its part of the tensors, see ``commit``.
 
         A failure leaves the previous generations as they were; after one, this object commits no more.
         Raises StorageError, and ValueError for a snapshot that JSON or safetensors would not give back unchanged.
@@ -97,7 +99,7 @@ class Checkpoints:
                 self._parent = number
                 together(self.ranks, self._apply_retention)
                 fault_point("commit.after_retention", None)
-                return describe(self.directory, number, self.ranks.rank)
+                return describe(self.directory, number)
         except StorageError as error:
             self._failure = str(error)
             raise
@@ -156,9 +158,11 @@ class Checkpoints:
         They are never loaded again, also when the run is killed before its next commit, and go with retention.
         """
         left = [one for one in self.generations() if after < one.number <= through]
-        for one in left:
-            if not one.abandoned:
-                self._mark(one, ABANDONED)
+        if self.ranks.rank == 0:
+            for one in left:
+                if not one.abandoned:
+                    self._mark(one, ABANDONED)
+        self.ranks.gather(None)
         return [one.number for one in left]
 
     def generations(self) -> list[Generation]:
@@ -166,7 +170,7 @@ class Checkpoints:
         found = []
         for number in numbers(self.directory, COMMITTED):
             with contextlib.suppress(Damaged, OSError):
-                found.append(describe(self.directory, number, self.ranks.rank))
+                found.append(describe(self.directory, number))
         return found
 
     def _bytes_needed(self, snapshot: Snapshot) -> int:
@@ -195,19 +199,21 @@ class Checkpoints:
         for number in self.ranks.gather(here)[0]:
             if only not in (None, number):
                 continue
-            failure, damaged, found = None, False, None
+            failure, damaged, passed, found = None, False, False, None
             try:
-                generation = describe(self.directory, number, self.ranks.rank)
-                if generation.abandoned or not wanted(generation):
-                    continue
-                found = generation, read(generation, self.ranks.rank)
-                if broken := found[1].nonfinite(("model", "optimizer")):
-                    failure = f"{broken} is not finite"
+                generation = describe(self.directory, number)
+                passed = generation.abandoned or not wanted(generation)
+                if not passed:
+                    found = generation, read(generation)
+                    if broken := found[1].nonfinite(("model", "optimizer")):
+                        failure = f"{broken} is not finite"
             except (Damaged, OSError) as error:
                 failure, damaged = str(error), isinstance(error, Damaged)
-            reports = self.ranks.gather([failure, damaged])
+            reports = self.ranks.gather([failure, damaged, passed])
             if failures := [report for report in reports if report[0] is not None]:
                 self._reject(number, failures[0][0], quarantine and any(report[1] for report in failures))
+                continue
+            if any(report[2] for report in reports):
                 continue
             assert found is not None
             self._parent = number
@@ -232,4 +238,4 @@ class Checkpoints:
         with storage_errors("mark a checkpoint", generation.path):
             content = marker(kind, generation.number, generation.manifest.encode())
             write_file_atomically(self.disk, generation.path / kind, content)
-        return describe(self.directory, generation.number, self.ranks.rank)
+        return describe(self.directory, generation.number)

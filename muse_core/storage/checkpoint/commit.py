@@ -12,10 +12,10 @@ from muse_core.fault_injection import fault_point
 from muse_core.storage import canonical_json
 from muse_core.storage.checkpoint.generation import CERTIFIED, TEMPORARY, file_name, folder_name
 from muse_core.storage.checkpoint.manifest import MANIFEST, Manifest, marker
-from muse_core.storage.checkpoint.ranks import Ranks, together
+from muse_core.storage.checkpoint.ranks import Meeting, together
 from muse_core.storage.checkpoint.retention import next_number, remove_leftovers
 from muse_core.storage.checkpoint.snapshot import PARTS, Snapshot, state_hash
-from muse_core.storage.checkpoint.tensor_file import file_size, write_tensors
+from muse_core.storage.checkpoint.tensor_file import Fingerprint, file_size, write_tensors
 from muse_core.storage.disk import (
     Disk,
     Written,
@@ -37,7 +37,7 @@ def bytes_needed(snapshot: Snapshot) -> int:
 
 def commit(
     disk: Disk,
-    ranks: Ranks,
+    ranks: Meeting,
     directory: Path,
     snapshot: Snapshot,
     *,
@@ -47,6 +47,8 @@ def commit(
     digests: Mapping[str, Any],
 ) -> int:
     """Writes a new generation and returns its number. Raises OSError or StorageError.
+
+    Each rank gives the tensors that it is to write, every tensor of the state once; rank 0 gives the JSON.
 
     Everything is written under a temporary name and synced; the rename, once its directory is synced, is the commit
     point. A failed sync is never repeated: the kernel may have dropped the data and would report success.
@@ -76,7 +78,7 @@ def commit(
             parent=parent,
             step=snapshot.step,
             files={name: Written(*one) for part in parts for name, one in part["files"].items()},
-            states=tuple(part["state"] for part in parts),
+            state=_hash_of_all(snapshot, [part["tensors"] for part in parts]),
             digests=digests,
         ).encode()
         write_new_file(disk, temporary / MANIFEST, [manifest])
@@ -113,16 +115,28 @@ def check_free_space(disk: Disk, directory: Path, needed: int) -> None:
 
 
 def _write_parts(disk: Disk, temporary: Path, snapshot: Snapshot, rank: int) -> dict[str, Any]:
-    """Writes this rank's files; returns their sizes and hashes and the state hash."""
+    """Writes this rank's files; returns their sizes and hashes and the fingerprints of their tensors."""
     files: dict[str, Written] = {}
     fingerprints = {}
     for part in PARTS:
         tensors = getattr(snapshot, part)
         name = file_name(part, "safetensors", rank)
         files[name], fingerprints[part] = write_tensors(disk, temporary / name, tensors)
-    name = file_name("state", "json", rank)
-    files[name] = write_new_file(disk, temporary / name, [canonical_json.encode(snapshot.json)])
+    if rank == 0:
+        name = file_name("state", "json", rank)
+        files[name] = write_new_file(disk, temporary / name, [canonical_json.encode(snapshot.json)])
     return {
         "files": {name: list(one) for name, one in files.items()},
-        "state": state_hash(snapshot.step, snapshot.json, fingerprints),
+        "tensors": {part: {name: list(one) for name, one in named.items()} for part, named in fingerprints.items()},
     }
+
+
+def _hash_of_all(snapshot: Snapshot, parts: list[dict[str, Any]]) -> str:
+    """The hash of the state whose tensors the ranks have written. Raises ValueError for a tensor that two have."""
+    tensors: dict[str, dict[str, Fingerprint]] = {part: {} for part in PARTS}
+    for of_rank in parts:
+        for part, named in of_rank.items():
+            if twice := sorted(set(named) & set(tensors[part])):
+                raise ValueError(f"{part}: {twice[0]} was written by two ranks")
+            tensors[part] |= {name: Fingerprint(one[0], tuple(one[1]), one[2]) for name, one in named.items()}
+    return state_hash(snapshot.step, snapshot.json, tensors)

@@ -40,7 +40,7 @@ class Generation:
     size: int
     """Bytes of its files."""
     state_hash: str
-    """``Snapshot.state_hash`` of this rank's snapshot."""
+    """``Snapshot.state_hash``, whatever the number of ranks that wrote it."""
     digests: Mapping[str, Any]
     manifest: Manifest = attrs.field(repr=False)
 
@@ -58,11 +58,12 @@ def numbers(directory: Path, *kinds: str) -> list[int]:
 
 
 def file_name(part: str, suffix: str, rank: int) -> str:
-    """Every rank writes its own files: rank 0 ``model.safetensors``, rank 1 ``model-00001.safetensors``."""
+    """Every rank writes files of its own, with some of the tensors: rank 0 ``model.safetensors``, rank 1
+    ``model-00001.safetensors``."""
     return f"{part}.{suffix}" if rank == 0 else f"{part}-{rank:05d}.{suffix}"
 
 
-def describe(directory: Path, number: int, rank: int = 0) -> Generation:
+def describe(directory: Path, number: int) -> Generation:
     """Reads manifest and markers. Raises Damaged if they are not what was committed, OSError if they cannot be read."""
     path = directory / folder_name(number)
     if not stat.S_ISDIR(os.lstat(path).st_mode):
@@ -71,8 +72,6 @@ def describe(directory: Path, number: int, rank: int = 0) -> Generation:
     manifest = Manifest.decode(data)
     if manifest.generation != number:
         raise Damaged(f"its manifest belongs to generation {manifest.generation}")
-    if not rank < len(manifest.states):
-        raise Damaged(f"it was written by {len(manifest.states)} ranks and holds nothing for rank {rank}")
     return Generation(
         number=number,
         step=manifest.step,
@@ -81,26 +80,27 @@ def describe(directory: Path, number: int, rank: int = 0) -> Generation:
         certified=_marked(path / CERTIFIED, marker(CERTIFIED, number, data)),
         abandoned=_marked(path / ABANDONED, marker(ABANDONED, number, data)),
         size=len(data) + sum(one.size for one in manifest.files.values()),
-        state_hash=manifest.states[rank],
+        state_hash=manifest.state,
         digests=manifest.digests,
         manifest=manifest,
     )
 
 
-def read(generation: Generation, rank: int = 0) -> Snapshot:
-    """The snapshot, after checking size and sha256 of every file and the hash of the state that was decoded.
+def read(generation: Generation) -> Snapshot:
+    """The snapshot that all files hold together, after checking size and sha256 of every file and the hash of the state
+    that was decoded.
 
     Hashes are taken of the very bytes that are decoded, so nothing can change in between. Raises Damaged or OSError.
     """
-    decoded: dict[str, Any] = {}
-    own = {file_name(part, "safetensors", rank): part for part in PARTS}
+    decoded: dict[str, Any] = {part: {} for part in PARTS}
     try:
         for name in sorted(generation.manifest.files):
             data = _verified(generation, name)
-            if name in own:
-                decoded[own[name]] = read_tensors(data)
-            elif name == file_name("state", "json", rank):
+            part = re.split(r"[-.]", name)[0]
+            if name == file_name("state", "json", 0):
                 decoded["json"] = canonical_json.decode(data)
+            elif name.endswith(".safetensors"):
+                decoded[part] |= read_tensors(data)
         snapshot = Snapshot(generation.step, **decoded)
         same = snapshot.state_hash() == generation.state_hash
     except (ValueError, TypeError, KeyError) as error:

@@ -32,8 +32,8 @@ class Manifest:
     """Generation from which this run went on to this one."""
     step: int
     files: Mapping[str, Written]
-    states: tuple[str, ...]
-    """State hash of every rank's snapshot."""
+    state: str
+    """``Snapshot.state_hash`` of what the files of all ranks hold together."""
     digests: Mapping[str, Any]
     """Digests of recipe, plugins, data: whatever the run gave."""
 
@@ -45,7 +45,7 @@ class Manifest:
             "parent": self.parent,
             "step": self.step,
             "files": {name: {"bytes": one.size, "sha256": one.sha256} for name, one in self.files.items()},
-            "states": list(self.states),
+            "states": [self.state],
             "digests": dict(self.digests),
         }
         return canonical_json.encode({**body, "sha256": _sha256(canonical_json.encode(body))})
@@ -61,7 +61,7 @@ class Manifest:
                 parent=None if body["parent"] is None else _count(body["parent"]),
                 step=_count(body["step"]),
                 files=files,
-                states=tuple(body["states"]),
+                state=_only(body["states"]),
                 digests=body["digests"],
             )
             same = body["format"] == FORMAT and manifest.encode() == data
@@ -79,6 +79,13 @@ def marker(kind: str, generation: int, manifest: bytes) -> bytes:
     return canonical_json.encode(
         {"format": FORMAT, "mark": kind, "generation": generation, "manifest_sha256": _sha256(manifest)}
     )
+
+
+def _only(states: Any) -> str:
+    """The hash of a checkpoint. Versions before several processes could train would have kept one for each of them."""
+    if not isinstance(states, list) or len(states) != 1 or not isinstance(states[0], str):
+        raise ValueError("it does not hold one state")
+    return states[0]
 
 
 def _count(value: Any) -> int:

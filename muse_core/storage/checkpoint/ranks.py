@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import attrs
-
 from muse_core.errors import StorageError
 
 T = TypeVar("T")
 
 
-class Ranks(Protocol):
-    """Processes that hold one model together."""
+class Meeting(Protocol):
+    """Processes that write one checkpoint together; ``muse_core.parallel.one.Ranks`` has all of it."""
 
     @property
     def rank(self) -> int: ...
@@ -26,18 +24,7 @@ class Ranks(Protocol):
         ...
 
 
-@attrs.frozen
-class OneRank:
-    """A single process."""
-
-    rank: int = 0
-    size: int = 1
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
-def together(ranks: Ranks, action: Callable[[], T]) -> list[T]:
+def together(ranks: Meeting, action: Callable[[], T]) -> list[T]:
     """Runs ``action`` on every rank and returns all results; if it fails on one, it fails on all."""
     failure: Exception | None = None
     report: dict[str, Any] = {}

@@ -64,6 +64,9 @@ class FeedForwardOptions:
     activation: Literal["swiglu", "gelu", "relu-squared"] = "swiglu"
     """swiglu has a third map, a gate; 8/3 then costs as many parameters as 4 without."""
 
+    def undivided(self) -> None:
+        """Tokens of a row may lie on several processes."""
+
 
 @frozen(kw_only=True)
 class MlpRouterOptions:

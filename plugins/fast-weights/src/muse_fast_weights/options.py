@@ -69,6 +69,14 @@ class FastWeightsOptions:
     filters: tuple[UseFilter, ...] = ()
     """Filters of the fast weights, applied in this order at the end of every period."""
 
+    def undivided(self) -> str | None:
+        """Why the tokens of a row cannot lie on several processes."""
+        if self.filters:
+            return "applies filters to the weights of whole rows, one period after the other"
+        if self.rotation == "spectral-shift":
+            return 'with rotation = "spectral-shift" reads phases of whole rows'
+        return None
+
     def __attrs_post_init__(self) -> None:
         slow, fast = self.initial_decay
         if not 0.0 < slow <= fast <= 10.0:

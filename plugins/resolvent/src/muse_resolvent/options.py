@@ -66,6 +66,10 @@ class ResolventOptions:
         if self.output == "channels" and width is not None and width % self.heads:
             yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
 
+    def undivided(self) -> str | None:
+        """Why the tokens of a row cannot lie on several processes."""
+        return None if self.phase == "none" else f'with phase = "{self.phase}" adds up phases along whole rows'
+
     @property
     def gated(self) -> bool:
         """Whether there is a gate."""

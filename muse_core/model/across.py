@@ -1,0 +1,167 @@
+"""Operations along tokens that are divided among processes: what each computes of its own tokens, what all gather, and
+how what came before reaches its own.
+
+Every function takes the kernel that serves one process, and ``gather``, which gives the values of all processes in the
+order of the tokens, (C, …), with gradients. Each process holds as many tokens; ``initial`` belongs to the first token
+of all and the final state to the last, and both are the same on all. Results and gradients are those of the kernel over
+all tokens, exactly but for rounding. Letters: C processes, N tokens of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muse_core.contracts import Tokens
+from muse_core.errors import RecipeError
+from muse_core.fast_weights import Writes, over_parts
+from muse_core.model.convolution import carried
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def causal_resolvent_diagonal(
+    kernel: Callable[..., Any], gather: Gather, rank: int, diagonal: Tensor, lower: Any, upper: Any, energy: Any, *,
+    initial: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """θ and its last entry; see ``muse_kernels.causal_resolvent_diagonal``."""
+
+    def theta_of(*lattice: Any, initial: Tensor | None = None) -> Tensor:
+        theta: Tensor = kernel(*lattice, initial=initial)[0]
+        return theta
+
+    before, last = _theta_before(theta_of, gather, rank, (diagonal, lower, upper, energy), initial)
+    return theta_of(diagonal, lower, upper, energy, initial=before), last
+
+
+def causal_resolvent_apply(
+    kernel: Callable[..., Any], gather: Gather, rank: int, diagonal: Tensor, lower: Any, upper: Any, energy: Any,
+    values: Tensor, *, initial: tuple[Tensor, Tensor] | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(y, θ) and their last entries; see ``muse_kernels.causal_resolvent_apply``.
+
+    y_N of a process is F y_{−1} plus what it has from zero, with F = Π −θ_i l_i.
+    """
+
+    def solved(*lattice: Any, values: Tensor, initial: Any = None) -> tuple[Tensor, Tensor]:
+        y, theta = kernel(*lattice, values, initial=initial)[0]
+        return y, theta
+
+    def theta_of(*lattice: Any, initial: Tensor | None = None) -> Tensor:
+        nothing = values.new_zeros(*values.shape[:-1], 1)
+        start = None if initial is None else (initial, initial.new_zeros(*initial.shape, 1))
+        return solved(*lattice, values=nothing, initial=start)[1]
+
+    lattice = (diagonal, lower, upper, energy)
+    theta_start, y_start = (None, None) if initial is None else initial
+    theta_before, theta_last = _theta_before(theta_of, gather, rank, lattice, theta_start)
+    nothing = theta_before.new_zeros(*theta_before.shape, values.shape[-1])
+    y, theta = solved(*lattice, values=values, initial=(theta_before, nothing))
+    factor = (-theta * _along(lower, theta)).prod(-1)
+    ends = _gathered(gather, torch.cat((y[..., -1, :], factor[..., None]), dim=-1))
+    starts = [torch.zeros_like(y[..., -1, :]) if y_start is None else y_start.to(y.dtype)]
+    for end in ends:
+        starts.append(end[..., :-1] + end[..., -1:] * starts[-1])
+    y, theta = solved(*lattice, values=values, initial=(theta_before, starts[rank]))
+    return (y, theta), (theta_last, starts[-1])
+
+
+def _theta_before(
+    theta_of: Callable[..., Tensor], gather: Gather, rank: int, lattice: tuple[Any, ...], initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """θ before the first token of this process and after the last of all, (*lead,).
+
+    A carried θ_{−1} is a self-energy p_0 θ_{−1} at site 0 of the block of a process, so that by Sherman and Morrison
+    θ_N = θ⁰_N + Q θ_{−1} / (1 − p_0 θ_{−1} G⁰_00) with Q = Π p_i (θ⁰_i)²: a Möbius map, told by four numbers. θ⁰ and
+    G⁰ belong to θ_{−1} = 0, and G⁰_00 is the last θ⁰ of the block read backwards.
+    """
+    diagonal, lower, upper, energy = lattice
+    theta = theta_of(diagonal, lower, upper, energy)
+    lower, upper = _along(lower, theta), _along(upper, theta)
+    coupling = lower * upper
+    backwards = (torch.cat((torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)), dim=-1) for x in (lower, upper))
+    corner = theta_of(diagonal.flip(-1), *backwards, energy)[..., -1]
+    product = (coupling * theta.square()).prod(-1)
+    first = coupling[..., 0].to(theta.dtype)
+    maps = _gathered(gather, torch.stack((theta[..., -1], product, first, corner), dim=-1))
+    before = [torch.zeros_like(theta[..., -1]) if initial is None else initial.to(theta.dtype).expand(theta.shape[:-1])]
+    for one in maps:
+        alone, product, first, corner = one.unbind(-1)
+        before.append(alone + product * before[-1] / (1 - first * before[-1] * corner))
+    return before[rank], before[-1]
+
+
+def _along(value: Any, like: Tensor) -> Tensor:
+    """A coupling as (*lead, N)."""
+    return torch.as_tensor(value, device=like.device).expand(like.shape)
+
+
+def _gathered(gather: Gather, value: Tensor) -> Tensor:
+    """``gather`` of complex numbers."""
+    return torch.view_as_complex(gather(torch.view_as_real(value).contiguous()))
+
+
+def fast_weights(
+    kernel: Callable[..., Any], gather: Gather, rank: int, *writes: Tensor, rule: str, initial: Tensor | None = None,
+    resets: Tensor | None = None, read: str = "after", **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Output and final weights; see ``muse_kernels.fast_weights``."""
+
+    def own(*writes: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+        output, final = kernel(*writes, **options, **more)
+        return output, final
+
+    return over_parts(own, gather, rank, Writes(*writes), rule=rule, initial=initial, resets=resets, read=read)
+
+
+def short_convolution(
+    kernel: Callable[..., Any], gather: Gather, rank: int, x: Tensor, taps: Tensor, heads: int, key_width: int, *,
+    initial: Tensor | None = None, resets: Tensor | None = None,
+) -> Any:
+    """Queries, keys and values; see ``muse_kernels.short_convolution``. A process gathers the last inputs of the one
+    before it. Raises ValueError where a process has fewer tokens than the convolution looks back."""
+    memory = len(taps) - 1
+    if x.shape[1] < memory:
+        raise ValueError(f"a convolution of {len(taps)} tokens looks back further than the {x.shape[1]} of a process")
+    nothing = x.new_zeros(x.shape[0], memory, x.shape[2])
+    last = gather(carried(nothing, x, Tokens(x[..., 0], 0, resets)).contiguous())
+    return kernel(x, taps, heads, key_width, initial=last[rank - 1] if rank else initial, resets=resets)
+
+
+def _first_tied(found: Any, tied: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples of tensors with the first of them tied."""
+    return tied(found) if isinstance(found, Tensor) else (_first_tied(found[0], tied), *found[1:])
+
+
+def unchanged(kernel: Callable[..., Any], gather: Gather, rank: int, *given: Any, **options: Any) -> Any:
+    """An operation on every token by itself."""
+    return kernel(*given, **options)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "causal_resolvent_diagonal": causal_resolvent_diagonal,
+    "causal_resolvent_apply": causal_resolvent_apply,
+    "fast_weights": fast_weights,
+    "short_convolution": short_convolution,
+    "gated_norm": unchanged,
+}
+
+
+def across(kernel: Callable[..., Any], operation: str, sequence: Any) -> Callable[..., Any]:
+    """The kernel, which computes over the tokens of all processes while ``sequence`` (a
+    ``muse_core.parallel.sequence.Sequence``) is divided, and over its own otherwise. Raises RecipeError for an
+    operation that has no such form."""
+    if operation not in OPERATIONS:
+        raise RecipeError(f"parallel.context: {operation} has no form for tokens that are divided among processes")
+    form = OPERATIONS[operation]
+
+    def computed(*given: Any, **options: Any) -> Any:
+        if not sequence.divided:
+            return kernel(*given, **options)
+        found = form(kernel, sequence.gather, sequence.rank, *given, **options)
+        return _first_tied(found, sequence.tied)
+
+    return computed

@@ -1,0 +1,218 @@
+"""How the loop computes a loss: by one process, or by several that each have a copy of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muse_core.component import walk
+from muse_core.contracts import Batch, Objective, Result, State
+from muse_core.data.batches import columns, rows, targets_per_token
+from muse_core.parallel.one import ONE, Ranks
+from muse_core.parallel.sizes import sizes_of
+from muse_core.recipe.schema import Recipe
+from muse_core.training.optimizers import norms
+from muse_core.training.shards import divide, is_divided, own_part
+
+
+class Forward:
+    """The objective of a model in one process."""
+
+    parts = 1
+    """By which a backward pass divides gradients once more than the loop does: the mean over so many processes."""
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks = ONE):
+        self.model = model
+        self.objective = objective
+        self.ranks = ranks
+
+    def __call__(self, batch: Batch, state: State) -> Result:
+        return self.objective(self.model, batch, state)
+
+    def own_rows(self, batch: Batch) -> Batch:
+        """The rows of a batch that this process reads."""
+        return batch
+
+    def begin(self, seed: int, step: int) -> None:
+        """A step begins: ranks above 0 get the random state of this step."""
+
+    def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
+        """A context for forward and backward of micro-batch ``index`` of ``count``."""
+        return contextlib.nullcontext()
+
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """``optimizers.norms`` of whole gradients."""
+        return norms(gradients)
+
+    def telemetry(self) -> tuple[float, int]:
+        """Seconds from the step's start to the end of its last forward pass, and most bytes that tensors took on this
+        rank's GPU so far."""
+        return 0.0, 0
+
+
+class _Losses(nn.Module):
+    """The objective as a module: everything that uses a parameter happens within its ``forward``, which is where
+    DistributedDataParallel looks for those that are used."""
+
+    def __init__(self, model: Any, objective: Objective):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        # torch warns in every run when it has looked for unused parameters and found none: here is one.
+        self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))
+
+    def forward(self, batch: Batch, state: State) -> Result:
+        result = self.objective(self.model, batch, state)
+        # Of what is returned only the loss has gradients: the rest would count as used.
+        return Result(
+            result.total, detached(result.losses), detached(result.metrics), detached(result.state)
+        )
+
+
+class _SeveralForward(Forward):
+    """By several processes that each have rows or tokens of their own, and of whose gradients torch makes the mean."""
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks):
+        super().__init__(model, objective, ranks)
+        self.parts = ranks.size
+        self.clock = Clock(next(model.parameters()).device)
+
+    def begin(self, seed: int, step: int) -> None:
+        self.ranks.seed_step(seed, step)
+        self.clock.start()
+
+    def telemetry(self) -> tuple[float, int]:
+        device = self.clock.device
+        return self.clock.read(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+    def own_rows(self, batch: Batch) -> Batch:
+        batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
+        sequence = self.ranks.sequence
+        sharing = 1 if sequence is None else sequence.size
+        size, place = len(batch.inputs) * sharing // self.ranks.size, self.ranks.rank // sharing
+        own = rows(batch, place * size, (place + 1) * size)
+        return own if sequence is None else columns(own, sequence.rank, sequence.size)
+
+
+class ReplicatedForward(_SeveralForward):
+    """Of a copy of the model in every process: torch's DistributedDataParallel."""
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks):
+        super().__init__(model, objective, ranks)
+        # Initial values are equal by name and compared; the broadcast at the start goes wrong for strided views.
+        with warnings.catch_warnings():
+            # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.replicas = nn.parallel.DistributedDataParallel(
+                _Losses(model, objective), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True,
+                find_unused_parameters=True,  # as in routed experts, of which some are chosen by no token
+            )
+
+    def __call__(self, batch: Batch, state: State) -> Result:
+        self.ranks.mark("forward and backward")
+        sequence = self.ranks.sequence
+        with contextlib.nullcontext() if sequence is None else sequence.division():
+            result: Result = self.replicas(batch, state)
+        self.clock.lap()
+        return result
+
+    def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if index == count - 1 else self.replicas.no_sync()
+
+
+class DividedForward(_SeveralForward):
+    """Of a model whose weights are divided among processes: torch's FSDP2, see ``shards.divide``."""
+
+    def __call__(self, batch: Batch, state: State) -> Result:
+        self.ranks.mark("forward and backward")
+        result = super().__call__(batch, state)
+        self.clock.lap()
+        return result
+
+    @contextlib.contextmanager
+    def gradients_of(self, index: int, count: int) -> Iterator[None]:
+        self.model.set_requires_gradient_sync(index == count - 1)
+        self.model.set_is_last_backward(index == count - 1)
+        yield
+
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        from torch import distributed
+
+        squares = norms([own_part(one) for one in gradients]).square()
+        if gradients:
+            first: Any = gradients[0]
+            distributed.all_reduce(squares, group=first.device_mesh.get_group("shard"))
+        return squares.sqrt()
+
+
+def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
+    """For the processes that a run has. A model that is divided among them is so from then on."""
+    if ranks.size == 1:
+        return Forward(compiled(model, recipe.train.compile), objective)
+    sizes = sizes_of(recipe.parallel, ranks.size)
+    if sizes.shard == 1:
+        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks)
+    if not any(map(is_divided, model.parameters())):
+        routed = any(use.kind == "router" for use in walk(recipe.model.options))
+        device = next(model.parameters()).device
+        divide(model, sizes.shard, sizes.data, device, compile=recipe.train.compile, data_dependent=routed)
+    return DividedForward(model, objective, ranks)
+
+
+def compiled(model: nn.Module, wanted: bool) -> Any:
+    """The model, compiled when ``wanted``."""
+    return torch.compile(model) if wanted else model
+
+
+def detached(tree: Any) -> Any:
+    """A pytree with its tensors detached."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map_only(Tensor, torch.Tensor.detach, tree)
+
+
+class Clock:
+    """Seconds from ``start`` to the last ``lap``, on the device where it is a GPU; ``read`` once the device has come
+    past both."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._first = self._last = self._now()
+
+    def start(self) -> None:
+        self._first = self._last = self._now()
+
+    def lap(self) -> None:
+        self._last = self._now()
+
+    def read(self) -> float:
+        if not self._cuda:
+            return self._last - self._first
+        seconds: float = self._first.elapsed_time(self._last) / 1000
+        return seconds
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def of_ranks(told: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Numbers of the records from every rank's ``telemetry``."""
+    seconds = [one for one, _ in told]
+    memory = max(one for _, one in told)
+    found = {
+        "ranks/slowest": float(seconds.index(max(seconds))),
+        "ranks/forward_seconds_max": max(seconds),
+        "ranks/forward_seconds_min": min(seconds),
+    }
+    return found | ({"ranks/memory_bytes_max": float(memory)} if memory else {})

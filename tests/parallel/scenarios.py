@@ -1,0 +1,167 @@
+"""Runs of one, two and four gloo processes for the tests beside it, as a program; see
+``muse_core.selftest.reliability.processes``. Prints one line of JSON: scenario → for each of its starts exit codes,
+what each rank said, seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from muse_core.building import build_model, every_backend
+from muse_core.contracts import Batch, Tokens
+from muse_core.data.batches import columns
+from muse_core.parallel.sequence import Sequence
+from muse_core.plugins import load_plugins
+from muse_core.recipe import read_recipe
+from muse_core.selftest.reliability.processes import (
+    DENSE,
+    RECIPE,
+    Start,
+    at_call,
+    on,
+    prepared,
+    run_start,
+    signalled,
+)
+from muse_core.storage.checkpoint import commit
+from muse_core.training.objectives import NextToken
+
+MIXED = (
+    '{ use = "resolvent", heads = 4 }, { use = "fast-weights", heads = 2 }, { use = "fast-weights", rule = "hebbian", '
+    'name = "hebbian", heads = 2 }, { use = "feed-forward" }'
+)
+EXPERTS = '{ use = "attention", heads = 2 }, { use = "experts", experts = 4, router = { use = "mlp", top_k = 1 } }'
+
+
+def ragged(batch: Batch) -> Batch:
+    """Rows of different lengths of which a part of the labels counts, the same for every division into processes."""
+    count, length = batch.inputs.shape
+    ends = torch.tensor([length - 5 * (row % 4) for row in range(count)])
+    valid = torch.arange(length) < ends[:, None]
+    counts = valid & ((torch.arange(length) + batch.inputs) % 3 > 0)
+    return batch._replace(loss_mask=batch.loss_mask & counts, tokens=batch.tokens._replace(valid=valid))
+
+
+def no_number(result: Any) -> Any:
+    return result._replace(total=result.total * torch.nan)
+
+
+def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
+    """Name and starts of each."""
+    cache = folder / "cache"
+    dense, experts = folder / "dense.toml", folder / "experts.toml"
+    dense.write_text(RECIPE.format(cache=cache, block=DENSE))
+    experts.write_text(RECIPE.format(cache=cache, block=EXPERTS))
+    other = folder / "other.toml"
+    other.write_text(RECIPE.format(cache=cache, block=DENSE).replace("seed = 3", "seed = 4"))
+
+    def fresh(recipe: Path, name: str, *more: str) -> tuple[str, ...]:
+        return (str(recipe), "--run-dir", str(folder / name), "--no-report", *more)
+
+    def resume(name: str) -> tuple[str, ...]:
+        return ("--resume", str(folder / name), "--no-report")
+
+    everywhere = lambda rank: {"batch": ragged}  # noqa: E731
+    shards = ('--set=parallel.data=1', '--set=parallel.shard="auto"', '--set=checkpoint.background=true',
+              '--set=train.optimizer="muon"')
+    for name, ranks in (("whole", 1), ("copies", 2)):
+        yield name, [Start(ranks=ranks, arguments=fresh(experts, name, *shards[3:]), fault=everywhere)]
+    yield "divided", [
+        Start(arguments=fresh(experts, "divided", *shards),
+              fault=lambda rank: {"batch": ragged, "post_step": at_call(2, signalled(signal.SIGTERM))}),
+        Start(ranks=1, arguments=resume("divided"),
+              fault=lambda rank: {"batch": ragged, "post_step": at_call(1, signalled(signal.SIGTERM))}),
+        Start(ranks=4, arguments=resume("divided"), fault=everywhere),
+    ]
+    mixed = folder / "mixed.toml"
+    mixed.write_text(RECIPE.format(cache=cache, block=MIXED))
+    for ranks in (1, 2):
+        more = ("--set=parallel.context=2",) if ranks > 1 else ()
+        yield f"mixed-{ranks}", [
+            Start(ranks=ranks, arguments=fresh(mixed, f"mixed-{ranks}", *more), fault=everywhere)
+        ]
+    yield "one", [Start(ranks=1, arguments=fresh(dense, "one"))]
+    halt = '--set=evaluate.halt_above="bigram"'
+    yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
+    yield "signal", [
+        Start(arguments=fresh(dense, "signal"), fault=on(1, post_step=at_call(2, signalled(signal.SIGTERM)))),
+        Start(ranks=1, arguments=resume("signal")),
+    ]
+    yield "full disk", [Start(arguments=fresh(dense, "disk"), fault=full_disk_of_rank_1)]
+    yield "other recipe", [Start(arguments=fresh(dense, "bad"), of_rank_1=fresh(other, "bad"))]
+    yield "exact", [Start(ranks=3, instead=divided_gradients(mixed))]
+    yield "attention", [Start(ranks=2, arguments=fresh(dense, "bad", "--set=parallel.context=2"))]
+    yield "three", [Start(ranks=3, arguments=fresh(dense, "bad"))]
+
+
+def gradients(recipe: Any, registry: Any, sequence: Any) -> dict[str, torch.Tensor]:
+    """In float64, of ragged rows in two documents each; with ``sequence`` summed over its processes, which each have a
+    part of the tokens."""
+    backends = every_backend(recipe, registry)
+    model: Any = build_model(
+        recipe, registry, vocabulary_size=257, dtype="float64", backends=backends, sequence=sequence
+    )[0].double()
+    ids = torch.randint(0, 257, (2, 25), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(24).expand(2, 24)
+    valid = places < torch.tensor([[24], [17]])
+    batch = Batch(ids[:, :-1], ids[:, 1:], valid, Tokens(places, 0, places == torch.tensor([[7], [13]]), valid))
+    if sequence is not None:
+        batch = columns(batch, sequence.rank, sequence.size)
+    with contextlib.nullcontext() if sequence is None else sequence.division():
+        NextToken()(model, batch, None).total.backward()
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    if sequence is not None:
+        for gradient in found.values():
+            distributed.all_reduce(gradient)
+    return found
+
+
+def divided_gradients(path: Path) -> Callable[[], None]:
+    """Prints the largest difference from one process's, relative to the largest entry of a parameter's gradient."""
+
+    def compare() -> None:
+        registry = load_plugins()
+        recipe = read_recipe(path, (), registry).recipe
+        distributed.init_process_group("gloo")
+        found = gradients(recipe, registry, Sequence(distributed.group.WORLD))
+        if distributed.get_rank() == 0:
+            whole = gradients(recipe, registry, None)
+            print(max(float((found[name] - due).abs().max() / due.abs().max()) for name, due in whole.items()))
+        distributed.barrier()
+
+    return compare
+
+
+def full_disk_of_rank_1(rank: int) -> dict[str, Any]:
+    """The disk of rank 1 takes the three files of the first checkpoint and no more."""
+    real, calls = commit.write_tensors, iter(range(1 << 30))
+
+    def write(*arguments: Any) -> Any:
+        if next(calls) >= 3:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    if rank == 1:
+        commit.write_tensors = write
+    return {}
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    wanted = sys.argv[2:]
+    planned = list(scenarios(place))
+    prepared(place, place / "experts.toml", place / "mixed.toml")
+    found = {
+        name: [run_start(start, place) for start in starts]
+        for name, starts in planned if not wanted or name in wanted
+    }
+    print(json.dumps(found))

@@ -1,0 +1,179 @@
+"""Parts of several processes that need none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from muse_core.cli.run import main
+from muse_core.errors import RecipeError, StorageError
+from muse_core.metrics.accumulator import Key, combined, read
+from muse_core.parallel.environment import launched
+from muse_core.parallel.meeting import check_shared
+from muse_core.parallel.sizes import Sizes, check_sizes, sizes_of
+from muse_core.plugins import load_plugins
+from muse_core.recipe import check_table
+from muse_core.recipe.schema import Parallel
+from muse_core.selftest.reliability.processes import RECIPE
+from muse_core.training.stop import Stop
+from muse_core.training.train_state import dealt
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Callable[..., Any]:
+    registry = load_plugins()
+
+    def make(**tables: Any) -> Any:
+        table = {
+            "name": "tiny", "data": {"use": "state-of-the-union"},
+            "model": {"width": 16, "depth": 1, "block": [{"use": "feed-forward"}]}, "train": {"batch_size": 8},
+        }
+        for name, values in tables.items():
+            table[name] = table.get(name, {}) | values
+        return check_table(table, registry).recipe
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes", "sizes"),
+    [
+        (Parallel(), 1, Sizes(1, 1, 1)),
+        (Parallel(), 6, Sizes(6, 1, 1)),
+        (Parallel(shard="auto"), 4, Sizes(4, 1, 1)),
+        (Parallel(data=1, shard="auto"), 4, Sizes(1, 4, 1)),
+        (Parallel(data="auto", shard=2), 6, Sizes(3, 2, 1)),
+        (Parallel(data=2, shard=2, context="auto"), 4, Sizes(2, 2, 1)),
+    ],
+)
+def test_auto_takes_the_processes_that_the_others_leave(parallel: Parallel, processes: int, sizes: Sizes) -> None:
+    assert sizes_of(parallel, processes) == sizes
+
+
+@pytest.mark.parametrize(
+    ("parallel", "processes", "start"),
+    [(Parallel(data=2), 1, "start 2 of"), (Parallel(data=2), 4, "start 2 of"), (Parallel(shard=3), 4, "a multiple")],
+)
+def test_a_product_that_is_not_the_number_of_processes_is_refused(
+    parallel: Parallel, processes: int, start: str
+) -> None:
+    with pytest.raises(RecipeError, match=start):
+        sizes_of(parallel, processes)
+
+
+@pytest.mark.parametrize(
+    ("tables", "processes", "said"),
+    [
+        ({}, 3, "train.batch_size: 8 rows"),
+        ({"data": {"order": "streams"}}, 2, "data.order"),
+        ({"train": {"device": "cuda:1", "batch_size": 8}}, 2, "names one device for 2"),
+        ({"parallel": {"context": 2}, "train": {"sequence_length": 255}}, 2, "train.sequence_length: 255"),
+        ({"parallel": {"context": 2, "shard": 2}}, 4, "parallel.context: 2 beside parallel.shard: 2"),
+        ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": True}}, 2, "not compiled yet"),
+        (
+            {"parallel": {"context": 2}, "model": {"block": [{"use": "fast-weights", "filters": ["snr"]}]}}, 2,
+            "fast-weights applies filters",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_divided_is_refused(
+    recipe: Callable[..., Any], tables: dict[str, Any], processes: int, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check_sizes(recipe(**tables), processes)
+
+
+def test_sizes_in_a_recipe_are_checked(recipe: Callable[..., Any]) -> None:
+    with pytest.raises(RecipeError, match="parallel: data = 0 must be from 1"):
+        recipe(parallel={"data": 0})
+    assert recipe(parallel={"shard": "auto"}).parallel.shard == "auto"
+
+
+TORCHRUN = {
+    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29",
+}
+
+
+def test_the_launcher_is_read_from_the_environment() -> None:
+    assert launched({}) is None and launched({"WORLD_SIZE": "1"}) is None
+    here = launched(TORCHRUN)
+    assert here is not None and (here.rank, here.size, here.address, here.port) == (1, 2, "a", 29)
+
+
+def test_processes_are_checked_and_not_started_for_a_look(tmp_path: Any) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(cache=tmp_path / "cache", block='{ use = "feed-forward" }'))
+    shown = CliRunner().invoke(main, [str(path), "--dry-run", "--processes", "2"])
+    assert shown.exit_code == 0 and shown.output.count("dry run: no run was begun") == 1, shown.output
+    refused = CliRunner().invoke(main, [str(path), "--dry-run", "--processes", "3"])
+    assert refused.exit_code == 2 and "cannot be divided among 3" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"RANK": ""}, "RANK not set"), ({"RANK": "2"}, "do not fit together"), ({"LOCAL_RANK": "x"}, "LOCAL_RANK = 'x'")],
+)
+def test_a_launcher_that_says_nonsense_is_refused(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        launched(TORCHRUN | changes)
+
+
+class Answers:
+    """Ranks whose others answer what they are told to."""
+
+    size = 2
+    rank = 0
+
+    def __init__(self, other: Any):
+        self.other = other
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other]
+
+
+def test_a_run_directory_that_is_not_shared_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "held").write_text("by rank 0")
+    with pytest.raises(StorageError, match="rank 1 does not see what rank 0 wrote"):
+        check_shared(Answers(""), tmp_path, "held")  # type: ignore[arg-type]
+
+
+def test_a_stop_of_one_rank_is_one_of_all() -> None:
+    with Stop(None, Answers([15, 0])) as stop:  # type: ignore[arg-type]
+        assert not stop.requested
+        stop.agree()
+        assert stop.signal == 15 and stop.interrupted and not stop.out_of_time
+    with Stop(None, Answers([0, 1])) as stop:  # type: ignore[arg-type]
+        stop.agree()
+        assert stop.out_of_time and not stop.interrupted
+
+
+def test_numbers_of_ranks_are_one() -> None:
+    loss, share = Key("total", per_token=True), Key("a/mean", per_token=True)
+    count, least, most = (Key(f"a/{name}", per_token=False) for name in ("x_sum", "x_min", "x_max"))
+    norm, flag = Key("norm", per_token=False, added=False), Key("flag", per_token=False, added=False)
+    parts = [
+        (3.0, {loss: 6.0, share: 3.0, count: 1.0, least: 2.0, most: math.nan, norm: 1.5, flag: 0.0}),
+        (1.0, {loss: 2.0, share: 5.0, count: 2.0, least: 1.0, most: 7.0, norm: 1.5, flag: 1.0}),
+    ]
+    for several in (parts, parts[::-1]):
+        found = read(combined(several))
+        assert found["tokens"] == 4 and found["loss"] == 2 and found["a/mean"] == 2
+        assert found["a/x_sum"] == 3 and found["a/x_min"] == 1 and math.isnan(found["a/x_max"])
+        assert found["norm"] == 1.5 and found["flag"] == 1
+
+
+def test_tensors_are_dealt_evenly_and_each_once() -> None:
+    parts = {
+        "model": {f"m{size}": torch.zeros(size) for size in (100, 90, 30, 20, 10)},
+        "optimizer": {"o": torch.zeros(50)},
+    }
+    hands = dealt(parts, 3)
+    assert sorted(key for hand in hands for key in hand) == sorted((p, n) for p, named in parts.items() for n in named)
+    loads = [sum(parts[part][name].numel() for part, name in hand) for hand in hands]
+    assert max(loads) == 100 and min(loads) >= 90
+    assert dealt(parts, 1) == [set(dealt(parts, 1)[0])] and len(dealt(parts, 8)) == 8

@@ -1,0 +1,167 @@
+"""Runs of several gloo processes: equal losses, one verdict, one checkpoint, one ending."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muse_core.metrics.jsonl import read_rows
+
+PROGRAM = Path(__file__).with_name("scenarios.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, Any]:
+    """Scenario → what became of its starts."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, env=ENVIRONMENT, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows(run: Path, event: str) -> list[dict[str, Any]]:
+    name = "metrics.jsonl" if event in ("train", "eval", "final") else "events.jsonl"
+    return [row for row in read_rows(run / name) if row["event"] == event]
+
+
+def codes(found: dict[str, Any], name: str) -> list[list[int]]:
+    return [start["codes"] for start in found[name]]
+
+
+def test_ragged_and_masked_targets_of_experts_give_the_losses_of_one_process(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """Every rank has other numbers of targets, losses of the layers' own, and parameters that no token uses."""
+    assert codes(found, "whole") == [[0]] and codes(found, "copies") == [[0, 0]]
+    one, two = (rows(folder / name, "train") for name in ("whole", "copies"))
+    assert [row["tokens"] if "tokens" in row else row["step"] for row in one] == [
+        row["tokens"] if "tokens" in row else row["step"] for row in two
+    ]
+    of_ranks = {key for key in two[0] if key.startswith("ranks/")}
+    assert len(one) == 8 and set(one[0]) == set(two[0]) - of_ranks
+    assert of_ranks == {"ranks/slowest", "ranks/forward_seconds_max", "ranks/forward_seconds_min"}
+    for mine, theirs in zip(one, two, strict=True):
+        numbers = {key: value for key, value in mine.items() if isinstance(value, float) and "second" not in key}
+        numbers.pop("ppl_delta", None)  # a small difference of large numbers
+        # Muon's products of bf16 and the choice of experts enlarge the rounding.
+        assert numbers == pytest.approx({key: theirs[key] for key in numbers}, rel=1e-3, abs=1e-5)
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    ends = [rows(folder / name, "final")[0]["loss"] for name in ("whole", "copies")]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_damage_on_one_rank_is_the_verdict_of_all(found: dict[str, Any], folder: Path) -> None:
+    start = found["nan"][0]
+    run = folder / "nan"
+    assert [row["step"] for row in rows(run, "skip")] == [4, 5] and len(rows(run, "rollback")) == 1
+    assert rows(run, "incident")[0]["data"] == [4, 7]
+    assert start["codes"] == [4, 4], "halted by the held-out loss"
+    assert "halted after the last step" in start["said"][0] and not start["said"][1]
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all_and_any_number_of_ranks_goes_on(
+    found: dict[str, Any], folder: Path
+) -> None:
+    assert codes(found, "signal") == [[143, 143], [0]]
+    assert [start["said"][0].count("everything is saved") for start in found["signal"]] == [1, 0]
+    assert not any(said for start in found["signal"] for said in start["said"][1:])
+    run = folder / "signal"
+    resumed = rows(run, "resume")
+    assert len(resumed) == 1 and resumed[0]["step"] < 8
+    straight = [row["loss"] for row in rows(folder / "one", "train")]
+    assert [row["loss"] for row in rows(run, "train")] == pytest.approx(straight, rel=1e-5)
+
+
+def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """FSDP2 with Muon, routed experts and ragged targets: 2 → 1 → 4 ranks; each start compares its state, gathered from
+    all ranks, with the hash in the manifest before it goes on."""
+    assert codes(found, "whole") == [[0]] and codes(found, "divided") == [[143, 143], [143], [0, 0, 0, 0]]
+    assert not any(said for start in found["divided"] for said in start["said"][1:])
+    run = folder / "divided"
+    assert [row["step"] for row in rows(run, "resume")] == [4, 6]
+    whole, divided = rows(folder / "whole", "train"), rows(run, "train")
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=1e-3), name
+    losses = [rows(folder / name, "final")[0]["loss"] for name in ("whole", "divided")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    manifests = [json.loads(path.read_text()) for path in sorted((run / "checkpoints").glob("*/MANIFEST.json"))]
+    start = json.loads((folder / "whole" / "checkpoints" / "gen-00000001" / "MANIFEST.json").read_text())
+    assert manifests[0]["states"] == start["states"] and "model-00003.safetensors" in manifests[-1]["files"]
+
+
+def test_tokens_that_are_divided_give_the_gradients_of_one_process_and_train(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """Resolvent, both rules of fast weights, short convolutions; ragged rows with documents that start within."""
+    assert codes(found, "exact") == [[0, 0, 0]]
+    assert float(found["exact"][0]["said"][0]) < 1e-11
+    assert codes(found, "mixed-1") == [[0]] and codes(found, "mixed-2") == [[0, 0]]
+    whole, divided = (rows(folder / name, "train") for name in ("mixed-1", "mixed-2"))
+    losses = [[row["loss"] for row in train[:5]] for train in (whole, divided)]  # later ones enlarge the rounding
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert codes(found, "attention") == [[2, 2]]
+    assert "model.block[0]: attention reads whole rows of tokens" in found["attention"][0]["said"][0]
+
+
+def test_checkpoints_are_written_by_all_ranks_and_equal_at_the_start(found: dict[str, Any], folder: Path) -> None:
+    manifests = {
+        name: [json.loads(path.read_text()) for path in sorted((folder / name / "checkpoints").glob("*/MANIFEST.json"))]
+        for name in ("one", "signal")
+    }
+    assert manifests["one"][0]["states"] == manifests["signal"][0]["states"], "whatever the number of ranks"
+    assert "model-00001.safetensors" in manifests["signal"][0]["files"]
+    assert "model-00001.safetensors" not in manifests["signal"][-1]["files"]
+
+
+def test_a_disk_that_fails_one_rank_fails_all_and_leaves_the_checkpoint_before(
+    found: dict[str, Any], folder: Path
+) -> None:
+    start = found["full disk"][0]
+    assert start["codes"] == [3, 3] and "No space left on device" in start["said"][1]
+    assert "No space left" not in start["said"][0], "it is said once"
+    names = sorted(path.name for path in (folder / "disk" / "checkpoints").iterdir())
+    assert names == ["gen-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("other recipe", "rank 1 has another recipe"), ("three", "4 rows cannot be divided among 3")]
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(
+    found: dict[str, Any], folder: Path, name: str, said: str
+) -> None:
+    start = found[name][0]
+    assert set(start["codes"]) == {2} and said in start["said"][0] and len(start["said"][0].splitlines()) == 1
+    assert not any(start["said"][1:]) and not (folder / "bad").exists()
+
+
+def test_the_command_starts_its_processes_and_ends_with_their_code(found: dict[str, Any], folder: Path) -> None:
+    command = [sys.executable, "-m", "muse_core.cli.run", str(folder / "dense.toml"), "--run-dir"]
+    more = ["--no-report", "--processes", "2", "--set", "train.steps=2"]
+    done = subprocess.run(
+        [*command, str(folder / "started"), *more], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "processes  2: data 2" in done.stdout and done.stdout.count("step 2/2") == 1 and not done.stderr
+    losses = [row["loss"] for row in rows(folder / "started", "train")]
+    assert losses[0] == pytest.approx(rows(folder / "one", "train")[0]["loss"], rel=1e-6)
+    # Refused by the command itself, before a process is started.
+    done = subprocess.run(
+        [*command, str(folder / "other"), *more, "--processes", "3"], capture_output=True, text=True, env=ENVIRONMENT,
+        timeout=300,
+    )
+    assert done.returncode == 2 and "cannot be divided among 3" in done.stderr
