@@ -15,6 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import Batch, Tokens
+from muse_core.data.corpus import open_corpus
 from muse_core.training.trained import open_trained
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     chosen = parser.parse_args()
     setup, _ = open_trained(chosen.run, device=chosen.device)
-    source, model = setup.corpus.source, setup.model.eval()
+    source, model = open_corpus(setup.recipe.data, seed=setup.recipe.data.split_seed).source, setup.model.eval()
     options = source.options
     questions = options.needles * (24 + options.digits) - 1
     print("| distance | recalled | emptied memory | another row's |\n|---|---|---|---|")
