@@ -43,8 +43,11 @@ def refuse_triton(request) -> str | None:
         return _NOT_BUILT
     if request.dtype == "float64":
         return "its kernels compute in float32"
-    if request.operation == "deep_memory" and (reason := deep_memory_sizes(request.sizes)):
-        return reason
+    if request.operation == "deep_memory":
+        if "double_backward" in request.needs:
+            return "its deep_memory has no second derivatives"
+        if reason := deep_memory_sizes(request.sizes):
+            return reason
     for name, most in WIDEST.get(request.operation, {}).items():
         if request.sizes.get(name, 0) > most:
             return f"its {request.operation} holds {name} up to {most} wide, not {request.sizes[name]}"

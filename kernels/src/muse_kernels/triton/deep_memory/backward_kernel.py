@@ -18,6 +18,7 @@ from .tiles import (
     SMALLEST_SQUARE,
     STEPS,
     THIRD,
+    TRANSPOSES,
     activations,
     polynomial,
     product,
@@ -26,35 +27,52 @@ from .tiles import (
 
 
 @triton.jit
-def step_back(x, square, factor, upstream, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """The adjoint of x (K, E), rounded, of one Newton-Schulz step, from that of its result; see `polynomial`."""
-    half = upstream.to(HALF)
-    both = product(half, tl.trans(x), HALF, PRECISION)
-    both += tl.trans(both)
-    through = product(both, square, HALF, PRECISION)
-    through = both * SECOND + (through + tl.trans(through)) * THIRD
-    return upstream * FIRST + product(factor, half, HALF, PRECISION) + product(through, x, HALF, PRECISION)
-
-
-@triton.jit
 def newton_schulz_back(
-    s, upstream, steps, wide, squares, K: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr
+    s,
+    st,
+    upstream,
+    upstream_t,
+    steps,
+    wide,
+    tall,
+    squares,
+    K: tl.constexpr,
+    SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`."""
+    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`; `st` and
+    `upstream_t` are the transposes."""
     EACH: tl.constexpr = SIZE + 2 * K * K
     scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
-    x = s * scale
+    x, xt = s * scale, st * scale
     for step in range(STEPS):
-        square, factor = polynomial(x.to(HALF), HALF, PRECISION)
+        square, factor = polynomial(x, xt, HALF, PRECISION)
         tl.store(steps + step * EACH + wide, x.to(HALF))
         tl.store(steps + step * EACH + SIZE + squares, square.to(HALF))
         tl.store(steps + step * EACH + SIZE + K * K + squares, factor.to(HALF))
         x = x * FIRST + product(factor, x, HALF, PRECISION)
+        if not TRANSPOSES:
+            xt = xt * FIRST + product(xt, factor, HALF, PRECISION)
     tl.debug_barrier()
     for step in range(STEPS):
         kept = steps + (STEPS - 1 - step) * EACH
         square, factor = tl.load(kept + SIZE + squares), tl.load(kept + SIZE + K * K + squares)
-        upstream = step_back(tl.load(kept + wide), square, factor, upstream, HALF, PRECISION)
+        before, before_t = tl.load(kept + wide), tl.load(kept + tall)
+        half = upstream.to(HALF)
+        both = product(half, before_t, HALF, PRECISION)
+        if TRANSPOSES:
+            both += tl.trans(both)
+            through = product(both, square, HALF, PRECISION)
+            through = both * SECOND + (through + tl.trans(through)) * THIRD
+        else:
+            half_t = upstream_t.to(HALF)
+            both += product(before, half_t, HALF, PRECISION)
+            through = product(both, square, HALF, PRECISION) + product(square, both, HALF, PRECISION)
+            through = both * SECOND + through * THIRD
+            upstream_t = upstream_t * FIRST + product(half_t, factor, HALF, PRECISION)
+            upstream_t += product(before_t, through, HALF, PRECISION)
+        upstream = upstream * FIRST + product(factor, half, HALF, PRECISION) + product(through, before, HALF, PRECISION)
     tl.debug_barrier()
     return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
 
@@ -62,41 +80,64 @@ def newton_schulz_back(
 @triton.jit
 def matrices_back(
     i,
+    last,
     anew,
     row,
     rows,
-    slot,
+    h,
     own_shares,
     own_to_shares,
     starts,
+    learned,
+    current,
     momenta,
     first_momentum,
+    to_starts,
     after,
     before,
     to_momentum,
     steps,
     wide,
+    tall,
     squares,
     K: tl.constexpr,
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
+    FRESH: tl.constexpr,
+    LAZY: tl.constexpr,
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """S'_bar complete in `to_momentum`, a W'_bar in `before`, and the adjoints of the shares."""
+    """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
+    adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
     in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
+    later = 1.0
+    if LAZY:
+        if not last:
+            later = tl.load(own_shares + 3)
     to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
     for p in range(3):
         place = p * SIZE + wide
         upstream = tl.load(after + place)
-        w = tl.load(starts + slot + place).to(tl.float32)
+        w = tl.load(starts + (i * rows + row) * 3 * SIZE + place)
+        if FRESH:
+            if anew:
+                w = tl.load(learned + h * 3 * SIZE + place).to(HALF)
+            tl.store(current + row * 3 * SIZE + place, w)
+        w = w.to(tl.float32)
         to_in_weights += tl.sum(upstream * w)
-        tl.store(before + place, in_weights * upstream)
-        adjoint = tl.load(to_momentum + place)
+        if FRESH:
+            tl.store(before + place, in_weights * upstream)
+        else:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            tl.store(before + place, in_weights * upstream + read)
+        adjoint = later * tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            st = tl.load(momenta + (i * rows + row) * 3 * SIZE + p * SIZE + tall).to(tl.float32)
+            upstream_t = tl.load(after + p * SIZE + tall)
             x, direction = newton_schulz_back(
-                s, -lost * upstream, steps, wide, squares, K, SIZE, HALF, PRECISION
+                s, st, -lost * upstream, -lost * upstream_t, steps, wide, tall, squares, K, SIZE, HALF, PRECISION
             )
             to_lost -= tl.sum(tl.load(after + place) * x)
             adjoint += direction
@@ -138,15 +179,15 @@ def earlier_back(
         adjoint = in_momentum * tl.load(to_momentum + place)
         if not ORTHOGONALISE:
             adjoint -= lost * tl.load(after + place)
-        read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-        whole = tl.load(before + place)
         if FRESH:
+            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
+            whole = tl.load(before + place)
             adjoint = tl.where(anew, 0.0, adjoint)
             found = tl.load(to_learned + place)
             tl.store(to_learned + place, tl.where(anew, found + whole, found))
             whole = tl.where(anew, 0.0, whole)
+            tl.store(before + place, whole + read)
         tl.store(to_momentum + place, adjoint)
-        tl.store(before + place, whole + read)
 
 
 @triton.jit
@@ -156,6 +197,7 @@ def scan_back_kernel(
     factors,
     shares,
     fresh,
+    learned,
     starts,
     momenta,
     first_momentum,
@@ -168,6 +210,7 @@ def scan_back_kernel(
     to_value,
     to_factors,
     to_shares,
+    current,
     heads,
     chunks,
     key_b,
@@ -189,6 +232,7 @@ def scan_back_kernel(
     chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
+    LAZY: tl.constexpr = ORTHOGONALISE and not FRESH
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
@@ -212,13 +256,16 @@ def scan_back_kernel(
         anew = i < 0
         if FRESH:
             anew = tl.load(fresh + b * chunks + i) != 0
-        slot = tl.where(anew, chunks * rows + h, i * rows + row) * 3 * SIZE
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
-            i, anew, row, rows, slot, own_shares, to_shares + (row * chunks + i) * 3, starts, momenta, first_momentum,
-            after, before, to_momentum, steps, wide, squares, K, SIZE, ORTHOGONALISE, HALF, PRECISION,
+            i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
+            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, tall, squares, K, SIZE,
+            ORTHOGONALISE, FRESH, LAZY, HALF, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
+        slot = starts + (i * rows + row) * 3 * SIZE
+        if FRESH:
+            slot = current + row * 3 * SIZE
         own_factors = factors + (row * chunks + i) * WAYS * X
         to_own_factors = to_factors + (row * chunks + i) * WAYS * X
         for first in range(0, X, T):
@@ -230,7 +277,7 @@ def scan_back_kernel(
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
             vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
             f = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = starts + slot, starts + slot + SIZE, starts + slot + 2 * SIZE
+            gate, up, down = slot, slot + SIZE, slot + 2 * SIZE
             # Forward again, in both orders.
             opening = product(k, tl.load(gate + wide), HALF, PRECISION)
             raised = product(k, tl.load(up + wide), HALF, PRECISION)
@@ -298,8 +345,14 @@ def scan_back_kernel(
             tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
             tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
             tl.debug_barrier()
-        earlier_back(
-            i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
-            ORTHOGONALISE, FRESH,
-        )  # fmt: skip
+        if not LAZY:
+            earlier_back(
+                i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
+                ORTHOGONALISE, FRESH,
+            )  # fmt: skip
         tl.debug_barrier()
+    if LAZY:
+        share = tl.load(shares + row * chunks * 3)
+        for p in range(3):
+            place = to_momentum + p * SIZE + wide
+            tl.store(place, share * tl.load(place))

@@ -22,6 +22,7 @@ def scan_kernel(
     momentum,
     starts,
     momenta,
+    current,
     heads,
     chunks,
     key_b,
@@ -40,8 +41,9 @@ def scan_kernel(
     KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`starts` holds n slots of all rows and, behind them, the rounded learned weights of H heads; `shares` (B, H, n,
-    3) are of S in S, of W in W, and of the direction or of S in what W loses."""
+    """`shares` (B, H, n, 3) are of S in S, of W in W, and of the direction or of S in what W loses; `current` (B, H,
+    3, K, E) holds, where documents start inside, the rounded weights that the chunk trains. The first slot of `starts`,
+    and `current`, are `weights` rounded."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
     row = tl.program_id(0).to(tl.int64)
@@ -53,20 +55,22 @@ def scan_kernel(
     own_weights, own_momentum = weights + row * 3 * SIZE, momentum + row * 3 * SIZE
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
+    ONE: tl.constexpr = X <= T
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     for i in range(chunks):
         anew = i < 0
         if FRESH:
             anew = tl.load(fresh + b * chunks + i) != 0
-        slot = tl.where(anew, chunks * rows + h, i * rows + row) * 3 * SIZE
-        for p in range(3):
-            now = tl.load(own_weights + p * SIZE + wide)
-            tl.store(starts + (i * rows + row) * 3 * SIZE + p * SIZE + wide, now.to(HALF))
-            if FRESH:
-                if anew:
-                    tl.store(own_weights + p * SIZE + wide, tl.load(learned + (h * 3 + p) * SIZE + wide))
+        slot, following = starts + (i * rows + row) * 3 * SIZE, starts + ((i + 1) * rows + row) * 3 * SIZE
+        if FRESH:
+            slot = current + row * 3 * SIZE
+            if anew:
+                for p in range(3):
+                    now = tl.load(learned + (h * 3 + p) * SIZE + wide)
+                    tl.store(own_weights + p * SIZE + wide, now)
                     tl.store(own_momentum + p * SIZE + wide, tl.zeros((K, E), tl.float32))
-        tl.debug_barrier()
+                    tl.store(slot + p * SIZE + wide, now.to(HALF))
+                tl.debug_barrier()
         own_shares = shares + (row * chunks + i) * 3
         in_momentum, in_weights, lost = tl.load(own_shares), tl.load(own_shares + 1), tl.load(own_shares + 2)
         own_factors = factors + (row * chunks + i) * WAYS * X
@@ -79,12 +83,12 @@ def scan_kernel(
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
             vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = starts + slot + wide, starts + slot + SIZE + wide, starts + slot + 2 * SIZE + wide
+            gate, up, down = slot + wide, slot + SIZE + wide, slot + 2 * SIZE + wide
             opening, raised = product(k, tl.load(gate), HALF, PRECISION), product(k, tl.load(up), HALF, PRECISION)
             hidden, silu, slope = activations(opening, raised)
-            gate_t, up_t = tl.load(starts + slot + tall), tl.load(starts + slot + SIZE + tall)
+            gate_t, up_t = tl.load(slot + tall), tl.load(slot + SIZE + tall)
             hidden_t, _, _ = activations(product(gate_t, kt, HALF, PRECISION), product(up_t, kt, HALF, PRECISION))
-            down_t = tl.load(starts + slot + 2 * SIZE + tall)
+            down_t = tl.load(slot + 2 * SIZE + tall)
             error = k.to(tl.float32) + product(hidden, down_t, HALF, PRECISION) - v.to(tl.float32)
             error_t = kt.to(tl.float32) + product(tl.load(down), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
             to_hidden = product(error, tl.load(down), HALF, PRECISION)
@@ -103,7 +107,10 @@ def scan_kernel(
                         gradient = product(error_t * entering[None, :], hidden, HALF, PRECISION)
                     place = which * SIZE + wide
                     now = left * tl.load(own_weights + place) - of_momentum * tl.load(own_momentum + place)
-                    tl.store(own_weights + place, now - gradient)
+                    now -= gradient
+                    tl.store(own_weights + place, now)
+                    if ONE and i + 1 < chunks:
+                        tl.store(following + place, now.to(HALF))
                 tl.debug_barrier()
             for which in tl.static_range(3):
                 if which == 0:
@@ -112,15 +119,31 @@ def scan_kernel(
                     gradient = product(kt, to_raised * factor[:, None], HALF, PRECISION)
                 else:
                     gradient = product(error_t * factor[None, :], hidden, HALF, PRECISION)
-                place = own_momentum + which * SIZE + wide
-                tl.store(place, kept * tl.load(place) + gradient)
+                place = which * SIZE + wide
+                now = kept * tl.load(own_momentum + place) + gradient
+                tl.store(own_momentum + place, now)
+                if ONE and KEEP:
+                    tl.store(momenta + (i * rows + row) * 3 * SIZE + place, now.to(HALF))
             tl.debug_barrier()
         for p in range(3):
             place = p * SIZE + wide
-            s = tl.load(own_momentum + place)
-            if KEEP:
-                tl.store(momenta + (i * rows + row) * 3 * SIZE + place, s.to(HALF))
+            if KEEP and not ONE:
+                tl.store(momenta + (i * rows + row) * 3 * SIZE + place, tl.load(own_momentum + place).to(HALF))
             if ORTHOGONALISE:
-                x = newton_schulz(s * tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE), HALF, PRECISION)
-                tl.store(own_weights + place, in_weights * tl.load(own_weights + place) - lost * x)
+                s = tl.load(own_momentum + place)
+                scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
+                st = tl.load(own_momentum + p * SIZE + tall)
+                x = newton_schulz(s * scale, st * scale, HALF, PRECISION)
+                now = in_weights * tl.load(own_weights + place) - lost * x
+                tl.store(own_weights + place, now)
+                if i + 1 < chunks:
+                    tl.store(following + place, now.to(HALF))
+                if FRESH:
+                    tl.store(current + row * 3 * SIZE + place, now.to(HALF))
+            elif FRESH or not ONE:
+                now = tl.load(own_weights + place)
+                if not ONE and i + 1 < chunks:
+                    tl.store(following + place, now.to(HALF))
+                if FRESH:
+                    tl.store(current + row * 3 * SIZE + place, now.to(HALF))
         tl.debug_barrier()

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
 from ...refusals import deep_memory_sizes
 from ...torch.deep_memory import Chunks, by_chunks
+from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
 from .forward_kernel import scan_kernel
 
@@ -26,7 +27,8 @@ FORWARD, BACKWARD = Launch(32, 8), Launch(32, 8)
 @checked
 def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor, DeepMemoryState]:
     """As `muse_kernels.deep_memory`, of gated memories in float32 or bfloat16. In bfloat16 the weights at the chunks'
-    starts, from which is read and differentiated, are rounded; W and S themselves are float32."""
+    starts, from which is read and differentiated, are rounded; W and S themselves are float32. First derivatives
+    only."""
     if layout.state_dtype == torch.float64:
         raise ValueError("deep_memory: the triton kernels compute in float32; use backend torch for float64")
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
@@ -41,73 +43,128 @@ def scan(
     """As `muse_kernels.torch.deep_memory.scan`, the starts in the keys' dtype."""
     zeros = torch.zeros_like(chunks.kept)
     shares = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
-    fresh = None if chunks.fresh is None else chunks.fresh.to(torch.int32).contiguous()
-    return _Scan.apply(
-        *(chunks.key, chunks.value, chunks.factors, torch.stack(shares, -1), fresh, learned, weights, momentum),
-        *(chunks.chunk, orthogonalise),
+    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(shares, -1), learned, weights, momentum)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _forward(*inputs, chunks.fresh, chunks.chunk, orthogonalise, keep)[:3]
+
+
+@torch.library.custom_op("muse_kernels::deep_memory_scan", mutates_args=())
+def _forward(
+    key: Tensor,
+    value: Tensor,
+    factors: Tensor,
+    shares: Tensor,
+    learned: Tensor,
+    weights: Tensor,
+    momentum: Tensor,
+    fresh: Tensor | None,
+    chunk: int,
+    orthogonalise: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
+    batch, heads, number, _, size = factors.shape
+    starts = key.new_empty(number, *weights.shape)
+    momenta = torch.empty_like(starts) if keep else key.new_empty(0)
+    weights, momentum = (x.clone(memory_format=torch.contiguous_format) for x in (weights, momentum))
+    current = key.new_empty(0) if fresh is None else weights.to(key.dtype, copy=True)
+    if starts.numel():
+        starts[0] = weights
+        with torch.cuda.device_of(key):
+            scan_kernel[(batch * heads,)](
+                *(key, value, factors, shares, fresh, learned, weights, momentum, starts, momenta, current),
+                *(heads, number, *key.stride()[:3], *value.stride()[:3]),
+                **_sizes(chunk, size, learned, FORWARD, key.dtype),
+                ORTHOGONALISE=orthogonalise,
+                FRESH=fresh is not None,
+                KEEP=keep,
+            )
+    return starts, weights, momentum, momenta
+
+
+@_forward.register_fake
+def _(key, value, factors, shares, learned, weights, momentum, fresh, chunk, orthogonalise, keep):
+    starts = key.new_empty(factors.shape[2], *weights.shape)
+    momenta = torch.empty_like(starts) if keep else key.new_empty(0)
+    return starts, weights.new_empty(weights.shape), momentum.new_empty(momentum.shape), momenta
+
+
+@torch.library.custom_op("muse_kernels::deep_memory_scan_backward", mutates_args=())
+def _backward(
+    to_starts: Tensor,
+    to_weights: Tensor,
+    to_momentum: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factors: Tensor,
+    shares: Tensor,
+    learned: Tensor,
+    first_momentum: Tensor,
+    fresh: Tensor | None,
+    starts: Tensor,
+    momenta: Tensor,
+    chunk: int,
+    orthogonalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
+    batch, heads, number, _, size = factors.shape
+    both = torch.stack((to_weights, torch.empty_like(to_weights)))
+    to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
+    to_learned = torch.zeros_like(both[0] if fresh is not None else both[0, :0])
+    overlap = size > chunk
+    shape, dtype = (batch, heads, *key.shape[2:]), torch.float32 if overlap else key.dtype
+    to_key, to_value = (
+        (torch.zeros if overlap else torch.empty)(shape, dtype=dtype, device=key.device) for _ in range(2)
     )
+    to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
+    key_width, hidden = learned.shape[2:]
+    steps = key.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
+    current = key.new_empty(both.shape[1:] if fresh is not None else 0)
+    if starts.numel():
+        with torch.cuda.device_of(key):
+            scan_back_kernel[(batch * heads,)](
+                *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
+                *(to_starts.contiguous(), both, to_momentum, to_learned, steps, to_key, to_value, to_factors),
+                *(to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
+                **_sizes(chunk, size, learned, BACKWARD, key.dtype),
+                ORTHOGONALISE=orthogonalise,
+                FRESH=fresh is not None,
+            )
+    to_key, to_value = to_key.to(key.dtype), to_value.to(value.dtype)
+    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), both[number % 2].clone(), to_momentum
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, key, value, factors, shares, fresh, learned, weights, momentum, chunk, orthogonalise):
-        key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
-        factors, shares = factors.contiguous(), shares.contiguous()
-        batch, heads, number, _, size = factors.shape
-        rows, matrix = batch * heads, learned.shape[1:]
-        keep = any(ctx.needs_input_grad)
-        slots = key.new_empty(number * rows + heads, *matrix)
-        slots[number * rows :] = learned
-        momenta = key.new_empty(number * rows if keep else 1, *matrix)
-        first_momentum = momentum.contiguous()
-        weights, momentum = (x.clone(memory_format=torch.contiguous_format) for x in (weights, momentum))
-        if rows and number:
-            with torch.cuda.device_of(key):
-                scan_kernel[(rows,)](
-                    *(key, value, factors, shares, fresh, learned.contiguous(), weights, momentum, slots, momenta),
-                    *(heads, number, *key.stride()[:3], *value.stride()[:3]),
-                    **_sizes(chunk, size, learned, FORWARD, key.dtype),
-                    ORTHOGONALISE=orthogonalise,
-                    FRESH=fresh is not None,
-                    KEEP=keep,
-                )
-        ctx.save_for_backward(key, value, factors, shares, fresh, learned, first_momentum, slots, momenta)
-        ctx.chunk, ctx.orthogonalise = chunk, orthogonalise
-        return slots[: number * rows].view(number, batch, heads, *matrix), weights, momentum
+@_backward.register_fake
+def _(to_starts, to_weights, to_momentum, key, value, factors, shares, learned, first_momentum, *_):
+    given = (key, value, factors, shares, learned, first_momentum, first_momentum)
+    return tuple(x.new_empty(x.shape) for x in given)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, to_starts, to_weights, to_momentum):
-        key, value, factors, shares, fresh, learned, first_momentum, slots, momenta = ctx.saved_tensors
-        batch, heads, number, _, size = factors.shape
-        rows = batch * heads
-        both = torch.stack((to_weights, torch.empty_like(to_weights)))
-        to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
-        to_learned = torch.zeros_like(both[0]) if fresh is not None else both
-        summed = torch.zeros if size > ctx.chunk else torch.empty
-        dtype = torch.float32 if size > ctx.chunk else key.dtype
-        to_key, to_value = (
-            summed(batch, heads, *key.shape[2:], dtype=dtype, device=key.device) for _ in range(2)
-        )
-        to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
-        key_width, hidden = learned.shape[2:]
-        steps = key.new_empty(rows, 5, key_width * (hidden + 2 * key_width))
-        if rows and number:
-            with torch.cuda.device_of(key):
-                scan_back_kernel[(rows,)](
-                    *(key, value, factors, shares, fresh, slots, momenta, first_momentum, to_starts.contiguous()),
-                    *(both, to_momentum, to_learned, steps, to_key, to_value, to_factors, to_shares),
-                    *(heads, number, *key.stride()[:3], *value.stride()[:3]),
-                    **_sizes(ctx.chunk, size, learned, BACKWARD, key.dtype),
-                    ORTHOGONALISE=ctx.orthogonalise,
-                    FRESH=fresh is not None,
-                )
-        of_learned = None if fresh is None else to_learned.sum(0)
-        to_key, to_value = to_key.to(key.dtype), to_value.to(value.dtype)
-        return (
-            *(to_key, to_value, to_factors, to_shares, None, of_learned, both[number % 2], to_momentum),
-            *(None, None),
-        )
+
+def _given(key, value, factors, shares, fresh, learned):
+    """As the kernels read them."""
+    fresh = None if fresh is None else fresh.to(torch.int32).contiguous()
+    key, value = unit_last_stride(key), unit_last_stride(value)
+    return key, value, factors.contiguous(), shares.contiguous(), fresh, learned.contiguous()
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.chunk, ctx.orthogonalise, _ = inputs
+    starts, _, _, momenta = output
+    ctx.save_for_backward(*tensors, starts, momenta)
+
+
+def _gradients(ctx, to_starts, to_weights, to_momentum, _):
+    *inputs, fresh, starts, momenta = ctx.saved_tensors
+    gradients = (to_starts, to_weights, to_momentum)
+    key, value, factors, shares, learned, _, momentum = inputs
+    tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
+    found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
+    if fresh is None:
+        found[4] = None  # no chunk starts from the learned weights but by `weights`
+    return *found, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
 
 
 def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch, dtype: torch.dtype) -> dict:

@@ -11,6 +11,8 @@ import triton.language as tl
 FIRST = tl.constexpr(3.4445)
 SECOND = tl.constexpr(-4.775)
 THIRD = tl.constexpr(2.0315)
+TRANSPOSES = tl.constexpr(False)
+"""Whether products take a transposed operand; otherwise x and its transpose are both carried through the steps."""
 STEPS = tl.constexpr(5)
 SMALLEST_SQUARE = tl.constexpr(1e-12)
 
@@ -22,18 +24,23 @@ def product(x, y, HALF: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def polynomial(x, HALF: tl.constexpr, PRECISION: tl.constexpr):
+def polynomial(x, xt, HALF: tl.constexpr, PRECISION: tl.constexpr):
     """(M, b M + c M M) of M = x x^T."""
-    square = product(x, tl.trans(x), HALF, PRECISION)
+    if TRANSPOSES:
+        square = product(x, tl.trans(x.to(HALF)), HALF, PRECISION)
+    else:
+        square = product(x, xt, HALF, PRECISION)
     return square, square * SECOND + product(square, square, HALF, PRECISION) * THIRD
 
 
 @triton.jit
-def newton_schulz(x, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """Five steps on x (K, E), whose norm is 1."""
+def newton_schulz(x, xt, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """Five steps on x (K, E), whose norm is 1, and its transpose."""
     for _ in range(STEPS):
-        _, factor = polynomial(x.to(HALF), HALF, PRECISION)
+        _, factor = polynomial(x, xt, HALF, PRECISION)
         x = x * FIRST + product(factor, x, HALF, PRECISION)
+        if not TRANSPOSES:
+            xt = xt * FIRST + product(xt, factor, HALF, PRECISION)
     return x
 
 
