@@ -82,6 +82,10 @@ UseFilter = Annotated[Use, Kind("filter")]
 UseModel = Annotated[Use, Kind("model")]
 UseStage = Annotated[Use, Kind("stage")]
 UseSource = Annotated[Use, Kind("source")]
+UseOptimizer = Annotated[Use, Kind("optimizer")]
+UseSchedule = Annotated[Use, Kind("schedule")]
+UseTokenizer = Annotated[Use, Kind("tokenizer")]
+UseSink = Annotated[Use, Kind("sink")]
 
 
 @attrs.frozen

@@ -11,6 +11,9 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from muse_core.run_contracts import Optimizer, Schedule, Sink, TokenizerMaker, TrainedParameter
+
+__all__ = ["Optimizer", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter"]
 FORMER_NAMES = {
     "Step": "LayerOutput",
     "Output": "ModelOutput",

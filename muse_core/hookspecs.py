@@ -265,6 +265,95 @@ class Hooks:
         Returns: rows whose implementation follows ``contracts.Source``.
         """
 
+    @hookspec
+    def muse_optimizers(self) -> Iterable[Component]:
+        """Update rules; the core's ``adamw`` and ``muon`` are two.
+
+        Example::
+
+            import attrs
+            from muse_core.component import Component
+            from muse_core.hookspecs import hookimpl
+
+            @attrs.frozen(kw_only=True)
+            class SignOptions:
+                '''Steps of the sign of a running mean of the gradient.'''
+                momentum: float = attrs.field(default=0.9, validator=[
+                    attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
+                '''Decay of the running mean.'''
+
+            @hookimpl
+            def muse_optimizers():
+                yield Component("sign", options=SignOptions, implementation="example_sign:Sign")
+
+        Returns: rows whose implementation follows ``contracts.Optimizer``.
+        """
+
+    @hookspec
+    def muse_schedules(self) -> Iterable[Component]:
+        """Learning rates over the updates of a run; the core's ``cosine`` and ``wsd`` are two.
+
+        Example::
+
+            import attrs
+            from muse_core.component import Component
+            from muse_core.hookspecs import hookimpl
+
+            @attrs.frozen(kw_only=True)
+            class RootOptions:
+                '''The inverse square root of the number of updates.'''
+
+            @hookimpl
+            def muse_schedules():
+                yield Component("inverse-root", options=RootOptions, implementation="example_root:InverseRoot")
+
+        Returns: rows whose implementation follows ``contracts.Schedule``.
+        """
+
+    @hookspec
+    def muse_tokenizers(self) -> Iterable[Component]:
+        """How text becomes tokens; the core's ``bytes``, ``bpe``, ``gpt2`` and ``file`` are some.
+
+        Example::
+
+            import attrs
+            from muse_core.component import Component
+            from muse_core.hookspecs import hookimpl
+
+            @attrs.frozen(kw_only=True)
+            class NibbleOptions:
+                '''Two tokens a byte, one for each half.'''
+
+            @hookimpl
+            def muse_tokenizers():
+                yield Component("nibbles", options=NibbleOptions, implementation="example_nibbles:Nibbles")
+
+        Returns: rows whose implementation follows ``contracts.TokenizerMaker``.
+        """
+
+    @hookspec
+    def muse_sinks(self) -> Iterable[Component]:
+        """Where the numbers of a run go besides metrics.jsonl; the core's ``tensorboard`` is one.
+
+        Example::
+
+            import attrs
+            from muse_core.component import Component
+            from muse_core.hookspecs import hookimpl
+
+            @attrs.frozen(kw_only=True)
+            class MailOptions:
+                '''A message at the end of the run.'''
+                to: str
+                '''Who gets it.'''
+
+            @hookimpl
+            def muse_sinks():
+                yield Component("mail", options=MailOptions, implementation="example_mail.sink:Mail")
+
+        Returns: rows whose implementation follows ``contracts.Sink``.
+        """
+
 
 HOOK_OF_KIND = {row.name: row.hook for row in ROWS}
 """The hook that lists the components of a kind."""

@@ -74,6 +74,22 @@ ROWS = (
         "source", "muse_sources", "Source", ("__init__", "fingerprint", "documents"), "sources:SourceSuite",
         '[data]\nuse = "{name}"', "data",
     ),
+    ComponentKind(
+        "optimizer", "muse_optimizers", "Optimizer", ("__init__", "build", "kept"), "optimizers:OptimizerSuite",
+        '[train]\noptimizer = "{name}"', "optimizer",
+    ),
+    ComponentKind(
+        "schedule", "muse_schedules", "Schedule", ("__init__", "factor"), "schedules:ScheduleSuite",
+        '[train]\nschedule = "{name}"', "schedule",
+    ),
+    ComponentKind(
+        "tokenizer", "muse_tokenizers", "TokenizerMaker", ("__init__", "identity", "make", "restore"),
+        "tokenizers:TokenizerSuite", '[data]\ntokenizer = "{name}"', "tokenizer", context=False,
+    ),
+    ComponentKind(
+        "sink", "muse_sinks", "Sink", ("__init__", "row", "event", "end", "close"), "sinks:SinkSuite",
+        '[telemetry]\nsinks = ["{name}"]', "sinks",
+    ),
 )
 """In the order in which listings show them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -44,6 +45,23 @@ class Ends(Protocol):
     finished: bool
     """Read after each step; when true the stage ends as after its last planned step. Depends on ``state_dict`` and
     ``tensors`` alone, so that a resumed run ends where it would have."""
+
+
+class Extends(Protocol):
+    """Optional for schedules: that the first rates do not depend on the length of the run."""
+
+    def unchanged_until(self) -> int:
+        """First updates whose rates every longer schedule shares. ``muse-run --extend`` of a run that has done no more
+        of them gives it the schedule of the longer run; of other runs it goes on with the last rate."""
+        ...
+
+
+class NeedsPackages(Protocol):
+    """Optional for the options of sinks: packages that are asked for before a run is begun. As a class attribute
+    without an annotation it is no option."""
+
+    packages: Mapping[str, str]
+    """Name to import → what to install with pip."""
 
 
 class Checks(Protocol):

@@ -15,10 +15,14 @@ from muse_core.testing.kernel_backends import KernelBackendSuite
 from muse_core.testing.layers import LayerSuite, MemoryLayerSuite
 from muse_core.testing.models import ModelSuite
 from muse_core.testing.monitors import MonitorSuite
+from muse_core.testing.optimizers import OptimizerSuite
 from muse_core.testing.potentials import PotentialSuite
 from muse_core.testing.routers import RouterSuite
+from muse_core.testing.schedules import ScheduleSuite
+from muse_core.testing.sinks import SinkSuite
 from muse_core.testing.sources import SourceSuite
 from muse_core.testing.stages import StageSuite
+from muse_core.testing.tokenizers import TokenizerSuite
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +68,22 @@ class TestSources(SourceSuite):
 
 
 class TestStages(StageSuite):
+    pass
+
+
+class TestOptimizers(OptimizerSuite):
+    pass
+
+
+class TestSchedules(ScheduleSuite):
+    pass
+
+
+class TestTokenizers(TokenizerSuite):
+    pass
+
+
+class TestSinks(SinkSuite):
     pass
 
 

@@ -20,6 +20,7 @@ from .sources import ROOT, file_of, member, members, module
 
 INDEX = "reference/components/index.md"
 METHODS = ("provides", "requires")
+CONTRACTS = ("muse_core/contracts.py", "muse_core/run_contracts.py")
 
 
 def pages(registry: Registry) -> dict[str, str]:
@@ -88,9 +89,15 @@ def _kind(kind: str, rows: list[Registered]) -> str:
         prose(inspect.getdoc(getattr(Hooks, hook)), page),
         f"## Protocol `{protocol}`",
         f"As in [`muse_core.contracts`]({contracts}):",
-        fenced(ast.unparse(member(module("muse_core/contracts.py"), protocol).node)),
+        fenced(ast.unparse(_protocol(protocol))),
     ]
     return "\n\n".join(parts)
+
+
+def _protocol(name: str) -> ast.AST:
+    """The class of ``muse_core.contracts``, where it is written."""
+    found = [one for file in CONTRACTS for one in members(module(file)) if one.name == name]
+    return found[0].node
 
 
 def _component(row: Registered) -> str:

@@ -14,7 +14,8 @@ PROTOCOL = "Protocol"
 def pages() -> dict[str, str]:
     contracts = module("muse_core/contracts.py")
     parts = ["# Contracts", prose(ast.get_docstring(contracts), PAGE), "Everything here is in `muse_core.contracts`."]
-    found = [one for one in members(contracts) if isinstance(one.node, ast.ClassDef)]
+    both = [*members(contracts), *members(module("muse_core/run_contracts.py"))]
+    found = [one for one in both if isinstance(one.node, ast.ClassDef)]
     parts += ["## What is passed"]
     parts += [part for one in found if not _is_protocol(one) for part in _tuple(one)]
     parts += ["## Protocols"]

@@ -8,7 +8,7 @@ import typing
 import attrs
 
 from muse_core.component import Kind
-from muse_core.options.describe import annotation_marker, choices_of, options_of, union_members
+from muse_core.options.describe import annotation_marker, options_of, union_members
 from muse_core.recipe.schema import Recipe
 
 from .components import kind_page
@@ -80,10 +80,10 @@ def _component(table: type) -> list[str]:
 
 
 def _choices(table: type, key: str) -> list[str]:
-    """The tables that a key chooses by ``use``."""
+    """Where the components stand that its keys choose by ``use``."""
     parts = []
     for option in options_of(table):
-        for name, chosen in (choices_of(option.type) or {}).items():
-            parts += [f"### `{key}.{option.key}`: {name}", prose(chosen.__doc__, PAGE)]
-            parts.append(options_section(chosen, PAGE, level=4, prefix=f"{key}.{option.key}.{name}."))
-    return [part for part in parts if part]
+        if not option.inline and (kind := _kind(option.type)):
+            target = link(PAGE, kind_page(kind))
+            parts.append(f"What `{key}.{option.key}` may name, with the options of each: [{kind}]({target}).")
+    return parts

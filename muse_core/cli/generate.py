@@ -68,7 +68,9 @@ def generate(
         drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} | where
         begun = tokenizer.decode(ids)  # as the tokens spell it: the numbers of a task need a space before the next
         if samples > 1:
-            drawn = generation.generate_batch(setup.model, [read] * samples, tokens, **drawing)
+            shown = [_Shown(tokenizer, stop) for _ in range(samples)]
+            ended = lambda row, token: shown[row].add(token) is None  # noqa: E731
+            drawn = generation.generate_batch(setup.model, [read] * samples, tokens, ended=ended, **drawing)
             for number, row in enumerate(drawn):
                 sys.stdout.write(f"--- sample {number + 1}, seed {seed + number}\n{begun}")
                 _show(tokenizer, row, stop)
@@ -115,17 +117,40 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         raise RecipeError(sentence) from error
 
 
+class _Shown:
+    """Text as it is drawn, up to the end of its document or a stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]):
+        from muse_core.model.stopping import UntilStop
+
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._until = UntilStop(stop)
+        self._over = False
+        self._held = ""
+
+    def add(self, token: int) -> str | None:
+        """What may be shown with this token; None when the text is at its end, whose last words ``rest`` has."""
+        if self._over or token == self._tokenizer.separator:
+            self._over = True
+            return None
+        text = self._until.add(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        self._over = self._until.stopped
+        self._held = text if self._over else ""
+        return None if self._over else text
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._held + self._until.add(self._decoder.decode(b"", final=True), final=True)
+
+
 def _show(tokenizer: Any, drawn: Iterable[int], stop: tuple[str, ...]) -> None:
     """Write text as it is drawn, up to the end of its document or a stop string, and a line's end."""
-    from muse_core.model.stopping import UntilStop
-
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    until = UntilStop(stop)
+    shown = _Shown(tokenizer, stop)
     for token in drawn:
-        if token == tokenizer.separator:
+        text = shown.add(token)
+        if text is None:
             break
-        sys.stdout.write(until.add(decoder.decode(tokenizer.decode_bytes([token]))))
+        sys.stdout.write(text)
         sys.stdout.flush()
-        if until.stopped:
-            break
-    sys.stdout.write(until.add(decoder.decode(b"", final=True), final=True) + "\n")
+    sys.stdout.write(shown.rest() + "\n")

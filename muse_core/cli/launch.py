@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,14 @@ from muse_core.training import preview
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.loop import require_compiler
-from muse_core.training.optimizers import rate_factor
 from muse_core.training.run import Run
+from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup, memory_errors, set_up
+from muse_core.training.stop import Interrupted
 from muse_core.training.trained import weights_of_init
+
+LONGEST_DRAWING = 60.0
+"""Seconds that an interrupted run waits for its report."""
 
 
 def fresh(
@@ -187,7 +193,7 @@ def _shown(path: Path) -> str:
 
 def _say_short_warmup(train: Train, display: Display) -> None:
     if train.warmup_steps >= train.steps:
-        reached = rate_factor(train, train.steps - 1)
+        reached = Rates(train)(train.steps - 1)
         display.say(
             f"train.warmup_steps is {train.warmup_steps} and train.steps {train.steps}: the learning rate is still "
             f"rising at the end and reaches {reached:.0%} of its peak",
@@ -230,6 +236,10 @@ def _start(
         if report and any(directory.checkpoints.glob("gen-*")):  # a start that the gate refuses leaves nothing
             _draw(directory, None, 0, display)
         raise
+    except Interrupted:
+        if report:
+            _draw_apart(directory, display)
+        raise
     finally:
         display.finish()
         records.close()
@@ -244,6 +254,25 @@ def _draw(directory: RunDirectory, setup: Setup | None, step: int, display: Disp
 
     display.finish()
     report_of_run(directory.path, setup, step, display.say)
+
+
+def _draw_apart(directory: RunDirectory, display: Display) -> None:
+    """The report of an interrupted run, without a sample, by a process of its own: so a further signal ends it at once,
+    wherever the drawing is, and the exit code stays that of the first."""
+    display.finish()
+    display.say("drawing the report; a further signal leaves it out")
+    command = [sys.executable, "-m", "muse_core", "report", str(directory.path)]
+    try:
+        drawn = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST_DRAWING)
+        missing = (drawn.stderr.strip().splitlines() or ["it failed"])[-1] if drawn.returncode else None
+    except (KeyboardInterrupt, SystemExit):
+        missing = "another signal came"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        missing = str(error)
+    if missing is None:
+        display.say(f"report: {directory.path / 'report.html'}")
+    else:
+        display.say(f"no report was written: {missing}; make it later by muse report {directory.path}")
 
 
 def _kernel_rows(setup: Setup) -> dict[str, str]:

@@ -11,9 +11,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from muse_core.data.tokenizer import Tokenizer, read_tokenizer_file
+from muse_core.data import LEAST_VOCABULARY
+from muse_core.data.sources import read_tokenizer_file
+from muse_core.data.tokenizer import Tokenizer
 from muse_core.errors import DataError
-from muse_core.recipe.schema import LEAST_VOCABULARY
 
 END = "<|endoftext|>"
 LONGEST_WORD = 512

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,16 +15,18 @@ import attrs
 import filelock
 import numpy as np
 
+from muse_core.component import Use
 from muse_core.contracts import Source
 from muse_core.data import overlap, token_files, tokenizers
 from muse_core.data.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
-from muse_core.data.kept import Kept, tokenizer_of
+from muse_core.data.kept import Kept
+from muse_core.data.options import OfRunOptions
 from muse_core.data.sources import cache_folder, open_source
 from muse_core.data.tasks import TaskCorpus, open_task
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizers import Tokenizer
 from muse_core.errors import DataError
-from muse_core.recipe.schema import Data, OfRun
+from muse_core.recipe.schema import Data
 from muse_core.storage.disk import ADVICE
 
 if TYPE_CHECKING:
@@ -214,14 +216,15 @@ def prepare_corpus(
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     if kept is None:
-        return _in_cache(data, source, seed, cache, digest_with(_identity(data.tokenizer)), report, None,
+        return _in_cache(data, source, seed, cache, digest_with(tokenizers.identity(data.tokenizer)), report, None,
                          fingerprint)
     by_run = tokenizers.given(kept.tokenizer)
-    own = digest_with(by_run if isinstance(data.tokenizer, OfRun) else _identity(data.tokenizer))
+    by_recipe = by_run if isinstance(data.tokenizer.options, OfRunOptions) else tokenizers.identity(data.tokenizer)
+    own = digest_with(by_recipe)
     if exact and own != kept.data_digest:
         raise _another(kept)
     if own == kept.data_digest:
-        there = _readable(cache / "corpora" / own[:32], own)
+        there = _readable(cache / "corpora" / own[:32], own, data.tokenizer)
         if there is not None and there.tokenizer.digest == kept.tokenizer.digest:
             return there
     # In a folder of its own: what the text would give today is another tokenizer, or not known without training it.
@@ -229,24 +232,10 @@ def prepare_corpus(
     return attrs.evolve(found, digest=own) if own == kept.data_digest else found
 
 
-def _identity(options: Any) -> str:
-    """What of the tokenizer that a recipe asks for decides the encoded text."""
-    if isinstance(options, OfRun):
-        return tokenizers.given(tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from"))
-    return tokenizers.identity(options)
-
-
-def _made(options: Any, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer itself; ``texts`` are read only where it is learned from them."""
-    if isinstance(options, OfRun):
-        return tokenizer_of(Path(options.from_), asked_by="data.tokenizer.from")
-    return tokenizers.make_tokenizer(options, texts)
-
-
-def _readable(folder: Path, digest: str) -> Corpus | None:
+def _readable(folder: Path, digest: str, chosen: Use) -> Corpus | None:
     """What a folder of the cache holds, or None when it holds nothing usable."""
     try:
-        return _open(folder, digest) if folder.exists() else None
+        return _open(folder, digest, chosen) if folder.exists() else None
     except token_files.Unusable:
         return None
 
@@ -258,7 +247,7 @@ def _in_cache(
     """The corpus of this digest, opened or made. ``tokenizer``: what encodes, where it is not made from the text."""
     corpora = cache / "corpora"
     folder = corpora / digest[:32]
-    if (there := _readable(folder, digest)) is not None:
+    if (there := _readable(folder, digest, data.tokenizer)) is not None:
         return there  # needs no lock, since a folder appears whole, and no right to write
     notices: tuple[str, ...] = ()
     try:
@@ -266,12 +255,12 @@ def _in_cache(
         with filelock.FileLock(corpora / f"{digest[:32]}.lock"):
             if folder.exists():
                 try:
-                    return _open(folder, digest)
+                    return _open(folder, digest, data.tokenizer)
                 except token_files.Unusable as error:
                     notices = (f"the encoded text in {folder} could not be used, so it was made anew: {error}",)
             _encode(data, source, seed, fingerprint, folder, digest, report or _silent, tokenizer)
             try:
-                corpus = _open(folder, digest)
+                corpus = _open(folder, digest, data.tokenizer)
                 return attrs.evolve(corpus, notices=notices + corpus.notices)
             except token_files.Unusable as error:
                 raise DataError(
@@ -285,14 +274,14 @@ def _in_cache(
         ) from error
 
 
-def _open(folder: Path, digest: str) -> Corpus:
+def _open(folder: Path, digest: str, chosen: Use) -> Corpus:
     """Raises Unusable for whatever is not as :func:`_encode` left it."""
     header = token_files.read_header(folder)
     try:
         if header["digest"] != digest:
             raise token_files.Unusable("it holds another corpus")
         return Corpus(
-            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text()),
+            tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), chosen=chosen),
             digest=digest,
             splits={name: token_files.open_split(folder, name, header) for name in SPLITS},
             in_training={str(name): float(share) for name, share in header["in_training"].items()},
@@ -325,10 +314,10 @@ def _encode(
         }
         if tokenizer is None:
             report("making the tokenizer", 0, None)
-            tokenizer = _made(data.tokenizer, (documents.text(i) for i in chosen["train"]))
+            tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))
         files = work / "files"
         files.mkdir()
-        (files / "tokenizer.json").write_text(tokenizer.to_json())
+        (files / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         dtype = token_files.token_dtype(tokenizer.vocabulary_size)
         described = {}
         for name in SPLITS:

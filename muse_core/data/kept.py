@@ -4,12 +4,15 @@ these and no corpus. Imports no torch."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from muse_core.data.options import OfRunOptions
 from muse_core.data.tokenizer import Tokenizer
-from muse_core.data.tokenizers import ByteTokenizer, from_json
+from muse_core.data.tokenizers import Bytes, ByteTokenizer, from_json, given
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe.lock import Lock, read_lock
 from muse_core.storage.disk import read_file, storage_errors
@@ -75,10 +78,18 @@ def read_kept(folder: Path) -> Kept:
     if hashlib.sha256(data).hexdigest() != due:
         raise StorageError(f"{path}: is not the tokenizer of the lock (digests.tokenizer) - restore it from a copy")
     try:
-        tokenizer = from_json(data.decode())
+        tokenizer = from_json(data.decode(), chosen=_named_by(lock))
     except ValueError as error:
         raise StorageError(f"{path}: is not a tokenizer that this version knows: {error}") from error
     return Kept(folder=folder, lock=lock, tokenizer=tokenizer, tokenizer_digest=due)
+
+
+def _named_by(lock: Lock) -> str:
+    """The tokenizer as the recipe in a lock names it; empty where it names none."""
+    data = lock.table["recipe"].get("data", {})
+    tokenizer = data.get("tokenizer") if isinstance(data, dict) else None
+    use = tokenizer.get("use") if isinstance(tokenizer, dict) else tokenizer
+    return use if isinstance(use, str) else ""
 
 
 def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:
@@ -89,3 +100,18 @@ def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:
         return read_kept(newest_folder(run)).tokenizer
     except StorageError as error:
         raise StorageError(f"{asked_by}: {error}") from error
+
+
+class OfRun(Bytes):
+    """The tokenizer that a run keeps; see ``contracts.TokenizerMaker``."""
+
+    def __init__(self, options: OfRunOptions, context: Any):
+        self.options = options
+
+    def identity(self) -> str:
+        """The digest of that tokenizer. StorageError where there is no such run."""
+        return given(self.make(()))
+
+    def make(self, texts: Iterable[str]) -> Tokenizer:
+        """Reads the run alone. StorageError where there is no such run."""
+        return tokenizer_of(Path(self.options.from_), asked_by="data.tokenizer.from")

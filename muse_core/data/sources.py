@@ -14,7 +14,9 @@ import attrs
 from muse_core.component import Use, load
 from muse_core.contracts import Batch, Document, Source
 from muse_core.errors import DataError, MuseError, PluginError
+from muse_core.model.signatures import mismatch
 from muse_core.plugins.raised import raised
+from muse_core.storage.disk import read_file
 
 T = TypeVar("T")
 
@@ -47,22 +49,37 @@ def expanded(path: str, where: str) -> Path:
         raise DataError(f"{where}: {path!r}: there is no such home directory - write the whole path") from error
 
 
+def read_tokenizer_file(path: str) -> str:
+    """Content of a local tokenizer file. DataError when it cannot be read; pipes and devices are refused."""
+    try:
+        return read_file(Path(os.path.realpath(expanded(path, "data.tokenizer")))).decode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the tokenizer file ({error})") from error
+
+
 def open_source(use: Use, cache: Path) -> Source:
     """Build the source that ``use`` names. PluginError when its implementation cannot be imported or built, and later
     when it raises or gives what the contract does not have."""
+    source: Any = CheckedSource(use, built(use, SourceContext(cache=cache)))
+    return source
+
+
+def built(use: Use, context: Any) -> Any:
+    """What a source or a tokenizer is built as. Raises PluginError when its implementation cannot be imported, departs
+    from the contract or raises."""
     try:
         implementation = load(use.implementation)
     except Exception as error:
         raise PluginError(
             f"{use.path or 'data'}: {use.title} cannot be imported ({use.implementation}): {raised(error)}"
         ) from error
-    context = SourceContext(cache=cache)
-    source: Any = CheckedSource(use, _asked(use, "built", lambda: implementation(use.options, context)))
-    return source
+    if sentence := mismatch(use.kind, implementation):
+        raise PluginError(f"{use.path or 'data'}: {use.title} does not keep the contract: {sentence}")
+    return asked(use, "built", lambda: implementation(use.options, context))
 
 
-def _asked(use: Use, what: str, question: Callable[[], T]) -> T:
-    """An answer of a source; what it raises names it."""
+def asked(use: Use, what: str, question: Callable[[], T]) -> T:
+    """An answer of a source or a tokenizer; what it raises names it."""
     try:
         return question()
     except (MuseError, MemoryError):
@@ -85,17 +102,17 @@ class CheckedSource:
 
     def fingerprint(self) -> str:
         """See ``contracts.Source``."""
-        found = _asked(self._use, "asked for its fingerprint", self._source.fingerprint)
+        found = asked(self._use, "asked for its fingerprint", self._source.fingerprint)
         if not isinstance(found, str) or not found:
             raise self._departed(f"its fingerprint is {found!r} where a text is due")
         return found
 
     def documents(self) -> Iterator[Document]:
         """See ``contracts.Source``."""
-        documents = _asked(self._use, "asked for documents", lambda: iter(self._source.documents()))
+        documents = asked(self._use, "asked for documents", lambda: iter(self._source.documents()))
         end = object()
         for number in itertools.count():
-            document: Any = _asked(self._use, f"reading document {number}", lambda: next(documents, end))
+            document: Any = asked(self._use, f"reading document {number}", lambda: next(documents, end))
             if document is end:
                 return
             if not isinstance(document, Document):
@@ -107,7 +124,7 @@ class CheckedSource:
             yield document
 
     def _examples(self, examples: Callable[..., Batch], split: str, indices: Any, length: int) -> Batch:
-        batch = _asked(self._use, f"making examples of {split!r}", lambda: examples(split, indices, length))
+        batch = asked(self._use, f"making examples of {split!r}", lambda: examples(split, indices, length))
         if not isinstance(batch, Batch):
             raise self._departed(f"examples returned a {type(batch).__name__} where contracts.Batch is due")
         due = (len(indices), length)

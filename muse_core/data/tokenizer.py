@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
-
-from muse_core.data.sources import expanded
-from muse_core.errors import DataError
-from muse_core.storage.disk import read_file
 
 
 class Tokenizer(ABC):
@@ -61,11 +55,3 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """As text; bytes that are not UTF-8, such as half a character, become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
-
-
-def read_tokenizer_file(path: str) -> str:
-    """Content of a local tokenizer file. DataError when it cannot be read; pipes and devices are refused."""
-    try:
-        return read_file(Path(os.path.realpath(expanded(path, "data.tokenizer")))).decode()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read the tokenizer file ({error})") from error

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters, restore
-from muse_core.data.sources import expanded
-from muse_core.data.tokenizer import read_tokenizer_file
+from muse_core.data.sources import expanded, read_tokenizer_file
 from muse_core.errors import DataError
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"

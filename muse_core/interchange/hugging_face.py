@@ -18,7 +18,7 @@ from torch import nn
 
 from muse_core import __version__
 from muse_core.building import build_model, kernel_backends
-from muse_core.data.byte_pair import END, byte_characters
+from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer, Numbers
 from muse_core.errors import RecipeError, StorageError
@@ -134,17 +134,24 @@ def requirements(checked: Checked) -> dict[str, str]:
 
 
 def library_tokenizer(tokenizer: Tokenizer) -> tuple[Any, str]:
-    """As a tokenizer of the library ``tokenizers``, with the separator as a special token, and that token's name."""
+    """As a tokenizer of the library ``tokenizers``, with the separator as a special token, and that token's name.
+
+    Raises RecipeError for one that the library does not have.
+    """
     import tokenizers
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-    if isinstance(tokenizer, ByteTokenizer):
+    if type(tokenizer) is ByteTokenizer:
         names = byte_characters()
         found = tokenizers.Tokenizer(models.BPE({name: value for value, name in enumerate(names)}, []))
         found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         found.decoder = decoders.ByteLevel()
-    else:
+    elif type(tokenizer) is BytePairTokenizer:
         found = tokenizers.Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_json())["model"]))
+    else:
+        kind = json.loads(tokenizer.to_json()).get("kind")
+        raise RecipeError(f"its tokenizer, {kind!r}, is neither of bytes nor of byte pairs, which transformers could "
+                          "read, so that it cannot be exported; muse_core.load opens the run in Python")
     separator = found.id_to_token(tokenizer.separator) or END
     if tokenizer.separator not in found.get_added_tokens_decoder():
         found.add_special_tokens([AddedToken(separator, special=True, normalized=False)])

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from muse_core import __version__
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.schema import SCHEMA, SHARED
-
-
-class Sink(Protocol):
-    """Where rows go besides metrics.jsonl."""
-
-    def row(self, row: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
+from muse_core.metrics.sinks import Sinks
 
 
 class Listener(Protocol):
@@ -38,12 +31,13 @@ class Telemetry:
         self,
         records: Records,
         earlier: Iterable[Mapping[str, Any]] = (),
-        sinks: Sequence[Sink] = (),
         listener: Listener | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
     ):
         self.records = records
         self.listener = listener
-        self.sinks = tuple(sinks)
+        self.say = say
+        self.sinks = Sinks(self._about_sinks)
         self.stage = 0
         """Number of the stage that rows are written for."""
         self._steps: list[int] = []
@@ -70,21 +64,27 @@ class Telemetry:
         self.records.metrics(row)
         if self.listener is not None:
             self.listener.row(row)
-        for sink in self.sinks:
-            sink.row(row)
+        self.sinks.row(row)
         return row
 
     def event(self, row: Mapping[str, Any]) -> None:
+        self._event(row)
+        self.sinks.event(row)
+
+    def _event(self, row: Mapping[str, Any]) -> None:
         self.records.event(row)
         if self.listener is not None:
             self.listener.event(row)
+
+    def _about_sinks(self, row: dict[str, Any]) -> None:
+        self._event(row)
+        self.say(f"warning: {row['reason']}")
 
     def sync(self) -> None:
         self.records.sync()
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        self.sinks.close()
 
     def _follow(self, step: int, perplexity: float) -> float | None:
         """The difference to the row before ``step``; what was known of this step and later ones is forgotten."""

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from muse_core.errors import RecipeError
+from muse_core.metrics.options import TensorBoardOptions
+from muse_core.metrics.sinks import SinkContext, scalars
 from muse_core.storage.disk import storage_errors
-
-
-def require_tensorboard() -> None:
-    """Raises RecipeError where the package is missing."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise RecipeError(
-            "telemetry.tensorboard: the package tensorboard is not installed - pip install 'muse-core[tensorboard]', "
-            "or leave the option out: metrics.jsonl has the same numbers"
-        )
 
 
 class TensorBoard:
@@ -26,25 +16,30 @@ class TensorBoard:
     A stretch that is repeated after a rollback or a resumption replaces the one before it.
     """
 
-    def __init__(self, run_directory: Path):
-        require_tensorboard()
-        self.folder = run_directory / "tensorboard"
+    def __init__(self, options: TensorBoardOptions, context: SinkContext):
+        self.folder = context.run / "tensorboard"
         self._writer: Any = None
         self._stage, self._step = 0, -1
 
     def row(self, row: Mapping[str, Any]) -> None:
+        """The numbers of a row."""
         stage, step = row.get("stage", self._stage), row.get("step", max(self._step, 0))
-        prefix = f"{row['event']}/{row['length']}" if "length" in row else row["event"]
         with storage_errors("write for TensorBoard", self.folder):
             if self._writer is None or stage != self._stage or step < self._step:
                 self._open(stage, step)
             self._stage, self._step = stage, step
-            for key, value in row.items():
-                if type(value) in (int, float) and key not in ("step", "stage", "length"):
-                    self._writer.add_scalar(f"{prefix}/{key}", value, step)
+            for tag, value in scalars(row).items():
+                self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 
+    def event(self, row: Mapping[str, Any]) -> None:
+        """Events are no scalars."""
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """The last evaluation is among the rows."""
+
     def close(self) -> None:
+        """Closes the file."""
         if self._writer is not None:
             with storage_errors("close the TensorBoard file in", self.folder):
                 self._writer.close()

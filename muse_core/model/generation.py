@@ -102,6 +102,7 @@ def generate_batch(
     top_p: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
+    ended: Callable[[int, int], bool] | None = None,
     stream_period: int = 1,
     device: str | torch.device = "cpu",
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -109,7 +110,9 @@ def generate_batch(
     """``tokens`` ids after each prompt, as ``generate`` with the seeds ``seed``, ``seed + 1``, … draws them one by one.
 
     Prompts of equal length are read and continued together; others apart, so that nothing is padded and every row has
-    its own place on the grid of the periods. Raises as ``generate``.
+    its own place on the grid of the periods. ``ended(row, token)``, told every token in its order, says whether the row
+    has come to its end: once all that are continued together have, no more is drawn of them. A row that ended before
+    the others has tokens after its end. Raises as ``generate``.
     """
     _check(prompts, temperature, top_p, top_k)
     drawn: list[list[int]] = [[] for _ in prompts]
@@ -118,12 +121,16 @@ def generate_batch(
         generators = [torch.Generator("cpu").manual_seed(seed + row) for row in rows]
         stream = Stream(model, stream_period=stream_period, device=device, precision=precision)
         scores = stream.prefill(torch.tensor([list(prompts[row]) for row in rows]))
+        over: set[int] = set()
         for number in range(tokens):
             for place, row in enumerate(rows):
                 drawn[row].append(
                     sample(scores[place], temperature=temperature, top_p=top_p, top_k=top_k,
                            generator=generators[place])
                 )
+            over.update(row for row in rows if row not in over and ended is not None and ended(row, drawn[row][-1]))
+            if len(over) == len(rows):
+                break
             if number + 1 < tokens:
                 scores = stream.read(torch.tensor([[drawn[row][-1]] for row in rows]))[:, -1]
     return drawn

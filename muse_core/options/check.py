@@ -11,7 +11,6 @@ from muse_core.component import Kind, Use
 from muse_core.kinds import NAMESPACE
 from muse_core.options.describe import (
     annotation_marker,
-    choices_of,
     field_documentation,
     key_of,
     type_description,
@@ -88,7 +87,7 @@ def documentation_faults(options: type) -> list[str]:
 
 def type_fault(annotation: Any, *, within_list: bool = False) -> str | None:
     """Why a recipe cannot hold values of this type; None when it can."""
-    if annotation_marker(annotation, Kind) or choices_of(annotation):
+    if annotation_marker(annotation, Kind):
         return None
     if typing.get_origin(annotation) is typing.Annotated:
         return type_fault(annotation.__origin__, within_list=within_list)

@@ -18,9 +18,6 @@ import attrs
 from muse_core.component import Kind, PathMark
 from muse_core.options.ranges import Range, range_of
 
-CHOICE = "options"
-"""Attribute that marks an annotation as a choice among tables of the core's own (``schema.Choice``)."""
-
 
 @attrs.frozen(kw_only=True)
 class Option:
@@ -157,14 +154,6 @@ def annotation_marker(annotation: Any, of: type) -> Any | None:
     return next((extra for extra in annotation.__metadata__ if isinstance(extra, of)), None)
 
 
-def choices_of(annotation: Any) -> Mapping[str, type] | None:
-    """Tables of a ``Choice`` annotation by ``use``."""
-    for extra in getattr(annotation, "__metadata__", ()):
-        if isinstance(getattr(extra, CHOICE, None), Mapping):
-            return getattr(extra, CHOICE)
-    return None
-
-
 def union_members(annotation: Any) -> tuple[Any, ...]:
     """Members of a union; the type itself otherwise."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -172,14 +161,17 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+def article(noun: str) -> str:
+    """The indefinite article before a noun."""
+    return "an" if noun[0] in "aeiou" else "a"
+
+
 def type_description(annotation: Any) -> str:
     """A type in words, for help and messages: "a whole number", "a list of filters"."""
     if kind := annotation_marker(annotation, Kind):
-        return f"a {kind.name}"
+        return f"{article(kind.name)} {kind.name}"
     if path := annotation_marker(annotation, PathMark):
         return "a name or a path" if path.or_name else "a path"
-    if choices := choices_of(annotation):
-        return " or ".join(repr(name) for name in choices)
     members = [member for member in union_members(annotation) if member is not type(None)]
     if len(members) > 1:
         return " or ".join(type_description(member) for member in members)
@@ -201,5 +193,6 @@ def _literal(value: Any) -> str:
 def _spoken_list(members: tuple[Any, ...]) -> str:
     if len(members) == 2 and members[1] is Ellipsis:
         item = type_description(members[0])
-        return "a list of " + (f"{item[2:]}s" if item.startswith("a ") else item)
+        first, _, noun = item.partition(" ")
+        return "a list of " + (f"{noun}s" if first in ("a", "an") else item)
     return f"a list of {len(members)}: " + ", ".join(type_description(member) for member in members)

@@ -69,6 +69,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("source", "state-of-the-union"),
     ),
     "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
+    "muse-trackers": (("sink", "trackio"), ("sink", "wandb")),
     "muse-triton-bk": (("kernel backend", "triton"),),
     "muse-zeta-init": (
         ("initializer", "orthogonal"),

@@ -10,7 +10,7 @@ import attrs
 
 from muse_core.component import Kind
 from muse_core.kinds import NAMESPACE
-from muse_core.options.describe import Option, annotation_marker, choices_of, options_of, union_members
+from muse_core.options.describe import Option, annotation_marker, options_of, union_members
 from muse_core.options.ranges import Range
 from muse_core.plugins import Registered, Registry
 from muse_core.recipe.schema import Recipe
@@ -71,12 +71,6 @@ class _Writer:
     def of_type(self, annotation: Any, option: Option | None = None) -> dict[str, Any]:
         if kind := annotation_marker(annotation, Kind):
             return self.chosen(kind.name, option, {}, ())
-        if choices := choices_of(annotation):
-            default = option.default if option else None
-            return {"anyOf": [
-                {"enum": list(choices)},
-                *(self.named(name, cls, cls.__name__, {}, default == name) for name, cls in choices.items()),
-            ]}
         members = [member for member in union_members(annotation) if member is not type(None)]
         if len(members) > 1:
             return {"anyOf": [self.of_type(member) for member in members]}

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from muse_core.component import Use
-from muse_core.options.describe import choices_of, is_inline, key_of, types_of, union_members
+from muse_core.options.describe import is_inline, key_of, types_of, union_members
 from muse_core.plugins import Registry
 
 
@@ -29,9 +29,6 @@ def _plain(value: Any, annotation: Any, registry: Registry) -> Any:
     if isinstance(value, Use):
         reference = registry.reference(value.kind, value.name, value.distribution)
         return {"use": reference, **as_table(value.options, registry)}
-    if choices := choices_of(annotation):
-        name = next(name for name, cls in choices.items() if type(value) is cls)
-        return {"use": name, **as_table(value, registry)}
     if isinstance(value, tuple):
         return [_plain(item, _item_type(annotation), registry) for item in value]
     if attrs.has(type(value)):

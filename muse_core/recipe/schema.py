@@ -1,13 +1,13 @@
 """What a recipe holds: attrs classes whose fields are the keys, defaults the defaults, docstrings the help.
 
-Imports no torch. ``UseSource`` and its like mark a component; ``Choice`` a table of the core's own chosen by ``use``;
-a component field marked ``inline`` takes every key of its table that the class does not name itself.
+Imports no torch. ``UseSource`` and its like mark a component; a component field marked ``inline`` takes every key of
+its table that the class does not name itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import attrs
 from attrs import field, validators
@@ -18,74 +18,20 @@ from muse_core.component import (
     UseKernelBackend,
     UseModel,
     UseMonitor,
+    UseOptimizer,
+    UseSchedule,
+    UseSink,
     UseSource,
     UseStage,
+    UseTokenizer,
 )
 from muse_core.options.renames import RENAMES
 
-LEAST_VOCABULARY = 300
-"""Of byte-pair encoding: 256 bytes, the separator and a few merges."""
 POSITIVE = validators.ge(1)
 FRACTION = validators.and_(validators.ge(0.0), validators.le(1.0))
-DECAY = [validators.ge(0.0), validators.lt(1.0)]
-"""A mean with decay 1 never moves, and its correction for the start divides by zero."""
-
-
-@attrs.frozen(eq=False)
-class Choice:
-    """Annotation for one of the core's own tables, by ``use``; a bare string means that one with its defaults. Two
-    choices are never equal, since converters remember types by equality."""
-
-    options: Mapping[str, type]
-
 
 INLINE = {"inline": True}
 """Field metadata: the component's ``use`` and options stand in this very table."""
-
-
-@attrs.frozen(kw_only=True)
-class Bytes:
-    """Every UTF-8 byte is a token; 256 tokens and one that separates documents."""
-
-
-@attrs.frozen(kw_only=True)
-class BytePair:
-    """Byte-level byte-pair encoding, trained on the training split."""
-
-    vocabulary: int = field(default=8192, validator=[validators.ge(LEAST_VOCABULARY), validators.le(1_000_000)])
-    """Number of tokens, the separator included."""
-
-
-@attrs.frozen(kw_only=True)
-class GPT2:
-    """GPT-2's byte-pair encoding from local files."""
-
-    vocab: RecipePath
-    """Path of vocab.json, relative to the recipe."""
-    merges: RecipePath
-    """Path of merges.txt, relative to the recipe."""
-
-
-@attrs.frozen(kw_only=True)
-class TokenizerFile:
-    """A byte-level encoding of the library tokenizers, as tokenizer.json or a directory of Hugging Face holds it."""
-
-    path: RecipePath
-    """Path of tokenizer.json or of a directory with it, relative to the recipe."""
-    separator: str | None = None
-    """The special token that stands before every document. Default: the end-of-text token that tokenizer_config.json
-    names, else <|endoftext|>, else a new one."""
-
-
-@attrs.frozen(kw_only=True)
-class OfRun:
-    """The tokenizer that a run keeps in its directory. A table with ``from`` needs no ``use``."""
-
-    from_: RecipePath = field(metadata={"key": "from"})
-    """Run directory."""
-
-
-TOKENIZERS = {"bytes": Bytes, "bpe": BytePair, "gpt2": GPT2, "file": TokenizerFile, "run": OfRun}
 
 
 @attrs.frozen(kw_only=True)
@@ -94,7 +40,7 @@ class Data:
 
     source: UseSource = field(default="state-of-the-union", metadata=INLINE)
     """Where the text comes from."""
-    tokenizer: Annotated[Any, Choice(TOKENIZERS)] = "bytes"
+    tokenizer: UseTokenizer = "bytes"
     """How text becomes tokens. With ``init.from`` the default is that run's: ``{ from = RUN }``."""
     order: Literal["permuted", "streams"] = "permuted"
     """permuted: windows in an order that is a function of seed, epoch and index. streams: every row of a batch reads
@@ -115,37 +61,6 @@ class Data:
     MUSE_CACHE."""
 
 
-@attrs.frozen(kw_only=True)
-class AdamW:
-    """Adam with decoupled weight decay."""
-
-    beta1: float = field(default=0.9, validator=DECAY)
-    """Decay of the first moment."""
-    beta2: float = field(default=0.95, validator=DECAY)
-    """Decay of the second moment."""
-    epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
-    """Added to the denominator."""
-
-
-@attrs.frozen(kw_only=True)
-class Muon:
-    """Orthogonalised momentum for hidden matrices, AdamW at ``train.learning_rate`` for everything else."""
-
-    learning_rate: float = field(default=0.02, validator=validators.gt(0.0))
-    """Rate of the matrices."""
-    momentum: float = field(default=0.95, validator=DECAY)
-    """Momentum of the matrices."""
-    beta1: float = field(default=0.9, validator=DECAY)
-    """AdamW's decay of the first moment."""
-    beta2: float = field(default=0.95, validator=DECAY)
-    """AdamW's decay of the second moment."""
-    epsilon: float = field(default=1e-8, validator=validators.gt(0.0))
-    """AdamW's addition to the denominator."""
-
-
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
-
-
 CLIP_HINT = "to clip nothing, write a large number, as 1e9"
 
 
@@ -163,14 +78,16 @@ class Train:
     """Sequences per forward pass on one rank; gradients accumulate. Default: all at once."""
     sequence_length: int = field(default=256, validator=POSITIVE)
     """Tokens per sequence."""
-    optimizer: Annotated[Any, Choice(OPTIMIZERS)] = "adamw"
+    optimizer: UseOptimizer = "adamw"
     """Update rule."""
     learning_rate: float = field(default=3e-3, validator=validators.gt(0.0))
     """Peak learning rate."""
+    schedule: UseSchedule = "cosine"
+    """The learning rate over the steps, as shares of the peak."""
     warmup_steps: int = field(default=50, validator=validators.ge(0))
     """Steps of linear warm-up."""
     final_rate: float = field(default=0.1, validator=FRACTION)
-    """Learning rate at the last step as a share of the peak; a cosine leads there."""
+    """Learning rate at the last step as a share of the peak; the schedule leads there."""
     weight_decay: float = field(default=0.1, validator=validators.ge(0.0))
     """Decoupled decay of matrices and embeddings; vectors and dynamics have none."""
     clip_norm: float = field(default=1.0, validator=validators.gt(0.0), metadata={"hint": CLIP_HINT})
@@ -240,7 +157,10 @@ class Telemetry:
     """Where the numbers of a run go besides metrics.jsonl."""
 
     tensorboard: bool = False
-    """Write them for TensorBoard too, into the folder tensorboard of the run; needs muse-core[tensorboard]."""
+    """Write them for TensorBoard too, into the folder tensorboard of the run; needs muse-core[tensorboard]. The same as
+    ``sinks = ["tensorboard"]``."""
+    sinks: tuple[UseSink, ...] = ()
+    """Where else they go, in this order. A sink that fails is said and recorded, and the run goes on without it."""
 
 
 @attrs.frozen(kw_only=True)

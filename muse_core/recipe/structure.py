@@ -17,7 +17,7 @@ from muse_core.component import Kind, PathMark, Use
 from muse_core.kinds import NAMESPACE
 from muse_core.options.describe import (
     annotation_marker,
-    choices_of,
+    article,
     is_inline,
     key_of,
     type_description,
@@ -25,6 +25,7 @@ from muse_core.options.describe import (
     union_members,
 )
 from muse_core.plugins import UnknownComponent
+from muse_core.plugins.discovery import CORE
 from muse_core.plugins.near import suggestion
 from muse_core.recipe.nodes import ABSENT, InvalidValue, Node
 from muse_core.recipe.paths import written
@@ -53,9 +54,6 @@ def make_converter() -> cattrs.Converter:
     def component(node: Node, annotation: Any) -> Use:
         return _component(converter, node, annotation_marker(annotation, Kind).name)
 
-    def choice(node: Node, annotation: Any) -> Any:
-        return _choice(converter, node, choices_of(annotation))
-
     def path(node: Node, annotation: Any) -> str:
         return local_path(node, annotation_marker(annotation, PathMark))
 
@@ -68,7 +66,6 @@ def make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda t: len(union_members(t)) > 1, one_of)
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Annotated, plain)
     converter.register_structure_hook_func(lambda t: annotation_marker(t, PathMark) is not None, path)
-    converter.register_structure_hook_func(lambda t: choices_of(t) is not None, choice)
     converter.register_structure_hook_func(lambda t: annotation_marker(t, Kind) is not None, component)
     return converter
 
@@ -191,7 +188,7 @@ def _default(field: attrs.Attribute) -> Any:
 
 
 def _chosen(node: Node, what: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
-    """The name and the other keys of a value that chooses ``what``, a component or one of the core's tables."""
+    """The name and the other keys of a value that chooses ``what``, a component."""
     if isinstance(node.value, str):
         return node.value, {}
     if not isinstance(node.value, Mapping):
@@ -219,7 +216,8 @@ def _use_path(node: Node) -> Path:
 def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
     rows = node.diagnostics.registry.rows()
     known = dict.fromkeys(row.name for row in rows if kind in (row.kind, NAMESPACE[row.kind]))
-    name, table = _chosen(node, f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}", known)
+    node = _with_name(node, kind)
+    name, table = _chosen(node, f"{article(kind)} {kind}", known)
     try:
         row = node.diagnostics.registry.find(kind, name)
     except UnknownComponent as error:
@@ -252,23 +250,16 @@ def _upgraded(node: Node, row: Any, table: dict[str, Any], owner: str) -> dict[s
     return upgraded
 
 
-def _choice(converter: cattrs.Converter, node: Node, tables: Mapping[str, type]) -> Any:
-    if isinstance(node.value, tuple(tables.values())):
-        return node.value
-    if isinstance(node.value, Mapping) and "use" not in node.value and (name := _told_by_keys(node.value, tables)):
-        node = attrs.evolve(node, value={"use": name, **node.value})
-    name, table = _chosen(node, "a table", tables)
-    if name not in tables:
-        node.diagnostics.report(_use_path(node), f"there is no {name[:64]!r}{suggestion(name, tables, 'there are')}")
-        raise InvalidValue
-    return _table(converter, attrs.evolve(node, value=table), tables[name], name)
-
-
-def _told_by_keys(table: Mapping[str, Any], tables: Mapping[str, type]) -> str | None:
-    """The one choice that has required keys, all of them in this table; None when there is none or several."""
+def _with_name(node: Node, kind: str) -> Node:
+    """A table without ``use`` where one component of the core alone has required keys, all of them in it: then it is
+    meant, as ``{ from = RUN }``. Plugins never change what such a table means."""
+    table = node.value
+    if not isinstance(table, Mapping) or "use" in table or not isinstance(node.default, str):
+        return node
+    rows = [row for row in node.diagnostics.registry.rows(kind) if row.distribution == CORE]
     needed = {
-        name: {key_of(field) for field in attrs.fields(cls) if field.default is attrs.NOTHING}
-        for name, cls in tables.items()
+        row.name: {key_of(field) for field in attrs.fields(row.component.options) if field.default is attrs.NOTHING}
+        for row in rows
     }
     found = [name for name, keys in needed.items() if keys and keys <= table.keys()]
-    return found[0] if len(found) == 1 else None
+    return attrs.evolve(node, value={"use": found[0], **table}) if len(found) == 1 else node

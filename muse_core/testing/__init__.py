@@ -12,18 +12,23 @@ WHERE = {
     "build_component": "building",
     "registry_with": "loose",
     "small_context": "building",
+    "ExternalLayerSuite": "external",
     "FilterSuite": "filters",
     "InitializerSuite": "initializers",
     "KernelBackendSuite": "kernel_backends",
     "LayerSuite": "layers",
     "ModelSuite": "models",
     "MonitorSuite": "monitors",
+    "OptimizerSuite": "optimizers",
     "PluginSuite": "distributions",
     "PotentialSuite": "potentials",
     "RouterSuite": "routers",
+    "ScheduleSuite": "schedules",
+    "SinkSuite": "sinks",
     "SourceSuite": "sources",
     "StageSuite": "stages",
     "Suite": "suite",
+    "TokenizerSuite": "tokenizers",
 }
 """Public name → module of this package."""
 

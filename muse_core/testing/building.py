@@ -13,6 +13,7 @@ from muse_core.data.sources import SourceContext
 from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
 from muse_core.kinds import BY_NAME
+from muse_core.metrics.sinks import SinkContext
 from muse_core.model.context import Context
 from muse_core.model.kernels import BoundKernels, ranked
 from muse_core.model.seeding import generator_of
@@ -21,6 +22,7 @@ from muse_core.recipe.nodes import Diagnostics, InvalidValue, Node
 from muse_core.recipe.structure import make_converter
 from muse_core.testing.cases import installed
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.rule_context import OptimizerContext, ScheduleContext
 
 OF_CONTEXT = {
     "potential": {"heads": 4},
@@ -46,6 +48,11 @@ def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, regi
     except InvalidValue:
         lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in diagnostics.problems]
         raise RecipeError(lines) from None
+
+
+def chosen(kind: str, name: str, /, **options: Any) -> Use:
+    """``resolve`` with the options as keywords, among what is installed."""
+    return resolve(kind, name, options)
 
 
 def build_component(
@@ -81,6 +88,13 @@ def build_component(
     kernels = bound_kernels(dtype, registry, device)
     if kind == "source":
         return construct(use, SourceContext(cache=Path(tempfile.gettempdir()) / "muse-test-cache"))
+    if kind == "optimizer":
+        return construct(use, OptimizerContext(learning_rate=0.01, weight_decay=0.1))
+    if kind == "schedule":
+        return construct(use, ScheduleContext(steps=200, warmup_steps=20, final_rate=0.1))
+    if kind == "sink":
+        run = Path(tempfile.mkdtemp(prefix="muse-test-run-"))
+        return construct(use, SinkContext(run=run, name="test", seed=seed, recipe={"name": "test"}, attempt=1))
     if kind == "safety monitor":
         return construct(use, monitor_context(use.name, kernels, seed=seed))
     if kind == "model":

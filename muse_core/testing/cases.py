@@ -52,11 +52,12 @@ def registered_cases(registry: Registry, kind: str, folder: Path) -> list[Case]:
 def cases_of(row: Registered, folder: Path, reference: str | None = None) -> list[Case]:
     """The defaults, every other value of each option that is a bool or a Literal, and the tables that the options
     class returns from ``examples(folder)``, a static method for components whose defaults are not enough to build
-    them; ``folder`` is an empty scratch folder for files that they name."""
+    them; ``folder`` is an empty scratch folder for files that they name. Examples are all cases of a class that says
+    ``writes_elsewhere = True``: its defaults reach a server or the user's own folders."""
     options = row.component.options
     tables: list[tuple[dict[str, Any], bool]] = []
     examples = getattr(options, "examples", None)
-    if examples is None or not _required(options):
+    if examples is None or not (_required(options) or getattr(options, "writes_elsewhere", False)):
         tables.append(({}, False))
         tables += [(table, True) for table in alternatives(options)]
     if examples is not None:

@@ -23,12 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if suite is None or not getattr(suite, "conformance", False):
             continue
         assert isinstance(item, pytest.Function)
-        unknown = [name for name in suite.expected_failures if not hasattr(suite, name)]
+        unknown = [name for name in suite.expected_failures if not hasattr(suite, name.partition("[")[0])]
         if unknown:
             raise pytest.UsageError(f"{suite.__name__}.expected_failures names no test: {', '.join(unknown)}")
-        reason = suite.expected_failures.get(item.function.__name__)
-        if reason is not None:
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        for name, reason in suite.expected_failures.items():
+            function, _, variant = name.rstrip("]").partition("[")
+            if function == item.function.__name__ and variant in item.name:
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture

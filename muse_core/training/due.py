@@ -52,16 +52,18 @@ def check_moments(optimizers: Optimizers, tensors: Mapping[str, Tensor]) -> None
         key, _, name = full.partition("/")
         if name not in optimizers.names:
             raise _wrong("optimizer", full, "belongs to no parameter that this stage trains")
-        if key not in optimizers.keys_of(name):
+        due = optimizers.due_of(name)
+        if key not in due:
             raise _wrong(
                 "optimizer", full, f"is of another optimiser: {optimizers.kind_of(name)} keeps "
-                f"{', '.join(optimizers.keys_of(name))}. Moments of one cannot be used by another - put the recipe's "
+                f"{', '.join(due)}. Moments of one cannot be used by another - put the recipe's "
                 "train.optimizer back, or begin a new run with init.from, which takes the weights and no moments"
             )
-        shape = () if key == "step" else tuple(optimizers.names[name].shape)
-        if tuple(value.shape) != shape or not value.is_floating_point():
+        like = due[key]
+        if value.shape != like.shape or value.is_floating_point() != like.is_floating_point():
             there = f"{value.dtype} of shape {tuple(value.shape)}"
-            raise _wrong("optimizer", full, f"is {there}; floating-point numbers of shape {shape} are due")
+            numbers = "floating-point" if like.is_floating_point() else "whole"
+            raise _wrong("optimizer", full, f"is {there}; {numbers} numbers of shape {tuple(like.shape)} are due")
         found.setdefault(name, set()).add(key)
     for name, keys in found.items():
         if missing := [key for key in optimizers.keys_of(name) if key not in keys]:

@@ -12,6 +12,7 @@ from muse_core.recipe.schema import Recipe
 from muse_core.recipe.writing import to_toml
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
+from muse_core.training.schedules import Rates
 
 LENGTH = ("recipe.train.steps", "recipe.train.schedule_steps")
 """The keys of a lock that a longer run changes."""
@@ -28,20 +29,24 @@ class Longer:
 
     @classmethod
     def of(cls, directory: RunDirectory, recipe: Recipe, *, steps: int | None, extend: int | None) -> Longer:
-        """``steps`` in all, with the schedule of a run of that length from here on; or ``extend`` steps more, with the
-        rate of the last step of the present schedule. Raises RecipeError for a length that the run has passed and for
-        a run of several stages."""
+        """``steps`` in all, with the schedule of a run of that length from here on; or ``extend`` steps more. These
+        have the rate of the last step of the present schedule, unless the run has done only steps whose rates a longer
+        schedule shares (the stable phase of wsd): then the schedule is that of the longer run, and no rate jumps.
+        Raises RecipeError for a length that the run has passed and for a run of several stages."""
         if len(recipe.stages) > 1:
             raise RecipeError("--steps, --extend: this run has several stages, each with its own steps, and cannot be "
                               "made longer - start another run from it with init.from")
         train = recipe.train
-        if extend is not None:
-            return cls(
-                before=train.steps, steps=train.steps + extend, schedule_steps=train.schedule_steps or train.steps
-            )
-        assert steps is not None
         found = Checkpoints(directory.path).generations()
         done = found[0].step if found else 0
+        if extend is not None:
+            longer = train.steps + extend
+            span = train.schedule_steps or train.steps
+            unchanged = Rates(train).unchanged_until
+            if unchanged and done <= unchanged:
+                span = max(longer, span)
+            return cls(before=train.steps, steps=longer, schedule_steps=None if span == longer else span)
+        assert steps is not None
         if steps < done:
             raise RecipeError(f"--steps {steps}: the run has done {done} steps - name at least as many")
         return cls(before=train.steps, steps=steps, schedule_steps=None)

@@ -22,7 +22,8 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
-from muse_core.training.optimizers import clip, gradient_numbers, norms, rate_factor, state_numbers
+from muse_core.training.optimizers import clip, gradient_numbers, norms, state_numbers
+from muse_core.training.schedules import Rates
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
 
@@ -54,6 +55,9 @@ class Loop:
     evaluation_due: bool = False
     """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
     checkpoint and it."""
+
+    rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
+    """Share of the peak rate by the number of updates."""
 
     @property
     def done(self) -> bool:
@@ -90,7 +94,7 @@ class Loop:
                 if at.step == 0:
                     self._say_steep_start(values["gradient_norm"])
                 clip(parameters, values["gradient_norm"], train.clip_norm)
-                state.optimizers.step(rate_factor(train, at.accepted) * self.incidents.rate)
+                state.optimizers.step(self.rates(at.accepted) * self.incidents.rate)
                 fault_point("post_step", state.model)
                 at.accepted += 1
                 at.tokens += int(values["tokens"])
@@ -208,7 +212,7 @@ class Loop:
             "perplexity": math.exp(min(entropy, 700.0)) if math.isfinite(entropy) else math.nan,
             "bits_per_byte": entropy * values["tokens"] / math.log(2) / max(values["bytes"], 1.0),
             "learning_rate": self.recipe.train.learning_rate
-            * rate_factor(self.recipe.train, max(self.state.at.accepted - 1, 0))
+            * self.rates(max(self.state.at.accepted - 1, 0))
             * self.incidents.rate,
             "tokens_per_second": tokens_per_second,
             "seconds": self.state.at.seconds,

@@ -1,92 +1,49 @@
-"""AdamW, or Muon for hidden matrices beside AdamW for the rest, with state keyed by parameter name; and the checks of
-gradients, weights and moments before an update."""
+"""The optimizer of a recipe over a model's parameters, with state keyed by parameter name; and the checks of gradients,
+weights and moments before an update."""
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from muse_core.errors import RecipeError
-from muse_core.model.precision import computes_bf16
-from muse_core.model.roles import DYNAMICS, EMBEDDING, MATRIX, VECTOR, parameter_roles
-from muse_core.recipe import schema
+from muse_core.building import construct
+from muse_core.component import Use
+from muse_core.contracts import TrainedParameter
+from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.model.roles import parameter_roles
+from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Train
+from muse_core.training.rule_context import OptimizerContext
 
-COEFFICIENTS = (3.4445, -4.775, 2.0315)
-"""Of the quintic a x + b x³ + c x⁵; five steps bring singular values into [0.68, 1.13]. Source: mathematics §3."""
-STEPS = 5
-SMALLEST = 1e-7
-
-
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """(rows, columns) → the same shape with singular values near 1 and the same singular vectors.
-
-    In bf16 where the processor has such instructions, else in the matrix's own precision: emulated bf16 takes five
-    times as long as fp32 on a CPU, and this is most of an update.
-    """
-    x = matrix.bfloat16() if computes_bf16(matrix.device) else matrix
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp_min(SMALLEST)
-    a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
-
-
-class Muon(torch.optim.Optimizer):
-    """W ← (1 − lr·decay) W − lr·√max(1, rows/columns)·NS(g + momentum·(m − g)) with m ← m + (1 − momentum)(g − m).
-
-    Parameters are real matrices. State: ``momentum_buffer``, m. Source: Jordan et al., "Muon: an optimizer for hidden
-    layers in neural networks", 2024.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update from the gradients as they are; ``closure`` is not used."""
-        for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                update = newton_schulz(gradient.lerp(mean, momentum))
-                rows, columns = parameter.shape
-                parameter.mul_(1 - rate * group["weight_decay"])
-                parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
-
-
-DECAYED = (MATRIX, EMBEDDING)
-KEPT = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
-"""What an optimiser keeps for a parameter once it has updated it."""
+T = TypeVar("T")
 
 
 class Optimizers:
-    """One or two torch optimisers stepped together; each group's rate is its peak times a common factor."""
+    """A recipe's update rule over the trained parameters: its torch optimisers stepped together, each group's rate its
+    peak times a common factor, and their state keyed by parameter name."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer], names: dict[str, nn.Parameter]):
-        self.parts = parts
+    def __init__(self, use: Use, rule: Any, parts: Sequence[torch.optim.Optimizer], names: dict[str, nn.Parameter]):
+        self.use = use
+        self.rule = rule
+        self.parts = tuple(parts)
         self.names = names
         self.peaks = [[group["lr"] for group in part.param_groups] for part in parts]
+        self._checked = False
+        self._owners = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}
 
     def step(self, factor: float) -> None:
         """One update at ``factor`` × the peak rates; gradients are used, not cleared."""
         for part, peaks in zip(self.parts, self.peaks):
             for group, peak in zip(part.param_groups, peaks):
                 group["lr"] = peak * factor
-            part.step()
+            asked(self.use, "updating the weights", part.step)
+        if not self._checked:  # not first when a checkpoint is due
+            self.state_dict()
+            self._checked = True
 
     def zero_grad(self) -> None:
         for parameter in self.names.values():
@@ -101,98 +58,97 @@ class Optimizers:
         """Parameters and moments, where they are."""
         for parameter in self.names.values():
             yield parameter
-            for part in self.parts:
-                for key, value in part.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor) and key != "step":
-                        yield value
+            for value in self._state_of(parameter).values():
+                if isinstance(value, Tensor) and value.ndim and value.is_floating_point():
+                    yield value
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments as ``<key>/<parameter name>``; what a checkpoint keeps."""
+        """Moments as ``<key>/<parameter name>``; what a checkpoint keeps. Raises PluginError for an optimizer that
+        keeps something else than it says."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.names.items():
-            for part in self.parts:
-                for key, value in part.state.get(parameter, {}).items():
-                    tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            state = self._state_of(parameter)
+            due = self.keys_of(name) if state else ()
+            if set(state) != set(due):
+                raise departed(self.use, f"it keeps {sorted(state)} for {name} where kept() says {sorted(due)}")
+            for key in due:
+                if not isinstance(state[key], Tensor):
+                    raise departed(self.use, f"{key} of {name} is a {type(state[key]).__name__}, not a tensor")
+                tensors[f"{key}/{name}"] = state[key]
         return tensors
 
     def expected_tensors(self) -> dict[str, Tensor]:
         """What ``state_dict`` will hold after the first step: names, types and shapes, without the memory."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.names.items():
-            for key in self.keys_of(name):
-                scalar = key == "step"
-                like = torch.zeros((), dtype=torch.float32 if scalar else parameter.dtype)
-                tensors[f"{key}/{name}"] = like if scalar else like.expand(parameter.shape)
-        return tensors
+        return {
+            f"{key}/{name}": torch.zeros((), dtype=like.dtype).expand(like.shape)
+            for name in self.names for key, like in self.due_of(name).items()
+        }
+
+    def due_of(self, name: str) -> Mapping[str, Tensor]:
+        """What the optimiser of a parameter keeps for it, as tensors of that shape, type and device."""
+        parameter = self.names[name]
+        owner = self._owners[id(parameter)]
+        kept: Mapping[str, Tensor] = asked(self.use, "asked what it keeps", lambda: self.rule.kept(owner, parameter))
+        return kept
 
     def keys_of(self, name: str) -> tuple[str, ...]:
-        """What the optimiser of a parameter keeps for it."""
-        return KEPT[type(self._owner(name))]
+        """Names of what the optimiser of a parameter keeps for it."""
+        return tuple(self.due_of(name))
 
     def kind_of(self, name: str) -> str:
         """Name of the optimiser of a parameter."""
-        return type(self._owner(name)).__name__
+        return type(self._owners[id(self.names[name])]).__name__
 
-    def _owner(self, name: str) -> torch.optim.Optimizer:
-        wanted = self.names[name]
-        return next(part for part in self.parts for group in part.param_groups for p in group["params"] if p is wanted)
+    def _state_of(self, parameter: nn.Parameter) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._owners[id(parameter)].state.get(parameter, {})
+        return found
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of ``state_dict``, for tensors that ``due.check_moments`` has found to fit."""
         self.forget()
-        owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
         for full, value in tensors.items():
             key, name = full.split("/", 1)
             parameter = self.names[name]
-            keep_on_cpu = key == "step"
-            moved = value.clone() if keep_on_cpu else value.to(parameter.device, copy=True)
-            owner[id(parameter)].state[parameter][key] = moved
+            moved = value.to(self.due_of(name)[key].device, copy=True)
+            self._owners[id(parameter)].state[parameter][key] = moved
 
 
 def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], bool]) -> Optimizers:
-    """Group the trainable parameters by role: matrices and embeddings decay, vectors and dynamics do not."""
+    """The update rule of a recipe over the parameters that are trained. Raises RecipeError where there are none, and
+    PluginError for an optimizer that does not keep its contract."""
     roles = parameter_roles(model)
     names = {name: p for name, p in model.named_parameters() if p.requires_grad and trainable(name)}
     if not names:
         raise RecipeError("stages: nothing to train; no parameter is trainable in this stage")
-    chosen = train.optimizer
-    parts: list[torch.optim.Optimizer] = []
-    adam = dict(names)
-    if isinstance(chosen, schema.Muon):
-        matrices = {name: p for name, p in names.items() if roles[name] == MATRIX and p.ndim == 2}
-        adam = {name: p for name, p in names.items() if name not in matrices}
-        if matrices:
-            parts.append(
-                Muon(
-                    matrices.values(),
-                    lr=chosen.learning_rate,
-                    momentum=chosen.momentum,
-                    weight_decay=train.weight_decay,
-                )
-            )
-    assert isinstance(chosen, schema.AdamW | schema.Muon)
-    groups = [
-        {
-            "params": [p for name, p in adam.items() if roles[name] in members],
-            "weight_decay": train.weight_decay if members == DECAYED else 0.0,
-        }
-        for members in (DECAYED, (VECTOR, DYNAMICS))
-    ]
-    groups = [group for group in groups if group["params"]]
-    if groups:
-        betas = (chosen.beta1, chosen.beta2)
-        parts.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=chosen.epsilon))
-    return Optimizers(parts, names)
+    use: Use = train.optimizer
+    rule = construct(use, OptimizerContext(learning_rate=train.learning_rate, weight_decay=train.weight_decay))
+    given = {name: TrainedParameter(parameter, roles[name]) for name, parameter in names.items()}
+    parts = list(asked(use, "given the parameters", lambda: rule.build(given)))
+    for part in parts:
+        if not isinstance(part, torch.optim.Optimizer):
+            raise departed(use, f"build gave a {type(part).__name__}, not a torch.optim.Optimizer")
+    held = Counter(id(p) for part in parts for group in part.param_groups for p in group["params"])
+    for name, parameter in names.items():
+        if held.pop(id(parameter), 0) != 1:
+            raise departed(use, f"build did not put {name} into exactly one group of one optimiser")
+    if held:
+        raise departed(use, "build holds parameters that it was not given")
+    return Optimizers(use, rule, parts, names)
 
 
-def rate_factor(train: Train, accepted: int) -> float:
-    """Share of the peak rate at the update after ``accepted`` updates: linear warm-up, then a cosine that reaches
-    ``final_rate`` at the last step of the schedule and stays there."""
-    if accepted < train.warmup_steps:
-        return (accepted + 1) / train.warmup_steps
-    span = max(1, (train.schedule_steps or train.steps) - 1 - train.warmup_steps)
-    progress = min(1.0, (accepted - train.warmup_steps) / span)
-    return train.final_rate + (1 - train.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+def asked(use: Use, what: str, question: Callable[[], T]) -> T:
+    """An answer of an optimizer; what it raises names it. Memory that runs out is nobody's fault."""
+    try:
+        return question()
+    except (MuseError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
+
+
+def departed(use: Use, what: str) -> PluginError:
+    """The error for an optimizer that departs from ``contracts.Optimizer``."""
+    return PluginError(f"{use.title} does not keep the contract: {what}")
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import to_device
 from muse_core.model.plan import plan
 from muse_core.model.roles import ROLES, parameter_roles
-from muse_core.recipe.schema import Muon
 from muse_core.training.objectives import NextToken
+from muse_core.training.optimizers import make_optimizers
 from muse_core.training.setup import Setup
 
 PROBE_TOKENS = 256
@@ -45,11 +45,8 @@ def memory_rows(setup: Setup) -> dict[str, int]:
     on a shorter sequence and scaled."""
     train = setup.recipe.train
     weights = sum(p.numel() * p.element_size() for p in setup.model.parameters())
-    matrices = sum(
-        setup.model.get_parameter(name).numel() * 4 for name, role in parameter_roles(setup.model).items()
-        if role == "matrix" and setup.model.get_parameter(name).ndim == 2
-    )
-    moments = 2 * weights - (matrices if isinstance(train.optimizer, Muon) else 0)
+    optimizers = make_optimizers(setup.model, train, lambda name: True)
+    moments = sum(like.numel() * like.element_size() for like in optimizers.expected_tensors().values())
     length = min(PROBE_TOKENS, train.sequence_length) if setup.corpus.is_text else train.sequence_length
     per_token = saved_bytes(setup, length) / length
     micro = train.micro_batch or train.batch_size

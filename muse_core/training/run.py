@@ -21,9 +21,10 @@ from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
-from muse_core.metrics.sinks import open_sinks
+from muse_core.metrics.sinks import SinkContext
 from muse_core.model.flops import active_parameters
 from muse_core.plugins.raised import raised
+from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Evaluate
 from muse_core.storage import canonical_json
 from muse_core.storage.checkpoint import Checkpoints
@@ -69,7 +70,7 @@ class Run:
         self.directory = directory
         self.so_far = RunSummary()
         earlier = self.so_far.read(directory.metrics)
-        self.records = Telemetry(records, earlier, open_sinks(setup.recipe, directory.path), self.so_far)
+        self.records = Telemetry(records, earlier, self.so_far, lambda sentence: display.say(sentence, "yellow"))
         deque(self.so_far.read(directory.events), maxlen=0)
         self.recorded = self.so_far.last_step
         """Last step in the metrics of earlier attempts."""
@@ -97,6 +98,7 @@ class Run:
         if not Checkpoints(self.folder).generations():
             self._tell(initial_weights(self.setup, self.display), {"source": str(recipe.init.from_)})
         self._gate()
+        self._open_sinks()
         with Stop(recipe.train.max_seconds) as stop:
             loop = None
             for number, use in enumerate(recipe.stages):
@@ -114,10 +116,21 @@ class Run:
                 self._leave_if_interrupted(stop, loop)
             assert measured is not None, "only an interruption cuts an evaluation short"
             summary = self._summary(loop, measured)
-            self._judge_end(summary)
+            try:
+                self._judge_end(summary)
+            finally:
+                self.records.sinks.end(summary)
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"interrupted at the very end; the run is done: {self.directory.path}")
         return summary
+
+    def _open_sinks(self) -> None:
+        """Sinks hear of a run that the gate lets begin: a start that it refuses leaves nothing."""
+        recipe = self.setup.recipe
+        self.records.sinks.open(recipe, SinkContext(
+            run=self.directory.path, name=recipe.name, seed=recipe.seed, recipe=as_table(recipe, self.setup.registry),
+            attempt=self.records.records.attempt,
+        ))
 
     def _say_foreign_rows(self) -> None:
         for name, foreign in self.so_far.foreign.items():

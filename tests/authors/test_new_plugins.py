@@ -18,7 +18,9 @@ from muse_core.scaffold import TEMPLATES
 TOGETHER = """
 format = 1
 name = "together"
-data = { use = "our-source" }
+data = { use = "our-source", tokenizer = "our-tokenizer" }
+train = { optimizer = "our-optimizer", schedule = "our-schedule" }
+telemetry = { sinks = ["our-sink"] }
 kernels = { backend = ["our-kernel-backend", "torch"] }
 stages = ["our-stage"]
 monitors = ["our-safety-monitor"]
@@ -91,6 +93,15 @@ def test_installed_they_pass_their_own_tests_and_train(written, python, tmp_path
         used = (run / "muse.lock.toml").read_text(encoding="utf-8")
         for each in [kind] if kind != "together" else [kind for kind in KINDS if kind != "model"]:
             assert f"muse-our-{each.replace(' ', '-')}" in used, f"the run of {kind} uses no {each} of ours"
+
+    # A run brings its tokenizer along: without its text, and not without the plugin that reads it.
+    asked = ("generate", runs["tokenizer"], "--prompt", "Grüße", "--tokens", "3")
+    ended = python("-c", "from muse_core.cli import muse; muse()", *asked, cwd=tmp_path, site=site)
+    assert ended.returncode == 0 and ended.stdout.startswith("Grüße"), ended.stderr
+    ended = python("-c", "from muse_core.cli import muse; muse()", *asked, cwd=tmp_path)
+    assert ended.returncode == 3 and "there is no tokenizer 'our-tokenizer'" in ended.stderr, ended.stderr
+    csv = (runs["together"] / "losses.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[1] for line in csv] == ["step", "1", "2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

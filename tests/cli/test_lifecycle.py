@@ -352,26 +352,6 @@ def test_the_time_limit_is_that_of_an_attempt(recipe: Path, tmp_path: Path) -> N
         assert summary["steps"] == done and summary["stopped_by_time"]
 
 
-def test_a_run_is_made_longer_with_a_stated_schedule(recipe: Path, tmp_path: Path) -> None:
-    run, planned = tmp_path / "run", tmp_path / "planned"
-    assert invoke(recipe, "--run-dir", run).exit_code == 0
-    longer = invoke("--resume", run, "--extend", 2)
-    assert longer.exit_code == 0 and "8 steps instead of 6; after step 6 the learning rate stays" in longer.output
-    rates = [row["learning_rate"] for row in read_rows(run / "metrics.jsonl") if row["event"] == "train"]
-    assert len(rates) == 8 and rates[5] == rates[6] == rates[7] < rates[4]
-    stretched = invoke("--resume", run, "--steps", 10)
-    assert stretched.exit_code == 0 and "that of a run of 10 steps" in stretched.output
-    assert invoke(recipe, "--run-dir", planned, "--set", "train.steps=10").exit_code == 0
-    for step in (9, 10):
-        key = ("train", step)
-        assert numbers(run)[key]["learning_rate"] == numbers(planned)[key]["learning_rate"]
-    assert [row["steps"] for row in read_rows(run / "events.jsonl") if row["event"] == "longer"] == [8, 10]
-    assert invoke("--resume", run).exit_code == 0, "recipe and lock agree"
-    short = invoke("--resume", run, "--steps", 4)
-    assert short.exit_code == 2 and "has done 10 steps" in short.output
-    assert invoke(recipe, "--steps", 4).exit_code == 2
-
-
 def test_several_processes_are_refused_in_a_sentence(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

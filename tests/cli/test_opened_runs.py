@@ -267,7 +267,11 @@ def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     greedy = said("--prompt", "the quick", "--temperature", "0")
     assert said("--prompt", "the quick", "--temperature", "0", "--lookup", "4") == greedy
     stop = greedy.removeprefix("the quick")[2:4]
-    assert said("--prompt", "the quick", "--temperature", "0", "--stop", stop) == greedy.partition(stop)[0] + "\n"
+    ended = greedy.partition(stop)[0] + "\n"
+    assert said("--prompt", "the quick", "--temperature", "0", "--stop", stop) == ended
+    # A million tokens, if it did not stop when all samples have.
+    twice = said("--prompt", "the quick", "--temperature", "0", "--stop", stop, "--samples", "2", "--tokens", "1000000")
+    assert twice == f"--- sample 1, seed 0\n{ended}--- sample 2, seed 1\n{ended}"
     assert said("--prompt", "", "--temperature", "0")
 
 

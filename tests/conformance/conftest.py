@@ -23,7 +23,7 @@ def calls(test: Callable[..., None]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def complaint() -> Callable[..., str | None]:
+def complaint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str | None]:
     """``complaint(Suite, implementation, options, test)``: what the test of the suite says about the class, or None
     when it lets it pass."""
 
@@ -39,6 +39,8 @@ def complaint() -> Callable[..., str | None]:
         suite = Specimen()
         test = getattr(suite, name)
         for arguments in calls(test):
+            if "tmp_path" in inspect.signature(test).parameters:
+                arguments["tmp_path"] = tmp_path_factory.mktemp("specimen")
             try:
                 test(Case(kind=suite_class.kind, name="specimen", options={}), **arguments)
             except Exception as error:  # whatever a test raises is its complaint

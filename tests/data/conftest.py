@@ -10,7 +10,8 @@ import pytest
 
 from muse_core.contracts import Document
 from muse_core.data.corpus import Corpus, prepare_corpus
-from muse_core.recipe.schema import Bytes, Data
+from muse_core.recipe.schema import Data
+from muse_core.testing.building import chosen
 
 
 @attrs.frozen
@@ -39,7 +40,7 @@ def make_corpus(tmp_path_factory):
     shared = tmp_path_factory.mktemp("cache")
 
     def make(texts: Iterable[str], *, splits=(), seed=0, cache=None, report=None, tokenizer=None, **keys) -> Corpus:
-        data = Data(source=None, tokenizer=tokenizer or Bytes(), **keys)
+        data = Data(source=None, tokenizer=tokenizer or chosen("tokenizer", "bytes"), **keys)
         return prepare_corpus(data, Texts(texts, splits), seed=seed, cache=cache or shared, report=report)
 
     return make

@@ -21,7 +21,8 @@ from muse_core.data.documents import SPLITS
 from muse_core.data.sources import cache_folder
 from muse_core.data.token_files import Unusable, read_header
 from muse_core.errors import DataError
-from muse_core.recipe.schema import BytePair, Bytes, Data
+from muse_core.recipe.schema import Data
+from muse_core.testing.building import chosen
 
 WORDS = (
     "the quick brown fox jumps over a lazy dog, packs my box with five dozen liquor jugs and vexes sphinxes of quartz"
@@ -77,7 +78,7 @@ def test_splits_of_the_source_stay(make_corpus):
 def test_a_tokenizer_learns_from_training_text_alone(make_corpus):
     """Documents that change places between train and held-out text change the tokenizer; held-out text does not."""
     splits = ["train"] * 30 + ["validation"] * 5 + ["test"] * 5
-    tokenizer = BytePair(vocabulary=300)
+    tokenizer = chosen("tokenizer", "bpe", vocabulary=300)
     one = make_corpus(FORTY, splits=splits, tokenizer=tokenizer)
     other = make_corpus(FORTY[:30] + [WORDS[::-1]] * 10, splits=splits, tokenizer=tokenizer)
     learned = make_corpus([WORDS[::-1]] * 30 + FORTY[:10], splits=splits, tokenizer=tokenizer)
@@ -99,14 +100,13 @@ def test_labels_of_a_split_count_its_bytes_exactly(make_corpus, trained_on_anyth
 def trained_on_anything(tmp_path_factory):
     """GPT-2 files with the 256 bytes and a few merges, which any text may use."""
     from muse_core.data.byte_pair import byte_characters
-    from muse_core.recipe.schema import GPT2
 
     folder = tmp_path_factory.mktemp("tokenizer")
     merges = [("0", "0"), ("00", "0"), ("Ġ", "Ġ"), ("Ã", "¿")]
     tokens = [*byte_characters(), *("".join(pair) for pair in merges)]
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in merges))
-    return GPT2(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return chosen("tokenizer", "gpt2", vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_whatever_the_encoding_depends_on_names_the_cache(make_corpus, tmp_path)
         {"seed": 1},
         {"validation": 0.1},
         {"test": 0.1},
-        {"tokenizer": BytePair(vocabulary=300)},
+        {"tokenizer": chosen("tokenizer", "bpe", vocabulary=300)},
         {"splits": ["train"] + [None] * 39},
     ]
     digests = [make_corpus(FORTY, cache=tmp_path, **variant).digest for variant in variants]
@@ -280,7 +280,8 @@ def test_a15_text_that_changes_while_it_is_read_is_refused(texts_source, tmp_pat
             return super().fingerprint() + str(self.read)
 
     with pytest.raises(DataError, match="the text changed while it was being read: start again"):
-        prepare_corpus(Data(source=None, tokenizer=Bytes()), Changing(FORTY, ()), seed=0, cache=tmp_path)
+        data = Data(source=None, tokenizer=chosen("tokenizer", "bytes"))
+        prepare_corpus(data, Changing(FORTY, ()), seed=0, cache=tmp_path)
     assert not [path for path in (tmp_path / "corpora").iterdir() if path.suffix != ".lock"]
 
 

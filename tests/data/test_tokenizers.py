@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from muse_core.data.byte_pair import byte_characters
 from muse_core.data.tokenizers import from_json, identity, make_tokenizer
 from muse_core.errors import DataError
-from muse_core.recipe.schema import GPT2, BytePair, Bytes, TokenizerFile
+from muse_core.testing.building import chosen
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. <|endoftext|>\n", "Größe, naïve, 日本語, 🦊🦊! " * 3] * 4
 texts = st.one_of(
@@ -32,13 +32,17 @@ def gpt2_files(tmp_path_factory):
     tokens = [*sorted(byte_characters()), *("".join(merge) for merge in merges), "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return GPT2(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return files_in(folder)
+
+
+def files_in(folder):
+    return chosen("tokenizer", "gpt2", vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
 
 
 @pytest.fixture(scope="module", params=["bytes", "bpe", "gpt2"])
 def tokenizer(request, gpt2_files):
-    options = {"bytes": Bytes(), "bpe": BytePair(vocabulary=300), "gpt2": gpt2_files}[request.param]
-    return make_tokenizer(options, TEXTS)
+    plain, pairs = chosen("tokenizer", "bytes"), chosen("tokenizer", "bpe", vocabulary=300)
+    return make_tokenizer({"bytes": plain, "bpe": pairs, "gpt2": gpt2_files}[request.param], TEXTS)
 
 
 @settings(deadline=None)
@@ -77,12 +81,12 @@ def test_a_tokenizer_survives_its_description(tokenizer):
 
 
 def test_half_a_character_decodes_to_a_replacement():
-    fox = make_tokenizer(Bytes(), ()).encode("🦊")
-    assert make_tokenizer(Bytes(), ()).decode(fox[:2]) == "\ufffd"
+    fox = make_tokenizer(chosen("tokenizer", "bytes"), ()).encode("🦊")
+    assert make_tokenizer(chosen("tokenizer", "bytes"), ()).decode(fox[:2]) == "\ufffd"
 
 
 def test_byte_pairs_are_learned_and_counted_with_the_separator():
-    tokenizer = make_tokenizer(BytePair(vocabulary=300), TEXTS)
+    tokenizer = make_tokenizer(chosen("tokenizer", "bpe", vocabulary=300), TEXTS)
     assert tokenizer.vocabulary_size == 300
     assert len(tokenizer.encode(TEXTS[0])) < 0.75 * len(TEXTS[0])
 
@@ -95,7 +99,7 @@ def test_byte_pairs_are_the_same_in_another_process():
     )
     command = [sys.executable, "-c", program, json.dumps(TEXTS)]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert make_tokenizer(BytePair(vocabulary=300), TEXTS).digest == other
+    assert make_tokenizer(chosen("tokenizer", "bpe", vocabulary=300), TEXTS).digest == other
 
 
 def test_merges_of_local_files_apply(gpt2_files):
@@ -109,20 +113,20 @@ def test_what_decides_a_tokenizer_is_named(gpt2_files, tmp_path):
     other = tmp_path / "merges.txt"
     other.write_text("t h\n")
     options = [
-        Bytes(),
-        BytePair(vocabulary=300),
-        BytePair(vocabulary=301),
+        chosen("tokenizer", "bytes"),
+        chosen("tokenizer", "bpe", vocabulary=300),
+        chosen("tokenizer", "bpe", vocabulary=301),
         gpt2_files,
-        GPT2(vocab=gpt2_files.vocab, merges=str(other)),
+        chosen("tokenizer", "gpt2", vocab=gpt2_files.options.vocab, merges=str(other)),
     ]
     assert len({identity(one) for one in options}) == len(options)
 
 
 def test_too_little_text_for_the_vocabulary_is_refused_with_what_it_supports():
     with pytest.raises(DataError, match=r"supports only (\d+) of 5000") as refused:
-        make_tokenizer(BytePair(vocabulary=5000), TEXTS)
+        make_tokenizer(chosen("tokenizer", "bpe", vocabulary=5000), TEXTS)
     supported = int(str(refused.value).split("vocabulary to ")[1].split(" ")[0])
-    assert make_tokenizer(BytePair(vocabulary=supported), TEXTS).vocabulary_size == supported
+    assert make_tokenizer(chosen("tokenizer", "bpe", vocabulary=supported), TEXTS).vocabulary_size == supported
 
 
 @pytest.mark.parametrize(
@@ -145,23 +149,23 @@ def test_wrong_files_are_refused_in_a_sentence(tmp_path, vocab, merges, said):
         (tmp_path / "vocab.json").write_text(content)
     (tmp_path / "merges.txt").write_text(merges)
     with pytest.raises(DataError, match=said) as refused:
-        make_tokenizer(GPT2(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")), ())
+        make_tokenizer(files_in(tmp_path), ())
     assert str(tmp_path) in str(refused.value)
 
 
 def test_f26_advice_is_within_what_the_option_allows():
     with pytest.raises(DataError, match='supports only 259 of 300 .*: set data.tokenizer to "bytes", or give more'):
-        make_tokenizer(BytePair(vocabulary=300), ["aaa", "aa"])
+        make_tokenizer(chosen("tokenizer", "bpe", vocabulary=300), ["aaa", "aa"])
     many = [f"{word}{word}" for word in ("abcdefgh", "ijklmnop", "qrstuvwx", "ABCDEFGH", "IJKLMNOP", "QRSTUVWX")]
     with pytest.raises(DataError, match=r"supports only 3\d\d of 9999 .*: set data.tokenizer.vocabulary to 3\d\d or"):
-        make_tokenizer(BytePair(vocabulary=9999), many)
+        make_tokenizer(chosen("tokenizer", "bpe", vocabulary=9999), many)
 
 
 @pytest.mark.timeout(60)
 def test_f26_unbroken_text_takes_time_in_proportion():
     """A million letters took more than three minutes, four million a quarter of an hour."""
     dna = "".join(random.Random(0).choices("ACGT", k=1_000_000))
-    tokenizer = make_tokenizer(BytePair(vocabulary=320), [dna])
+    tokenizer = make_tokenizer(chosen("tokenizer", "bpe", vocabulary=320), [dna])
     assert tokenizer.decode(tokenizer.encode(dna)) == dna
 
 
@@ -175,7 +179,7 @@ def test_f26_words_of_ordinary_length_are_learned_from_whole():
     alphabet = sorted(byte_pair.byte_characters())
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     plain.train_from_iterator(texts, trainer)
-    learned = make_tokenizer(BytePair(vocabulary=301), texts)
+    learned = make_tokenizer(chosen("tokenizer", "bpe", vocabulary=301), texts)
     assert json.loads(learned.to_json())["model"] == json.loads(plain.to_str())
 
 
@@ -184,20 +188,20 @@ def test_a18_files_that_are_no_vocabulary_are_sentences(tmp_path, content):
     (tmp_path / "vocab.json").write_text(content)
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(DataError, match=r"vocab\.json: .*give GPT-2's vocab\.json"):
-        make_tokenizer(GPT2(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt")), [])
+        make_tokenizer(files_in(tmp_path), [])
 
 
 def test_a18_tokenizer_files_that_are_pipes_or_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
         with pytest.raises(DataError, match="cannot read the tokenizer file"):
-            make_tokenizer(GPT2(vocab=path, merges=path), [])
+            make_tokenizer(chosen("tokenizer", "gpt2", vocab=path, merges=path), [])
 
 
 def written(folder: Path, **changed: object) -> Path:
     """A directory with the tokenizer.json of a byte-level encoding that was trained here, with special tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    learned = make_tokenizer(BytePair(vocabulary=300), TEXTS)
+    learned = make_tokenizer(chosen("tokenizer", "bpe", vocabulary=300), TEXTS)
     table = json.loads(learned.to_json())["model"]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     table["added_tokens"] = [
@@ -210,7 +214,7 @@ def written(folder: Path, **changed: object) -> Path:
 
 def test_a_tokenizer_file_gives_text_back_and_its_special_tokens_are_no_text(tmp_path: Path) -> None:
     folder = written(tmp_path / "hf")
-    tokenizer = make_tokenizer(TokenizerFile(path=str(folder)), ())
+    tokenizer = make_tokenizer(chosen("tokenizer", "file", path=str(folder)), ())
     assert tokenizer.separator == 300 and tokenizer.vocabulary_size == 302
     text = "a fox trot <|endoftext|> ☃ 🦊<|eot|>"
     ids = tokenizer.encode(text)
@@ -218,16 +222,16 @@ def test_a_tokenizer_file_gives_text_back_and_its_special_tokens_are_no_text(tmp
     assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
     again = from_json(tokenizer.to_json())
     assert again.digest == tokenizer.digest and again.encode(text).tolist() == ids.tolist()
-    same = make_tokenizer(TokenizerFile(path=str(folder / "tokenizer.json"), separator="<|eot|>"), ())
+    same = make_tokenizer(chosen("tokenizer", "file", path=str(folder / "tokenizer.json"), separator="<|eot|>"), ())
     assert same.separator == 299
 
 
 def test_the_separator_of_a_directory_is_its_end_of_text(tmp_path: Path) -> None:
     folder = written(tmp_path / "hf")
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|eot|>"}}))
-    assert make_tokenizer(TokenizerFile(path=str(folder)), ()).separator == 299
+    assert make_tokenizer(chosen("tokenizer", "file", path=str(folder)), ()).separator == 299
     without = written(tmp_path / "plain", added_tokens=[])
-    assert make_tokenizer(TokenizerFile(path=str(without)), ()).separator == 299
+    assert make_tokenizer(chosen("tokenizer", "file", path=str(without)), ()).separator == 299
 
 
 @pytest.mark.parametrize(
@@ -250,14 +254,14 @@ def test_a_tokenizer_file_that_changes_text_is_refused(
     tmp_path: Path, changed: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(DataError, match=sentence):
-        make_tokenizer(TokenizerFile(path=str(written(tmp_path, **changed))), ())
+        make_tokenizer(chosen("tokenizer", "file", path=str(written(tmp_path, **changed))), ())
 
 
 def test_a_separator_that_is_none_and_files_that_are_none_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'nope' is no special token of it; there are '<|eot|>'".replace("|", r"\|")):
-        make_tokenizer(TokenizerFile(path=str(written(tmp_path)), separator="nope"), ())
+        make_tokenizer(chosen("tokenizer", "file", path=str(written(tmp_path)), separator="nope"), ())
     with pytest.raises(DataError, match="cannot read the tokenizer file"):
-        make_tokenizer(TokenizerFile(path=str(tmp_path / "nowhere")), ())
+        make_tokenizer(chosen("tokenizer", "file", path=str(tmp_path / "nowhere")), ())
     (tmp_path / "text.json").write_text("[1, 2]")
     with pytest.raises(DataError, match="not a table"):
-        make_tokenizer(TokenizerFile(path=str(tmp_path / "text.json")), ())
+        make_tokenizer(chosen("tokenizer", "file", path=str(tmp_path / "text.json")), ())

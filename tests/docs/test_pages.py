@@ -98,8 +98,11 @@ def test_every_key_of_a_recipe_is_on_its_page(generated: dict[str, str]) -> None
     page = generated["reference/recipe.md"]
     for option in options_of(Recipe):
         assert f"`{option.key}`" in page or f"[{option.key}]" in page, option.key
-    for key in ("train.micro_batch", "data.tokenizer.bpe.vocabulary", "train.optimizer.muon.momentum", "init.from"):
+    for key in ("train.micro_batch", "data.tokenizer", "train.optimizer", "telemetry.sinks", "init.from"):
         assert f"{{ #{key} }}" in page, key
+    for kind in ("optimizer", "schedule", "tokenizer", "sink"):
+        assert f"(components/{kind}/index.md)" in page, kind
+    assert "`momentum`" in generated["reference/components/optimizer/muon.md"]
 
 
 def test_no_page_names_this_machine(generated: dict[str, str]) -> None:

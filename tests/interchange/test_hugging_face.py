@@ -17,6 +17,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from muse_core.cli import muse
+from muse_core.data.tokenizer import Tokenizer
+from muse_core.data.tokenizers import ByteTokenizer
+from muse_core.errors import RecipeError
+from muse_core.interchange.hugging_face import library_tokenizer
 from muse_core.training.trained import open_trained
 
 PROMPT = "The state of the ünion is ☃ strong."
@@ -169,3 +173,26 @@ def test_refusals_leave_nothing_behind(trained: Any, tmp_path: Path) -> None:
     assert "has no checkpoint of step 77" in refused(trained("resolvent"), tmp_path / "hf", "--step", 77)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "modules") == ["full"]
     assert (full / "mine.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_that_transformers_could_not_read_is_refused() -> None:
+    class Halves(ByteTokenizer):
+        """Of a plugin: another way to cut, which has no form in the library."""
+
+        def to_json(self) -> str:
+            return json.dumps({"kind": "halves"})
+
+    class Other(Tokenizer):
+        separator = 0
+        pieces = (b"",)
+
+        def encode_batch(self, texts: Any) -> Any:
+            return [[] for _ in texts]
+
+        def to_json(self) -> str:
+            return json.dumps({"kind": "other"})
+
+    with pytest.raises(RecipeError, match="its tokenizer, 'other', is neither of bytes nor of byte pairs"):
+        library_tokenizer(Other())
+    with pytest.raises(RecipeError, match="its tokenizer, 'halves', is neither"):
+        library_tokenizer(Halves())

@@ -73,6 +73,22 @@ def test_prompts_of_unequal_lengths_together_give_what_each_gives_alone(model: A
         assert found[row] == list(itertools.islice(alone, 11))
 
 
+def test_a_batch_ends_when_all_that_are_continued_together_have(model: Any) -> None:
+    """Rows of one length are drawn until the last of them ends; the ends of others change nothing."""
+    whole = generate_batch(model, PROMPTS, 11, seed=5, stream_period=4)
+    told: list[tuple[int, int]] = []
+    ends = {0: 3, 1: 11, 2: 1, 3: 6}
+
+    def ended(row: int, token: int) -> bool:
+        told.append((row, token))
+        return sum(1 for other, _ in told if other == row) == ends[row]
+
+    found = generate_batch(model, PROMPTS, 11, seed=5, stream_period=4, ended=ended)
+    assert found == [row[:count] for row, count in zip(whole, (6, 11, 1, 6))]
+    for row, count in ends.items():
+        assert [token for other, token in told if other == row] == whole[row][:count]
+
+
 @pytest.mark.parametrize("draft", [1, 3, 8])
 @pytest.mark.parametrize("prompt", [[1, 5, 3], [1, 2, 3, 4] * 6])
 def test_lookup_gives_the_greedy_text(model: Any, prompt: list[int], draft: int) -> None:

@@ -8,7 +8,14 @@ import attrs
 import pytest
 from attrs import validators
 
-from muse_core.builtin import muse_models, muse_stages
+from muse_core.builtin import (
+    muse_models,
+    muse_optimizers,
+    muse_schedules,
+    muse_sinks,
+    muse_stages,
+    muse_tokenizers,
+)
 from muse_core.component import Component, UseFilter, UsePotential
 from muse_core.plugins import Discovered, Loaded, Registered, Registry
 
@@ -123,6 +130,10 @@ def registry() -> Registry:
     return Registry((loaded("muse-core", "0.1.0", {
         "model": {row.name: row.options for row in muse_models()},
         "stage": {row.name: row.options for row in muse_stages()},
+        "optimizer": {row.name: row.options for row in muse_optimizers()},
+        "schedule": {row.name: row.options for row in muse_schedules()},
+        "tokenizer": {row.name: row.options for row in muse_tokenizers()},
+        "sink": {row.name: row.options for row in muse_sinks()},
     }), loaded("lab", "0.9", ROWS)))
 
 

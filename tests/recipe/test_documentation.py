@@ -1,15 +1,14 @@
 """Help, ranges and types are read from the options classes themselves."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import attrs
 import pytest
 from attrs import validators
 
-from muse_core.component import UseFilter
+from muse_core.component import UseFilter, UseInitializer, UseOptimizer
 from muse_core.options.describe import field_documentation, options_of, source_of, type_description
 from muse_core.options.ranges import range_of
-from muse_core.recipe.schema import TOKENIZERS, Choice
 
 
 @attrs.frozen(kw_only=True)
@@ -85,7 +84,8 @@ def test_a_class_without_source_has_no_help_but_works():
         (tuple[float, float], "a list of 2: a number, a number"),
         (tuple[UseFilter, ...], "a list of filters"),
         (UseFilter, "a filter"),
-        (Annotated[object, Choice(TOKENIZERS)], "'bytes' or 'bpe' or 'gpt2' or 'file' or 'run'"),
+        (UseOptimizer, "an optimizer"),
+        (tuple[UseInitializer, ...], "a list of initializers"),
         (Base, "a table"),
     ],
 )

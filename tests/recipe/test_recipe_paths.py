@@ -35,8 +35,8 @@ def project(tmp_path, monkeypatch):
 def test_f11_paths_are_relative_to_the_file_that_writes_them(project):
     recipe = read_recipe(Path("..") / "project" / "over.toml").recipe
     assert recipe.data.source.options.paths == (str(project / "data" / "*.txt"), "/absolute/a.txt")
-    assert recipe.data.tokenizer.vocab == str(project / "recipes" / "vocab.json")
-    assert recipe.data.tokenizer.merges == str(project.parent / "home" / "merges.txt")
+    assert recipe.data.tokenizer.options.vocab == str(project / "recipes" / "vocab.json")
+    assert recipe.data.tokenizer.options.merges == str(project.parent / "home" / "merges.txt")
     assert recipe.init.from_ == str(project / "runs" / "one")
     assert recipe.stages[0].options.to == str(project / "recipes" / "other.toml")
     assert recipe.data.cache == str(project / "mine")

@@ -39,7 +39,7 @@ def test_a_table_without_use_configures_the_default(registry):
     recipe = check_table(table(data={"paths": ["a"]}, train={"optimizer": {"beta1": 0.5}}), registry).recipe
     assert recipe.data.source.name == "state-of-the-union"
     assert recipe.data.source.options.paths == ("a",)
-    assert (type(recipe.train.optimizer).__name__, recipe.train.optimizer.beta1) == ("AdamW", 0.5)
+    assert (recipe.train.optimizer.name, recipe.train.optimizer.options.beta1) == ("adamw", 0.5)
 
 
 def test_a_whole_number_may_stand_where_a_number_is_asked(registry):

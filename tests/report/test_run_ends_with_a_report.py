@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +119,40 @@ def test_a_run_that_halts_after_a_checkpoint_is_drawn_and_one_that_the_gate_refu
             done = begin(tmp_path / name)
         assert done.exit_code == 4 and "the trial halts here" in done.output
         assert (tmp_path / name / "run" / "report.html").exists() == kept == (tmp_path / name / "run").exists()
+
+
+def interrupted(folder: Path, then: int | None = None) -> tuple[int, str]:
+    """A run of many steps in its own process, interrupted once it has done some, and a second signal once it draws;
+    its exit code and what it said."""
+    (folder / "tiny.toml").write_text(RECIPE.replace("steps = 3", "steps = 100000"))
+    environment = {key: value for key, value in os.environ.items() if key != "MUSE_REPORT"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-u", "-m", "muse_core.cli.run", "tiny.toml", "--run-dir", "run"]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("step ") and not any(one.startswith("step ") for one in said[:-1]):
+                process.send_signal(signal.SIGINT)
+            if then is not None and line.startswith("drawing the report"):
+                process.send_signal(then)
+        process.wait(timeout=100)
+    return process.returncode, "".join(said)
+
+
+def test_an_interrupted_run_is_drawn(tmp_path):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    code, said = interrupted(tmp_path)
+    assert code == 130, said
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in said and "Go on with: muse-run --resume" in said
+    assert "interrupted" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "pictures" / "loss.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("then", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_the_report_out_and_the_exit_code_is_the_firsts(tmp_path, then):
+    code, said = interrupted(tmp_path, then)
+    assert code == 130 and "Go on with: muse-run --resume" in said, said
+    assert "no report was written: another signal came; make it later by muse report" in said
+    assert not (tmp_path / "run" / "report.html").exists()

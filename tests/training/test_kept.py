@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from muse_core.data.corpus import open_corpus
-from muse_core.data.sources import cache_folder
-from muse_core.data.tokenizer import read_tokenizer_file
+from muse_core.data.sources import cache_folder, read_tokenizer_file
 from muse_core.errors import DataError, RecipeError
 from muse_core.recipe import check_table
 from muse_core.storage import canonical_json

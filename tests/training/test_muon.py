@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.training import optimizers
+from muse_core.training import update_rules
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,8 +19,8 @@ def test_singular_vectors_stay_and_values_become_nearly_one(rows, columns, scale
     )
     values = 1 - 0.9 * torch.rand(least, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizers, "computes_bf16", lambda device: False)
-        core = left.T @ optimizers.newton_schulz(scale * left @ values.diag() @ right.T) @ right
+        patch.setattr(update_rules, "computes_bf16", lambda device: False)
+        core = left.T @ update_rules.newton_schulz(scale * left @ values.diag() @ right.T) @ right
     assert 0.65 < core.diagonal().min() and core.diagonal().max() < 1.2
     torch.testing.assert_close(core, core.diagonal().diag(), rtol=0, atol=1e-9)
 
@@ -28,13 +28,13 @@ def test_singular_vectors_stay_and_values_become_nearly_one(rows, columns, scale
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (8, 8)])
 def test_in_bf16_it_is_the_optimiser_of_torch(monkeypatch, shape):
-    monkeypatch.setattr(optimizers, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: True)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     steppers = [
         made([parameter], lr=0.02, momentum=0.9, weight_decay=0.1)
-        for made, parameter in ((optimizers.Muon, ours), (torch.optim.Muon, theirs))
+        for made, parameter in ((update_rules.Muon, ours), (torch.optim.Muon, theirs))
     ]
     for _ in range(3):
         ours.grad = torch.randn(shape, generator=generator)
@@ -47,10 +47,10 @@ def test_in_bf16_it_is_the_optimiser_of_torch(monkeypatch, shape):
 def test_the_precision_follows_the_processor(monkeypatch):
     """In fp32 the result is not rounded to bf16 numbers."""
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(optimizers, "computes_bf16", lambda device: False)
-    single = optimizers.newton_schulz(x)
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: False)
+    single = update_rules.newton_schulz(x)
     assert single.dtype == torch.float32 and not torch.equal(single, single.bfloat16().float())
-    monkeypatch.setattr(optimizers, "computes_bf16", lambda device: True)
-    half = optimizers.newton_schulz(x)
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: True)
+    half = update_rules.newton_schulz(x)
     assert torch.equal(half, half.bfloat16().float())
     torch.testing.assert_close(half, single, rtol=0, atol=0.05)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from muse_core import fault_injection
 from muse_core.errors import RecipeError
-from muse_core.metrics import sinks, tensorboard
+from muse_core.metrics import sinks
 from muse_core.metrics.jsonl import Records, read_rows
 from muse_core.metrics.recorder import Telemetry, shared
 from muse_core.metrics.schema import EVENTS, SCHEMA, json_schema
@@ -243,7 +243,7 @@ def test_without_the_package_the_run_says_what_to_install(
     table: Table, prepare: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = prepare(table(telemetry={"tensorboard": True}))
-    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'muse-core\[tensorboard\]'"):
         sinks.require_sinks(setup.recipe)
     sinks.require_sinks(prepare(table()).recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from muse_core.contracts import LayerOutput
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import assert_near_fp32
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
@@ -22,6 +23,9 @@ class LayerExecution(LayerBase):
             with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16):
                 step = run(layer, sequence.to(dtype))
         assert_near_fp32(step.update, expected.update, "update")
+        self.check_state_under_autocast(step)
+
+    def check_state_under_autocast(self, step: LayerOutput) -> None:
         for path, value in leaves(step.state).items():
             assert not value.is_floating_point() or value.dtype.itemsize >= 4, f"{path} is {value.dtype} under autocast"
 

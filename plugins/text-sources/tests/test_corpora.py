@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 from muse_core.data.corpus import open_corpus
-from muse_core.recipe.schema import BytePair, Bytes, Data
-from muse_core.testing.building import resolve
+from muse_core.recipe.schema import Data
+from muse_core.testing.building import chosen, resolve
 
 SPLITS = ("train", "validation", "canary", "test")
 
 
 def corpus_of(tmp_path, name, *, tokenizer=None, **options):
     source = resolve("source", name, options)
-    data = Data(source=source, tokenizer=tokenizer or Bytes(), cache=str(tmp_path / "cache"))
+    data = Data(source=source, tokenizer=tokenizer or chosen("tokenizer", "bytes"), cache=str(tmp_path / "cache"))
     return open_corpus(data, seed=0)
 
 
@@ -29,7 +29,8 @@ def test_local_files_with_byte_pairs(tmp_path):
     for number in range(30):
         text = " ".join(f"{word}{number}" for word in "alpha beta gamma delta epsilon zeta eta theta".split())
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
-    corpus = corpus_of(tmp_path, "files", paths=[str(tmp_path / "texts")], tokenizer=BytePair(vocabulary=300))
+    pairs = chosen("tokenizer", "bpe", vocabulary=300)
+    corpus = corpus_of(tmp_path, "files", paths=[str(tmp_path / "texts")], tokenizer=pairs)
     assert corpus.vocabulary_size == 300
     assert len(corpus.split("train").tokens) < corpus.split("train").num_bytes
 
@@ -48,14 +49,15 @@ def test_nothing_is_written_outside_the_cache(tmp_path):
     home.mkdir()
     program = f"""
 from pathlib import Path
-from muse_core.recipe.schema import Bytes, Data
+from muse_core.recipe.schema import Data
 from muse_core.data.corpus import prepare_corpus
 from muse_core.data.sources import SourceContext
 from muse_text_sources.files import Files
 from muse_text_sources.options import FilesOptions
+from muse_core.testing.building import chosen
 cache = Path({str(cache)!r})
 source = Files(FilesOptions(paths=({str(tmp_path / "a.jsonl")!r},)), SourceContext(cache=cache))
-prepare_corpus(Data(source=None, tokenizer=Bytes()), source, seed=0, cache=cache)
+prepare_corpus(Data(source=None, tokenizer=chosen("tokenizer", "bytes")), source, seed=0, cache=cache)
 """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
     subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(home)}, check=True)

@@ -1,0 +1,1 @@
+"""Updates by the sign of a running mean: an optimizer for MUSE."""

@@ -1,0 +1,1 @@
+"""A power of what is left: a schedule for MUSE."""

@@ -1,0 +1,1 @@
+"""Losses in a table: a sink for MUSE."""

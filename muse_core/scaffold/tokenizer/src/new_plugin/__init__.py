@@ -1,0 +1,1 @@
+"""Common characters as tokens: a tokenizer for MUSE."""

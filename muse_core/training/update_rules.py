@@ -1,0 +1,130 @@
+"""The core's optimizers: AdamW, and Muon for hidden matrices beside AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muse_core.contracts import TrainedParameter
+from muse_core.model.precision import computes_bf16
+from muse_core.model.roles import MATRIX
+from muse_core.training.options import AdamWOptions, MuonOptions
+from muse_core.training.rule_context import OptimizerContext
+
+COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""Of the quintic a x + b x³ + c x⁵; five steps bring singular values into [0.68, 1.13]. Source: mathematics §3."""
+STEPS = 5
+SMALLEST = 1e-7
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """(rows, columns) → the same shape with singular values near 1 and the same singular vectors.
+
+    In bf16 where the processor has such instructions, else in the matrix's own precision: emulated bf16 takes five
+    times as long as fp32 on a CPU, and this is most of an update.
+    """
+    x = matrix.bfloat16() if computes_bf16(matrix.device) else matrix
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp_min(SMALLEST)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """W ← (1 − lr·decay) W − lr·√max(1, rows/columns)·NS(g + momentum·(m − g)) with m ← m + (1 − momentum)(g − m).
+
+    Parameters are real matrices. State: ``momentum_buffer``, m. Source: Jordan et al., "Muon: an optimizer for hidden
+    layers in neural networks", 2024.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update from the gradients as they are; ``closure`` is not used."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                update = newton_schulz(gradient.lerp(mean, momentum))
+                rows, columns = parameter.shape
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) by ``torch.optim.AdamW``: matrices and embeddings
+    decay, vectors and dynamics do not."""
+
+    def __init__(self, options: AdamWOptions, context: OptimizerContext):
+        self.options, self.context = options, context
+
+    def build(self, parameters: Mapping[str, TrainedParameter]) -> list[torch.optim.Optimizer]:
+        """One optimiser with a group for the decayed parameters and one for the others."""
+        return adam_of(parameters, self.options, self.context)
+
+    def kept(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+        """The number of updates, on the processor, and both moments."""
+        return moments_of_adam(parameter)
+
+
+class MuonWithAdamW:
+    """Muon (Jordan et al. 2024) for hidden matrices, at a rate of its own, and AdamW for everything else. Both follow
+    the schedule together."""
+
+    def __init__(self, options: MuonOptions, context: OptimizerContext):
+        self.options, self.context = options, context
+
+    def build(self, parameters: Mapping[str, TrainedParameter]) -> list[torch.optim.Optimizer]:
+        """Up to two optimisers; all matrices of two axes are Muon's."""
+        matrices = {name for name, one in parameters.items() if one.role == MATRIX and one.tensor.ndim == 2}
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            parts.append(Muon(
+                [parameters[name].tensor for name in parameters if name in matrices],
+                lr=self.options.learning_rate,
+                momentum=self.options.momentum,
+                weight_decay=self.context.weight_decay,
+            ))
+        rest = {name: one for name, one in parameters.items() if name not in matrices}
+        return parts + adam_of(rest, self.options, self.context)
+
+    def kept(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+        """Muon's momentum, or what AdamW keeps."""
+        return {"momentum_buffer": parameter} if isinstance(optimizer, Muon) else moments_of_adam(parameter)
+
+
+def adam_of(
+    parameters: Mapping[str, TrainedParameter], options: AdamWOptions | MuonOptions, context: OptimizerContext
+) -> list[torch.optim.Optimizer]:
+    """AdamW over these parameters, decayed ones first; none where there are none."""
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [one.tensor for one in parameters.values() if context.decays(one.role) is decayed],
+            "weight_decay": context.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas = (options.beta1, options.beta2)
+    return [torch.optim.AdamW(groups, lr=context.learning_rate, betas=betas, eps=options.epsilon)] if groups else []
+
+
+def moments_of_adam(parameter: Tensor) -> dict[str, Tensor]:
+    """What ``torch.optim.AdamW`` keeps for a parameter."""
+    return {"step": torch.zeros((), dtype=torch.float32), "exp_avg": parameter, "exp_avg_sq": parameter}

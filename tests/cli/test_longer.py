@@ -1,0 +1,94 @@
+"""Runs that are made longer than they were planned, and their learning rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from muse_core.cli.run import main
+from muse_core.metrics.jsonl import read_rows
+
+RECIPE = """\
+name = "tiny"
+seed = 7
+data = { use = "state-of-the-union", tokenizer = "bytes" }
+[model]
+width = 16
+depth = 1
+block = ["feed-forward"]
+[train]
+steps = 6
+batch_size = 2
+sequence_length = 32
+warmup_steps = 2
+log_every = 1
+device = "cpu"
+[evaluate]
+tokens = 64
+final_tokens = 64
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MUSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache-of-longer"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def numbers(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """(event, step) → its last row."""
+    return {(row["event"], row.get("step", 0)): row for row in read_rows(run / "metrics.jsonl")}
+
+
+def test_a_run_is_made_longer_with_a_stated_schedule(recipe: Path, tmp_path: Path) -> None:
+    run, planned = tmp_path / "run", tmp_path / "planned"
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    longer = invoke("--resume", run, "--extend", 2)
+    assert longer.exit_code == 0 and "8 steps instead of 6; after step 6 the learning rate stays" in longer.output
+    rates = [row["learning_rate"] for row in read_rows(run / "metrics.jsonl") if row["event"] == "train"]
+    assert len(rates) == 8 and rates[5] == rates[6] == rates[7] < rates[4]
+    stretched = invoke("--resume", run, "--steps", 10)
+    assert stretched.exit_code == 0 and "that of a run of 10 steps" in stretched.output
+    assert invoke(recipe, "--run-dir", planned, "--set", "train.steps=10").exit_code == 0
+    for step in (9, 10):
+        key = ("train", step)
+        assert numbers(run)[key]["learning_rate"] == numbers(planned)[key]["learning_rate"]
+    assert [row["steps"] for row in read_rows(run / "events.jsonl") if row["event"] == "longer"] == [8, 10]
+    assert invoke("--resume", run).exit_code == 0, "recipe and lock agree"
+    short = invoke("--resume", run, "--steps", 4)
+    assert short.exit_code == 2 and "has done 10 steps" in short.output
+    assert invoke(recipe, "--steps", 4).exit_code == 2
+
+
+def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_planned_so(
+    recipe: Path, tmp_path: Path
+) -> None:
+    run, planned, stopped = tmp_path / "run", tmp_path / "planned", tmp_path / "stopped"
+    wsd = ("--set", 'train.schedule={use="wsd", decay=0.25}', "--set", "train.warmup_steps=2")
+    open_end = ("--set", "train.steps=4", "--set", "train.schedule_steps=16")
+    assert invoke(recipe, "--run-dir", run, *wsd, *open_end).exit_code == 0
+    ended = invoke("--resume", run, "--steps", 8)
+    assert ended.exit_code == 0 and "that of a run of 8 steps" in ended.output
+    assert invoke(recipe, "--run-dir", planned, *wsd, "--set", "train.steps=8").exit_code == 0
+    for key, row in numbers(planned).items():
+        if key[0] == "train":
+            assert numbers(run)[key]["loss"] == row["loss"], key
+            assert numbers(run)[key]["learning_rate"] == row["learning_rate"], key
+    rates = [numbers(run)["train", step]["learning_rate"] for step in range(1, 9)]
+    assert rates[1] == rates[5] > rates[6] > rates[7]
+    done = invoke("--resume", run, "--extend", 2)
+    assert "after step 8 the learning rate stays" in done.output, "the decay is over: the rate stays where it ended"
+    assert numbers(run)["train", 10]["learning_rate"] == rates[7]
+    assert invoke(recipe, "--run-dir", stopped, *wsd, "--set", "train.max_seconds=1e-9").exit_code == 0
+    longer = invoke("--resume", stopped, "--extend", 6)
+    said = "12 steps instead of 6; the schedule is from here on that of a run of 12 steps"
+    assert longer.exit_code == 0 and said in longer.output.replace("\n", " ")
