@@ -21,9 +21,9 @@ def deep_memory_sizes(sizes) -> str | None:
     """Why Triton's deep memory does not serve these sizes, or None."""
     if sizes.get("matrices", 3) != 3:
         return "its deep_memory is of gated memories"
-    for name in ("key", "hidden"):
-        if name in sizes and sizes[name] not in (16, 32, 64, 128):
-            return f"its deep_memory holds {name} 16, 32, 64 or 128 wide, not {sizes[name]}"
+    for name, served in (("key", (16, 32, 64)), ("hidden", (16, 32, 64, 128))):
+        if name in sizes and sizes[name] not in served:
+            return f"its deep_memory holds {name} {', '.join(map(str, served))} wide, not {sizes[name]}"
     return None
 
 

@@ -18,61 +18,37 @@ from .tiles import (
     SMALLEST_SQUARE,
     STEPS,
     THIRD,
-    TRANSPOSES,
     activations,
+    fine,
     polynomial,
     product,
     second_derivative,
+    within,
 )
 
 
 @triton.jit
-def newton_schulz_back(
-    s,
-    st,
-    upstream,
-    upstream_t,
-    steps,
-    wide,
-    tall,
-    squares,
-    K: tl.constexpr,
-    SIZE: tl.constexpr,
-    HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`; `st` and
-    `upstream_t` are the transposes."""
+def newton_schulz_back(s, upstream, steps, wide, squares, K: tl.constexpr, SIZE: tl.constexpr):
+    """(NS5(s), the adjoint of s per unit of `upstream`'s), with what the steps computed kept in `steps`."""
     EACH: tl.constexpr = SIZE + 2 * K * K
     scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
-    x, xt = s * scale, st * scale
+    x = s * scale
     for step in range(STEPS):
-        square, factor = polynomial(x, xt, HALF, PRECISION)
-        tl.store(steps + step * EACH + wide, x.to(HALF))
-        tl.store(steps + step * EACH + SIZE + squares, square.to(HALF))
-        tl.store(steps + step * EACH + SIZE + K * K + squares, factor.to(HALF))
-        x = x * FIRST + product(factor, x, HALF, PRECISION)
-        if not TRANSPOSES:
-            xt = xt * FIRST + product(xt, factor, HALF, PRECISION)
+        square, factor = polynomial(x)
+        tl.store(steps + step * EACH + wide, x)
+        tl.store(steps + step * EACH + SIZE + squares, square)
+        tl.store(steps + step * EACH + SIZE + K * K + squares, factor)
+        x = x * FIRST + fine(factor, x)
     tl.debug_barrier()
     for step in range(STEPS):
         kept = steps + (STEPS - 1 - step) * EACH
         square, factor = tl.load(kept + SIZE + squares), tl.load(kept + SIZE + K * K + squares)
-        before, before_t = tl.load(kept + wide), tl.load(kept + tall)
-        half = upstream.to(HALF)
-        both = product(half, before_t, HALF, PRECISION)
-        if TRANSPOSES:
-            both += tl.trans(both)
-            through = product(both, square, HALF, PRECISION)
-            through = both * SECOND + (through + tl.trans(through)) * THIRD
-        else:
-            half_t = upstream_t.to(HALF)
-            both += product(before, half_t, HALF, PRECISION)
-            through = product(both, square, HALF, PRECISION) + product(square, both, HALF, PRECISION)
-            through = both * SECOND + through * THIRD
-            upstream_t = upstream_t * FIRST + product(half_t, factor, HALF, PRECISION)
-            upstream_t += product(before_t, through, HALF, PRECISION)
-        upstream = upstream * FIRST + product(factor, half, HALF, PRECISION) + product(through, before, HALF, PRECISION)
+        before = tl.load(kept + wide)
+        both = fine(upstream, tl.trans(before))
+        both += tl.trans(both)
+        through = fine(both, square)
+        through = both * SECOND + (through + tl.trans(through)) * THIRD
+        upstream = upstream * FIRST + fine(factor, upstream) + fine(through, before)
     tl.debug_barrier()
     return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
 
@@ -98,7 +74,6 @@ def matrices_back(
     to_momentum,
     steps,
     wide,
-    tall,
     squares,
     K: tl.constexpr,
     SIZE: tl.constexpr,
@@ -106,7 +81,6 @@ def matrices_back(
     FRESH: tl.constexpr,
     LAZY: tl.constexpr,
     HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
     adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
@@ -134,11 +108,7 @@ def matrices_back(
         adjoint = later * tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-            st = tl.load(momenta + (i * rows + row) * 3 * SIZE + p * SIZE + tall).to(tl.float32)
-            upstream_t = tl.load(after + p * SIZE + tall)
-            x, direction = newton_schulz_back(
-                s, st, -lost * upstream, -lost * upstream_t, steps, wide, tall, squares, K, SIZE, HALF, PRECISION
-            )
+            x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, squares, K, SIZE)
             to_lost -= tl.sum(tl.load(after + place) * x)
             adjoint += direction
         if i == 0:
@@ -259,8 +229,8 @@ def scan_back_kernel(
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
             i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
-            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, tall, squares, K, SIZE,
-            ORTHOGONALISE, FRESH, LAZY, HALF, PRECISION,
+            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, squares, K, SIZE,
+            ORTHOGONALISE, FRESH, LAZY, HALF,
         )  # fmt: skip
         tl.debug_barrier()
         slot = starts + (i * rows + row) * 3 * SIZE
@@ -289,20 +259,21 @@ def scan_back_kernel(
             to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
             to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
             # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
-            through_gate = product(k, tl.load(to_momentum + wide), HALF, PRECISION)
-            through_up = product(k, tl.load(to_momentum + SIZE + wide), HALF, PRECISION)
-            through_down = product(hidden, tl.load(to_momentum + 2 * SIZE + tall), HALF, PRECISION)
+            through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
             to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
             tl.store(to_own_factors + here, to_f, mask=inside)
-            through_gate_t = f[None, :] * product(tl.load(to_momentum + tall), kt, HALF, PRECISION)
-            through_up_t = f[None, :] * product(tl.load(to_momentum + SIZE + tall), kt, HALF, PRECISION)
-            through_down_t = f[None, :] * product(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
+            through_gate_t = f[None, :] * within(tl.load(to_momentum + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_up_t = f[None, :] * within(tl.load(to_momentum + SIZE + tall), kt, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t = within(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, ORTHOGONALISE, HALF, PRECISION)
+            through_down_t *= f[None, :]
             through_gate *= f[:, None]
             through_up *= f[:, None]
             through_down *= f[:, None]
-            to_k = product(to_opening * f[:, None], tl.load(to_momentum + tall), HALF, PRECISION)
-            to_k += product(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), HALF, PRECISION)
-            to_h = product(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), HALF, PRECISION)
+            to_k = within(to_opening * f[:, None], tl.load(to_momentum + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_k += within(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_h = within(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
             if not ORTHOGONALISE:
                 g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
                 more_gate = product(k, tl.load(after + wide), HALF, PRECISION)

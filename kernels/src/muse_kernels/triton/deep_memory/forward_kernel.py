@@ -7,7 +7,7 @@ the chunks' gradients are taken at, and what is read, is W rounded. Source: math
 import triton
 import triton.language as tl
 
-from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product
+from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product, within
 
 
 @triton.jit
@@ -114,26 +114,26 @@ def scan_kernel(
                 tl.debug_barrier()
             for which in tl.static_range(3):
                 if which == 0:
-                    gradient = product(kt, to_opening * factor[:, None], HALF, PRECISION)
+                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
                 elif which == 1:
-                    gradient = product(kt, to_raised * factor[:, None], HALF, PRECISION)
+                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
                 else:
-                    gradient = product(error_t * factor[None, :], hidden, HALF, PRECISION)
+                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF, PRECISION)
                 place = which * SIZE + wide
                 now = kept * tl.load(own_momentum + place) + gradient
                 tl.store(own_momentum + place, now)
                 if ONE and KEEP:
-                    tl.store(momenta + (i * rows + row) * 3 * SIZE + place, now.to(HALF))
+                    tl.store(momenta + (i * rows + row) * 3 * SIZE + place, now.to(momenta.dtype.element_ty))
             tl.debug_barrier()
         for p in range(3):
             place = p * SIZE + wide
             if KEEP and not ONE:
-                tl.store(momenta + (i * rows + row) * 3 * SIZE + place, tl.load(own_momentum + place).to(HALF))
+                s = tl.load(own_momentum + place)
+                tl.store(momenta + (i * rows + row) * 3 * SIZE + place, s.to(momenta.dtype.element_ty))
             if ORTHOGONALISE:
                 s = tl.load(own_momentum + place)
                 scale = tl.rsqrt(tl.sum(s * s) + SMALLEST_SQUARE)
-                st = tl.load(own_momentum + p * SIZE + tall)
-                x = newton_schulz(s * scale, st * scale, HALF, PRECISION)
+                x = newton_schulz(s * scale)
                 now = in_weights * tl.load(own_weights + place) - lost * x
                 tl.store(own_weights + place, now)
                 if i + 1 < chunks:

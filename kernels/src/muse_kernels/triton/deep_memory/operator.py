@@ -65,7 +65,7 @@ def _forward(
     key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
     batch, heads, number, _, size = factors.shape
     starts = key.new_empty(number, *weights.shape)
-    momenta = torch.empty_like(starts) if keep else key.new_empty(0)
+    momenta = _kept(key, weights, number, orthogonalise, keep)
     weights, momentum = (x.clone(memory_format=torch.contiguous_format) for x in (weights, momentum))
     current = key.new_empty(0) if fresh is None else weights.to(key.dtype, copy=True)
     if starts.numel():
@@ -82,10 +82,16 @@ def _forward(
     return starts, weights, momentum, momenta
 
 
+def _kept(key: Tensor, weights: Tensor, number: int, orthogonalise: bool, keep: bool) -> Tensor:
+    """Room for S after every chunk: of Newton-Schulz in float32, for it multiplies an error by up to 3.4445 ** 5."""
+    shape = (number, *weights.shape) if keep else (0,)
+    return (weights if orthogonalise else key).new_empty(shape)
+
+
 @_forward.register_fake
 def _(key, value, factors, shares, learned, weights, momentum, fresh, chunk, orthogonalise, keep):
     starts = key.new_empty(factors.shape[2], *weights.shape)
-    momenta = torch.empty_like(starts) if keep else key.new_empty(0)
+    momenta = _kept(key, weights, factors.shape[2], orthogonalise, keep)
     return starts, weights.new_empty(weights.shape), momentum.new_empty(momentum.shape), momenta
 
 
@@ -118,7 +124,7 @@ def _backward(
     )
     to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
     key_width, hidden = learned.shape[2:]
-    steps = key.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
+    steps = first_momentum.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
     current = key.new_empty(both.shape[1:] if fresh is not None else 0)
     if starts.numel():
         with torch.cuda.device_of(key):

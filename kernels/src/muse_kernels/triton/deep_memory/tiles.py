@@ -11,8 +11,6 @@ import triton.language as tl
 FIRST = tl.constexpr(3.4445)
 SECOND = tl.constexpr(-4.775)
 THIRD = tl.constexpr(2.0315)
-TRANSPOSES = tl.constexpr(False)
-"""Whether products take a transposed operand; otherwise x and its transpose are both carried through the steps."""
 STEPS = tl.constexpr(5)
 SMALLEST_SQUARE = tl.constexpr(1e-12)
 
@@ -24,23 +22,35 @@ def product(x, y, HALF: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def polynomial(x, xt, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """(M, b M + c M M) of M = x x^T."""
-    if TRANSPOSES:
-        square = product(x, tl.trans(x.to(HALF)), HALF, PRECISION)
-    else:
-        square = product(x, xt, HALF, PRECISION)
-    return square, square * SECOND + product(square, square, HALF, PRECISION) * THIRD
+def fine(x, y):
+    """x y in float32, by three products of tf32."""
+    return tl.dot(x, y, input_precision="tf32x3")
 
 
 @triton.jit
-def newton_schulz(x, xt, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """Five steps on x (K, E), whose norm is 1, and its transpose."""
+def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
+    if FINE:
+        result = fine(x.to(tl.float32), y.to(tl.float32))
+    else:
+        result = product(x, y, HALF, PRECISION)
+    return result
+
+
+@triton.jit
+def polynomial(x):
+    """(M, b M + c M M) of M = x x^T."""
+    square = fine(x, tl.trans(x))
+    return square, square * SECOND + fine(square, square) * THIRD
+
+
+@triton.jit
+def newton_schulz(x):
+    """Five steps on x (K, E), whose norm is 1. In float32: a chunk of few tokens has a momentum of low rank, and what
+    rounding puts into its null space grows by 3.4445 a step."""
     for _ in range(STEPS):
-        _, factor = polynomial(x, xt, HALF, PRECISION)
-        x = x * FIRST + product(factor, x, HALF, PRECISION)
-        if not TRANSPOSES:
-            xt = xt * FIRST + product(xt, factor, HALF, PRECISION)
+        _, factor = polynomial(x)
+        x = x * FIRST + fine(factor, x)
     return x
 
 
