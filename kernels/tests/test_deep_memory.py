@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import muse_kernels
-from muse_kernels import reference
+from muse_kernels import KernelRequest, reference
 from muse_kernels import torch as by_torch
 from muse_kernels.reference.deep_memory import answer
 from muse_kernels.testing.deep_memory import assert_close, draw, results
@@ -172,6 +172,19 @@ def test_a_state_of_other_options_is_refused():
         problem.run(muse_kernels.deep_memory, window=2)
     with pytest.raises(ValueError, match="initial.pending must be"):
         problem.run(muse_kernels.deep_memory, orthogonalise=False)
+
+
+def test_triton_serves_the_gradient_rule_on_a_gpu_and_refuses_the_other():
+    sizes = {"key": 64, "hidden": 128, "matrices": 3}
+
+    def chosen(*needs: str, **changes: int) -> muse_kernels.BackendSelection:
+        request = KernelRequest("deep_memory", "cuda", "bfloat16", {**sizes, **changes}, frozenset(needs))
+        return muse_kernels.select_backend(request)
+
+    assert "orthogonalised updates" in chosen("gradient", "orthogonalise").refusals["triton"]
+    assert "gated memories" in chosen(matrices=1).refusals["triton"]
+    assert "not 48" in chosen(key=48).refusals["triton"]
+    assert "second derivatives" in chosen("double_backward").refusals["triton"]
 
 
 def test_values_are_checked_when_asked_for():

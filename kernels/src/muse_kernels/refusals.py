@@ -14,6 +14,10 @@ WIDEST = {
     "short_convolution": {"key": 128, "span": 16},
 }
 """What a Triton program holds at once, by operation and size."""
+NOT_ORTHOGONALISED = (
+    "its deep_memory with orthogonalised updates was seen to end in illegal memory accesses and wrong gradients "
+    "on a GPU"
+)
 _NOT_BUILT = "context parallelism (group) is not built yet"
 
 
@@ -44,6 +48,8 @@ def refuse_triton(request) -> str | None:
     if request.dtype == "float64":
         return "its kernels compute in float32"
     if request.operation == "deep_memory":
+        if "orthogonalise" in request.needs and request.device == "cuda":
+            return NOT_ORTHOGONALISED
         if "double_backward" in request.needs:
             return "its deep_memory has no second derivatives"
         if reason := deep_memory_sizes(request.sizes):

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import unit_length
-from ..triton import deep_memory
+from .. import deep_memory, unit_length
 
 BATCH, TOKENS, WIDTH, HEADS, HIDDEN = 8, 4096, 512, 8, 128
 CHUNKS = (16, 64)
@@ -64,8 +63,8 @@ def layers(chunk: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         return layer
 
     yield "muse, gradient rule", lambda: ours(orthogonalise=False)
-    yield "muse, orthogonalised", lambda: ours(orthogonalise=True)
-    yield "muse, orthogonalised, a state in 16 chunks kept", lambda: ours(orthogonalise=True, recompute=16)
+    yield "muse, gradient rule, a state in 16 chunks kept", lambda: ours(orthogonalise=False, recompute=16)
+    yield "muse, orthogonalised (torch)", lambda: ours(orthogonalise=True)
     try:
         from titans_pytorch.memory_models import MemorySwiGluMLP
         from titans_pytorch.neural_memory import NeuralMemory

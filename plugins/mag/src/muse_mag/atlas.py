@@ -54,7 +54,7 @@ class Atlas(nn.Module):
         self.kernel = context.kernels.bind(
             "deep_memory",
             sizes={"key": self.key_width, "hidden": hidden, "matrices": matrices},
-            needs=("gradient", "resets"),
+            needs=("gradient", "resets", *(["orthogonalise"] * options.orthogonalise)),
         )
         self.query = projection(width, self.heads * self.base_width, generator)
         self.key = projection(width, self.heads * self.base_width, generator)
