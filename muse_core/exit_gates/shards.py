@@ -81,12 +81,16 @@ def sharded(layer: torch.nn.Module, site: Site) -> Iterator[tuple[str, torch.nn.
 
 
 def shard_of(site: Site) -> int | None:
-    """Tokens of a shard of this layer or of a component below it."""
+    """Tokens of a shard of this layer or of a component below it. Where options name the grid that is in force, a shard
+    counts if it lies on it, and not where they say ``goes_on_over_shards``: of two memories one starts afresh alone."""
     for given in (site.use.options, *(use.options for use in walk(site.use.options))):
+        if getattr(given, "goes_on_over_shards", False):
+            continue
         for field in attrs.fields(type(given)):
             value = getattr(given, field.name)
             if field.name in OPTIONS and isinstance(value, int) and value > 0:
-                return value
+                if value in (given.grid() if hasattr(given, "grid") else (value,)):
+                    return value
     return None
 
 

@@ -41,7 +41,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("memory layer", "earlier-memory"),
         ("memory layer", "qk-projection"),
     ),
-    "muse-mqar": (("source", "mqar"),),
+    "muse-mqar": (("source", "mqar"), ("source", "needle")),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-peers": (
         ("memory layer", "gated-deltanet"),

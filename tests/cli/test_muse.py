@@ -72,7 +72,8 @@ class TestPluginsList:
     def test_one_kind(self, recipe):
         result = run("plugins", "list", "--kind", "stage")
         assert "train" in result.stdout and "wave" not in result.stdout
-        assert run("plugins", "list", "--kind", "memory-layer").stdout.startswith("memory layer\n  fast-weights ")
+        listed = run("plugins", "list", "--kind", "memory-layer").stdout
+        assert listed.startswith("memory layer\n  ") and "\n  fast-weights " in listed
         wrong = run("plugins", "list", "--kind", "layers")
         assert (wrong.exit_code, wrong.stderr) == (2, "--kind: there is no kind 'layers' - did you mean 'layer'?\n")
 

@@ -76,6 +76,11 @@ class AtlasOptions:
                 f"whose tokens would never be learned; choose a multiple"
             )
 
+    @property
+    def goes_on_over_shards(self) -> bool:
+        """Whether the second of two levels carries gradients from one shard to the next."""
+        return self.levels == 2
+
     def grid(self) -> tuple[int, ...]:
         """Chunks, and shards of two levels, begin at multiples of their lengths."""
         return (self.chunk,) if self.levels == 1 else (self.chunk, self.global_chunk, self.shard)

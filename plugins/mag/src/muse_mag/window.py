@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import attend_window, documents, newest, present, rotate
+from muse_core.model.attention import Always, attend_window, documents, newest, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_mag.options import SlidingWindowOptions, WindowOptions
@@ -78,13 +79,15 @@ class WindowAttention(nn.Module):
         keys = torch.cat((slots["key"].to(key.dtype), key), dim=1)
         values = torch.cat((slots["value"].to(value.dtype), value), dim=1)
         document = torch.cat((torch.where(slots["visible"], 0, -1), own), dim=1)
+        near, read = keys, values
         if always is not None and self.options.rotary:
-            # Tokens are met in the first half of the entries, persistent ones, not rotated, in the second.
-            query, near = torch.cat((query, plain), dim=-1), torch.cat((keys, torch.zeros_like(keys)), dim=-1)
-            always = always._replace(key=torch.cat((torch.zeros_like(always.key), always.key), dim=-1))
-        else:
-            near = keys
-        mixed = attend_window(query, near, values, own, document, self.options.window, always, self.size**-0.5)
+            # Tokens are met in the first half of the entries, persistent ones, not rotated, in the second. Values are
+            # as wide as keys for kernels that want it.
+            query = torch.cat((query, plain), dim=-1)
+            near, read = F.pad(keys, (0, self.size)), F.pad(values, (0, self.size))
+            always = Always(F.pad(always.key, (self.size, 0)), F.pad(always.value, (0, self.size)))
+        mixed = attend_window(query, near, read, own, document, self.options.window, always, self.size**-0.5)
+        mixed = mixed[..., : self.size]
         visible = (document == own[:, -1:]) & torch.cat((slots["visible"], present(key, tokens)), dim=1)
         dtype = torch.promote_types(x.dtype, torch.float32)
         last = newest({"key": keys, "value": values, "visible": visible}, self.options.window, tokens.valid)

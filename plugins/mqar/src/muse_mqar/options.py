@@ -44,3 +44,32 @@ class MqarOptions:
                 f"{self.pairs} pairs need an even train.sequence_length of at least {4 * self.pairs}, which {length} "
                 "is not"
             )
+
+
+@attrs.frozen(kw_only=True)
+class NeedleOptions:
+    """Numbers hidden in English text (what Python's help says of the language), asked for at its end by the words that
+    stood before them. Tokens are bytes, and only digits of answers count."""
+
+    needles: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
+    """Numbers of an example, each with a key of its own; all are asked for, in another order."""
+    digits: int = field(default=3, validator=[validators.ge(1), validators.le(16)])
+    """Digits of a number."""
+    distance: tuple[int, int] = (16, 512)
+    """Tokens of text between a needle and the questions, log-uniform between these two, or up to as many as a sequence
+    has room for."""
+    seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**31)])
+    """Seed of all examples."""
+
+    def __attrs_post_init__(self) -> None:
+        nearest, farthest = self.distance
+        if not 1 <= nearest <= farthest:
+            raise ValueError(f"distance must be two numbers with 1 ≤ nearest ≤ farthest, got {list(self.distance)}")
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        least = self.needles * (49 + 2 * self.digits) + self.distance[0] - 1
+        if recipe.train.sequence_length < least:
+            yield (
+                f"{self.needles} needles at least {self.distance[0]} tokens back need a train.sequence_length of at "
+                f"least {least}, which {recipe.train.sequence_length} is not"
+            )
