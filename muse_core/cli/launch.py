@@ -257,7 +257,7 @@ def _start(
             records.event(longer.event())
             display.say(longer.sentence())
         run = Run(setup, directory, records, display, restart=restart)
-        with setup.ranks.ending():
+        with setup.ranks.ending(), memory_errors(directory.checkpoints):
             summary = run.go()
     except Halted:
         # A start that the gate refuses leaves nothing.

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -38,18 +39,25 @@ LONGEST_OWN_CHECK = 512
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Says as a RecipeError that the memory ran out while something of the recipe's size was made."""
+def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
+    """Says as a RecipeError that the memory ran out while something of the recipe's size was made or trained.
+
+    ``checkpoints``: folder of a run that has begun; when something is kept there the sentence says how to go on.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        said = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            words in said for words in ("allocate memory", "[CUDA]: out of memory")  # torch's on a CPU, Triton's
+        ):
             raise
-        what = str(error).partition("\n")[0] or "out of memory"
-        raise RecipeError(
-            f"model: does not fit into the memory ({what}) - lower its sizes, train.micro_batch or "
-            "train.sequence_length"
-        ) from error
+        what = said.partition("\n")[0] or "out of memory"
+        advice = "lower its sizes, train.micro_batch or train.sequence_length"
+        if checkpoints is not None and any(checkpoints.glob("gen-*")):
+            run = checkpoints.parent
+            advice += f" in a new run, or make room and go on with: muse-run --resume {run}"
+        raise RecipeError(f"model: does not fit into the memory ({what}) - {advice}") from error
 
 
 @attrs.frozen(kw_only=True)

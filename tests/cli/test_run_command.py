@@ -11,12 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
+from muse_core.training import loop
 
 RECIPE = """\
 # A tiny run.
@@ -170,6 +173,31 @@ def test_what_is_not_deterministic_is_a_sentence(recipe: Path, tmp_path: Path, m
     monkeypatch.setattr("muse_core.training.loop.Loop.run", refuse)
     ended = invoke(recipe, "--run-dir", tmp_path / "run", "--set", "deterministic=true")
     assert ended.exit_code == 2 and "deterministic: cumsum_cuda_kernel does not have" in ended.output
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nSee documentation."),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    MemoryError(),
+], ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_in_a_step_is_a_sentence_and_the_run_goes_on_later(
+    error: Exception, recipe: Path, tmp_path: Path, invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(6))
+    clip = loop.clip
+
+    def full(*arguments: Any, **more: Any) -> Any:
+        if next(steps) == 4:
+            raise error
+        return clip(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "clip", full)
+        ended = invoke(recipe, "--run-dir", tmp_path / "run")
+    assert ended.exit_code == 2, ended.output
+    said = " ".join(ended.output.split())
+    assert "does not fit into the memory" in said and "--resume" in said and "Traceback" not in said
+    assert invoke("--resume", tmp_path / "run").exit_code == 0
 
 
 def test_drift_from_the_lock_is_named_and_refused(
