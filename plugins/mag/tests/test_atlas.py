@@ -88,16 +88,29 @@ def test_the_weights_and_gradients_through_them_stay_bounded(options: dict, alik
     after few chunks, shows steps that do not shrink with the loss first."""
     layer = build_component("memory layer", "atlas", {"heads": 2, "chunk": 4} | options, dtype="float64").double()
     x = torch.randn(1, 2049, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if alike:
-        kept = 0.98 ** torch.arange(2049, dtype=torch.float64)
-        x = 0.2 * torch.einsum("ts,bsd->btd", (kept[:, None] / kept).tril(), x)
-    x.requires_grad_()
+    x = (slow(x) if alike else x).requires_grad_()
     found = layer(x, None, {}, Tokens(torch.arange(2049)[None]))
     start = layer.dynamics.weights[0]
     lengths = [w.square().sum((-1, -2, -3)).sqrt() for w in (found.state["first"]["weights"][0], start)]
     assert (lengths[0] <= 1.1 * lengths[1]).all()
     one = torch.autograd.grad(found.update[0, -1].sum(), x)[0][0].norm(dim=-1)
     assert 0 < one[:4].norm() <= one[-64:].norm() and one.max() <= 10
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": False}, {"window": 16}, {"memory": "linear"}], ids=str)
+@torch.no_grad()
+def test_the_largest_rates_that_can_be_learned_do_not_diverge(options: dict):
+    layer = build_component("memory layer", "atlas", {"heads": 4} | options, dtype="float64").double()
+    layer.dynamics.rate.bias.fill_(20.0)
+    state = layer(slow(torch.randn(1, 2048, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))),
+                  None, {}, Tokens(torch.arange(2048)[None])).state  # fmt: skip
+    assert state["first"]["weights"].norm() <= 1.5 * layer.dynamics.weights.norm()
+
+
+def slow(x: torch.Tensor) -> torch.Tensor:
+    """Tokens that are like the ones before them, of the same size, from unrelated ones (1, N, D)."""
+    kept = 0.98 ** torch.arange(x.shape[1], dtype=x.dtype)
+    return (1 - 0.98**2) ** 0.5 * torch.einsum("ts,bsd->btd", (kept[:, None] / kept).tril(), x)
 
 
 def test_padded_rows_are_refused():
@@ -112,6 +125,7 @@ def test_padded_rows_are_refused():
     [
         ({"levels": 2, "chunk": 48}, "chunk = 48 does not divide global_chunk = 2048"),
         ({"levels": 2, "chunk": 64, "shard": 100}, "shard = 100 is no multiple of chunk = 64"),
+        ({"initial_step": 0.4}, "initial_step = 0.4 is not below 0.333"),
         ({"initial_decay": (0.1, 0.01)}, "initial_decay must be two rates"),
     ],
     ids=str,

@@ -157,10 +157,9 @@ class Atlas(nn.Module):
 class Dynamics(nn.Module):
     """Learned start (L, H, P, K, E) and gates of a token, per level and head, in fp32 at least.
 
-    r = σ(u·x + b) / chunk; log m = log σ(w·x + c), whose sum over a chunk starts as log ``initial_momentum``;
+    r = ``largest_step`` σ(u·x + b) / chunk; log m = log σ(w·x + c), whose sum over a chunk starts as log ``initial_momentum``;
     log a = −softplus(s·x + d), log-spaced over heads between ``initial_decay`` at the start. Of a gradient that is not
-    orthogonalised r is also multiplied by (1 − m) / window: so often does the same gradient enter the weights, and
-    steps beyond the inverse of the loss's curvature diverge. The start's scale makes |h| ≈ 1 for the hidden h of keys
+    orthogonalised r is also multiplied by (1 − m) / window: so often does the same gradient enter the weights. The start's scale makes |h| ≈ 1 for the hidden h of keys
     of length 1, and |f(x) − x| ≈ 1/2.
     """
 
@@ -168,6 +167,7 @@ class Dynamics(nn.Module):
         super().__init__()
         self.levels, self.heads, matrices, key_width, hidden = shape
         self.shortened, self.window = not options.orthogonalise, options.window
+        self.largest_step = options.largest_step
         self.chunks = (options.chunk, options.global_chunk)[: self.levels]
         start = torch.empty(shape).normal_(generator=generator)
         scale = torch.full((matrices, 1, 1), key_width**-0.5)
@@ -179,7 +179,7 @@ class Dynamics(nn.Module):
         self.decay = self.gate(width, generator)
         slow, fast = (math.log10(x) for x in options.initial_decay)
         with torch.no_grad():
-            self.rate.bias.fill_(math.log(options.initial_step / (1 - options.initial_step)))
+            self.rate.bias.fill_(math.log(options.initial_step / (options.largest_step - options.initial_step)))
             first = torch.logspace(slow, fast, self.heads, dtype=torch.float64)
             self.decay.bias.copy_(first.expm1().log().repeat(self.levels))
             if self.momentum is not None:
@@ -202,7 +202,7 @@ class Dynamics(nn.Module):
             gates = F.linear(x, weight, bias).unflatten(-1, (len(linears), self.levels, self.heads))
             rate, decay, *momentum = gates.movedim((2, 3), (0, 1)).unbind(0)
             chunks = rate.new_tensor(self.chunks)[:, None, None, None]
-            rate = rate.sigmoid() / chunks
+            rate = self.largest_step * rate.sigmoid() / chunks
             if self.shortened:
                 rate = rate / self.window * momentum[0].neg().sigmoid() if momentum else rate / self.window
             return Gates(rate, F.logsigmoid(momentum[0]) if momentum else None, F.logsigmoid(-decay))

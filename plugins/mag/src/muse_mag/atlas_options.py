@@ -56,7 +56,8 @@ class AtlasOptions:
     initial_decay: tuple[float, float] = (0.0005, 0.05)
     """Γ per token of the slowest and the fastest head at the start; those between are log-spaced."""
     initial_step: float = field(default=0.1, validator=[validators.gt(0.0), validators.lt(1.0)])
-    """Rates of a chunk's tokens added up, at the start; learned rates add up to 1 at most."""
+    """Rates of a chunk's tokens added up, at the start; learned rates add up to 1 at most, of a gated memory that is
+    not orthogonalised to 1/3, beyond which keys that are alike make it diverge."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
     gate: bool = True
@@ -68,6 +69,11 @@ class AtlasOptions:
         slow, fast = self.initial_decay
         if not 0.0 < slow <= fast <= 10.0:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
+        if self.initial_step >= self.largest_step:
+            raise ValueError(
+                f"initial_step = {self.initial_step:g} is not below {self.largest_step:.3g}, which the rates of a gated "
+                f"memory may add up to: larger steps make it diverge; choose a smaller one"
+            )
         if self.levels == 2 and self.global_chunk % self.chunk:
             raise ValueError(
                 f"chunk = {self.chunk} does not divide global_chunk = {self.global_chunk}: the two levels would be "
@@ -78,6 +84,12 @@ class AtlasOptions:
                 f"shard = {self.shard} is no multiple of chunk = {self.chunk}: every shard would end inside a chunk, "
                 f"whose tokens would never be learned; choose a multiple"
             )
+
+    @property
+    def largest_step(self) -> float:
+        """Most that the rates of a chunk's tokens add up to. Descent on equal keys needs less than 2 over the loss's
+        curvature, which is 1 of a linear memory and at the start rarely more than 6 of a gated one."""
+        return 1 / 3 if self.memory == "gated" and not self.orthogonalise else 1.0
 
     @property
     def goes_on_over_shards(self) -> bool:
