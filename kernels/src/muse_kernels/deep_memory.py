@@ -56,7 +56,7 @@ def deep_memory(
         chunk: tokens of a chunk. Part of the model.
         offset: stream position of token 0, modulo `chunk`.
         window: c, tokens of a window. Windows reach into earlier chunks, at the weights of the present one.
-        orthogonalise: take NS5 of the momentum.
+        orthogonalise: take NS5 of the momentum. Gradients through many such chunks grow without bound.
         recompute: of how many chunks one state is kept for the backward pass; the others are computed again.
         backend: "auto", "triton", "torch" or "reference". On a GPU triton refuses `orthogonalise`.
 

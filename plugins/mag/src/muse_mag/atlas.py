@@ -157,10 +157,10 @@ class Atlas(nn.Module):
 class Dynamics(nn.Module):
     """Learned start (L, H, P, K, E) and gates of a token, per level and head, in fp32 at least.
 
-    r = ``largest_step`` σ(u·x + b) / chunk; log m = log σ(w·x + c), whose sum over a chunk starts as log ``initial_momentum``;
-    log a = −softplus(s·x + d), log-spaced over heads between ``initial_decay`` at the start. Of a gradient that is not
-    orthogonalised r is also multiplied by (1 − m) / window: so often does the same gradient enter the weights. The start's scale makes |h| ≈ 1 for the hidden h of keys
-    of length 1, and |f(x) − x| ≈ 1/2.
+    r = ``largest_step`` σ(u·x + b) / chunk; log m = log σ(w·x + c), whose sum over a chunk starts as log
+    ``initial_momentum``; log a = −softplus(s·x + d), log-spaced over heads between ``initial_decay`` at the start. Of a
+    gradient that is not orthogonalised r is also multiplied by (1 − m) / window: so often does the same gradient enter
+    the weights. The start's scale makes |h| ≈ 1 for the hidden h of keys of length 1, and |f(x) − x| ≈ 1/2.
     """
 
     def __init__(self, options: AtlasOptions, width: int, shape: tuple[int, ...], generator: torch.Generator):

@@ -71,8 +71,8 @@ class AtlasOptions:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
         if self.initial_step >= self.largest_step:
             raise ValueError(
-                f"initial_step = {self.initial_step:g} is not below {self.largest_step:.3g}, which the rates of a gated "
-                f"memory may add up to: larger steps make it diverge; choose a smaller one"
+                f"initial_step = {self.initial_step:g} is not below {self.largest_step:.3g}, which the rates of a "
+                f"gated memory without orthogonalise may add up to: larger steps diverge; choose a smaller one"
             )
         if self.levels == 2 and self.global_chunk % self.chunk:
             raise ValueError(
