@@ -76,7 +76,8 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
     }
     if table["data"]["tokenizer"]["use"] != "bytes":  # one that was learned is not learned again
         table["data"] = {**table["data"], "tokenizer": {"use": "run", "from": str(teacher)}}
-    table.pop("initializers", None)
+    for key in ("initializers", "parallel"):  # one process compresses what several have trained
+        table.pop(key, None)
     return check_source(overridden(RecipeText(table, f"muse compress {run}", {}), list(overrides)))
 
 

@@ -17,6 +17,7 @@ from muse_koopman.maps import CompressedEmbedding, CompressedLinear
 from muse_koopman.storage import Int8
 
 import muse_core
+from muse_core.cli.compress import compress
 from muse_core.cli.diagnose import diagnose
 from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
@@ -170,6 +171,20 @@ def test_the_command_says_what_it_refuses(small: Path, tmp_path: Path) -> None:
     told = muse("compress", small, "--ratio", 500, "--output", tmp_path / "out")
     assert told.returncode == 2 and told.stderr.count("\n") == 1 and "out of reach" in told.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_compresses_what_several_have_trained(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = shutil.copytree(small, tmp_path / "several")
+    recipe = several / "recipe.toml"
+    said = recipe.read_text()
+    recipe.write_text(said.replace('data = "auto"\nshard = 1', "data = 2\nshard = 1"))
+    assert recipe.read_text() != said
+    assert recipe_of(several, Compression()).recipe.parallel.data == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = CliRunner().invoke(compress, [str(small), "--output", str(tmp_path / "out")])
+    assert told.exit_code == 2 and "this command is one process" in told.output
 
 
 def test_the_new_recipe_can_be_read_and_holds_no_first_values(factored: Path) -> None:
