@@ -187,6 +187,34 @@ def test_one_process_compresses_what_several_have_trained(
     assert told.exit_code == 2 and "this command is one process" in told.output
 
 
+SEVERAL = """
+name = "several"
+data = {{ use = "state-of-the-union", tokenizer = "bytes", cache = "{cache}" }}
+model = {{ width = 48, depth = 1, block = [{{ use = "fast-weights", heads = 2 }}, {{ use = "feed-forward" }}] }}
+train = {{ steps = 2, batch_size = 2, sequence_length = 32, precision = "fp32", device = "cpu" }}
+evaluate = {{ every = 100, tokens = 64, final_tokens = 64 }}
+parallel = {{ data = 1, shard = "auto" }}
+stages = [
+    {{ use = "train" }}, {{ use = "koopman-compress", method = "svd", ratio = 1.5, tokens = 64 }},
+    {{ use = "train" }}, {{ use = "koopman-compress", method = "int8", tokens = 64 }},
+]
+"""
+
+
+def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -> None:
+    recipe = tmp_path / "several.toml"
+    recipe.write_text(SEVERAL.format(cache=tmp_path / "cache"))
+    command = [sys.executable, "-m", "muse_core.cli.run", recipe, "--run-dir", tmp_path / "run", "--no-report"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command), "--processes", "2"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    factors, integers = (tables(tmp_path / "run", stage)["compression"][0] for stage in (1, 3))
+    assert factors["ratio"] >= 1.5 and integers["ratio"] > 4
+    assert all(row["error"] < 0.05 for row in tables(tmp_path / "run", 3)["maps"] if "error" in row)
+
+
 def test_the_new_recipe_can_be_read_and_holds_no_first_values(factored: Path) -> None:
     (newest,) = (factored / "stages").glob("1-*")
     checked = muse_core.recipe.read_recipe(newest / "recipe.toml")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.model.precision import product_dtype
+from muse_core.training.shards import whole
 from muse_koopman.options import GROUP
 
 INT8_LEVELS, INT4_LEVELS = 127, 8
@@ -167,7 +168,8 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 def stored(matrix: Tensor, store: str, kept: int | None = None) -> Stored:
-    """The matrix in the form that ``options.MapOptions.store`` names."""
+    """The matrix in the form that ``options.MapOptions.store`` names; all of it, where ranks have parts."""
+    matrix = whole(matrix)
     if store == "sparse":
         assert kept is not None
         return Sparse(matrix, kept)
