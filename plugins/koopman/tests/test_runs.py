@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from muse_koopman.distil import Distil
 from muse_koopman.maps import CompressedEmbedding, CompressedLinear
+from muse_koopman.options import DistilOptions
 from muse_koopman.storage import Int8
 
 import muse_core
@@ -199,6 +202,14 @@ stages = [
     {{ use = "train" }}, {{ use = "koopman-compress", method = "int8", tokens = 64 }},
 ]
 """
+
+
+def test_distillation_needs_whole_weights(small: Path) -> None:
+    ranks = SimpleNamespace(shards=2)
+    stage = Distil(DistilOptions(teacher=str(small)), SimpleNamespace(ranks=ranks))
+    assert "set parallel.shard = 1" in str(stage.refuse())
+    ranks.shards = 1
+    assert stage.refuse() is None
 
 
 def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -> None:
