@@ -25,7 +25,7 @@ from muse_core.cli.diagnose import diagnose
 from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
-from muse_core.training.compression import Compression, compress_run, model_file, recipe_of
+from muse_core.training.compression import Compression, compress_run, recipe_of, weight_bytes
 
 MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
 
@@ -50,7 +50,7 @@ def factored(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_file_is_smaller_and_the_table_says_what_became_of_each_map(small: Path, factored: Path) -> None:
-    before, after = (model_file(run).stat().st_size for run in (small, factored))
+    before, after = (weight_bytes(run) for run in (small, factored))
     assert after < before / 1.6
     found = tables(factored)
     (whole,) = found["compression"]
@@ -94,9 +94,9 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
         assert "times smaller" in sentence
         assert isinstance(found.model.embedding, CompressedEmbedding) and isinstance(found.model.embedding.table, Int8)
         errors[method] = float((found.logits("The state of the Union") - due).norm() / due.norm())
-        sizes[method] = model_file(folder).stat().st_size
+        sizes[method] = weight_bytes(folder)
     assert errors["int8"] < 0.02 and errors["int8"] < errors["int4"] < 0.3
-    whole = model_file(small).stat().st_size
+    whole = weight_bytes(small)
     assert sizes["int4"] < sizes["int8"] < whole / 2.5
 
 
@@ -153,7 +153,7 @@ def test_unfinished_and_damaged_runs_are_refused(small: Path, tmp_path: Path) ->
     (unfinished / "summary.json").unlink()
     assert "has not finished" in refused(unfinished)
     damaged = shutil.copytree(small, tmp_path / "damaged")
-    for file in damaged.glob(f"checkpoints/gen-*/{model_file(small).name}"):
+    for file in damaged.glob("checkpoints/gen-*/model.safetensors"):
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
@@ -224,6 +224,10 @@ def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -
     factors, integers = (tables(tmp_path / "run", stage)["compression"][0] for stage in (1, 3))
     assert factors["ratio"] >= 1.5 and integers["ratio"] > 4
     assert all(row["error"] < 0.05 for row in tables(tmp_path / "run", 3)["maps"] if "error" in row)
+    stages = sorted((tmp_path / "run" / "stages").iterdir())
+    newest = sorted((stages[0] / "checkpoints").glob("gen-*"))[-1]  # of a stage whose weights two ranks have written
+    files = [newest / "model.safetensors", newest / "model-00001.safetensors"]
+    assert weight_bytes(stages[0]) == sum(file.stat().st_size for file in files)
 
 
 def test_the_new_recipe_can_be_read_and_holds_no_first_values(factored: Path) -> None:
