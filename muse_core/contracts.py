@@ -324,8 +324,7 @@ class Monitor:
         """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
         gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
         2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity).
-        Of several ranks the largest value counts (``_min``: the smallest); where weights are divided among them each
-        sees its part of a gradient. By default nothing."""
+        Of several ranks the largest counts (``_min``: the least); each has its part of divided weights. Default {}."""
         return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:

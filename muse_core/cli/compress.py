@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
-from muse_core.cli.process import outlive_output
+from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
@@ -41,6 +41,7 @@ def compress(
     outlive_output()
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
+        refuse_several_processes()
         from muse_core.training.compression import Compression, compress_run
 
         asked = Compression(ratio=ratio, method=method, then=quantize or "none", steps=steps, rounds=rounds)

@@ -217,7 +217,6 @@ class _Writer:
             if isinstance(x, Tensor):
                 self.nodes[id(x)] = self.graph.call_function(operator.getitem, (written, place))
 
-
     def spelled(self, call: Call) -> tuple[Any, Any, Any]:
         """The call, or on a CPU one for the same numbers that makes no tensor of a number of Python each time, where
         torch does: a mean is the sum over the count, and what is added is a tensor."""

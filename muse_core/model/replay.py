@@ -184,7 +184,6 @@ class Replays:
             _refuse_other([expected, *after.leaves], [scores, *replayed.leaves])
         return replay
 
-
     def share(self, graph: fx.GraphModule) -> None:
         """Let recordings have equal constants once, such as weights in a shorter dtype."""
         for name, x in constants(graph):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from muse_core.component import walk
 from muse_core.errors import RecipeError
+from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Parallel, Recipe
 
 
@@ -90,3 +91,10 @@ def _check_context(recipe: Recipe, sizes: Sizes) -> None:
         reason = "reads whole rows of tokens" if ask is None else ask()
         if reason is not None:
             raise RecipeError(f"parallel.context: {use.path or use.kind}: {use.name} {reason} - {advice}")
+    for use in recipe.stages:
+        # An objective of a plugin may ask a second model, which would take its part of a row for the whole.
+        if use.distribution != CORE:
+            raise RecipeError(
+                f"parallel.context: {use.path or use.kind}: the objective of {use.name} reads whole rows of tokens - "
+                f"{advice}"
+            )

@@ -21,7 +21,7 @@ from muse_core.training.trained import newest_of
 COMPRESS, DISTIL = "koopman-compress", "koopman-distil"
 """The stages, whoever provides them."""
 INTEGERS = ("int8", "int4")
-MODEL_FILE = "model.safetensors"
+MODEL_FILES = "model*.safetensors"
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +76,8 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
     }
     if table["data"]["tokenizer"]["use"] != "bytes":  # one that was learned is not learned again
         table["data"] = {**table["data"], "tokenizer": {"use": "run", "from": str(teacher)}}
-    table.pop("initializers", None)
+    for key in ("initializers", "parallel"):  # one process compresses what several have trained
+        table.pop(key, None)
     return check_source(overridden(RecipeText(table, f"muse compress {run}", {}), list(overrides)))
 
 
@@ -88,16 +89,17 @@ def compress_run(
 
     checked = recipe_of(run, asked, overrides)
     folder = fresh(checked, None, output, allow_drift=False, report=report)
-    before, after = model_file(run).stat().st_size, model_file(folder).stat().st_size
+    before, after = weight_bytes(run), weight_bytes(folder)
     return folder, f"{before:,} to {after:,} bytes of weights, {before / after:.2f} times smaller" + _worse(run, folder)
 
 
-def model_file(run: Path) -> Path:
-    """The weights of a run's newest checkpoint. Raises StorageError."""
+def weight_bytes(run: Path) -> int:
+    """Of the files that hold the weights of a run's newest checkpoint, one of each process that trained it. Raises
+    StorageError."""
     found = Checkpoints(newest_folder(run)).newest(quarantine=False)
     if found is None:
         raise StorageError(f"{run}: has no checkpoint that can be used")
-    return found[0].path / MODEL_FILE
+    return sum(file.stat().st_size for file in found[0].path.glob(MODEL_FILES))
 
 
 def _worse(run: Path, folder: Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from muse_core.component import walk
 from muse_core.contracts import Batch, Objective, Result, State
 from muse_core.data.batches import columns, rows, targets_per_token
+from muse_core.errors import RecipeError
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
@@ -95,7 +96,13 @@ class _SeveralForward(Forward):
         batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
         sequence = self.ranks.sequence
         sharing = 1 if sequence is None else sequence.size
-        size, place = len(batch.inputs) * sharing // self.ranks.size, self.ranks.rank // sharing
+        count, places = len(batch.inputs), self.ranks.size // sharing
+        if count % places:
+            raise RecipeError(
+                f"stages: this stage reads batches of its own, of {count} rows, which cannot be divided among {places} "
+                "processes - run it as one process"
+            )
+        size, place = count // places, self.ranks.rank // sharing
         own = rows(batch, place * size, (place + 1) * size)
         return own if sequence is None else columns(own, sequence.rank, sequence.size)
 
@@ -152,9 +159,16 @@ class DividedForward(_SeveralForward):
 
 
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
-    """For the processes that a run has. A model that is divided among them is so from then on."""
+    """For the processes that a run has. A model that is divided among them is so from then on. Raises RecipeError for
+    an objective that several processes cannot share."""
     if ranks.size == 1:
         return Forward(compiled(model, recipe.train.compile), objective)
+    if hasattr(objective, "tensors") or hasattr(objective, "finished"):
+        # Every rank would keep and judge what its own rows give, and a checkpoint holds what rank 0 has.
+        raise RecipeError(
+            f"stages: the objective {type(objective).__name__} keeps tensors or ends by what it has seen, which ranks "
+            "do not have in common - run this stage as one process"
+        )
     sizes = sizes_of(recipe.parallel, ranks.size)
     if sizes.shard == 1:
         return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks)

@@ -30,7 +30,7 @@ from muse_koopman.options import CompressOptions
 
 from muse_core.model.generation import generate
 from muse_core.recipe import read_recipe
-from muse_core.training.compression import model_file
+from muse_core.training.compression import weight_bytes
 from muse_core.training.setup import set_up
 from muse_core.training.trained import open_trained
 
@@ -152,7 +152,7 @@ def main() -> None:
         done = list(pool.map(lambda job: compressed(*job, given, gpus), jobs))
     whole = [summary(run)["held_out_perplexity"] for run in given.runs]
     print("| method | bytes | smaller | perplexity, mean and each |")
-    print(f"| none | {model_file(given.runs[0]).stat().st_size:,} | 1 | {told(whole)} |")
+    print(f"| none | {weight_bytes(given.runs[0]):,} | 1 | {told(whole)} |")
     finished: dict[str, list[tuple[Path, Path]]] = {}
     for name in given.methods.split(","):
         rows = [(run, folder) for other, run, folder in done if other == name and folder is not None]
@@ -160,8 +160,8 @@ def main() -> None:
             print(f"| {name} | failed |")
             continue
         finished[name] = rows
-        sizes = [model_file(folder).stat().st_size for _, folder in rows]
-        ratio = model_file(rows[0][0]).stat().st_size / statistics.mean(sizes)
+        sizes = [weight_bytes(folder) for _, folder in rows]
+        ratio = weight_bytes(rows[0][0]) / statistics.mean(sizes)
         after = [summary(folder)["held_out_perplexity"] for _, folder in rows]
         worse = statistics.mean(new / summary(run)["held_out_perplexity"] - 1 for new, (run, _) in zip(after, rows))
         print(f"| {name} | {statistics.mean(sizes):,.0f} | {ratio:.2f} | {worse:+.1%}: {told(after)} |", flush=True)

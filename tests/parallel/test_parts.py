@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from muse_core.cli.run import main
+from muse_core.contracts import Batch, Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.accumulator import Key, combined, read
 from muse_core.parallel.environment import launched
@@ -20,6 +21,7 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
 from muse_core.selftest.reliability.processes import RECIPE
+from muse_core.training.forward import _SeveralForward, make_forward
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import dealt
 
@@ -34,7 +36,7 @@ def recipe() -> Callable[..., Any]:
             "model": {"width": 16, "depth": 1, "block": [{"use": "feed-forward"}]}, "train": {"batch_size": 8},
         }
         for name, values in tables.items():
-            table[name] = table.get(name, {}) | values
+            table[name] = values if isinstance(values, list) else table.get(name, {}) | values
         return check_table(table, registry).recipe
 
     return make
@@ -78,6 +80,10 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(
         (
             {"parallel": {"context": 2}, "model": {"block": [{"use": "fast-weights", "filters": ["snr"]}]}}, 2,
             "fast-weights applies filters",
+        ),
+        (
+            {"parallel": {"context": 2}, "stages": [{"use": "train"}, {"use": "koopman-distil", "teacher": "run"}]}, 2,
+            "the objective of koopman-distil reads whole rows",
         ),
     ],
 )
@@ -128,12 +134,29 @@ class Answers:
 
     size = 2
     rank = 0
+    sequence = None
 
     def __init__(self, other: Any):
         self.other = other
 
     def gather(self, value: Any) -> list[Any]:
         return [value, self.other]
+
+
+class Ends:
+    """An objective that ends by what it has seen."""
+
+    finished = False
+
+
+def test_what_ranks_cannot_share_is_refused(recipe: Callable[..., Any]) -> None:
+    model, ranks = torch.nn.Linear(2, 2), Answers(None)
+    with pytest.raises(RecipeError, match="objective Ends .* as one process"):
+        make_forward(model, Ends(), recipe(), ranks)  # type: ignore[arg-type]
+    row = torch.zeros(1, 4, dtype=torch.long)
+    batch = Batch(row, row, row == 0, Tokens(torch.arange(4)[None]))
+    with pytest.raises(RecipeError, match="of 1 rows, which cannot be divided among 2"):
+        _SeveralForward(model, None, ranks).own_rows(batch)  # type: ignore[arg-type]
 
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path: Any) -> None:

@@ -8,20 +8,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from muse_koopman.distil import Distil
 from muse_koopman.maps import CompressedEmbedding, CompressedLinear
+from muse_koopman.options import DistilOptions
 from muse_koopman.storage import Int8
 
 import muse_core
+from muse_core.cli.compress import compress
 from muse_core.cli.diagnose import diagnose
 from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
-from muse_core.training.compression import Compression, compress_run, model_file, recipe_of
+from muse_core.training.compression import Compression, compress_run, recipe_of, weight_bytes
 
 MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
 
@@ -46,7 +50,7 @@ def factored(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_file_is_smaller_and_the_table_says_what_became_of_each_map(small: Path, factored: Path) -> None:
-    before, after = (model_file(run).stat().st_size for run in (small, factored))
+    before, after = (weight_bytes(run) for run in (small, factored))
     assert after < before / 1.6
     found = tables(factored)
     (whole,) = found["compression"]
@@ -90,9 +94,9 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
         assert "times smaller" in sentence
         assert isinstance(found.model.embedding, CompressedEmbedding) and isinstance(found.model.embedding.table, Int8)
         errors[method] = float((found.logits("The state of the Union") - due).norm() / due.norm())
-        sizes[method] = model_file(folder).stat().st_size
+        sizes[method] = weight_bytes(folder)
     assert errors["int8"] < 0.02 and errors["int8"] < errors["int4"] < 0.3
-    whole = model_file(small).stat().st_size
+    whole = weight_bytes(small)
     assert sizes["int4"] < sizes["int8"] < whole / 2.5
 
 
@@ -149,7 +153,7 @@ def test_unfinished_and_damaged_runs_are_refused(small: Path, tmp_path: Path) ->
     (unfinished / "summary.json").unlink()
     assert "has not finished" in refused(unfinished)
     damaged = shutil.copytree(small, tmp_path / "damaged")
-    for file in damaged.glob(f"checkpoints/gen-*/{model_file(small).name}"):
+    for file in damaged.glob("checkpoints/gen-*/model.safetensors"):
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
@@ -170,6 +174,60 @@ def test_the_command_says_what_it_refuses(small: Path, tmp_path: Path) -> None:
     told = muse("compress", small, "--ratio", 500, "--output", tmp_path / "out")
     assert told.returncode == 2 and told.stderr.count("\n") == 1 and "out of reach" in told.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_compresses_what_several_have_trained(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = shutil.copytree(small, tmp_path / "several")
+    recipe = several / "recipe.toml"
+    said = recipe.read_text()
+    recipe.write_text(said.replace('data = "auto"\nshard = 1', "data = 2\nshard = 1"))
+    assert recipe.read_text() != said
+    assert recipe_of(several, Compression()).recipe.parallel.data == "auto"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = CliRunner().invoke(compress, [str(small), "--output", str(tmp_path / "out")])
+    assert told.exit_code == 2 and "this command is one process" in told.output
+
+
+SEVERAL = """
+name = "several"
+data = {{ use = "state-of-the-union", tokenizer = "bytes", cache = "{cache}" }}
+model = {{ width = 48, depth = 1, block = [{{ use = "fast-weights", heads = 2 }}, {{ use = "feed-forward" }}] }}
+train = {{ steps = 2, batch_size = 2, sequence_length = 32, precision = "fp32", device = "cpu" }}
+evaluate = {{ every = 100, tokens = 64, final_tokens = 64 }}
+parallel = {{ data = 1, shard = "auto" }}
+stages = [
+    {{ use = "train" }}, {{ use = "koopman-compress", method = "svd", ratio = 1.5, tokens = 64 }},
+    {{ use = "train" }}, {{ use = "koopman-compress", method = "int8", tokens = 64 }},
+]
+"""
+
+
+def test_distillation_needs_whole_weights(small: Path) -> None:
+    ranks = SimpleNamespace(shards=2)
+    stage = Distil(DistilOptions(teacher=str(small)), SimpleNamespace(ranks=ranks))
+    assert "set parallel.shard = 1" in str(stage.refuse())
+    ranks.shards = 1
+    assert stage.refuse() is None
+
+
+def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -> None:
+    recipe = tmp_path / "several.toml"
+    recipe.write_text(SEVERAL.format(cache=tmp_path / "cache"))
+    command = [sys.executable, "-m", "muse_core.cli.run", recipe, "--run-dir", tmp_path / "run", "--no-report"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command), "--processes", "2"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    factors, integers = (tables(tmp_path / "run", stage)["compression"][0] for stage in (1, 3))
+    assert factors["ratio"] >= 1.5 and integers["ratio"] > 4
+    assert all(row["error"] < 0.05 for row in tables(tmp_path / "run", 3)["maps"] if "error" in row)
+    stages = sorted((tmp_path / "run" / "stages").iterdir())
+    newest = sorted((stages[0] / "checkpoints").glob("gen-*"))[-1]  # of a stage whose weights two ranks have written
+    files = [newest / "model.safetensors", newest / "model-00001.safetensors"]
+    assert weight_bytes(stages[0]) == sum(file.stat().st_size for file in files)
 
 
 def test_the_new_recipe_can_be_read_and_holds_no_first_values(factored: Path) -> None:

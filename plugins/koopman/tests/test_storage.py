@@ -72,7 +72,7 @@ def test_sparse_keeps_the_largest_entries_alone() -> None:
 @pytest.mark.parametrize("shape", [(5, 7), (64, 48), (33, 130), (40, 160), (257, 2)])
 @pytest.mark.parametrize("rows", [1, 37])
 def test_bf16_products_of_int8_on_a_cpu_are_those_of_the_dense_matrix(shape: tuple[int, int], rows: int) -> None:
-    """torch's packed product reads beyond rows that are no multiple of 16 (2.13): other shapes must not reach it."""
+    """torch's packed product checks no shapes (2.13): only those that it is made for may reach it."""
     form, x = Int8(matrix_of(shape)), torch.randn(2, rows, shape[1])
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = form(x)

@@ -124,6 +124,9 @@ class Distil:
         teacher = self.options.teacher
         if not (Path(teacher) / "recipe.toml").is_file():
             return f"teacher: {teacher} holds no run (it has no recipe.toml) - name the directory of a run"
+        if self.setup.ranks.shards > 1:
+            return ("layers are asked for their Hamiltonians beside their forward pass, where each process has a part "
+                    "of their weights - set parallel.shard = 1")
         return None
 
     def objective(self, model: Any, data: Any) -> Imitate:

@@ -14,7 +14,7 @@ from muse_koopman.modes import Modes, fitted_map, relative_error, schur_modes, s
 from muse_koopman.options import CompressOptions, MapOptions
 from muse_koopman.pairs import Recorder, recorded
 from muse_koopman.sizes import NARROWEST, WIDEST, Shape, bisected, model_bytes, uncompressed_bytes
-from muse_koopman.storage import Int8, stored
+from muse_koopman.storage import stored
 
 EMBEDDING = "embedding"
 LOWEST_SHARE = 1e-6
@@ -66,7 +66,7 @@ def quantised(
     """Every map as integers, factors too; the embedding in int8 either way, a row for each token."""
     forms = []
     if embedding is not None:
-        table = CompressedEmbedding(Int8(model.get_submodule(EMBEDDING).weight))
+        table = CompressedEmbedding(stored(model.get_submodule(EMBEDDING).weight, "int8"))
         own = MapOptions(module=EMBEDDING, store="int8")
         forms.append(Form(name=EMBEDDING, became="int8", module=table, options=own))
     for name, recorder in recorders.items():
@@ -76,7 +76,7 @@ def quantised(
             left, right, rank = inner.left, stored(inner.right.dense(), store), inner.left.columns
         elif isinstance(inner, CompressedLinear):
             left = inner.left
-        module = CompressedLinear(stored(left.weight, store), right, inner.bias)
+        module = CompressedLinear(stored(left.weight, store), right, recorder.bias)
         became = store if rank is None else f"rank {rank} in {store}"
         forms.append(form_of(name, module, MapOptions(module=name, rank=rank, store=store), recorder, became))
     return forms

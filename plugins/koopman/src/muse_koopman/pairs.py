@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from muse_core.contracts import Batch
 from muse_core.data.batches import micro_batches, to_device
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.training.shards import whole
 from muse_koopman.maps import CompressedLinear, replace
 
 HELD_OUT = 5
@@ -56,12 +57,12 @@ class Recorder(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """For a layer that reads the matrix itself: then no states are seen."""
-        return self.inner.weight
+        """For a layer that reads the matrix itself: then no states are seen. All of it, where ranks have parts."""
+        return whole(self.inner.weight)
 
     @property
     def bias(self) -> Tensor | None:
-        return self.inner.bias
+        return None if self.inner.bias is None else whole(self.inner.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)

@@ -19,6 +19,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
+from muse_core.model.projections import joined
 from muse_kernels import unit_length
 from muse_mag.options import EarlierMemoryOptions, QueryProjectionOptions
 from muse_mag.persistent import Moments, PersistentMemory, projection
@@ -184,7 +185,7 @@ class ProjectedMemory(nn.Module):
         self, x: Tensor, state: dict[str, Any], tokens: Tokens
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Query and key of length 1 and value, each (B, N, H, K), and the convolution's state."""
-        both = F.linear(x, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
+        both = joined(x, (self.query, self.key, self.value))
         if self.convolution is not None:
             parts, kept = self.convolution(both, self.heads, self.size, state.get("convolution"), tokens)
             return parts, {"convolution": kept}
