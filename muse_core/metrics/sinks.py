@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -107,17 +108,20 @@ class Sinks:
 
     def close(self) -> None:
         """Close all of them, also those that a failure of another one left open."""
-        self._each(lambda sink: sink.close())
+        self._each(lambda sink: sink.close(), last=True)
         self._open = []
 
     def _add(self, title: str, sink: Sink) -> None:
         self._open.append((title, sink))
 
-    def _each(self, call: Callable[[Sink], None]) -> None:
+    def _each(self, call: Callable[[Sink], None], *, last: bool = False) -> None:
         for title, sink in list(self._open):
             module = type(sink).__module__
             if not self._ask(title, module, lambda sink=sink: call(sink)):
                 self._open = [(other, one) for other, one in self._open if one is not sink]
+                if not last:
+                    with contextlib.suppress(Exception):  # its failure is said; what it holds may still be let go
+                        sink.close()
 
     def _ask(self, title: str, module: str, call: Callable[[], None]) -> bool:
         """Whether it went well."""

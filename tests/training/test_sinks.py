@@ -106,6 +106,8 @@ def test_a_sink_that_fails_is_said_once_and_ends_nothing(moment: str, table: Tab
     assert failed["reason"].startswith("sink 'file' of loose 0 is left out from here on: ")
     assert "ConnectionError: the server is gone at " in failed["reason"]
     assert [what for what, _ in told(tmp_path / "run" / "told.jsonl")].count(moment) == 1, "it was asked again"
+    if moment != "open":  # then there is none yet
+        assert told(tmp_path / "run" / "told.jsonl")[-1][0] == "close", "what it holds stays open"
     others = [what for what, _ in told(tmp_path / "run" / "other.jsonl")]
     assert others.count("row") == 9 and others[-2:] == ["end", "close"], "another sink suffers"
 

@@ -19,6 +19,7 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
+from muse_core.model.projections import joined
 from muse_kernels import DeepMemoryState, unit_length
 from muse_mag.atlas_options import AtlasOptions
 from muse_mag.persistent import projection
@@ -114,16 +115,16 @@ class Atlas(nn.Module):
 
     def projected(self, x: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, dict]:
         """Query and key (B, N, H, K) and value (B, N, H, M), each of length 1, and the convolution's state."""
-        joined = F.linear(x, torch.cat((self.query.weight, self.key.weight, self.value.weight)))
+        maps = joined(x, (self.query, self.key, self.value))
         kept = {}
         if self.convolution is not None:
             before = None if state is None else state["convolution"]
             (query, key, value), kept["convolution"] = self.convolution(
-                joined, self.heads, self.base_width, before, tokens
+                maps, self.heads, self.base_width, before, tokens
             )
         else:
             sizes = (self.heads * self.base_width, self.heads * self.base_width, self.heads * self.value_width)
-            query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in joined.split(sizes, dim=-1))
+            query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in maps.split(sizes, dim=-1))
             query, key = unit_length(query), unit_length(key)
         if self.features is not None:
             query, key = self.features(query), self.features(key)
