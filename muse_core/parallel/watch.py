@@ -83,6 +83,7 @@ class Watch:
         self._done = threading.Event()
         self._beat = 0
         self._seen = [_Seen(alive=time.monotonic(), moved=time.monotonic()) for _ in range(size)]
+        self._say(done=False)  # at once: who is lost within the first interval can be named
         self._thread = threading.Thread(target=self._run, name="muse-watch", daemon=True)
         self._thread.start()
 

@@ -34,6 +34,7 @@ COMMANDS_ELSEWHERE = {
     "muse-run muse-wave/recipe.toml": "tests/authors/test_new_plugins.py runs what muse plugins new writes",
     "muse selftest --long --only NAME --seed SEED": "the promises are tests of their own",
     "muse-run … | head": "tests/cli/test_lifecycle.py closes the pipe",
+    "muse-run recipe.toml --set 'telemetry.sinks=[\"trackio\"]'": "plugins/trackers tests it with the library",
     "muse plugins show leaky-average": "tests/test_third_party.py installs the example",
 }
 PROGRAMS = "muse|muse-run|python3?|pip|tox|pytest|ruff|mkdocs|tensorboard|torchrun|bash|sh|git|curl|uv|conda|docker"
@@ -272,8 +273,7 @@ def test_a_command_of_a_page(
 ) -> None:
     for folder, (program, *words) in simple(command):
         monkeypatch.chdir(here / folder)
-        words = with_placeholders(words)
-        words = [word for word in words if "…" not in word]
+        words = [word for word in with_placeholders(words) if "…" not in word]
         if folder == ".":
             files_exist(words)
         if program in ("muse-run", "torchrun"):  # torchrun --nproc-per-node N -m muse_core.cli.run

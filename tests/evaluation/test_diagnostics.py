@@ -50,7 +50,7 @@ def setup(table: dict[str, Any]) -> Any:
 def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) -> None:
     found = diagnose(setup, tokens=N + 1)
     layers = {f"blocks.{block}.{name}" for block in (0, 1) for name in ("fast-weights", "resolvent")}
-    of_heads = ("broadening", "decay", "lyapunov", "phase", "spectral_shift")
+    of_heads = ("broadening", "damped_potential", "decay", "lyapunov", "phase", "spectral_shift")
     shapes = {**dict.fromkeys(of_heads, (N, 4)), "theta": (N, 4, 2),
               "memory_before": (N, 2, 8), "gate": (N, 16)}
     assert {name: tuple(next(iter(layers.values())).shape) for name, layers in found.signals.items()} == shapes

@@ -61,8 +61,8 @@ def test_a_snapshot_comes_back_to_the_last_bit(model, optimizer, state, table, s
     with tempfile.TemporaryDirectory() as folder:
         generation = Checkpoints(Path(folder), disk=VolatileDisk()).commit(given_)
         # Read as it is: newest() passes over weights and moments that are not finite.
-        again = describe(Path(folder) / "checkpoints", generation.number, 0)
-        found = read(again, 0)
+        again = describe(Path(folder) / "checkpoints", generation.number)
+        found = read(again)
     assert again.number == generation.number
     assert found.step == step
     assert found.json == table

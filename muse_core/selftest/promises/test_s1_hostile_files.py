@@ -99,7 +99,7 @@ def forged(run, name, content):
     manifest = Manifest.decode((folder / "MANIFEST.json").read_bytes())
     files = {**manifest.files, name: Written(len(content), hashlib.sha256(content).hexdigest())}
     (folder / name).write_bytes(content)
-    table = {field: getattr(manifest, field) for field in ("generation", "parent", "step", "states", "digests")}
+    table = {field: getattr(manifest, field) for field in ("generation", "parent", "step", "state", "digests")}
     (folder / "MANIFEST.json").write_bytes(Manifest(**table, files=files).encode())
 
 
