@@ -113,7 +113,8 @@ class KernelBackendSuite(Suite):
                     assert actual[what].shape == value.shape, f"{operation}, {name}, {what}: another shape"
                     if not value.numel():
                         continue
-                    scale = max(1e-3, value.abs().max().item())
+                    # What vanishes, as a gradient through a softmax of one token, leaves the rounding of its terms.
+                    scale = max(1e-2, value.abs().max().item())
                     worst = (actual[what].to(value.device, value.dtype) - value).abs().max().item() / scale
                     assert worst <= TOLERANCE[dtype], f"{operation}, {name}, {what}: off by {worst:.2g} of the largest"
         if not compared:
