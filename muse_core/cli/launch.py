@@ -291,9 +291,9 @@ def _draw_apart(directory: RunDirectory, display: Display) -> None:
     """The report of an interrupted run, without a sample, by a process of its own: so a further signal ends it at once,
     wherever the drawing is, and the exit code stays that of the first."""
     display.finish()
-    display.say("drawing the report; a further signal leaves it out")
     command = [sys.executable, "-m", "muse_core", "report", str(directory.path)]
     try:
+        display.say("drawing the report; a further signal leaves it out")
         drawn = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST_DRAWING)
         missing = (drawn.stderr.strip().splitlines() or ["it failed"])[-1] if drawn.returncode else None
     except (KeyboardInterrupt, SystemExit):
