@@ -137,6 +137,7 @@ def interrupted(folder: Path, then: int | None = None) -> tuple[int, str]:
                 process.send_signal(signal.SIGINT)
             if then is not None and line.startswith("drawing the report"):
                 process.send_signal(then)
+                then = None  # one: a line that a signal interrupts may be printed again
         process.wait(timeout=100)
     return process.returncode, "".join(said)
 
