@@ -15,6 +15,16 @@ from torch.nn import functional as F
 from muse_core.contracts import Tokens
 
 
+def head_size(width: int, heads: int, *, rotary: bool) -> int:
+    """K = D / H. Raises ValueError where heads do not divide the width, or rotary positions would find an odd size."""
+    if width % heads:
+        raise ValueError(f"heads = {heads} does not divide the width {width}")
+    size = width // heads
+    if rotary and size % 2:
+        raise ValueError(f"rotary positions turn pairs, but width {width} / heads {heads} is the odd {size}")
+    return size
+
+
 def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     """Rotate the pairs (i, i + K/2) of the last axis by position × base^(−2i/K) radians (Su et al. 2021).
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from muse_baseline.options import AttentionOptions
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import attend, attend_window, documents, newest, present, rotate, visible_to
+from muse_core.model.attention import attend, attend_window, documents, head_size, newest, present, rotate, visible_to
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 
@@ -31,13 +31,7 @@ class Attention(nn.Module):
         self.options = options
         self.heads = options.heads
         self.groups = options.key_value_heads or options.heads
-        if context.width % options.heads:
-            raise ValueError(f"heads = {options.heads} does not divide the width {context.width}")
-        self.size = context.width // options.heads
-        if options.rotary and self.size % 2:
-            raise ValueError(
-                f"rotary positions turn pairs, but width {context.width} / heads {options.heads} is the odd {self.size}"
-            )
+        self.size = head_size(context.width, options.heads, rotary=options.rotary)
         self.query = nn.Linear(context.width, self.heads * self.size, bias=False)
         self.key = nn.Linear(context.width, self.groups * self.size, bias=False)
         self.value = nn.Linear(context.width, self.groups * self.size, bias=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import Always, attend_window, documents, newest, present, rotate
+from muse_core.model.attention import Always, attend_window, documents, head_size, newest, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_mag.options import SlidingWindowOptions, WindowOptions
@@ -36,13 +36,7 @@ class WindowAttention(nn.Module):
         self.options = options
         self.heads = options.heads
         self.groups = options.key_value_heads or options.heads
-        if context.width % options.heads:
-            raise ValueError(f"heads = {options.heads} does not divide the width {context.width}")
-        self.size = context.width // options.heads
-        if options.rotary and self.size % 2:
-            raise ValueError(
-                f"rotary positions turn pairs, but width {context.width} / heads {options.heads} is the odd {self.size}"
-            )
+        self.size = head_size(context.width, options.heads, rotary=options.rotary)
         self.query = projection(context.width, self.heads * self.size, context.generator)
         self.key = projection(context.width, self.groups * self.size, context.generator)
         self.value = projection(context.width, self.groups * self.size, context.generator)

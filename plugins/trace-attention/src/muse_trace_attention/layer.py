@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import present, rotate
+from muse_core.model.attention import head_size, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
 from muse_kernels.trace_arguments import Carried, Traced, sums_in_documents
@@ -36,13 +36,7 @@ class TraceAttention(nn.Module):
         self.options = options
         self.heads = options.heads
         self.groups = options.key_value_heads or options.heads
-        if context.width % options.heads:
-            raise ValueError(f"heads = {options.heads} does not divide the width {context.width}")
-        self.size = context.width // options.heads
-        if options.rotary and self.size % 2:
-            raise ValueError(
-                f"rotary positions turn pairs, but width {context.width} / heads {options.heads} is the odd {self.size}"
-            )
+        self.size = head_size(context.width, options.heads, rotary=options.rotary)
         self.kernel = context.kernels.bind(
             "trace_attention", sizes={"key": self.size, "value": self.size}, needs=("gradient", "resets")
         )
