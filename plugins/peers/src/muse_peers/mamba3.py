@@ -63,7 +63,7 @@ class Dynamics(nn.Module):
 
 class Mamba3(nn.Module):
     """update_t = P ((Re(h_tᴴ c_t) + d ⊙ x_t) ⊙ SiLU(z_t)), h_t = a_t (h_{t−1} + (1 − λ) Δ b_{t−1} x_{t−1}ᵀ) + λ Δ b x_tᵀ,
-    a = e^{−AΔ + iπ tanh(θ) Δ}.
+    a = e^{−AΔ − iπ tanh(θ) Δ}.
 
     The first ``rotated`` of the states are pairs that stand for complex numbers, the others are real. b and c are
     normalised projections that all heads share, with a bias of each head. Keys and queries turned by the sum of all
