@@ -67,14 +67,13 @@ def mamba3_written_out(layer, x, resets, rotated):
     key = complex_states(key, layer.key_norm, layer.key_bias)
     query = complex_states(query, layer.query_norm, layer.query_bias)
     value = value.unflatten(-1, (heads, -1))
-    turn = F.pad(-torch.pi * angle.tanh(), (0, layer.states - rotated))
+    turn = F.pad(-torch.pi * angle.tanh(), (0, layer.states - rotated))[:, :, None].expand_as(key)
+    factor = (torch.complex(rate[..., None].expand_as(turn), turn) * step[..., None]).exp()
     state = torch.zeros(*key[:, 0].shape, value.shape[-1], dtype=key.dtype)
     written, outputs = torch.zeros_like(state), []
     for t in range(x.shape[1]):
         state, written = (part.masked_fill(resets[:, t, None, None, None], 0.0) for part in (state, written))
-        factor = (torch.complex(rate[:, t, :, None].expand(-1, -1, turn.shape[-1]), turn[:, t, None].expand_as(key[:, t]))
-                  * step[:, t, :, None]).exp()
-        state = factor[..., None] * (state + ((1 - share) * step)[:, t, :, None, None] * written)
+        state = factor[:, t, ..., None] * (state + ((1 - share) * step)[:, t, :, None, None] * written)
         written = key[:, t, ..., None] * value[:, t, ..., None, :]
         state = state + (share * step)[:, t, :, None, None] * written
         read = (query[:, t].conj()[..., None] * state).sum(-2).real

@@ -1,6 +1,6 @@
 """Mamba-3 with one input and one output a head: Mamba-2's memory with a complex decay and the trapezoidal rule.
 
-Shapes: B batch, N tokens, D width, H heads, S states (key width), P head width (value width), R rotated pairs of states.
+Shapes: B batch, N tokens, D width, H heads, S states (key width), P head width (value width), R turned pairs of them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Dynamics(nn.Module):
 
 
 class Mamba3(nn.Module):
-    """update_t = P ((Re(h_tᴴ c_t) + d ⊙ x_t) ⊙ SiLU(z_t)), h_t = a_t (h_{t−1} + (1 − λ) Δ b_{t−1} x_{t−1}ᵀ) + λ Δ b x_tᵀ,
-    a = e^{−AΔ − iπ tanh(θ) Δ}.
+    """update_t = P ((Re(h_tᵀ c̄_t) + d ⊙ x_t) ⊙ SiLU(z_t)), a = e^{−AΔ − iπ tanh(θ) Δ},
+    h_t = a (h_{t−1} + (1 − λ) Δ b_{t−1} x_{t−1}ᵀ) + λ Δ b_t x_tᵀ.
 
     The first ``rotated`` of the states are pairs that stand for complex numbers, the others are real. b and c are
     normalised projections that all heads share, with a bias of each head. Keys and queries turned by the sum of all
@@ -114,7 +114,8 @@ class Mamba3(nn.Module):
                 key.to(low),
                 value,
                 change.log_decay,
-                change.present + following(change.past, resets),
+                # What comes with the token after; the reset of another document discards it.
+                change.present + F.pad(change.past[:, 1:], (0, 0, 0, 1)),
                 rule="hebbian",
                 initial=self._started(state, change.past[:, 0]),
                 resets=resets,
@@ -148,12 +149,6 @@ def turns(angle: Tensor, before: Tensor | None, resets: Tensor | None) -> Tensor
         latest = torch.where(resets, places, -1).cummax(1).values[..., None, None]
         start = torch.where(latest < 0, start, (total - step).gather(1, latest.clamp(min=0).expand_as(total)))
     return (total - start).remainder(2 * math.pi).to(angle.dtype)
-
-
-def following(past: Tensor, resets: Tensor | None) -> Tensor:
-    """``past`` (B, N, H) of the next token, zero at the last one here and before another document."""
-    past = past[:, 1:] if resets is None else past[:, 1:].masked_fill(resets[:, 1:, None], 0.0)
-    return F.pad(past, (0, 0, 0, 1))
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
