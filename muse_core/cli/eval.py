@@ -27,8 +27,8 @@ NARROWEST = 120
 @click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
               help="Tokens of text to read at most, in each suite that does.")
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(min=1),
-              help="Tokens of a window beside the training length, a multiple of it; may be repeated [default: 2, 4 and 8 "
-              "times it].")
+              help="Tokens of a window beside the training length, a multiple of it; may be repeated [default: 2, 4 "
+              "and 8 times it].")
 @click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1),
               help="Rows of text in each of the five depths of a needle map; mqar has eight times as many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of what is drawn.")
