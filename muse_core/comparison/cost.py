@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from muse_core.component import load, walk
-from muse_core.contracts import Batch, Tokens
+from muse_core.contracts import Batch, State, Tokens
 from muse_core.data.batches import to_device
+from muse_core.metrics.accumulator import MetricAccumulator, Packed, read
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.forward import compiled
+from muse_core.training.cuda_graph import Passes, RecordedPasses, require_recordable, require_steady
+from muse_core.training.forward import compiled, detached
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
 
@@ -109,13 +111,24 @@ def training_step(
     states: list[Any] = [None]
     model.train()
 
-    def step() -> None:
+    def gradients(pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
         with precision():
-            result = objective(forward_model, batch, None)
-        states[0] = result.state
-        (result.total / (rows * length)).backward()
-        sizes = norms([p.grad for p in parameters if p.grad is not None])
-        numbers = {name: float(value) for name, value in gradient_numbers(sizes).items()}
+            result = objective(forward_model, pieces[0], carried[0])
+        (result.total / targets).backward()
+        accumulator = MetricAccumulator()
+        accumulator.add_result(result, pieces[0].loss_mask.sum())
+        accumulator.add(gradient_numbers(norms([p.grad for p in parameters if p.grad is not None])))
+        return accumulator.packed(), [detached(result.state)]
+
+    passes: Passes = gradients
+    if recipe.train.cuda_graph:
+        require_recordable(recipe, 1)
+        require_steady(model, objective)
+        passes = RecordedPasses(gradients, optimizers.names)
+
+    def step() -> None:
+        packed, states[:] = passes([batch], [None], rows * length)
+        numbers = read(packed.numbers())
         clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()
