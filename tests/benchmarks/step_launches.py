@@ -3,9 +3,10 @@
     python tests/benchmarks/step_launches.py recipes/experiments/phase2_512x6.toml --length 2048 --tokens 65536 \
         [--compile] [--kernels 30]
 
-``launches`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler; ``device`` is the
-time in which at least one of them ran, ``wall`` the median of steps without the profiler. What ``wall`` is above
-``device`` the GPU waits for the processor.
+``kernels`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler, and ``launches`` what
+the processor calls to start them: as many, or one for all that a CUDA graph holds. ``device`` is the time in which at
+least one kernel ran, ``wall`` the median of steps without the profiler. What ``wall`` is above ``device`` the GPU waits
+for the processor.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
+
 
 def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
-    """Launches, milliseconds of device and wall, and (launches, milliseconds, name) of every kernel of one step."""
+    """Kernels, launches, milliseconds of device and wall, and (count, milliseconds, name) of every kernel of a step."""
     times = []
     for _ in range(repeats):
         torch.cuda.synchronize()
@@ -36,12 +39,14 @@ def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
         torch.cuda.synchronize()
     counts: Counter[str] = Counter()
     spent: dict[str, float] = defaultdict(float)
-    stretches, callers = [], Counter()
+    stretches, callers, launches = [], Counter(), 0
     for event in found.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             counts[event.name] += 1
             spent[event.name] += event.time_range.elapsed_us() / 1e3
             stretches.append((event.time_range.start, event.time_range.end))
+        elif event.name.startswith(STARTS):
+            launches += 1
         elif event.kernels:
             callers[event.name] += len(event.kernels)
     busy, until = 0.0, 0.0
@@ -49,7 +54,8 @@ def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
     return {
-        "launches": sum(counts.values()),
+        "launches": launches,
+        "count": sum(counts.values()),
         "device": busy / 1e3,
         "wall": 1e3 * statistics.median(times),
         "kernels": sorted(((counts[name], spent[name], name) for name in counts), key=lambda row: -row[1]),
@@ -79,8 +85,8 @@ def main() -> None:
             step()
         found = measured(step, given.repeats)
         print(
-            f"{path.stem} {rows} x {given.length}{' compiled' if given.compile else ''}: {found['launches']} launches, "
-            f"device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
+            f"{path.stem} {rows} x {given.length}{' compiled' if given.compile else ''}: {found['count']} kernels, "
+            f"{found['launches']} launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
             f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s",
             flush=True,
         )
