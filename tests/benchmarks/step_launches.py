@@ -3,7 +3,7 @@
     python tests/benchmarks/step_launches.py recipes/experiments/phase2_512x6.toml --length 2048 --tokens 65536 \
         [--compile] [--kernels 30]
 
-``kernels`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler, and ``launches`` what
+``kernels`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler, ``launches`` what
 the processor calls to start them: as many, or one for all that a CUDA graph holds. ``device`` is the time in which at
 least one kernel ran, ``wall`` the median of steps without the profiler. What ``wall`` is above ``device`` the GPU waits
 for the processor.
