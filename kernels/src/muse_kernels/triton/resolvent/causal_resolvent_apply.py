@@ -73,12 +73,9 @@ def _backward(
         gradient_y, y, lower, result, carried, values.dtype, hopping, columns, lanes
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
-    varies = hopping and lower.ndim > 1
     da, dl, du, dz, dtheta = left_green_backward(
-        rows, result, gradient_theta, applied, before if varies else None, hopping, tile
+        rows, result, gradient_theta, applied, before if hopping else None, hopping, tile
     )
-    if hopping and not varies:
-        dl = dl - before.conj()
     return da, dl, du, dz, dtheta, dx, carry
 
 
