@@ -11,7 +11,7 @@ from ..double_backward import differentiate_gradients
 from .apply_launches import apply_backward, apply_forward
 from .causal_resolvent_diagonal import fake_gradients, shifted_and_coupled
 from .green_launches import left_green_backward
-from .rows import Rows, as_rows, check_served, laid_out_as, rows_of
+from .rows import Rows, as_rows, check_served, complex_zeros, laid_out_as, rows_of
 from .tiles import ColumnTile, LaneTile, Tile
 
 
@@ -33,7 +33,7 @@ def causal_resolvent_apply(
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
     edge = (rows.energy.shape[0], width)
-    carried = rows.energy.new_zeros(edge) if problem.applied is None else problem.applied.reshape(edge)
+    carried = complex_zeros(*edge, like=rows.energy) if problem.applied is None else problem.applied.reshape(edge)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns or ()), list(lanes or ()))
     y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())

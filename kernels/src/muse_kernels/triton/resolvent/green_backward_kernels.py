@@ -27,8 +27,9 @@ def left_green_backward_kernel(
     """w_i = theta_i (theta_i (g_i + s_{i+1}) + q_i), s_i = p_i w_i from s after each chunk, start (R, C).
 
     APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}, or its sum with theta (R,) where
-    l and u are CONSTANT. HOPPING: l and u want gradients, (R, N) each or (R,), or the sums of p's over chunks. dz is the row's sum of w. WHOLE: one chunk holds
-    the row, after which s is zero. CHAIN: s comes from the chunk after this one, and start are the links.
+    l and u are CONSTANT. HOPPING: l and u want gradients, (R, N) each or (R,), or the sums of p's by chunk. dz
+    is the row's sum of w. WHOLE: one chunk holds the row, after which s is zero. CHAIN: s comes from the chunk after
+    this one, and start are the links.
     """
     row, chunk, place = tl.program_id(0), tl.program_id(1), 0
     if CHAIN:
