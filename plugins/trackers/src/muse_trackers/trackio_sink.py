@@ -57,8 +57,8 @@ class Trackio:
 
 
 def run_name(run: Path) -> str:
-    """Name of a run in its project: its folder after the folder around it, with six digits of the whole path. To Trackio
-    runs of one name are one run, and the runs of a plan have seeds as folders. A run that was moved has a new name."""
+    """Name of a run in its project: the folder around it, its own, and six digits of the whole path. Trackio takes runs
+    of one name for one, and the runs of a plan have seeds as folders. A run that was moved has a new name."""
     run = run.resolve()
     return f"{run.parent.name}-{run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:6]}"
 
