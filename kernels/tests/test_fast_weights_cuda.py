@@ -52,7 +52,9 @@ def test_near_float64(rule, dtype, tolerance, tokens, key_width, value_width, re
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("key_width, value_width", [(8, 8), (24, 40), (36, 72), (40, 72), (48, 96), (72, 56), (112, 80)])
+@pytest.mark.parametrize(
+    "key_width, value_width", [(8, 8), (24, 40), (36, 72), (40, 72), (48, 96), (72, 56), (112, 80)]
+)
 def test_no_gradient_from_earlier_outputs_to_later_tokens(rule, dtype, key_width, value_width):
     problem = draw(256, batch=4, heads=4, key_width=key_width, value_width=value_width).to(dtype, "cuda")
     output, _ = problem.run(fast_weights, rule=rule)
