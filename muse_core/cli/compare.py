@@ -6,11 +6,15 @@ import contextlib
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
+
+if TYPE_CHECKING:
+    from muse_core.comparison.plan import Read
 
 LEFT = 75
 """Exit code when runs are left: call again (EX_TEMPFAIL)."""
@@ -60,7 +64,7 @@ def compare(
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.report import compose, markdown, write
         from muse_core.comparison.slots import Slots
-        from muse_core.errors import RecipeError, StorageError
+        from muse_core.errors import StorageError
         from muse_core.storage.directory_lock import RunLock
         from muse_core.storage.disk import Disk
         from muse_core.training.stop import Interrupted, Stop
@@ -80,16 +84,7 @@ def compare(
             return found
 
         if not only_report:
-            from muse_core.comparison.parameters import count_parameters, departures
-
-            counts = count_parameters(read, folder)
-            for name, count in counts.items():
-                click.echo(f"{name}: {count:,} {read.plan.parameter_kind}")
-            far = departures(read.plan, counts)
-            if far and read.plan.parameters == "refuse":
-                raise RecipeError([f"{plan}: {sentence}" for sentence in far])
-            for sentence in far:
-                click.secho(f"warning: {sentence}", fg="yellow")
+            _say_parameters(read, plan, folder)
         if dry_run:
             for cell in cells():
                 click.echo(f"{cell.name}: {_state(cell)}")
@@ -127,6 +122,21 @@ def compare(
             raise SystemExit(LEFT)
         if report["reported_failed"] or report["sweep_failed"]:
             raise SystemExit(FAILED_RUNS)
+
+
+def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
+    """Says what each variant has. Raises RecipeError where the plan refuses variants of unequal size."""
+    from muse_core.comparison.parameters import count_parameters, departures
+    from muse_core.errors import RecipeError
+
+    counts = count_parameters(read, folder)
+    for name, count in counts.items():
+        click.echo(f"{name}: {count:,} {read.plan.parameter_kind}")
+    far = departures(read.plan, counts)
+    if far and read.plan.parameters == "refuse":
+        raise RecipeError([f"{plan}: {sentence}" for sentence in far])
+    for sentence in far:
+        click.secho(f"warning: {sentence}", fg="yellow")
 
 
 def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:

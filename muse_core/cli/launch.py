@@ -340,6 +340,13 @@ def _beside_counts(summary: dict[str, Any]) -> dict[str, str]:
     return {"beside": f"{told} bits/byte"} if told else {}
 
 
+def _speed(summary: dict[str, Any]) -> dict[str, str]:
+    """Nothing where nothing was trained, as by ``muse compress``."""
+    seconds = summary["train_seconds"]
+    told = f"{summary['tokens_per_second']:,.0f} tokens/s over {seconds:.1f} s of training"
+    return {"speed": told} if seconds else {}
+
+
 def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     low, high = summary["held_out_interval"]
     rows = {
@@ -354,7 +361,7 @@ def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) 
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
         **_beside_counts(summary),
         **_early_exit(summary),
-        "speed": f"{summary['tokens_per_second']:,.0f} tokens/s over {summary['train_seconds']:.1f} s of training",
+        **_speed(summary),
         "rollbacks": str(summary["rollbacks"]),
         **{f"{monitor} at {numbers['step']}": _numbers(numbers) for monitor, numbers in summary["probes"].items()},
         "files": _shown(directory.path),

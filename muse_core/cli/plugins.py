@@ -56,7 +56,7 @@ def show(name: str, as_json: bool) -> None:
         from muse_core.errors import PluginError
         from muse_core.plugins import load_plugins
         from muse_core.plugins.discovery import normalised
-        from muse_core.plugins.near import suggestion
+        from muse_core.plugins.near import near
 
         registry = load_plugins()
         component, _, distribution = name.partition("@")
@@ -70,7 +70,9 @@ def show(name: str, as_json: bool) -> None:
             if broken:
                 raise PluginError("\n".join(map(str, broken)))
             known = sorted({row.name for row in registry.rows()} | {row.distribution for row in registry.rows()})
-            raise PluginError(f"nothing installed is named {name!r}{suggestion(name, known, 'there are')}")
+            close = near(name, known)
+            what_to_do = f"did you mean {close!r}?" if close else "see what is there with: muse plugins list"
+            raise PluginError(f"nothing installed is named {name!r} - {what_to_do}")
         if as_json:
             _print_json([as_data(row) for row in rows])
             return

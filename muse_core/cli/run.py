@@ -64,16 +64,10 @@ def main(
     outlive_output()
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
-        given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
-        if len(given) != 1:
-            wrong = " and ".join(given) if given else "nothing"
-            raise RecipeError(f"give one of RECIPE, --resume RUN_DIR and --locked LOCK, not {wrong}")
-        if resume is not None and (overrides or run_dir):
-            raise RecipeError("--resume continues the run as its recipe says: leave --set and --run-dir out")
-        if resume is None and (steps or extend or restart):
-            raise RecipeError("--steps, --extend and --restart go with --resume: a new run takes --set train.steps=N")
-        if steps and extend:
-            raise RecipeError("give --steps N, all steps of the run, or --extend N, further ones, not both")
+        _refuse_contradictions(
+            recipe, resume, locked, new_only=bool(overrides or run_dir), resume_only=bool(steps or extend or restart),
+            both_lengths=bool(steps and extend),
+        )
         if device is not None:
             overrides = (*overrides, f'train.device="{device}"')
         if processes is not None and _start_processes(
@@ -103,6 +97,22 @@ def main(
                     show(checked)
             else:
                 fresh(checked, lock, run_dir, allow_drift=allow_drift, report=report, ranks=ranks)
+
+
+def _refuse_contradictions(
+    recipe: Path | None, resume: Path | None, locked: Path | None, *, new_only: bool, resume_only: bool,
+    both_lengths: bool,
+) -> None:
+    given = [name for name, value in (("RECIPE", recipe), ("--resume", resume), ("--locked", locked)) if value]
+    if len(given) != 1:
+        wrong = " and ".join(given) if given else "nothing"
+        raise RecipeError(f"give one of RECIPE, --resume RUN_DIR and --locked LOCK, not {wrong}")
+    if resume is not None and new_only:
+        raise RecipeError("--resume continues the run as its recipe says: leave --set and --run-dir out")
+    if resume is None and resume_only:
+        raise RecipeError("--steps, --extend and --restart go with --resume: a new run takes --set train.steps=N")
+    if both_lengths:
+        raise RecipeError("give --steps N, all steps of the run, or --extend N, further ones, not both")
 
 
 def _start_processes(

@@ -132,6 +132,10 @@ def _reduced(pattern: str, values: list[float] | None) -> float | None:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as tables."""
+    return "\n".join([*_measured(report), *_swept(report), *_missing(report)]) + "\n"
+
+
+def _measured(report: dict[str, Any]) -> list[str]:
     measure = report["measure"].replace("_", " ")
     versus = "difference" if report["measure"] == "accuracy" else "ratio"
     lines = [
@@ -167,8 +171,14 @@ def markdown(report: dict[str, Any]) -> str:
         "train.max_seconds."
         for variant in report["arms"] if variant.get("cut_short")
     ]
+    return lines
+
+
+def _swept(report: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
+        measure = report["measure"].replace("_", " ")
         lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]
         lines += ["| variant | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
         for name, scores in report["sweep"].items():
@@ -184,7 +194,11 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {name} | `{pattern}` | " + " | ".join("" if one is None else f"{one:.4g}" for one in values) + " |"
             for name, found in report["watched"].items() for pattern, values in found.items()
         ]
-    lines += [f"\nFailed: {name}: {reason}" for name, reason in report["failed"].items()]
+    return lines
+
+
+def _missing(report: dict[str, Any]) -> list[str]:
+    lines = [f"\nFailed: {name}: {reason}" for name, reason in report["failed"].items()]
     if report["left"]:
         lines += ["", f"Left to run: {', '.join(report['left'])}."]
     if report["waiting_for_the_sweep"]:
@@ -192,7 +206,7 @@ def markdown(report: dict[str, Any]) -> str:
     if report["sweep_failed"]:
         lines += ["", f"No value of the sweep could be judged for: {', '.join(report['sweep_failed'])}; runs of each "
                   "failed."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def write(report: dict[str, Any], output: Path) -> None:

@@ -136,14 +136,9 @@ def plan(options: StackOptions, *, publish_all: bool = False) -> Plan:
             problems.append((placed.layer.path, _unread(name, sorted(offered))))
     blocks: list[list[Site]] = [[] for _ in range(options.depth)]
     for number, (block, name, placed) in enumerate(order):
+        publish = frozenset(offers[id(placed)] if publish_all else reads.get(number, ()))
         blocks[block].append(
-            Site(
-                block=block,
-                name=name,
-                use=placed.layer,
-                signals=before[number],
-                publish=frozenset(offers[id(placed)] if publish_all else reads.get(number, ())),
-            )
+            Site(block=block, name=name, use=placed.layer, signals=before[number], publish=publish)
         )
     empty = [index for index, sites in enumerate(blocks) if not sites]
     if empty and not problems:

@@ -247,9 +247,6 @@ class Captured:
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
         self.recorded = graph
-        _, positions = [node for node in graph.graph.nodes if node.op == "placeholder"][:2]
-        if positions.users:
-            raise NotRecordable("a layer reads positions, and recordings of such have not been verified on a GPU")
         self.ids, _, *self.leaves = inputs
         # All that the graph reads is kept with it: the memory of anything else would be given to others.
         self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)

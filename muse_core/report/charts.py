@@ -47,7 +47,7 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
     single = len(runs) == 1
     train, held_out, marks = [], [], []
     for run in runs:
-        for rows, into, what in ((run.train, train, "training"), (run.evaluations, held_out, "held out")):
+        for rows, into, what in ((run.train, train, "training"), (_evaluated(run), held_out, "held out")):
             into += [
                 {"x": point["x"], "y": point["y"], "series": what if single else run.label} | point["more"]
                 for point in thinned(_points(rows, key))
@@ -214,6 +214,21 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         ),
         "components": there(*parts),
     }
+
+
+def _evaluated(run: RunRead) -> list[dict[str, Any]]:
+    """The evaluations in training, and that of the end where none was made at the last step: a run shorter than
+    ``evaluate.every`` has no other."""
+    end = run.summary
+    if end.get("held_out_split") != "validation" or end.get("steps") != run.steps or not run.steps:
+        return run.evaluations
+    if any(row["x"] == run.steps for row in run.evaluations):
+        return run.evaluations
+    low, high = end["held_out_interval"]
+    return [*run.evaluations, {
+        "x": run.steps, "loss": end["held_out_loss"], "bits_per_byte": end["held_out_bits_per_byte"],
+        "bits_per_byte_low": low, "bits_per_byte_high": high,
+    }]
 
 
 def _points(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -86,17 +86,6 @@ def build_component(
     if not BY_NAME[kind].context:
         return construct(use, None)
     kernels = bound_kernels(dtype, registry, device)
-    if kind == "source":
-        return construct(use, SourceContext(cache=Path(tempfile.gettempdir()) / "muse-test-cache"))
-    if kind == "optimizer":
-        return construct(use, OptimizerContext(learning_rate=0.01, weight_decay=0.1))
-    if kind == "schedule":
-        return construct(use, ScheduleContext(steps=200, warmup_steps=20, final_rate=0.1))
-    if kind == "sink":
-        run = Path(tempfile.mkdtemp(prefix="muse-test-run-"))
-        return construct(use, SinkContext(run=run, name="test", seed=seed, recipe={"name": "test"}, attempt=1))
-    if kind == "safety monitor":
-        return construct(use, monitor_context(use.name, kernels, seed=seed))
     if kind == "model":
         return construct(use, ModelContext(
             vocabulary_size=ByteTokenizer().vocabulary_size,
@@ -106,6 +95,9 @@ def build_component(
             seed=seed,
             kernels=kernels,
         ))
+    around = around_the_model(use, kernels, seed)
+    if around is not None:
+        return construct(use, around)
     context = small_context(
         f"blocks.{block}.{use.name}",
         width=width,
@@ -120,6 +112,22 @@ def build_component(
     )
     built = construct_component(use, context, seed)
     return built if device == "cpu" else built.to(device)
+
+
+def around_the_model(use: Use, kernels: BoundKernels, seed: int) -> Any:
+    """The context of a component that stands beside the model, such as an optimizer; None for a part of the model."""
+    if use.kind == "source":
+        return SourceContext(cache=Path(tempfile.gettempdir()) / "muse-test-cache")
+    if use.kind == "optimizer":
+        return OptimizerContext(learning_rate=0.01, weight_decay=0.1)
+    if use.kind == "schedule":
+        return ScheduleContext(steps=200, warmup_steps=20, final_rate=0.1)
+    if use.kind == "sink":
+        run = Path(tempfile.mkdtemp(prefix="muse-test-run-"))
+        return SinkContext(run=run, name="test", seed=seed, recipe={"name": "test"}, attempt=1)
+    if use.kind == "safety monitor":
+        return monitor_context(use.name, kernels, seed=seed)
+    return None
 
 
 def small_context(name: str, *, seed: int = 0, kernels: BoundKernels | None = None, **fields: Any) -> Context:

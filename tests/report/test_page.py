@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import attrs
 import pytest
 
 from muse_core.errors import StorageError
@@ -106,6 +107,20 @@ def test_of_rows_with_one_step_the_last_counts_and_numbers_that_are_not_finite_a
     curve = all_charts([run])["curves"][0].spec["layer"][0]["data"]["values"]
     assert [point["x"] for point in curve] == list(range(1, 41))
     assert max(point["y"] for point in curve) < 99 and curve[-1]["y"] == 2.0
+
+
+def test_a_run_shorter_than_its_evaluations_shows_what_it_ended_with(made_run):
+    run = read_run(made_run("one"))
+    short = attrs.evolve(run, evaluations=[])
+    values = [layer["data"]["values"] for layer in all_charts([short])["curves"][0].spec["layer"]]
+    found = [point for points in values for point in points if point["series"] == "held out"]
+    end = run.summary
+    assert {(point["x"], point["y"]) for point in found} == {(40, end["held_out_bits_per_byte"])}
+    assert [found[0]["low"], found[0]["high"]] == end["held_out_interval"]
+    later = attrs.evolve(short, train=[*run.train, {**run.train[-1], "x": 50}])
+    assert "held out" not in {
+        point["series"] for layer in all_charts([later])["curves"][0].spec["layer"] for point in layer["data"]["values"]
+    }, "the run has gone on since"
 
 
 def test_the_axis_of_a_curve_is_that_of_the_values_after_the_beginning(made_run):

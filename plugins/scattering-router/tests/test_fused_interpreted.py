@@ -33,6 +33,11 @@ def choices(tokens: int, experts: int, slots: int, *, ragged: bool) -> Tensor:
     return expert.to(DEVICE)
 
 
+of_grouped_products = pytest.mark.skipif(
+    not hasattr(F, "grouped_mm"), reason="torch has grouped_mm from 2.10 on; before it nothing of this is chosen"
+)
+
+
 @pytest.mark.parametrize(
     ("tokens", "experts", "slots", "ragged"),
     [(300, 8, 2, False), (300, 8, 2, True), (70, 5, 3, True), (9, 1, 1, False), (40, 200, 8, True)],
@@ -68,6 +73,7 @@ def fused(layer: Any) -> Iterator[None]:
     del layer.fuses
 
 
+@of_grouped_products
 @pytest.mark.parametrize("router", ["mlp", {"use": "scattering", "top_k": 1, "resonant_top_k": 3, "resonance": 0.5}])
 def test_the_layer_and_its_gradients(router: Any) -> None:
     """In fp32 where grouped products take it, against the layer by parts in float64."""
@@ -99,6 +105,7 @@ def test_the_layer_and_its_gradients(router: Any) -> None:
             torch.testing.assert_close(low.double(), exact.double(), rtol=1e-4, atol=1e-5)
 
 
+@of_grouped_products
 def test_products_are_in_the_precision_of_the_run() -> None:
     layer = build_component("layer", "experts", {"router": "mlp", "experts": 4}, width=16).to(DEVICE)
     x, tokens = torch.randn(1, 24, 16, device=DEVICE), Tokens(torch.arange(24, device=DEVICE)[None])

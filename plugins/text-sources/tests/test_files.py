@@ -140,4 +140,5 @@ def test_every_missing_path_is_listed(tmp_path):
         source(tmp_path / "nowhere", tmp_path / "a.txt", tmp_path / "empty", tmp_path / "*.zip")
     sentences = str(refused.value).splitlines()
     assert [sentence.split(":")[0] for sentence in sentences] == ["data.paths[0]", "data.paths[2]", "data.paths[3]"]
-    assert all("leads to no file of text" in sentence for sentence in sentences)
+    reasons = ["it does not exist", "the folder holds none that ends in .csv, ", "no file matches this pattern"]
+    assert all(f"leads to no file of text: {why}" in sentence for why, sentence in zip(reasons, sentences, strict=True))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from muse_trackers.trackio_sink import run_name
 
 from muse_core.errors import RecipeError
 from muse_core.metrics.jsonl import read_rows
@@ -87,7 +88,7 @@ def test_trackio_has_the_numbers_of_the_rows_also_of_a_longer_run(tmp_path: Path
     (database,) = (tmp_path / "numbers").glob("tests*.db")
     with sqlite3.connect(database) as opened:
         found = opened.execute("select run_name, step, metrics from metrics").fetchall()
-    assert {name for name, _, _ in found} == {"run"}, "the resumed run has another name"
+    assert {name for name, _, _ in found} == {run_name(tmp_path / "run")}, "the resumed run has another name"
     numbers = [(step, json.loads(metrics)) for _, step, metrics in found]
     logged = {step: row for step, row in numbers if "train/loss" in row}
     rows = {row["step"]: row for row in train_rows(tmp_path)}
@@ -96,6 +97,13 @@ def test_trackio_has_the_numbers_of_the_rows_also_of_a_longer_run(tmp_path: Path
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out_loss"] in [row.get("summary/held_out_loss") for _, row in numbers]
     assert not (tmp_path / "hub").exists(), "something stands in the user's own folders"
+
+
+def test_runs_of_one_folder_name_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [tmp_path / plan / arm / "test-seed-1" for plan in ("a", "b") for arm in ("mag", "delta")]
+    assert len({run_name(run) for run in runs}) == 4 and run_name(runs[0]).startswith("mag-test-seed-1-")
+    monkeypatch.chdir(tmp_path)
+    assert run_name(runs[0].relative_to(tmp_path)) == run_name(runs[0]), "it depends on the working directory"
 
 
 @installed("wandb")

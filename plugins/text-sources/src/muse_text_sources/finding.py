@@ -90,8 +90,16 @@ def _expand(given: str) -> list[Path]:
     except OSError as error:
         raise DataError(f"{error.filename or given}: cannot be read ({error.strerror})") from error
     if not files:
-        raise DataError(f"{given!r} leads to no file of text (from folder {os.getcwd()})")
+        raise DataError(_nothing_at(given, path))
     return files
+
+
+def _nothing_at(given: str, path: Path) -> str:
+    if path.is_dir():
+        ends = ", ".join(sorted(TEXTS | TABLES.keys()))
+        return f"{given!r} leads to no file of text: the folder holds none that ends in {ends}"
+    what = "no file matches this pattern" if glob.has_magic(given) else "it does not exist"
+    return f"{given!r} leads to no file of text: {what} (from folder {os.getcwd()})"
 
 
 def _too_many(given: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class Trackio:
         with contextlib.redirect_stdout(sys.stderr):  # where it says what it begins
             self._run: Any = trackio.init(
                 options.project,
-                name=context.run.name,
+                name=run_name(context.run),
                 config=dict(context.recipe),
                 resume="allow" if context.attempt > 1 else "never",
                 embed=False,
@@ -53,6 +54,13 @@ class Trackio:
         """Waits until everything is in the database."""
         with contextlib.redirect_stdout(sys.stderr):
             self._run.finish()
+
+
+def run_name(run: Path) -> str:
+    """Name of a run in its project: the folder around it, its own, and six digits of the whole path. Trackio takes runs
+    of one name for one, and the runs of a plan have seeds as folders. A run that was moved has a new name."""
+    run = run.resolve()
+    return f"{run.parent.name}-{run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:6]}"
 
 
 def imported(folder: str | None) -> Any:
