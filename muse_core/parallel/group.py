@@ -107,6 +107,7 @@ class Group:
             )
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.shards, self.sequence = sizes.shard, None
+        self._steps, self._slowest, self.watch.limit = 0, 0.0, watching.LONG  # a run's first steps compile
         if sizes.context > 1:
             mesh = init_device_mesh(device.type, (sizes.batches, sizes.context), mesh_dim_names=("batch", "context"))
             self.sequence = Sequence(mesh.get_group("context"))

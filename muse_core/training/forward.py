@@ -123,14 +123,19 @@ class ReplicatedForward(_SeveralForward):
 
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
-        sequence = self.ranks.sequence
-        with contextlib.nullcontext() if sequence is None else sequence.division():
-            result: Result = self.replicas(batch, state)
+        result: Result = self.replicas(batch, state)
         self.clock.lap()
         return result
 
-    def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if index == count - 1 else self.replicas.no_sync()
+    @contextlib.contextmanager
+    def gradients_of(self, index: int, count: int) -> Iterator[None]:
+        sequence = self.ranks.sequence
+        with contextlib.ExitStack() as contexts:
+            if index < count - 1:
+                contexts.enter_context(self.replicas.no_sync())
+            if sequence is not None:  # in the backward pass too, which may compute blocks once more
+                contexts.enter_context(sequence.division())
+            yield
 
 
 class DividedForward(_SeveralForward):

@@ -85,7 +85,8 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     mixed = folder / "mixed.toml"
     mixed.write_text(RECIPE.format(cache=cache, block=MIXED))
     for ranks in (1, 2):
-        more = ("--set=parallel.context=2",) if ranks > 1 else ()
+        # Blocks are computed once more in the backward pass, over divided tokens as in the forward pass.
+        more = ("--set=parallel.context=2", "--set=train.activation_checkpointing=true") if ranks > 1 else ()
         yield f"mixed-{ranks}", [
             Start(ranks=ranks, arguments=fresh(mixed, f"mixed-{ranks}", *more), fault=everywhere)
         ]
