@@ -175,7 +175,8 @@ class Run:
                 try:
                     loop.run()
                 except BaseException:
-                    with contextlib.suppress(MuseError, OSError, ValueError):  # the first error is the one to report
+                    # The first error is the one to report, whatever torch or a lost process raises in the writing.
+                    with contextlib.suppress(Exception):
                         loop.checkpoints.settle()
                     raise
         return loop
