@@ -138,6 +138,7 @@ class Stack(nn.Module):
             if len(self.blocks) == 1:
                 per_block = sum(p.numel() * p.element_size() for p in self.blocks.parameters())
                 context.check_size(per_block * options.depth)
+            context.built(f"blocks.{len(self.blocks) - 1}", self.blocks[-1])
         self.exits = Exits(options.exit, laid.exits, context) if options.exit is not None else None
         self.costs = [flops_per_token(block) for block in self.blocks]
         self.norm = make_norm(options.norm, options.width)
