@@ -13,10 +13,10 @@ causality gate, which every real run has, is left out. ``--small`` is for a mach
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -42,7 +42,9 @@ SIZES = {
     "row": {"width": 256, "depth": 4},  # smaller: what a block keeps for its backward pass is of all tokens
 }
 ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", "row")
-SEVERAL = ("transformer-ddp", "phase2-ddp", "row", "transformer-fsdp", "phase2-fsdp")
+SEVERAL = ("transformer-ddp", "transformer-fsdp", "phase2-ddp", "phase2-fsdp", "row")
+SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
+"""Cells in which checkpoints are made and timed."""
 STEP = 200
 """Steps between checkpoints of which the stall is a share."""
 DENSE_BF16 = {"H100": 989.4e12, "H200": 989.4e12}
@@ -92,8 +94,11 @@ def measure(chosen: argparse.Namespace) -> None:
     stalls: list[float] = []
     writes: list[float] = []
     held: dict[str, float] = {}
+    now = ""
 
     def timed_commit(self: Any) -> None:
+        if now not in SAVED:
+            return
         self.settle()  # between two checkpoints of a real run there is time for the writing of the first
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -124,6 +129,8 @@ def measure(chosen: argparse.Namespace) -> None:
     loop.Loop.run = watched_run
     with meeting() as ranks:
         for cell in chosen.cells:
+            now = cell
+            faulthandler.dump_traceback_later(max(5.0, chosen.limit - 10))  # where a cell that is ended stood
             folder = folder_of(cell, ranks.size, chosen)
             if ranks.rank == 0:
                 print(f"cell {cell}", flush=True)
@@ -134,13 +141,13 @@ def measure(chosen: argparse.Namespace) -> None:
                 torch.cuda.reset_peak_memory_stats()
             fresh(check_table(recipe(cell, ranks.size, chosen)), None, folder, allow_drift=False, ranks=ranks)
             peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-            parts = ranks.gather({"peak": peak, "stall": stalls[-1], **held})
+            parts = ranks.gather({"peak": peak, "stall": stalls[-1] if stalls else None, **held})
             if ranks.rank == 0:
                 found = read(folder) | {
-                    "cell": cell, "processes": ranks.size, "flops": held["flops"], "write": writes[-1],
+                    "cell": cell, "processes": ranks.size, "flops": held["flops"], "write": writes[-1] if writes else None,
                     "peak": max(one["peak"] for one in parts), "held": max(one["held"] for one in parts),
                     # The first checkpoint is of weights without moments; the second allocates the host's memory.
-                    "stall": max(one["stall"] for one in parts),
+                    "stall": max(one["stall"] for one in parts) if stalls else None,
                     "device": torch.cuda.get_device_name() if peak else "cpu",
                 }
                 (folder / "cell.json").write_text(json.dumps(found))
@@ -169,7 +176,8 @@ def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.N
     while left and time.monotonic() < chosen.until:
         own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
-                 str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer,
+                 str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
+                 str(chosen.limit),
                  *(["--small"] if chosen.small else []),
                  *(["--row-width", str(chosen.row_width)] if chosen.row_width else []), "--measure", "--cells", *left]
         command = [*([sys.executable] if processes == 1 else own), __file__, *given]
@@ -208,30 +216,22 @@ def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Name
     return ""
 
 
-def devices() -> list[str]:
+def devices() -> list[str | None]:
     """Numbers of the GPUs, in a process of its own: this one holds none."""
     count = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
     )
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    visible: list[str | None] = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     return visible or [str(number) for number in range(int(count.stdout or 0))]
 
 
 def side_by_side(cells: list[str], chosen: argparse.Namespace) -> None:
-    """Cells of one process, each on the GPU that is free next."""
-    waiting: queue.Queue[str] = queue.Queue()
-    for cell in cells:
-        waiting.put(cell)
-
-    def serve(gpu: str | None) -> None:
-        while time.monotonic() < chosen.until:
-            try:
-                cell = waiting.get_nowait()
-            except queue.Empty:
-                return
-            start(1, [cell], gpu, chosen)
-
-    threads = [threading.Thread(target=serve, args=(gpu,)) for gpu in devices() or [None]]
+    """Cells of one process, dealt over the GPUs."""
+    gpus = devices() or [None]
+    threads = [
+        threading.Thread(target=start, args=(1, cells[number :: len(gpus)], gpu, chosen))
+        for number, gpu in enumerate(gpus)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -254,13 +254,14 @@ def table(out: Path) -> str:
             "copies": speed / copies["tokens_per_second"] if copies else None,
             "mfu": speed / processes * one["flops"] / peak if peak else None,
             "part": one["held"] / base["held"] if base else None,
-            "stall": one["stall"] / (STEP * one["step"]),
+            "share": one["stall"] / (STEP * one["step"]) if one["stall"] else None,
+            "stall": one["stall"], "write": one["write"],
         }
         told = {name: "-" if value is None else f"{value:.3f}" for name, value in ratios.items()}
         lines.append(
             f"| {one['cell']} | {one['parameters'] / 1e6:.1f} | {processes} | {speed:,.0f} | {told['one']} | "
             f"{told['copies']} | {told['mfu']} | {one['peak'] / 2**30:.2f} | {one['held'] / 2**30:.3f} | "
-            f"{told['part']} | {one['stall']:.3f} | {told['stall']} | {one['write']:.2f} | {one['loss']:.3f} |"
+            f"{told['part']} | {told['stall']} | {told['share']} | {told['write']} | {one['loss']:.4f} |"
         )
     return "\n".join([*lines, "", f"device: {order[0]['device']}" if order else "nothing was measured"])
 
