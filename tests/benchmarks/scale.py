@@ -144,7 +144,8 @@ def measure(chosen: argparse.Namespace) -> None:
             parts = ranks.gather({"peak": peak, "stall": stalls[-1] if stalls else None, **held})
             if ranks.rank == 0:
                 found = read(folder) | {
-                    "cell": cell, "processes": ranks.size, "flops": held["flops"], "write": writes[-1] if writes else None,
+                    "cell": cell, "processes": ranks.size, "flops": held["flops"],
+                    "write": writes[-1] if writes else None,
                     "peak": max(one["peak"] for one in parts), "held": max(one["held"] for one in parts),
                     # The first checkpoint is of weights without moments; the second allocates the host's memory.
                     "stall": max(one["stall"] for one in parts) if stalls else None,
