@@ -177,7 +177,7 @@ class Group:
                 if isinstance(other, dict) and isinstance(values[0], dict):
                     keys = [key for key in sorted({*other, *values[0]}) if other.get(key) != values[0].get(key)]
                     what = f"{what} ({', '.join(keys[:3])})"
-                raise RecipeError(f"rank {rank} has another {what} than rank 0 - {advice}")
+                raise RecipeError(f"rank {rank} does not have rank 0's {what} - {advice}")
 
     def failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         """Tell the others that this process fails. Returns whether it is to say why, and the exit code."""

@@ -155,7 +155,8 @@ def test_a_disk_that_fails_one_rank_fails_all_and_leaves_the_checkpoint_before(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("other recipe", "rank 1 has another recipe"), ("three", "4 rows cannot be divided among 3")]
+    ("name", "said"),
+    [("other recipe", "rank 1 does not have rank 0's recipe"), ("three", "4 rows cannot be divided among 3")],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(
     found: dict[str, Any], folder: Path, name: str, said: str
