@@ -201,12 +201,15 @@ def train(
 ) -> Opened:
     """Do what ``muse-run`` does and open what came of it: ``.summary`` and ``.records()`` have the numbers.
 
-    run_dir: a new directory for the run, by default ``runs/<name>-<time>``. Raises as ``muse-run`` ends: RecipeError,
-    StorageError, DataError, Halted, PluginError, or Interrupted by a signal.
+    run_dir: a new directory for the run, by default ``runs/<name>-<time>``. It is a run of one process: several are
+    those of ``muse-run``. Raises as ``muse-run`` ends: RecipeError, StorageError, DataError, Halted, PluginError, or
+    Interrupted by a signal.
     """
     # The commands import much that opening a run does not need.
     from muse_core.cli.launch import fresh
+    from muse_core.cli.process import refuse_several_processes
 
+    refuse_several_processes("muse_core.train")
     checked = _checked(recipe, overrides)
     display = Display(Console(quiet=True)) if quiet else None
     folder = fresh(checked, None, None if run_dir is None else Path(run_dir), allow_drift=False, display=display)

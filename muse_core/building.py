@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import attrs
@@ -73,6 +73,9 @@ class ModelContext:
     kernels: BoundKernels
     memory: int | None = None
     """Bytes of the device that the model is for; None is unknown."""
+    built: Callable[[str, nn.Module], None] = lambda name, block: None
+    """Told of each block of a list of blocks under its full name once it is there, before the next is made: where many
+    processes share a model it is divided then, so that none holds more than one block whole."""
     activation_checkpointing: bool = False
     publish_all: bool = False
     """Layers return every signal that they provide, for diagnostics."""
@@ -169,11 +172,12 @@ def build_model(
     publish_all: bool = False,
     kernels: BoundKernels | None = None,
     sequence: Any = None,
-    shards: int = 1,
+    divider: Any = None,
 ) -> tuple[nn.Module, BoundKernels]:
     """Build the recipe's model on ``device``; ``dtype`` names what kernels will receive (bfloat16 under autocast).
     ``kernels`` given are used in place of ones bound for that device and dtype. ``sequence``: the processes among
-    which the tokens of a row are divided; ``shards``: devices that will hold the weights together.
+    which the tokens of a row are divided; ``divider``, a ``training.shards.Divider``, divides the weights among
+    processes as the model is built.
 
     Initial values are computed on the CPU in fp32 and depend on (seed, name) only. Returns the model in training mode
     and the kernels with every choice made. Raises RecipeError or PluginError.
@@ -190,28 +194,41 @@ def build_model(
         depth=getattr(options, "depth", 0),
         seed=recipe.seed,
         kernels=kernels,
-        memory=None if (memory := memory_of(device)) is None else memory * shards,
+        memory=None if (memory := memory_of(device)) is None else memory * (1 if divider is None else divider.shards),
         activation_checkpointing=recipe.train.activation_checkpointing,
         publish_all=publish_all,
     )
-    model = construct(recipe.model, context)
-    initialize(model, recipe.initializers, seed=recipe.seed)
-    return model.to(device), kernels
+    if divider is None:
+        model = construct(recipe.model, context)
+        initialize(model, recipe.initializers, seed=recipe.seed)
+        return model.to(device), kernels
+    done: set[str] = set()
+
+    def built(name: str, block: nn.Module) -> None:
+        initialize(block, recipe.initializers, seed=recipe.seed, under=name)
+        done.update(parameter_roles(block, name))
+        divider.block(name, block)
+
+    model = construct(recipe.model, attrs.evolve(context, built=built))
+    initialize(model, recipe.initializers, seed=recipe.seed, done=done)
+    return divider.rest(model), kernels
 
 
 @torch.no_grad()
 def initialize(
-    model: nn.Module, matched: Sequence[Matched], *, seed: int, make: Callable[[Use, Any], Any] = construct
+    model: nn.Module, matched: Sequence[Matched], *, seed: int, make: Callable[[Use, Any], Any] = construct,
+    under: str = "", done: Collection[str] = (),
 ) -> dict[str, str]:
     """Apply initializers by parameter name; of several matching, the last wins. Returns parameter → initializer.
+    ``model`` may be the part of one that stands ``under`` this name there; ``done`` have their values already.
 
     Raises RecipeError for a pattern that matches nothing, and PluginError for a result of another shape.
     """
-    roles = parameter_roles(model)
+    roles = parameter_roles(model, under)
     winner: dict[str, int] = {}
     for index, entry in enumerate(matched):
         names = [name for name in roles if fnmatch.fnmatchcase(name, entry.match)]
-        if not names:
+        if not names and not under:
             raise RecipeError(
                 f"initializers[{index}].match: {entry.match!r} matches no parameter; "
                 f"they are named like {', '.join(list(roles)[:3])}"
@@ -220,7 +237,9 @@ def initialize(
     applied: dict[str, str] = {}
     built = [make(entry.initializer, None) for entry in matched]
     for name, index in winner.items():
-        parameter = model.get_parameter(name)
+        if name in done:
+            continue
+        parameter = model.get_parameter(name.removeprefix(f"{under}."))
         try:
             value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
         except (RecipeError, ValueError) as error:

@@ -99,6 +99,14 @@ def test_overrides_are_written_as_toml(value: Any) -> None:
     assert tomllib.loads(f"x = {_written(value)}")["x"] == value
 
 
+def test_training_as_one_of_several_processes_is_refused(
+    small_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="WORLD_SIZE = 2: muse_core.train is one process"):
+        muse_core.train(small_recipe)
+
+
 def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     from muse_core.recipe import to_toml
 

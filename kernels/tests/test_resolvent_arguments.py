@@ -85,7 +85,7 @@ def test_refusals_name_the_argument_and_the_shapes(change, message):
         causal_resolvent_apply(**(arguments | change))
 
 
-def test_group_is_reserved():
+def test_a_process_group_is_refused():
     with pytest.raises(NotImplementedError, match="context parallelism"):
         causal_resolvent_diagonal(torch.ones(3), 1.0, 1.0, Z, group=object())
 

@@ -32,6 +32,10 @@ FAILED_RUNS = 6
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
 @click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
+@click.option("--cluster", type=click.Choice(["slurm", "local"]),
+              help="Each run as a job of a scheduler, through submitit; local tries it with processes of this host.")
+@click.option("--job", "job", multiple=True, metavar="KEY=VALUE",
+              help="A parameter of these jobs, as timeout_min=600, gpus_per_node=1 or slurm_partition=gpu.")
 @click.option("--max-seconds", type=click.FloatRange(min=0.0, min_open=True),
               help="Then save what runs, report, and leave the rest to the next call.")
 @click.option("--retry", is_flag=True, help="Repeat runs that failed.")
@@ -39,7 +43,7 @@ FAILED_RUNS = 6
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
     targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str,
-    max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
+    cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
     """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes; or compare finished RUNs,
     each with the last one.
@@ -56,19 +60,24 @@ def compare(
     with guarded(), ended_by_signals(), contextlib.ExitStack() as held:
         refuse_several_processes()
         if len(targets) > 1 or targets[0].is_dir():
-            given = [overrides, slots != 1, gpus, max_seconds, retry, only_report, dry_run]
+            given = [overrides, slots != 1, gpus, cluster, job, max_seconds, retry, only_report, dry_run]
             _compare_runs(targets, output, any(given))
             return
         plan = targets[0]
         from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
+        from muse_core.comparison.cluster import Cluster
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.report import compose, markdown, write
-        from muse_core.comparison.slots import Slots
-        from muse_core.errors import StorageError
+        from muse_core.comparison.slots import Slots, begin_here
+        from muse_core.errors import RecipeError, StorageError
         from muse_core.storage.directory_lock import RunLock
         from muse_core.storage.disk import Disk
         from muse_core.training.stop import Interrupted, Stop
 
+        if job and cluster is None:
+            raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
+        if gpus and cluster is not None:
+            raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
         stop = Stop(max_seconds)
         read = read_plan(plan, overrides)
         folder = output or Path("comparisons") / read.plan.name
@@ -102,12 +111,14 @@ def compare(
             for cell in cells():
                 (cell.path / FAILED).unlink(missing_ok=True)
         if not only_report:
+            launch = begin_here if cluster is None else Cluster(cluster, folder / "jobs", job)
             with stop:  # so that runs are asked to save, and none is left behind
                 Slots(
                     count=slots,
                     gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
                     say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
                     stop=stop,
+                    launch=launch,
                 ).work(
                     lambda: [cell for cell in cells() if not cell.settled()],
                     lambda: write(compose(read, folder), folder),

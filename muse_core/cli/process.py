@@ -79,11 +79,11 @@ def outlive_output() -> None:
         setattr(sys, name, stream)
 
 
-def refuse_several_processes() -> None:
-    """Raises RecipeError under a launcher of several processes, such as torchrun, for a command that is one process."""
+def refuse_several_processes(what: str = "this command") -> None:
+    """Raises RecipeError under a launcher of several processes, such as torchrun, for what is done by one process."""
     size = os.environ.get("WORLD_SIZE", "").strip()
     if size not in ("", "1"):
         raise RecipeError(
-            f"WORLD_SIZE = {size}: this command is one process - start it without torchrun or another launcher, or "
+            f"WORLD_SIZE = {size}: {what} is one process - start it without torchrun or another launcher, or "
             "unset WORLD_SIZE; muse-run is what several processes share"
         )

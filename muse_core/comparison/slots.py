@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ MOST_TRIES = 3
 @attrs.define
 class Running:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: Any
+    """A ``subprocess.Popen``, or what has as much of it as is used here."""
     slot: int
-    log: Any
     began: float
     newest: tuple[str, ...]
     """What was saved when this attempt began."""
@@ -39,15 +39,25 @@ class Running:
     """Size of the log then, in bytes."""
 
 
+def begin_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process of this host, which adds to ``log`` what it prints."""
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C reaches the comparison alone, which asks each run once
+        )
+
+
 @attrs.define
 class Slots:
     """``count`` processes at a time, dealt over ``gpus``; ``say`` is told of every beginning and end. ``stop`` says
-    when running ones are asked to save and leave."""
+    when running ones are asked to save and leave. ``launch`` begins a command: here, or as a job elsewhere."""
 
     count: int
     gpus: Sequence[str]
     say: Callable[[str], None]
     stop: Stop = attrs.field(factory=lambda: Stop(None))
+    launch: Callable[[Sequence[str], Path, Mapping[str, str]], Any] = begin_here
     running: list[Running] = attrs.field(factory=list)
     _elsewhere: set[Path] = attrs.field(factory=set)
     _tries: Counter[Path] = attrs.field(factory=Counter)
@@ -98,17 +108,17 @@ class Slots:
             command += [str(cell.recipe), "--run-dir", str(cell.path)]
             command += [part for text in cell.overrides for part in ("--set", text)]
         slot = next(n for n in range(self.count) if n not in {one.slot for one in self.running})
-        environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
+        environment = {}
+        if self.launch is begin_here and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.count))
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         cell.path.mkdir(parents=True, exist_ok=True)
-        log = (cell.path / "log.txt").open("ab")
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-            start_new_session=True,  # Ctrl-C reaches the comparison alone, which asks each run once
-        )
-        self.running.append(Running(cell, process, slot, log, time.monotonic(), cell.newest(), log.tell()))
+        log = cell.path / "log.txt"
+        printed = log.stat().st_size if log.exists() else 0
+        newest = cell.newest()
+        process = self.launch(command, log, environment)
+        self.running.append(Running(cell, process, slot, time.monotonic(), newest, printed))
         self.say(f"{cell.name}: {'goes on' if going_on else 'begins'}")
 
     def _ended(self) -> bool:
@@ -116,7 +126,6 @@ class Slots:
         ended = [one for one in self.running if one.process.poll() is not None]
         for one in ended:
             self.running.remove(one)
-            one.log.close()
             self._report(one)
         return bool(ended)
 
@@ -168,6 +177,7 @@ class Slots:
 
 def _last_line(one: Running) -> str:
     """Of what this attempt printed."""
-    printed = (one.cell.path / "log.txt").read_bytes()[one.printed :]
+    log = one.cell.path / "log.txt"
+    printed = log.read_bytes()[one.printed :] if log.exists() else b""  # a job that never began has none
     lines = printed.decode("utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "nothing was printed"

@@ -8,13 +8,14 @@ MATRIX, EMBEDDING, VECTOR, DYNAMICS = "matrix", "embedding", "vector", "dynamics
 ROLES = (MATRIX, EMBEDDING, VECTOR, DYNAMICS)
 
 
-def parameter_roles(model: nn.Module) -> dict[str, str]:
-    """Role of every parameter by name: ``dynamics`` inside a submodule of that name; ``embedding`` for embedding
-    tables and the output head; ``matrix`` for other parameters of two axes or more; ``vector`` for the rest."""
+def parameter_roles(model: nn.Module, under: str = "") -> dict[str, str]:
+    """Role of every parameter by full name: ``dynamics`` inside a submodule of that name; ``embedding`` for embedding
+    tables and the output head; ``matrix`` for other parameters of two axes or more; ``vector`` for the rest. ``under``:
+    the full name of ``model`` where it is a part of one."""
     roles: dict[str, str] = {}
     for path, module in model.named_modules():
         for local, parameter in module.named_parameters(recurse=False):
-            name = f"{path}.{local}" if path else local
+            name = ".".join(part for part in (under, path, local) if part)
             parts = name.split(".")
             if "dynamics" in parts:
                 roles[name] = DYNAMICS

@@ -64,12 +64,19 @@ class BlockOutput(NamedTuple):
     state: dict[str, State]
     signals: dict[str, Tensor]
     losses: dict[str, Tensor]
+    """By layer and name. Nothing in a block's computation knows its depth: blocks compiled one by one share what
+    is compiled."""
     metrics: dict[str, Tensor]
 
 
 def make_norm(kind: str, width: int) -> nn.Module:
     """Normalisation over the last axis with a learned gain; ``kind`` is rms or layer."""
     return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width)
+
+
+def under(index: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a block measured, by full names."""
+    return {f"blocks.{index}.{key}": value for key, value in values.items()}
 
 
 class Block(nn.Module):
@@ -108,8 +115,8 @@ class Block(nn.Module):
             x = x + self.dropout(step.update)
             passed.state[site.name] = step.state
             signals.update(step.signals)
-            passed.losses.update({f"{site.full_name}/{key}": value for key, value in step.losses.items()})
-            passed.metrics.update({f"{site.full_name}/{key}": value for key, value in step.metrics.items()})
+            passed.losses.update({f"{site.name}/{key}": value for key, value in step.losses.items()})
+            passed.metrics.update({f"{site.name}/{key}": value for key, value in step.metrics.items()})
         return passed._replace(x=x)
 
 
@@ -138,6 +145,7 @@ class Stack(nn.Module):
             if len(self.blocks) == 1:
                 per_block = sum(p.numel() * p.element_size() for p in self.blocks.parameters())
                 context.check_size(per_block * options.depth)
+            context.built(f"blocks.{len(self.blocks) - 1}", self.blocks[-1])
         self.exits = Exits(options.exit, laid.exits, context) if options.exit is not None else None
         self.costs = [flops_per_token(block) for block in self.blocks]
         self.norm = make_norm(options.norm, options.width)
@@ -163,8 +171,8 @@ class Stack(nn.Module):
             passed = self.through(block, x, None if state is None else state[str(index)], signals, tokens)
             x, signals = passed.x, passed.signals
             new_state[str(index)] = passed.state
-            losses.update(passed.losses)
-            metrics.update(passed.metrics)
+            losses.update(under(index, passed.losses))
+            metrics.update(under(index, passed.metrics))
         return ModelOutput(self.norm(x), new_state, losses, metrics)
 
     def through(
@@ -193,8 +201,8 @@ class Stack(nn.Module):
             passed = self.through(block, present.x, new_state[str(index)], present.signals, present.tokens)
             present = present._replace(x=passed.x, signals=passed.signals)
             new_state[str(index)] = passed.state
-            losses.update(passed.losses)
-            metrics.update(passed.metrics)
+            losses.update(under(index, passed.losses))
+            metrics.update(under(index, passed.metrics))
             if hasattr(exits, str(index)):
                 present, decided[str(index)], routing = exits.leave(index, present, decided.get(str(index)))
                 losses.update({f"exits.{index}/{key}": value for key, value in routing.losses.items()})

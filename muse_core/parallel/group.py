@@ -107,6 +107,7 @@ class Group:
             )
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.shards, self.sequence = sizes.shard, None
+        self._steps, self._slowest, self.watch.limit = 0, 0.0, watching.LONG  # a run's first steps compile
         if sizes.context > 1:
             mesh = init_device_mesh(device.type, (sizes.batches, sizes.context), mesh_dim_names=("batch", "context"))
             self.sequence = Sequence(mesh.get_group("context"))
@@ -176,7 +177,7 @@ class Group:
                 if isinstance(other, dict) and isinstance(values[0], dict):
                     keys = [key for key in sorted({*other, *values[0]}) if other.get(key) != values[0].get(key)]
                     what = f"{what} ({', '.join(keys[:3])})"
-                raise RecipeError(f"rank {rank} has another {what} than rank 0 - {advice}")
+                raise RecipeError(f"rank {rank} does not have rank 0's {what} - {advice}")
 
     def failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         """Tell the others that this process fails. Returns whether it is to say why, and the exit code."""

@@ -17,7 +17,7 @@ from muse_core.training.checkpointer import load_weights
 from muse_core.training.conversion import Conversion, carry_over
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import Setup, set_up
-from muse_core.training.train_state import kept_weights
+from muse_core.training.shards import gathered
 
 
 def adopt(
@@ -46,7 +46,7 @@ def adopt(
     inside = f"stages/{number}-{name}"
     folder = directory.write(f"{inside}/{LOCK}", to_toml(lock_of(checked, made).table)).parent
     directory.write(f"{inside}/{TOKENIZER}", made.corpus.tokenizer.to_json())
-    weights = kept_weights(made.model) if setup.ranks.rank == 0 else {}
+    weights = gathered(made.model, setup.ranks.rank == 0)
     start = Snapshot(step=0, model=weights, optimizer={}, state={}, json={"stage": number})
     Checkpoints(folder, disk=directory.disk, ranks=setup.ranks).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))

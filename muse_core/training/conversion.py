@@ -10,6 +10,7 @@ import attrs
 from torch import Tensor, nn
 
 from muse_core.errors import StorageError
+from muse_core.training.shards import divided_as
 
 Unfit = tuple[str, tuple[int, ...], tuple[int, ...]]
 """Name, shape there, shape here."""
@@ -54,7 +55,7 @@ def carry_over(model: nn.Module, tensors: Mapping[str, Tensor]) -> Conversion:
     """
     copied = check_fit(model, tensors)
     own = model.state_dict()
-    model.load_state_dict({name: tensors[name] for name in copied}, strict=False)
+    model.load_state_dict({name: divided_as(tensors[name], own[name]) for name in copied}, strict=False)
     return Conversion(
         copied=copied,
         initialised=tuple(name for name in own if name not in tensors),

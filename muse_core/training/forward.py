@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.component import walk
 from muse_core.contracts import Batch, ModelOutput, Objective, Result, State, Tokens
 from muse_core.data.batches import columns, rows, targets_per_token
 from muse_core.errors import RecipeError
@@ -19,7 +18,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.optimizers import norms
-from muse_core.training.shards import divide, is_divided, own_part
+from muse_core.training.shards import own_part
 
 
 class Forward:
@@ -123,14 +122,19 @@ class ReplicatedForward(_SeveralForward):
 
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
-        sequence = self.ranks.sequence
-        with contextlib.nullcontext() if sequence is None else sequence.division():
-            result: Result = self.replicas(batch, state)
+        result: Result = self.replicas(batch, state)
         self.clock.lap()
         return result
 
-    def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if index == count - 1 else self.replicas.no_sync()
+    @contextlib.contextmanager
+    def gradients_of(self, index: int, count: int) -> Iterator[None]:
+        sequence = self.ranks.sequence
+        with contextlib.ExitStack() as contexts:
+            if index < count - 1:
+                contexts.enter_context(self.replicas.no_sync())
+            if sequence is not None:  # in the backward pass too, which may compute blocks once more
+                contexts.enter_context(sequence.division())
+            yield
 
 
 class DividedForward(_SeveralForward):
@@ -159,8 +163,7 @@ class DividedForward(_SeveralForward):
 
 
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
-    """For the processes that a run has. A model that is divided among them is so from then on. Raises RecipeError for
-    an objective that several processes cannot share."""
+    """For the processes that a run has. Raises RecipeError for an objective that several processes cannot share."""
     if ranks.size == 1:
         return Forward(compiled(model, recipe.train.compile), objective)
     if hasattr(objective, "tensors") or hasattr(objective, "finished"):
@@ -172,10 +175,6 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
     sizes = sizes_of(recipe.parallel, ranks.size)
     if sizes.shard == 1:
         return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks)
-    if not any(map(is_divided, model.parameters())):
-        routed = any(use.kind == "router" for use in walk(recipe.model.options))
-        device = next(model.parameters()).device
-        divide(model, sizes.shard, sizes.data, device, compile=recipe.train.compile, data_dependent=routed)
     return DividedForward(model, objective, ranks)
 
 

@@ -24,7 +24,7 @@ from muse_core.storage.directory_lock import HOLDER
 from muse_core.storage.disk import HeldDisk
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
-from muse_core.training.shards import is_divided
+from muse_core.training.shards import NAMED, is_divided
 
 
 class NoRecords:
@@ -123,11 +123,12 @@ def agree_on_lock(ranks: Ranks, lock: Lock) -> None:
 
 
 def agree_on_weights(setup: Setup) -> None:
-    """Raises RecipeError where a rank begins with other weights than rank 0."""
+    """Raises RecipeError where a rank begins with other weights than rank 0; those of a divided model were compared
+    when it was divided."""
     if setup.ranks.size == 1 or any(map(is_divided, setup.model.parameters())):
         return
     weights = {name: fingerprint(value).sha256 for name, value in setup.model.state_dict().items()}
-    setup.ranks.agree("set of weights", weights, "initial values must depend on the seed and on names alone")
+    setup.ranks.agree("set of weights", weights, NAMED)
 
 
 def flattened(table: Any, before: str = "") -> dict[str, str]:

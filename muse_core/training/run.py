@@ -149,7 +149,8 @@ class Run:
         ranks = self.setup.ranks
         sentence = ""
         with determined(self.setup.recipe.deterministic), ranks.at_work("the causality gate"):
-            if ranks.rank == 0:  # its refusal ends every rank
+            # Its refusal ends every rank. What is divided is computed by all.
+            if ranks.rank == 0 or ranks.shards > 1:
                 sentence = self.setup.causality_gate()
             ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
@@ -175,7 +176,8 @@ class Run:
                 try:
                     loop.run()
                 except BaseException:
-                    with contextlib.suppress(MuseError, OSError, ValueError):  # the first error is the one to report
+                    # The first error is the one to report, whatever torch or a lost process raises in the writing.
+                    with contextlib.suppress(Exception):
                         loop.checkpoints.settle()
                     raise
         return loop

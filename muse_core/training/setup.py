@@ -33,6 +33,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import failure
 from muse_core.recipe.schema import Recipe
 from muse_core.training.monitor_context import MonitorContext
+from muse_core.training.shards import Divider, embeds, gathered
 
 LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
@@ -163,7 +164,8 @@ class Setup:
         return exact_check(self.recipe.model, self.precision.device)
 
     def causality_gate(self) -> str:
-        """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks."""
+        """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks. A
+        collective where weights are divided: rank 0 makes the exact check, on the host, and all make the others."""
         leak = self._exact_leak()
         if leak is None:
             batch = self.first_batch()
@@ -212,6 +214,9 @@ class Setup:
 
     def _leak_of_copy(self, device: torch.device, dtype: torch.dtype) -> Leak | None:
         backends = every_backend(self.recipe, self.registry)
+        weights = gathered(self.model, self.ranks.rank == 0)
+        if self.ranks.rank:
+            return None
         copy: Any
         copy, _ = build_model(
             self.recipe,
@@ -221,7 +226,7 @@ class Setup:
             dtype=str(dtype).removeprefix("torch."),
             backends=backends,
         )
-        copy.load_state_dict(self.model.state_dict())
+        copy.load_state_dict(weights)
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
 
@@ -248,7 +253,8 @@ class Setup:
         resets = batch.tokens.resets
         with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
         first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))
-        return gradient_leak(self.model, rows(batch, first, first + 2), self.precision)
+        with embeds(self.model):
+            return gradient_leak(self.model, rows(batch, first, first + 2), self.precision)
 
 
 def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.dtype]:
@@ -301,7 +307,7 @@ def set_up(
     with memory_errors():
         model, kernels = build_model(
             recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype,
-            sequence=ranks.sequence, shards=ranks.shards,
+            sequence=ranks.sequence, divider=Divider(recipe, ranks, device) if ranks.shards > 1 else None,
         )
     return Setup(
         recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels, ranks=ranks

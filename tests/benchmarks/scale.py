@@ -1,56 +1,86 @@
-"""Speed, memory and checkpoints of models of about 125 million parameters on 1, 2 and 4 GPUs of one host, as a table.
+"""Speed, memory and checkpoints of models of about 125 million parameters, and of one row of a million tokens, on 1, 2
+and 4 GPUs of one host, as a table.
 
-    python tests/benchmarks/scale.py --processes 1 2 4 --out FOLDER
+    python tests/benchmarks/scale.py --processes 1 2 4 --out FOLDER [--seconds 230]
 
-For each number of processes one start of torchrun trains every model with copies (DDP) and, from two on, with divided
-weights (FSDP2): the rows of a batch grow with the processes, so that equal tokens/s a GPU is a scaling of 1. The
+Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several with copies (ddp) and with divided
+weights (fsdp), where the rows of a batch grow with the processes, so that equal tokens/s a GPU is a scaling of 1; and
+one row of ``--row`` tokens whose tokens are divided among the processes (row). Cells of one process run side by side,
+one on each GPU. A cell that fails or takes longer than ``--limit`` is said and left out; the others are measured. The
 causality gate, which every real run has, is left out. ``--small`` is for a machine without GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+RESOLVENT = {"use": "resolvent", "heads": 64, "potential": ["non-hermitian"]}
 BLOCKS = {
     "transformer": [{"use": "attention", "heads": 16}, {"use": "feed-forward"}],
     "phase2": [
-        {"use": "resolvent", "heads": 64, "potential": ["non-hermitian"]},
+        RESOLVENT,
         {"use": "fast-weights", "rule": "delta", "heads": 8, "period": 64, "filters": ["snr"]},
         {"use": "feed-forward"},
     ],
+    # Filters look at whole rows.
+    "row": [RESOLVENT | {"heads": 8}, {"use": "fast-weights", "rule": "delta", "heads": 4}, {"use": "feed-forward"}],
 }
-SIZES = {"transformer": {"width": 1024, "depth": 10}, "phase2": {"width": 1024, "depth": 7}}
+SIZES = {
+    "transformer": {"width": 1024, "depth": 10}, "phase2": {"width": 1024, "depth": 7},
+    "row": {"width": 256, "depth": 4},  # smaller: what a block keeps for its backward pass is of all tokens
+}
+ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", "row")
+SEVERAL = ("transformer-ddp", "transformer-fsdp", "phase2-ddp", "phase2-fsdp", "row")
+SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
+"""Cells in which checkpoints are made and timed."""
+STEP = 200
+"""Steps between checkpoints of which the stall is a share."""
+DENSE_BF16 = {"H100": 989.4e12, "H200": 989.4e12}
+"""Operations a second of matrix products without sparsity, by the makers' data sheets (SXM)."""
 
 
-def recipe(model: str, processes: int, shard: bool, chosen: argparse.Namespace) -> dict[str, Any]:
-    size = {"width": 64, "depth": 2} if chosen.small else SIZES[model]
-    rows = 2 if chosen.small else chosen.rows
+def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    model, _, way = cell.partition("-")
+    small, rows = chosen.small, 2 if chosen.small else chosen.rows
+    steps = chosen.steps if model != "row" else chosen.row_steps
+    train: dict[str, Any] = {
+        "batch_size": rows * processes, "micro_batch": rows, "sequence_length": 128 if small else 2048,
+        "compile": way == "compiled",
+    }
+    parallel: dict[str, Any] = {"data": 1, "shard": "auto"} if way == "fsdp" else {}
+    if model == "row":
+        train = {"batch_size": 1, "sequence_length": 4096 if small else chosen.row, "activation_checkpointing": True}
+        parallel = {"data": 1, "context": "auto"}
+    sizes = SIZES[model] | ({"width": chosen.row_width} if model == "row" and chosen.row_width else {})
     return {
-        "name": f"{model}-{processes}{'-fsdp' if shard else ''}",
+        "name": f"{cell}-{processes}",
         "data": {"use": "state-of-the-union", "tokenizer": "bytes"},
-        "model": size | {"block": BLOCKS[model]},
-        "parallel": {"data": 1, "shard": "auto"} if shard else {},
-        "train": {
-            "steps": chosen.steps, "batch_size": rows * processes, "micro_batch": rows,
-            "sequence_length": 128 if chosen.small else 2048, "warmup_steps": 1, "log_every": 5,
-            "optimizer": chosen.optimizer, "compile": chosen.compile,
-        },
+        "model": ({"width": 64, "depth": 2} if small else sizes) | {"block": BLOCKS[model]},
+        "parallel": parallel,
+        "train": train | {"steps": steps, "warmup_steps": 1, "log_every": 1, "optimizer": chosen.optimizer},
         "evaluate": {"every": 10**6, "tokens": 2048, "final_tokens": 2048},
-        "checkpoint": {"every": chosen.steps // 3, "keep": 1, "background": True},
+        "checkpoint": {"every": (steps + 1) // 2, "keep": 1, "background": True},
     }
 
 
+def folder_of(cell: str, processes: int, chosen: argparse.Namespace) -> Path:
+    return Path(chosen.out) / f"{cell}-{processes}"
+
+
 def measure(chosen: argparse.Namespace) -> None:
-    """One process of a start: every cell in turn; rank 0 writes what was measured."""
+    """One process of a start: its cells in turn; rank 0 writes what was measured."""
     import torch
 
     from muse_core.cli.launch import fresh
@@ -64,8 +94,11 @@ def measure(chosen: argparse.Namespace) -> None:
     stalls: list[float] = []
     writes: list[float] = []
     held: dict[str, float] = {}
+    now = ""
 
     def timed_commit(self: Any) -> None:
+        if now not in SAVED:
+            return
         self.settle()  # between two checkpoints of a real run there is time for the writing of the first
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -82,87 +115,172 @@ def measure(chosen: argparse.Namespace) -> None:
     def watched_run(self: Any) -> None:
         run(self)
         parts = [own_part(one) for one in self.state.optimizers.held()]
-        held["parameters_and_moments"] = sum(one.numel() * one.element_size() for one in parts)
+        held["held"] = sum(one.numel() * one.element_size() for one in parts)
+        model = self.state.model
+        length, width = self.recipe.train.sequence_length, self.recipe.model.options.width
+        attention = sum(type(one).__name__ == "Attention" for one in model.modules())
+        # Products with weights, and the lower halves of scores and of their product with values; backward twice as
+        # much. Scans and recomputation are left out.
+        held["flops"] = 3.0 * (flops_per_token(model) + attention * 2 * length * width)
+
+    from muse_core.model.flops import flops_per_token
 
     checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write = timed_commit, timed_write
     loop.Loop.run = watched_run
     with meeting() as ranks:
-        for model in chosen.models:
-            for shard in (False, True)[: 2 if ranks.size > 1 else 1]:
-                table = recipe(model, ranks.size, shard, chosen)
-                stalls.clear()
-                writes.clear()
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                folder = Path(chosen.out) / table["name"]
-                fresh(check_table(table), None, folder, allow_drift=False, ranks=ranks)
-                peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-                parts = ranks.gather({"peak": peak, **held})
-                if ranks.rank == 0:
-                    found = read(folder) | {
-                        "model": model, "processes": ranks.size, "shard": shard,
-                        "peak": max(one["peak"] for one in parts),
-                        "held": max(one["parameters_and_moments"] for one in parts),
-                        # The first is of weights without moments; the second allocates the host's memory.
-                        "stall": stalls[-1], "write": writes[-1],
-                        "device": str(torch.cuda.get_device_name()) if peak else "cpu",
-                    }
-                    (folder / "cell.json").write_text(json.dumps(found))
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+        for cell in chosen.cells:
+            now = cell
+            faulthandler.dump_traceback_later(max(5.0, chosen.limit - 10))  # where a cell that is ended stood
+            folder = folder_of(cell, ranks.size, chosen)
+            if ranks.rank == 0:
+                print(f"cell {cell}", flush=True)
+                (Path(chosen.out) / f"{folder.name}.began").write_text("")
+            stalls.clear()
+            writes.clear()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            fresh(check_table(recipe(cell, ranks.size, chosen)), None, folder, allow_drift=False, ranks=ranks)
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            parts = ranks.gather({"peak": peak, "stall": stalls[-1] if stalls else None, **held})
+            if ranks.rank == 0:
+                found = read(folder) | {
+                    "cell": cell, "processes": ranks.size, "flops": held["flops"],
+                    "write": writes[-1] if writes else None,
+                    "peak": max(one["peak"] for one in parts), "held": max(one["held"] for one in parts),
+                    # The first checkpoint is of weights without moments; the second allocates the host's memory.
+                    "stall": max(one["stall"] for one in parts) if stalls else None,
+                    "device": torch.cuda.get_device_name() if peak else "cpu",
+                }
+                (folder / "cell.json").write_text(json.dumps(found))
+            gc.collect()
+            torch.compiler.reset()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """From the records: the median speed after the first third of the steps."""
+    """From the records: the median speed of the last two thirds of the steps, but for those after a checkpoint."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if row["event"] == "train"]
     summary = json.loads((folder / "summary.json").read_text())
     late = [row["tokens_per_second"] for row in trained if row["step"] > trained[-1]["step"] // 3]
-    return {"tokens_per_second": median(late), "parameters": summary["parameters"], "loss": trained[-1]["loss"]}
+    tokens = summary["train_tokens"] / summary["steps"]
+    return {
+        "tokens_per_second": median(late), "step": tokens / median(late), "parameters": summary["parameters"],
+        "loss": trained[-1]["loss"],
+    }
 
 
-def start(processes: int, chosen: argparse.Namespace) -> None:
-    """torchrun with so many processes of ``measure``; a start that fails is said and leaves its cells out."""
-    own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    given = [sys.executable] if processes == 1 else own
-    command = [*given, __file__, "--measure", *sys.argv[1:]]
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4"), "MUSE_REPORT": "0"}
-    with open(Path(chosen.out) / f"log-{processes}.txt", "w") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        print(f"{processes} processes: exit {done.returncode}, see log-{processes}.txt", file=sys.stderr)
+def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.Namespace) -> None:
+    """Measure the cells in one start, or in further ones where a cell ended the start before."""
+    left = list(cells)
+    while left and time.monotonic() < chosen.until:
+        own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
+                 str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
+                 str(chosen.limit),
+                 *(["--small"] if chosen.small else []),
+                 *(["--row-width", str(chosen.row_width)] if chosen.row_width else []), "--measure", "--cells", *left]
+        command = [*([sys.executable] if processes == 1 else own), __file__, *given]
+        environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
+        environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+        log = Path(chosen.out) / f"log-{processes}-{left[0]}.txt"
+        with open(log, "w") as said:
+            running = subprocess.Popen(
+                command, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+            why = attend(running, processes, left, chosen)
+        done = [cell for cell in left if (folder_of(cell, processes, chosen) / "cell.json").exists()]
+        left = [cell for cell in left if cell not in done]
+        if left:
+            print(f"{left[0]} on {processes}: {why or f'exit {running.returncode}'}, see {log.name}", flush=True)
+            left = left[1:]
+
+
+def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Namespace) -> str:
+    """Wait for a start; end it where a cell takes too long, and say so."""
+    began, before = time.monotonic(), 0
+    while running.poll() is None:
+        time.sleep(0.2)
+        done = sum((folder_of(cell, processes, chosen) / "cell.json").exists() for cell in cells)
+        if done > before:
+            began, before = time.monotonic(), done
+        limit = chosen.limit * (2 if any("compiled" in cell for cell in cells[done : done + 1]) else 1)
+        late = time.monotonic() - began > limit
+        if late or time.monotonic() > chosen.until:
+            os.killpg(running.pid, signal.SIGTERM)  # on which torchrun ends its processes
+            try:
+                running.wait(timeout=6)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
+            return f"longer than {limit} s" if late else "no time is left"
+    return ""
+
+
+def devices() -> list[str | None]:
+    """Numbers of the GPUs, in a process of its own: this one holds none."""
+    count = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
+    )
+    visible: list[str | None] = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return visible or [str(number) for number in range(int(count.stdout or 0))]
+
+
+def side_by_side(cells: list[str], chosen: argparse.Namespace) -> None:
+    """Cells of one process, dealt over the GPUs."""
+    gpus = devices() or [None]
+    threads = [
+        threading.Thread(target=start, args=(1, cells[number :: len(gpus)], gpu, chosen))
+        for number, gpu in enumerate(gpus)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def table(out: Path) -> str:
-    cells = [json.loads(path.read_text()) for path in sorted(out.glob("*/cell.json"))]
-    alone = {one["model"]: one for one in cells if one["processes"] == 1}
-    copies = {(one["model"], one["processes"]): one for one in cells if not one["shard"]}
-    names = ("model", "M params", "GPUs", "way", "tokens/s", "scaling", "of DDP", "peak GiB", "weights + moments GiB",
-             "of one", "stall s", "write s", "loss")
+    cells = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/cell.json"))}
+    names = ("cell", "M params", "GPUs", "tokens/s", "a GPU, of one", "of ddp", "MFU", "peak GiB",
+             "weights + moments GiB", "of one", "stall s", f"of {STEP} steps", "write s", "loss")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for one in sorted(cells, key=lambda one: (one["model"], one["processes"], one["shard"])):
-        base, beside = alone.get(one["model"]), copies.get((one["model"], one["processes"]))
-        scaling = one["tokens_per_second"] / one["processes"] / base["tokens_per_second"] if base else float("nan")
-        against = one["tokens_per_second"] / beside["tokens_per_second"] if beside else float("nan")
-        part = one["held"] / base["held"] if base else float("nan")
+    order = sorted(cells.values(), key=lambda one: (one["cell"].partition("-")[0], one["processes"], one["cell"]))
+    for one in order:
+        model, processes = one["cell"].partition("-")[0], one["processes"]
+        base, copies = cells.get(f"{model}-1"), cells.get(f"{model}-ddp-{processes}")
+        peak = next((rate for name, rate in DENSE_BF16.items() if name in one["device"]), None)
+        speed = one["tokens_per_second"]
+        ratios = {
+            "one": speed / processes / base["tokens_per_second"] if base else None,
+            "copies": speed / copies["tokens_per_second"] if copies else None,
+            "mfu": speed / processes * one["flops"] / peak if peak else None,
+            "part": one["held"] / base["held"] if base else None,
+            "share": one["stall"] / (STEP * one["step"]) if one["stall"] else None,
+            "stall": one["stall"], "write": one["write"],
+        }
+        told = {name: "-" if value is None else f"{value:.3f}" for name, value in ratios.items()}
         lines.append(
-            f"| {one['model']} | {one['parameters'] / 1e6:.1f} | {one['processes']} | "
-            f"{'FSDP2' if one['shard'] else 'DDP' if one['processes'] > 1 else '-'} | "
-            f"{one['tokens_per_second']:,.0f} | {scaling:.3f} | {against:.3f} | {one['peak'] / 2**30:.2f} | "
-            f"{one['held'] / 2**30:.3f} | {part:.3f} | {one['stall']:.3f} | {one['write']:.2f} | {one['loss']:.3f} |"
+            f"| {one['cell']} | {one['parameters'] / 1e6:.1f} | {processes} | {speed:,.0f} | {told['one']} | "
+            f"{told['copies']} | {told['mfu']} | {one['peak'] / 2**30:.2f} | {one['held'] / 2**30:.3f} | "
+            f"{told['part']} | {told['stall']} | {told['share']} | {told['write']} | {one['loss']:.4f} |"
         )
-    return "\n".join([*lines, "", f"device: {cells[0]['device']}" if cells else "nothing was measured"])
+    return "\n".join([*lines, "", f"device: {order[0]['device']}" if order else "nothing was measured"])
 
 
 if __name__ == "__main__":
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    asked.add_argument("--models", nargs="+", default=list(BLOCKS), choices=list(BLOCKS))
-    asked.add_argument("--steps", type=int, default=40)
+    asked.add_argument("--cells", nargs="+", default=list(dict.fromkeys((*SEVERAL, *ONE))),
+                       choices=sorted({*ONE, *SEVERAL}))
+    asked.add_argument("--steps", type=int, default=24)
     asked.add_argument("--rows", type=int, default=16, help="rows of 2,048 tokens a process and step")
+    asked.add_argument("--row", type=int, default=2**20, help="tokens of the one row")
+    asked.add_argument("--row-width", type=int, help="width of its model, a multiple of 32")
+    asked.add_argument("--row-steps", type=int, default=6)
     asked.add_argument("--optimizer", default="adamw")
-    asked.add_argument("--compile", action="store_true")
+    asked.add_argument("--limit", type=float, default=300, help="seconds of a cell, twice where it is compiled")
+    asked.add_argument("--seconds", type=float, default=1e6, help="of all")
     asked.add_argument("--small", action="store_true")
     asked.add_argument("--out", type=Path, required=True)
     asked.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -170,7 +288,13 @@ if __name__ == "__main__":
     if options.measure:
         measure(options)
     else:
+        options.out = options.out.absolute()
         options.out.mkdir(parents=True, exist_ok=True)
+        options.until = time.monotonic() + options.seconds
         for count in options.processes:
-            start(count, options)
+            here = [cell for cell in (ONE if count == 1 else SEVERAL) if cell in options.cells]
+            if count == 1:
+                side_by_side(here, options)
+            else:
+                start(count, here, None, options)
         print(table(options.out))

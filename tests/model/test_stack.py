@@ -175,3 +175,22 @@ def test_periods_count_only_where_something_acts(registry: Any) -> None:
 def test_failure_of_a_layer_names_it_with_its_distribution(build: Callable[..., Any]) -> None:
     with pytest.raises((PluginError, RecipeError), match="heads"):
         build([{"use": "attention", "heads": 5}])
+
+
+def test_blocks_that_are_compiled_one_by_one_share_what_is_compiled(build: Callable[..., Any]) -> None:
+    """torch compiles a function eight times and then no more: with a name in each block deeper ones ran uncompiled."""
+    model = build([{"use": "resolvent", "heads": 3, "potential": ["non-hermitian"]}], model={"depth": 3})
+    graphs = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for block in model.blocks:
+        block.compile(backend=compiler)
+    output = model(torch.arange(16).expand(2, 16))
+    torch.compiler.reset()
+    assert len(graphs) == 1 and {f"blocks.{index}.resolvent/" for index in range(3)} == {
+        name[: name.index("/") + 1] for name in output.metrics
+    }

@@ -6,15 +6,19 @@ what each rank said, seconds.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from muse_baseline.feed_forward import FeedForward
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from muse_core.building import build_model, every_backend
 from muse_core.contracts import Batch, Tokens
@@ -34,6 +38,8 @@ from muse_core.selftest.reliability.processes import (
 )
 from muse_core.storage.checkpoint import commit
 from muse_core.training.objectives import NextToken
+from muse_core.training.setup import Setup
+from muse_core.training.shards import Divider, gathered, own_part
 
 MIXED = (
     '{ use = "resolvent", heads = 4 }, { use = "fast-weights", heads = 2 }, { use = "fast-weights", rule = "hebbian", '
@@ -85,7 +91,8 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     mixed = folder / "mixed.toml"
     mixed.write_text(RECIPE.format(cache=cache, block=MIXED))
     for ranks in (1, 2):
-        more = ("--set=parallel.context=2",) if ranks > 1 else ()
+        # Blocks are computed once more in the backward pass, over divided tokens as in the forward pass.
+        more = ("--set=parallel.context=2", "--set=train.activation_checkpointing=true") if ranks > 1 else ()
         yield f"mixed-{ranks}", [
             Start(ranks=ranks, arguments=fresh(mixed, f"mixed-{ranks}", *more), fault=everywhere)
         ]
@@ -98,6 +105,11 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     ]
     yield "full disk", [Start(arguments=fresh(dense, "disk"), fault=full_disk_of_rank_1)]
     yield "other recipe", [Start(arguments=fresh(dense, "bad"), of_rank_1=fresh(other, "bad"))]
+    yield "leaks", [
+        Start(arguments=fresh(dense, "bad", *shards[:2]), fault=leaking(exact=True)),
+        Start(arguments=fresh(dense, "bad", *shards[:2]), fault=leaking(exact=False)),
+    ]
+    yield "blocks", [Start(instead=divided_as_built(dense))]
     yield "exact", [Start(ranks=3, instead=divided_gradients(mixed))]
     yield "attention", [Start(ranks=2, arguments=fresh(dense, "bad", "--set=parallel.context=2"))]
     yield "three", [Start(ranks=3, arguments=fresh(dense, "bad"))]
@@ -139,6 +151,61 @@ def divided_gradients(path: Path) -> Callable[[], None]:
         distributed.barrier()
 
     return compare
+
+
+def leaking(*, exact: bool) -> Callable[[int], dict[str, Any]]:
+    """A layer reads later tokens; without ``exact`` the gate's check in float64, which rank 0 makes alone, is left to
+    the checks that all ranks make."""
+
+    def plan(rank: int) -> dict[str, Any]:
+        forward = FeedForward.forward
+
+        def leak(self: Any, x: torch.Tensor, *rest: Any) -> Any:
+            output = forward(self, x, *rest)
+            return output._replace(update=output.update + 0.1 * x.mean(1, keepdim=True))
+
+        FeedForward.forward = leak
+        if not exact:
+            Setup._exact_leak = lambda self: None
+        return {}
+
+    return plan
+
+
+def held() -> int:
+    """Bytes of all parameters of this process."""
+    gc.collect()
+    parameters = [own_part(one) for one in gc.get_objects() if type(one) in (torch.nn.Parameter, DTensor)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in parameters}
+    return sum(storages.values())
+
+
+def divided_as_built(path: Path) -> Callable[[], None]:
+    """Prints whether a divided model has the values of a whole one, and the most bytes of parameters that this process
+    held while it was built, relative to those of the whole model."""
+
+    def build() -> None:
+        registry = load_plugins()
+        changes = ['model.depth=8', 'parallel.data=1', 'parallel.shard="auto"',
+                   'initializers=[{ use = "scaled", match = "blocks.*.feed-forward.*", factor = 3.0 }]']
+        recipe = read_recipe(path, changes, registry).recipe
+        distributed.init_process_group("gloo")
+        divider = Divider(recipe, SimpleNamespace(size=2, agree=lambda *told: None), torch.device("cpu"))
+        read, most, before = divider._read, 0, held()
+
+        def counted(*given: Any) -> None:
+            nonlocal most
+            most = max(most, held() - before)
+            read(*given)
+
+        divider._read = counted  # type: ignore[method-assign]
+        model, _ = build_model(recipe, registry, vocabulary_size=257, divider=divider)
+        found = gathered(model, True)
+        whole = build_model(recipe, registry, vocabulary_size=257)[0].state_dict()
+        equal = found.keys() == whole.keys() and all(torch.equal(found[name], due) for name, due in whole.items())
+        print(json.dumps([equal, most / sum(one.nbytes for one in whole.values())]))
+
+    return build
 
 
 def full_disk_of_rank_1(rank: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,15 @@ from muse_core.contracts import Batch, Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.accumulator import Key, combined, read
 from muse_core.parallel.environment import launched
-from muse_core.parallel.meeting import check_shared
+from muse_core.parallel.group import Group
+from muse_core.parallel.meeting import agree_on_start, check_shared
 from muse_core.parallel.sizes import Sizes, check_sizes, sizes_of
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
 from muse_core.selftest.reliability.processes import RECIPE
 from muse_core.training.forward import _SeveralForward, make_forward
+from muse_core.training.ranks import join
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import dealt
 
@@ -163,6 +166,43 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path: Any) -> None:
     (tmp_path / "held").write_text("by rank 0")
     with pytest.raises(StorageError, match="rank 1 does not see what rank 0 wrote"):
         check_shared(Answers(""), tmp_path, "held")  # type: ignore[arg-type]
+
+
+def test_more_processes_than_gpus_are_refused(recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    four = SimpleNamespace(size=4, launched=launched(TORCHRUN | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}))
+    with pytest.raises(RecipeError, match=r"train.device: 4 processes on this host and 2 GPU\(s\)"):
+        join(four, recipe())  # type: ignore[arg-type]
+
+
+def test_a_torch_without_nccl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(RecipeError, match="built without it - install a torch with NCCL"):
+        Group.join(SimpleNamespace(), torch.device("cuda"), Sizes(2, 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [("version of python", "rank 1 does not have rank 0's version of python"),
+     ("versions of packages", r"rank 1 does not have rank 0's versions of packages \(torch\)"),
+     ("recipe", r"rank 1 does not have rank 0's recipe \(.*r.toml\)"),
+     ("arguments", "rank 1 does not have rank 0's arguments")],
+)
+def test_a_rank_that_was_started_otherwise_is_refused(tmp_path: Any, differs: str, said: str) -> None:
+    """The other rank answers what rank 0 tells, but for one thing."""
+
+    class Told(Answers):
+        def agree(self, what: str, value: Any, advice: str) -> None:
+            other = "another"
+            if isinstance(value, dict):
+                other = value | {key: "0.0" for key in value if key == "torch" or key.endswith(".toml")}
+            self.other = other if what == differs else value
+            Group.agree(self, what, value, advice)  # type: ignore[arg-type]
+
+    (tmp_path / "r.toml").write_text("name = 'a'")
+    with pytest.raises(RecipeError, match=said):
+        agree_on_start(Told(None), ["r.toml"], [tmp_path / "r.toml", None])  # type: ignore[arg-type]
 
 
 def test_a_stop_of_one_rank_is_one_of_all() -> None:

@@ -104,6 +104,22 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert manifests[0]["states"] == start["states"] and "model-00003.safetensors" in manifests[-1]["files"]
 
 
+def test_a_divided_model_is_built_block_by_block_with_the_values_of_a_whole_one(found: dict[str, Any]) -> None:
+    assert codes(found, "blocks") == [[0, 0]]
+    for said in found["blocks"][0]["said"]:
+        equal, most = json.loads(said.splitlines()[-1])
+        # Half of it, with a block and the embedding whole.
+        assert equal and 0.5 <= most < 0.7
+
+
+def test_a_leak_of_a_divided_model_is_refused_by_every_check(found: dict[str, Any], folder: Path) -> None:
+    for start, how in zip(found["leaks"], ("float64", "own precision"), strict=True):
+        assert set(start["codes"]) == {4}, start
+        assert "feed-forward" in start["said"][0] and "nothing was trained" in start["said"][0]
+        assert not start["said"][1], how
+    assert not (folder / "bad").exists()
+
+
 def test_tokens_that_are_divided_give_the_gradients_of_one_process_and_train(
     found: dict[str, Any], folder: Path
 ) -> None:
@@ -139,7 +155,8 @@ def test_a_disk_that_fails_one_rank_fails_all_and_leaves_the_checkpoint_before(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("other recipe", "rank 1 has another recipe"), ("three", "4 rows cannot be divided among 3")]
+    ("name", "said"),
+    [("other recipe", "rank 1 does not have rank 0's recipe"), ("three", "4 rows cannot be divided among 3")],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(
     found: dict[str, Any], folder: Path, name: str, said: str

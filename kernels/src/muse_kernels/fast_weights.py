@@ -38,7 +38,8 @@ def fast_weights(
         resets: (B, N) bool; where true W_{t-1} is taken as zero, `initial` included: a document starts here.
         read: "after" for W_t^T q_t, "before" for W_{t-1}^T q_t.
         chunk: tokens computed together. Changes speed and rounding, never the model; backends may round it.
-        group: reserved for context parallelism; NotImplementedError unless None.
+        group: NotImplementedError unless None. Tokens on several processes are computed around the operation, as in
+            `causal_resolvent_diagonal`.
         backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and W_{N-1} (B, H, K, M), float32, or

@@ -19,7 +19,8 @@ NOT_ORTHOGONALISED = (
     "its deep_memory with orthogonalised updates was seen to end in illegal memory accesses and wrong gradients "
     "on a GPU"
 )
-_NOT_BUILT = "context parallelism (group) is not built yet"
+ONE_PROCESS = "context parallelism stands around a kernel, which takes no process group (group)"
+"""Context parallelism needs of a kernel that it takes `initial`, and no process group of its own."""
 
 
 def deep_memory_sizes(sizes) -> str | None:
@@ -33,19 +34,19 @@ def deep_memory_sizes(sizes) -> str | None:
 
 
 def refuse_reference(request) -> str | None:
-    """The float64 reference serves everything but a process group."""
-    return _NOT_BUILT if "group" in request.needs else None
+    """The float64 reference serves all tokens of one process."""
+    return ONE_PROCESS if "group" in request.needs else None
 
 
 def refuse_torch(request) -> str | None:
-    """The torch backend serves everything but a process group."""
-    return _NOT_BUILT if "group" in request.needs else None
+    """The torch backend serves all tokens of one process."""
+    return ONE_PROCESS if "group" in request.needs else None
 
 
 def refuse_triton(request) -> str | None:
     """Triton needs a CUDA device, or its interpreter (TRITON_INTERPRET=1), and computes in float32."""
     if "group" in request.needs:
-        return _NOT_BUILT
+        return ONE_PROCESS
     if request.dtype == "float64":
         return "its kernels compute in float32"
     if request.operation == "deep_memory":

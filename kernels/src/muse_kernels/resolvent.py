@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import implementation, select_backend
+from .refusals import ONE_PROCESS
 from .request import KernelRequest
 
 
@@ -35,7 +36,8 @@ def causal_resolvent_diagonal(
     Args:
         diagonal, lower, upper, energy, backend: as `resolvent_diagonal`.
         initial: theta_{-1}, (*lead,), the `final` of an earlier call; None is zero.
-        group: reserved for context parallelism; NotImplementedError unless None.
+        group: NotImplementedError unless None. Tokens on several processes are computed around the operation, from its
+            results from zero and from an `initial` that the processes before give.
 
     Returns (theta, final) with final = theta_{N-1}, (*lead,). Source: mathematics §1.
     """
@@ -69,7 +71,7 @@ def _bind(operation: str, backend: str, group, diagonal, *others):
     tensors = [x for x in (diagonal, *others) if isinstance(x, Tensor)]
     double = any(x.dtype in (torch.float64, torch.complex128) for x in tensors if x.ndim or x is diagonal)
     if group is not None:
-        raise NotImplementedError(f"{operation}: context parallelism (group) is not built yet; pass group=None")
+        raise NotImplementedError(f"{operation}: {ONE_PROCESS}; pass group=None")
     needs = frozenset({"gradient"}) if any(x.requires_grad for x in tensors) else frozenset()
     request = KernelRequest(operation, diagonal.device.type, "float64" if double else "float32", needs=needs)
     return implementation(operation, select_backend(request, backend).backend)

@@ -46,7 +46,7 @@ class Fla:
 
 
 REFUSED_NEEDS = {
-    "group": "context parallelism (group) is not built yet",
+    "group": "context parallelism stands around a kernel, which takes no process group (group)",
     "resets": "fla-core takes resets as lengths on the host, which would wait for the device",
     "double_backward": "fla-core has no derivatives of second order",
 }
