@@ -6,6 +6,7 @@ Letters: B rows, N tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -44,8 +45,8 @@ class Reader:
 
     def after(self, ids: Tensor, state: State = None, done: int = 0) -> tuple[Tensor, State]:
         """Hidden (B, 1) of the last token and the state after all of ids (B, N)."""
-        *_, (hidden, after) = ((hidden[:, -1:], after) for hidden, after in self.read(ids, state, done))
-        return hidden, after
+        ((hidden, after),) = deque(self.read(ids, state, done), maxlen=1)  # earlier states are let go
+        return hidden[:, -1:], after
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, n, V) fp32."""

@@ -213,13 +213,11 @@ def muse_subcommand(words: list[str]) -> None:
         small = ["--length", "32", "--tokens", "32", "--repeats", "1", "--device", "cpu", "--vocabulary", "16"]
         reach = ["--reach", "32"] if "--reach" in words else []
         whole = any(target.startswith("runs/") or " at = " in Path(target).read_text("utf-8") for target in targets)
-        shallow = [] if whole else ["--set", "model.depth=1"]  # some recipes have layers at certain depths
-        call(muse, ["cost", *targets, *small, *reach, *shallow])
+        call(muse, ["cost", *targets, *small, *reach, *([] if whole else ["--set", "model.depth=1"])])
         return
     if name == "eval":
         words = [word.replace("book.txt", "plugins/mqar/README.md") for word in words] + ["--tokens=512", "--samples=1"]
-        # Multiples of the training length of the run that is here.
-        words = ["192" if before == "--length" else word for before, word in zip(["", *words], words)]
+        words = ["192" if before == "--length" else word for before, word in zip(["", *words], words)]  # twice 96
     if name == "plugins" and words[1] == "check":
         return  # the conformance tests are these checks
     call(muse, words)
@@ -232,7 +230,6 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Parsed(Exception):
         pass
     read = argparse.ArgumentParser.parse_args
-
     def stop(parser: argparse.ArgumentParser, *arguments: object, **keywords: object) -> None:
         read(parser, *arguments, **keywords)
         raise Parsed

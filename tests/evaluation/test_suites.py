@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import muse_core
 from muse_core.cli import muse
 from muse_core.contracts import Batch, ModelOutput, Tokens
 from muse_core.evaluation.needles import FORMS, by_chance, filler, make_row, marked
+from muse_core.evaluation.scoring import Reader
 from muse_core.evaluation.suites import SUITES, evaluate
 from muse_core.evaluation.suites.losses import seen_before
 from muse_core.evaluation.suites.subject import Subject, split_of
@@ -226,6 +228,28 @@ def test_what_a_token_costs_is_measured_by_length(subject: Subject) -> None:
     assert [row["length"] for row in rows] == [64, 128, 256, 512]
     assert all(row["seconds_per_token_read"] > 0 and row["seconds_per_token_drawn"] > 0 for row in rows)
     assert all(row["state_bytes"] == row["state_bytes_per_token"] * row["length"] for row in rows)
+
+
+class Remembers(nn.Module):
+    """A model that knows which of its states are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[weakref.ref[torch.Tensor]] = []
+        self.most = 0
+
+    def forward(self, inputs: torch.Tensor, state: Any = None, tokens: Any = None) -> ModelOutput:
+        self.most = max(self.most, sum(one() is not None for one in self.held))
+        made = torch.full((1,), float(inputs[0, -1]))
+        self.held.append(weakref.ref(made))
+        return ModelOutput(inputs[..., None].float(), {"x": made}, {}, {})
+
+
+def test_states_of_a_long_text_are_let_go_as_it_is_read(subject: Subject) -> None:
+    model = Remembers()
+    hidden, state = Reader(with_model(subject, model).setup, segment=4).after(torch.arange(40)[None])
+    assert len(model.held) == 10 and model.most <= 2
+    assert hidden.tolist() == [[[39.0]]] and state["x"].item() == 39.0
 
 
 def test_lengths_are_paired_where_documents_are_shorter_than_windows(subject: Subject) -> None:
