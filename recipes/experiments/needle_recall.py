@@ -4,6 +4,7 @@
 
 The text with the needles is read, then the questions from the state that it left: as it is, emptied, or another row's.
 A number is recalled when each of its digits has the highest score, given those before it; guessing has 10^−digits.
+The last column has the digits of a number one by one, with the memory.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from muse_core.training.trained import open_trained
 
 
 @torch.no_grad()
-def recalled(model, batch: Batch, questions: int, digits: int) -> dict[str, float]:
-    """Share of numbers recalled; the last ``questions`` tokens of the inputs are the questions."""
+def recalled(model, batch: Batch, questions: int, digits: int) -> list[float]:
+    """Share of numbers recalled, with the memory and by the two controls, and with the memory that of each digit; the
+    last ``questions`` tokens of the inputs are the questions."""
     device = next(model.parameters()).device
     ids, labels, counted = (side.to(device) for side in batch[:3])
     rows, length = ids.shape
@@ -29,13 +31,14 @@ def recalled(model, batch: Batch, questions: int, digits: int) -> dict[str, floa
     first = length - questions
     state = model(ids[:, :first], None, Tokens(positions[:, :first])).state
     shuffled = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.roll(1, 0), state)
-    found = {}
-    for name, given in (("memory", state), ("emptied", None), ("shuffled", shuffled)):
+    numbers, single = [], []
+    for given in (state, None, shuffled):
         hidden = model(ids[:, first:], given, Tokens(positions[:, first:], offset=first)).hidden
         right = model.logits(hidden).argmax(-1) == labels[:, first:]
         asked = right[counted[:, first:]].view(-1, digits)
-        found[name] = asked.all(-1).double().mean().item()
-    return found
+        numbers.append(asked.all(-1).double().mean().item())
+        single = single or asked.double().mean(0).tolist()
+    return numbers + single
 
 
 def main() -> None:
@@ -49,7 +52,7 @@ def main() -> None:
     source, model = open_corpus(setup.recipe.data, seed=setup.recipe.data.split_seed).source, setup.model.eval()
     options = source.options
     questions = options.needles * (24 + options.digits) - 1
-    print("| distance | recalled | emptied memory | another row's |\n|---|---|---|---|")
+    print("| distance | recalled | emptied memory | another row's | digits |\n|---|---|---|---|---|")
     for distance in chosen.distances:
         source.options = attrs.evolve(options, distance=(distance, distance))
         length = distance + options.needles * (49 + 2 * options.digits) + 32
@@ -57,8 +60,9 @@ def main() -> None:
         for start in range(0, chosen.rows, 16):
             batch = source.examples("test", np.arange(start, start + 16), length)
             with setup.precision():
-                sums.append(list(recalled(model, batch, questions, options.digits).values()))
-        print(f"| {distance} | " + " | ".join(f"{value:.1%}" for value in np.mean(sums, 0)) + " |", flush=True)
+                sums.append(recalled(model, batch, questions, options.digits))
+        shares = [f"{value:.1%}" for value in np.mean(sums, 0)]
+        print(f"| {distance} | {' | '.join(shares[:3])} | {', '.join(shares[3:])} |", flush=True)
 
 
 if __name__ == "__main__":
