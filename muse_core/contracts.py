@@ -193,7 +193,9 @@ class Layer(Protocol):
 
 
 class UpdatesStatistics(Protocol):
-    """Optional for every component: moving averages, bins and schedules that change between steps."""
+    """Optional for every component: moving averages, bins and schedules that change between steps. A module with
+    ``fills_buffers = True`` says that it changes its buffers alone, in place: its steps can be recorded as a CUDA
+    graph."""
 
     def update_statistics(self, metrics: Mapping[str, float], progress: float) -> None:
         """Called once per accepted optimiser step, after reduction; ``metrics`` are the component's own, without
