@@ -91,7 +91,7 @@ class ModuleSuite(Suite):
 
 
 def kept_by_a_recording(part: nn.Module) -> tuple[dict[str, int], str]:
-    """What a recorded step reads as it once was: where buffers lie, and attributes of the module that are no tensors."""
+    """What a recorded step reads as it once was: where buffers lie, and the module's attributes that are no tensors."""
     places = {name: buffer.data_ptr() for name, buffer in part.named_buffers()}
     return places, repr({name: value for name, value in vars(part).items() if name not in ("_buffers", "_parameters")})
 
