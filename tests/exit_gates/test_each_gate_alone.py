@@ -1,10 +1,9 @@
-"""Nine models of this plugin, each broken in one way, and the one exit gate that each of them fails."""
+"""Nine models with memory as gate, each broken in one way, and the one exit gate that each of them fails."""
 
 import json
 import math
 
 import attrs
-import muse_kernels.torch
 import pytest
 import torch
 from muse_mag import projection
@@ -12,6 +11,7 @@ from muse_mag.persistent import PersistentMemory
 from muse_niah_probe.monitor import NiahProbe
 from rich.console import Console
 
+import muse_kernels.torch
 from muse_core import fault_injection
 from muse_core.exit_gates import chunk
 from muse_core.exit_gates.bench import Bench
@@ -161,7 +161,8 @@ def test_it_alone_fails(name, make, sound, monkeypatch, tmp_path):
     own = name in ("finite steps", "needle overhead")
     bench = make(every=1, budget=1.0) if name == "needle overhead" else make() if own else sound
     again = iter(range(9))
-    monkeypatch.setattr(bench, "train", lambda *given: Bench.train(bench, given[0], f"{name}-{next(again)}", *given[2:]))
+    train = bench.train
+    monkeypatch.setattr(bench, "train", lambda checked, _, *more: train(checked, f"{name}-{next(again)}", *more))
     BROKEN[name](bench, monkeypatch, tmp_path)
     asked = {title: gate for title, gate in GATES.items() if title == name or title not in LONG}
     found = {title: gate(bench) for title, gate in asked.items()}
