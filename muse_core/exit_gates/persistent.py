@@ -23,7 +23,14 @@ def norm_persistent(bench: Bench) -> Finding:
     found = {}
     for value in (True, False):
         table = bench.checked.resolved | {"model": switched(bench.checked.resolved["model"], value)}
-        changes = {"train": {"steps": steps, "max_seconds": 1e9}, "stages": [{"use": "train"}], "monitors": []}
+        changes = {
+            "train": {"steps": steps, "max_seconds": 1e9},
+            # It is measured below, once.
+            "evaluate": {"every": steps + 1, "final_tokens": recipe.train.batch_size * recipe.train.sequence_length},
+            "checkpoint": {"every": steps + 1},
+            "stages": [{"use": "train"}],
+            "monitors": [],
+        }
         run = bench.train(bench.variant({**changes, "model": table["model"]}), f"{OPTION}-{str(value).lower()}")
         if run.halted:
             return failed(f"with {OPTION} = {str(value).lower()} the run was halted", run.halted)

@@ -80,9 +80,20 @@ class ModuleSuite(Suite):
         for progress in (0.0, 0.5, 1.0):
             for part in module.modules():
                 if hasattr(part, "update_statistics"):
+                    before = kept_by_a_recording(part)
                     part.update_statistics({}, progress)
+                    if getattr(part, "fills_buffers", False):
+                        assert kept_by_a_recording(part) == before, (
+                            "fills_buffers is true, but update_statistics changes more than the numbers in buffers"
+                        )
         for name, value in self.outputs(case, module.eval(), torch.float32).items():
             assert torch.isfinite(value).all(), f"{name} is not finite after update_statistics"
+
+
+def kept_by_a_recording(part: nn.Module) -> tuple[dict[str, int], str]:
+    """What a recorded step reads as it once was: where buffers lie, and the module's attributes that are no tensors."""
+    places = {name: buffer.data_ptr() for name, buffer in part.named_buffers()}
+    return places, repr({name: value for name, value in vars(part).items() if name not in ("_buffers", "_parameters")})
 
 
 def gradients_of(total: Tensor, module: nn.Module) -> dict[str, Tensor | None]:

@@ -34,7 +34,7 @@ class MonitorSuite(Suite):
         """What a step of a healthy run hands to judges: a falling loss and the monitor's own numbers."""
         name = monitor_name(monitor)
         gradients = self.gradients(step, damaged=damaged)
-        measured = {**monitor.measure("gradients", gradients), **monitor.measure("norms", norms_of(gradients))}
+        measured = measured_by(monitor, gradients)
         loss = math.nan if damaged else 5.5 * math.exp(-step / 60) + 0.02 * math.sin(12.9898 * step)
         return {
             "loss": loss,
@@ -50,7 +50,7 @@ class MonitorSuite(Suite):
     def test_measures_scalars(self, case: Case) -> None:
         monitor = self.build(case)
         gradients = self.gradients(0)
-        measured = {**monitor.measure("gradients", gradients), **monitor.measure("norms", norms_of(gradients))}
+        measured = measured_by(monitor, gradients)
         for name, value in measured.items():
             assert isinstance(value, Tensor) and value.shape == (), f"{name} is not a scalar tensor"
         assert monitor.measure("a moment of a later version", {}) == {}, "must pass over moments it does not know"
@@ -87,6 +87,12 @@ class MonitorSuite(Suite):
         monitor = self.build(case)
         for step in (0, 1, 50, 100):
             assert monitor.wants_probe(step, self.floats(monitor, step)) in (True, False)
+
+
+def measured_by(monitor: Any, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What it measures of a step, at every moment."""
+    moments = {"gradients": gradients, "norms": norms_of(gradients), "step": {}}
+    return {name: value for moment, given in moments.items() for name, value in monitor.measure(moment, given).items()}
 
 
 def norms_of(gradients: dict[str, Tensor]) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def require_steady(model: nn.Module, objective: Any) -> None:
             f"compute another thing in every step - {OFF}"
         )
     for name, module in model.named_modules():
-        if module is not model and hasattr(module, "update_statistics"):
+        # What fills buffers alone changes memory that the recording reads.
+        if module is not model and hasattr(module, "update_statistics") and not getattr(module, "fills_buffers", False):
             raise RecipeError(
                 f"train.cuda_graph: {name} ({type(module).__name__}) changes with update_statistics what it computes, "
                 f"which a recording does not see - {OFF}"

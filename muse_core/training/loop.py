@@ -144,7 +144,8 @@ class Loop:
         for one in proposed:
             state.stream_state.propose(one)
         # Weights and moments are read where they are now: a rollback puts others in their place.
-        values = self._of_all(packed.with_values(state_numbers(map(own_part, state.optimizers.held()))))
+        now = state_numbers(map(own_part, state.optimizers.held())) | state.monitors.measure("step", {})
+        values = self._of_all(packed.with_values(now))
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values

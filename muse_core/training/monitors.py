@@ -279,7 +279,7 @@ class BudgetedProbe(Monitor):
         self.failure = ""
 
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        if moment != "gradients":
+        if moment != "step":
             return {}
         self.probe_budget.step()
         return {"share_max": torch.tensor(self.probe_budget.share_with_next(self.passes), dtype=torch.float64)}

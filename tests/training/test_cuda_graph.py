@@ -85,6 +85,8 @@ def test_what_python_changes_between_steps_is_refused_by_name(table: Table, prep
     model.blocks[0].threshold = Learns()
     with pytest.raises(RecipeError, match=r"blocks\.0\.threshold \(Learns\)"):
         require_steady(model, NextToken())
+    model.blocks[0].threshold.fills_buffers = True
+    require_steady(model, NextToken())
 
 
 def final_hash(folder: Path) -> str:

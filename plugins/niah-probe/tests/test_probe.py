@@ -46,7 +46,7 @@ def train(monitor, clock, steps, seconds):
     probed = []
     for step in range(1, steps + 1):
         clock.now += seconds
-        floats = {f"{monitor.name}/{name}": float(v) for name, v in monitor.measure("gradients", {}).items()}
+        floats = {f"{monitor.name}/{name}": float(v) for name, v in monitor.measure("step", {}).items()}
         monitor.judge(step - 1, floats)
         if monitor.wants_probe(step, floats):
             monitor.probe(torch.nn.Linear(1, 1))
@@ -76,15 +76,21 @@ def test_the_first_probe_is_estimated_by_the_tokens_it_reads(monkeypatch, clock)
     assert make(monkeypatch, needles=2).passes == 6
 
 
+def test_the_clock_is_not_read_where_a_recorded_step_would_keep_it(monkeypatch, clock):
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
+    assert monitor.measure("gradients", {}) == {} == monitor.measure("norms", {"names": (), "norms": torch.zeros(0)})
+    assert monitor.probe_budget.share == 0.0 and "share_max" in monitor.measure("step", {})
+
+
 def test_after_a_long_probe_the_next_ones_are_planned_longer(monkeypatch, clock):
     monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
     clock.now = 1.0
-    monitor.measure("gradients", {})
+    monitor.measure("step", {})
     for cost in (5.0, 1.0):
         with monitor.probe_budget.spending():
             clock.now += cost
     clock.now = 1001.0
-    assert monitor.measure("gradients", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
+    assert monitor.measure("step", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
 
 
 def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):
@@ -93,7 +99,7 @@ def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):
     shares = []
     for step in range(1, 77):
         clock.now += 1.0
-        monitor.measure("gradients", {})
+        monitor.measure("step", {})
         if step % 19 == 0:
             shares.append(monitor.probe(torch.nn.Linear(1, 1))["share"])
     # The clock starts at the end of the first step.

@@ -25,6 +25,7 @@ class Polarisation(nn.Module):
     """
 
     progress: Tensor
+    fills_buffers = True
 
     def __init__(self, options: PolarisationOptions, context: Context):
         super().__init__()
