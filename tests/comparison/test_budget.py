@@ -103,6 +103,8 @@ def test_variants_are_measured_and_then_trained_for_as_many_steps(plan: Path, tm
     out = tmp_path / "out"
     result = CliRunner().invoke(compare, [str(plan), "-o", str(out), "--slots", "2"])
     assert result.exit_code == 0, result.output
+    said = [line.partition(" ")[2].partition(" in ")[0] for line in result.output.splitlines() if "/speed: " in line]
+    assert said == ["one/speed: begins", "one/speed: done", "other/speed: begins", "other/speed: done"], "not alone"
     read, report = read_plan(plan), json.loads((out / "report.json").read_text())
     steps = steps_in_time(read, out)
     assert report["steps"] == steps and report["budget_seconds"] == 0.2
