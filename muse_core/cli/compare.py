@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ def compare(
             _compare_runs(targets, output, any(given))
             return
         plan = targets[0]
+        from muse_core.comparison.budget import measuring_cells, steps_in_time
         from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
         from muse_core.comparison.cluster import Cluster
         from muse_core.comparison.plan import read_plan
@@ -81,11 +83,13 @@ def compare(
         stop = Stop(max_seconds)
         read = read_plan(plan, overrides)
         folder = output or Path("comparisons") / read.plan.name
-        tuning = tuning_cells(read, folder)
+        measuring = measuring_cells(read, folder)
         known: set[Path] = set()
 
         def cells() -> list[Cell]:
-            found = [*tuning, *reported_cells(read, folder, chosen_values(read, tuning))]
+            steps = steps_in_time(read, folder)
+            tuning = tuning_cells(read, folder, steps)
+            found = [*measuring, *tuning, *reported_cells(read, folder, chosen_values(read, tuning), steps)]
             for cell in found:
                 if cell.path not in known:
                     cell.started()  # a run of another recipe must not be counted
@@ -97,7 +101,9 @@ def compare(
         if dry_run:
             for cell in cells():
                 click.echo(f"{cell.name}: {_state(cell)}")
-            if len(cells()) == len(tuning):
+            if measuring and not steps_in_time(read, folder):
+                click.echo("then the runs of the plan, with as many steps as fit into its seconds")
+            elif all(cell.tuning for cell in cells()):
                 click.echo(f"then {len(read.plan.variants) * len(read.plan.seeds)} runs with what the sweep chose")
             return
         if only_report and not folder.is_dir():
@@ -113,16 +119,22 @@ def compare(
         if not only_report:
             launch = begin_here if cluster is None else Cluster(cluster, folder / "jobs", job)
             with stop:  # so that runs are asked to save, and none is left behind
-                Slots(
-                    count=slots,
-                    gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
-                    say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
-                    stop=stop,
-                    launch=launch,
-                ).work(
-                    lambda: [cell for cell in cells() if not cell.settled()],
-                    lambda: write(compose(read, folder), folder),
-                )
+                def work(count: int, among: Callable[[], list[Cell]]) -> None:
+                    Slots(
+                        count=count,
+                        gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
+                        say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
+                        stop=stop,
+                        launch=launch,
+                    ).work(
+                        lambda: [cell for cell in among() if not cell.settled()],
+                        lambda: write(compose(read, folder), folder),
+                    )
+
+                if any(not cell.settled() for cell in measuring):
+                    work(1, lambda: measuring)  # alone, so that the speed is the variant's
+                if not stop.requested:
+                    work(slots, cells)
         report = compose(read, folder)
         write(report, folder)
         click.echo()

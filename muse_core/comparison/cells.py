@@ -86,33 +86,40 @@ class Cell:
         return True
 
 
-def tuning_cells(read: Read, output: Path) -> list[Cell]:
-    """The sweep: variant by variant for each value and seed, so that all are equally far at any time."""
+def tuning_cells(read: Read, output: Path, steps: Mapping[str, int] | None = None) -> list[Cell]:
+    """The sweep: variant by variant for each value and seed, so that all are equally far at any time. ``steps`` of each
+    variant, None for those of its recipe; variants without are left out."""
     tune = read.plan.tune
     if tune is None:
         return []
     return [
-        cell(read, output, variant, seed, value, tuning=True)
+        cell(read, output, variant, seed, value, tuning=True, steps=steps)
         for seed in tune.seeds
         for value in tune.values
         for variant in read.plan.variants
+        if steps is None or variant.name in steps
     ]
 
 
-def reported_cells(read: Read, output: Path, values: Mapping[str, Value | None]) -> list[Cell]:
+def reported_cells(
+    read: Read, output: Path, values: Mapping[str, Value | None], steps: Mapping[str, int] | None = None
+) -> list[Cell]:
     """The runs with the values chosen, (variant → value); variants without one yet are left out. Seed by seed, since a
-    seed counts once every variant has it."""
+    seed counts once every variant has it. ``steps`` as in ``tuning_cells``."""
     return [
-        cell(read, output, variant, seed, values[variant.name], tuning=False)
+        cell(read, output, variant, seed, values[variant.name], tuning=False, steps=steps)
         for seed in read.plan.seeds
         for variant in read.plan.variants
-        if variant.name in values
+        if variant.name in values and (steps is None or variant.name in steps)
     ]
 
 
-def cell(read: Read, output: Path, variant: Variant, seed: int, value: Value | None, *, tuning: bool) -> Cell:
+def cell(
+    read: Read, output: Path, variant: Variant, seed: int, value: Value | None, *, tuning: bool,
+    steps: Mapping[str, int] | None = None,
+) -> Cell:
     plan = read.plan
-    own = []
+    own = [] if steps is None else [f"train.steps={steps[variant.name]}"]
     if value is not None:
         assert plan.tune is not None
         own.append(f"{plan.tune.key}={value_text(value)}")
@@ -148,9 +155,11 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
 def sweepless(read: Read, cells: list[Cell]) -> list[str]:
     """Variants whose sweep is settled and gave no value, because runs of each failed; nothing is left to run."""
     chosen = chosen_values(read, cells)
+    swept = {one.variant.name for one in cells}  # a budget of seconds leaves those out whose speed is not known
     return [
         variant.name for variant in read.plan.variants
-        if variant.name not in chosen and all(one.settled() for one in cells if one.variant.name == variant.name)
+        if variant.name in swept - chosen.keys()
+        and all(one.settled() for one in cells if one.variant.name == variant.name)
     ]
 
 

@@ -55,6 +55,25 @@ class Tune:
             raise ValueError(f"values: {twice[0]} is there twice - name every value once")
 
 
+@attrs.frozen(kw_only=True)
+class Budget:
+    """Equal training time in place of equal steps.
+
+    Every variant is first trained alone for a few steps; the time of one of them decides how many steps its other runs
+    have, and their schedules span these. A run thus stays a function of its recipe: it can be repeated, be resumed and
+    share a machine, and its last step has the last rate of the schedule.
+    """
+
+    seconds: float = field(validator=validators.gt(0.0))
+    """Training time of a run: steps on this machine, without start, compilation, evaluation and checkpoints."""
+    measured_steps: int = field(default=60, validator=validators.ge(6))
+    """Steps of the run that measures a variant; those after the first third count."""
+
+
+RATES = ("train.learning_rate", "train.weight_decay", "train.warmup_steps", "train.final_rate", "train.clip_norm")
+"""Keys that leave the time of a step alone."""
+
+
 def value_name(value: Value) -> str:
     """A tuned value in reports and in names of folders; different values have different names."""
     if isinstance(value, bool):
@@ -95,6 +114,8 @@ class ComparisonPlan:
     """Overrides of all variants, before their own."""
     tune: Tune | None = None
     """The sweep before the reported runs, if any."""
+    budget: Budget | None = None
+    """Equal seconds of training; the recipes' own steps without it."""
     seeds: tuple[int, ...] = field(default=(1, 2, 3), validator=validators.min_len(1))
     """Seeds of the reported runs. Runs with one seed read the same text in the same order in every variant."""
     split: Literal["validation", "test"] = "test"
@@ -153,6 +174,11 @@ def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
             read_path(plan.tune.key)
         except ValueError as error:
             problems.append(f"{path}: tune.key: {error}")
+        if plan.budget is not None and plan.tune.key not in RATES:
+            problems.append(
+                f"{path}: tune.key: {plan.tune.key} may change the time of a step, which is measured once a variant - "
+                f"with a budget of seconds sweep one of {', '.join(RATES)}"
+            )
     own = ((f"arms[{index}].set", variant.set) for index, variant in enumerate(plan.variants))
     for place, texts in (("set", plan.set), *own):
         for text in texts:
@@ -166,6 +192,8 @@ def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
                 problems.append(f"{path}: {place}: {error}")
             if key.strip() in ("seed", "evaluate.split"):
                 problems.append(f"{path}: {place}: {key.strip()} is the plan's own business - use its seeds and split")
+            if plan.budget is not None and key.strip() in ("train.steps", "train.schedule_steps"):
+                problems.append(f"{path}: {place}: {key.strip()} follows from the budget of seconds - leave it out")
     if problems:
         raise RecipeError(problems)
     return Read(plan=plan, folder=path.parent)

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from muse_core.comparison.budget import measuring_cells, steps_in_time
 from muse_core.comparison.cells import (
     Cell,
     chosen_values,
@@ -29,14 +30,16 @@ from muse_core.storage.canonical_json import spelled
 def compose(read: Read, output: Path) -> dict[str, Any]:
     """Reads what lies in ``output``; nothing is run. Everything in the result is plain JSON."""
     plan = read.plan
-    tuning = tuning_cells(read, output)
+    measuring, steps = measuring_cells(read, output), steps_in_time(read, output)
+    tuning = tuning_cells(read, output, steps)
     values = chosen_values(read, tuning)
-    reported = reported_cells(read, output, values)
+    reported = reported_cells(read, output, values, steps)
     done = {
         variant.name: {c.seed: c for c in reported if c.variant == variant and c.summary() is not None}
         for variant in plan.variants
     }
-    everything = [*tuning, *reported]
+    everything = [*measuring, *tuning, *reported]
+    unmeasured = {cell.variant.name for cell in measuring if cell.failure() is not None}
     dead = sweepless(read, tuning)
     return {
         "name": plan.name,
@@ -45,6 +48,8 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "split": plan.split,
         "baseline": plan.baseline,
         "tuned_key": plan.tune.key if plan.tune else None,
+        "budget_seconds": plan.budget.seconds if plan.budget else None,
+        "steps": steps,
         "arms": [_variant(plan, variant.name, values.get(variant.name), done) for variant in plan.variants],
         "sweep": {
             variant.name: {value_name(value): score for value, score in
@@ -56,10 +61,11 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
         "left": [c.name for c in everything if not c.settled()],
         "waiting_for_the_sweep": [
-            variant.name for variant in plan.variants if variant.name not in values and variant.name not in dead
+            variant.name for variant in plan.variants
+            if variant.name not in values and variant.name not in {*dead, *unmeasured}
         ],
         "sweep_failed": dead,
-        "reported_failed": [c.name for c in reported if c.failure() is not None],
+        "reported_failed": [c.name for c in (*measuring, *reported) if c.failure() is not None],
     }
 
 
@@ -148,6 +154,10 @@ def _measured(report: dict[str, Any]) -> list[str]:
         f"| {measure} | {versus} | interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    if report["budget_seconds"] is not None:
+        told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
+        seconds = f"{report['budget_seconds']:g} s"
+        lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
     for variant in report["arms"]:
         if not variant["seeds"]:
             lines.append(f"| {variant['name']} |" + " |" * 9)

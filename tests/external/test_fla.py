@@ -1,6 +1,8 @@
-"""Layers of flash-linear-attention under the layer suite; its kernels run on a GPU only.
+"""Layers of flash-linear-attention under the layer suite; its kernels run on a GPU only, in one process.
 
-``TRITON_F32_DEFAULT=ieee`` keeps tf32 out of its products, so that differences are the layer's and not the format's.
+``TRITON_F32_DEFAULT=ieee`` keeps tf32 out of its products, so that differences are the layer's and not the format's. Of
+the configurations that a kernel may take the first is compiled and the others are not tried: they differ in time and
+not in what is computed, and trying them all takes minutes a layer.
 """
 
 from __future__ import annotations
@@ -14,6 +16,21 @@ from torch import Tensor, nn
 from muse_core.contracts import State, Tokens
 from muse_core.testing import ExternalLayerSuite
 
+autotuner = pytest.importorskip("triton.runtime.autotuner")
+
+
+def with_the_first_configuration() -> None:
+    """Has to be called before fla is imported, which builds its tuners then."""
+    build = autotuner.Autotuner.__init__
+
+    def built(self: Any, fn: Any, arg_names: Any, configs: Any, *rest: Any, **named: Any) -> None:
+        build(self, fn, arg_names, configs[:1], *rest, **named)
+
+    autotuner.Autotuner.__init__ = built
+
+
+if torch.cuda.is_available():
+    with_the_first_configuration()
 layers = pytest.importorskip("fla.layers")
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="its kernels run on a GPU only")
@@ -46,7 +63,7 @@ class FlaLayer(ExternalLayerSuite):
     width = 64
     length = 21
     precision = torch.float32
-    supports: ClassVar[frozenset[str]] = frozenset({"state", "documents", "padding", "autocast"})
+    supports: ClassVar[frozenset[str]] = frozenset({"state", "documents", "padding"})
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2, "head_dim": 32}
     layer: ClassVar[str]
 
@@ -116,13 +133,13 @@ class TestKimiDeltaAttention(FlaLayer):
     layer = "KimiDeltaAttention"
 
 
-class TestDeltaNet(FlaLayer):
-    layer = "DeltaNet"
+class TestGatedLinearAttention(FlaLayer):
+    layer = "GatedLinearAttention"
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
 
 
-class TestGatedLinearAttention(FlaLayer):
-    layer = "GatedLinearAttention"
+class TestDeltaNet(FlaLayer):
+    layer = "DeltaNet"
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
 
 

@@ -37,7 +37,3 @@ class TestMamba3OfOddSizes(MemoryLayerSuite):
     name = "mamba3"
     options = {"states": 7, "head_size": 8, "expand": 1.0, "rotated": 0.9}
     test_compiles = None
-
-
-class TestMamba3(MemoryLayerSuite):
-    name = "mamba3"

@@ -140,6 +140,23 @@ def test_sizes_that_do_not_divide_are_refused(use, options, words):
         check_table(table)
 
 
+@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
+@torch.no_grad()
+def test_under_autocast_a_kernel_is_given_values_in_bfloat16(name):
+    """By which fla-core's is taken: values in float32 would leave it unused without a word."""
+    layer = build_component("memory layer", name, {"heads": 2}, width=WIDTH)
+    computed, given = layer.recurrence, []
+
+    def recorded(query, writing, *rest):
+        given.append(writing.value.dtype)
+        return computed(query, writing, *rest)
+
+    layer.recurrence = recorded
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, LENGTH, WIDTH), None, {}, Tokens(torch.arange(LENGTH).expand(2, -1)))
+    assert given == [torch.bfloat16]
+
+
 @pytest.mark.skipif(missing() is None, reason="fla-core is installed")
 def test_kernels_of_fla_are_refused_where_it_is_not_installed():
     with pytest.raises(ValueError, match="needs fla-core, but .*pip install 'muse-peers"):

@@ -80,7 +80,8 @@ class Rwkv7(nn.Module):
             removed = F.normalize(self.by_head(key * self.removed), dim=-1)
             key = key + key * (rate - 1) * self.strengthened
             read, key, values, rate, log_decay = map(self.by_head, (read, key, value, rate, log_decay))
-            writing = Writing(key, values, log_decay, -removed, removed * rate)
+            # The values are those of the projection: they fit its precision, by which a kernel is chosen.
+            writing = Writing(key, values.to(low.dtype), log_decay, -removed, removed * rate)
             answer, weights = self.recurrence(read, writing, state.get("weights"), tokens.resets, tokens.valid)
             answer = self.norm(answer.to(dtype).flatten(2).flatten(0, 1)).view_as(value)
             answer = answer + ((read * key * self.bonus).sum(-1, keepdim=True) * values).flatten(2)
