@@ -1,7 +1,9 @@
 """What the deep memory's forward scan becomes on Hopper at K = 64, E = 128 in bfloat16: a ceiling that a regression
 crosses."""
 
+import contextlib
 import os
+import re
 
 import pytest
 import torch
@@ -17,15 +19,33 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 CEILINGS = {True: (1576, 7340), False: (0, 2560)}
 
 
+def recorded(monkeypatch, dtype: torch.dtype, **options) -> tuple:
+    """The two scans' launches in two chunks of 16 tokens."""
+    scans = tuple(sm90.Recorder(getattr(operator, name)) for name in ("scan_kernel", "scan_back_kernel"))
+    monkeypatch.setattr(operator, "scan_kernel", scans[0])
+    monkeypatch.setattr(operator, "scan_back_kernel", scans[1])
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
+    problem = draw(32, chunk=16, initial=False, **options).to(torch.float32)
+    for name in ("query", "key", "value"):
+        setattr(problem, name, getattr(problem, name).detach().to(dtype).requires_grad_())
+    output, _ = problem.run(operator.deep_memory)
+    output.sum().backward()
+    return scans
+
+
 @pytest.mark.parametrize("orthogonalise", CEILINGS)
 def test_ceilings(orthogonalise: bool, monkeypatch):
-    recorder = sm90.Recorder(operator.scan_kernel)
-    monkeypatch.setattr(operator, "scan_kernel", recorder)
-    problem = draw(32, chunk=16, key_width=64, hidden=128, orthogonalise=orthogonalise, initial=False)
-    problem = problem.to(torch.float32)
-    for name in ("query", "key", "value"):
-        setattr(problem, name, getattr(problem, name).detach().bfloat16())
-    problem.run(operator.deep_memory)
-    found = recorder.compile()
+    forward, _ = recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=128, orthogonalise=orthogonalise)
+    found = forward.compile()
     stack, instructions = CEILINGS[orthogonalise]
     assert found.stack <= stack and found.instructions <= instructions, found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("orthogonalise", [True, False], ids=["orthogonalised", "gradient rule"])
+def test_no_product_takes_its_first_operand_from_registers(orthogonalise, dtype, monkeypatch):
+    """Which ptxas before CUDA 13.3 gets wrong in wgmma: `wgmma.mma_async... {sums}, {first operand}, second`."""
+    for scan in recorded(monkeypatch, dtype, key_width=64, hidden=16, orthogonalise=orthogonalise):
+        text = scan.compiled().asm["ptx"]
+        assert "mma.sync" in text
+        assert not re.search(r"wgmma\.mma_async[^;]*?\}, *\{", text), scan.kernel

@@ -64,7 +64,7 @@ def layers(chunk: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 
     yield "muse, gradient rule", lambda: ours(orthogonalise=False)
     yield "muse, gradient rule, a state in 16 chunks kept", lambda: ours(orthogonalise=False, recompute=16)
-    yield "muse, orthogonalised (torch)", lambda: ours(orthogonalise=True)
+    yield "muse, orthogonalised", lambda: ours(orthogonalise=True)
     try:
         from titans_pytorch.memory_models import MemorySwiGluMLP
         from titans_pytorch.neural_memory import NeuralMemory

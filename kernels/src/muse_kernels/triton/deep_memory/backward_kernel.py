@@ -245,29 +245,21 @@ def scan_back_kernel(
             k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
             kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
-            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
             f = tl.load(own_factors + here, mask=inside, other=0.0)
             gate, up, down = slot, slot + SIZE, slot + 2 * SIZE
-            # Forward again, in both orders.
+            # Forward again.
             opening = product(k, tl.load(gate + wide), HALF, PRECISION)
             raised = product(k, tl.load(up + wide), HALF, PRECISION)
             hidden, silu, slope = activations(opening, raised)
-            raised_t = product(tl.load(up + tall), kt, HALF, PRECISION)
-            hidden_t, silu_t, slope_t = activations(product(tl.load(gate + tall), kt, HALF, PRECISION), raised_t)
             error = k.to(tl.float32) + product(hidden, tl.load(down + tall), HALF, PRECISION) - v.to(tl.float32)
-            error_t = kt.to(tl.float32) + product(tl.load(down + wide), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
             to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
             to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
-            # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
+            # What the adjoints of the three matrices ask of each token: X, Y, Z.
             through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
             through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
             through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
             to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
             tl.store(to_own_factors + here, to_f, mask=inside)
-            through_gate_t = f[None, :] * within(tl.load(to_momentum + tall), kt, ORTHOGONALISE, HALF, PRECISION)
-            through_up_t = f[None, :] * within(tl.load(to_momentum + SIZE + tall), kt, ORTHOGONALISE, HALF, PRECISION)
-            through_down_t = within(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, ORTHOGONALISE, HALF, PRECISION)
-            through_down_t *= f[None, :]
             through_gate *= f[:, None]
             through_up *= f[:, None]
             through_down *= f[:, None]
@@ -284,17 +276,12 @@ def scan_back_kernel(
                 through_gate += g[:, None] * more_gate
                 through_up += g[:, None] * more_up
                 through_down += g[:, None] * more_down
-                through_gate_t += g[None, :] * product(tl.load(after + tall), kt, HALF, PRECISION)
-                through_up_t += g[None, :] * product(tl.load(after + SIZE + tall), kt, HALF, PRECISION)
-                through_down_t += g[None, :] * product(tl.load(after + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
                 to_k += product(to_opening * g[:, None], tl.load(after + tall), HALF, PRECISION)
                 to_k += product(to_raised * g[:, None], tl.load(after + SIZE + tall), HALF, PRECISION)
                 to_h += product(error * g[:, None], tl.load(after + 2 * SIZE + wide), HALF, PRECISION)
             # Backwards: dh, then e, then h, then the pre-activations.
             of_hidden = through_gate * raised * slope + through_up * silu
-            of_hidden_t = through_gate_t * raised_t * slope_t + through_up_t * silu_t
             of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
-            of_error_t = through_down_t + product(tl.load(down + wide), of_hidden_t, HALF, PRECISION)
             to_h += product(of_error, tl.load(down + wide), HALF, PRECISION)
             of_raised = through_gate * to_hidden * slope + to_h * silu
             of_opening = through_gate * to_hidden * raised * second_derivative(opening)
@@ -307,7 +294,8 @@ def scan_back_kernel(
             place = before + SIZE + wide
             tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
             place = before + 2 * SIZE + wide
-            more = product(error_t, of_hidden, HALF, PRECISION) + product(of_error_t, hidden, HALF, PRECISION)
+            more = product(tl.trans(error), of_hidden, HALF, PRECISION)
+            more += product(tl.trans(of_error), hidden, HALF, PRECISION)
             tl.store(place, tl.load(place) + more)
             place = at[:, None] * K + ks[None, :]
             if X > C:

@@ -81,16 +81,13 @@ def scan_kernel(
             k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
             kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
-            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
             gate, up, down = slot + wide, slot + SIZE + wide, slot + 2 * SIZE + wide
             opening, raised = product(k, tl.load(gate), HALF, PRECISION), product(k, tl.load(up), HALF, PRECISION)
             hidden, silu, slope = activations(opening, raised)
-            gate_t, up_t = tl.load(slot + tall), tl.load(slot + SIZE + tall)
-            hidden_t, _, _ = activations(product(gate_t, kt, HALF, PRECISION), product(up_t, kt, HALF, PRECISION))
             down_t = tl.load(slot + 2 * SIZE + tall)
             error = k.to(tl.float32) + product(hidden, down_t, HALF, PRECISION) - v.to(tl.float32)
-            error_t = kt.to(tl.float32) + product(tl.load(down), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
+            error_t = tl.trans(error)
             to_hidden = product(error, tl.load(down), HALF, PRECISION)
             to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
             kept = tl.where(first == 0, in_momentum, 1.0)

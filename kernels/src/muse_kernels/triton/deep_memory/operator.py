@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
-from ...refusals import NOT_ORTHOGONALISED, deep_memory_sizes
+from ...refusals import deep_memory_sizes
 from ...torch.deep_memory import Chunks, by_chunks
 from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
@@ -34,8 +34,6 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
     if reason:
         raise ValueError(f"deep_memory: {reason}; use backend torch")
-    if call.orthogonalise and call.query.is_cuda:
-        raise ValueError(f"deep_memory: {NOT_ORTHOGONALISED}; use backend torch")
     return by_chunks(call, layout, scan, layout.output_dtype)
 
 

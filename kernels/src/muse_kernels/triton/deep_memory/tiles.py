@@ -1,8 +1,11 @@
 """What both scans of the deep memory do with a tile: Newton-Schulz, and the network's activations.
 
 Letters: T tokens of a tile, K key width, E hidden width. Operands of products are rounded to the dtype of the chunks'
-starts, sums are float32. A product whose first operand would be another product's transpose is avoided: where both
-orders of a tile are needed, both are computed (Triton 3.4 to 3.7 miscompile the former on Hopper).
+starts, sums are float32.
+
+On Hopper a product of 64 rows becomes `wgmma`, whose first operand lies in registers wherever it was computed. ptxas
+before CUDA 13.3 reuses such registers while the product still reads them (CUDA 13.3's release notes; Triton 3.2 to 3.7
+bring 12.x): results change from run to run, and addresses go astray. Tiles of 32 rows become `mma.sync`, which waits.
 """
 
 import triton
@@ -16,15 +19,64 @@ SMALLEST_SQUARE = tl.constexpr(1e-12)
 
 
 @triton.jit
+def halves(x):
+    """The upper and the lower half of a tile's rows."""
+    M: tl.constexpr = x.shape[0] // 2
+    N: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (2, M, N)), (1, 2, 0)))
+
+
+@triton.jit
+def stacked(upper, lower):
+    """Two tiles of equal size over one another."""
+    M: tl.constexpr = upper.shape[0] * 2
+    N: tl.constexpr = upper.shape[1]
+    return tl.reshape(tl.permute(tl.join(upper, lower), (2, 0, 1)), (M, N))
+
+
+@triton.jit
+def sides(x):
+    """The left and the right half of a tile's columns."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N)), (0, 2, 1)))
+
+
+@triton.jit
 def product(x, y, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """x y of operands rounded to HALF, summed in float32."""
-    return tl.dot(x.to(HALF), y.to(HALF), input_precision=PRECISION)
+    """x y of operands rounded to HALF, summed in float32; x has 64 rows at most."""
+    x, y = x.to(HALF), y.to(HALF)
+    if x.shape[0] <= 32:
+        result = tl.dot(x, y, input_precision=PRECISION)
+    else:
+        upper, lower = halves(x)
+        upper, lower = tl.dot(upper, y, input_precision=PRECISION), tl.dot(lower, y, input_precision=PRECISION)
+        result = stacked(upper, lower)
+    return result
+
+
+@triton.jit
+def strip(x, y):
+    """x y of a tile of 32 rows at most, in float32 by three products of tf32: 32 columns at a time, for
+    both parts of both operands lie in registers."""
+    if x.shape[1] <= 32:
+        result = tl.dot(x, y, input_precision="tf32x3")
+    else:
+        left, right = sides(x)
+        upper, lower = halves(y)
+        result = strip(left, upper) + strip(right, lower)
+    return result
 
 
 @triton.jit
 def fine(x, y):
-    """x y in float32, by three products of tf32."""
-    return tl.dot(x, y, input_precision="tf32x3")
+    """x y in float32; x has 64 rows at most."""
+    if x.shape[0] <= 32:
+        result = strip(x, y)
+    else:
+        upper, lower = halves(x)
+        result = stacked(strip(upper, y), strip(lower, y))
+    return result
 
 
 @triton.jit
