@@ -1,5 +1,4 @@
-"""What the deep memory's forward scan becomes on Hopper at K = 64, E = 128 in bfloat16: a ceiling that a regression
-crosses."""
+"""What the deep memory's scans become on Hopper at K = 64."""
 
 import contextlib
 import os
@@ -41,11 +40,10 @@ def test_ceilings(orthogonalise: bool, monkeypatch):
     assert found.stack <= stack and found.instructions <= instructions, found
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("orthogonalise", [True, False], ids=["orthogonalised", "gradient rule"])
-def test_no_product_takes_its_first_operand_from_registers(orthogonalise, dtype, monkeypatch):
+def test_no_product_takes_its_first_operand_from_registers(orthogonalise, monkeypatch):
     """Which ptxas before CUDA 13.3 gets wrong in wgmma: `wgmma.mma_async... {sums}, {first operand}, second`."""
-    for scan in recorded(monkeypatch, dtype, key_width=64, hidden=16, orthogonalise=orthogonalise):
+    for scan in recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=16, orthogonalise=orthogonalise):
         text = scan.compiled().asm["ptx"]
         assert "mma.sync" in text
         assert not re.search(r"wgmma\.mma_async[^;]*?\}, *\{", text), scan.kernel
