@@ -1,5 +1,5 @@
-"""Deep memory with the scan over whole chunks as Triton kernels; the readings, a chunk's beginning and a rest are the
-torch form's."""
+"""Deep memory with the scan over whole chunks and their readings as Triton kernels; a chunk's beginning and a rest are
+the torch form's."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from ...torch.deep_memory import Chunks, by_chunks
 from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
 from .forward_kernel import scan_kernel
+from .reading import read
 
 
 class Launch(NamedTuple):
@@ -34,7 +35,7 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
     if reason:
         raise ValueError(f"deep_memory: {reason}; use backend torch")
-    return by_chunks(call, layout, scan, layout.output_dtype)
+    return by_chunks(call, layout, scan, read, layout.output_dtype)
 
 
 def scan(
