@@ -10,6 +10,7 @@ import torch
 from muse_kernels.testing.deep_memory import draw
 
 operator = pytest.importorskip("muse_kernels.triton.deep_memory.operator")
+reading = pytest.importorskip("muse_kernels.triton.deep_memory.reading")
 sm90 = pytest.importorskip("muse_kernels.testing.sm90")
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
@@ -19,22 +20,24 @@ CEILINGS = {True: (1576, 7340), False: (0, 2560)}
 
 
 def recorded(monkeypatch, dtype: torch.dtype, **options) -> tuple:
-    """The two scans' launches in two chunks of 16 tokens."""
-    scans = tuple(sm90.Recorder(getattr(operator, name)) for name in ("scan_kernel", "scan_back_kernel"))
-    monkeypatch.setattr(operator, "scan_kernel", scans[0])
-    monkeypatch.setattr(operator, "scan_back_kernel", scans[1])
+    """The launches in two chunks of 16 tokens: both scans' and both readings'."""
+    named = [(operator, "scan_kernel"), (operator, "scan_back_kernel")]
+    named += [(reading, "read_kernel"), (reading, "read_back_kernel")]
+    recorders = [sm90.Recorder(getattr(module, name)) for module, name in named]
+    for (module, name), recorder in zip(named, recorders):
+        monkeypatch.setattr(module, name, recorder)
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
     problem = draw(32, chunk=16, initial=False, **options).to(torch.float32)
     for name in ("query", "key", "value"):
         setattr(problem, name, getattr(problem, name).detach().to(dtype).requires_grad_())
     output, _ = problem.run(operator.deep_memory)
     output.sum().backward()
-    return scans
+    return tuple(recorders)
 
 
 @pytest.mark.parametrize("orthogonalise", CEILINGS)
 def test_ceilings(orthogonalise: bool, monkeypatch):
-    forward, _ = recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=128, orthogonalise=orthogonalise)
+    forward, *_ = recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=128, orthogonalise=orthogonalise)
     found = forward.compile()
     stack, instructions = CEILINGS[orthogonalise]
     assert found.stack <= stack and found.instructions <= instructions, found
@@ -43,7 +46,7 @@ def test_ceilings(orthogonalise: bool, monkeypatch):
 @pytest.mark.parametrize("orthogonalise", [True, False], ids=["orthogonalised", "gradient rule"])
 def test_no_product_takes_its_first_operand_from_registers(orthogonalise, monkeypatch):
     """Which ptxas before CUDA 13.3 gets wrong in wgmma: `wgmma.mma_async... {sums}, {first operand}, second`."""
-    for scan in recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=16, orthogonalise=orthogonalise):
-        text = scan.compiled().asm["ptx"]
+    for kernel in recorded(monkeypatch, torch.bfloat16, key_width=64, hidden=16, orthogonalise=orthogonalise):
+        text = kernel.compiled().asm["ptx"]
         assert "mma.sync" in text
-        assert not re.search(r"wgmma\.mma_async[^;]*?\}, *\{", text), scan.kernel
+        assert not re.search(r"wgmma\.mma_async[^;]*?\}, *\{", text), kernel.kernel

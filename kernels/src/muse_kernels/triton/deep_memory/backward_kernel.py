@@ -72,6 +72,7 @@ def matrices_back(
     after,
     before,
     to_momentum,
+    narrow,
     steps,
     wide,
     squares,
@@ -83,33 +84,39 @@ def matrices_back(
     HALF: tl.constexpr,
 ):
     """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
-    adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
+    adjoints of the shares. Without Newton-Schulz S'_bar and W'_bar go rounded into `narrow`, too. `LAZY` leaves S_bar
+    of the later chunk, from its S'_bar and its W'_bar, which `before` still holds, to this one."""
     in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
-    later = 1.0
+    later, later_lost = 1.0, 0.0
     if LAZY:
         if not last:
-            later = tl.load(own_shares + 3)
-    to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
+            later, later_lost = tl.load(own_shares + 3), tl.load(own_shares + 5)
+    nothing = tl.zeros((K,), tl.float32)
+    to_in_momentum, to_in_weights, to_lost = nothing, nothing, nothing
     for p in range(3):
         place = p * SIZE + wide
         upstream = tl.load(after + place)
+        adjoint = later * tl.load(to_momentum + place)
+        if LAZY and not ORTHOGONALISE:
+            if not last:
+                adjoint -= later_lost * tl.load(before + place)
+            tl.debug_barrier()  # what is loaded and what is stored there need not be the same threads'
         w = tl.load(starts + (i * rows + row) * 3 * SIZE + place)
         if FRESH:
             if anew:
                 w = tl.load(learned + h * 3 * SIZE + place).to(HALF)
             tl.store(current + row * 3 * SIZE + place, w)
         w = w.to(tl.float32)
-        to_in_weights += tl.sum(upstream * w)
+        to_in_weights += tl.sum(upstream * w, 1)
         if FRESH:
             tl.store(before + place, in_weights * upstream)
         else:
             read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
             tl.store(before + place, in_weights * upstream + read)
-        adjoint = later * tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
             x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, squares, K, SIZE)
-            to_lost -= tl.sum(tl.load(after + place) * x)
+            to_lost -= tl.sum(tl.load(after + place) * x, 1)
             adjoint += direction
         if i == 0:
             s = tl.load(first_momentum + place)
@@ -117,12 +124,14 @@ def matrices_back(
             s = tl.load(momenta + ((i - 1) * rows + row) * 3 * SIZE + place).to(tl.float32)
         s = tl.where(anew, 0.0, s)
         if not ORTHOGONALISE:
-            to_lost -= tl.sum(upstream * s)
-        to_in_momentum += tl.sum(adjoint * s)
+            to_lost -= tl.sum(upstream * s, 1)
+            tl.store(narrow + place, adjoint.to(HALF))
+            tl.store(narrow + 3 * SIZE + place, upstream.to(HALF))
+        to_in_momentum += tl.sum(adjoint * s, 1)
         tl.store(to_momentum + place, adjoint)
-    tl.store(own_to_shares, to_in_momentum)
-    tl.store(own_to_shares + 1, to_in_weights)
-    tl.store(own_to_shares + 2, to_lost)
+    tl.store(own_to_shares, tl.sum(to_in_momentum))
+    tl.store(own_to_shares + 1, tl.sum(to_in_weights))
+    tl.store(own_to_shares + 2, tl.sum(to_lost))
 
 
 @triton.jit
@@ -175,6 +184,7 @@ def scan_back_kernel(
     to_weights,
     to_momentum,
     to_learned,
+    narrow,
     steps,
     to_key,
     to_value,
@@ -202,7 +212,7 @@ def scan_back_kernel(
     chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
-    LAZY: tl.constexpr = ORTHOGONALISE and not FRESH
+    LAZY: tl.constexpr = not FRESH
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
@@ -213,6 +223,7 @@ def scan_back_kernel(
     to_momentum += row * 3 * SIZE
     to_learned += row * 3 * SIZE
     first_momentum += row * 3 * SIZE
+    narrow += row * 6 * SIZE
     steps += row * STEPS * (SIZE + 2 * K * K)
     squares = ks[:, None] * K + ks[None, :]
     key += b * key_b + h * key_h
@@ -229,13 +240,17 @@ def scan_back_kernel(
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
             i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
-            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, squares, K, SIZE,
-            ORTHOGONALISE, FRESH, LAZY, HALF,
+            momenta, first_momentum, to_starts, after, before, to_momentum, narrow, steps, wide, squares, K,
+            SIZE, ORTHOGONALISE, FRESH, LAZY, HALF,
         )  # fmt: skip
         tl.debug_barrier()
         slot = starts + (i * rows + row) * 3 * SIZE
         if FRESH:
             slot = current + row * 3 * SIZE
+        # S'_bar and W'_bar as products take them.
+        leading, trailing = to_momentum, after
+        if not ORTHOGONALISE:
+            leading, trailing = narrow, narrow + 3 * SIZE
         own_factors = factors + (row * chunks + i) * WAYS * X
         to_own_factors = to_factors + (row * chunks + i) * WAYS * X
         for first in range(0, X, T):
@@ -255,30 +270,30 @@ def scan_back_kernel(
             to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
             to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
             # What the adjoints of the three matrices ask of each token: X, Y, Z.
-            through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            through_gate = within(k, tl.load(leading + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_up = within(k, tl.load(leading + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            through_down = within(hidden, tl.load(leading + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
             to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
             tl.store(to_own_factors + here, to_f, mask=inside)
             through_gate *= f[:, None]
             through_up *= f[:, None]
             through_down *= f[:, None]
-            to_k = within(to_opening * f[:, None], tl.load(to_momentum + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_k += within(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_h = within(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
+            to_k = within(to_opening * f[:, None], tl.load(leading + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_k += within(to_raised * f[:, None], tl.load(leading + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
+            to_h = within(error * f[:, None], tl.load(leading + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
             if not ORTHOGONALISE:
                 g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
-                more_gate = product(k, tl.load(after + wide), HALF, PRECISION)
-                more_up = product(k, tl.load(after + SIZE + wide), HALF, PRECISION)
-                more_down = product(hidden, tl.load(after + 2 * SIZE + tall), HALF, PRECISION)
+                more_gate = product(k, tl.load(trailing + wide), HALF, PRECISION)
+                more_up = product(k, tl.load(trailing + SIZE + wide), HALF, PRECISION)
+                more_down = product(hidden, tl.load(trailing + 2 * SIZE + tall), HALF, PRECISION)
                 to_g = tl.sum(to_opening * more_gate + to_raised * more_up, 1) + tl.sum(error * more_down, 1)
                 tl.store(to_own_factors + X + here, -to_g, mask=inside)
                 through_gate += g[:, None] * more_gate
                 through_up += g[:, None] * more_up
                 through_down += g[:, None] * more_down
-                to_k += product(to_opening * g[:, None], tl.load(after + tall), HALF, PRECISION)
-                to_k += product(to_raised * g[:, None], tl.load(after + SIZE + tall), HALF, PRECISION)
-                to_h += product(error * g[:, None], tl.load(after + 2 * SIZE + wide), HALF, PRECISION)
+                to_k += product(to_opening * g[:, None], tl.load(trailing + tall), HALF, PRECISION)
+                to_k += product(to_raised * g[:, None], tl.load(trailing + SIZE + tall), HALF, PRECISION)
+                to_h += product(error * g[:, None], tl.load(trailing + 2 * SIZE + wide), HALF, PRECISION)
             # Backwards: dh, then e, then h, then the pre-activations.
             of_hidden = through_gate * raised * slope + through_up * silu
             of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
@@ -311,7 +326,11 @@ def scan_back_kernel(
             )  # fmt: skip
         tl.debug_barrier()
     if LAZY:
-        share = tl.load(shares + row * chunks * 3)
+        share, lost = tl.load(shares + row * chunks * 3), tl.load(shares + row * chunks * 3 + 2)
+        after = to_weights + (((chunks - 1) % 2) * rows + row) * 3 * SIZE
         for p in range(3):
-            place = to_momentum + p * SIZE + wide
-            tl.store(place, share * tl.load(place))
+            place = p * SIZE + wide
+            adjoint = share * tl.load(to_momentum + place)
+            if not ORTHOGONALISE:
+                adjoint -= lost * tl.load(after + place)
+            tl.store(to_momentum + place, adjoint)

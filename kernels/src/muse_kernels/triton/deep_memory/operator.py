@@ -125,14 +125,16 @@ def _backward(
     )
     to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
     key_width, hidden = learned.shape[2:]
-    steps = first_momentum.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
+    kept = (batch * heads, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else (0,)
+    steps = first_momentum.new_empty(kept)
     current = key.new_empty(both.shape[1:] if fresh is not None else 0)
+    narrow = key.new_empty(0 if orthogonalise else both.shape)
     if starts.numel():
         with torch.cuda.device_of(key):
             scan_back_kernel[(batch * heads,)](
                 *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
-                *(to_starts.contiguous(), both, to_momentum, to_learned, steps, to_key, to_value, to_factors),
-                *(to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
+                *(to_starts.contiguous(), both, to_momentum, to_learned, narrow, steps),
+                *(to_key, to_value, to_factors, to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
                 **_sizes(chunk, size, learned, BACKWARD, key.dtype),
                 ORTHOGONALISE=orthogonalise,
                 FRESH=fresh is not None,
