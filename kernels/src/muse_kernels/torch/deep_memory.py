@@ -85,7 +85,8 @@ def _part(call: DeepMemoryCall, start: int, stop: int, dtype: torch.dtype, gates
     """Tokens of the call, heads first."""
     given = [(x, dtype) for x in (call.query, call.key, call.value)]
     given += [(x, gates) for x in (call.rate, call.log_momentum, call.log_decay)]
-    cut = (x if x is None else x[:, start:stop].to(kind).transpose(1, 2) for x, kind in given)
+    whole = stop - start == call.query.shape[1]  # whose slice would be copied backwards
+    cut = (x if x is None else (x if whole else x[:, start:stop]).to(kind).transpose(1, 2) for x, kind in given)
     return Piece(*cut, None if call.resets is None else call.resets[:, start:stop])
 
 

@@ -209,7 +209,7 @@ def scan_back_kernel(
     PRECISION: tl.constexpr,
 ):
     """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
-    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
+    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, X - C + n C, H, K) are summed into where X > C."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
     LAZY: tl.constexpr = not FRESH
@@ -228,8 +228,8 @@ def scan_back_kernel(
     squares = ks[:, None] * K + ks[None, :]
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
-    to_key += row * (X - C + chunks * C) * K
-    to_value += row * (X - C + chunks * C) * K
+    to_key += (b * (X - C + chunks * C) * heads + h) * K
+    to_value += (b * (X - C + chunks * C) * heads + h) * K
     for turn in range(chunks):
         i = chunks - 1 - turn
         after = to_weights + ((turn % 2) * rows + row) * 3 * SIZE
@@ -256,7 +256,7 @@ def scan_back_kernel(
         for first in range(0, X, T):
             here = first + ts
             inside = here < X
-            at = i * C + here
+            at = (i * C + here).to(tl.int64)
             k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
             kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
@@ -312,7 +312,7 @@ def scan_back_kernel(
             more = product(tl.trans(error), of_hidden, HALF, PRECISION)
             more += product(tl.trans(of_error), hidden, HALF, PRECISION)
             tl.store(place, tl.load(place) + more)
-            place = at[:, None] * K + ks[None, :]
+            place = at[:, None] * heads * K + ks[None, :]
             if X > C:
                 to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
                 of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)

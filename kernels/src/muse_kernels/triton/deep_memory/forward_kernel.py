@@ -77,7 +77,7 @@ def scan_kernel(
         for first in range(0, X, T):
             here = first + ts
             inside = here < X
-            at = i * C + here
+            at = (i * C + here).to(tl.int64)
             k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
             kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
             v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)

@@ -113,13 +113,14 @@ def _backward(
     chunk: int,
     orthogonalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Adjoints of the first seven inputs of `_forward`; of keys and values (B, N, H, K), as layers lay them out."""
     key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
     batch, heads, number, _, size = factors.shape
     both = torch.stack((to_weights, torch.empty_like(to_weights)))
     to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     to_learned = torch.zeros_like(both[0] if fresh is not None else both[0, :0])
     overlap = size > chunk
-    shape, dtype = (batch, heads, *key.shape[2:]), torch.float32 if overlap else key.dtype
+    shape, dtype = (batch, key.shape[2], heads, key.shape[3]), torch.float32 if overlap else key.dtype
     to_key, to_value = (
         (torch.zeros if overlap else torch.empty)(shape, dtype=dtype, device=key.device) for _ in range(2)
     )
@@ -134,7 +135,8 @@ def _backward(
             scan_back_kernel[(batch * heads,)](
                 *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
                 *(to_starts.contiguous(), both, to_momentum, to_learned, narrow, steps),
-                *(to_key, to_value, to_factors, to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
+                *(to_key, to_value, to_factors, to_shares, current, heads, number),
+                *(*key.stride()[:3], *value.stride()[:3]),
                 **_sizes(chunk, size, learned, BACKWARD, key.dtype),
                 ORTHOGONALISE=orthogonalise,
                 FRESH=fresh is not None,
@@ -145,7 +147,7 @@ def _backward(
 
 @_backward.register_fake
 def _(to_starts, to_weights, to_momentum, key, value, factors, shares, learned, first_momentum, *_):
-    given = (key, value, factors, shares, learned, first_momentum, first_momentum)
+    given = (key.transpose(1, 2), value.transpose(1, 2), factors, shares, learned, first_momentum, first_momentum)
     return tuple(x.new_empty(x.shape) for x in given)
 
 
@@ -168,6 +170,7 @@ def _gradients(ctx, to_starts, to_weights, to_momentum, _):
     key, value, factors, shares, learned, _, momentum = inputs
     tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
     found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
+    found[:2] = (x.transpose(1, 2) for x in found[:2])
     if fresh is None:
         found[4] = None  # no chunk starts from the learned weights but by `weights`
     return *found, None, None, None, None
