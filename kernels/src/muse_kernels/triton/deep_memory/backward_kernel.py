@@ -6,7 +6,7 @@ Of a chunk that starts from W and S, with G(W) its gradient, S' = m S + G, W' = 
 without Newton-Schulz W' = a W - b S - P(W), P of other factors, and P_bar = -W'_bar. What a token of factor f adds to
 <G, S'_bar>, with X = k A_bar, Y = k B_bar, Z = h C_bar^T of the three matrices' adjoints, is
     f (dh * r * s' . X + dh * s . Y + e . Z),   a = k A, r = k B, s = SiLU(a), h = s * r, e = k + h C^T - v, dh = e C,
-which the second half of the loop differentiates by hand. Source: mathematics §3.
+which `tile_back` differentiates by hand. Source: mathematics §3.
 """
 
 import triton
@@ -18,11 +18,12 @@ from .tiles import (
     SMALLEST_SQUARE,
     STEPS,
     THIRD,
-    activations,
     fine,
     polynomial,
     product,
     second_derivative,
+    taken,
+    tried,
     within,
 )
 
@@ -170,6 +171,108 @@ def earlier_back(
 
 
 @triton.jit
+def asked(
+    of,
+    factor,
+    k,
+    hidden,
+    error,
+    to_opening,
+    to_raised,
+    wide,
+    tall,
+    SIZE: tl.constexpr,
+    FINE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What adjoints `of` the three matrices ask of each token: the factor's adjoint, the factor times X, Y and Z, and
+    what they leave for k and h."""
+    x = within(k, tl.load(of + wide), FINE, HALF, PRECISION)
+    y = within(k, tl.load(of + SIZE + wide), FINE, HALF, PRECISION)
+    z = within(hidden, tl.load(of + 2 * SIZE + tall), FINE, HALF, PRECISION)
+    to_factor = tl.sum(to_opening * x + to_raised * y, 1) + tl.sum(error * z, 1)
+    factor = factor[:, None]
+    to_k = within(to_opening * factor, tl.load(of + tall), FINE, HALF, PRECISION)
+    to_k += within(to_raised * factor, tl.load(of + SIZE + tall), FINE, HALF, PRECISION)
+    to_h = within(error * factor, tl.load(of + 2 * SIZE + wide), FINE, HALF, PRECISION)
+    return to_factor, (x * factor, y * factor, z * factor), to_k, to_h
+
+
+@triton.jit
+def tile_back(
+    at,
+    inside,
+    factors,
+    to_factors,
+    key,
+    value,
+    weights,
+    leading,
+    trailing,
+    before,
+    to_key,
+    to_value,
+    heads,
+    key_t,
+    value_t,
+    ks,
+    wide,
+    tall,
+    C: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The adjoints of a tile's keys, values and factors, and in `before` what its gradients add to W_bar."""
+    k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
+    error, layer, adjoints = tried(k, v, weights, wide, tall, SIZE, HALF, PRECISION)
+    opening, raised, hidden, silu, slope = layer
+    to_hidden, to_opening, to_raised = adjoints
+    f = tl.load(factors, mask=inside, other=0.0)
+    to_f, through, to_k, to_h = asked(
+        leading, f, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, ORTHOGONALISE, HALF, PRECISION
+    )
+    tl.store(to_factors, to_f, mask=inside)
+    through_gate, through_up, through_down = through
+    if not ORTHOGONALISE:
+        g = -tl.load(factors + X, mask=inside, other=0.0)
+        to_g, more, more_to_k, more_to_h = asked(
+            trailing, g, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, False, HALF, PRECISION
+        )
+        tl.store(to_factors + X, -to_g, mask=inside)
+        through_gate, through_up, through_down = through_gate + more[0], through_up + more[1], through_down + more[2]
+        to_k, to_h = to_k + more_to_k, to_h + more_to_h
+    # Backwards: dh, then e, then h, then the pre-activations.
+    of_hidden = through_gate * raised * slope + through_up * silu
+    of_error = through_down + product(of_hidden, tl.load(weights + 2 * SIZE + tall), HALF, PRECISION)
+    to_h += product(of_error, tl.load(weights + 2 * SIZE + wide), HALF, PRECISION)
+    of_raised = through_gate * to_hidden * slope + to_h * silu
+    of_opening = through_gate * to_hidden * raised * second_derivative(opening)
+    of_opening += through_up * to_hidden * slope + to_h * raised * slope
+    to_k += of_error + product(of_opening, tl.load(weights + tall), HALF, PRECISION)
+    to_k += product(of_raised, tl.load(weights + SIZE + tall), HALF, PRECISION)
+    # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
+    place = before + wide
+    tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
+    place = before + SIZE + wide
+    tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
+    place = before + 2 * SIZE + wide
+    more_down = product(tl.trans(error), of_hidden, HALF, PRECISION)
+    more_down += product(tl.trans(of_error), hidden, HALF, PRECISION)
+    tl.store(place, tl.load(place) + more_down)
+    place = at[:, None] * heads * K + ks[None, :]
+    if X > C:
+        to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
+        of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
+    tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
 def scan_back_kernel(
     key,
     value,
@@ -257,67 +360,10 @@ def scan_back_kernel(
             here = first + ts
             inside = here < X
             at = (i * C + here).to(tl.int64)
-            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
-            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
-            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
-            f = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = slot, slot + SIZE, slot + 2 * SIZE
-            # Forward again.
-            opening = product(k, tl.load(gate + wide), HALF, PRECISION)
-            raised = product(k, tl.load(up + wide), HALF, PRECISION)
-            hidden, silu, slope = activations(opening, raised)
-            error = k.to(tl.float32) + product(hidden, tl.load(down + tall), HALF, PRECISION) - v.to(tl.float32)
-            to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
-            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
-            # What the adjoints of the three matrices ask of each token: X, Y, Z.
-            through_gate = within(k, tl.load(leading + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_up = within(k, tl.load(leading + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_down = within(hidden, tl.load(leading + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
-            tl.store(to_own_factors + here, to_f, mask=inside)
-            through_gate *= f[:, None]
-            through_up *= f[:, None]
-            through_down *= f[:, None]
-            to_k = within(to_opening * f[:, None], tl.load(leading + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_k += within(to_raised * f[:, None], tl.load(leading + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_h = within(error * f[:, None], tl.load(leading + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
-            if not ORTHOGONALISE:
-                g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
-                more_gate = product(k, tl.load(trailing + wide), HALF, PRECISION)
-                more_up = product(k, tl.load(trailing + SIZE + wide), HALF, PRECISION)
-                more_down = product(hidden, tl.load(trailing + 2 * SIZE + tall), HALF, PRECISION)
-                to_g = tl.sum(to_opening * more_gate + to_raised * more_up, 1) + tl.sum(error * more_down, 1)
-                tl.store(to_own_factors + X + here, -to_g, mask=inside)
-                through_gate += g[:, None] * more_gate
-                through_up += g[:, None] * more_up
-                through_down += g[:, None] * more_down
-                to_k += product(to_opening * g[:, None], tl.load(trailing + tall), HALF, PRECISION)
-                to_k += product(to_raised * g[:, None], tl.load(trailing + SIZE + tall), HALF, PRECISION)
-                to_h += product(error * g[:, None], tl.load(trailing + 2 * SIZE + wide), HALF, PRECISION)
-            # Backwards: dh, then e, then h, then the pre-activations.
-            of_hidden = through_gate * raised * slope + through_up * silu
-            of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
-            to_h += product(of_error, tl.load(down + wide), HALF, PRECISION)
-            of_raised = through_gate * to_hidden * slope + to_h * silu
-            of_opening = through_gate * to_hidden * raised * second_derivative(opening)
-            of_opening += through_up * to_hidden * slope + to_h * raised * slope
-            to_k += of_error + product(of_opening, tl.load(gate + tall), HALF, PRECISION)
-            to_k += product(of_raised, tl.load(up + tall), HALF, PRECISION)
-            # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
-            place = before + wide
-            tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
-            place = before + SIZE + wide
-            tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
-            place = before + 2 * SIZE + wide
-            more = product(tl.trans(error), of_hidden, HALF, PRECISION)
-            more += product(tl.trans(of_error), hidden, HALF, PRECISION)
-            tl.store(place, tl.load(place) + more)
-            place = at[:, None] * heads * K + ks[None, :]
-            if X > C:
-                to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
-                of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
-            tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
-            tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+            tile_back(
+                at, inside, own_factors + here, to_own_factors + here, key, value, slot, leading, trailing, before,
+                to_key, to_value, heads, key_t, value_t, ks, wide, tall, C, X, K, SIZE, ORTHOGONALISE, HALF, PRECISION,
+            )  # fmt: skip
             tl.debug_barrier()
         if not LAZY:
             earlier_back(

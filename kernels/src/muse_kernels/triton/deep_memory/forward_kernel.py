@@ -7,7 +7,7 @@ the chunks' gradients are taken at, and what is read, is W rounded. Source: math
 import triton
 import triton.language as tl
 
-from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product, within
+from .tiles import SMALLEST_SQUARE, newton_schulz, product, taken, tried, within
 
 
 @triton.jit
@@ -78,18 +78,11 @@ def scan_kernel(
             here = first + ts
             inside = here < X
             at = (i * C + here).to(tl.int64)
-            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
-            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
-            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
+            k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = slot + wide, slot + SIZE + wide, slot + 2 * SIZE + wide
-            opening, raised = product(k, tl.load(gate), HALF, PRECISION), product(k, tl.load(up), HALF, PRECISION)
-            hidden, silu, slope = activations(opening, raised)
-            down_t = tl.load(slot + 2 * SIZE + tall)
-            error = k.to(tl.float32) + product(hidden, down_t, HALF, PRECISION) - v.to(tl.float32)
+            error, layer, adjoints = tried(k, v, slot, wide, tall, SIZE, HALF, PRECISION)
+            hidden, to_opening, to_raised = layer[2], adjoints[1], adjoints[2]
             error_t = tl.trans(error)
-            to_hidden = product(error, tl.load(down), HALF, PRECISION)
-            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
             kept = tl.where(first == 0, in_momentum, 1.0)
             if not ORTHOGONALISE:
                 entering = tl.load(own_factors + X + here, mask=inside, other=0.0)

@@ -115,6 +115,27 @@ def activations(opening, raised):
 
 
 @triton.jit
+def taken(key, value, at, inside, ks, key_t, value_t):
+    """Keys and values of a tile's tokens (T, K), and the keys again (K, T); nothing of a token outside."""
+    k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
+    kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
+    v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
+    return k, kt, v
+
+
+@triton.jit
+def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """f(k) - v, the hidden layer with what its derivatives need, and the adjoints of it and of its pre-activations."""
+    opening = product(k, tl.load(weights + wide), HALF, PRECISION)
+    raised = product(k, tl.load(weights + SIZE + wide), HALF, PRECISION)
+    hidden, silu, slope = activations(opening, raised)
+    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF, PRECISION) - v.to(tl.float32)
+    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF, PRECISION)
+    to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
+    return error, (opening, raised, hidden, silu, slope), (to_hidden, to_opening, to_raised)
+
+
+@triton.jit
 def second_derivative(opening):
     """SiLU'' at `opening`."""
     share = tl.sigmoid(opening)
