@@ -184,19 +184,19 @@ def asked(
     SIZE: tl.constexpr,
     FINE: tl.constexpr,
     HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """What adjoints `of` the three matrices ask of each token: the factor's adjoint, the factor times X, Y and Z, and
     what they leave for k and h."""
-    x = within(k, tl.load(of + wide), FINE, HALF, PRECISION)
-    y = within(k, tl.load(of + SIZE + wide), FINE, HALF, PRECISION)
-    z = within(hidden, tl.load(of + 2 * SIZE + tall), FINE, HALF, PRECISION)
+    x = within(k, tl.load(of + wide), FINE, HALF)
+    y = within(k, tl.load(of + SIZE + wide), FINE, HALF)
+    z = within(hidden, tl.load(of + 2 * SIZE + tall), FINE, HALF)
     to_factor = tl.sum(to_opening * x + to_raised * y, 1) + tl.sum(error * z, 1)
     factor = factor[:, None]
-    to_k = within(to_opening * factor, tl.load(of + tall), FINE, HALF, PRECISION)
-    to_k += within(to_raised * factor, tl.load(of + SIZE + tall), FINE, HALF, PRECISION)
-    to_h = within(error * factor, tl.load(of + 2 * SIZE + wide), FINE, HALF, PRECISION)
-    return to_factor, (x * factor, y * factor, z * factor), to_k, to_h
+    x, y, z = x * factor, y * factor, z * factor
+    to_k = within(to_opening * factor, tl.load(of + tall), FINE, HALF)
+    to_k += within(to_raised * factor, tl.load(of + SIZE + tall), FINE, HALF)
+    to_h = within(error * factor, tl.load(of + 2 * SIZE + wide), FINE, HALF)
+    return to_factor, (x, y, z), to_k, to_h
 
 
 @triton.jit
@@ -225,44 +225,43 @@ def tile_back(
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
     HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """The adjoints of a tile's keys, values and factors, and in `before` what its gradients add to W_bar."""
     k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
-    error, layer, adjoints = tried(k, v, weights, wide, tall, SIZE, HALF, PRECISION)
+    f = tl.load(factors, mask=inside, other=0.0)
+    error, layer, adjoints = tried(k, v, weights, wide, tall, SIZE, HALF)
     opening, raised, hidden, silu, slope = layer
     to_hidden, to_opening, to_raised = adjoints
-    f = tl.load(factors, mask=inside, other=0.0)
     to_f, through, to_k, to_h = asked(
-        leading, f, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, ORTHOGONALISE, HALF, PRECISION
+        leading, f, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, ORTHOGONALISE, HALF
     )
     tl.store(to_factors, to_f, mask=inside)
     through_gate, through_up, through_down = through
     if not ORTHOGONALISE:
         g = -tl.load(factors + X, mask=inside, other=0.0)
         to_g, more, more_to_k, more_to_h = asked(
-            trailing, g, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, False, HALF, PRECISION
+            trailing, g, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, False, HALF
         )
         tl.store(to_factors + X, -to_g, mask=inside)
         through_gate, through_up, through_down = through_gate + more[0], through_up + more[1], through_down + more[2]
         to_k, to_h = to_k + more_to_k, to_h + more_to_h
     # Backwards: dh, then e, then h, then the pre-activations.
     of_hidden = through_gate * raised * slope + through_up * silu
-    of_error = through_down + product(of_hidden, tl.load(weights + 2 * SIZE + tall), HALF, PRECISION)
-    to_h += product(of_error, tl.load(weights + 2 * SIZE + wide), HALF, PRECISION)
+    of_error = through_down + product(of_hidden, tl.load(weights + 2 * SIZE + tall), HALF)
+    to_h += product(of_error, tl.load(weights + 2 * SIZE + wide), HALF)
     of_raised = through_gate * to_hidden * slope + to_h * silu
     of_opening = through_gate * to_hidden * raised * second_derivative(opening)
     of_opening += through_up * to_hidden * slope + to_h * raised * slope
-    to_k += of_error + product(of_opening, tl.load(weights + tall), HALF, PRECISION)
-    to_k += product(of_raised, tl.load(weights + SIZE + tall), HALF, PRECISION)
+    to_k += of_error + product(of_opening, tl.load(weights + tall), HALF)
+    to_k += product(of_raised, tl.load(weights + SIZE + tall), HALF)
     # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
     place = before + wide
-    tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
+    tl.store(place, tl.load(place) + product(kt, of_opening, HALF))
     place = before + SIZE + wide
-    tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
+    tl.store(place, tl.load(place) + product(kt, of_raised, HALF))
     place = before + 2 * SIZE + wide
-    more_down = product(tl.trans(error), of_hidden, HALF, PRECISION)
-    more_down += product(tl.trans(of_error), hidden, HALF, PRECISION)
+    more_down = product(tl.trans(error), of_hidden, HALF)
+    more_down += product(tl.trans(of_error), hidden, HALF)
     tl.store(place, tl.load(place) + more_down)
     place = at[:, None] * heads * K + ks[None, :]
     if X > C:
@@ -309,7 +308,6 @@ def scan_back_kernel(
     T: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
     chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, X - C + n C, H, K) are summed into where X > C."""
@@ -362,7 +360,7 @@ def scan_back_kernel(
             at = (i * C + here).to(tl.int64)
             tile_back(
                 at, inside, own_factors + here, to_own_factors + here, key, value, slot, leading, trailing, before,
-                to_key, to_value, heads, key_t, value_t, ks, wide, tall, C, X, K, SIZE, ORTHOGONALISE, HALF, PRECISION,
+                to_key, to_value, heads, key_t, value_t, ks, wide, tall, C, X, K, SIZE, ORTHOGONALISE, HALF,
             )  # fmt: skip
             tl.debug_barrier()
         if not LAZY:

@@ -39,7 +39,6 @@ def scan_kernel(
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
     KEEP: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`shares` (B, H, n, 3) are of S in S, of W in W, and of the direction or of S in what W loses; `current` (B, H,
     3, K, E) holds, where documents start inside, the rounded weights that the chunk trains. The first slot of `starts`,
@@ -80,7 +79,7 @@ def scan_kernel(
             at = (i * C + here).to(tl.int64)
             k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            error, layer, adjoints = tried(k, v, slot, wide, tall, SIZE, HALF, PRECISION)
+            error, layer, adjoints = tried(k, v, slot, wide, tall, SIZE, HALF)
             hidden, to_opening, to_raised = layer[2], adjoints[1], adjoints[2]
             error_t = tl.trans(error)
             kept = tl.where(first == 0, in_momentum, 1.0)
@@ -90,11 +89,11 @@ def scan_kernel(
                 of_momentum = tl.where(first == 0, lost, 0.0)
                 for which in tl.static_range(3):
                     if which == 0:
-                        gradient = product(kt, to_opening * entering[:, None], HALF, PRECISION)
+                        gradient = product(kt, to_opening * entering[:, None], HALF)
                     elif which == 1:
-                        gradient = product(kt, to_raised * entering[:, None], HALF, PRECISION)
+                        gradient = product(kt, to_raised * entering[:, None], HALF)
                     else:
-                        gradient = product(error_t * entering[None, :], hidden, HALF, PRECISION)
+                        gradient = product(error_t * entering[None, :], hidden, HALF)
                     place = which * SIZE + wide
                     now = left * tl.load(own_weights + place) - of_momentum * tl.load(own_momentum + place)
                     now -= gradient
@@ -104,11 +103,11 @@ def scan_kernel(
                 tl.debug_barrier()
             for which in tl.static_range(3):
                 if which == 0:
-                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF)
                 elif which == 1:
-                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF)
                 else:
-                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF)
                 place = which * SIZE + wide
                 now = kept * tl.load(own_momentum + place) + gradient
                 tl.store(own_momentum + place, now)

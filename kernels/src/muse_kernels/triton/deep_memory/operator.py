@@ -189,7 +189,6 @@ def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch, dtype: torch.
         "K": learned.shape[2],
         "E": learned.shape[3],
         "T": tokens,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
         "num_warps": launch.warps,
         "num_stages": 1,
     }

@@ -75,7 +75,6 @@ def _sizes(starts: Tensor, tokens: int) -> dict:
         "K": starts.shape[-2],
         "E": starts.shape[-1],
         "T": tile,
-        "PRECISION": "tf32x3" if starts.dtype == torch.float32 else "tf32",
         "num_warps": WARPS,
         "num_stages": 1,
     }

@@ -25,7 +25,6 @@ def read_kernel(
     K: tl.constexpr,
     E: tl.constexpr,
     T: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`starts` (n, B, H, 3, K, E), `query` (B, H, n C, K) of any strides but the last, `output` (B, n C, H, K)."""
     HALF: tl.constexpr = starts.dtype.element_ty
@@ -39,9 +38,9 @@ def read_kernel(
         inside = (first + ts < C)[:, None]
         at = (i * C + first + ts)[:, None]
         q = tl.load(query + b * query_b + h * query_h + at * query_t + ks[None, :], mask=inside, other=0.0)
-        raised = product(q, tl.load(gate + K * E + wide), HALF, PRECISION)
-        hidden, _, _ = activations(product(q, tl.load(gate + wide), HALF, PRECISION), raised)
-        found = q.to(tl.float32) + product(hidden, tl.load(gate + 2 * K * E + tall), HALF, PRECISION)
+        raised = product(q, tl.load(gate + K * E + wide), HALF)
+        hidden, _, _ = activations(product(q, tl.load(gate + wide), HALF), raised)
+        found = q.to(tl.float32) + product(hidden, tl.load(gate + 2 * K * E + tall), HALF)
         place = ((b * tokens + at) * heads + h) * K + ks[None, :]
         tl.store(output + place, found.to(HALF), mask=inside)
 
@@ -66,7 +65,6 @@ def read_back_kernel(
     K: tl.constexpr,
     E: tl.constexpr,
     T: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """As `read_kernel`; `to_output` (B, n C, H, K) of any strides but the last, `to_query` contiguous as `output`."""
     HALF: tl.constexpr = starts.dtype.element_ty
@@ -84,16 +82,16 @@ def read_back_kernel(
         q = tl.load(query + b * query_b + h * query_h + at * query_t + ks[None, :], mask=inside, other=0.0)
         place = to_output + b * to_output_b + at * to_output_t + h * to_output_h + ks[None, :]
         of_output = tl.load(place, mask=inside, other=0.0)
-        opening = product(q, tl.load(gate + wide), HALF, PRECISION)
-        raised = product(q, tl.load(gate + SIZE + wide), HALF, PRECISION)
+        opening = product(q, tl.load(gate + wide), HALF)
+        raised = product(q, tl.load(gate + SIZE + wide), HALF)
         hidden, silu, slope = activations(opening, raised)
-        of_hidden = product(of_output, tl.load(gate + 2 * SIZE + wide), HALF, PRECISION)
-        of_down += product(tl.trans(of_output), hidden, HALF, PRECISION)
+        of_hidden = product(of_output, tl.load(gate + 2 * SIZE + wide), HALF)
+        of_down += product(tl.trans(of_output), hidden, HALF)
         of_opening, of_raised = of_hidden * raised * slope, of_hidden * silu
-        of_gate += product(tl.trans(q), of_opening, HALF, PRECISION)
-        of_up += product(tl.trans(q), of_raised, HALF, PRECISION)
-        found = of_output.to(tl.float32) + product(of_opening, tl.load(gate + tall), HALF, PRECISION)
-        found += product(of_raised, tl.load(gate + SIZE + tall), HALF, PRECISION)
+        of_gate += product(tl.trans(q), of_opening, HALF)
+        of_up += product(tl.trans(q), of_raised, HALF)
+        found = of_output.to(tl.float32) + product(of_opening, tl.load(gate + tall), HALF)
+        found += product(of_raised, tl.load(gate + SIZE + tall), HALF)
         tl.store(to_query + ((b * tokens + at) * heads + h) * K + ks[None, :], found.to(HALF), mask=inside)
     tl.store(to_gate + wide, of_gate.to(HALF))
     tl.store(to_gate + SIZE + wide, of_up.to(HALF))

@@ -43,19 +43,6 @@ def sides(x):
 
 
 @triton.jit
-def product(x, y, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """x y of operands rounded to HALF, summed in float32; x has 64 rows at most."""
-    x, y = x.to(HALF), y.to(HALF)
-    if x.shape[0] <= 32:
-        result = tl.dot(x, y, input_precision=PRECISION)
-    else:
-        upper, lower = halves(x)
-        upper, lower = tl.dot(upper, y, input_precision=PRECISION), tl.dot(lower, y, input_precision=PRECISION)
-        result = stacked(upper, lower)
-    return result
-
-
-@triton.jit
 def strip(x, y):
     """x y of a tile of 32 rows at most, in float32 by three products of tf32: 32 columns at a time, for
     both parts of both operands lie in registers."""
@@ -80,12 +67,26 @@ def fine(x, y):
 
 
 @triton.jit
-def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+def product(x, y, HALF: tl.constexpr):
+    """x y of operands rounded to HALF, summed in float32; x has 64 rows at most."""
+    x, y = x.to(HALF), y.to(HALF)
+    if HALF == tl.float32:
+        result = fine(x, y)
+    elif x.shape[0] <= 32:
+        result = tl.dot(x, y)
+    else:
+        upper, lower = halves(x)
+        result = stacked(tl.dot(upper, y), tl.dot(lower, y))
+    return result
+
+
+@triton.jit
+def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr):
     """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
     if FINE:
         result = fine(x.to(tl.float32), y.to(tl.float32))
     else:
-        result = product(x, y, HALF, PRECISION)
+        result = product(x, y, HALF)
     return result
 
 
@@ -124,13 +125,13 @@ def taken(key, value, at, inside, ks, key_t, value_t):
 
 
 @triton.jit
-def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr):
     """f(k) - v, the hidden layer with what its derivatives need, and the adjoints of it and of its pre-activations."""
-    opening = product(k, tl.load(weights + wide), HALF, PRECISION)
-    raised = product(k, tl.load(weights + SIZE + wide), HALF, PRECISION)
+    opening = product(k, tl.load(weights + wide), HALF)
+    raised = product(k, tl.load(weights + SIZE + wide), HALF)
     hidden, silu, slope = activations(opening, raised)
-    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF, PRECISION) - v.to(tl.float32)
-    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF, PRECISION)
+    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF) - v.to(tl.float32)
+    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF)
     to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
     return error, (opening, raised, hidden, silu, slope), (to_hidden, to_opening, to_raised)
 
