@@ -38,6 +38,13 @@ def test_equals_the_definition(options):
     assert_close(results(problem, deep_memory), expected, 2e-4)
 
 
+@pytest.mark.parametrize("orthogonalise", [True, False])
+def test_keys_wider_than_a_tile_of_rows(orthogonalise):
+    problem = draw(8, **{**SIZES, "heads": 1, "key_width": 64}, chunk=4, offset=0, orthogonalise=orthogonalise)
+    expected = results(problem.to(torch.float64), reference)
+    assert_close(results(problem, deep_memory), expected, 2e-4)
+
+
 def test_tiles_of_tokens_and_recomputed_states(monkeypatch):
     problem = draw(41, **SIZES, chunk=20, offset=0)
     expected = results(problem.to(torch.float64), reference)

@@ -58,7 +58,7 @@ def deep_memory(
         window: c, tokens of a window. Windows reach into earlier chunks, at the weights of the present one.
         orthogonalise: take NS5 of the momentum. Gradients through many such chunks grow without bound.
         recompute: of how many chunks one state is kept for the backward pass; the others are computed again.
-        backend: "auto", "triton", "torch" or "reference". On a GPU triton refuses `orthogonalise`.
+        backend: "auto", "triton", "torch" or "reference".
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and the state after the last token,
     float32, or float64 where any input is. Gradients reach every tensor, through all chunks. ValueError names the
@@ -77,7 +77,7 @@ def deep_memory(
         query.device.type,
         "float64" if double else str(layout.output_dtype).removeprefix("torch."),
         {"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices},
-        frozenset({"gradient", *(["resets"] if resets is not None else []), *(["orthogonalise"] * orthogonalise)}),
+        frozenset({"gradient", *(["resets"] if resets is not None else [])}),
     )
     function = implementation("deep_memory", select_backend(request, backend).backend)
     return function(

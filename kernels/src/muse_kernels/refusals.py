@@ -15,10 +15,6 @@ WIDEST = {
     "trace_attention": {"key": 128, "value": 128},
 }
 """What a Triton program holds at once, by operation and size."""
-NOT_ORTHOGONALISED = (
-    "its deep_memory with orthogonalised updates was seen to end in illegal memory accesses and wrong gradients "
-    "on a GPU"
-)
 ONE_PROCESS = "context parallelism stands around a kernel, which takes no process group (group)"
 """Context parallelism needs of a kernel that it takes `initial`, and no process group of its own."""
 
@@ -50,8 +46,6 @@ def refuse_triton(request) -> str | None:
     if request.dtype == "float64":
         return "its kernels compute in float32"
     if request.operation == "deep_memory":
-        if "orthogonalise" in request.needs and request.device == "cuda":
-            return NOT_ORTHOGONALISED
         if "double_backward" in request.needs:
             return "its deep_memory has no second derivatives"
         if reason := deep_memory_sizes(request.sizes):

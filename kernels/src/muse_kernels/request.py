@@ -33,4 +33,4 @@ class KernelRequest(NamedTuple):
     sizes: Mapping[str, int] = {}
     """Head sizes where an operation has them, such as {"key": 64, "value": 64}."""
     needs: frozenset[str] = frozenset({"gradient"})
-    """Among "gradient", "double_backward", "resets", "group", and of deep_memory "orthogonalise"."""
+    """Among "gradient", "double_backward", "resets" and "group"."""

@@ -46,11 +46,11 @@ class Ours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) → (B, N, D)."""
         x = self.norm(x)
-        query, key, value = self.projections(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
+        rows = unit_length(self.projections(x).unflatten(-1, (3, HEADS, -1)))
         rate, momentum, decay = self.gates(x).float().unflatten(-1, (3, HEADS)).unbind(2)
         rate = rate.sigmoid() / self.options["chunk"]
         gates = (rate, F.logsigmoid(momentum + 2), F.logsigmoid(decay + 6))
-        read, _ = deep_memory(*map(unit_length, (query, key, value)), *gates, self.weights, **self.options)
+        read, _ = deep_memory(*rows.unbind(2), *gates, self.weights, **self.options)
         return self.output(read.flatten(2))
 
 
@@ -64,7 +64,7 @@ def layers(chunk: int) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 
     yield "muse, gradient rule", lambda: ours(orthogonalise=False)
     yield "muse, gradient rule, a state in 16 chunks kept", lambda: ours(orthogonalise=False, recompute=16)
-    yield "muse, orthogonalised (torch)", lambda: ours(orthogonalise=True)
+    yield "muse, orthogonalised", lambda: ours(orthogonalise=True)
     try:
         from titans_pytorch.memory_models import MemorySwiGluMLP
         from titans_pytorch.neural_memory import NeuralMemory

@@ -39,6 +39,10 @@ class Recorder:
         return lambda *arguments, **named: self.launches.append((arguments, named))
 
     def compile(self) -> Resources:
+        """What the last launch takes."""
+        return _read(self.compiled().asm["cubin"])
+
+    def compiled(self) -> triton.compiler.CompiledKernel:
         """The last launch, specialised as Triton would for these arguments."""
         arguments, named = self.launches[-1]
         values = dict(zip(self.kernel.arg_names, arguments)) | {k: v for k, v in named.items() if k not in OPTIONS}
@@ -56,7 +60,7 @@ class Recorder:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
         options = {k: v for k, v in named.items() if k in OPTIONS and v is not None}
-        return _read(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"])
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 def _read(cubin: bytes) -> Resources:

@@ -43,13 +43,13 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     Memory of the backward pass O(N (K + E) + N / chunk P K E), and with `recompute` > 1
     O(N (K + E) + (N / (chunk recompute) + recompute) P K E). Source: mathematics §3.
     """
-    return by_chunks(call, layout, scan, layout.state_dtype)
+    return by_chunks(call, layout, scan, read, layout.state_dtype)
 
 
 def by_chunks(
-    call: DeepMemoryCall, layout: DeepMemoryLayout, scan: Callable, dtype: torch.dtype
+    call: DeepMemoryCall, layout: DeepMemoryLayout, scan: Callable, read: Callable, dtype: torch.dtype
 ) -> tuple[Tensor, DeepMemoryState]:
-    """(output, final), with the whole chunks run by `scan` on queries, keys and values in `dtype`."""
+    """(output, final), with the whole chunks run by `scan` and `read` on queries, keys and values in `dtype`."""
     edges = edges_of_parts(call.offset, layout.tokens, call.chunk, call.recompute)
     learned = call.weights.to(layout.state_dtype)
     state, outputs = first_state(call, layout, layout.state_dtype), []
@@ -61,7 +61,7 @@ def by_chunks(
                 closes = (call.offset + stop) % call.chunk == 0
                 output, state = _one_piece(part, closes, call.orthogonalise, learned, state)
             else:
-                arguments = (part, call.chunk, call.orthogonalise, learned, scan, *state)
+                arguments = (part, call.chunk, call.orthogonalise, learned, scan, read, *state)
                 if call.recompute > 1 and torch.is_grad_enabled():
                     found = checkpoint(whole_chunks, *arguments, use_reentrant=False, preserve_rng_state=False)
                 else:
@@ -85,7 +85,8 @@ def _part(call: DeepMemoryCall, start: int, stop: int, dtype: torch.dtype, gates
     """Tokens of the call, heads first."""
     given = [(x, dtype) for x in (call.query, call.key, call.value)]
     given += [(x, gates) for x in (call.rate, call.log_momentum, call.log_decay)]
-    cut = (x if x is None else x[:, start:stop].to(kind).transpose(1, 2) for x, kind in given)
+    whole = stop - start == call.query.shape[1]  # whose slice would be copied backwards
+    cut = (x if x is None else (x if whole else x[:, start:stop]).to(kind).transpose(1, 2) for x, kind in given)
     return Piece(*cut, None if call.resets is None else call.resets[:, start:stop])
 
 
@@ -139,10 +140,10 @@ def _one_piece(
 
 
 def whole_chunks(
-    part: Piece, chunk: int, orthogonalise: bool, learned: Tensor, scan: Callable, *carried: Tensor
+    part: Piece, chunk: int, orthogonalise: bool, learned: Tensor, scan: Callable, read: Callable, *carried: Tensor
 ) -> tuple[Tensor, ...]:
     """(output, *state) after whole chunks, from the state at the start of one. The weights at the chunks' starts are
-    sequential and `scan`'s; all readings follow at once."""
+    sequential and `scan`'s; all readings follow at once and are `read`'s."""
     state = DeepMemoryState(*carried)
     span = state.window_rate.shape[1] + 1
     window = [x.transpose(1, 2) for x in (state.window_key, state.window_value, state.window_rate)]
@@ -163,7 +164,7 @@ def whole_chunks(
             (all_documents.unfold(1, chunk + span - 1, chunk) != last)[:, None], 0.0
         )
         gates = [x if x is None else x.masked_fill(~alive, 0.0) for x in gates]
-        again = (document.unflatten(1, (-1, chunk)) != F.pad(last, (0, 0, 1, 0))[:, :-1]).transpose(0, 1)
+        again = (document.unflatten(1, (-1, chunk)) != F.pad(last, (0, 0, 1, 0))[:, :-1]).flatten(1)
         rate_BHT = rate_BHT.masked_fill((all_documents != document[:, -1:])[:, None], 0.0)
     shares = shares_of_tokens(Piece(part.query, part.key, part.value, *gates, None), alive, orthogonalise)
     factors_BHnwX = factors_BHnX[..., None, :] * in_later_windows(shares.of_gradients, span)
@@ -172,14 +173,13 @@ def whole_chunks(
                shares.stepped if orthogonalise else shares.earlier, fresh, chunk),
         *(learned, state.weights, state.momentum, orthogonalise),
     )
-    query_nBHCK = part.query.unflatten(2, (-1, chunk)).movedim(2, 0).to(starts_nBHPKE.dtype)
-    output = answer(starts_nBHPKE, query_nBHCK)
+    query = part.query.to(starts_nBHPKE.dtype)
+    output = read(starts_nBHPKE, query)
     if again is not None:
-        anew = answer(learned.to(query_nBHCK.dtype), query_nBHCK)
-        output = torch.where(again[:, :, None, :, None], anew, output)
+        output = torch.where(again[:, None, :, None], answer(learned.to(query.dtype), query), output)
     kept = [x[:, :, x.shape[2] - span + 1 :].transpose(1, 2).to(weights.dtype) for x in (key, value, rate_BHT)]
     pending, log_kept = torch.zeros_like(state.pending), torch.zeros_like(state.log_kept)
-    return output.movedim(0, 2).flatten(2, 3), weights, momentum, pending, log_kept, *kept
+    return output, weights, momentum, pending, log_kept, *kept
 
 
 class Chunks(NamedTuple):
@@ -306,6 +306,11 @@ def answer(weights: Tensor, x: Tensor) -> Tensor:
         return x @ weights[..., 0, :, :]
     gate, up, down = weights.unbind(-3)
     return x + (F.silu(x @ gate) * (x @ up)) @ down.transpose(-1, -2)
+
+
+def read(starts: Tensor, query: Tensor) -> Tensor:
+    """f(q; W) (B, H, n C, M) of queries (B, H, n C, K) and W at the chunks' starts (n, B, H, P, K, E)."""
+    return answer(starts, query.unflatten(2, (starts.shape[0], -1)).movedim(2, 0)).movedim(0, 2).flatten(2, 3)
 
 
 def weighted_gradients(weights: Tensor, key: Tensor, value: Tensor, factors: Tensor) -> tuple[Tensor, ...]:

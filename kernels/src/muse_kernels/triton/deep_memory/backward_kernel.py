@@ -6,7 +6,7 @@ Of a chunk that starts from W and S, with G(W) its gradient, S' = m S + G, W' = 
 without Newton-Schulz W' = a W - b S - P(W), P of other factors, and P_bar = -W'_bar. What a token of factor f adds to
 <G, S'_bar>, with X = k A_bar, Y = k B_bar, Z = h C_bar^T of the three matrices' adjoints, is
     f (dh * r * s' . X + dh * s . Y + e . Z),   a = k A, r = k B, s = SiLU(a), h = s * r, e = k + h C^T - v, dh = e C,
-which the second half of the loop differentiates by hand. Source: mathematics §3.
+which `tile_back` differentiates by hand. Source: mathematics §3.
 """
 
 import triton
@@ -18,11 +18,12 @@ from .tiles import (
     SMALLEST_SQUARE,
     STEPS,
     THIRD,
-    activations,
     fine,
     polynomial,
     product,
     second_derivative,
+    taken,
+    tried,
     within,
 )
 
@@ -72,6 +73,7 @@ def matrices_back(
     after,
     before,
     to_momentum,
+    narrow,
     steps,
     wide,
     squares,
@@ -83,33 +85,39 @@ def matrices_back(
     HALF: tl.constexpr,
 ):
     """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
-    adjoints of the shares. `LAZY` leaves the share of S in the next S' to this chunk to multiply."""
+    adjoints of the shares. Without Newton-Schulz S'_bar and W'_bar go rounded into `narrow`, too. `LAZY` leaves S_bar
+    of the later chunk, from its S'_bar and its W'_bar, which `before` still holds, to this one."""
     in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
-    later = 1.0
+    later, later_lost = 1.0, 0.0
     if LAZY:
         if not last:
-            later = tl.load(own_shares + 3)
-    to_in_momentum, to_in_weights, to_lost = 0.0, 0.0, 0.0
+            later, later_lost = tl.load(own_shares + 3), tl.load(own_shares + 5)
+    nothing = tl.zeros((K,), tl.float32)
+    to_in_momentum, to_in_weights, to_lost = nothing, nothing, nothing
     for p in range(3):
         place = p * SIZE + wide
         upstream = tl.load(after + place)
+        adjoint = later * tl.load(to_momentum + place)
+        if LAZY and not ORTHOGONALISE:
+            if not last:
+                adjoint -= later_lost * tl.load(before + place)
+            tl.debug_barrier()  # what is loaded and what is stored there need not be the same threads'
         w = tl.load(starts + (i * rows + row) * 3 * SIZE + place)
         if FRESH:
             if anew:
                 w = tl.load(learned + h * 3 * SIZE + place).to(HALF)
             tl.store(current + row * 3 * SIZE + place, w)
         w = w.to(tl.float32)
-        to_in_weights += tl.sum(upstream * w)
+        to_in_weights += tl.sum(upstream * w, 1)
         if FRESH:
             tl.store(before + place, in_weights * upstream)
         else:
             read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
             tl.store(before + place, in_weights * upstream + read)
-        adjoint = later * tl.load(to_momentum + place)
         if ORTHOGONALISE:
             s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
             x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, squares, K, SIZE)
-            to_lost -= tl.sum(tl.load(after + place) * x)
+            to_lost -= tl.sum(tl.load(after + place) * x, 1)
             adjoint += direction
         if i == 0:
             s = tl.load(first_momentum + place)
@@ -117,12 +125,14 @@ def matrices_back(
             s = tl.load(momenta + ((i - 1) * rows + row) * 3 * SIZE + place).to(tl.float32)
         s = tl.where(anew, 0.0, s)
         if not ORTHOGONALISE:
-            to_lost -= tl.sum(upstream * s)
-        to_in_momentum += tl.sum(adjoint * s)
+            to_lost -= tl.sum(upstream * s, 1)
+            tl.store(narrow + place, adjoint.to(HALF))
+            tl.store(narrow + 3 * SIZE + place, upstream.to(HALF))
+        to_in_momentum += tl.sum(adjoint * s, 1)
         tl.store(to_momentum + place, adjoint)
-    tl.store(own_to_shares, to_in_momentum)
-    tl.store(own_to_shares + 1, to_in_weights)
-    tl.store(own_to_shares + 2, to_lost)
+    tl.store(own_to_shares, tl.sum(to_in_momentum))
+    tl.store(own_to_shares + 1, tl.sum(to_in_weights))
+    tl.store(own_to_shares + 2, tl.sum(to_lost))
 
 
 @triton.jit
@@ -161,6 +171,107 @@ def earlier_back(
 
 
 @triton.jit
+def asked(
+    of,
+    factor,
+    k,
+    hidden,
+    error,
+    to_opening,
+    to_raised,
+    wide,
+    tall,
+    SIZE: tl.constexpr,
+    FINE: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """What adjoints `of` the three matrices ask of each token: the factor's adjoint, the factor times X, Y and Z, and
+    what they leave for k and h."""
+    x = within(k, tl.load(of + wide), FINE, HALF)
+    y = within(k, tl.load(of + SIZE + wide), FINE, HALF)
+    z = within(hidden, tl.load(of + 2 * SIZE + tall), FINE, HALF)
+    to_factor = tl.sum(to_opening * x + to_raised * y, 1) + tl.sum(error * z, 1)
+    factor = factor[:, None]
+    x, y, z = x * factor, y * factor, z * factor
+    to_k = within(to_opening * factor, tl.load(of + tall), FINE, HALF)
+    to_k += within(to_raised * factor, tl.load(of + SIZE + tall), FINE, HALF)
+    to_h = within(error * factor, tl.load(of + 2 * SIZE + wide), FINE, HALF)
+    return to_factor, (x, y, z), to_k, to_h
+
+
+@triton.jit
+def tile_back(
+    at,
+    inside,
+    factors,
+    to_factors,
+    key,
+    value,
+    weights,
+    leading,
+    trailing,
+    before,
+    to_key,
+    to_value,
+    heads,
+    key_t,
+    value_t,
+    ks,
+    wide,
+    tall,
+    C: tl.constexpr,
+    X: tl.constexpr,
+    K: tl.constexpr,
+    SIZE: tl.constexpr,
+    ORTHOGONALISE: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """The adjoints of a tile's keys, values and factors, and in `before` what its gradients add to W_bar."""
+    k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
+    f = tl.load(factors, mask=inside, other=0.0)
+    error, layer, adjoints = tried(k, v, weights, wide, tall, SIZE, HALF)
+    opening, raised, hidden, silu, slope = layer
+    to_hidden, to_opening, to_raised = adjoints
+    to_f, through, to_k, to_h = asked(
+        leading, f, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, ORTHOGONALISE, HALF
+    )
+    tl.store(to_factors, to_f, mask=inside)
+    through_gate, through_up, through_down = through
+    if not ORTHOGONALISE:
+        g = -tl.load(factors + X, mask=inside, other=0.0)
+        to_g, more, more_to_k, more_to_h = asked(
+            trailing, g, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, False, HALF
+        )
+        tl.store(to_factors + X, -to_g, mask=inside)
+        through_gate, through_up, through_down = through_gate + more[0], through_up + more[1], through_down + more[2]
+        to_k, to_h = to_k + more_to_k, to_h + more_to_h
+    # Backwards: dh, then e, then h, then the pre-activations.
+    of_hidden = through_gate * raised * slope + through_up * silu
+    of_error = through_down + product(of_hidden, tl.load(weights + 2 * SIZE + tall), HALF)
+    to_h += product(of_error, tl.load(weights + 2 * SIZE + wide), HALF)
+    of_raised = through_gate * to_hidden * slope + to_h * silu
+    of_opening = through_gate * to_hidden * raised * second_derivative(opening)
+    of_opening += through_up * to_hidden * slope + to_h * raised * slope
+    to_k += of_error + product(of_opening, tl.load(weights + tall), HALF)
+    to_k += product(of_raised, tl.load(weights + SIZE + tall), HALF)
+    # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
+    place = before + wide
+    tl.store(place, tl.load(place) + product(kt, of_opening, HALF))
+    place = before + SIZE + wide
+    tl.store(place, tl.load(place) + product(kt, of_raised, HALF))
+    place = before + 2 * SIZE + wide
+    more_down = product(tl.trans(error), of_hidden, HALF)
+    more_down += product(tl.trans(of_error), hidden, HALF)
+    tl.store(place, tl.load(place) + more_down)
+    place = at[:, None] * heads * K + ks[None, :]
+    if X > C:
+        to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
+        of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
+    tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
 def scan_back_kernel(
     key,
     value,
@@ -175,6 +286,7 @@ def scan_back_kernel(
     to_weights,
     to_momentum,
     to_learned,
+    narrow,
     steps,
     to_key,
     to_value,
@@ -196,13 +308,12 @@ def scan_back_kernel(
     T: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
-    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, H, X - C + n C, K) are summed into where X > C."""
+    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, X - C + n C, H, K) are summed into where X > C."""
     HALF: tl.constexpr = starts.dtype.element_ty
     SIZE: tl.constexpr = K * E
-    LAZY: tl.constexpr = ORTHOGONALISE and not FRESH
+    LAZY: tl.constexpr = not FRESH
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
@@ -213,12 +324,13 @@ def scan_back_kernel(
     to_momentum += row * 3 * SIZE
     to_learned += row * 3 * SIZE
     first_momentum += row * 3 * SIZE
+    narrow += row * 6 * SIZE
     steps += row * STEPS * (SIZE + 2 * K * K)
     squares = ks[:, None] * K + ks[None, :]
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
-    to_key += row * (X - C + chunks * C) * K
-    to_value += row * (X - C + chunks * C) * K
+    to_key += (b * (X - C + chunks * C) * heads + h) * K
+    to_value += (b * (X - C + chunks * C) * heads + h) * K
     for turn in range(chunks):
         i = chunks - 1 - turn
         after = to_weights + ((turn % 2) * rows + row) * 3 * SIZE
@@ -229,92 +341,27 @@ def scan_back_kernel(
         own_shares = shares + (row * chunks + i) * 3
         matrices_back(
             i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
-            momenta, first_momentum, to_starts, after, before, to_momentum, steps, wide, squares, K, SIZE,
-            ORTHOGONALISE, FRESH, LAZY, HALF,
+            momenta, first_momentum, to_starts, after, before, to_momentum, narrow, steps, wide, squares, K,
+            SIZE, ORTHOGONALISE, FRESH, LAZY, HALF,
         )  # fmt: skip
         tl.debug_barrier()
         slot = starts + (i * rows + row) * 3 * SIZE
         if FRESH:
             slot = current + row * 3 * SIZE
+        # S'_bar and W'_bar as products take them.
+        leading, trailing = to_momentum, after
+        if not ORTHOGONALISE:
+            leading, trailing = narrow, narrow + 3 * SIZE
         own_factors = factors + (row * chunks + i) * WAYS * X
         to_own_factors = to_factors + (row * chunks + i) * WAYS * X
         for first in range(0, X, T):
             here = first + ts
             inside = here < X
-            at = i * C + here
-            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
-            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
-            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
-            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
-            f = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = slot, slot + SIZE, slot + 2 * SIZE
-            # Forward again, in both orders.
-            opening = product(k, tl.load(gate + wide), HALF, PRECISION)
-            raised = product(k, tl.load(up + wide), HALF, PRECISION)
-            hidden, silu, slope = activations(opening, raised)
-            raised_t = product(tl.load(up + tall), kt, HALF, PRECISION)
-            hidden_t, silu_t, slope_t = activations(product(tl.load(gate + tall), kt, HALF, PRECISION), raised_t)
-            error = k.to(tl.float32) + product(hidden, tl.load(down + tall), HALF, PRECISION) - v.to(tl.float32)
-            error_t = kt.to(tl.float32) + product(tl.load(down + wide), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
-            to_hidden = product(error, tl.load(down + wide), HALF, PRECISION)
-            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
-            # What the adjoints of the three matrices ask of each token: X, Y, Z, in both orders.
-            through_gate = within(k, tl.load(to_momentum + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_up = within(k, tl.load(to_momentum + SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
-            through_down = within(hidden, tl.load(to_momentum + 2 * SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_f = tl.sum(to_opening * through_gate + to_raised * through_up, 1) + tl.sum(error * through_down, 1)
-            tl.store(to_own_factors + here, to_f, mask=inside)
-            through_gate_t = f[None, :] * within(tl.load(to_momentum + tall), kt, ORTHOGONALISE, HALF, PRECISION)
-            through_up_t = f[None, :] * within(tl.load(to_momentum + SIZE + tall), kt, ORTHOGONALISE, HALF, PRECISION)
-            through_down_t = within(tl.load(to_momentum + 2 * SIZE + wide), hidden_t, ORTHOGONALISE, HALF, PRECISION)
-            through_down_t *= f[None, :]
-            through_gate *= f[:, None]
-            through_up *= f[:, None]
-            through_down *= f[:, None]
-            to_k = within(to_opening * f[:, None], tl.load(to_momentum + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_k += within(to_raised * f[:, None], tl.load(to_momentum + SIZE + tall), ORTHOGONALISE, HALF, PRECISION)
-            to_h = within(error * f[:, None], tl.load(to_momentum + 2 * SIZE + wide), ORTHOGONALISE, HALF, PRECISION)
-            if not ORTHOGONALISE:
-                g = -tl.load(own_factors + X + here, mask=inside, other=0.0)
-                more_gate = product(k, tl.load(after + wide), HALF, PRECISION)
-                more_up = product(k, tl.load(after + SIZE + wide), HALF, PRECISION)
-                more_down = product(hidden, tl.load(after + 2 * SIZE + tall), HALF, PRECISION)
-                to_g = tl.sum(to_opening * more_gate + to_raised * more_up, 1) + tl.sum(error * more_down, 1)
-                tl.store(to_own_factors + X + here, -to_g, mask=inside)
-                through_gate += g[:, None] * more_gate
-                through_up += g[:, None] * more_up
-                through_down += g[:, None] * more_down
-                through_gate_t += g[None, :] * product(tl.load(after + tall), kt, HALF, PRECISION)
-                through_up_t += g[None, :] * product(tl.load(after + SIZE + tall), kt, HALF, PRECISION)
-                through_down_t += g[None, :] * product(tl.load(after + 2 * SIZE + wide), hidden_t, HALF, PRECISION)
-                to_k += product(to_opening * g[:, None], tl.load(after + tall), HALF, PRECISION)
-                to_k += product(to_raised * g[:, None], tl.load(after + SIZE + tall), HALF, PRECISION)
-                to_h += product(error * g[:, None], tl.load(after + 2 * SIZE + wide), HALF, PRECISION)
-            # Backwards: dh, then e, then h, then the pre-activations.
-            of_hidden = through_gate * raised * slope + through_up * silu
-            of_hidden_t = through_gate_t * raised_t * slope_t + through_up_t * silu_t
-            of_error = through_down + product(of_hidden, tl.load(down + tall), HALF, PRECISION)
-            of_error_t = through_down_t + product(tl.load(down + wide), of_hidden_t, HALF, PRECISION)
-            to_h += product(of_error, tl.load(down + wide), HALF, PRECISION)
-            of_raised = through_gate * to_hidden * slope + to_h * silu
-            of_opening = through_gate * to_hidden * raised * second_derivative(opening)
-            of_opening += through_up * to_hidden * slope + to_h * raised * slope
-            to_k += of_error + product(of_opening, tl.load(gate + tall), HALF, PRECISION)
-            to_k += product(of_raised, tl.load(up + tall), HALF, PRECISION)
-            # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
-            place = before + wide
-            tl.store(place, tl.load(place) + product(kt, of_opening, HALF, PRECISION))
-            place = before + SIZE + wide
-            tl.store(place, tl.load(place) + product(kt, of_raised, HALF, PRECISION))
-            place = before + 2 * SIZE + wide
-            more = product(error_t, of_hidden, HALF, PRECISION) + product(of_error_t, hidden, HALF, PRECISION)
-            tl.store(place, tl.load(place) + more)
-            place = at[:, None] * K + ks[None, :]
-            if X > C:
-                to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
-                of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
-            tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
-            tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+            at = (i * C + here).to(tl.int64)
+            tile_back(
+                at, inside, own_factors + here, to_own_factors + here, key, value, slot, leading, trailing, before,
+                to_key, to_value, heads, key_t, value_t, ks, wide, tall, C, X, K, SIZE, ORTHOGONALISE, HALF,
+            )  # fmt: skip
             tl.debug_barrier()
         if not LAZY:
             earlier_back(
@@ -323,7 +370,11 @@ def scan_back_kernel(
             )  # fmt: skip
         tl.debug_barrier()
     if LAZY:
-        share = tl.load(shares + row * chunks * 3)
+        share, lost = tl.load(shares + row * chunks * 3), tl.load(shares + row * chunks * 3 + 2)
+        after = to_weights + (((chunks - 1) % 2) * rows + row) * 3 * SIZE
         for p in range(3):
-            place = to_momentum + p * SIZE + wide
-            tl.store(place, share * tl.load(place))
+            place = p * SIZE + wide
+            adjoint = share * tl.load(to_momentum + place)
+            if not ORTHOGONALISE:
+                adjoint -= lost * tl.load(after + place)
+            tl.store(to_momentum + place, adjoint)

@@ -7,7 +7,7 @@ the chunks' gradients are taken at, and what is read, is W rounded. Source: math
 import triton
 import triton.language as tl
 
-from .tiles import SMALLEST_SQUARE, activations, newton_schulz, product, within
+from .tiles import SMALLEST_SQUARE, newton_schulz, product, taken, tried, within
 
 
 @triton.jit
@@ -39,7 +39,6 @@ def scan_kernel(
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
     KEEP: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`shares` (B, H, n, 3) are of S in S, of W in W, and of the direction or of S in what W loses; `current` (B, H,
     3, K, E) holds, where documents start inside, the rounded weights that the chunk trains. The first slot of `starts`,
@@ -77,22 +76,12 @@ def scan_kernel(
         for first in range(0, X, T):
             here = first + ts
             inside = here < X
-            at = i * C + here
-            k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
-            kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
-            v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
-            vt = tl.load(value + at[None, :] * value_t + ks[:, None], mask=inside[None, :], other=0.0)
+            at = (i * C + here).to(tl.int64)
+            k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            gate, up, down = slot + wide, slot + SIZE + wide, slot + 2 * SIZE + wide
-            opening, raised = product(k, tl.load(gate), HALF, PRECISION), product(k, tl.load(up), HALF, PRECISION)
-            hidden, silu, slope = activations(opening, raised)
-            gate_t, up_t = tl.load(slot + tall), tl.load(slot + SIZE + tall)
-            hidden_t, _, _ = activations(product(gate_t, kt, HALF, PRECISION), product(up_t, kt, HALF, PRECISION))
-            down_t = tl.load(slot + 2 * SIZE + tall)
-            error = k.to(tl.float32) + product(hidden, down_t, HALF, PRECISION) - v.to(tl.float32)
-            error_t = kt.to(tl.float32) + product(tl.load(down), hidden_t, HALF, PRECISION) - vt.to(tl.float32)
-            to_hidden = product(error, tl.load(down), HALF, PRECISION)
-            to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
+            error, layer, adjoints = tried(k, v, slot, wide, tall, SIZE, HALF)
+            hidden, to_opening, to_raised = layer[2], adjoints[1], adjoints[2]
+            error_t = tl.trans(error)
             kept = tl.where(first == 0, in_momentum, 1.0)
             if not ORTHOGONALISE:
                 entering = tl.load(own_factors + X + here, mask=inside, other=0.0)
@@ -100,11 +89,11 @@ def scan_kernel(
                 of_momentum = tl.where(first == 0, lost, 0.0)
                 for which in tl.static_range(3):
                     if which == 0:
-                        gradient = product(kt, to_opening * entering[:, None], HALF, PRECISION)
+                        gradient = product(kt, to_opening * entering[:, None], HALF)
                     elif which == 1:
-                        gradient = product(kt, to_raised * entering[:, None], HALF, PRECISION)
+                        gradient = product(kt, to_raised * entering[:, None], HALF)
                     else:
-                        gradient = product(error_t * entering[None, :], hidden, HALF, PRECISION)
+                        gradient = product(error_t * entering[None, :], hidden, HALF)
                     place = which * SIZE + wide
                     now = left * tl.load(own_weights + place) - of_momentum * tl.load(own_momentum + place)
                     now -= gradient
@@ -114,11 +103,11 @@ def scan_kernel(
                 tl.debug_barrier()
             for which in tl.static_range(3):
                 if which == 0:
-                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(kt, to_opening * factor[:, None], ORTHOGONALISE, HALF)
                 elif which == 1:
-                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(kt, to_raised * factor[:, None], ORTHOGONALISE, HALF)
                 else:
-                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF, PRECISION)
+                    gradient = within(error_t * factor[None, :], hidden, ORTHOGONALISE, HALF)
                 place = which * SIZE + wide
                 now = kept * tl.load(own_momentum + place) + gradient
                 tl.store(own_momentum + place, now)

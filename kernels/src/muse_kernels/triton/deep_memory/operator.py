@@ -1,5 +1,5 @@
-"""Deep memory with the scan over whole chunks as Triton kernels; the readings, a chunk's beginning and a rest are the
-torch form's."""
+"""Deep memory with the scan over whole chunks and their readings as Triton kernels; a chunk's beginning and a rest are
+the torch form's."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
-from ...refusals import NOT_ORTHOGONALISED, deep_memory_sizes
+from ...refusals import deep_memory_sizes
 from ...torch.deep_memory import Chunks, by_chunks
 from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
 from .forward_kernel import scan_kernel
+from .reading import read
 
 
 class Launch(NamedTuple):
@@ -34,9 +35,7 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
     if reason:
         raise ValueError(f"deep_memory: {reason}; use backend torch")
-    if call.orthogonalise and call.query.is_cuda:
-        raise ValueError(f"deep_memory: {NOT_ORTHOGONALISED}; use backend torch")
-    return by_chunks(call, layout, scan, layout.output_dtype)
+    return by_chunks(call, layout, scan, read, layout.output_dtype)
 
 
 def scan(
@@ -114,26 +113,30 @@ def _backward(
     chunk: int,
     orthogonalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Adjoints of the first seven inputs of `_forward`; of keys and values (B, N, H, K), as layers lay them out."""
     key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
     batch, heads, number, _, size = factors.shape
     both = torch.stack((to_weights, torch.empty_like(to_weights)))
     to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     to_learned = torch.zeros_like(both[0] if fresh is not None else both[0, :0])
     overlap = size > chunk
-    shape, dtype = (batch, heads, *key.shape[2:]), torch.float32 if overlap else key.dtype
+    shape, dtype = (batch, key.shape[2], heads, key.shape[3]), torch.float32 if overlap else key.dtype
     to_key, to_value = (
         (torch.zeros if overlap else torch.empty)(shape, dtype=dtype, device=key.device) for _ in range(2)
     )
     to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
     key_width, hidden = learned.shape[2:]
-    steps = first_momentum.new_empty(batch * heads, 5, key_width * (hidden + 2 * key_width))
+    kept = (batch * heads, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else (0,)
+    steps = first_momentum.new_empty(kept)
     current = key.new_empty(both.shape[1:] if fresh is not None else 0)
+    narrow = key.new_empty(0 if orthogonalise else both.shape)
     if starts.numel():
         with torch.cuda.device_of(key):
             scan_back_kernel[(batch * heads,)](
                 *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
-                *(to_starts.contiguous(), both, to_momentum, to_learned, steps, to_key, to_value, to_factors),
-                *(to_shares, current, heads, number, *key.stride()[:3], *value.stride()[:3]),
+                *(to_starts.contiguous(), both, to_momentum, to_learned, narrow, steps),
+                *(to_key, to_value, to_factors, to_shares, current, heads, number),
+                *(*key.stride()[:3], *value.stride()[:3]),
                 **_sizes(chunk, size, learned, BACKWARD, key.dtype),
                 ORTHOGONALISE=orthogonalise,
                 FRESH=fresh is not None,
@@ -144,7 +147,7 @@ def _backward(
 
 @_backward.register_fake
 def _(to_starts, to_weights, to_momentum, key, value, factors, shares, learned, first_momentum, *_):
-    given = (key, value, factors, shares, learned, first_momentum, first_momentum)
+    given = (key.transpose(1, 2), value.transpose(1, 2), factors, shares, learned, first_momentum, first_momentum)
     return tuple(x.new_empty(x.shape) for x in given)
 
 
@@ -167,6 +170,7 @@ def _gradients(ctx, to_starts, to_weights, to_momentum, _):
     key, value, factors, shares, learned, _, momentum = inputs
     tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
     found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
+    found[:2] = (x.transpose(1, 2) for x in found[:2])
     if fresh is None:
         found[4] = None  # no chunk starts from the learned weights but by `weights`
     return *found, None, None, None, None
@@ -185,7 +189,6 @@ def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch, dtype: torch.
         "K": learned.shape[2],
         "E": learned.shape[3],
         "T": tokens,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
         "num_warps": launch.warps,
         "num_stages": 1,
     }

@@ -1,8 +1,11 @@
 """What both scans of the deep memory do with a tile: Newton-Schulz, and the network's activations.
 
 Letters: T tokens of a tile, K key width, E hidden width. Operands of products are rounded to the dtype of the chunks'
-starts, sums are float32. A product whose first operand would be another product's transpose is avoided: where both
-orders of a tile are needed, both are computed (Triton 3.4 to 3.7 miscompile the former on Hopper).
+starts, sums are float32.
+
+On Hopper a product of 64 rows becomes `wgmma`, whose first operand lies in registers wherever it was computed. ptxas
+before CUDA 13.3 reuses such registers while the product still reads them (CUDA 13.3's release notes; Triton 3.6 to 3.8
+bring 12.8 and 12.9): results change from run to run, and addresses go astray. Tiles of 32 rows become `mma.sync`.
 """
 
 import triton
@@ -16,24 +19,74 @@ SMALLEST_SQUARE = tl.constexpr(1e-12)
 
 
 @triton.jit
-def product(x, y, HALF: tl.constexpr, PRECISION: tl.constexpr):
-    """x y of operands rounded to HALF, summed in float32."""
-    return tl.dot(x.to(HALF), y.to(HALF), input_precision=PRECISION)
+def halves(x):
+    """The upper and the lower half of a tile's rows."""
+    M: tl.constexpr = x.shape[0] // 2
+    N: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (2, M, N)), (1, 2, 0)))
+
+
+@triton.jit
+def stacked(upper, lower):
+    """Two tiles of equal size over one another."""
+    M: tl.constexpr = upper.shape[0] * 2
+    N: tl.constexpr = upper.shape[1]
+    return tl.reshape(tl.permute(tl.join(upper, lower), (2, 0, 1)), (M, N))
+
+
+@triton.jit
+def sides(x):
+    """The left and the right half of a tile's columns."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N)), (0, 2, 1)))
+
+
+@triton.jit
+def strip(x, y):
+    """x y of a tile of 32 rows at most, in float32 by three products of tf32: 32 columns at a time, for
+    both parts of both operands lie in registers."""
+    if x.shape[1] <= 32:
+        result = tl.dot(x, y, input_precision="tf32x3")
+    else:
+        left, right = sides(x)
+        upper, lower = halves(y)
+        result = strip(left, upper) + strip(right, lower)
+    return result
 
 
 @triton.jit
 def fine(x, y):
-    """x y in float32, by three products of tf32."""
-    return tl.dot(x, y, input_precision="tf32x3")
+    """x y in float32; x has 64 rows at most."""
+    if x.shape[0] <= 32:
+        result = strip(x, y)
+    else:
+        upper, lower = halves(x)
+        result = stacked(strip(upper, y), strip(lower, y))
+    return result
 
 
 @triton.jit
-def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+def product(x, y, HALF: tl.constexpr):
+    """x y of operands rounded to HALF, summed in float32; x has 64 rows at most."""
+    x, y = x.to(HALF), y.to(HALF)
+    if HALF == tl.float32:
+        result = fine(x, y)
+    elif x.shape[0] <= 32:
+        result = tl.dot(x, y)
+    else:
+        upper, lower = halves(x)
+        result = stacked(tl.dot(upper, y), tl.dot(lower, y))
+    return result
+
+
+@triton.jit
+def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr):
     """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
     if FINE:
         result = fine(x.to(tl.float32), y.to(tl.float32))
     else:
-        result = product(x, y, HALF, PRECISION)
+        result = product(x, y, HALF)
     return result
 
 
@@ -60,6 +113,27 @@ def activations(opening, raised):
     share = tl.sigmoid(opening)
     silu = opening * share
     return silu * raised, silu, share + silu * (1 - share)
+
+
+@triton.jit
+def taken(key, value, at, inside, ks, key_t, value_t):
+    """Keys and values of a tile's tokens (T, K), and the keys again (K, T); nothing of a token outside."""
+    k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
+    kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
+    v = tl.load(value + at[:, None] * value_t + ks[None, :], mask=inside[:, None], other=0.0)
+    return k, kt, v
+
+
+@triton.jit
+def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr):
+    """f(k) - v, the hidden layer with what its derivatives need, and the adjoints of it and of its pre-activations."""
+    opening = product(k, tl.load(weights + wide), HALF)
+    raised = product(k, tl.load(weights + SIZE + wide), HALF)
+    hidden, silu, slope = activations(opening, raised)
+    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF) - v.to(tl.float32)
+    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF)
+    to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
+    return error, (opening, raised, hidden, silu, slope), (to_hidden, to_opening, to_raised)
 
 
 @triton.jit
