@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WARM = 2
@@ -61,7 +60,9 @@ def stepper(recipes: Sequence[str], overrides: Sequence[str]) -> Iterator[tuple[
 def serve(recipes: Sequence[str], overrides: Sequence[str]) -> None:
     """Answer numbers of recipes on the standard input with what a step took."""
     with stepper(recipes, overrides) as (_, step):
-        print("ready", flush=True)
+        import muse_core
+
+        print(f"ready {Path(muse_core.__file__).parent.parent}", flush=True)
         for line in sys.stdin:
             print(json.dumps(step(int(line))), flush=True)
 
@@ -85,8 +86,8 @@ def elsewhere(checkout: Path, recipes: Sequence[str], overrides: Sequence[str]) 
         return wall, spent
 
     with process:
-        if process.stdout.readline() != "ready\n":
-            raise SystemExit(f"the steps of {checkout} could not be made ready")
+        if process.stdout.readline() != f"ready {checkout}\n":
+            raise SystemExit(f"the code of {checkout} could not be made ready")
         try:
             yield step
         finally:
@@ -107,7 +108,8 @@ def main() -> None:
     given.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = given.parse_args()
-    recipes = options.recipes or [str(ROOT / "recipes" / f"{name}.toml") for name in ("phase2_base", "transformer_base")]
+    default = [str(ROOT / "recipes" / f"{name}.toml") for name in ("phase2_base", "transformer_base")]
+    recipes = options.recipes or default
     if options.serve:
         serve(recipes, options.set)
         return

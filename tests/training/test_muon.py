@@ -70,6 +70,6 @@ def test_matrices_of_one_shape_are_updated_as_they_are_alone(monkeypatch, half):
             one.grad = other.grad = None if number == step else torch.randn(one.shape, generator=generator)
         for stepper in steppers:
             stepper.step()
-    assert len(list(update_rules.bundles(together))) == (5 if half else len(shapes) - 1)
+    assert len(list(update_rules.bundles(together))) == (4 if half else len(shapes) - 1)
     for one, other, start in zip(together, alone, starts, strict=True):
         assert torch.equal(one, other) and not torch.equal(one, start)
