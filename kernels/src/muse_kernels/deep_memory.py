@@ -58,7 +58,7 @@ def deep_memory(
         window: c, tokens of a window. Windows reach into earlier chunks, at the weights of the present one.
         orthogonalise: take NS5 of the momentum. Gradients through many such chunks grow without bound.
         recompute: of how many chunks one state is kept for the backward pass; the others are computed again.
-        backend: "auto", "triton", "torch" or "reference". On a GPU triton refuses `orthogonalise`.
+        backend: "auto", "triton", "native", "torch" or "reference". On a GPU triton refuses `orthogonalise`.
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and the state after the last token,
     float32, or float64 where any input is. Gradients reach every tensor, through all chunks. ValueError names the
