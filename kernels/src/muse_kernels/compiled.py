@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "native" / "kernels.c"
-REALS = {"float32": "float", "float64": "double"}
+BITS = {"float32": 32, "float64": 64}
 FLAGS = (
     "-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math",
     # Sums may be taken in another order than written, as torch's are: otherwise none would be vectorised.
@@ -37,7 +37,7 @@ def library(precision: str) -> ctypes.CDLL:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
                 made = Path(beside) / name
-                _run([*compiler, *FLAGS, f"-DREAL={REALS[precision]}", str(SOURCE), "-o", str(made), "-lm"])
+                _run([*compiler, *FLAGS, f"-DBITS={BITS[precision]}", str(SOURCE), "-o", str(made), "-lm"])
                 os.replace(made, kept)  # whole, whoever else compiles at the same time
         return ctypes.CDLL(str(kept))
     except OSError as error:

@@ -39,7 +39,7 @@ def fast_weights(
         read: "after" for W_t^T q_t, "before" for W_{t-1}^T q_t.
         chunk: tokens computed together. Changes speed and rounding, never the model; backends may round it.
         group: reserved for context parallelism; NotImplementedError unless None.
-        backend: "auto" or a name: triton, native, torch, reference; `muse_kernels.select_backend` says what "auto" takes.
+        backend: "auto", or triton, native, torch, reference; `muse_kernels.select_backend` says what "auto" takes.
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and W_{N-1} (B, H, K, M), float32, or
     float64 where any input is. Any strides, empty batches; bfloat16 products are accumulated in float32. Gradients to

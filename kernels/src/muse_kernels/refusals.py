@@ -44,7 +44,7 @@ def refuse_torch(request) -> str | None:
     return _NOT_BUILT if "group" in request.needs else None
 
 
-NATIVE = ("causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights")
+NATIVE = ("causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights", "gated_norm", "short_convolution")
 """What there is in C."""
 
 

@@ -22,14 +22,14 @@ WORTH_A_THREAD = 1 << 16
 
 @lru_cache
 def structure(kinds: str) -> type[ctypes.Structure]:
-    """A C structure: n for int64_t, i for int, p for a pointer."""
-    types = {"n": ctypes.c_int64, "i": ctypes.c_int, "p": ctypes.c_void_p}
+    """A C structure: n for int64_t, i for int, d for double, p for a pointer."""
+    types = {"n": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
     fields = [(f"f{number}", types[kind]) for number, kind in enumerate(kinds)]
     return type(f"Call_{kinds}", (ctypes.Structure,), {"_fields_": fields})
 
 
 def call(
-    function: str, kinds: str, arguments: Mapping[str, Tensor | int | None], rows: int, dtype: torch.dtype
+    function: str, kinds: str, arguments: Mapping[str, Tensor | float | None], rows: int, dtype: torch.dtype
 ) -> None:
     """Call a function of the library of this precision over rows. ``arguments`` in the order of its structure, of the
     ``kinds`` that `structure` knows; tensors are contiguous. RuntimeError where the memory runs out."""

@@ -1,6 +1,6 @@
 /* Recurrences of muse-kernels for CPUs, one row after the other and one token after the other.
 
-   Compiled twice, with REAL = float and REAL = double. Complex numbers are pairs (real, imaginary). Every function
+   Compiled twice, with BITS = 32 and BITS = 64. Complex numbers are pairs (real, imaginary). Every function
    works on rows first <= row < last, so that threads can share the rows. Gradients of complex numbers are torch's: for
    w = f(v) the gradient of v is that of w times the conjugate of f'(v). Source: mathematics 1 and 3.
 
@@ -11,8 +11,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef REAL real;
 typedef int64_t num;
+#if BITS == 32
+typedef float real;
+typedef uint32_t bits;
+#define ROUND rintf
+#define MOST 87.0f
+#define OFFSET 127
+#define MANTISSA 23
+#else
+typedef double real;
+typedef uint64_t bits;
+#define ROUND rint
+#define MOST 708.0
+#define OFFSET 1023
+#define MANTISSA 52
+#endif
 
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
@@ -356,5 +370,279 @@ int resolvent_backward(const resolvent_call *c, num first, num last) {
         }
     }
     free(work);
+    return 0;
+}
+
+/* -------------------------------------------------------------- what the functions of single tokens have in common */
+
+/* Without branches, so that loops around it are vectorised. NaN stays NaN; beyond what a real holds the last it holds. */
+INLINE real exponential(real x) {
+    x = x > MOST ? MOST : x;
+    x = x < -MOST ? -MOST : x;
+    int32_t n = (int32_t)ROUND(x * (real)1.4426950408889634);
+    real r = x - n * (real)0.6931471805599453, sum = 1, scale; /* |r| <= log(2) / 2: Taylor's series to rounding */
+    bits power = (bits)(n + OFFSET) << MANTISSA;
+#if BITS == 64
+    sum = 1 + sum * r * ((real)1 / 13);
+    sum = 1 + sum * r * ((real)1 / 12);
+    sum = 1 + sum * r * ((real)1 / 11);
+    sum = 1 + sum * r * ((real)1 / 10);
+    sum = 1 + sum * r * ((real)1 / 9);
+    sum = 1 + sum * r * ((real)1 / 8);
+#endif
+    sum = 1 + sum * r * ((real)1 / 7);
+    sum = 1 + sum * r * ((real)1 / 6);
+    sum = 1 + sum * r * ((real)1 / 5);
+    sum = 1 + sum * r * ((real)1 / 4);
+    sum = 1 + sum * r * ((real)1 / 3);
+    sum = 1 + sum * r * ((real)1 / 2);
+    sum = 1 + sum * r;
+    memcpy(&scale, &power, sizeof(real));
+    return sum * scale;
+}
+
+/* n numbers of a tensor of `real`, or of bfloat16 where `half`, from place `at`. */
+INLINE void take(int half, const void *from, num at, num n, real *restrict to) {
+    if (half) {
+        const uint16_t *restrict p = (const uint16_t *)from + at;
+        for (num i = 0; i < n; i++) {
+            uint32_t wide = (uint32_t)p[i] << 16;
+            float number;
+            memcpy(&number, &wide, sizeof(float));
+            to[i] = (real)number;
+        }
+    } else memcpy(to, (const real *)from + at, sizeof(real) * n);
+}
+
+INLINE void give(int half, const real *restrict from, num n, void *to, num at) {
+    if (half) {
+        uint16_t *restrict p = (uint16_t *)to + at;
+        for (num i = 0; i < n; i++) {
+            float number = (float)from[i];
+            uint32_t wide;
+            memcpy(&wide, &number, sizeof(float));
+            uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16; /* to the nearest, ties to even */
+            p[i] = (uint16_t)((wide & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded); /* NaN */
+        }
+    } else memcpy((real *)to + at, from, sizeof(real) * n);
+}
+
+/* -------------------------------------------------------------------------------------------- short convolution
+
+   x (B, N, C), C = 2 H K + V, in bfloat16 where `half`; taps (S, C); initial (B, S - 1, C) or NULL; documents (B, N) or
+   NULL, 0 that of `initial`; query, key (B, N, H K), value (B, N, V). A row is a sequence. */
+
+typedef struct {
+    num N, C, S, heads, width;
+    int half;
+    double shortest;
+    const void *x;
+    const real *taps, *initial;
+    const int32_t *document;
+    void *query, *key, *value;                       /* or their gradients */
+    void *grad_x;
+    real *grad_taps, *grad_initial;                  /* grad_taps (B, S, C) */
+} short_convolution_call;
+
+/* Where the input `lag` tokens before t stands in the ring of S inputs, or NULL: another document's. */
+INLINE real *at_lag(const short_convolution_call *c, num row, num t, num lag, real *ring) {
+    const int32_t *document = c->document ? c->document + row * c->N : NULL;
+    num before = t - lag;
+    if (document && (before < 0 ? 0 : document[before]) != document[t]) return NULL;
+    return ring + ((before + c->S) % c->S) * c->C;
+}
+
+INLINE void first_inputs(const short_convolution_call *c, num row, real *ring) {
+    for (num lag = 1; lag < c->S; lag++) {
+        real *to = ring + ((c->S - lag) % c->S) * c->C;
+        if (c->initial) memcpy(to, c->initial + (row * (c->S - 1) + c->S - 1 - lag) * c->C, sizeof(real) * c->C);
+        else memset(to, 0, sizeof(real) * c->C);
+    }
+}
+
+INLINE void convolved(const short_convolution_call *c, num row, num t, real *ring, real *restrict y) {
+    num C = c->C;
+    take(c->half, c->x, (row * c->N + t) * C, C, ring + (t % c->S) * C);
+    for (num lag = 0; lag < c->S; lag++) {
+        const real *restrict x = at_lag(c, row, t, lag, ring), *restrict tap = c->taps + lag * C;
+        if (!lag) for (num i = 0; i < C; i++) y[i] = tap[i] * x[i];
+        else if (x) for (num i = 0; i < C; i++) y[i] += tap[i] * x[i];
+    }
+}
+
+int short_convolution_forward(const short_convolution_call *c, num first, num last) {
+    num C = c->C, N = c->N, K = c->width, keys = c->heads * K, V = C - 2 * keys;
+    real *ring = malloc(sizeof(real) * (c->S + 1) * C);
+    if (!ring) return 1;
+    real *y = ring + c->S * C;
+    for (num row = first; row < last; row++) {
+        first_inputs(c, row, ring);
+        for (num t = 0; t < N; t++) {
+            convolved(c, row, t, ring, y);
+            for (num i = 0; i < C; i++) y[i] /= 1 + exponential(-y[i]);
+            for (num head = 0; head < 2 * c->heads; head++) {
+                real *part = y + head * K, square = 0;
+                for (num i = 0; i < K; i++) square += part[i] * part[i];
+                real length = (real)sqrt((double)square), scale = 1 / (length > (real)c->shortest ? length : (real)c->shortest);
+                for (num i = 0; i < K; i++) part[i] *= scale;
+            }
+            num place = row * N + t;
+            give(c->half, y, keys, c->query, place * keys);
+            give(c->half, y + keys, keys, c->key, place * keys);
+            give(c->half, y + 2 * keys, V, c->value, place * V);
+        }
+    }
+    free(ring);
+    return 0;
+}
+
+int short_convolution_backward(const short_convolution_call *c, num first, num last) {
+    num C = c->C, N = c->N, S = c->S, K = c->width, keys = c->heads * K, V = C - 2 * keys;
+    real *ring = malloc(sizeof(real) * (2 * S + 3) * C);
+    if (!ring) return 1;
+    real *to_ring = ring + S * C, *y = to_ring + S * C, *s = y + C, *g = s + C;
+    for (num row = first; row < last; row++) {
+        real *to_taps = c->grad_taps + row * S * C;
+        memset(to_taps, 0, sizeof(real) * S * C);
+        memset(to_ring, 0, sizeof(real) * S * C);
+        first_inputs(c, row, ring);
+        for (num t = 0; t < N; t++) {
+            num place = row * N + t;
+            convolved(c, row, t, ring, y);
+            take(c->half, c->query, place * keys, keys, g);
+            take(c->half, c->key, place * keys, keys, g + keys);
+            take(c->half, c->value, place * V, V, g + 2 * keys);
+            for (num i = 0; i < C; i++) s[i] = 1 / (1 + exponential(-y[i]));
+            for (num head = 0; head < 2 * c->heads; head++) {
+                real *to = g + head * K, *of = y + head * K, *open = s + head * K, square = 0, along = 0;
+                for (num i = 0; i < K; i++) {
+                    real one = of[i] * open[i];
+                    square += one * one;
+                    along += one * to[i];
+                }
+                real length = (real)sqrt((double)square), shortest = (real)c->shortest;
+                int divided = length > shortest;
+                real scale = 1 / (divided ? length : shortest), share = divided ? along * scale * scale : 0;
+                for (num i = 0; i < K; i++) to[i] = (to[i] - share * of[i] * open[i]) * scale;
+            }
+            for (num i = 0; i < C; i++) g[i] *= s[i] * (1 + y[i] * (1 - s[i]));
+            real *fresh = to_ring + (t % S) * C; /* of the token S before, which is given below; now this token's */
+            memset(fresh, 0, sizeof(real) * C);
+            for (num lag = 0; lag < S; lag++) {
+                const real *restrict x = at_lag(c, row, t, lag, ring), *restrict tap = c->taps + lag * C;
+                if (!x) continue;
+                real *restrict to_x = to_ring + ((t - lag + S) % S) * C, *restrict to_tap = to_taps + lag * C;
+                for (num i = 0; i < C; i++) { to_x[i] += tap[i] * g[i]; to_tap[i] += x[i] * g[i]; }
+            }
+            num done = t - S + 1; /* no later token reads it */
+            if (done >= 0) give(c->half, to_ring + (done % S) * C, C, c->grad_x, (row * N + done) * C);
+            else if (c->grad_initial)
+                memcpy(c->grad_initial + (row * (S - 1) + done + S - 1) * C, to_ring + ((done + S) % S) * C, sizeof(real) * C);
+        }
+        for (num done = N - S + 1; done < N; done++) {
+            if (done >= 0) give(c->half, to_ring + (done % S) * C, C, c->grad_x, (row * N + done) * C);
+            else if (c->grad_initial)
+                memcpy(c->grad_initial + (row * (S - 1) + done + S - 1) * C, to_ring + ((done + S) % S) * C, sizeof(real) * C);
+        }
+    }
+    free(ring);
+    return 0;
+}
+
+/* --------------------------------------------------------------------------------------------------- gated norm
+
+   x (rows, F) over its root mean square times weight, times SiLU of gate (rows, F); `both`: x complex, its real parts
+   followed by its imaginary parts, and weight and the result (rows, 2 F). weight NULL: x as it is. gate NULL: open. A
+   row of a call is a block of `block` rows, for which grad_weight has a row each. */
+
+typedef struct {
+    num rows, block, F;
+    int both, half_x, half_gate;
+    double epsilon;
+    const void *x;
+    const real *weight;
+    const void *gate;
+    void *out;                                       /* or its gradient; of the gate's dtype */
+    void *grad_x;
+    real *grad_weight;
+    void *grad_gate;
+} gated_norm_call;
+
+INLINE void parts_of(const gated_norm_call *c, num row, real *restrict u) {
+    num F = c->F;
+    if (!c->both) { take(c->half_x, c->x, row * F, F, u); return; }
+    const real *restrict x = (const real *)c->x + row * 2 * F;
+    for (num i = 0; i < F; i++) { u[i] = x[2 * i]; u[F + i] = x[2 * i + 1]; }
+}
+
+INLINE real over_root(const gated_norm_call *c, num J, const real *restrict u) {
+    real square = 0;
+    if (!c->weight) return 1;
+    for (num i = 0; i < J; i++) square += u[i] * u[i];
+    return (real)(1 / sqrt((double)(square / J) + c->epsilon));
+}
+
+int gated_norm_forward(const gated_norm_call *c, num first, num last) {
+    num F = c->F, J = c->both ? 2 * F : F;
+    real *u = malloc(sizeof(real) * (J + F));
+    if (!u) return 1;
+    real *gate = u + J;
+    for (num row = first * c->block; row < last * c->block && row < c->rows; row++) {
+        parts_of(c, row, u);
+        real scale = over_root(c, J, u);
+        if (c->weight) for (num i = 0; i < J; i++) u[i] *= scale * c->weight[i];
+        if (c->gate) {
+            take(c->half_gate, c->gate, row * F, F, gate);
+            for (num i = 0; i < F; i++) gate[i] /= 1 + exponential(-gate[i]);
+            for (num part = 0; part < J; part += F)
+                for (num i = 0; i < F; i++) u[part + i] *= gate[i];
+        }
+        give(c->half_gate, u, J, c->out, row * J);
+    }
+    free(u);
+    return 0;
+}
+
+int gated_norm_backward(const gated_norm_call *c, num first, num last) {
+    num F = c->F, J = c->both ? 2 * F : F;
+    real *u = malloc(sizeof(real) * (2 * J + 3 * F));
+    if (!u) return 1;
+    real *g = u + J, *gate = g + J, *open = gate + F, *to_gate = open + F;
+    for (num number = first; number < last; number++) {
+        real *restrict to_weight = c->weight ? c->grad_weight + number * J : NULL;
+        if (to_weight) memset(to_weight, 0, sizeof(real) * J);
+        for (num row = number * c->block; row < (number + 1) * c->block && row < c->rows; row++) {
+            parts_of(c, row, u);
+            take(c->half_gate, c->out, row * J, J, g);
+            real scale = over_root(c, J, u), along = 0;
+            for (num i = 0; i < J; i++) u[i] *= scale;
+            if (c->gate) {
+                take(c->half_gate, c->gate, row * F, F, gate);
+                for (num i = 0; i < F; i++) { open[i] = 1 / (1 + exponential(-gate[i])); to_gate[i] = 0; }
+                for (num part = 0; part < J; part += F) {
+                    const real *weight = c->weight ? c->weight + part : NULL;
+                    if (weight) for (num i = 0; i < F; i++) to_gate[i] += g[part + i] * u[part + i] * weight[i];
+                    else for (num i = 0; i < F; i++) to_gate[i] += g[part + i] * u[part + i];
+                    for (num i = 0; i < F; i++) g[part + i] *= gate[i] * open[i];
+                }
+                for (num i = 0; i < F; i++) to_gate[i] *= open[i] * (1 + gate[i] * (1 - open[i]));
+                give(c->half_gate, to_gate, F, c->grad_gate, row * F);
+            }
+            if (c->weight) {
+                for (num i = 0; i < J; i++) {
+                    to_weight[i] += g[i] * u[i];
+                    g[i] *= c->weight[i];
+                    along += g[i] * u[i];
+                }
+                along /= J;
+                for (num i = 0; i < J; i++) g[i] = scale * (g[i] - along * u[i]);
+            }
+            if (c->both) {
+                real *restrict to = (real *)c->grad_x + row * 2 * F;
+                for (num i = 0; i < F; i++) { to[2 * i] = g[i]; to[2 * i + 1] = g[F + i]; }
+            } else give(c->half_x, g, J, c->grad_x, row * F);
+        }
+    }
+    free(u);
     return 0;
 }
