@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="Triton reads TRITON_INTERPRET=1 when it is imported"
 )
 
-CLOSE = 3e-6
+CLOSE = 4e-6
 TILE = tiles.Tile(2, 4, 1)  # chunks of eight sites
 COLUMNS = tiles.ColumnTile(2, 2, 2, 3, 1, late=2)  # two rows by two columns, chunks of three sites
 

@@ -28,6 +28,7 @@ from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training import preview
+from muse_core.training.cuda_graph import require_recordable
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.loop import require_compiler
@@ -180,6 +181,7 @@ def _set_up(checked: Checked, display: Display, kept: Kept | None, ranks: Ranks 
     join(ranks, checked.recipe)
     if checked.recipe.train.compile:
         require_compiler(choose_device(checked.recipe.train.device))
+    require_recordable(checked.recipe, ranks.size)
     for change in checked.renamed:
         display.say(f"{checked.locate(change.path)}: {change}", "yellow")
     for problem in checked.registry.problems:

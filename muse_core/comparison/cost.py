@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from muse_core.component import load, walk
-from muse_core.contracts import Batch, Tokens
+from muse_core.contracts import Batch, State, Tokens
 from muse_core.data.batches import to_device
+from muse_core.metrics.accumulator import MetricAccumulator, Packed, read
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.forward import compiled
+from muse_core.training.cuda_graph import Passes, RecordedPasses, require_recordable, require_steady
+from muse_core.training.forward import compiled, detached
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
 
@@ -59,35 +61,9 @@ def training_cost(
 
     Compiled where the recipe says so, for this length alone; what memory layers hold is not measured then.
     """
-    vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
-    device = precision.device
-    ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(length).expand(rows, length)
-    batch = to_device(
-        Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions)), device
-    )
-    optimizers = make_optimizers(model, recipe.train, lambda name: True)
-    objective, parameters = NextToken(), list(optimizers.names.values())
-    compiles = recipe.train.compile
-    if compiles:
-        torch.compiler.reset()  # of an earlier length nothing is kept: a second one would be compiled for any
-    forward_model = compiled(model, compiles)
-    state: Any = None
+    step, states = training_step(model, recipe, precision, rows=rows, length=length)
+    device, compiles = precision.device, recipe.train.compile
     held: list[int] = []
-    model.train()
-
-    def step() -> None:
-        nonlocal state
-        with precision():
-            result = objective(forward_model, batch, None)
-        state = result.state
-        (result.total / (rows * length)).backward()
-        sizes = norms([p.grad for p in parameters if p.grad is not None])
-        numbers = {name: float(value) for name, value in gradient_numbers(sizes).items()}
-        clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
-        optimizers.step(1.0)
-        optimizers.zero_grad()
-
     for _ in range(warmup):
         step()
     kept: dict[int, int] | None = None
@@ -108,10 +84,56 @@ def training_cost(
         length=length,
         seconds=statistics.median(times),
         peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
-        state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if torch.is_tensor(leaf)),
+        state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(states) if torch.is_tensor(leaf)),
         memory_bytes=sum(held) if on_gpu and not compiles else None,
         fast_weights_bytes=sum(kept.values()) if kept else None,
     )
+
+
+def training_step(
+    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int
+) -> tuple[Callable[[], None], list[Any]]:
+    """One step of training on random tokens, ``rows`` documents of ``length`` tokens, and a list in which each step
+    leaves the state after the last token. Compiled where the recipe says so, for this length alone."""
+    vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
+    device = precision.device
+    ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length).expand(rows, length)
+    batch = to_device(
+        Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions)), device
+    )
+    model.to(device)
+    optimizers = make_optimizers(model, recipe.train, lambda name: True)
+    objective, parameters = NextToken(), list(optimizers.names.values())
+    if recipe.train.compile:
+        torch.compiler.reset()  # of an earlier length nothing is kept: a second one would be compiled for any
+    forward_model = compiled(model, recipe.train.compile)
+    states: list[Any] = [None]
+    model.train()
+
+    def gradients(pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
+        with precision():
+            result = objective(forward_model, pieces[0], carried[0])
+        (result.total / targets).backward()
+        accumulator = MetricAccumulator()
+        accumulator.add_result(result, pieces[0].loss_mask.sum())
+        accumulator.add(gradient_numbers(norms([p.grad for p in parameters if p.grad is not None])))
+        return accumulator.packed(), [detached(result.state)]
+
+    passes: Passes = gradients
+    if recipe.train.cuda_graph:
+        require_recordable(recipe, 1)
+        require_steady(model, objective)
+        passes = RecordedPasses(gradients, optimizers.names)
+
+    def step() -> None:
+        packed, states[:] = passes([batch], [None], rows * length)
+        numbers = read(packed.numbers())
+        clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
+        optimizers.step(1.0)
+        optimizers.zero_grad()
+
+    return step, states
 
 
 def memory_layers(model: nn.Module, recipe: Recipe) -> list[nn.Module]:

@@ -35,7 +35,10 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
     else:
         losses = torch.cat(
             [
-                checkpoint(piece, h, y, use_reentrant=False) if torch.is_grad_enabled() else piece(h, y)
+                # Nothing random to keep the state of, which would wait for the device.
+                checkpoint(piece, h, y, use_reentrant=False, preserve_rng_state=False)
+                if torch.is_grad_enabled()
+                else piece(h, y)
                 for h, y in zip(flat.split(rows), labels.split(rows))
             ]
         )

@@ -60,45 +60,104 @@ Numbers = tuple[float, dict[Key, float]]
 """Counted tokens and every value."""
 
 
+class Packed(NamedTuple):
+    """The numbers of a step in one tensor on the device, float64: counted tokens and a value for each key."""
+
+    keys: tuple[Key, ...]
+    values: Tensor
+
+    def numbers(self) -> Numbers:
+        """Everything on the host, by the only synchronisation with the device."""
+        tokens, *values = self.values.tolist()
+        return tokens, dict(zip(self.keys, values, strict=True))
+
+    def with_values(self, values: Mapping[str, Tensor]) -> Packed:
+        """These and more values of the whole step."""
+        if not values:
+            return self
+        keys = tuple(Key(name, per_token=False, added=False) for name in values)
+        return Packed(self.keys + keys, torch.cat((self.values, together(list(values.values()), self.values.device))))
+
+
+class Column(NamedTuple):
+    """Values that are combined over micro-batches in the same way, as one vector."""
+
+    keys: tuple[Key, ...]
+    values: Tensor
+
+    def combined(self, other: Column, combine: Callable[[Tensor, Tensor], Tensor]) -> Column:
+        """With those of a further micro-batch, which need not have the same keys."""
+        if self.keys == other.keys:
+            return Column(self.keys, combine(self.values, other.values))
+        mine, more = dict(zip(self.keys, self.values)), dict(zip(other.keys, other.values))
+        for key, value in more.items():
+            mine[key] = combine(mine[key], value) if key in mine else value
+        return Column(tuple(mine), torch.stack(list(mine.values())))
+
+
 class MetricAccumulator:
-    """Accumulates the results of one step. All values become float64 in one tensor; ``read`` is the only
-    synchronisation with the device."""
+    """Accumulates the results of one step, as float64 on the device. A micro-batch of a hundred measures is a dozen
+    operations: what is reduced alike is one vector."""
 
     def __init__(self) -> None:
-        self.values: dict[Key, Tensor] = {}
+        self.columns: dict[str, Column] = {}
+        """By the reduction; sums and means, as sums over tokens, are one."""
+        self.whole: dict[str, Tensor] = {}
         self.tokens: Tensor | None = None
 
     def add_result(self, result: Result, num_targets: Tensor) -> None:
         """A micro-batch: losses are sums, metrics reduced by suffix. ``num_targets`` tokens have a target."""
         num_targets = num_targets.double()
         self.tokens = num_targets if self.tokens is None else self.tokens + num_targets
-        self._combine(Key("total", per_token=True), result.total.detach().double(), torch.add)
-        for name, value in result.losses.items():
-            self._combine(Key(name, per_token=True), value.double(), torch.add)
+        sums = {Key("total", per_token=True): result.total.detach()}
+        sums |= {Key(name, per_token=True): value for name, value in result.losses.items()}
+        found: dict[str, dict[Key, Tensor]] = {SUM: sums, MEAN: {}, MIN: {}, MAX: {}}
         for name, value in result.metrics.items():
-            value, reduction = value.detach().double(), reduction_of(name)
-            mean = reduction == MEAN
-            self._combine(Key(name, per_token=mean), value * num_targets if mean else value, COMBINED[reduction])
+            reduction = reduction_of(name)
+            found[reduction][Key(name, per_token=reduction == MEAN)] = value.detach()
+        for reduction, values in found.items():
+            if not values:
+                continue
+            vector = together(list(values.values()), num_targets.device)
+            column = Column(tuple(values), vector * num_targets if reduction == MEAN else vector)
+            before = self.columns.get(reduction)
+            self.columns[reduction] = column if before is None else before.combined(column, COMBINED[reduction])
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Values of the whole step: they stand as they are."""
-        for name, value in values.items():
-            self.values[Key(name, per_token=False, added=False)] = value.detach().double()
+        self.whole.update(values)
+
+    def packed(self) -> Packed:
+        """Every number of this process, on the device."""
+        assert self.tokens is not None, "no micro-batch was added"
+        columns = self.columns.values()
+        keys = tuple(key for column in columns for key in column.keys)
+        packed = Packed(keys, torch.cat((self.tokens.reshape(1), *(column.values for column in columns))))
+        return packed.with_values(self.whole)
 
     def numbers(self) -> Numbers:
         """Everything on the host."""
-        assert self.tokens is not None, "no micro-batch was added"
-        device = self.tokens.device
-        packed = [self.tokens, *(value.to(device).reshape(()) for value in self.values.values())]
-        tokens, *values = torch.stack(packed).tolist()
-        return tokens, dict(zip(self.values, values, strict=True))
+        return self.packed().numbers()
 
     def read(self) -> dict[str, float]:
         """Every number of this process; see ``read``."""
         return read(self.numbers())
 
-    def _combine(self, key: Key, value: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.values[key] = combine(self.values[key], value) if key in self.values else value
+
+def together(values: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Scalars as one float64 vector on ``device``, in few operations where their types are few."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, value in enumerate(values):
+        groups.setdefault((value.device, value.dtype), []).append(place)
+    parts = [
+        torch.stack([values[place].detach().reshape(()) for place in places]).to(device).double()
+        for places in groups.values()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    order = [place for places in groups.values() for place in places]
+    scattered = torch.cat(parts).unbind()
+    return torch.stack([scattered[order.index(place)] for place in range(len(values))])
 
 
 def read(numbers: Numbers) -> dict[str, float]:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 import torch
 
-from muse_core.contracts import Action, Batch, Verdict
+from muse_core.contracts import Action, Batch, State, Verdict
 from muse_core.data.batches import TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
-from muse_core.metrics.accumulator import MetricAccumulator, combined, read
+from muse_core.metrics.accumulator import MetricAccumulator, Packed, combined, read
 from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
-from muse_core.training.forward import Forward, of_ranks
+from muse_core.training.cuda_graph import Passes, RecordedPasses
+from muse_core.training.forward import Forward, detached, of_ranks
 from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
@@ -57,8 +58,16 @@ class Loop:
     """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
     checkpoint and it."""
 
+    passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
+    """``_pass``, or a recording of it."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
+
+    def _recorded(self) -> Passes:
+        """Where ``train.cuda_graph`` asks for it, gradients come from a recording."""
+        if not self.recipe.train.cuda_graph:
+            return self._pass
+        return RecordedPasses(self._pass, self.state.optimizers.names)
 
     @property
     def done(self) -> bool:
@@ -119,39 +128,53 @@ class Loop:
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
-        state, forward, accumulator = self.state, self.forward, MetricAccumulator()
+        state, forward = self.state, self.forward
         forward.begin(self.recipe.seed, state.at.step)
         # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        pieces = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
-        for index, piece in enumerate(pieces):
+        pieces = []
+        for piece in micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch):
             there = to_device(piece, state.precision.device)
             if state.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
+            pieces.append(there)
+        carried = [state.stream_state.of(index) for index in range(len(pieces))]
+        packed, proposed = self.passes(pieces, carried, targets)
+        for one in proposed:
+            state.stream_state.propose(one)
+        # Weights and moments are read where they are now: a rollback puts others in their place.
+        values = self._of_all(packed.with_values(state_numbers(map(own_part, state.optimizers.held()))))
+        values["rollbacks"] = float(self.incidents.recent(state.at.step))
+        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
+        return values
+
+    def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
+        """Gradients of a step from its micro-batches on the device, the numbers of the step so far, and what its state
+        is after each micro-batch. ``carried``: what each starts from."""
+        state, forward, accumulator = self.state, self.forward, MetricAccumulator()
+        proposed: list[State] = []
+        for index, there in enumerate(pieces):
             with forward.gradients_of(index, len(pieces)):
                 with state.precision():
-                    result = fault_point("loss", forward(there, state.stream_state.of(index)))
+                    result = fault_point("loss", forward(there, carried[index]))
                 (result.total / (targets / forward.parts)).backward()
             accumulator.add_result(result, there.loss_mask.sum())
-            state.stream_state.propose(result.state)
+            if state.stream_state.streams:
+                proposed.append(detached(result.state))
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         accumulator.add(state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()}))
         sizes = forward.norms(list(gradients.values()))
         accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
         accumulator.add(gradient_numbers(sizes))
-        accumulator.add(state_numbers(map(own_part, state.optimizers.held())))
-        values = self._of_all(accumulator)
-        values["rollbacks"] = float(self.incidents.recent(state.at.step))
-        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
-        return values
+        return accumulator.packed(), proposed
 
-    def _of_all(self, accumulator: MetricAccumulator) -> dict[str, float]:
+    def _of_all(self, packed: Packed) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""
+        own = packed.numbers()  # waits for the device
         if self.forward.ranks.size == 1:
-            return accumulator.read()
-        own = accumulator.numbers()  # waits for the device
+            return read(own)
         parts = self.forward.ranks.exchange((own, self.stop.flags(), self.forward.telemetry()))
         self.stop.settle([flags for _, flags, _ in parts])
         return read(combined([numbers for numbers, _, _ in parts])) | of_ranks([told for _, _, told in parts])

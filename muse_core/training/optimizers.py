@@ -14,6 +14,7 @@ from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.contracts import TrainedParameter
 from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.metrics.accumulator import together
 from muse_core.model.roles import parameter_roles
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Train
@@ -189,8 +190,7 @@ def state_numbers(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors if t.numel()]
     if not real:
         return {"state_nonfinite": torch.zeros((), dtype=torch.float64)}
-    norms = torch._foreach_norm(real, 2)
-    return {"state_nonfinite": (~torch.isfinite(torch.stack([norm.double() for norm in norms]))).sum()}
+    return {"state_nonfinite": (~torch.isfinite(together(torch._foreach_norm(real, 2), real[0].device))).sum()}
 
 
 @torch.no_grad()

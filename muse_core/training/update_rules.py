@@ -112,8 +112,8 @@ class AdamW:
         return adam_of(parameters, self.options, self.context)
 
     def kept(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-        """The number of updates, on the processor, and both moments."""
-        return moments_of_adam(parameter)
+        """The number of updates and both moments."""
+        return moments_of_adam(optimizer, parameter)
 
 
 class MuonWithAdamW:
@@ -139,7 +139,7 @@ class MuonWithAdamW:
 
     def kept(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
         """Muon's momentum, or what AdamW keeps."""
-        return {"momentum_buffer": parameter} if isinstance(optimizer, Muon) else moments_of_adam(parameter)
+        return {"momentum_buffer": parameter} if isinstance(optimizer, Muon) else moments_of_adam(optimizer, parameter)
 
 
 def adam_of(
@@ -154,10 +154,23 @@ def adam_of(
         for decayed in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
-    betas = (options.beta1, options.beta2)
-    return [torch.optim.AdamW(groups, lr=context.learning_rate, betas=betas, eps=options.epsilon)] if groups else []
+    if not groups:
+        return []
+    return [torch.optim.AdamW(
+        groups, lr=context.learning_rate, betas=(options.beta1, options.beta2), eps=options.epsilon,
+        fused=True if all(fused(one.tensor) for one in parameters.values()) else None,
+    )]
 
 
-def moments_of_adam(parameter: Tensor) -> dict[str, Tensor]:
-    """What ``torch.optim.AdamW`` keeps for a parameter."""
-    return {"step": torch.zeros((), dtype=torch.float32), "exp_avg": parameter, "exp_avg_sq": parameter}
+def fused(parameter: Tensor) -> bool:
+    """Whether AdamW's update of a parameter is one of few kernels that read everything once: on a GPU."""
+    return parameter.is_cuda and parameter.is_floating_point()
+
+
+def moments_of_adam(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What ``torch.optim.AdamW`` keeps for a parameter. The number of updates is where it is read: a fused update
+    reads it on the device."""
+    device = parameter.device if optimizer.defaults["fused"] else torch.device("cpu")
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=device), "exp_avg": parameter, "exp_avg_sq": parameter,
+    }

@@ -155,14 +155,17 @@ def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: flo
 
 @torch.no_grad()
 def _measures(weights: Tensor, decay: Tensor, rate: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-    share = torch.ones_like(decay[..., :1]) if valid is None else valid[..., None].to(decay.dtype)
-    share = (share / share.sum().clamp_min(1.0)).expand_as(decay) / decay.shape[-1]
+    if valid is None:
+        means = {"decay": decay.mean(), "rate": rate.mean()}
+    else:
+        share = valid[..., None].to(decay.dtype)
+        share = (share / share.sum().clamp_min(1.0)).expand_as(decay) / decay.shape[-1]
+        means = {"decay": (decay * share).sum(), "rate": (rate * share).sum()}
     return {
+        **means,
         "energy": weights.square().sum((-1, -2)).mean(),
-        "decay": (decay * share).sum(),
         "decay_min": decay.amin(),
         "decay_max": decay.amax(),
-        "rate": (rate * share).sum(),
     }
 
 

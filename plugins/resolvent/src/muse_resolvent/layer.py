@@ -57,7 +57,9 @@ class Dynamics(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """z (H,) complex, and |l| (H,)."""
-        return torch.complex(self.energy, self.min_broadening + F.softplus(self.broadening)), self.hopping.exp()
+        # Put together from real numbers, which a compiler fuses; it leaves arithmetic on complex ones alone.
+        parts = (self.energy, self.min_broadening + F.softplus(self.broadening))
+        return torch.view_as_complex(torch.stack(parts, dim=-1)), self.hopping.exp()
 
 
 class Sites(NamedTuple):
@@ -207,7 +209,7 @@ class Resolvent(nn.Module):
         if value is None:
             theta, _ = self.green(sites.diagonal, sites.coupling, sites.coupling, sites.energy, initial=before)
             theta = theta.transpose(1, 2)
-            return theta, None, {"theta": stored(last_valid(theta, before, valid))}
+            return theta, None, {"theta": last_valid(stored(theta), None if state is None else state["theta"], valid)}
         before_y = None if state is None else restored(state["y"])
         (y, theta), _ = self.apply_resolvent(
             sites.diagonal,
@@ -218,7 +220,8 @@ class Resolvent(nn.Module):
             initial=None if state is None else (before, before_y),
         )
         theta, y = theta.transpose(1, 2), y.transpose(1, 2)
-        kept = {"theta": stored(last_valid(theta, before, valid)), "y": stored(last_valid(y, before_y, valid))}
+        last = {"theta": theta, "y": y}
+        kept = {name: last_valid(stored(x), None if state is None else state[name], valid) for name, x in last.items()}
         return theta, y, kept
 
     def read_values(self, y: Tensor, gate: Tensor | None) -> Tensor:
@@ -238,7 +241,7 @@ class Resolvent(nn.Module):
         carried = None if state is None else state["xi"]
         shift = spectral_shift(increment, carried, tokens.resets)
         kept = {
-            "theta0": stored(last_valid(free, before, tokens.valid)),
+            "theta0": last_valid(stored(free), None if state is None else state["theta0"], tokens.valid),
             "xi": last_valid(shift, carried, tokens.valid),
         }
         return {"phase": increment, "spectral_shift": shift}, kept
@@ -324,8 +327,8 @@ def strengths(terms: Mapping[str, tuple[Tensor, Tensor]], valid: Tensor | None) 
     """``<potential>/strength``: root mean square of each potential's V (B, N, H) over heads and valid tokens."""
     found = {}
     for name, (potential, _) in terms.items():
-        power = potential.square().mean(-1)
-        mean = power.mean() if valid is None else (power * _weights(power, valid)).sum()
+        power = potential.square()
+        mean = power.mean() if valid is None else (power.mean(-1) * _weights(power, valid)).sum()
         found[f"{name}/strength"] = mean.sqrt()
     return found
 

@@ -11,7 +11,7 @@ from ...torch.resolvent import linear_scan
 from .apply_launches import apply_backward, apply_forward
 from .causal_resolvent_diagonal import fake_gradients, shifted_and_coupled
 from .green_launches import left_green_backward
-from .rows import Rows, as_rows, check_served, laid_out_as, rows_of
+from .rows import Rows, as_rows, check_served, complex_zeros, laid_out_as, rows_of
 from .tiles import ColumnTile, LaneTile, Tile
 
 
@@ -33,7 +33,7 @@ def causal_resolvent_apply(
     width = problem.values.shape[-1]
     x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
     edge = (rows.energy.shape[0], width)
-    carried = rows.energy.new_zeros(edge) if problem.applied is None else problem.applied.reshape(edge)
+    carried = complex_zeros(*edge, like=rows.energy) if problem.applied is None else problem.applied.reshape(edge)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns or ()), list(lanes or ()))
     y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
@@ -73,12 +73,9 @@ def _backward(
         gradient_y, y, lower, result, carried, values.dtype, hopping, columns, lanes
     )
     rows = Rows(diagonal, lower, upper, energy, theta)
-    varies = hopping and lower.ndim > 1
     da, dl, du, dz, dtheta = left_green_backward(
-        rows, result, gradient_theta, applied, before if varies else None, hopping, tile
+        rows, result, gradient_theta, applied, before if hopping else None, hopping, tile
     )
-    if hopping and not varies:
-        dl = dl - before.conj()
     return da, dl, du, dz, dtheta, dx, carry
 
 

@@ -26,9 +26,10 @@ def left_green_backward_kernel(
 ):  # fmt: skip
     """w_i = theta_i (theta_i (g_i + s_{i+1}) + q_i), s_i = p_i w_i from s after each chunk, start (R, C).
 
-    APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}. HOPPING: l and u want gradients,
-    (R, N) each, or the row sums of p's where they are CONSTANT. dz is the row's sum of w. WHOLE: one chunk holds
-    the row, after which s is zero. CHAIN: s comes from the chunk after this one, and start are the links.
+    APPLIED: q (R, N) is what the values add, and `before` (R, N) is sum_M Y_i y_{i-1}, or its sum with theta (R,) where
+    l and u are CONSTANT. HOPPING: l and u want gradients, (R, N) each or (R,), or the sums of p's by chunk. dz
+    is the row's sum of w. WHOLE: one chunk holds the row, after which s is zero. CHAIN: s comes from the chunk after
+    this one, and start are the links.
     """
     row, chunk, place = tl.program_id(0), tl.program_id(1), 0
     if CHAIN:
@@ -88,8 +89,8 @@ def left_green_backward_kernel(
                 dp_r = dp_r + (r,)
                 dp_i = dp_i + (i,)
             store_coupling_gradients(
-                dl_ptr, du_ptr, dp_ptr + at * 2, before_ptr + base, row, first, sites, theta_r, theta_i,
-                lr, li, ur, ui, dp_r, dp_i, L_COMPLEX, U_COMPLEX, CONSTANT, APPLIED, MASKED, P, E,
+                dl_ptr, du_ptr, dp_ptr + at * 2, before_ptr, row, first, sites, theta_r, theta_i,
+                lr, li, ur, ui, dp_r, dp_i, L_COMPLEX, U_COMPLEX, CONSTANT, APPLIED, WHOLE, MASKED, P, E,
             )  # fmt: skip
         store_sum(dz_ptr + at * 2, w_r, w_i, E)
         store_conjugate(da_ptr, row, first, sites, negated(w_r, E), negated(w_i, E), A_COMPLEX, MASKED, P, E)
@@ -158,7 +159,7 @@ def green_backward_kernel(
             dp_i = (vi,) + dp_i
             store_coupling_gradients(
                 dl_ptr, du_ptr, dp_ptr + at * 2, None, row, first, sites, theta_r, theta_i,
-                lr, li, ur, ui, dp_r, dp_i, L_COMPLEX, U_COMPLEX, CONSTANT, False, MASKED, P, E,
+                lr, li, ur, ui, dp_r, dp_i, L_COMPLEX, U_COMPLEX, CONSTANT, False, WHOLE, MASKED, P, E,
             )  # fmt: skip
         store_sum(dz_ptr + at * 2, dd_r, dd_i, E)
         store_conjugate(da_ptr, row, first, sites, negated(dd_r, E), negated(dd_i, E), A_COMPLEX, MASKED, P, E)
@@ -168,21 +169,47 @@ def green_backward_kernel(
 def store_coupling_gradients(
     dl_ptr, du_ptr, dp_ptr, before_ptr, row, first, sites, theta_r, theta_i, lr, li, ur, ui, dp_r, dp_i,
     L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, APPLIED: tl.constexpr,
-    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+    WHOLE: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of l and u from those of p = l u, less theta times `before` for l where APPLIED; CONSTANT along the
-    row, the sum of p's."""
+    """Gradients of l and u from those of p = l u, less theta times `before` for l where APPLIED. CONSTANT along the
+    row, one number each where one chunk is the WHOLE row, otherwise the sum of p's."""
     if CONSTANT:
-        store_sum(dp_ptr, dp_r, dp_i, E)
+        if WHOLE:
+            store_constant_gradients(dl_ptr, du_ptr, before_ptr, row, lr, li, ur, ui, dp_r, dp_i, APPLIED, E)
+        else:
+            store_sum(dp_ptr, dp_r, dp_i, E)
     else:
         dl_r, dl_i = multiply_sites(ur, ui, dp_r, dp_i, E)
         if APPLIED:
-            e_r, e_i = load_sites(before_ptr, first, sites, 1, True, True, MASKED, P, E)
+            row_before = before_ptr + row.to(tl.int64) * sites * 2
+            e_r, e_i = load_sites(row_before, first, sites, 1, True, True, MASKED, P, E)
             e_r, e_i = multiply_sites(theta_r, theta_i, e_r, e_i, E)
             dl_r, dl_i = subtract_sites(dl_r, dl_i, e_r, e_i, E)
         store_conjugate(dl_ptr, row, first, sites, dl_r, dl_i, L_COMPLEX, MASKED, P, E)
         du_r, du_i = multiply_sites(lr, li, dp_r, dp_i, E)
         store_conjugate(du_ptr, row, first, sites, du_r, du_i, U_COMPLEX, MASKED, P, E)
+
+
+@triton.jit
+def store_constant_gradients(
+    dl_ptr, du_ptr, before_ptr, row, lr, li, ur, ui, dp_r, dp_i, APPLIED: tl.constexpr, E: tl.constexpr
+):  # fmt: skip
+    """conj(u S - before) for l and conj(l S) for u, (R,) complex, with S the sum of p's gradients over the row."""
+    sr, si = dp_r[0], dp_i[0]
+    for e in tl.static_range(1, E):
+        sr += dp_r[e]
+        si += dp_i[e]
+    sr, si = tl.sum(sr, axis=0), tl.sum(si, axis=0)
+    dl_r, dl_i = multiply(ur[0], ui[0], sr, si)
+    du_r, du_i = multiply(lr[0], li[0], sr, si)
+    at = row.to(tl.int64) * 2
+    if APPLIED:
+        e_r, e_i = load_complex(before_ptr + at)
+        dl_r, dl_i = dl_r - e_r, dl_i - e_i
+    tl.store(dl_ptr + at, dl_r)
+    tl.store(dl_ptr + at + 1, -dl_i)
+    tl.store(du_ptr + at, du_r)
+    tl.store(du_ptr + at + 1, -du_i)
 
 
 @triton.jit

@@ -65,6 +65,7 @@ def left_green_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of a, l, u, z and theta_{-1}, shaped as the operands; those of l and u are empty without `hopping`.
 
+    `applied` (R, N) and `before`, (R, N) or (R,) where l is one number a row, are what values add, see the kernel.
     `tile` overrides the choice of lanes and warps, `chain` whether a row's chunks wait for each other.
     """
     given = operands(*rows[:3])
@@ -98,7 +99,7 @@ def left_green_backward(
             zero = theta.new_zeros((given.rows, 1))
             start = floats(linear_carries(summary[..., :2], summary[..., 2:], zero, reverse=True))
         launch(False, start, gradient)
-    return *sums.results(), initial_gradient
+    return *sums.results(before), initial_gradient
 
 
 def green_backward(
@@ -142,24 +143,26 @@ class Sums:
     def __init__(self, rows: Rows, given: Operands, hopping: bool, chunks: int):
         shape = (given.rows, given.sites)
         self._rows = rows
-        self._constant = given.flags["CONSTANT"] and hopping
-        varies = hopping and not self._constant
+        constant = given.flags["CONSTANT"] and hopping
+        self._by_chunk = constant and chunks > 1
+        edge = 0 if not hopping or self._by_chunk else given.rows if constant else shape
         self._diagonal = rows.diagonal.new_empty(shape)
-        self._lower = rows.lower.new_empty(shape if varies else 0)
-        self._upper = rows.upper.new_empty(shape if varies else 0)
+        self._lower = rows.lower.new_empty(edge)
+        self._upper = rows.upper.new_empty(edge)
         self._energy = rows.energy.new_empty((given.rows, chunks))
-        self._couplings = rows.energy.new_empty((given.rows, chunks) if self._constant else 0)
+        self._couplings = rows.energy.new_empty((given.rows, chunks) if self._by_chunk else 0)
 
     def pointers(self) -> tuple[Tensor, ...]:
         return tuple(floats(x) for x in (self._diagonal, self._lower, self._upper, self._energy, self._couplings))
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients shaped as the operands."""
+    def results(self, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients shaped as the operands; `before` (R,) is what l loses where it is one number a row."""
         rows = self._rows
         lower, upper = self._lower, self._upper
-        if self._constant:
+        if self._by_chunk:
             couplings = _over_chunks(self._couplings)
             lower, upper = couplings * rows.upper.conj(), couplings * rows.lower.conj()
+            lower = lower if before is None else lower - before.conj()
         elif lower.numel():
             lower, upper = lower.view(rows.lower.shape), upper.view(rows.upper.shape)
         return self._diagonal.view(rows.diagonal.shape), lower, upper, _over_chunks(self._energy)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...arguments import Tridiagonal
 from ...refusals import refuse_triton
@@ -39,12 +40,27 @@ def rows_of(problem: Tridiagonal) -> Rows:
     lead = problem.lead
     constant = problem.lower.shape[-1] == 1 and problem.upper.shape[-1] == 1
     lower, upper = (
-        x.to(problem.dtype).expand(*lead, 1).reshape(-1) if constant else as_rows(x.expand(problem.shape), lead)
+        one_a_row(x, lead) if constant else as_rows(x.expand(problem.shape), lead)
         for x in (problem.lower, problem.upper)
     )
-    energy = problem.energy.expand(*lead, 1).reshape(-1)
-    theta = torch.zeros_like(energy) if problem.theta is None else problem.theta.reshape(-1)
+    energy = one_a_row(problem.energy, lead)
+    theta = complex_zeros(len(energy), like=energy) if problem.theta is None else problem.theta.reshape(-1)
     return Rows(as_rows(problem.diagonal.expand(problem.shape), lead), lower, upper, energy, theta)
+
+
+def one_a_row(x: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """What broadcasts to (*lead, 1) as one complex number a row, (R,). By operations on real numbers, which a compiler
+    fuses: it leaves those on complex ones alone."""
+    if x.is_complex():
+        pairs = torch.view_as_real(x).expand(*lead, 1, 2)
+    else:
+        pairs = F.pad(x.expand(*lead, 1)[..., None], (0, 1))
+    return torch.view_as_complex(pairs.reshape(-1, 2))
+
+
+def complex_zeros(*shape: int, like: Tensor) -> Tensor:
+    """Zeros on the device of `like`, the same for every layer to a compiler, which then makes them once."""
+    return torch.view_as_complex(torch.zeros((*shape, 2), dtype=torch.float32, device=like.device))
 
 
 def as_rows(x: Tensor, lead: tuple[int, ...]) -> Tensor:

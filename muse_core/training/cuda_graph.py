@@ -1,0 +1,152 @@
+"""``train.cuda_graph``: the forward and backward pass of a step, recorded as a CUDA graph and launched as one.
+
+What the step computes is not changed by it: a graph launches the kernels that were launched when it was recorded, with
+the same arguments. What follows reads from the device and decides (clipping, verdicts, the update), and is no part of
+it. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from muse_core.component import walk
+from muse_core.contracts import Batch, State
+from muse_core.errors import RecipeError
+from muse_core.metrics.accumulator import Key, Packed
+from muse_core.model.precision import choose_device
+from muse_core.recipe.schema import Recipe
+from muse_core.training.objectives import NextToken
+
+Passes = Callable[[Sequence[Batch], Sequence[State], int], tuple[Packed, list[State]]]
+"""Micro-batches on the device, what each starts from, and the number of targets, to numbers and what each ends with.
+Leaves gradients at the weights."""
+PLAIN = 2
+"""Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
+MOST = 4
+"""Forms of a step that are recorded; each keeps the memory of its gradients."""
+OFF = "set train.cuda_graph = false"
+
+
+class Form(NamedTuple):
+    """What a recording holds for: everything about a step's inputs that is no number in a tensor."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+    """Shape, strides and type of each tensor; what is no tensor as it is."""
+    targets: int
+
+
+class Recording(NamedTuple):
+    """A recorded step: where it reads and where it writes."""
+
+    graph: Any
+    given: list[Any]
+    """The inputs' tensors, which are written over before a launch."""
+    keys: tuple[Key, ...]
+    values: Tensor
+    proposed: list[State]
+    gradients: dict[str, Tensor]
+
+
+class RecordedPasses:
+    """Passes that are recorded at the third step of their form and replayed from then on.
+
+    Weights are read where they are, so that whatever changes them in place, as a restored checkpoint, is seen. Raises
+    RecipeError for a step that cannot be recorded.
+    """
+
+    def __init__(self, compute: Passes, parameters: Mapping[str, nn.Parameter]):
+        self.compute = compute
+        self.parameters = parameters
+        self.seen: list[tuple[Form, int]] = []
+        self.recordings: list[tuple[Form, Recording]] = []
+
+    def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
+        leaves, structure = pytree.tree_flatten((list(pieces), list(carried)))
+        form = Form(structure, tuple(map(_told, leaves)), targets)
+        recording = next((one for known, one in self.recordings if known == form), None)
+        if recording is None:
+            before = next((count for known, count in self.seen if known == form), 0)
+            self.seen = [(known, count) for known, count in self.seen if known != form] + [(form, before + 1)]
+            if before < PLAIN:
+                return self.compute(pieces, carried, targets)
+            recording = self._record(form, leaves)
+            self.recordings.append((form, recording))
+        for there, new in zip(recording.given, leaves):
+            if isinstance(there, Tensor):
+                there.copy_(new)
+        recording.graph.replay()
+        for name, gradient in recording.gradients.items():
+            self.parameters[name].grad = gradient
+        # What is carried to the next step must not be where that step writes.
+        proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
+        return Packed(recording.keys, recording.values), proposed
+
+    def _record(self, form: Form, leaves: list[Any]) -> Recording:
+        if len(self.recordings) == MOST:
+            raise RecipeError(
+                f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches, numbers of targets, offsets in "
+                f"a period) cannot all be recorded - {OFF}"
+            )
+        given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        pieces, carried = pytree.tree_unflatten(given, form.structure)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may write a checkpoint meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                packed, proposed = self.compute(pieces, carried, form.targets)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RecipeError(
+                f"train.cuda_graph: this step cannot be recorded: something in it waits for the GPU, or lets a value "
+                f"of a tensor decide what is computed ({what}) - {OFF}"
+            ) from error
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
+
+
+def _told(leaf: Any) -> Any:
+    return (tuple(leaf.shape), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+
+
+def require_recordable(recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError with every reason why ``train.cuda_graph`` cannot be had that the recipe alone gives."""
+    train = recipe.train
+    if not train.cuda_graph:
+        return
+    found = []
+    if choose_device(train.device).type != "cuda":
+        found.append("it is for a GPU, and this run's device is the CPU")
+    if processes > 1:
+        found.append(f"it is for one process, and this run has {processes}")
+    if train.activation_checkpointing:
+        found.append("train.activation_checkpointing keeps the random state of every block, which waits for the GPU")
+    routers = [use for use in walk(recipe.model.options) if use.kind == "router"]
+    if routers:
+        found.append(f"{routers[0].path}: which tokens an expert computes is decided by values of tensors")
+    if getattr(recipe.model.options, "exit", None) is not None:
+        found.append("model.exit: which tokens leave is decided by values of tensors")
+    if found:
+        raise RecipeError([f"train.cuda_graph: {reason} - {OFF}" for reason in found])
+
+
+def require_steady(model: nn.Module, objective: Any) -> None:
+    """Raises RecipeError where Python changes from step to step what the model or the objective computes."""
+    if type(objective) is not NextToken:
+        raise RecipeError(
+            f"train.cuda_graph: it is for next-token training, and the objective {type(objective).__name__} may "
+            f"compute another thing in every step - {OFF}"
+        )
+    for name, module in model.named_modules():
+        if module is not model and hasattr(module, "update_statistics"):
+            raise RecipeError(
+                f"train.cuda_graph: {name} ({type(module).__name__}) changes with update_statistics what it computes, "
+                f"which a recording does not see - {OFF}"
+            )

@@ -1,0 +1,101 @@
+"""What a training step launches on a GPU, and how device and host share its time.
+
+    python tests/benchmarks/step_launches.py recipes/experiments/phase2_512x6.toml --length 2048 --tokens 65536 \
+        [--compile] [--kernels 30]
+
+``kernels`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler, ``launches`` what
+the processor calls to start them: as many, or one for all that a CUDA graph holds. ``device`` is the time in which at
+least one kernel ran, ``wall`` the median of steps without the profiler. What ``wall`` is above ``device`` the GPU waits
+for the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
+
+
+def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
+    """Kernels, launches, milliseconds of device and wall, and (count, milliseconds, name) of every kernel of a step."""
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        step()
+        torch.cuda.synchronize()
+    counts: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
+    stretches, callers, launches = [], Counter(), 0
+    for event in found.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            counts[event.name] += 1
+            spent[event.name] += event.time_range.elapsed_us() / 1e3
+            stretches.append((event.time_range.start, event.time_range.end))
+        elif event.name.startswith(STARTS):
+            launches += 1
+        elif event.kernels:
+            callers[event.name] += len(event.kernels)
+    busy, until = 0.0, 0.0
+    for start, end in sorted(stretches):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return {
+        "launches": launches,
+        "count": sum(counts.values()),
+        "device": busy / 1e3,
+        "wall": 1e3 * statistics.median(times),
+        "kernels": sorted(((counts[name], spent[name], name) for name in counts), key=lambda row: -row[1]),
+        "callers": callers.most_common(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=65536)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--kernels", type=int, default=0, help="so many rows of the kernels that take longest")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args()
+    from muse_core.comparison.cost import training_step
+    from muse_core.comparison.targets import open_target
+
+    rows = given.tokens // given.length
+    settings = [*given.set, *(["train.compile=true"] if given.compile else [])]
+    for path in given.recipes:
+        target = open_target(path, settings, 257, print)
+        step, _ = training_step(target.model, target.recipe, target.precision, rows=rows, length=given.length)
+        for _ in range(4):
+            step()
+        found = measured(step, given.repeats)
+        print(
+            f"{path.stem} {rows} x {given.length}{' compiled' if given.compile else ''}: {found['count']} kernels, "
+            f"{found['launches']} launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
+            f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s",
+            flush=True,
+        )
+        for count, spent, name in found["kernels"][: given.kernels]:
+            print(f"  {count:5} {spent:8.3f} ms  {name[:150]}")
+        if given.kernels:
+            print("  by operation:", ", ".join(f"{name} {count}" for name, count in found["callers"][: given.kernels]))
+        del step, target
+
+
+if __name__ == "__main__":
+    main()

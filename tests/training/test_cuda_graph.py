@@ -1,0 +1,185 @@
+"""``train.cuda_graph``: refused by name where a step cannot be recorded, otherwise the same numbers to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from muse_core import fault_injection
+from muse_core.errors import RecipeError
+from muse_core.recipe import check_table
+from muse_core.storage.checkpoint import Checkpoints
+from muse_core.training.cuda_graph import MOST, require_recordable, require_steady
+from muse_core.training.objectives import NextToken
+from muse_core.training.stop import Stop
+
+Table = Callable[..., dict[str, Any]]
+Go = Callable[..., dict[str, Any]]
+
+MEMORY = {
+    "block": [
+        {"use": "resolvent", "heads": 4},
+        {"use": "fast-weights", "heads": 2, "period": 16, "filters": ["snr"]},
+        {"use": "feed-forward"},
+    ]
+}
+ROUTED = {"block": [{"use": "attention", "heads": 2}, {"use": "experts", "router": "mlp"}]}
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def refusals(registry: Any, recipe: dict[str, Any], processes: int = 1) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        require_recordable(check_table(recipe, registry).recipe, processes)
+    return str(caught.value).splitlines()
+
+
+def test_a_recipe_that_cannot_be_recorded_is_refused_with_every_reason(table: Table, registry: Any) -> None:
+    recipe = table(model=ROUTED, train={"cuda_graph": True, "activation_checkpointing": True})
+    found = refusals(registry, recipe, processes=2)
+    for words in ("device is the CPU", "this run has 2", "activation_checkpointing", "model.block[1].router"):
+        assert any(words in line for line in found), (words, found)
+    assert all("set train.cuda_graph = false" in line for line in found if line.strip())
+
+
+def test_nothing_is_refused_that_does_not_ask_for_a_recording(table: Table, registry: Any) -> None:
+    require_recordable(check_table(table(model=ROUTED), registry).recipe, processes=2)
+
+
+def test_a_cpu_run_that_asks_for_a_recording_makes_no_run(table: Table, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from muse_core.cli.run import main
+    from muse_core.recipe import to_toml
+
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(table(train={"cuda_graph": True})), encoding="utf-8")
+    result = CliRunner().invoke(main, [str(path), "--run-dir", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "train.cuda_graph: it is for a GPU" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+class Learns(torch.nn.Module):
+    """Changes its threshold by what was measured."""
+
+    def update_statistics(self, metrics: dict[str, float], progress: float) -> None:
+        self.threshold = progress
+
+
+@attrs.frozen
+class Curriculum:
+    """Another objective."""
+
+    step: int = 0
+
+
+def test_what_python_changes_between_steps_is_refused_by_name(table: Table, prepare: Any) -> None:
+    model = prepare(table()).model
+    require_steady(model, NextToken())
+    with pytest.raises(RecipeError, match="next-token training, and the objective Curriculum"):
+        require_steady(model, Curriculum())
+    model.blocks[0].threshold = Learns()
+    with pytest.raises(RecipeError, match=r"blocks\.0\.threshold \(Learns\)"):
+        require_steady(model, NextToken())
+
+
+def final_hash(folder: Path) -> str:
+    found = Checkpoints(folder).newest()
+    assert found is not None
+    return found[1].state_hash()
+
+
+def on_gpu(table: Table, recorded: bool, **tables: Any) -> dict[str, Any]:
+    tables["train"] = {"device": "cuda", "steps": 8, "cuda_graph": recorded} | tables.get("train", {})
+    return table(**tables)
+
+
+@GPU
+@pytest.mark.parametrize("train", [{}, {"precision": "bf16", "optimizer": "muon"}, {"compile": True}],
+                         ids=["fp32", "bf16", "compiled"])
+@pytest.mark.parametrize("order", ["permuted", "streams"])
+@pytest.mark.parametrize("model", [{}, MEMORY], ids=["attention", "memory"])
+def test_a_recorded_run_has_the_bits_of_a_plain_one(
+    table: Table, go: Go, losses: Any, tmp_path: Path, order: str, model: Any, train: Any
+) -> None:
+    """Dropout, accumulated gradients and carried state included."""
+    if train.get("compile") and (order, model) != ("permuted", MEMORY):
+        pytest.skip("compiled once")
+    if order == "streams":
+        train = train | {"sequence_length": 32}  # whole periods, so that all steps are of one form
+    for name, recorded in (("plain", False), ("recorded", True)):
+        go(on_gpu(table, recorded, data={"order": order, "reset_at_documents": False}, model=model, train=train), name)
+    assert losses("recorded") == losses("plain") and len(losses("plain")) == 8
+    assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
+
+
+@GPU
+def test_a_recorded_run_goes_on_and_back_as_a_plain_one(
+    table: Table, go: Go, losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after five steps and continued; then a batch whose text is damaged in the weights' sight rolls back."""
+    stops = {"left": 5}
+
+    def requested(self: Stop) -> bool:
+        stops["left"] -= 1
+        return stops["left"] == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", property(requested))
+        go(on_gpu(table, True), "recorded")
+    go(on_gpu(table, True), "recorded")
+    go(on_gpu(table, False), "plain")
+    assert losses("recorded") == losses("plain")
+    assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
+
+
+def spoil(after: int) -> dict[str, Callable[[Any], Any]]:
+    """Makes a weight NaN after so many updates, once."""
+    left = {"updates": after}
+
+    def damage(model: torch.nn.Module) -> torch.nn.Module:
+        left["updates"] -= 1
+        if left["updates"] == 0:
+            with torch.no_grad():
+                model.norm.weight.fill_(float("nan"))
+        return model
+
+    return {"post_step": damage}
+
+
+@GPU
+def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(table: Table, go: Go, losses: Any, tmp_path: Path) -> None:
+    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's."""
+    for name, recorded in (("plain", False), ("recorded", True)):
+        with fault_injection.installed(spoil(after=5)):
+            go(on_gpu(table, recorded, train={"steps": 10}), name)
+    assert losses("recorded") == losses("plain")
+    assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
+
+
+@GPU
+def test_steps_of_too_many_forms_are_said_to_be_so(table: Table, go: Go) -> None:
+    """A period of 48 tokens and segments of 7: each step starts at another place of the period."""
+    model = {"block": [{"use": "fast-weights", "heads": 2, "period": 48, "filters": ["snr"]}]}
+    recipe = on_gpu(table, True, data={"order": "streams"}, model=model,
+                    train={"sequence_length": 40, "steps": 6 * (MOST + 2), "micro_batch": 4})
+    with pytest.raises(RecipeError, match=f"more than {MOST} forms"):
+        go(recipe)
+
+
+@GPU
+def test_a_layer_that_reads_a_value_is_said_to_be_so(table: Table, prepare: Any, go: Go, monkeypatch: Any) -> None:
+    from muse_baseline.feed_forward import FeedForward
+
+    forward = FeedForward.forward
+
+    def reading(self: Any, x: Any, *more: Any) -> Any:
+        return forward(self, x if x.abs().max() > 0 else x + 1, *more)
+
+    monkeypatch.setattr(FeedForward, "forward", reading)
+    with pytest.raises(RecipeError, match=r"this step cannot be recorded.*set train\.cuda_graph = false"):
+        go(on_gpu(table, True))
