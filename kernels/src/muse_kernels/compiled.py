@@ -13,7 +13,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "native" / "kernels.c"
+FOLDER = Path(__file__).parent / "native"
 BITS = {"float32": 32, "float64": 64}
 FLAGS = (
     "-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math",
@@ -29,7 +29,9 @@ def library(precision: str) -> ctypes.CDLL:
     `folder()`. Raises RuntimeError with the reason where that is not possible here."""
     compiler = find_compiler()
     version = _run([*compiler, "--version"])
-    parts = (SOURCE.read_bytes(), " ".join([*compiler, *FLAGS, precision, version]).encode(), _processor())
+    sources = sorted(FOLDER.glob("*.c"))
+    written = b"".join(path.read_bytes() for path in (*sources, *sorted(FOLDER.glob("*.h"))))
+    parts = (written, " ".join([*compiler, *FLAGS, precision, version]).encode(), _processor())
     name = f"{precision}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
     kept = folder() / name
     try:
@@ -37,7 +39,7 @@ def library(precision: str) -> ctypes.CDLL:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
                 made = Path(beside) / name
-                _run([*compiler, *FLAGS, f"-DBITS={BITS[precision]}", str(SOURCE), "-o", str(made), "-lm"])
+                _run([*compiler, *FLAGS, f"-DBITS={BITS[precision]}", *map(str, sources), "-o", str(made), "-lm"])
                 os.replace(made, kept)  # whole, whoever else compiles at the same time
         return ctypes.CDLL(str(kept))
     except OSError as error:
