@@ -82,18 +82,22 @@ def by_period(
     outputs: list[Tensor] = []
     befores: list[Tensor | None] = []
     applied: list[dict[str, Tensor]] = []
-    for start, stop, ended in stretches(tokens.offset, writes.query.shape[1], period):
-        part = Writes(*(x[:, start:stop] for x in writes))
+    cuts = list(stretches(tokens.offset, writes.query.shape[1], period))
+    # Split and not sliced: the gradient of a slice is as long as what it was cut from.
+    lengths = [stop - start for start, stop, _ in cuts]
+    parts = zip(*(x.split(lengths, dim=1) for x in (*writes, scale)), strict=True)
+    for (start, stop, ended), (*numbers, noise) in zip(cuts, parts, strict=True):
+        part = Writes(*numbers)
         resets = None if tokens.resets is None else tokens.resets[:, start:stop]
         if ended > 1:
             output, before, state, metrics = run_whole_periods(
-                kernel, rule, filters, part, scale[:, start:stop], state, resets, period=period, read_before=read_before
+                kernel, rule, filters, part, noise, state, resets, period=period, read_before=read_before
             )
             applied.extend(metrics)
         else:
             output, before, weights = _run(kernel, rule, part, state["weights"], resets, read_before)
             # Spelled out: torch.compile of torch 2.6 does not know the union of tables.
-            state = {**state, "weights": weights, **running(state, part.log_decay, scale[:, start:stop], resets)}
+            state = {**state, "weights": weights, **running(state, part.log_decay, noise, resets)}
             if ended:
                 state, measured = filtered(filters, state)
                 applied.append(measured)

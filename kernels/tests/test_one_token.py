@@ -9,7 +9,8 @@ from muse_kernels import causal_resolvent_apply, fast_weights
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("read", ["after", "before"])
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
-def test_fast_weights(rule, read, with_resets):
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_fast_weights(backend, rule, read, with_resets):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 9, 3, size, dtype=torch.float64) for size in (4, 4, 5))
     key = torch.nn.functional.normalize(key, dim=-1)
@@ -19,7 +20,7 @@ def test_fast_weights(rule, read, with_resets):
         resets = torch.zeros(2, 9, dtype=torch.bool)
         resets[0, 4] = resets[1, 0] = resets[1, 8] = True
     initial = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    given = {"rule": rule, "read": read, "backend": "torch"}
+    given = {"rule": rule, "read": read, "backend": backend}
     whole, final = fast_weights(query, key, value, decay, rate, initial=initial, resets=resets, **given)
     state, outputs = initial, []
     for at in range(9):
@@ -31,16 +32,17 @@ def test_fast_weights(rule, read, with_resets):
     torch.testing.assert_close(state, final, rtol=1e-12, atol=1e-12)
 
 
-def test_causal_resolvent_apply():
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_causal_resolvent_apply(backend):
     torch.manual_seed(0)
     diagonal = torch.randn(2, 9, dtype=torch.complex128) - 0.1j
     values = torch.randn(2, 9, 3, dtype=torch.complex128)
-    (whole, theta), final = causal_resolvent_apply(diagonal, 0.7, 0.7, 0.2 + 0.3j, values, backend="torch")
+    (whole, theta), final = causal_resolvent_apply(diagonal, 0.7, 0.7, 0.2 + 0.3j, values, backend=backend)
     state, found = None, []
     for at in range(9):
         token = slice(at, at + 1)
         (y, _), state = causal_resolvent_apply(
-            diagonal[:, token], 0.7, 0.7, 0.2 + 0.3j, values[:, token], initial=state, backend="torch"
+            diagonal[:, token], 0.7, 0.7, 0.2 + 0.3j, values[:, token], initial=state, backend=backend
         )
         found.append(y)
     torch.testing.assert_close(torch.cat(found, 1), whole, rtol=1e-12, atol=1e-12)

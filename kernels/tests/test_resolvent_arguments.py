@@ -71,7 +71,7 @@ def test_empty_batch(backend):
         ({"diagonal": torch.ones(2, 6, dtype=torch.int64)}, "diagonal must be floating or complex"),
         ({"diagonal": torch.ones(2, 0)}, r"diagonal must be a tensor \(..., N\) with N >= 1"),
         ({"lower": torch.ones(6, device="meta")}, "lower is on meta, diagonal on cpu"),
-        ({"backend": "cuda"}, "backend must be auto, triton, torch, reference"),
+        ({"backend": "cuda"}, "backend must be auto, triton, native, torch, reference"),
         pytest.param(
             {"backend": "triton"},
             "triton refuses: it compiles for CUDA",
@@ -104,7 +104,9 @@ def test_values_are_checked_in_debug_mode_only():
 @INTERPRETED
 def test_auto_says_what_it_chose_and_why():
     choice = select_backend(KernelRequest("causal_resolvent_apply", "cpu", "float32"))
-    assert choice.backend == "torch" and "CUDA" in choice.refusals["triton"]
+    assert choice.backend == "native" and "CUDA" in choice.refusals["triton"]
+    whole = select_backend(KernelRequest("resolvent_diagonal", "cpu", "float32"))
+    assert whole.backend == "torch" and whole.refusals["native"] == "it has no resolvent_diagonal"
     assert select_backend(KernelRequest("causal_resolvent_apply", "cuda", "float32")).backend == "triton"
     assert select_backend(KernelRequest("causal_resolvent_apply", "cuda", "float64")).backend == "torch"
     with pytest.raises(ValueError, match="unknown operation"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muse_kernels import causal_resolvent_apply, causal_resolvent_diagonal, reference, resolvent_diagonal
+from muse_kernels import causal_resolvent_apply, causal_resolvent_diagonal, native, reference, resolvent_diagonal
 from muse_kernels import torch as lanes
 from muse_kernels.reference.resolvent import (
     causal_resolvent_apply_dense,
@@ -16,13 +16,14 @@ EXACT = 1e-10
 KINDS = ("complex", "real", "constant", "strided")
 
 
-@pytest.mark.parametrize("backend", (reference, lanes))
+@pytest.mark.parametrize("backend", (reference, lanes, native))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sites", (1, 2, 3, 17, 40))
 def test_equals_the_dense_inverse(backend, kind, sites):
     problem = draw(sites, kind)
     for ours, dense in (
-        (lambda p: p.full(backend.resolvent_diagonal), lambda p: p.full(resolvent_diagonal_dense)),
+        (lambda p: p.full((lanes if backend is native else backend).resolvent_diagonal),
+         lambda p: p.full(resolvent_diagonal_dense)),
         (lambda p: p.left(backend.causal_resolvent_diagonal), lambda p: p.left(causal_resolvent_diagonal_dense)),
         (lambda p: p.apply(backend.causal_resolvent_apply), lambda p: p.apply(causal_resolvent_apply_dense)),
     ):
@@ -31,23 +32,25 @@ def test_equals_the_dense_inverse(backend, kind, sites):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sites", (333, 1024))
-def test_lanes_equal_the_recursion_over_many_chunks(kind, sites):
+@pytest.mark.parametrize("backend", (lanes, native))
+def test_equals_the_recursion_over_many_chunks(backend, kind, sites):
     problem = draw(sites, kind)
     for run in (
-        lambda p, b: p.full(b.resolvent_diagonal),
+        *([lambda p, b: p.full(b.resolvent_diagonal)] if backend is lanes else []),
         lambda p, b: p.left(b.causal_resolvent_diagonal),
         lambda p, b: p.apply(b.causal_resolvent_apply),
     ):
         expected = results(problem, lambda p, run=run: run(p, reference))
-        assert_close(results(problem, lambda p, run=run: run(p, lanes)), expected, EXACT)
+        assert_close(results(problem, lambda p, run=run: run(p, backend)), expected, EXACT)
 
 
+@pytest.mark.parametrize("backend", ("torch", "native"))
 @pytest.mark.parametrize("kind", ("complex", "real", "constant"))
-def test_gradcheck_of_first_and_second_derivatives(kind):
+def test_gradcheck_of_first_and_second_derivatives(backend, kind):
     p = draw(6, kind, batch=1, width=2)
     tridiagonal = (p.diagonal, p.lower, p.upper, p.energy)
-    left = lambda *x: causal_resolvent_diagonal(*x[:4], initial=x[4])  # noqa: E731
-    apply = lambda *x: sum(causal_resolvent_apply(*x[:5], initial=x[5:]), ())  # noqa: E731
+    left = lambda *x: causal_resolvent_diagonal(*x[:4], initial=x[4], backend=backend)  # noqa: E731
+    apply = lambda *x: sum(causal_resolvent_apply(*x[:5], initial=x[5:], backend=backend), ())  # noqa: E731
     for function, inputs in (
         (resolvent_diagonal, tridiagonal),
         (left, (*tridiagonal, p.theta)),

@@ -74,7 +74,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("source", "python-library"),
         ("source", "state-of-the-union"),
     ),
-    "muse-torch-bk": (("kernel backend", "reference"), ("kernel backend", "torch")),
+    "muse-torch-bk": (("kernel backend", "native"), ("kernel backend", "reference"), ("kernel backend", "torch")),
     "muse-trace-attention": (("layer", "trace-attention"),),
     "muse-trackers": (("sink", "trackio"), ("sink", "wandb")),
     "muse-triton-bk": (("kernel backend", "triton"),),

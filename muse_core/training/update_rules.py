@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,20 +23,45 @@ SMALLEST = 1e-7
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """(rows, columns) → the same shape with singular values near 1 and the same singular vectors.
+    """(…, rows, columns), of two or three axes → the same shape with singular values near 1 and the same singular
+    vectors.
 
     In bf16 where the processor has such instructions, else in the matrix's own precision: emulated bf16 takes five
     times as long as fp32 on a CPU, and this is most of an update.
     """
     x = matrix.bfloat16() if computes_bf16(matrix.device) else matrix
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp_min(SMALLEST)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    single = x.ndim == 2
+    size = x.norm() if single else torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / size.clamp_min(SMALLEST)
+    product = torch.addmm if single else torch.baddbmm
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+TOGETHER = 4
+"""Matrices of one shape that a CPU orthogonalises by one call: 28 of 192 x 192 took 0.61 times as long as one by one,
+all 28 at once 0.68 times, since they leave the cache."""
+
+
+def bundles(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters that have gradients, some at a time: on a CPU with bf16 instructions up to ``TOGETHER`` of one
+    shape, otherwise one. In fp32 a CPU's product of a batch takes longer than products one by one, and on a GPU no
+    more than one divided matrix is to be whole."""
+    alike: dict[tuple[int, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.device.type == "cpu" and computes_bf16(parameter.device) and not is_divided(parameter.grad):
+            alike.setdefault(tuple(parameter.shape), []).append(parameter)
+        else:
+            yield [parameter]
+    for some in alike.values():
+        yield from (some[first : first + TOGETHER] for first in range(0, len(some), TOGETHER))
 
 
 class Muon(torch.optim.Optimizer):
@@ -54,21 +79,25 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients as they are; ``closure`` is not used."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                # The singular vectors are those of the whole matrix: one that is divided is gathered and divided again.
-                update = newton_schulz(whole(gradient.lerp(mean, momentum)))
-                if is_divided(gradient):
-                    update = divided_as(update, gradient)
-                rows, columns = parameter.shape
-                parameter.mul_(1 - rate * group["weight_decay"])
-                parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+            for some in bundles(group["params"]):
+                wanted = [self._direction(parameter, momentum) for parameter in some]
+                updates = [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted))
+                for parameter, update in zip(some, updates, strict=True):
+                    if is_divided(parameter.grad):
+                        update = divided_as(update, parameter.grad)
+                    rows, columns = parameter.shape
+                    parameter.mul_(1 - rate * group["weight_decay"])
+                    parameter.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+
+    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
+        """g + momentum · (m − g) with the momentum m updated; whole, for singular vectors are those of the whole
+        matrix: one that is divided is gathered, and its update divided again."""
+        gradient = parameter.grad
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return whole(gradient.lerp(mean, momentum))
 
 
 class AdamW:

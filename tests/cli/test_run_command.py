@@ -221,7 +221,8 @@ def test_dry_run_shows_what_would_be_built_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     shown = invoke(recipe, "--dry-run", "--set", "model.block=['fast-weights', 'feed-forward']")
     assert shown.exit_code == 0, shown.output
-    for word in ("blocks.1.fast-weights", "total", "dynamics", "activations", "epochs", "fast_weights", "torch", "MiB"):
+    words = ("blocks.1.fast-weights", "total", "dynamics", "activations", "epochs", "fast_weights", "native", "MiB")
+    for word in words:
         assert word in shown.output, word
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -54,3 +54,22 @@ def test_the_precision_follows_the_processor(monkeypatch):
     half = update_rules.newton_schulz(x)
     assert torch.equal(half, half.bfloat16().float())
     torch.testing.assert_close(half, single, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_matrices_of_one_shape_are_updated_as_they_are_alone(monkeypatch, half):
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: half)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 12), (12, 8), (8, 12), (8, 8), *[(8, 12)] * update_rules.TOGETHER, (3, 5)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    together, alone = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    rest = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    steppers = [update_rules.Muon(together, **rest), *(update_rules.Muon([one], **rest) for one in alone)]
+    for step in range(2):
+        for number, (one, other) in enumerate(zip(together, alone, strict=True)):
+            one.grad = other.grad = None if number == step else torch.randn(one.shape, generator=generator)
+        for stepper in steppers:
+            stepper.step()
+    assert len(list(update_rules.bundles(together))) == (4 if half else len(shapes) - 1)
+    for one, other, start in zip(together, alone, starts, strict=True):
+        assert torch.equal(one, other) and not torch.equal(one, start)

@@ -40,6 +40,8 @@ def implementation(operation: str, backend: str) -> Callable:
     """The backend's function for an operation; triton is imported here, when it is asked for, and not before."""
     if backend == "reference":
         from . import reference as functions
+    elif backend == "native":
+        from . import native as functions
     elif backend == "torch":
         from . import torch as functions
     else:

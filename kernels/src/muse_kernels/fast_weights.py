@@ -40,7 +40,7 @@ def fast_weights(
         chunk: tokens computed together. Changes speed and rounding, never the model; backends may round it.
         group: NotImplementedError unless None. Tokens on several processes are computed around the operation, as in
             `causal_resolvent_diagonal`.
-        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
+        backend: "auto", or triton, native, torch, reference; `muse_kernels.select_backend` says what "auto" takes.
 
     Returns (output, final): (B, N, H, M) in the dtype of query, key and value, and W_{N-1} (B, H, K, M), float32, or
     float64 where any input is. Any strides, empty batches; bfloat16 products are accumulated in float32. Gradients to

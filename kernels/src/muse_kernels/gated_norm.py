@@ -17,7 +17,7 @@ def gated_norm(
         weight: the gain, (F,), or (2F,) for complex x; None leaves x as it is.
         gate: what SiLU opens, (..., F) real, the same for both parts of a complex number; None opens fully.
         epsilon: added to the mean square.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "native", "torch" or "reference".
 
     Returns (..., F) or, for complex x, (..., 2F), in the gate's dtype, in x's real one without a gate; computed in
     float64 where one of the three is of double precision, otherwise in float32. ValueError names the argument and the

@@ -7,6 +7,8 @@ sentence, or None.
 import os
 from importlib.util import find_spec
 
+from .compiled import unavailable
+
 _HAS_TRITON = find_spec("triton") is not None  # asked once: torch.compile does not trace the question
 WIDEST = {
     "fast_weights": {"key": 128, "value": 128},
@@ -39,6 +41,22 @@ def refuse_torch(request) -> str | None:
     return ONE_PROCESS if "group" in request.needs else None
 
 
+NATIVE = ("causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights", "gated_norm", "short_convolution")
+"""What there is in C."""
+
+
+def refuse_native(request) -> str | None:
+    """Native needs a CPU and a C compiler, which the first request of a precision calls; half precision is computed in
+    float32."""
+    if "group" in request.needs:
+        return _NOT_BUILT
+    if request.operation not in NATIVE:
+        return f"it has no {request.operation}"
+    if request.device != "cpu":
+        return f"it computes on a CPU, the tensors are on {request.device}"
+    return unavailable("float64" if request.dtype == "float64" else "float32")
+
+
 def refuse_triton(request) -> str | None:
     """Triton needs a CUDA device, or its interpreter (TRITON_INTERPRET=1), and computes in float32."""
     if "group" in request.needs:
@@ -60,4 +78,6 @@ def refuse_triton(request) -> str | None:
     return None
 
 
-REFUSALS = {"reference": refuse_reference, "torch": refuse_torch, "triton": refuse_triton}
+REFUSALS = {
+    "native": refuse_native, "reference": refuse_reference, "torch": refuse_torch, "triton": refuse_triton,
+}

@@ -13,8 +13,8 @@ OPERATIONS = (
     "short_convolution",
     "trace_attention",
 )
-"""What every backend defines."""
-BACKENDS = ("triton", "torch", "reference")
+"""What there is; every backend but "native" defines all."""
+BACKENDS = ("triton", "native", "torch", "reference")
 """In the order in which "auto" asks them."""
 
 

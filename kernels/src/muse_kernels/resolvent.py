@@ -19,7 +19,7 @@ def resolvent_diagonal(diagonal, lower, upper, energy, *, backend: str = "auto")
         diagonal: a, (..., N), real or complex.
         lower, upper: l and u, broadcastable to (..., N), or scalars; entry 0 has no effect.
         energy: z, complex, broadcastable to (..., 1), or a scalar.
-        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
+        backend: "auto", or triton, native, torch, reference; `muse_kernels.select_backend` says what "auto" takes.
 
     Any strides and leading dimensions, which broadcast; bfloat16 is computed in float32. ValueError names the argument
     and the shapes that do not fit. Source: mathematics §1.

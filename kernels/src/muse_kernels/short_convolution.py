@@ -26,7 +26,7 @@ def short_convolution(
         initial: the S - 1 inputs before the first token (B, S - 1, C), zero where they belong to an earlier document;
             None is zero.
         resets: (B, N) bool, true where a document starts.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "native", "torch" or "reference".
 
     Returns query and key (B, N, H, K) of length 1 and value (B, N, H, M), in the dtype of x. Gradients of any
     order to x, taps and initial. ValueError names the argument and the shapes that do not fit. Source: mathematics §3.

@@ -38,7 +38,7 @@ def trace_attention(
         logit_scale: factor of q·k; None is K^(−1/2).
         initial: the final of an earlier call; None for none.
         resets: (B, N) bool, true where a document starts: nothing before is seen and Q starts at zero.
-        backend: "auto", "triton", "torch" or "reference"; `muse_kernels.select_backend` answers what "auto" takes.
+        backend: "auto", or triton, native, torch, reference; `muse_kernels.select_backend` says what "auto" takes.
 
     Returns ((output, scale, squares), final): see `Traced` and `Carried`. Softmax and sums are float32, or float64
     where an input is. Gradients of any order to every floating tensor. ValueError names the argument and the shapes

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from muse_torch_bk.options import ReferenceOptions, TorchOptions
+from muse_torch_bk.options import NativeOptions, ReferenceOptions, TorchOptions
 from muse_torch_bk.plugin import muse_kernel_backends
 
 import muse_kernels
@@ -14,7 +14,7 @@ from muse_core.contracts import KernelRequest
 from muse_core.errors import RecipeError
 from muse_core.model.kernels import BoundKernels, ranked
 
-OPTIONS = {"torch": TorchOptions(), "reference": ReferenceOptions()}
+OPTIONS = {"native": NativeOptions(), "torch": TorchOptions(), "reference": ReferenceOptions()}
 
 
 @pytest.fixture
@@ -28,17 +28,18 @@ def test_every_operation_exists(backends):
             assert load(reference).__name__ == operation, f"{name} {operation}"
 
 
-def test_torch_comes_before_the_reference(backends):
-    assert [name for name, _ in ranked(reversed(backends))] == ["torch", "reference"]
+def test_the_faster_comes_first(backends):
+    assert [name for name, _ in ranked(reversed(backends))] == ["native", "torch", "reference"]
 
 
-def test_both_compute_the_same(backends):
+def test_all_compute_the_same(backends):
     diagonal = torch.randn(2, 9, dtype=torch.float64)
     theta = {}
     for item in backends:
         bound = BoundKernels([item], device="cpu", dtype="float64").bind("causal_resolvent_diagonal")
         theta[item[0]] = bound(diagonal, 1.0, 1.0, torch.tensor(0.5 + 0.3j, dtype=torch.complex128))[0]
-    torch.testing.assert_close(theta["torch"], theta["reference"], rtol=0, atol=1e-12)
+    for name in ("native", "torch"):
+        torch.testing.assert_close(theta[name], theta["reference"], rtol=0, atol=1e-12)
     assert theta["torch"].abs().min() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Where a test of an operation runs: the torch backend in float64, and the kernels wherever they can run."""
+"""Where a test of an operation runs: torch and native in float64, the Triton kernels wherever they can run."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from importlib import import_module
 import pytest
 import torch
 from torch import Tensor
+
+from muse_kernels.refusals import NATIVE
 
 
 def functions(operation: str) -> list:
@@ -21,6 +23,9 @@ def functions(operation: str) -> list:
 
     by_torch = getattr(import_module("muse_kernels.torch"), operation)
     found = [pytest.param((by_torch, torch.float64, "cpu", 1e-11), id="torch")]
+    if operation in NATIVE:
+        by_native = getattr(import_module("muse_kernels.native"), operation)
+        found.append(pytest.param((by_native, torch.float64, "cpu", 1e-11), id="native"))
     return [*found, pytest.param((by_triton, torch.float32, here, 5e-6), id="triton", marks=skip)]
 
 

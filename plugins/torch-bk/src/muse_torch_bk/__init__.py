@@ -1,1 +1,1 @@
-"""Kernel backends torch and reference."""
+"""Kernel backends native, torch and reference."""

@@ -1,13 +1,28 @@
-"""The backends ``torch`` and ``reference`` of muse-kernels behind the core's contract."""
+"""The backends ``native``, ``torch`` and ``reference`` of muse-kernels behind the core's contract."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from muse_core.contracts import KernelRequest
-from muse_kernels.refusals import refuse_reference, refuse_torch
+from muse_kernels.refusals import NATIVE, refuse_native, refuse_reference, refuse_torch
 from muse_kernels.request import OPERATIONS
-from muse_torch_bk.options import ReferenceOptions, TorchOptions
+from muse_torch_bk.options import NativeOptions, ReferenceOptions, TorchOptions
+
+
+class Native:
+    """Serves its operations on a CPU before torch does, where there is a C compiler."""
+
+    rank = 15
+
+    def __init__(self, options: NativeOptions, context: Any):
+        pass
+
+    def operations(self) -> dict[str, str]:
+        return {name: f"muse_kernels.native:{name}" for name in NATIVE}
+
+    def refuse(self, request: KernelRequest) -> str | None:
+        return refuse_native(request)
 
 
 class Torch:

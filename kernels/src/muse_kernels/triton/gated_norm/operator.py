@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...arguments import check_gated_norm, in_double
+from ...double_backward import differentiated_again, gradients_by_torch
 from ...torch.gated_norm import gated_norm as by_torch
-from ..double_backward import differentiated_again, gradients_by_torch
 from ..memory import floats, unit_last_stride
 from .kernels import gated_norm_backward_kernel, gated_norm_kernel
 

@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...arguments import check_resolvent
+from ...double_backward import differentiate_gradients
 from ...torch import resolvent as by_torch
 from ...torch.resolvent import linear_scan
-from ..double_backward import differentiate_gradients
 from .apply_launches import apply_backward, apply_forward
 from .causal_resolvent_diagonal import fake_gradients, shifted_and_coupled
 from .green_launches import left_green_backward

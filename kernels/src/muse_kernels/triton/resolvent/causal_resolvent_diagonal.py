@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...arguments import check_resolvent
+from ...double_backward import differentiate_gradients
 from ...torch import resolvent as by_torch
-from ..double_backward import differentiate_gradients
 from .green_launches import left_green_backward
 from .row_launches import left_green
 from .rows import Rows, check_served, rows_of

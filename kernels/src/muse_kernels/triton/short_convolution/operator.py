@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ...arguments import SHORTEST, check_short_convolution, documents
+from ...double_backward import differentiated_again, gradients_by_torch
 from ...torch.short_convolution import of_documents
-from ..double_backward import differentiated_again, gradients_by_torch
 from ..memory import MOST_OF_AN_AXIS, unit_last_stride
 from .kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from ...double_backward import differentiated_again, gradients_by_torch
 from ...torch.trace_attention import rows as rows_by_torch
 from ...torch.trace_attention import scales as scales_by_torch
 from ...trace_arguments import Problem, Traced, checked
-from ..double_backward import differentiated_again, gradients_by_torch
 from ..memory import unit_last_stride
 from . import launch
 

@@ -1,4 +1,4 @@
-"""Second derivatives of the Triton operations, by the torch backend's."""
+"""Second derivatives of compiled operations, by the torch backend's."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,5 +38,5 @@ def gradients_by_torch(
     """
     leaves = [x if x is None or x.requires_grad else x.detach().requires_grad_() for x in inputs]
     present = [x for x in leaves if x is not None]
-    found = iter(torch.autograd.grad(function(*leaves), present, gradients, create_graph=True))
+    found = iter(torch.autograd.grad(function(*leaves), present, gradients, create_graph=True, materialize_grads=True))
     return [None if x is None else next(found) for x in leaves]
