@@ -100,7 +100,11 @@ def training_step(
     ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(length).expand(rows, length)
     batch = to_device(
-        Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions)), device
+        Batch(
+            ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions),
+            targets_per_token=1.0,  # as the loop says it, so that no step reads the mask from the device
+        ),
+        device,
     )
     model.to(device)
     optimizers = make_optimizers(model, recipe.train, lambda name: True)
