@@ -106,7 +106,10 @@ class FastWeights(nn.Module):
         state = {} if state is None else state
         new_state = {}
         low = lowered(x)
-        projected = joined(low, (self.query, self.key, self.value))
+        maps = [self.query, self.key, self.value] + ([] if self.gate is None else [self.gate])
+        sizes = (2 * self.heads * self.key_width + self.heads * self.value_width, self.heads * self.value_width)
+        projected, *gates = joined(low, maps).split(sizes[: len(maps) - 2], dim=-1)
+        gate = gates[0] if gates else None
         if self.convolution is not None:
             (query, key, value), new_state["convolution"] = self.convolution(
                 projected, self.heads, self.key_width, state.get("convolution"), tokens
@@ -130,13 +133,12 @@ class FastWeights(nn.Module):
         )
         new_state["memory"] = reading.state
         published = {} if reading.before is None else {"memory_before": reading.before}
-        gate = None if self.gate is None else self.gate(low)
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
         read = self.gated_norm(
             reading.output,
             None if self.norm is None else self.norm.weight,
-            None if gate is None else gate.view(reading.output.shape),
+            None if gate is None else gate.unflatten(-1, (self.heads, -1)),
         )
         return LayerOutput(
             self.output(read.flatten(2).to(projected.dtype)),
