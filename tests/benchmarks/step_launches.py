@@ -71,11 +71,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--kernels", type=int, default=0, help="so many rows of the kernels that take longest")
+    parser.add_argument("--inductor", action="append", default=[], metavar="KEY",
+                        help="a switch of torch._inductor.config that is on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
+    import torch._inductor.config
+
     from muse_core.comparison.cost import training_step
     from muse_core.comparison.targets import open_target
 
+    for key in given.inductor:
+        setattr(torch._inductor.config, key, True)
     rows = given.tokens // given.length
     settings = [*given.set, *(["train.compile=true"] if given.compile else [])]
     for path in given.recipes:
