@@ -121,7 +121,6 @@ def training_step(
         (result.total / targets).backward()
         accumulator = MetricAccumulator()
         accumulator.add_result(result, pieces[0].loss_mask.sum())
-        accumulator.add(gradient_numbers(norms([p.grad for p in parameters if p.grad is not None])))
         return accumulator.packed(), [detached(result.state)]
 
     passes: Passes = gradients
@@ -132,7 +131,8 @@ def training_step(
 
     def step() -> None:
         packed, states[:] = passes([batch], [None], rows * length)
-        numbers = read(packed.numbers())
+        sizes = norms([p.grad for p in parameters if p.grad is not None])
+        numbers = read(packed.with_values(gradient_numbers(sizes)).numbers())
         clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()
