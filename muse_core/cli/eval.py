@@ -26,6 +26,9 @@ NARROWEST = 120
               help="What a document of --text is; intervals resample documents.")
 @click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
               help="Tokens of text to read at most, in each suite that does.")
+@click.option("--length", "lengths", multiple=True, type=click.IntRange(min=1),
+              help="Tokens of a window beside the training length, a multiple of it; may be repeated [default: 2, 4 "
+              "and 8 times it].")
 @click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1),
               help="Rows of text in each of the five depths of a needle map; mqar has eight times as many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of what is drawn.")
@@ -33,19 +36,19 @@ NARROWEST = 120
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of rows, for scripts and data frames.")
 def evaluate(
-    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str, tokens: int, samples: int,
-    seed: int, step: int | None, device: str | None, as_json: bool,
+    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str, tokens: int,
+    lengths: tuple[int, ...], samples: int, seed: int, step: int | None, device: str | None, as_json: bool,
 ) -> None:
     """Measure the newest weights of RUNS, run directories.
 
     \b
     held-out    loss and bits per byte at the training length
-    length      bits per byte at 1 to 8 times the training length, same text
+    length      bits per byte by context length, same text
     recall      loss where the bigram stood in the context before, and where not
     needles     RULER's needle family: recall by length and depth
     mqar        recall of pairs of tokens, by their number or by length
     importance  signal to noise, energy, recency and share filtered of memories
-    cost        time and state bytes per token, by length
+    cost        time, memory and state bytes per token, by length
 
     Intervals hold 95 % and resample documents. With --text no text of the run is opened.
 
@@ -66,7 +69,7 @@ def evaluate(
             with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
                 found = evaluate_run(
                     run, suites, asked=names is not None, texts=texts, documents=documents, step=step, device=device,
-                    tokens=tokens, samples=samples, seed=seed, say=warn,
+                    tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
                 )
             results.append(found)
             if not as_json:

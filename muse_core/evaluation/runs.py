@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
+from muse_core.errors import RecipeError
 from muse_core.evaluation.suites import Rows, evaluate
 from muse_core.evaluation.suites.subject import Subject, read_texts, split_of
 from muse_core.training.trained import Say, open_trained, silent
@@ -23,17 +26,40 @@ def evaluate_run(
     tokens: int = 65_536,
     samples: int = 4,
     seed: int = 0,
+    lengths: Sequence[int] = (),
     say: Say = silent,
 ) -> dict[str, Any]:
-    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``asked``: see ``suites.evaluate``.
+    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``asked``: see ``suites.evaluate``; ``lengths``
+    in tokens, read beside the training length, in place of 2, 4 and 8 times that.
 
-    Raises StorageError when there is no trained run, DataError for text that cannot be used.
+    Raises StorageError when there is no trained run, DataError for text that cannot be used, RecipeError for lengths
+    that would not read one text.
     """
     given = read_texts(texts, documents) if texts else None
     setup, at = open_trained(run, device=device, step=step, untrained=False, say=say)
     own = None if given is None else split_of(given, setup.corpus.tokenizer)
     subject = Subject(setup=setup, own=own, tokens=tokens, samples=samples, seed=seed)
+    if lengths:
+        subject = attrs.evolve(subject, lengths=multiples(lengths, subject.length))
     return {"run": str(run), "step": at, "suites": evaluate(subject, names, asked=asked)}
+
+
+def multiples(lengths: Sequence[int], training: int) -> tuple[int, ...]:
+    """Multiples of the training length, 1 among them, from the least on. Raises RecipeError for lengths that windows of
+    one text cannot have."""
+    longest = max(lengths)
+    problems = []
+    for length in sorted(set(lengths)):
+        wrong = None
+        if length % training:
+            wrong = f"is no multiple of the training length, {training} tokens - ask for a multiple"
+        elif longest % length:
+            wrong = f"does not divide the longest, {longest} - ask for lengths that do"
+        if wrong:
+            problems.append(f"--length {length}: {wrong}, so that all lengths read the same text")
+    if problems:
+        raise RecipeError(problems)
+    return tuple(sorted({1, *(length // training for length in lengths)}))
 
 
 def table(results: Sequence[dict[str, Any]]) -> Rows:

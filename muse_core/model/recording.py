@@ -43,16 +43,23 @@ class Call(NamedTuple):
     def made(self) -> list[Tensor]:
         return tensors(self.result)
 
+    def argument(self, name: str) -> Any:
+        """The value of an argument, given or by default; None where the operation has none of this name."""
+        for place, argument in enumerate(self.function._schema.arguments):
+            if argument.name == name:
+                given = self.keywords.get(name, argument.default_value)
+                return self.arguments[place] if place < len(self.arguments) else given
+        return None
+
     @property
     def changed(self) -> list[Tensor]:
         """Arguments that the operation writes to."""
         if not self.function._schema.is_mutable:
             return []
         found: list[Tensor] = []
-        for place, argument in enumerate(self.function._schema.arguments):
+        for argument in self.function._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
-                given = self.arguments[place] if place < len(self.arguments) else self.keywords.get(argument.name)
-                found += tensors(given)
+                found += tensors(self.argument(argument.name))
         return found
 
 
@@ -113,7 +120,7 @@ class _Recorder(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # what an operator does inside is its own affair
             call = Call(function, arguments, keywords or {}, function(*arguments, **(keywords or {})))
             dependent = self.depends(call.read)
-            _refuse(function, dependent)
+            _refuse(call, dependent)
             for x in call.changed:
                 if _storage(x) not in self.made:
                     what = "its input" if _storage(x) in self.given else "a weight or a constant"
@@ -135,8 +142,9 @@ class _Recorder(TorchDispatchMode):
 _Recorder.__torch_dispatch__ = _Recorder.keep  # type: ignore[method-assign]
 
 
-def _refuse(function: Any, dependent: bool) -> None:
-    if torch.Tag.nondeterministic_seeded in function.tags:
+def _refuse(call: Call, dependent: bool) -> None:
+    function = call.function
+    if torch.Tag.nondeterministic_seeded in function.tags and call.argument("dropout_p") != 0.0:
         raise NotRecordable(f"{function} draws random numbers")
     if dependent and {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags):
         raise NotRecordable(f"{function} lets a value decide how the step goes on")

@@ -48,6 +48,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
         ("memory layer", "gla"),
         ("memory layer", "kda"),
         ("memory layer", "mamba2"),
+        ("memory layer", "mamba3"),
         ("memory layer", "rwkv7"),
     ),
     "muse-potentials": (

@@ -65,6 +65,8 @@ def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
     """Read a TOML file that is not a recipe, but is read as strictly, into an attrs class without components. Raises
     RecipeError with every problem."""
     source = read_source(path)
+    if "model" in source.table and "arms" not in source.table:
+        raise RecipeError(f"{source.where}: this is a recipe, and a plan is asked for - a plan lists recipes as arms")
     diagnostics = Diagnostics(Registry(()), folder=source.folder)
     value: T = _structured(source, make_converter(), diagnostics, cls)
     return value
@@ -80,6 +82,8 @@ def check_source(
 ) -> Checked:
     """Check a table that was read. ``versions``: distributions that it was written for, when they are known; options
     of another version pass through their class's ``upgrade(table, from_version)``."""
+    if "arms" in source.table and "model" not in source.table:
+        raise RecipeError(f"{source.where}: this is a plan of a comparison - run it with muse compare {source.where}")
     converter = make_converter()
     listed = _plugins_table(source, converter)
     if registry is None:

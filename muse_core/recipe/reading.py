@@ -148,5 +148,8 @@ def _neighbours(file: str) -> str:
 
 
 def _inside(folder: str) -> str:
+    own = FilePath(folder) / "recipe.toml"
+    if (FilePath(folder) / "muse.lock.toml").is_file():
+        return f"; this one holds a run - its recipe is {own}, and --resume goes on with it"
     known = [str(one) for one in sorted(FilePath(folder).glob("*.toml"))[:5]]
     return f", such as {', '.join(known)}" if known else ""

@@ -4,9 +4,9 @@
     python recipes/experiments/compression.py runs/c0 runs/c1 runs/c2 --work runs/compressed
 
 Perplexity is that of the held-out text of the runs' recipe, over the runs; speed and drift are those of the first.
-Speed is that of greedy generation of one text, the median of turns that alternate between the run and its compressed
-form, so that both meet the same machine. Drift is the mean distance W₁ of spectral measures on validation text
-(docs/mathematics.md).
+Speed is that of greedy generation by recorded steps, as muse generate draws: the median of turns that alternate between
+the run and its compressed form, so that both meet the same machine. Drift is the mean distance W₁ of spectral measures
+on validation text (docs/mathematics.md). On a GPU the kernels of a token and the time that they run stand beside.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from muse_koopman.distil import held_out_drift
 from muse_koopman.maps import replace
 from muse_koopman.options import CompressOptions
 
-from muse_core.model.generation import generate
+from muse_core.model.generation import Stream
 from muse_core.recipe import read_recipe
 from muse_core.training.compression import weight_bytes
 from muse_core.training.setup import set_up
@@ -52,7 +53,10 @@ METHODS = {
 """Name → arguments of muse compress. int8 and int4 give about 3.8 and 6.8."""
 RATIOS = (1.1, 1.3, 1.6, 2.0, 3.0, 4.0)
 """At which the drift of the fitted maps alone is measured."""
-TOKENS = 64
+TOKENS, WARM = 64, 96
+"""Tokens of a turn, and those before the first: the steps are recorded among them."""
+ROWS = 64
+"""That are drawn together on a GPU, beside one."""
 
 
 def compressed(run: Path, name: str, given: argparse.Namespace, gpus: Queue) -> tuple[str, Path, Path | None]:
@@ -78,24 +82,47 @@ def compressed(run: Path, name: str, given: argparse.Namespace, gpus: Queue) -> 
     return name, run, folder if code == 0 else None
 
 
-def speeds(setups: list[Any], turns: int) -> list[float]:
-    """Tokens a second of opened runs, medians of turns that alternate; the first turn does not count."""
+def drawn(setup: Any, rows: int) -> Iterator[None]:
+    """Greedy tokens of ``rows`` rows of one text, by recorded steps, as ``muse generate`` draws them."""
+    prompt = [int(token) for token in setup.corpus.tokenizer.encode("The state of the Union ")]
+    stream = Stream(
+        setup.model, stream_period=setup.stream_period, device=setup.precision.device, precision=setup.precision
+    )
+    scores = stream.prefill(torch.tensor([prompt] * rows))
+    while True:
+        yield
+        scores = stream.read(scores.argmax(-1, keepdim=True))[:, -1]
+
+
+def speeds(setups: list[Any], rows: int, turns: int) -> list[float]:
+    """Tokens a second of opened runs, all rows together: medians of turns that alternate, after ``WARM`` tokens."""
+    texts = [drawn(setup, rows) for setup in setups]
+    for text in texts:
+        for _ in islice(text, WARM):
+            pass
     found: list[list[float]] = [[] for _ in setups]
-    for turn in range(turns + 1):
-        for which, setup in enumerate(setups):
-            prompt = [int(token) for token in setup.corpus.tokenizer.encode("The state of the Union ")]
-            drawn = generate(
-                setup.model, prompt, temperature=0.0, stream_period=setup.stream_period,
-                device=setup.precision.device, precision=setup.precision,
-            )
-            with torch.inference_mode():
-                next(drawn)
-                began = time.perf_counter()
-                for _ in islice(drawn, TOKENS):
-                    pass
-            if turn:
-                found[which].append(TOKENS / (time.perf_counter() - began))
+    for turn in range(turns):
+        for which in sorted(range(len(texts)), reverse=turn % 2 == 1):
+            began = time.perf_counter()  # the scores of each token come to the host, so that nothing runs on
+            for _ in islice(texts[which], TOKENS):
+                pass
+            found[which].append(rows * TOKENS / (time.perf_counter() - began))
     return [statistics.median(one) for one in found]
+
+
+def profiled(setup: Any, rows: int) -> str:
+    """Of one token on a GPU, by torch's profiler: kernels, and the microseconds that they run."""
+    text = drawn(setup, rows)
+    for _ in islice(text, WARM):
+        pass
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in islice(text, TOKENS):
+            pass
+        torch.cuda.synchronize()
+    kernels = [one for one in profile.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(one.time_range.elapsed_us() for one in kernels)
+    return f"{len(kernels) / TOKENS:.0f} kernels, {busy / TOKENS:.0f} µs"
 
 
 def summary(run: Path) -> dict:
@@ -165,23 +192,27 @@ def main() -> None:
         after = [summary(folder)["held_out_perplexity"] for _, folder in rows]
         worse = statistics.mean(new / summary(run)["held_out_perplexity"] - 1 for new, (run, _) in zip(after, rows))
         print(f"| {name} | {statistics.mean(sizes):,.0f} | {ratio:.2f} | {worse:+.1%}: {told(after)} |", flush=True)
-    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    print(f"| method | drift | {' | '.join(f'tokens/s on {device}' for device in devices)} |")
+    devices = [("cuda", 1), ("cuda", ROWS), ("cpu", 1)] if torch.cuda.is_available() else [("cpu", 1)]
+    names = " | ".join(f"tokens/s on {device}, {rows} row{'s' * (rows > 1)}" for device, rows in devices)
+    print(f"| method | drift | {names} | a token of 1 row on cuda |")
     for name, rows in finished.items():
         print(f"| {name} | {' | '.join(moved_and_fast(*rows[0], devices, given.turns))} |", flush=True)
 
 
-def moved_and_fast(run: Path, folder: Path, devices: list[str], turns: int) -> list[str]:
-    """The drift of a compressed run, and on each device its speed beside that of the run that it was made of."""
-    row = []
-    for device in devices:
+def moved_and_fast(run: Path, folder: Path, devices: list[tuple[str, int]], turns: int) -> list[str]:
+    """The drift of a compressed run, for each device and number of rows its speed beside that of the run that it was
+    made of, and the profiles of both where there is a GPU."""
+    row, profiles = [], "not measured"
+    for device, rows in devices:
         setups = [open_trained(one, device=device)[0] for one in (run, folder)]
         if not row:
             row.append(f"{held_out_drift(setups[1], setups[1].model, setups[0].model):.4f}")
         if turns:
-            old, new = speeds(setups, turns)
+            old, new = speeds(setups, rows, turns)
             row.append(f"{new:.0f} of {old:.0f} ({new / old:.2f})")
-    return row
+        if turns and device == "cuda" and rows == 1:
+            profiles = " of ".join(profiled(setup, rows) for setup in reversed(setups))
+    return [*row, profiles]
 
 
 def told(values: list[float]) -> str:

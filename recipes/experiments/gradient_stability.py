@@ -7,20 +7,45 @@ largest over that run's median, the share of steps beyond four times it, and the
 """
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 
 from muse_core.metrics.jsonl import read_rows
 
 
-def measured(run: Path, warmup: int) -> dict[str, float]:
-    """One run's figures; NaN norms count as far above."""
+def measured(run: Path, warmup: int) -> dict[str, float] | None:
+    """One run's figures; NaN norms count as far above. None where no step after the warm-up was logged."""
     rows = [row for row in read_rows(run / "metrics.jsonl") if row.get("event") == "train" and row["step"] >= warmup]
-    norms = [row["gradient_norm"] for row in rows]
-    finite = [norm for norm in norms if isinstance(norm, int | float) and norm == norm]
-    middle = statistics.median(finite)
-    far = len(norms) - sum(norm <= 4 * middle for norm in finite)
-    return {"median": middle, "peak": max(finite) / middle, "far": far / len(norms), "loss": rows[-1]["loss"]}
+    norms = [float(row["gradient_norm"]) for row in rows]  # of a JSON file: "nan" and "inf" are words there
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    if not norms:
+        return None
+    middle = statistics.median(finite) if finite else math.nan
+    far = sum(not norm <= 4 * middle for norm in norms) / len(norms)
+    peak = max(finite) / middle if finite else math.nan
+    return {"median": middle, "peak": peak, "far": far, "loss": float(rows[-1]["loss"])}
+
+
+def table(comparison: Path, warmup: int) -> list[str]:
+    """The lines of the table, and after them one for each run that is left out."""
+    lines = [
+        "| variant | runs | median norm | largest / median | share beyond 4 x | last training loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    without = []
+    for variant in sorted(path for path in comparison.iterdir() if path.is_dir()):
+        runs = [path.parent for path in sorted(variant.rglob("summary.json"))]  # those that are done
+        figures = {run: measured(run, warmup) for run in runs}
+        without += [run for run, one in figures.items() if one is None]
+        found = [one for one in figures.values() if one is not None]
+        if found:
+            mean = {name: statistics.fmean(one[name] for one in found) for name in ("median", "far", "loss")}
+            lines.append(
+                f"| {variant.name} | {len(found)} | {mean['median']:.3f} | {max(one['peak'] for one in found):.2f} | "
+                f"{mean['far']:.1%} | {mean['loss']:.4f} |"
+            )
+    return lines + [f"{run.relative_to(comparison)}: no step from {warmup} on was logged, left out" for run in without]
 
 
 def main() -> None:
@@ -28,18 +53,7 @@ def main() -> None:
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--warmup", type=int, default=50, help="steps left out")
     arguments = parser.parse_args()
-    print("| variant | runs | median norm | largest / median | share beyond 4 x | last training loss |")
-    print("|---|---|---|---|---|---|")
-    for variant in sorted(path for path in arguments.comparison.iterdir() if path.is_dir()):
-        runs = [path.parent for path in sorted(variant.rglob("summary.json"))]  # those that are done
-        found = [measured(run, arguments.warmup) for run in runs]
-        if not found:
-            continue
-        mean = {name: statistics.fmean(row[name] for row in found) for name in ("median", "far", "loss")}
-        print(
-            f"| {variant.name} | {len(found)} | {mean['median']:.3f} | {max(row['peak'] for row in found):.2f} | "
-            f"{mean['far']:.1%} | {mean['loss']:.4f} |"
-        )
+    print("\n".join(table(arguments.comparison, arguments.warmup)))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,16 @@ def test_a_wrong_plan_is_refused_in_a_sentence(plan, before: str, after: str, sa
     assert says in str(error.value)
 
 
+def test_a_recipe_in_place_of_a_plan_and_a_plan_in_place_of_a_recipe_are_named(plan) -> None:
+    path = plan()
+    with pytest.raises(RecipeError, match=r"r\.toml: this is a recipe, and a plan is asked for") as error:
+        read_plan(path.parent / "r.toml")
+    assert len(error.value.problems) == 1
+    with pytest.raises(RecipeError, match=r"p\.toml: this is a plan of a comparison - run") as error:
+        read_recipe(path)
+    assert len(error.value.problems) == 1
+
+
 def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(plan, tmp_path: Path) -> None:
     read, out = read_plan(plan()), tmp_path / "out"
     sweep = tuning_cells(read, out)

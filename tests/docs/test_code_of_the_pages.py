@@ -212,11 +212,14 @@ def muse_subcommand(words: list[str]) -> None:
         targets = [word for word in words[1:] if re.match(r"(?:recipes|runs|phase2|transformer)", word)]
         small = ["--length", "32", "--tokens", "32", "--repeats", "1", "--device", "cpu", "--vocabulary", "16"]
         reach = ["--reach", "32"] if "--reach" in words else []
-        shallow = [] if any(target.startswith("runs/") for target in targets) else ["--set", "model.depth=1"]
+        whole = any(target.startswith("runs/") or " at = " in Path(target).read_text("utf-8") for target in targets)
+        shallow = [] if whole else ["--set", "model.depth=1"]  # some recipes have layers at certain depths
         call(muse, ["cost", *targets, *small, *reach, *shallow])
         return
     if name == "eval":
         words = [word.replace("book.txt", "plugins/mqar/README.md") for word in words] + ["--tokens=512", "--samples=1"]
+        # Multiples of the training length of the run that is here.
+        words = ["192" if before == "--length" else word for before, word in zip(["", *words], words)]
     if name == "plugins" and words[1] == "check":
         return  # the conformance tests are these checks
     call(muse, words)

@@ -236,6 +236,16 @@ def test_lengths_are_paired_where_documents_are_shorter_than_windows(subject: Su
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rest)
 
 
+def test_lengths_that_are_asked_for_are_read_beside_the_training_length(finished_run: Path) -> None:
+    lengths = ("--length", 256, "--length", 1024, "--tokens", 2048)
+    asked = command(finished_run, "--suite", "length,cost", *lengths, "--json")
+    assert asked.exit_code == 0, asked.output
+    rows = json.loads(asked.stdout)
+    assert [row["length"] for row in rows] == [64, 256, 1024] * 2
+    assert len({row["tokens"] for row in rows if row["suite"] == "length"}) == 1
+    assert all(row["peak_bytes"] is None for row in rows if row["suite"] == "cost")
+
+
 def command(*arguments: Any) -> Any:
     return CliRunner().invoke(muse, ["eval", *map(str, arguments)])
 
@@ -292,6 +302,8 @@ def test_a_task_is_measured_on_its_own_examples_and_has_no_text(task_run: Path, 
         (["--text", "LATIN"], 3, "is not UTF-8"),
         (["--text", "MISSING"], 3, "cannot be read"),
         (["--step", "7"], 3, "has no checkpoint of step 7"),
+        (["--length", "96"], 2, "--length 96: is no multiple of the training length, 64 tokens"),
+        (["--length", "192", "--length", "512"], 2, "--length 192: does not divide the longest, 512"),
     ],
 )
 def test_wrong_input_gets_one_sentence(

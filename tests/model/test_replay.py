@@ -149,6 +149,18 @@ def test_a_step_that_reads_positions_is_refused_on_a_gpu(caplog: pytest.LogCaptu
     assert ["reads positions" in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("layer", [{"use": "attention", "window": 4}, {"use": "trace-attention", "window": 4}, "mag"])
+def test_windows_of_attention_are_recorded(layer: Any) -> None:
+    """torch marks its attention as one that draws random numbers, which without dropout it does not."""
+    layer = {"use": layer, "window": 4, "memory": {"use": "fast-weights", "heads": 2}} if layer == "mag" else layer
+    model = built([{"heads": 2, **layer}, {"use": "feed-forward"}])
+    ids = ids_of(40, rows=2)
+    own, recorded = Stream(model, eager=True), Stream(model)
+    for part in ids.split(1, dim=1):
+        torch.testing.assert_close(recorded.read(part), own.read(part), rtol=1e-10, atol=1e-10)
+    assert recorded.replays.kept
+
+
 class Echo(nn.Module):
     """A model whose step is ``move(state, ids)`` on a state (B, V)."""
 
@@ -188,6 +200,10 @@ def noisy(x: Tensor, ids: Tensor) -> Tensor:
     return x + torch.randn_like(x)
 
 
+def drops(x: Tensor, ids: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)[0]
+
+
 def overwrites(x: Tensor, ids: Tensor) -> Tensor:
     return x.add_(1)
 
@@ -210,6 +226,7 @@ class Counts:
         (listed, "Tensor.tolist lets a value decide"),
         (through_numpy, "Tensor.numpy lets a value decide"),
         (noisy, "random"),
+        (drops, "random"),
         (overwrites, "its input in place"),
         (Counts(), "gives other scores"),
     ],

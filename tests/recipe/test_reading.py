@@ -27,6 +27,13 @@ class TestFiles:
         line = problem(read_source, tmp_path)
         assert line == f"{tmp_path}: a directory; a recipe is one TOML file, such as {tmp_path}/a.toml"
 
+    def test_directory_of_a_run(self, tmp_path):
+        for name in ("muse.lock.toml", "recipe.toml", "source.toml"):
+            (tmp_path / name).write_text("")
+        line = problem(read_source, tmp_path)
+        assert f"this one holds a run - its recipe is {tmp_path}/recipe.toml, and --resume goes on with it" in line
+        assert "muse.lock.toml" not in line
+
     def test_binary(self, tmp_path):
         file = tmp_path / "x.toml"
         file.write_bytes(b"name = 'x'\n\xff\xfe\x00")

@@ -29,14 +29,14 @@ class Suite(NamedTuple):
 HERE = "muse_core.evaluation.suites"
 SUITES = {
     "held-out": Suite(f"{HERE}.losses:held_out_rows", False, "loss and bits per byte at the training length"),
-    "length": Suite(f"{HERE}.losses:length_rows", True, "bits per byte at 1 to 8 times the training length"),
+    "length": Suite(f"{HERE}.losses:length_rows", True, "bits per byte at the training length and longer ones"),
     "recall": Suite(f"{HERE}.losses:recall_rows", True, "loss where the bigram stood in the context before, and where "
                     "not"),
     "needles": Suite(f"{HERE}.needle_rows:needle_rows", True, "RULER's needle family over lengths and depths"),
     "mqar": Suite(f"{HERE}.associations:mqar_rows", False, "recall of pairs of tokens, by their number or by length"),
     "importance": Suite(f"{HERE}.importance:importance_rows", True, "signal to noise, energy and recency of fast "
                         "weights, and the share that the filter takes for noise"),
-    "cost": Suite(f"{HERE}.cost:cost_rows", False, "time and state bytes per token, by length"),
+    "cost": Suite(f"{HERE}.cost:cost_rows", False, "time, memory and state bytes per token, by length"),
 }
 """By name, in the order in which they are shown."""
 

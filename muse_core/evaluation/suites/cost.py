@@ -23,7 +23,8 @@ def state_bytes(state: Any) -> int:
 
 def cost_rows(subject: Subject) -> list[dict[str, Any]]:
     """One row a length, of one sequence of random tokens: seconds a token while the context is read in segments,
-    seconds of one more token, and the bytes of the state, in all and for each token read."""
+    seconds of one more token, the bytes of the state, in all and for each token read, and ``peak_bytes``: on a GPU the
+    most that tensors took meanwhile, the model's weights among them, elsewhere None."""
     setup = subject.setup
     reader = Reader(setup)
     on_gpu = setup.precision.device.type == "cuda"
@@ -34,6 +35,8 @@ def cost_rows(subject: Subject) -> list[dict[str, Any]]:
         ids = torch.randint(setup.corpus.vocabulary_size, (1, length + STEPS), generator=generator)
         reader.after(ids[:, : min(length, reader.segment)])  # once for what is made at the first call
         _wait(on_gpu)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(setup.precision.device)
         began = time.perf_counter()
         _, state = reader.after(ids[:, :length])
         _wait(on_gpu)
@@ -48,7 +51,9 @@ def cost_rows(subject: Subject) -> list[dict[str, Any]]:
             times.append(time.perf_counter() - began)
         rows.append({
             "length": length, "seconds_per_token_read": reading, "seconds_per_token_drawn": statistics.median(times),
-            "state_bytes": size, "state_bytes_per_token": size / length, "device": str(setup.precision.device),
+            "state_bytes": size, "state_bytes_per_token": size / length,
+            "peak_bytes": torch.cuda.max_memory_allocated(setup.precision.device) if on_gpu else None,
+            "device": str(setup.precision.device),
         })
     return rows
 

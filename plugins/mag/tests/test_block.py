@@ -129,6 +129,18 @@ def test_a_shard_that_ends_inside_a_chunk_is_refused_with_its_line(tmp_path):
     assert "recipe.toml:12: model.block[0].memory: shard is 100, no multiple of kernels.chunk = 64" in text
 
 
+@pytest.mark.parametrize("options, words", [
+    ("chunk = 64, levels = 1, shard = 128", "shard = 128 with levels = 1: a single level is reset at documents alone"),
+    ("chunk = 64, global_chunk = 128", "global_chunk = 128 with levels = 1"),
+    ("chunk = 64, levels = 2, shard = 64, global_chunk = 128", "shard = 64 is one chunk: the first level would be"),
+    ("chunk = 48, levels = 2, shard = 96, global_chunk = 128", "chunk = 48 does not divide global_chunk = 128"),
+    ("chunk = 64, levels = 2, shard = 100, global_chunk = 128", "shard = 100 is no multiple of chunk = 64"),
+])  # fmt: skip
+def test_a_level_that_cannot_keep_its_resets_is_refused_with_its_line(tmp_path, options, words):
+    text = refused(tmp_path, f'window = 64\nmemory = {{ use = "atlas", heads = 2, {options} }}')
+    assert words in text and "recipe.toml:12: model.block[0].memory" in text, text
+
+
 def test_two_blocks_of_one_name_are_refused_with_their_line(tmp_path):
     text = refused(tmp_path, "window = 64", more='\n[[model.block]]\nuse = "mag"\nwindow = 64\nheads = 2\n')
     assert "a second layer named 'mag' in one block; tell them apart with name" in text and "recipe.toml:16:" in text

@@ -83,7 +83,9 @@ def test_a_norm_that_nothing_listens_to_fails(bench, monkeypatch):
 @pytest.mark.parametrize("levels", [1, 2])
 def test_shards_of_atlas_are_not_those_of_the_whole_layer(bench, levels):
     """One level has none, and of two the second goes on over them: test_atlas.py looks at the first."""
-    memory = {"use": "atlas", "heads": 2, "chunk": 4, "levels": levels, "shard": 16, "global_chunk": 8}
+    memory = {"use": "atlas", "heads": 2, "chunk": 4}
+    if levels == 2:
+        memory |= {"levels": 2, "shard": 16, "global_chunk": 8}
     block = [{"use": "mag", "heads": 2, "window": 8, "memory": memory}]
     variant = bench.variant({"model": {"width": 16, "depth": 1, "block": block}})
     other = Bench(variant, bench.folder, bench.display, steps=3)

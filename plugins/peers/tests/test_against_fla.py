@@ -221,6 +221,56 @@ def test_mamba2():
     check(ours, reference, pairs)
 
 
+def test_mamba3():
+    """Its kernels are not fla's own: on the weights of fla's layer, the recurrence of the authors written out."""
+    theirs = layers.Mamba3(hidden_size=WIDTH, head_dim=16, state_size=8)
+    ours = build_component("memory layer", "mamba3", {"head_size": 16, "states": 8}, width=WIDTH)
+    randomise(theirs)
+    inner, heads, generator = 2 * WIDTH, theirs.num_heads, torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        theirs.B_norm.weight.add_(0.2 * torch.randn(8, generator=generator))
+        theirs.C_norm.weight.add_(0.2 * torch.randn(8, generator=generator))
+        # theirs: gate, x, B, C and what changes; ours: the latter apart.
+        ours.input.weight.copy_(theirs.in_proj.weight[: 2 * inner + 16])
+        ours.dynamics.projection.weight.copy_(theirs.in_proj.weight[2 * inner + 16 :])
+    pairs = copied(
+        [
+            (ours.dynamics.bias, theirs.dt_bias),
+            (ours.key_bias, theirs.B_bias),
+            (ours.query_bias, theirs.C_bias),
+            (ours.key_norm.weight, theirs.B_norm.weight),
+            (ours.query_norm.weight, theirs.C_norm.weight),
+            (ours.skip, theirs.D),
+            (ours.output.weight, theirs.out_proj.weight),
+        ]
+    )
+
+    def turned(x, angle):
+        """The first four of eight states, as two pairs."""
+        matrix = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), -1).unflatten(-1, (2, 2))
+        pairs = torch.einsum("bhrij,bhrj->bhri", matrix, x[..., :4].unflatten(-1, (2, 2)))
+        return torch.cat((pairs.flatten(-2), x[..., 4:]), -1)
+
+    def reference(x):
+        gate, value, key, query, step, decay, share, angle = theirs._project_and_split(x)
+        key, query = normed(key, theirs.B_norm), normed(query, theirs.C_norm)
+        value, step, share = by_head(value, 16), F.softplus(step + theirs.dt_bias), share.sigmoid()
+        decay = (theirs._compute_a(decay) * step).exp()
+        total, outputs = torch.zeros(2, heads, 2), []
+        weights, last = torch.zeros(2, heads, 8, 16), torch.zeros(2, heads, 8, 16)
+        for t in range(LENGTH):
+            total = total + torch.pi * angle[:, t, None].tanh() * step[:, t, :, None]
+            k = turned(key[:, t, None] + theirs.B_bias[:, 0], total)
+            q = turned(query[:, t, None] + theirs.C_bias[:, 0], total)
+            now = k[..., None] * value[:, t, :, None]
+            weights = decay[:, t, :, None, None] * (weights + ((1 - share) * step)[:, t, :, None, None] * last)
+            weights, last = weights + (share * step)[:, t, :, None, None] * now, now
+            outputs.append(torch.einsum("bhk,bhkm->bhm", q, weights) + theirs.D[:, None] * value[:, t])
+        return theirs.out_proj(torch.stack(outputs, 1).flatten(2) * F.silu(gate))
+
+    check(ours, reference, pairs)
+
+
 def test_rwkv7():
     from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
 

@@ -31,3 +31,13 @@ class TestMamba2OfOddSizes(MemoryLayerSuite):
     name = "mamba2"
     options = {"states": 5, "head_size": 8, "expand": 1.0, "convolution": 3}
     test_compiles = None
+
+
+class TestMamba3OfOddSizes(MemoryLayerSuite):
+    name = "mamba3"
+    options = {"states": 7, "head_size": 8, "expand": 1.0, "rotated": 0.9}
+    test_compiles = None
+
+
+class TestMamba3(MemoryLayerSuite):
+    name = "mamba3"

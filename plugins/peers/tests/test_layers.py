@@ -3,6 +3,7 @@
 import pytest
 import torch
 from muse_peers.kernels import channel_decay_kernel, missing
+from muse_peers.mamba3 import turns
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
@@ -50,6 +51,63 @@ def test_gated_deltanet_is_the_gated_delta_rule(negative):
     torch.testing.assert_close(step.state["memory"]["weights"], weights, rtol=1e-9, atol=1e-11)
 
 
+def mamba3_written_out(layer, x, resets, rotated):
+    """Token by token in complex numbers: the pairs as they are, the states that do not turn with an angle of 0."""
+    heads, dynamics = layer.heads, layer.dynamics
+    gate, value, key, query = layer.input(x).split((layer.inner, layer.inner, layer.states, layer.states), dim=-1)
+    step, decay, share, angle = dynamics.projection(x).split((heads, heads, heads, rotated // 2), dim=-1)
+    step, share = F.softplus(step + dynamics.bias), share.sigmoid()
+    rate = -F.softplus(decay).clamp(min=1e-4)
+
+    def complex_states(projected, norm, bias):
+        normed = F.rms_norm(projected, (layer.states,), norm.weight, 1e-5)[:, :, None] + bias
+        turning = torch.view_as_complex(normed[..., :rotated].unflatten(-1, (-1, 2)).contiguous())
+        return torch.cat((turning, normed[..., rotated:].to(turning.dtype)), dim=-1)
+
+    key = complex_states(key, layer.key_norm, layer.key_bias)
+    query = complex_states(query, layer.query_norm, layer.query_bias)
+    value = value.unflatten(-1, (heads, -1))
+    turn = F.pad(-torch.pi * angle.tanh(), (0, layer.states - rotated))[:, :, None].expand_as(key)
+    factor = (torch.complex(rate[..., None].expand_as(turn), turn) * step[..., None]).exp()
+    state = torch.zeros(*key[:, 0].shape, value.shape[-1], dtype=key.dtype)
+    written, outputs = torch.zeros_like(state), []
+    for t in range(x.shape[1]):
+        state, written = (part.masked_fill(resets[:, t, None, None, None], 0.0) for part in (state, written))
+        state = factor[:, t, ..., None] * (state + ((1 - share) * step)[:, t, :, None, None] * written)
+        written = key[:, t, ..., None] * value[:, t, ..., None, :]
+        state = state + (share * step)[:, t, :, None, None] * written
+        read = (query[:, t].conj()[..., None] * state).sum(-2).real
+        outputs.append(read + layer.skip[:, None] * value[:, t])
+    return layer.output(torch.stack(outputs, 1).flatten(2) * F.silu(gate))
+
+
+@pytest.mark.parametrize("rotated", [0.5, 1.0])
+def test_mamba3_is_a_complex_recurrence_by_the_trapezoidal_rule(rotated):
+    layer, x, tokens = built("mamba3", states=8, head_size=8, rotated=rotated)
+    resets = torch.zeros(2, LENGTH, dtype=torch.bool)
+    resets[0, 4] = resets[1, 7] = resets[1, 8] = True
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (layer.dynamics.projection.weight, layer.dynamics.bias, layer.key_bias, layer.query_bias):
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    inputs = [x.requires_grad_(), *layer.parameters()]
+    found = layer(x, None, {}, tokens._replace(resets=resets)).update
+    expected = mamba3_written_out(layer, x, resets, round(8 * rotated))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    cotangent = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((y * cotangent).sum(), inputs) for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_angle_of_mamba3_stays_small_over_many_tokens():
+    """In float32 the sum of 100,000 angles of about 1 would be known to 0.01 only."""
+    angle = torch.rand(1, 100_000, 1, 1, generator=torch.Generator().manual_seed(0)) * 2
+    exact = angle.double().cumsum(1).remainder(2 * torch.pi)
+    found = turns(angle, None, None).double()
+    assert ((found - exact + torch.pi).remainder(2 * torch.pi) - torch.pi).abs().max() < 1e-6
+
+
 @torch.no_grad()
 def test_later_layers_of_rwkv7_mix_in_the_first_values():
     first, x, tokens = built("rwkv7", heads=2)
@@ -72,6 +130,8 @@ def test_later_layers_of_rwkv7_mix_in_the_first_values():
         ("rwkv7", {"heads": 5}, "heads is 5, which does not divide the width 48"),
         ("gla", {"heads": 5}, "heads is 5, which does not divide 24"),
         ("mamba2", {"head_size": 40}, "head_size is 40, which does not divide 96"),
+        ("mamba3", {"head_size": 40}, "head_size is 40, which does not divide 96"),
+        ("mamba3", {"states": 3}, "rotated is 0.5, which leaves no pair of 3 states to turn - choose more"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(use, options, words):

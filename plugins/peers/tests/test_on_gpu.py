@@ -19,6 +19,7 @@ PEERS = {
     "gla": {"heads": 2},
     "rwkv7": {"heads": 2},
     "mamba2": {"states": 64},
+    "mamba3": {"states": 64},
 }
 
 

@@ -39,7 +39,7 @@ def definition(query, writing, initial, resets=None, valid=None):
 
 
 @pytest.mark.parametrize("removing", [False, True])
-@pytest.mark.parametrize("length", [1, 16, 41])
+@pytest.mark.parametrize("length", [1, 16, 41, 150])
 @pytest.mark.parametrize("fastest", [1.0, 60.0], ids=["slow", "fast"])
 def test_it_is_the_definition(removing, length, fastest):
     """Also where a channel forgets by e^−60 a token, which products of decays would overflow on."""
@@ -50,11 +50,12 @@ def test_it_is_the_definition(removing, length, fastest):
 
 
 @pytest.mark.parametrize("removing", [False, True])
-def test_documents_padding_and_pieces(removing):
-    query, writing = drawn(41, removing)
+@pytest.mark.parametrize(("length", "early"), [(41, 7), (150, 70)])
+def test_documents_padding_and_pieces(removing, length, early):
+    query, writing = drawn(length, removing)
     generator = torch.Generator().manual_seed(1)
-    resets = torch.rand(BATCH, 41, generator=generator) < 0.1
-    valid = torch.arange(41) < torch.tensor([[41], [29]])
+    resets = torch.rand(BATCH, length, generator=generator) < 0.1
+    valid = torch.arange(length) < torch.tensor([[length], [length - 12]])
     initial = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)
     output, weights = recurrence(query, writing, initial, resets, valid)
     expected, last = definition(query, writing, initial, resets, valid)
@@ -62,20 +63,37 @@ def test_documents_padding_and_pieces(removing):
     kept = valid[..., None, None]
     torch.testing.assert_close(output * kept, expected * kept, rtol=1e-10, atol=1e-12)
     whole = recurrence(query, writing, initial, resets, None)
-    early, late = (
-        Writing(*(None if x is None else x[:, part] for x in writing)) for part in (slice(None, 7), slice(7, None))
-    )
-    first = recurrence(query[:, :7], early, initial, resets[:, :7], None)
-    rest = recurrence(query[:, 7:], late, first[1], resets[:, 7:], None)
+    pieces = slice(None, early), slice(early, None)
+    one, other = (Writing(*(None if x is None else x[:, part] for x in writing)) for part in pieces)
+    first = recurrence(query[:, pieces[0]], one, initial, resets[:, pieces[0]], None)
+    rest = recurrence(query[:, pieces[1]], other, first[1], resets[:, pieces[1]], None)
     torch.testing.assert_close(torch.cat((first[0], rest[0]), 1), whole[0], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(rest[1], whole[1], rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_are_those_of_the_definition():
-    query, writing = drawn(20, True)
-    inputs = [x.requires_grad_() for x in (query, *writing)]
+@pytest.mark.parametrize("removing", [False, True])
+@pytest.mark.parametrize("at_once", [2**23, 1], ids=["all rows", "row by row"])
+def test_gradients_are_those_of_the_definition(removing, at_once, monkeypatch):
+    """Over two chunks and documents, of the carried weights too; rows that are computed apart are the same rows."""
+    monkeypatch.setattr("muse_peers.recurrence.AT_ONCE", at_once)
+    query, writing = drawn(100, removing)
+    resets = torch.rand(BATCH, 100, generator=torch.Generator().manual_seed(1)) < 0.05
+    initial = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64).requires_grad_()
+    inputs = [x if x is None else x.requires_grad_() for x in (query, *writing)]
     gradients = []
-    for compute in (lambda: recurrence(inputs[0], Writing(*inputs[1:]), None, None, None)[0],
-                    lambda: definition(inputs[0], Writing(*inputs[1:]), None)[0]):
-        gradients.append(torch.autograd.grad(compute().square().sum(), inputs))
+    for compute in (recurrence, definition):
+        output, weights = compute(inputs[0], Writing(*inputs[1:]), initial, resets, None)
+        loss = output.square().sum() + weights.square().sum()
+        gradients.append(torch.autograd.grad(loss, [initial, *(x for x in inputs if x is not None)]))
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+def test_a_slow_channel_after_a_fast_token_is_exact_in_float32():
+    """The decays between two tokens are not a difference of sums that a fast token before them makes large."""
+    query, writing = drawn(60, False, dtype=torch.float32)
+    writing.log_decay[:, :20] = -1e5
+    writing.log_decay[:, 20:] *= 1e-3
+    found = recurrence(query, writing, None, None, None)[0]
+    doubled = Writing(*(None if x is None else x.double() for x in writing))
+    expected = definition(query.double(), doubled, None)[0]
+    assert (found - expected).abs().max() < 2e-6 * expected.abs().max()

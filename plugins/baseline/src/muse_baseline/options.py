@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
+from muse_core.options.heads import check_groups, indivisible
+
 
 @frozen(kw_only=True)
 class AttentionOptions:
@@ -29,22 +31,14 @@ class AttentionOptions:
     """Divide queries and keys of a head by their root mean square, times a learned gain, before they are rotated."""
 
     def __attrs_post_init__(self) -> None:
-        if self.heads % (self.key_value_heads or self.heads):
-            raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+        check_groups(self.heads, self.key_value_heads)
 
     def horizon(self) -> float:
         """Tokens back that it reads."""
         return self.window or math.inf
 
     def problems(self, recipe: Any) -> Iterable[str]:
-        width = getattr(recipe.model.options, "width", None)
-        if width is not None and width % self.heads:
-            yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
-        elif width is not None and self.rotary and width // self.heads % 2:
-            yield (
-                f"rotary positions turn pairs of numbers, but width {width} over {self.heads} heads is the odd "
-                f"{width // self.heads} - choose other heads or rotary = false"
-            )
+        yield from indivisible(recipe, self.heads, rotary=self.rotary)
 
 
 @frozen(kw_only=True)

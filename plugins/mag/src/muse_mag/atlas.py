@@ -132,17 +132,17 @@ class Atlas(nn.Module):
 
     def chunk(self, level: int) -> int:
         """Tokens that train this level together."""
-        return self.options.chunk if level == 0 else self.options.global_chunk
+        return self.options.chunk if level == 0 else self.options.global_length
 
     def resets(self, level: int, x: Tensor, tokens: Tokens) -> Tensor | None:
         """(B, N) bool: where this level starts afresh, at documents and, the first of two, at shards."""
         if self.options.levels == 1 or level == 1:
             return tokens.resets
         count = x.shape[1]
-        if -tokens.offset % self.options.shard >= count:
+        if -tokens.offset % self.options.shard_length >= count:
             return tokens.resets
         at = torch.arange(tokens.offset, tokens.offset + count, device=x.device)
-        starts = (at % self.options.shard == 0).expand(x.shape[:2])
+        starts = (at % self.options.shard_length == 0).expand(x.shape[:2])
         return starts if tokens.resets is None else starts | tokens.resets
 
     @torch.no_grad()
@@ -169,7 +169,7 @@ class Dynamics(nn.Module):
         self.levels, self.heads, matrices, key_width, hidden = shape
         self.shortened, self.window = not options.orthogonalise, options.window
         self.largest_step = options.largest_step
-        self.chunks = (options.chunk, options.global_chunk)[: self.levels]
+        self.chunks = (options.chunk, options.global_length)[: self.levels]
         start = torch.empty(shape).normal_(generator=generator)
         scale = torch.full((matrices, 1, 1), key_width**-0.5)
         if matrices > 1:

@@ -47,10 +47,15 @@ class AtlasOptions:
     levels: int = field(default=1, validator=[validators.ge(1), validators.le(2)])
     """1: one memory. 2: beside it a second one that is trained every ``global_chunk`` tokens and never reset within a
     document, while the first starts afresh at every shard; what both answer is added."""
-    global_chunk: int = field(default=2048, validator=[validators.ge(1), validators.le(1_048_576)])
-    """Tokens that train the second level together."""
-    shard: int = field(default=2048, validator=[validators.ge(1), validators.le(1_048_576)])
-    """Tokens after which the first of two levels starts afresh, on the grid of positions; no gradient crosses."""
+    global_chunk: int | None = field(
+        default=None, validator=validators.optional([validators.ge(1), validators.le(1_048_576)])
+    )
+    """Tokens that train the second of two levels together. Default: 2,048."""
+    shard: int | None = field(
+        default=None, validator=validators.optional([validators.ge(1), validators.le(1_048_576)])
+    )
+    """Tokens after which the first of two levels starts afresh, on the grid of positions; no gradient crosses.
+    Default: 2,048."""
     initial_momentum: float = field(default=0.9, validator=[validators.gt(0.0), validators.lt(1.0)])
     """Momentum that a chunk leaves of the one before, at the start."""
     initial_decay: tuple[float, float] = (0.0005, 0.05)
@@ -74,16 +79,43 @@ class AtlasOptions:
                 f"initial_step = {self.initial_step:g} is not below {self.largest_step:.3g}, which the rates of a "
                 f"gated memory without orthogonalise may add up to: larger steps diverge; choose a smaller one"
             )
-        if self.levels == 2 and self.global_chunk % self.chunk:
+        for name in ("shard", "global_chunk") if self.levels == 1 else ():
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} = {value} with levels = 1: a single level is reset at documents alone and trained every "
+                    f"chunk, so that nothing would follow it; choose levels = 2 or leave {name} out"
+                )
+        if self.levels == 2:
+            self.check_levels(self.chunk, self.global_length, self.shard_length)
+
+    @staticmethod
+    def check_levels(chunk: int, longer: int, shard: int) -> None:
+        """Raises ValueError for two levels whose numbers contradict each other."""
+        if longer % chunk:
             raise ValueError(
-                f"chunk = {self.chunk} does not divide global_chunk = {self.global_chunk}: the two levels would be "
-                f"trained at unrelated tokens; choose a divisor"
+                f"chunk = {chunk} does not divide global_chunk = {longer}: the two levels would be trained at "
+                f"unrelated tokens; choose a divisor"
             )
-        if self.levels == 2 and self.shard % self.chunk:
+        if shard % chunk:
             raise ValueError(
-                f"shard = {self.shard} is no multiple of chunk = {self.chunk}: every shard would end inside a chunk, "
-                f"whose tokens would never be learned; choose a multiple"
+                f"shard = {shard} is no multiple of chunk = {chunk}: every shard would end inside a chunk, whose "
+                f"tokens would never be learned; choose a multiple"
             )
+        if shard == chunk:
+            raise ValueError(
+                f"shard = {shard} is one chunk: the first level would be reset before anything that it learned is "
+                f"read; choose a shard of two chunks or more"
+            )
+
+    @property
+    def global_length(self) -> int:
+        """Tokens that train the second of two levels together."""
+        return self.global_chunk or 2048
+
+    @property
+    def shard_length(self) -> int:
+        """Tokens after which the first of two levels starts afresh."""
+        return self.shard or 2048
 
     @property
     def largest_step(self) -> float:
@@ -98,7 +130,7 @@ class AtlasOptions:
 
     def grid(self) -> tuple[int, ...]:
         """Chunks, and shards of two levels, begin at multiples of their lengths."""
-        return (self.chunk,) if self.levels == 1 else (self.chunk, self.global_chunk, self.shard)
+        return (self.chunk,) if self.levels == 1 else (self.chunk, self.global_length, self.shard_length)
 
     def horizon(self) -> float:
         """Tokens back that it remembers: as far as its slowest head at the start."""
@@ -110,17 +142,17 @@ class AtlasOptions:
 
     def problems(self, recipe: Any) -> Iterable[str]:
         length = recipe.train.sequence_length
-        longest = self.chunk if self.levels == 1 else max(self.chunk, self.global_chunk)
+        longest = self.chunk if self.levels == 1 else max(self.chunk, self.global_length)
         if longest >= length:
             name = "chunk" if longest == self.chunk else "global_chunk"
             yield (
                 f"{name} is {longest} but sequences have {length} tokens, so that nothing trained by it would be read "
                 f"- use a {name} below train.sequence_length"
             )
-        if self.levels == 2 and self.shard >= length:
+        if self.levels == 2 and self.shard_length >= length:
             yield (
-                f"shard is {self.shard} but sequences have {length} tokens, so that the first level would never start "
-                f"afresh - use a shard below train.sequence_length or levels = 1"
+                f"shard is {self.shard_length} but sequences have {length} tokens, so that the first level would never "
+                f"start afresh - use a shard below train.sequence_length or levels = 1"
             )
         width = getattr(recipe.model.options, "width", None)
         if width is None:

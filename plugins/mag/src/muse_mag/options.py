@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from attrs import field, frozen, validators
 
 from muse_core.component import Requirement, UseLayer, grids, horizon
+from muse_core.options.heads import check_groups, indivisible
 
 HEADS = [validators.ge(1), validators.le(1024)]
 
@@ -34,23 +35,16 @@ class WindowOptions:
     """Divide queries and keys of a head by their root mean square, times a learned gain, before they are rotated."""
 
     def __attrs_post_init__(self) -> None:
-        if self.heads % (self.key_value_heads or self.heads):
-            raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+        check_groups(self.heads, self.key_value_heads)
 
     def problems(self, recipe: Any) -> Iterable[str]:
-        width, length = getattr(recipe.model.options, "width", None), recipe.train.sequence_length
+        length = recipe.train.sequence_length
         if self.window >= length:
             yield (
                 f"window is {self.window} but sequences have {length} tokens, so nothing would be outside it - use a "
                 f"window below train.sequence_length, or the layer attention"
             )
-        if width is not None and width % self.heads:
-            yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
-        elif width is not None and self.rotary and width // self.heads % 2:
-            yield (
-                f"rotary positions turn pairs of numbers, but width {width} over {self.heads} heads is the odd "
-                f"{width // self.heads} - choose other heads or rotary = false"
-            )
+        yield from indivisible(recipe, self.heads, rotary=self.rotary)
 
 
 @frozen(kw_only=True)
@@ -182,10 +176,3 @@ class MagOptions(WindowOptions):
                 f"the memory's period is {period}, which kernels.chunk = {chunk} does not divide - use a multiple of "
                 f"it or another kernels.chunk"
             )
-
-
-def indivisible(recipe: Any, heads: int) -> Iterable[str]:
-    """What is wrong where heads do not divide the width."""
-    width = getattr(recipe.model.options, "width", None)
-    if width is not None and width % heads:
-        yield f"heads is {heads}, which does not divide the width {width} - choose a divisor"

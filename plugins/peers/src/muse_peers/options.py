@@ -169,9 +169,50 @@ class Mamba2Options:
         return min(self.head_size, self.inner(width))
 
     def problems(self, recipe: Any) -> Iterable[str]:
-        width = getattr(recipe.model.options, "width", None)
-        if width is not None and self.inner(width) % self.head_width(width):
-            yield f"head_size is {self.head_size}, which does not divide {self.inner(width)}, expand times the width"
+        yield from indivisible_heads(recipe, self)
+
+
+@frozen(kw_only=True)
+class Mamba3Options:
+    """Mamba-3 (Lahoti and others 2026), one input and one output a head, with the sizes and first values of its
+    authors."""
+
+    states: int = field(default=128, validator=SIZE)
+    """State size S: the width of the keys and queries that all heads share."""
+    head_size: int = field(default=64, validator=SIZE)
+    """Width P of a head; all of expand times the width where that is less."""
+    expand: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of all heads, as a multiple of the model's."""
+    rotated: float = field(default=0.5, validator=[validators.gt(0.0), validators.le(1.0)])
+    """Share of the states that turn, two by two, as complex numbers."""
+
+    def inner(self, width: int) -> int:
+        """Width of all heads for a model of this width."""
+        return round(self.expand * width)
+
+    def heads(self, width: int) -> int:
+        """H for a model of this width. Raises ValueError where it is not a whole number."""
+        return divided(self.inner(width), self.head_width(width))
+
+    def head_width(self, width: int) -> int:
+        """P for a model of this width."""
+        return min(self.head_size, self.inner(width))
+
+    def pairs(self) -> int:
+        """How many pairs of states turn."""
+        return int(self.rotated * self.states) // 2
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        if not self.pairs():
+            yield f"rotated is {self.rotated:g}, which leaves no pair of {self.states} states to turn - choose more"
+        yield from indivisible_heads(recipe, self)
+
+
+def indivisible_heads(recipe: Any, options: Mamba2Options | Mamba3Options) -> Iterable[str]:
+    """What is wrong where the width of a head does not divide that of all."""
+    width = getattr(recipe.model.options, "width", None)
+    if width is not None and options.inner(width) % options.head_width(width):
+        yield f"head_size is {options.head_size}, which does not divide {options.inner(width)}, expand times the width"
 
 
 def divided(whole: int, parts: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_peers.options import GatedDeltaNetOptions, GlaOptions, KdaOptions, Mamba2Options, Rwkv7Options
+from muse_peers.options import GatedDeltaNetOptions, GlaOptions, KdaOptions, Mamba2Options, Mamba3Options, Rwkv7Options
 
 
 @hookimpl
@@ -17,4 +17,5 @@ def muse_memory_layers() -> Iterable[Component]:
     yield Component("gla", options=GlaOptions, implementation="muse_peers.gla:Gla")
     yield Component("kda", options=KdaOptions, implementation="muse_peers.kda:Kda")
     yield Component("mamba2", options=Mamba2Options, implementation="muse_peers.mamba2:Mamba2")
+    yield Component("mamba3", options=Mamba3Options, implementation="muse_peers.mamba3:Mamba3")
     yield Component("rwkv7", options=Rwkv7Options, implementation="muse_peers.rwkv7:Rwkv7")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from attrs import field, frozen, validators
 
 from muse_core.component import Requirement
+from muse_core.options.heads import check_groups, indivisible
 
 REMEDY = 'put a resolvent before it, or set bound = "learned" or a number'
 
@@ -46,8 +47,7 @@ class TraceAttentionOptions:
     """Share of b² that is used before rows are scaled; beyond, the scale falls smoothly."""
 
     def __attrs_post_init__(self) -> None:
-        if self.heads % (self.key_value_heads or self.heads):
-            raise ValueError(f"heads = {self.heads} is not a multiple of key_value_heads = {self.key_value_heads}")
+        check_groups(self.heads, self.key_value_heads)
         if not isinstance(self.bound, str) and not 0.0 < self.bound <= 1e6:
             raise ValueError(f'bound must be "theory", "learned" or a number above 0 and at most 1e6, got {self.bound}')
 
@@ -55,14 +55,7 @@ class TraceAttentionOptions:
         return (Requirement("damped_potential", remedy=REMEDY),) if self.bound == "theory" else ()
 
     def problems(self, recipe: Any) -> Iterable[str]:
-        width = getattr(recipe.model.options, "width", None)
-        if width is not None and width % self.heads:
-            yield f"heads is {self.heads}, which does not divide the width {width} - choose a divisor"
-        elif width is not None and self.rotary and width // self.heads % 2:
-            yield (
-                f"rotary positions turn pairs of numbers, but width {width} over {self.heads} heads is the odd "
-                f"{width // self.heads} - choose other heads or rotary = false"
-            )
+        yield from indivisible(recipe, self.heads, rotary=self.rotary)
 
     @staticmethod
     def examples(folder: Path) -> Iterable[dict[str, Any]]:
