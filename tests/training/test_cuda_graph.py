@@ -63,6 +63,11 @@ def test_a_cpu_run_that_asks_for_a_recording_makes_no_run(table: Table, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_from_python_is_refused_alike(table: Table, go: Go) -> None:
+    with pytest.raises(RecipeError, match="device is the CPU"):
+        go(table(train={"cuda_graph": True}))
+
+
 class Learns(torch.nn.Module):
     """Changes its threshold by what was measured."""
 
