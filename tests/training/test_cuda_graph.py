@@ -125,15 +125,15 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
 
 
 @GPU
-def test_a_recorded_run_goes_on_and_back_as_a_plain_one(
+def test_a_recorded_run_goes_on_as_a_plain_one(
     table: Table, go: Go, losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after five steps and continued; then a batch whose text is damaged in the weights' sight rolls back."""
+    """Stopped after five steps and continued."""
     stops = {"left": 5}
 
     def requested(self: Stop) -> bool:
         stops["left"] -= 1
-        return stops["left"] == 0
+        return stops["left"] <= 0
 
     with monkeypatch.context() as patch:
         patch.setattr(Stop, "requested", property(requested))
