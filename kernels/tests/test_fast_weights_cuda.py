@@ -38,11 +38,32 @@ def assert_near(problem, tolerance, **options):
         (333, 64, 80, True, "before"),
         (1, 16, 16, False, "after"),
         (8192, 64, 48, True, "after"),  # in pieces
+        (256, 36, 72, True, "after"),  # masked tiles of such widths were wrong in bfloat16
+        (200, 40, 36, False, "before"),
+        (130, 20, 12, True, "after"),
+        (192, 80, 112, False, "after"),
+        (192, 96, 24, True, "after"),
     ],
 )
 def test_near_float64(rule, dtype, tolerance, tokens, key_width, value_width, resets, read):
     sizes = {"heads": 3, "key_width": key_width, "value_width": value_width, "resets": resets}
     assert_near(draw(tokens, **sizes).to(dtype, "cuda"), tolerance, rule=rule, read=read)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("key_width, value_width", [(8, 8), (24, 40), (36, 72), (40, 72), (48, 96), (72, 56), (112, 80)])
+def test_no_gradient_from_earlier_outputs_to_later_tokens(rule, dtype, key_width, value_width):
+    problem = draw(256, batch=4, heads=4, key_width=key_width, value_width=value_width).to(dtype, "cuda")
+    output, _ = problem.run(fast_weights, rule=rule)
+    cotangent = torch.ones_like(output)
+    cotangent[:, 128:] = 0
+    for name, leaf, gradient in zip(
+        NAMES[2:], problem.leaves[:5], torch.autograd.grad(output, problem.leaves[:5], cotangent), strict=False
+    ):
+        assert not gradient[:, 128:].any(), name
+        assert gradient[:, :128].any(), name
+        assert leaf.shape[1] == 256
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -159,3 +159,19 @@ def test_pieces_are_for_few_long_rows():
     assert cut(0, 65_536, 64) == 1
     empty = draw(2048, batch=0, heads=1, key_width=3, value_width=2, dtype=torch.float32)
     assert all(x.shape[0] == 0 for x in results(empty, fast_weights, rule="delta"))
+
+
+@pytest.mark.parametrize("key_width, value_width", [(36, 72), (48, 20), (40, 48), (48, 80)])
+def test_columns_of_zeros_up_to_whole_tiles_change_nothing(key_width, value_width):
+    from muse_kernels.torch import fast_weights as by_torch
+    from muse_kernels.triton.fast_weights.operator import _whole_tiles
+
+    p = draw(40, batch=1, heads=2, key_width=key_width, value_width=value_width, resets=True)
+    query, key, value, initial = _whole_tiles(p.query, p.key, p.value, p.initial)
+    assert query.shape[-1] == key.shape[-1] == (key_width if key_width % 16 == 0 else 64)
+    assert value.shape[-1] == (value_width if value_width % 16 == 0 else 1 << (value_width - 1).bit_length())
+    rest = {"rule": "delta", "resets": p.resets}
+    want = by_torch(p.query, p.key, p.value, p.log_decay, p.rate, initial=p.initial, **rest)
+    got = by_torch(query, key, value, p.log_decay, p.rate, initial=initial, **rest)
+    torch.testing.assert_close(got[0][..., :value_width], want[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[1][..., :key_width, :value_width], want[1], rtol=1e-12, atol=1e-12)
