@@ -106,10 +106,7 @@ class FastWeights(nn.Module):
         state = {} if state is None else state
         new_state = {}
         low = lowered(x)
-        maps = [self.query, self.key, self.value] + ([] if self.gate is None else [self.gate])
-        sizes = (2 * self.heads * self.key_width + self.heads * self.value_width, self.heads * self.value_width)
-        projected, *gates = joined(low, maps).split(sizes[: len(maps) - 2], dim=-1)
-        gate = gates[0] if gates else None
+        projected, gate = self.projected(low)
         if self.convolution is not None:
             (query, key, value), new_state["convolution"] = self.convolution(
                 projected, self.heads, self.key_width, state.get("convolution"), tokens
@@ -147,6 +144,17 @@ class FastWeights(nn.Module):
             {},
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values side by side (B, N, H (2K + M)), and the gate's pre-activation (B, N, H M)."""
+        maps = [self.query, self.key, self.value]
+        if self.gate is None:
+            return joined(x, maps), None
+        if not x.is_cuda:  # one product more is cheaper on a CPU than weights laid end to end
+            return joined(x, maps), self.gate(x)
+        width = self.heads * self.value_width
+        together = joined(x, [*maps, self.gate])
+        return together[..., :-width], together[..., -width:]
 
 
 def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:

@@ -17,7 +17,7 @@ from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
+from muse_core.model.projections import each
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
 
@@ -167,14 +167,14 @@ class Resolvent(nn.Module):
         return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
 
     def projected(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Values (B, N, H, M) and the gate's pre-activation (B, N, H M), by one product; None for what there is not."""
+        """Values (B, N, H, M) and the gate's pre-activation (B, N, H M); None for what there is not."""
         if not self.values:
             return None, None
         if self.channels is not None:
             return x.unflatten(-1, (self.heads, self.values)), None
         if self.gate is None:
             return self.value(x).unflatten(-1, (self.heads, self.values)), None
-        value, gate = joined(x, (self.value, self.gate)).chunk(2, dim=-1)
+        value, gate = each(x, (self.value, self.gate))
         return value.unflatten(-1, (self.heads, self.values)), gate
 
     def features(self, y: Tensor | None, gate: Tensor | None, theta: Tensor, phases: dict[str, Tensor]) -> Tensor:
