@@ -100,7 +100,11 @@ def training_step(
     ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(length).expand(rows, length)
     batch = to_device(
-        Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions)), device
+        Batch(
+            ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool), Tokens(positions),
+            targets_per_token=1.0,  # as the loop says it, so that no step reads the mask from the device
+        ),
+        device,
     )
     model.to(device)
     optimizers = make_optimizers(model, recipe.train, lambda name: True)
@@ -117,7 +121,6 @@ def training_step(
         (result.total / targets).backward()
         accumulator = MetricAccumulator()
         accumulator.add_result(result, pieces[0].loss_mask.sum())
-        accumulator.add(gradient_numbers(norms([p.grad for p in parameters if p.grad is not None])))
         return accumulator.packed(), [detached(result.state)]
 
     passes: Passes = gradients
@@ -128,7 +131,8 @@ def training_step(
 
     def step() -> None:
         packed, states[:] = passes([batch], [None], rows * length)
-        numbers = read(packed.numbers())
+        sizes = norms([p.grad for p in parameters if p.grad is not None])
+        numbers = read(packed.with_values(gradient_numbers(sizes)).numbers())
         clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)
         optimizers.step(1.0)
         optimizers.zero_grad()

@@ -72,7 +72,7 @@ class Packed(NamedTuple):
         return tokens, dict(zip(self.keys, values, strict=True))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Packed:
-        """These and more values of the whole step."""
+        """These and more values, of the whole step: they stand as they are."""
         if not values:
             return self
         keys = tuple(Key(name, per_token=False, added=False) for name in values)
@@ -102,7 +102,6 @@ class MetricAccumulator:
     def __init__(self) -> None:
         self.columns: dict[str, Column] = {}
         """By the reduction; sums and means, as sums over tokens, are one."""
-        self.whole: dict[str, Tensor] = {}
         self.tokens: Tensor | None = None
 
     def add_result(self, result: Result, num_targets: Tensor) -> None:
@@ -123,17 +122,12 @@ class MetricAccumulator:
             before = self.columns.get(reduction)
             self.columns[reduction] = column if before is None else before.combined(column, COMBINED[reduction])
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Values of the whole step: they stand as they are."""
-        self.whole.update(values)
-
     def packed(self) -> Packed:
         """Every number of this process, on the device."""
         assert self.tokens is not None, "no micro-batch was added"
         columns = self.columns.values()
         keys = tuple(key for column in columns for key in column.keys)
-        packed = Packed(keys, torch.cat((self.tokens.reshape(1), *(column.values for column in columns))))
-        return packed.with_values(self.whole)
+        return Packed(keys, torch.cat((self.tokens.reshape(1), *(column.values for column in columns))))
 
     def numbers(self) -> Numbers:
         """Everything on the host."""

@@ -13,8 +13,16 @@ def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:
     """What maps without bias make of x (…, n), side by side along the last axis.
 
     One product where all are torch's linear maps, so that x is read once; another module in the place of one, as a
-    compressed map, is called.
+    compressed map, is called, and so are maps on which somebody has set a hook.
     """
-    if all(type(one) is nn.Linear for one in maps):
+    if all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in maps):
         return F.linear(x, torch.cat([one.weight for one in maps]))
     return torch.cat([one(x) for one in maps], dim=-1)
+
+
+def each(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """What each of the maps makes of x (…, n): by one product on a GPU, where reading x again costs more than laying
+    the weights end to end, and map by map on a CPU."""
+    if x.is_cuda and all(isinstance(one, nn.Linear) for one in maps):
+        return joined(x, maps).split([one.out_features for one in maps], dim=-1)
+    return tuple(one(x) for one in maps)

@@ -28,7 +28,7 @@ Leaves gradients at the weights."""
 PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
-"""Forms of a step that are recorded; each keeps the memory of its gradients."""
+"""Forms of a step that a run may have; each recording keeps the memory of its gradients."""
 OFF = "set train.cuda_graph = false"
 
 
@@ -63,20 +63,20 @@ class RecordedPasses:
     def __init__(self, compute: Passes, parameters: Mapping[str, nn.Parameter]):
         self.compute = compute
         self.parameters = parameters
-        self.seen: list[tuple[Form, int]] = []
-        self.recordings: list[tuple[Form, Recording]] = []
+        self.forms: list[Form] = []
+        self.seen: list[int] = []
+        """Plain steps of each form."""
+        self.recordings: dict[int, Recording] = {}
 
     def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
         leaves, structure = pytree.tree_flatten((list(pieces), list(carried)))
-        form = Form(structure, tuple(map(_told, leaves)), targets)
-        recording = next((one for known, one in self.recordings if known == form), None)
-        if recording is None:
-            before = next((count for known, count in self.seen if known == form), 0)
-            self.seen = [(known, count) for known, count in self.seen if known != form] + [(form, before + 1)]
-            if before < PLAIN:
-                return self.compute(pieces, carried, targets)
-            recording = self._record(form, leaves)
-            self.recordings.append((form, recording))
+        number = self._number_of(Form(structure, tuple(map(_told, leaves)), targets))
+        if self.seen[number] < PLAIN:
+            self.seen[number] += 1
+            return self.compute(pieces, carried, targets)
+        if number not in self.recordings:
+            self.recordings[number] = self._record(self.forms[number], leaves)
+        recording = self.recordings[number]
         for there, new in zip(recording.given, leaves):
             if isinstance(there, Tensor):
                 there.copy_(new)
@@ -87,12 +87,19 @@ class RecordedPasses:
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
         return Packed(recording.keys, recording.values), proposed
 
+    def _number_of(self, form: Form) -> int:
+        """Which form this is, of those that have been."""
+        if form not in self.forms:
+            if len(self.forms) == MOST:
+                raise RecipeError(
+                    f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches and of the state that they "
+                    f"start from, numbers of targets, places in the filters' period) cannot all be recorded - {OFF}"
+                )
+            self.forms.append(form)
+            self.seen.append(0)
+        return self.forms.index(form)
+
     def _record(self, form: Form, leaves: list[Any]) -> Recording:
-        if len(self.recordings) == MOST:
-            raise RecipeError(
-                f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches, numbers of targets, offsets in "
-                f"a period) cannot all be recorded - {OFF}"
-            )
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         pieces, carried = pytree.tree_unflatten(given, form.structure)
         graph = torch.cuda.CUDAGraph()

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
 from muse_core.data.batches import TrainingData, micro_batches, to_device
@@ -143,16 +144,16 @@ class Loop:
         packed, proposed = self.passes(pieces, carried, targets)
         for one in proposed:
             state.stream_state.propose(one)
-        # Weights and moments are read where they are now: a rollback puts others in their place.
-        now = state_numbers(map(own_part, state.optimizers.held())) | state.monitors.measure("step", {})
-        values = self._of_all(packed.with_values(now))
+        # Outside the passes, which may be recorded: weights and moments are read where they are now, and probes' clock too.
+        of_step = self._of_gradients() | state.monitors.measure("step", {})
+        values = self._of_all(packed.with_values(of_step))
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
         values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         return values
 
     def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
-        """Gradients of a step from its micro-batches on the device, the numbers of the step so far, and what its state
-        is after each micro-batch. ``carried``: what each starts from."""
+        """Gradients of a step from its micro-batches on the device; the micro-batches' numbers, and what the state is
+        after each. ``carried``: what each starts from."""
         state, forward, accumulator = self.state, self.forward, MetricAccumulator()
         proposed: list[State] = []
         for index, there in enumerate(pieces):
@@ -163,13 +164,17 @@ class Loop:
             accumulator.add_result(result, there.loss_mask.sum())
             if state.stream_state.streams:
                 proposed.append(detached(result.state))
+        return accumulator.packed(), proposed
+
+    def _of_gradients(self) -> dict[str, Tensor]:
+        """Numbers of the step's gradients, and of the weights and moments that they will meet."""
+        state = self.state
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
-        accumulator.add(state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()}))
-        sizes = forward.norms(list(gradients.values()))
-        accumulator.add(state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes}))
-        accumulator.add(gradient_numbers(sizes))
-        return accumulator.packed(), proposed
+        found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
+        sizes = self.forward.norms(list(gradients.values()))
+        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes})
+        return found | gradient_numbers(sizes) | state_numbers(map(own_part, state.optimizers.held()))
 
     def _of_all(self, packed: Packed) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""

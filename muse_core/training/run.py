@@ -32,7 +32,7 @@ from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
-from muse_core.training.cuda_graph import require_steady
+from muse_core.training.cuda_graph import require_recordable, require_steady
 from muse_core.training.forward import make_forward
 from muse_core.training.loop import Loop, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
@@ -191,6 +191,7 @@ class Run:
             make_data = lambda: self._ask(use, lambda: stage.batches(self.directory.path))  # noqa: E731
         for name, parameter in setup.model.named_parameters():
             parameter.requires_grad_(self._ask(use, lambda name=name: stage.trainable(name)))
+        require_recordable(recipe, setup.ranks.size)  # a stage may have settings of its own
         if recipe.train.cuda_graph:
             require_steady(setup.model, objective)
         agree_on_weights(setup)

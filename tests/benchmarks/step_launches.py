@@ -28,6 +28,7 @@ STARTS = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAs
 def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
     """Kernels, launches, milliseconds of device and wall, and (count, milliseconds, name) of every kernel of a step."""
     times = []
+    torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats):
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -58,6 +59,7 @@ def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
         "count": sum(counts.values()),
         "device": busy / 1e3,
         "wall": 1e3 * statistics.median(times),
+        "peak": torch.cuda.max_memory_allocated(),
         "kernels": sorted(((counts[name], spent[name], name) for name in counts), key=lambda row: -row[1]),
         "callers": callers.most_common(),
     }
@@ -66,35 +68,43 @@ def measured(step: Callable[[], None], repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", type=Path)
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--length", dest="lengths", type=int, action="append", help="may be repeated [default: 2048]")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--kernels", type=int, default=0, help="so many rows of the kernels that take longest")
+    parser.add_argument("--inductor", action="append", default=[], metavar="KEY",
+                        help="a switch of torch._inductor.config that is on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
+    import torch._inductor.config
+
     from muse_core.comparison.cost import training_step
     from muse_core.comparison.targets import open_target
 
-    rows = given.tokens // given.length
+    for key in given.inductor:
+        setattr(torch._inductor.config, key, True)
     settings = [*given.set, *(["train.compile=true"] if given.compile else [])]
-    for path in given.recipes:
-        target = open_target(path, settings, 257, print)
-        step, _ = training_step(target.model, target.recipe, target.precision, rows=rows, length=given.length)
-        for _ in range(4):
-            step()
-        found = measured(step, given.repeats)
-        print(
-            f"{path.stem} {rows} x {given.length}{' compiled' if given.compile else ''}: {found['count']} kernels, "
-            f"{found['launches']} launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
-            f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s",
-            flush=True,
-        )
-        for count, spent, name in found["kernels"][: given.kernels]:
-            print(f"  {count:5} {spent:8.3f} ms  {name[:150]}")
-        if given.kernels:
-            print("  by operation:", ", ".join(f"{name} {count}" for name, count in found["callers"][: given.kernels]))
-        del step, target
+    for length in given.lengths or [2048]:
+        rows = given.tokens // length
+        for path in given.recipes:
+            target = open_target(path, settings, 257, print)
+            step, _ = training_step(target.model, target.recipe, target.precision, rows=rows, length=length)
+            for _ in range(4):
+                step()
+            found = measured(step, given.repeats)
+            print(
+                f"{path.stem} {rows} x {length} {' '.join(settings)}: {found['count']} kernels, {found['launches']} "
+                f"launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
+                f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s, peak {found['peak'] / 1e9:.2f} GB",
+                flush=True,
+            )
+            for count, spent, name in found["kernels"][: given.kernels]:
+                print(f"  {count:5} {spent:8.3f} ms  {name[:150]}")
+            if given.kernels:
+                print("  by operation:", *(f"{name} {count}" for name, count in found["callers"][: given.kernels]))
+            del step, target
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

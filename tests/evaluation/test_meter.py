@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muse_core.contracts import Result
-from muse_core.metrics.accumulator import MetricAccumulator
+from muse_core.metrics.accumulator import MetricAccumulator, read
 
 pieces = st.lists(
     st.tuples(st.integers(1, 50), st.floats(0, 100), st.floats(-5, 5)), min_size=1, max_size=6
@@ -40,5 +40,17 @@ def test_losses_are_per_token_and_measures_reduce_by_their_suffix(pieces: list[t
 def test_numbers_of_the_whole_step_stand_as_they_are() -> None:
     accumulator = MetricAccumulator()
     accumulator.add_result(Result(torch.tensor(6.0), {}, {}, None), torch.tensor(3))
-    accumulator.add({"gradient_norm": torch.tensor(2.5)})
-    assert accumulator.read() == {"tokens": 3.0, "total": 2.0, "gradient_norm": 2.5, "loss": 2.0}
+    packed = accumulator.packed().with_values({"gradient_norm": torch.tensor(2.5)})
+    assert read(packed.numbers()) == {"tokens": 3.0, "total": 2.0, "gradient_norm": 2.5, "loss": 2.0}
+
+
+def test_micro_batches_need_not_measure_the_same_or_in_one_type() -> None:
+    accumulator = MetricAccumulator()
+    first = {"a/x": torch.tensor(2.0), "a/n_sum": torch.tensor(3), "b/x_max": torch.tensor(7.0, dtype=torch.float64)}
+    accumulator.add_result(Result(torch.tensor(6.0), {}, first, None), torch.tensor(2))
+    second = {"a/n_sum": torch.tensor(4.0), "a/y": torch.tensor(5.0), "b/x_max": torch.tensor(8)}
+    accumulator.add_result(Result(torch.tensor(2.0), {}, second, None), torch.tensor(6))
+    found = accumulator.read()
+    assert found == {
+        "tokens": 8.0, "total": 1.0, "loss": 1.0, "a/x": 0.5, "a/y": 3.75, "a/n_sum": 7.0, "b/x_max": 8.0,
+    }

@@ -63,6 +63,11 @@ def test_a_cpu_run_that_asks_for_a_recording_makes_no_run(table: Table, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_from_python_is_refused_alike(table: Table, go: Go) -> None:
+    with pytest.raises(RecipeError, match="device is the CPU"):
+        go(table(train={"cuda_graph": True}))
+
+
 class Learns(torch.nn.Module):
     """Changes its threshold by what was measured."""
 
@@ -111,6 +116,8 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
     """Dropout, accumulated gradients and carried state included."""
     if train.get("compile") and (order, model) != ("permuted", MEMORY):
         pytest.skip("compiled once")
+    if (order, model) == ("streams", {}):
+        pytest.skip("the state of full attention grows")
     if order == "streams":
         train = train | {"sequence_length": 32}  # whole periods, so that all steps are of one form
     for name, recorded in (("plain", False), ("recorded", True)):
@@ -120,15 +127,15 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
 
 
 @GPU
-def test_a_recorded_run_goes_on_and_back_as_a_plain_one(
+def test_a_recorded_run_goes_on_as_a_plain_one(
     table: Table, go: Go, losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after five steps and continued; then a batch whose text is damaged in the weights' sight rolls back."""
+    """Stopped after five steps and continued."""
     stops = {"left": 5}
 
     def requested(self: Stop) -> bool:
         stops["left"] -= 1
-        return stops["left"] == 0
+        return stops["left"] <= 0
 
     with monkeypatch.context() as patch:
         patch.setattr(Stop, "requested", property(requested))
@@ -165,12 +172,18 @@ def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(table: Table, go: G
 
 @GPU
 def test_steps_of_too_many_forms_are_said_to_be_so(table: Table, go: Go) -> None:
-    """A period of 48 tokens and segments of 7: each step starts at another place of the period."""
+    """A period of 48 tokens and segments of 40: steps start at six places of the period."""
     model = {"block": [{"use": "fast-weights", "heads": 2, "period": 48, "filters": ["snr"]}]}
     recipe = on_gpu(table, True, data={"order": "streams"}, model=model,
                     train={"sequence_length": 40, "steps": 6 * (MOST + 2), "micro_batch": 4})
     with pytest.raises(RecipeError, match=f"more than {MOST} forms"):
         go(recipe)
+
+
+@GPU
+def test_a_state_that_grows_is_said_to_be_so(table: Table, go: Go) -> None:
+    with pytest.raises(RecipeError, match=f"more than {MOST} forms"):
+        go(on_gpu(table, True, data={"order": "streams"}))
 
 
 @GPU

@@ -49,7 +49,7 @@ def refuse_native(request) -> str | None:
     """Native needs a CPU and a C compiler, which the first request of a precision calls; half precision is computed in
     float32."""
     if "group" in request.needs:
-        return _NOT_BUILT
+        return ONE_PROCESS
     if request.operation not in NATIVE:
         return f"it has no {request.operation}"
     if request.device != "cpu":

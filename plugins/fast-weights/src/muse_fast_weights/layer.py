@@ -106,7 +106,7 @@ class FastWeights(nn.Module):
         state = {} if state is None else state
         new_state = {}
         low = lowered(x)
-        projected = joined(low, (self.query, self.key, self.value))
+        projected, gate = self.projected(low)
         if self.convolution is not None:
             (query, key, value), new_state["convolution"] = self.convolution(
                 projected, self.heads, self.key_width, state.get("convolution"), tokens
@@ -130,13 +130,12 @@ class FastWeights(nn.Module):
         )
         new_state["memory"] = reading.state
         published = {} if reading.before is None else {"memory_before": reading.before}
-        gate = None if self.gate is None else self.gate(low)
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
         read = self.gated_norm(
             reading.output,
             None if self.norm is None else self.norm.weight,
-            None if gate is None else gate.view(reading.output.shape),
+            None if gate is None else gate.unflatten(-1, (self.heads, -1)),
         )
         return LayerOutput(
             self.output(read.flatten(2).to(projected.dtype)),
@@ -145,6 +144,17 @@ class FastWeights(nn.Module):
             {},
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values side by side (B, N, H (2K + M)), and the gate's pre-activation (B, N, H M)."""
+        maps = [self.query, self.key, self.value]
+        if self.gate is None:
+            return joined(x, maps), None
+        if not x.is_cuda:  # one product more is cheaper on a CPU than weights laid end to end
+            return joined(x, maps), self.gate(x)
+        width = self.heads * self.value_width
+        together = joined(x, [*maps, self.gate])
+        return together[..., :-width], together[..., -width:]
 
 
 def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:

@@ -17,6 +17,7 @@ from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
+from muse_core.model.projections import each
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
 
@@ -139,10 +140,7 @@ class Resolvent(nn.Module):
         low = lowered(x)
         terms = self.terms(low, signals, tokens)
         potential, decay = self.total(terms, low)
-        value = None
-        if self.values:
-            value = (low if self.channels is not None else self.value(low)).unflatten(-1, (self.heads, self.values))
-        gate = self.gate(low) if self.gate is not None else None
+        value, gate = self.projected(low)
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
             coupling = hopping[:, None]
@@ -167,6 +165,17 @@ class Resolvent(nn.Module):
             mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
         update = mixed if self.channels is not None else self.output(mixed)
         return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
+
+    def projected(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Values (B, N, H, M) and the gate's pre-activation (B, N, H M); None for what there is not."""
+        if not self.values:
+            return None, None
+        if self.channels is not None:
+            return x.unflatten(-1, (self.heads, self.values)), None
+        if self.gate is None:
+            return self.value(x).unflatten(-1, (self.heads, self.values)), None
+        value, gate = each(x, (self.value, self.gate))
+        return value.unflatten(-1, (self.heads, self.values)), gate
 
     def features(self, y: Tensor | None, gate: Tensor | None, theta: Tensor, phases: dict[str, Tensor]) -> Tensor:
         """What the output matrix reads, (B, N, F), in the precision of its product, which the gate has."""
