@@ -144,7 +144,7 @@ class Loop:
         packed, proposed = self.passes(pieces, carried, targets)
         for one in proposed:
             state.stream_state.propose(one)
-        # Outside the passes, which may be recorded: weights and moments are read where they are now, and probes' clock too.
+        # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
         of_step = self._of_gradients() | state.monitors.measure("step", {})
         values = self._of_all(packed.with_values(of_step))
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
