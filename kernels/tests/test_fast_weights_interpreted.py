@@ -175,3 +175,15 @@ def test_columns_of_zeros_up_to_whole_tiles_change_nothing(key_width, value_widt
     got = by_torch(query, key, value, p.log_decay, p.rate, initial=initial, **rest)
     torch.testing.assert_close(got[0][..., :value_width], want[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got[1][..., :key_width, :value_width], want[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_under_activation_checkpointing(rule):
+    from torch.utils.checkpoint import checkpoint
+
+    problem = draw(20, batch=1, heads=1, key_width=16, value_width=16, dtype=torch.float32)
+    call = lambda *x: fast_weights(*x, rule=rule)[0].sum()  # noqa: E731
+    plain = torch.autograd.grad(call(*problem.leaves[:5]), problem.leaves[:5])
+    again = torch.autograd.grad(checkpoint(call, *problem.leaves[:5], use_reentrant=False), problem.leaves[:5])
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)

@@ -29,6 +29,8 @@ PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
 """Forms of a step that a run may have; each recording keeps the memory of its gradients."""
+NEAR = 1e-2
+"""Of a gradient's norm, how far that of the recorded step may be from the plain one's."""
 OFF = "set train.cuda_graph = false"
 
 
@@ -56,8 +58,9 @@ class Recording(NamedTuple):
 class RecordedPasses:
     """Passes that are recorded at the third step of their form and replayed from then on.
 
-    Weights are read where they are, so that whatever changes them in place, as a restored checkpoint, is seen. Raises
-    RecipeError for a step that cannot be recorded.
+    The first replay is compared with the plain pass from the same inputs. Weights are read where they are, so that
+    whatever changes them in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be
+    recorded, and for one whose recording computes other gradients.
     """
 
     def __init__(self, compute: Passes, parameters: Mapping[str, nn.Parameter]):
@@ -74,13 +77,20 @@ class RecordedPasses:
         if self.seen[number] < PLAIN:
             self.seen[number] += 1
             return self.compute(pieces, carried, targets)
+        own, random = None, None
         if number not in self.recordings:
+            random = torch.cuda.get_rng_state()
+            self.compute(pieces, carried, targets)
+            own = self._taken()
             self.recordings[number] = self._record(self.forms[number], leaves)
+            torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
         for there, new in zip(recording.given, leaves):
             if isinstance(there, Tensor):
                 there.copy_(new)
         recording.graph.replay()
+        if own is not None:
+            require_same(own, recording.gradients)
         for name, gradient in recording.gradients.items():
             self.parameters[name].grad = gradient
         # What is carried to the next step must not be where that step writes.
@@ -98,6 +108,13 @@ class RecordedPasses:
             self.forms.append(form)
             self.seen.append(0)
         return self.forms.index(form)
+
+    def _taken(self) -> dict[str, Tensor]:
+        """The gradients that the plain pass left at the weights, which have none afterwards."""
+        found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return found
 
     def _record(self, form: Form, leaves: list[Any]) -> Recording:
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -117,6 +134,21 @@ class RecordedPasses:
             ) from error
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
+
+
+def require_same(own: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> None:
+    """Raises RecipeError where gradients of a recorded step are not those of the plain one from the same inputs, within
+    ``NEAR`` of their norm: kernels whose sums come in any order differ by their rounding alone."""
+    if own.keys() != recorded.keys():
+        odd = sorted(own.keys() ^ recorded.keys())[0]
+        raise RecipeError(f"train.cuda_graph: recorded or plain, a step has a gradient of {odd} only once - {OFF}")
+    for name, expected in own.items():
+        distance, size = (recorded[name] - expected).norm().item(), expected.norm().item()
+        if not distance <= NEAR * size:
+            raise RecipeError(
+                f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one ({distance:.1e} "
+                f"apart, where its norm is {size:.1e}) - {OFF}"
+            )
 
 
 def _told(leaf: Any) -> Any:

@@ -14,7 +14,7 @@ from muse_core import fault_injection
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.cuda_graph import MOST, require_recordable, require_steady
+from muse_core.training.cuda_graph import MOST, require_recordable, require_same, require_steady
 from muse_core.training.objectives import NextToken
 from muse_core.training.stop import Stop
 
@@ -92,6 +92,16 @@ def test_what_python_changes_between_steps_is_refused_by_name(table: Table, prep
         require_steady(model, NextToken())
     model.blocks[0].threshold.fills_buffers = True
     require_steady(model, NextToken())
+
+
+def test_a_recording_with_other_gradients_is_refused_by_name() -> None:
+    own = {"a": torch.ones(4), "b": torch.full((3,), 1e-3)}
+    require_same(own, {"a": torch.ones(4), "b": torch.full((3,), 1.001e-3)})
+    for wrong in (torch.zeros(3), torch.full((3,), float("nan")), torch.full((3,), 2e-3)):
+        with pytest.raises(RecipeError, match="gives b another gradient"):
+            require_same(own, {"a": torch.ones(4), "b": wrong})
+    with pytest.raises(RecipeError, match="has a gradient of b only once"):
+        require_same(own, {"a": torch.ones(4)})
 
 
 def final_hash(folder: Path) -> str:

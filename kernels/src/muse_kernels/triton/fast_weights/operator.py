@@ -168,7 +168,8 @@ def _save(ctx, inputs, output):
 
 
 def _gradients(ctx, grad_output, grad_final, *_):
-    inputs, prepared = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    saved = ctx.saved_tensors  # once: activation checkpointing lets nobody ask again
+    inputs, prepared = saved[:7], saved[7:]
     query, _, value, _, _, initial, _ = inputs
     if grad_output is None:
         grad_output = value.new_zeros(*query.shape[:3], value.shape[-1])
