@@ -193,9 +193,7 @@ class Layer(Protocol):
 
 
 class UpdatesStatistics(Protocol):
-    """Optional for every component: moving averages, bins and schedules that change between steps. A module with
-    ``fills_buffers = True`` says that it changes its buffers alone, in place: its steps can be recorded as a CUDA
-    graph."""
+    """Optional: moving averages, bins, schedules. ``fills_buffers = True``: changes its own buffers alone, in place."""
 
     def update_statistics(self, metrics: Mapping[str, float], progress: float) -> None:
         """Called once per accepted optimiser step, after reduction; ``metrics`` are the component's own, without
@@ -325,10 +323,8 @@ class Monitor:
     def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
         gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
-        2-norms of their gradients as they are now, not finite exactly where a gradient holds a NaN or an infinity);
-        ``"step"`` (no values; what Python or the clock says belongs here: under ``train.cuda_graph`` Python runs at the
-        two before only until they are recorded). Of several ranks the largest counts (``_min``: the least); each has
-        its part of divided weights. Default {}."""
+        2-norms of their gradients as they are now, not finite where a gradient is not); ``"step"`` (no values: the
+        clock). Of several ranks the largest counts (``_min``: the least); each has its part of weights. Default {}."""
         return {}
 
     def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:

@@ -41,6 +41,7 @@ def make(tmp_path_factory):
             "model": {"width": 16, "depth": 1, "block": [{"use": "mag", "heads": 2, "window": 8, "memory": MEMORY}]},
             "train": {"batch_size": 2, "sequence_length": 20, "warmup_steps": 2, "precision": "fp32", "device": "cpu"},
             "evaluate": {"tokens": 80, "final_tokens": 80},
+            "kernels": {"backend": "torch"},  # whose functions the tests replace
             "monitors": ["gradient-safety", {"use": "niah-probe", "needles": 2, "every": 100, **probe}],
         }
         checked = check_table(table, load_plugins())

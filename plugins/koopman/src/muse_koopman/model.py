@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from muse_core.errors import RecipeError
 from muse_core.model.stack import Stack
 from muse_koopman.maps import first_value, replace
@@ -15,7 +17,8 @@ class Compressed(Stack):
     ``CompressedEmbedding``."""
 
     def __init__(self, options: CompressedOptions, context: Any):
-        super().__init__(options, context)
+        # Blocks are whole until their maps are put in: only then may ranks divide them.
+        super().__init__(options, attrs.evolve(context, built=lambda name, block: None))
         modules = dict(self.named_modules())
         for one in options.map:
             if one.module not in modules:
