@@ -16,6 +16,8 @@ from ..compiled import library
 PRECISIONS = {
     torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64",
 }
+LINE = 64
+"""Bytes of a line of the cache."""
 WORTH_A_THREAD = 1 << 16
 """Numbers that a call reads, below which it does not go to further threads."""
 
@@ -35,7 +37,13 @@ def call(
     ``kinds`` that `structure` knows; tensors are contiguous. RuntimeError where the memory runs out."""
     for name, value in arguments.items():
         assert not isinstance(value, Tensor) or value.is_contiguous(), name
-    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments.values()]
+    # Where a tensor begins decides how a compiler's loops over it are cut, and so how sums are rounded. torch begins its
+    # own memory, that of results among it, on a whole line of the cache; parts of a tensor or of a file may lie between.
+    aligned = {
+        name: value.clone() if isinstance(value, Tensor) and value.data_ptr() % LINE else value
+        for name, value in arguments.items()
+    }
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in aligned.values()]
     given = structure(kinds)(*values)
     compiled = getattr(library(PRECISIONS[dtype]), function)
 
