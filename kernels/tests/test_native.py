@@ -79,24 +79,3 @@ def test_threads_change_no_bit(threads):
 
 def test_the_compiler_that_made_it_is_named():
     assert find_compiler() and library("float32") is library("float32") is not library("float64")
-
-
-def test_where_a_tensor_begins_changes_no_bit():
-    from muse_kernels import gated_norm, short_convolution
-
-    def moved(x, by):
-        there = torch.empty(x.numel() + by, dtype=x.dtype)[by:].view(x.shape)
-        return there.copy_(x)
-
-    random = torch.Generator().manual_seed(0)
-    x, taps = torch.randn(1, 39, 144, generator=random), torch.randn(4, 144, generator=random)
-    gate, weight = torch.randn(1, 39, 3, 48, generator=random), torch.randn(48, generator=random)
-    calls = {
-        "short_convolution": (lambda *given: short_convolution(*given, 2, 16, backend="native"), (x, taps)),
-        "gated_norm": (lambda *given: (gated_norm(*given, backend="native"),), (x.view(1, 39, 3, 48), weight, gate)),
-    }
-    for name, (call, given) in calls.items():
-        expected = call(*given)
-        for by in range(1, 16):
-            for a, b in zip(call(*(moved(one, by) for one in given)), expected, strict=True):
-                assert torch.equal(a, b), (name, by)

@@ -37,8 +37,8 @@ def call(
     ``kinds`` that `structure` knows; tensors are contiguous. RuntimeError where the memory runs out."""
     for name, value in arguments.items():
         assert not isinstance(value, Tensor) or value.is_contiguous(), name
-    # Where a tensor begins decides how a compiler's loops over it are cut, and so how sums are rounded. torch begins its
-    # own memory, that of results among it, on a whole line of the cache; parts of a tensor or of a file may lie between.
+    # Where a tensor begins can decide how loops over it are cut, and so how sums are rounded. torch begins its own
+    # memory, that of results too, on a whole line of the cache; parts of a tensor or of a file lie anywhere.
     aligned = {
         name: value.clone() if isinstance(value, Tensor) and value.data_ptr() % LINE else value
         for name, value in arguments.items()
