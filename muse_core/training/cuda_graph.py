@@ -77,7 +77,7 @@ class RecordedPasses:
         if self.seen[number] < PLAIN:
             self.seen[number] += 1
             return self.compute(pieces, carried, targets)
-        own, random = None, None
+        own = None
         if number not in self.recordings:
             random = torch.cuda.get_rng_state()
             self.compute(pieces, carried, targets)

@@ -15,25 +15,8 @@ from muse_core.comparison.cells import FAILED, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose
 from muse_core.errors import RecipeError, StorageError
+from tests.comparison.conftest import tiny_recipe
 
-RECIPE = """\
-name = "tiny"
-data = { use = "state-of-the-union" }
-[model]
-width = 16
-depth = 1
-block = [{ use = "attention", heads = 2 }, { use = "feed-forward" }]
-[train]
-steps = 4000
-batch_size = 2
-sequence_length = 32
-warmup_steps = 1
-log_every = 1
-device = "cpu"
-precision = "fp32"
-[evaluate]
-final_tokens = 2048
-"""
 PLAN = """\
 name = "two"
 baseline = "one"
@@ -55,7 +38,7 @@ TUNE = '[tune]\nkey = "train.learning_rate"\nvalues = [1e-3, 2e-3]\n'
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "r.toml").write_text(tiny_recipe(4000))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
 

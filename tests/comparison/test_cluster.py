@@ -21,28 +21,12 @@ from muse_core.comparison.plan import read_plan
 from muse_core.comparison.slots import Slots
 from muse_core.errors import RecipeError
 from muse_core.training.stop import Stop
+from tests.comparison.conftest import tiny_recipe
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="the extra cluster is not installed: pip install submitit"
 )
-RECIPE = """\
-name = "tiny"
-data = { use = "state-of-the-union" }
-[model]
-width = 16
-depth = 1
-block = [{ use = "feed-forward" }]
-[train]
-steps = STEPS
-batch_size = 2
-sequence_length = 32
-warmup_steps = 1
-log_every = 1
-device = "cpu"
-precision = "fp32"
-[evaluate]
-final_tokens = 2048
-"""
+BLOCK = '[{ use = "feed-forward" }]'
 PLAN = """\
 name = "two"
 baseline = "narrow"
@@ -60,7 +44,7 @@ arms = [
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "r.toml").write_text(RECIPE.replace("STEPS", "4"))
+    (tmp_path / "r.toml").write_text(tiny_recipe(4, BLOCK))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
 
@@ -72,7 +56,7 @@ def call(*arguments: Any) -> Result:
 @installed
 def test_jobs_stop_when_asked_and_further_ones_go_on_to_the_report(plan: Path, tmp_path: Path) -> None:
     """The first call's time is up while its jobs train; the second's jobs go on from what they saved."""
-    (tmp_path / "r.toml").write_text(RECIPE.replace("STEPS", "600"))
+    (tmp_path / "r.toml").write_text(tiny_recipe(600, BLOCK))
     out, said = tmp_path / "out", []
     cells = reported_cells(read_plan(plan), out, {"narrow": None, "wide": None})
     metrics = [cell.path / "metrics.jsonl" for cell in cells]

@@ -18,25 +18,8 @@ from muse_core.comparison.cells import reported_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.slots import Slots
 from muse_core.training.stop import Stop
+from tests.comparison.conftest import tiny_recipe
 
-RECIPE = """\
-name = "tiny"
-data = { use = "state-of-the-union" }
-[model]
-width = 16
-depth = 1
-block = [{ use = "attention", heads = 2 }, { use = "feed-forward" }]
-[train]
-steps = 4
-batch_size = 2
-sequence_length = 32
-warmup_steps = 1
-log_every = 1
-device = "cpu"
-precision = "fp32"
-[evaluate]
-final_tokens = 2048
-"""
 PLAN = """\
 name = "two"
 baseline = "rotary"
@@ -55,7 +38,7 @@ LARGER = PLAN.replace('"model.block[0].rotary=false"', '"model.block[1].multiple
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "r.toml").write_text(tiny_recipe(4))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
 
@@ -118,7 +101,7 @@ def test_a_run_that_fails_is_said_to_and_not_repeated(plan: Path, tmp_path: Path
 
 
 def test_the_deadline_ends_what_runs_and_leaves_it_to_the_next_call(plan: Path, tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 4", "steps = 1_000_000"))
+    (tmp_path / "r.toml").write_text(tiny_recipe(1_000_000))
     out, said = tmp_path / "out", []
     cells = reported_cells(read_plan(plan), out, {"rotary": None})
     slots = Slots(count=2, gpus=[], say=said.append, stop=Stop(2.0))

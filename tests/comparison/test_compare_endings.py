@@ -22,25 +22,8 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import Disk
+from tests.comparison.conftest import tiny_recipe
 
-RECIPE = """\
-name = "tiny"
-data = { use = "state-of-the-union" }
-[model]
-width = 16
-depth = 1
-block = [{ use = "attention", heads = 2 }, { use = "feed-forward" }]
-[train]
-steps = 2
-batch_size = 2
-sequence_length = 32
-warmup_steps = 1
-log_every = 1
-device = "cpu"
-precision = "fp32"
-[evaluate]
-final_tokens = 2048
-"""
 PLAN = """\
 name = "one"
 baseline = "rotary"
@@ -59,7 +42,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MUSE_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "r.toml").write_text(tiny_recipe(2))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
 

@@ -144,8 +144,8 @@ class Rwkv7Options:
 
 
 @frozen(kw_only=True)
-class Mamba2Options:
-    """Mamba-2 (Dao and Gu 2024) with the sizes and first values of its authors."""
+class StateSpaceOptions:
+    """Sizes that the generations of Mamba have in common."""
 
     states: int = field(default=128, validator=SIZE)
     """State size S: the width of the keys and queries that all heads share."""
@@ -153,8 +153,6 @@ class Mamba2Options:
     """Width P of a head; all of expand times the width where that is less."""
     expand: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(16.0)])
     """Width of all heads, as a multiple of the model's."""
-    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(64)])
-    """Tokens that the short convolution spans."""
 
     def inner(self, width: int) -> int:
         """Width of all heads for a model of this width."""
@@ -167,36 +165,26 @@ class Mamba2Options:
     def head_width(self, width: int) -> int:
         """P for a model of this width."""
         return min(self.head_size, self.inner(width))
+
+
+@frozen(kw_only=True)
+class Mamba2Options(StateSpaceOptions):
+    """Mamba-2 (Dao and Gu 2024) with the sizes and first values of its authors."""
+
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(64)])
+    """Tokens that the short convolution spans."""
 
     def problems(self, recipe: Any) -> Iterable[str]:
         yield from indivisible_heads(recipe, self)
 
 
 @frozen(kw_only=True)
-class Mamba3Options:
+class Mamba3Options(StateSpaceOptions):
     """Mamba-3 (Lahoti and others 2026), one input and one output a head, with the sizes and first values of its
     authors."""
 
-    states: int = field(default=128, validator=SIZE)
-    """State size S: the width of the keys and queries that all heads share."""
-    head_size: int = field(default=64, validator=SIZE)
-    """Width P of a head; all of expand times the width where that is less."""
-    expand: float = field(default=2.0, validator=[validators.gt(0.0), validators.le(16.0)])
-    """Width of all heads, as a multiple of the model's."""
     rotated: float = field(default=0.5, validator=[validators.gt(0.0), validators.le(1.0)])
     """Share of the states that turn, two by two, as complex numbers."""
-
-    def inner(self, width: int) -> int:
-        """Width of all heads for a model of this width."""
-        return round(self.expand * width)
-
-    def heads(self, width: int) -> int:
-        """H for a model of this width. Raises ValueError where it is not a whole number."""
-        return divided(self.inner(width), self.head_width(width))
-
-    def head_width(self, width: int) -> int:
-        """P for a model of this width."""
-        return min(self.head_size, self.inner(width))
 
     def pairs(self) -> int:
         """How many pairs of states turn."""
@@ -208,7 +196,7 @@ class Mamba3Options:
         yield from indivisible_heads(recipe, self)
 
 
-def indivisible_heads(recipe: Any, options: Mamba2Options | Mamba3Options) -> Iterable[str]:
+def indivisible_heads(recipe: Any, options: StateSpaceOptions) -> Iterable[str]:
     """What is wrong where the width of a head does not divide that of all."""
     width = getattr(recipe.model.options, "width", None)
     if width is not None and options.inner(width) % options.head_width(width):

@@ -1,0 +1,25 @@
+"""A recipe that trains in a moment, for plans to list."""
+
+ATTENTION = '[{ use = "attention", heads = 2 }, { use = "feed-forward" }]'
+
+
+def tiny_recipe(steps: int, block: str = ATTENTION) -> str:
+    """Its TOML."""
+    return f"""\
+name = "tiny"
+data = {{ use = "state-of-the-union" }}
+[model]
+width = 16
+depth = 1
+block = {block}
+[train]
+steps = {steps}
+batch_size = 2
+sequence_length = 32
+warmup_steps = 1
+log_every = 1
+device = "cpu"
+precision = "fp32"
+[evaluate]
+final_tokens = 2048
+"""
