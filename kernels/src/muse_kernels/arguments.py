@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .refusals import ONE_PROCESS
+from .refusals import require_one_process
 
 _ENABLED = ContextVar("muse_kernels_debug", default=False)
 
@@ -83,8 +83,7 @@ def check_resolvent(
     bfloat16 and float16 are computed in float32; `keeps_half` leaves `values` of these as they are, for kernels that
     convert what they load. Under `muse_kernels.debug` the values are checked too.
     """
-    if group is not None:
-        raise NotImplementedError(f"{operation}: {ONE_PROCESS}; pass group=None")
+    require_one_process(operation, group)
     if not isinstance(diagonal, Tensor) or diagonal.ndim < 1 or diagonal.shape[-1] < 1:
         got = tuple(diagonal.shape) if isinstance(diagonal, Tensor) else type(diagonal).__name__
         raise ValueError(f"{operation}: diagonal must be a tensor (..., N) with N >= 1, got {got}")
@@ -267,8 +266,7 @@ def checked(compute: Callable[[Call, Layout], tuple[Tensor, Tensor]]) -> Callabl
 def check_fast_weights(call: Call, group=None) -> Layout:
     """The layout of a call; ValueError naming the argument and the shapes where they do not fit."""
     query, key, value, log_decay, rate, rule, initial, resets, read, chunk = call
-    if group is not None:
-        raise NotImplementedError(f"fast_weights: {ONE_PROCESS}; pass group=None")
+    require_one_process("fast_weights", group)
     if rule not in RULES:
         raise ValueError(f"fast_weights: rule must be one of {RULES}, got {rule!r}")
     if read not in READS:

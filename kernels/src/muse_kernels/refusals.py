@@ -21,6 +21,12 @@ ONE_PROCESS = "context parallelism stands around a kernel, which takes no proces
 """Context parallelism needs of a kernel that it takes `initial`, and no process group of its own."""
 
 
+def require_one_process(operation: str, group) -> None:
+    """Raises NotImplementedError where a process group is given."""
+    if group is not None:
+        raise NotImplementedError(f"{operation}: {ONE_PROCESS}; pass group=None")
+
+
 def deep_memory_sizes(sizes) -> str | None:
     """Why Triton's deep memory does not serve these sizes, or None."""
     if sizes.get("matrices", 3) != 3:

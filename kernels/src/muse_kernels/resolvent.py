@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import implementation, select_backend
-from .refusals import ONE_PROCESS
+from .refusals import require_one_process
 from .request import KernelRequest
 
 
@@ -70,8 +70,7 @@ def _bind(operation: str, backend: str, group, diagonal, *others):
         raise ValueError(f"{operation}: diagonal must be a tensor, got {type(diagonal).__name__}")
     tensors = [x for x in (diagonal, *others) if isinstance(x, Tensor)]
     double = any(x.dtype in (torch.float64, torch.complex128) for x in tensors if x.ndim or x is diagonal)
-    if group is not None:
-        raise NotImplementedError(f"{operation}: {ONE_PROCESS}; pass group=None")
+    require_one_process(operation, group)
     needs = frozenset({"gradient"}) if any(x.requires_grad for x in tensors) else frozenset()
     request = KernelRequest(operation, diagonal.device.type, "float64" if double else "float32", needs=needs)
     return implementation(operation, select_backend(request, backend).backend)
