@@ -219,7 +219,9 @@ class ProbeBudget:
         self.cost = 0.0
         """Seconds of the last one."""
         self.largest: float | None = None
-        """Seconds of the longest one; None before the first."""
+        """Seconds of the longest one, the first left out once there was another: it compiles kernels and fills caches.
+        None before the first."""
+        self._count = 0
         self._started: float | None = None
         self._steps = 0
 
@@ -237,7 +239,7 @@ class ProbeBudget:
 
     def share_with_next(self, passes: float) -> float:
         """As ``share`` with one more. ``passes``: how many training batches the first of them reads; later ones are
-        planned at ``MARGIN`` times the longest."""
+        planned at ``MARGIN`` times ``largest``."""
         elapsed = self._elapsed()
         if not elapsed:
             return math.inf
@@ -258,7 +260,8 @@ class ProbeBudget:
             cost = time.perf_counter() - started
             self.spent += cost
             if not once:
-                self.cost, self.largest = cost, max(cost, self.largest or 0.0)
+                self._count += 1
+                self.cost, self.largest = cost, max(cost, self.largest) if self._count > 2 else cost
 
     def _elapsed(self) -> float:
         return 0.0 if self._started is None else time.perf_counter() - self._started
