@@ -81,6 +81,16 @@ def product(x, y, HALF: tl.constexpr):
 
 
 @triton.jit
+def added(sums, x, y, HALF: tl.constexpr):
+    """sums + x y of an x of 64 rows at most that was loaded as it is, for `product` takes a computed one."""
+    if HALF == tl.float32:
+        sums += fine(x, y.to(HALF))
+    else:
+        sums = tl.dot(x, y.to(HALF), sums)
+    return sums
+
+
+@triton.jit
 def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr):
     """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
     if FINE:
