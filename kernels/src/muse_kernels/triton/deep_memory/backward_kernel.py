@@ -161,7 +161,8 @@ def tile_back(
     place_of_errors = here[:, None] * K + ks[None, :]
     error = tl.load(errors + place_of_errors, mask=inside[:, None], other=0.0)
     error_t = tl.load(errors + here[None, :] * K + ks[:, None], mask=inside[None, :], other=0.0)
-    hidden, silu, slope = activations(opening, raised)
+    hidden = tl.load(place_of_layers + 3 * X * E, mask=inside[:, None], other=0.0)
+    _, silu, slope = activations(opening, raised)
     through_gate = f * within(k, tl.load(leading + wide), ORTHOGONALISE, HALF)
     through_up = f * within(k, tl.load(leading + SIZE + wide), ORTHOGONALISE, HALF)
     of_error = f * within(hidden, tl.load(leading + 2 * SIZE + tall), ORTHOGONALISE, HALF)
@@ -282,7 +283,7 @@ def scan_back_kernel(
             here = first + ts
             gate, up, down = tile_back(
                 (i * C + here).to(tl.int64), here, gate, up, down, key, key_t, factors + (row * chunks + i) * WAYS * X,
-                used + of, leading + of, trailing + of, layers + own * 3 * X * E, errors + own * X * K,
+                used + of, leading + of, trailing + of, layers + own * 4 * X * E, errors + own * X * K,
                 of_errors + own * X * K, ks, es, wide, tall, X, K, E, ORTHOGONALISE, HALF,
             )  # fmt: skip
         gate = matrix_begun(0, gate, to_learned, to_starts + of, anew, wide, SIZE, FRESH)

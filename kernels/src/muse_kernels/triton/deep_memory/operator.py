@@ -127,7 +127,7 @@ def _backward(
     to_weights, to_momentum = (x.clone(memory_format=torch.contiguous_format) for x in (to_weights, to_momentum))
     # Newton-Schulz multiplies the errors of what goes into it.
     exact = to_weights.dtype if orthogonalise else key.dtype
-    layers = key.new_empty((number, rows, 3, size, hidden), dtype=exact)
+    layers = key.new_empty((number, rows, 4, size, hidden), dtype=exact)
     errors, of_errors = (key.new_empty((number, rows, size, key_width), dtype=exact) for _ in range(2))
     leading, trailing = torch.empty_like(starts, dtype=exact), torch.empty_like(starts)
     steps = to_weights.new_empty((rows, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else 0)

@@ -32,8 +32,8 @@ def trials_kernel(
     E: tl.constexpr,
     T: tl.constexpr,
 ):
-    """`used` (n, B, H, 3, K, E): the weights that each chunk trains; `layers` (n, B, H, 3, X, E): k A, k B and the
-    adjoint of h; `errors` (n, B, H, X, K)."""
+    """`used` (n, B, H, 3, K, E): the weights that each chunk trains; `layers` (n, B, H, 4, X, E): k A, k B, the
+    adjoint of h, and h; `errors` (n, B, H, X, K)."""
     HALF: tl.constexpr = used.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     i, row = program // rows, program % rows
@@ -50,10 +50,11 @@ def trials_kernel(
         k = tl.load(key + at * key_t + ks[None, :], mask=inside, other=0.0)
         v = tl.load(value + at * value_t + ks[None, :], mask=inside, other=0.0)
         error, layer, adjoints = tried(k, v, used + program * 3 * K * E, wide, tall, K * E, HALF)
-        place = layers + (program * 3 * X + here[:, None]) * E + es[None, :]
+        place = layers + (program * 4 * X + here[:, None]) * E + es[None, :]
         tl.store(place, layer[0].to(layers.dtype.element_ty), mask=inside)
         tl.store(place + X * E, layer[1].to(layers.dtype.element_ty), mask=inside)
         tl.store(place + 2 * X * E, adjoints[0].to(layers.dtype.element_ty), mask=inside)
+        tl.store(place + 3 * X * E, layer[2].to(layers.dtype.element_ty), mask=inside)
         place = errors + (program * X + here[:, None]) * K + ks[None, :]
         tl.store(place, error.to(errors.dtype.element_ty), mask=inside)
 
@@ -100,7 +101,7 @@ def tokens_back_kernel(
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """`layers` hold the adjoints of k A and k B and, as before the scan, that of h; `to_key`, `to_value`
+    """`layers` hold the adjoints of k A and k B and, as before the scan, that of h, and h; `to_key`, `to_value`
     (B, n, X, H, K); of `to_shares` (B, H, n, 3) the last is the scan's where updates are orthogonalised."""
     HALF: tl.constexpr = used.dtype.element_ty
     SIZE: tl.constexpr = K * E
@@ -122,10 +123,11 @@ def tokens_back_kernel(
         place = (program * X + here[:, None]) * K + ks[None, :]
         error = tl.load(errors + place, mask=inside[:, None], other=0.0).to(tl.float32)
         of_error = tl.load(of_errors + place, mask=inside[:, None], other=0.0).to(tl.float32)
-        place = layers + (program * 3 * X + here[:, None]) * E + es[None, :]
+        place = layers + (program * 4 * X + here[:, None]) * E + es[None, :]
         to_hidden = tl.load(place + 2 * X * E, mask=inside[:, None], other=0.0).to(tl.float32)
         raised = product(k, tl.load(used + SIZE + wide), HALF)
-        hidden, silu, slope = activations(product(k, tl.load(used + wide), HALF), raised)
+        hidden = tl.load(place + 3 * X * E, mask=inside[:, None], other=0.0)
+        _, silu, slope = activations(product(k, tl.load(used + wide), HALF), raised)
         to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
         place_of_factors = (row * chunks + i) * WAYS * X + here
         f = tl.load(factors + place_of_factors, mask=inside, other=0.0)
