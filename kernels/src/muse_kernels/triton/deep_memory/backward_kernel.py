@@ -22,9 +22,11 @@ from .tiles import (
     activations,
     added,
     fine,
+    loaded,
     polynomial,
     product,
     second_derivative,
+    stored,
     within,
 )
 
@@ -53,20 +55,6 @@ def newton_schulz_back(s, upstream, steps, wide, squares, K: tl.constexpr, SIZE:
         upstream = upstream * FIRST + fine(factor, upstream) + fine(through, before)
     tl.debug_barrier()
     return x, scale * upstream - (scale * scale * scale) * s * tl.sum(s * upstream)
-
-
-@triton.jit
-def loaded(place, wide, SIZE: tl.constexpr):
-    """Three matrices."""
-    return tl.load(place + wide), tl.load(place + SIZE + wide), tl.load(place + 2 * SIZE + wide)
-
-
-@triton.jit
-def stored(place, gate, up, down, wide, SIZE: tl.constexpr):
-    """Three matrices, to be loaded by `loaded`."""
-    tl.store(place + wide, gate)
-    tl.store(place + SIZE + wide, up)
-    tl.store(place + 2 * SIZE + wide, down)
 
 
 @triton.jit

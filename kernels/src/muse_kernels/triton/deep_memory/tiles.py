@@ -118,6 +118,20 @@ def newton_schulz(x):
 
 
 @triton.jit
+def loaded(place, wide, SIZE: tl.constexpr):
+    """Three matrices."""
+    return tl.load(place + wide), tl.load(place + SIZE + wide), tl.load(place + 2 * SIZE + wide)
+
+
+@triton.jit
+def stored(place, gate, up, down, wide, SIZE: tl.constexpr):
+    """Three matrices, to be loaded by `loaded`."""
+    tl.store(place + wide, gate)
+    tl.store(place + SIZE + wide, up)
+    tl.store(place + 2 * SIZE + wide, down)
+
+
+@triton.jit
 def activations(opening, raised):
     """Of the pre-activations: h, SiLU and its first derivative at `opening`."""
     share = tl.sigmoid(opening)
