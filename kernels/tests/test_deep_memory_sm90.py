@@ -21,7 +21,7 @@ CEILINGS = {(True, 0): (96, 7940), (False, 0): (64, 2720), (False, 1): (432, 335
 
 
 def recorded(monkeypatch, dtype: torch.dtype, **options) -> tuple:
-    """The launches in two chunks of 16 tokens: both scans', what is before and after the one backwards, both readings'."""
+    """The launches in two chunks of 16 tokens: both scans', before and after the one backwards, and both readings'."""
     named = [(operator, "scan_kernel"), (operator, "scan_back_kernel")]
     named += [(operator, "trials_kernel"), (operator, "tokens_back_kernel")]
     named += [(reading, "read_kernel"), (reading, "read_back_kernel")]

@@ -153,18 +153,21 @@ def tile_back(
     _, silu, slope = activations(opening, raised)
     through_gate = f * within(k, tl.load(leading + wide), ORTHOGONALISE, HALF)
     through_up = f * within(k, tl.load(leading + SIZE + wide), ORTHOGONALISE, HALF)
-    of_error = f * within(hidden, tl.load(leading + 2 * SIZE + tall), ORTHOGONALISE, HALF)
-    to_h = f * within(error, tl.load(leading + 2 * SIZE + wide), ORTHOGONALISE, HALF)
+    of_down = tl.load(leading + 2 * SIZE + wide)
+    of_error = f * within(hidden, tl.trans(of_down), ORTHOGONALISE, HALF)
+    to_h = f * within(error, of_down, ORTHOGONALISE, HALF)
     if not ORTHOGONALISE:
         g = tl.load(factors + X + here, mask=inside, other=0.0)[:, None]
         through_gate -= g * product(k, tl.load(trailing + wide), HALF)
         through_up -= g * product(k, tl.load(trailing + SIZE + wide), HALF)
-        of_error -= g * product(hidden, tl.load(trailing + 2 * SIZE + tall), HALF)
-        to_h -= g * product(error, tl.load(trailing + 2 * SIZE + wide), HALF)
+        of_down = tl.load(trailing + 2 * SIZE + wide)
+        of_error -= g * product(hidden, tl.trans(of_down), HALF)
+        to_h -= g * product(error, of_down, HALF)
     # Backwards: dh, then e, then h, then the pre-activations.
     of_hidden = through_gate * raised * slope + through_up * silu
-    of_error += product(of_hidden, tl.load(used + 2 * SIZE + tall), HALF)
-    to_h += product(of_error, tl.load(used + 2 * SIZE + wide), HALF)
+    own_down = tl.load(used + 2 * SIZE + wide)
+    of_error += product(of_hidden, tl.trans(own_down), HALF)
+    to_h += product(of_error, own_down, HALF)
     of_raised = through_gate * to_hidden * slope + to_h * silu
     of_opening = through_gate * to_hidden * raised * second_derivative(opening)
     of_opening += through_up * to_hidden * slope + to_h * raised * slope

@@ -154,8 +154,9 @@ def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr):
     opening = product(k, tl.load(weights + wide), HALF)
     raised = product(k, tl.load(weights + SIZE + wide), HALF)
     hidden, silu, slope = activations(opening, raised)
-    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF) - v.to(tl.float32)
-    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF)
+    down = tl.load(weights + 2 * SIZE + wide)
+    error = k.to(tl.float32) + product(hidden, tl.trans(down), HALF) - v.to(tl.float32)
+    to_hidden = product(error, down, HALF)
     to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
     return error, (opening, raised, hidden, silu, slope), (to_hidden, to_opening, to_raised)
 
