@@ -81,11 +81,11 @@ def scan_kernel(
     b, h = row // heads, row % heads
     ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
     wide = ks[:, None] * E + es[None, :]
-    tall = es[:, None] + ks[None, :] * E
     own_weights, own_momentum = weights + row * 3 * SIZE, momentum + row * 3 * SIZE
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
     ONE: tl.constexpr = X <= T
+    DIRECT: tl.constexpr = ONE and not ORTHOGONALISE  # the gradients' weights are in registers, not in their slot
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
     if not ORTHOGONALISE:
         gate, up, down = loaded(own_weights, wide, SIZE)
@@ -115,7 +115,11 @@ def scan_kernel(
             at = (i * C + here).to(tl.int64)
             k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
             factor = tl.load(own_factors + here, mask=inside, other=0.0)
-            error, layer, adjoints = tried(k, v, slot, wide, tall, SIZE, HALF)
+            if DIRECT:
+                error, layer, adjoints = tried(k, v, gate.to(HALF), up.to(HALF), down.to(HALF), HALF)
+            else:
+                of_gate, of_up, of_down = loaded(slot, wide, SIZE)
+                error, layer, adjoints = tried(k, v, of_gate, of_up, of_down, HALF)
             hidden, to_opening, to_raised = layer[2], adjoints[1], adjoints[2]
             error_t = tl.trans(error)
             kept = tl.where(first == 0, in_momentum, 1.0)

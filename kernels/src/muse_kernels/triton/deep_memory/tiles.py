@@ -149,12 +149,10 @@ def taken(key, value, at, inside, ks, key_t, value_t):
 
 
 @triton.jit
-def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr):
+def tried(k, v, gate, up, down, HALF: tl.constexpr):
     """f(k) - v, the hidden layer with what its derivatives need, and the adjoints of it and of its pre-activations."""
-    opening = product(k, tl.load(weights + wide), HALF)
-    raised = product(k, tl.load(weights + SIZE + wide), HALF)
+    opening, raised = product(k, gate, HALF), product(k, up, HALF)
     hidden, silu, slope = activations(opening, raised)
-    down = tl.load(weights + 2 * SIZE + wide)
     error = k.to(tl.float32) + product(hidden, tl.trans(down), HALF) - v.to(tl.float32)
     to_hidden = product(error, down, HALF)
     to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu

@@ -8,7 +8,7 @@ Letters as in `backward_kernel`.
 import triton
 import triton.language as tl
 
-from .tiles import activations, product, tried, within
+from .tiles import activations, loaded, product, tried, within
 
 
 @triton.jit
@@ -40,7 +40,6 @@ def trials_kernel(
     b, h = row // heads, row % heads
     ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
     wide = ks[:, None] * E + es[None, :]
-    tall = es[:, None] + ks[None, :] * E
     key += b * key_b + h * key_h
     value += b * value_b + h * value_h
     for first in range(0, X, T):
@@ -49,7 +48,8 @@ def trials_kernel(
         at = (i * C + here)[:, None]
         k = tl.load(key + at * key_t + ks[None, :], mask=inside, other=0.0)
         v = tl.load(value + at * value_t + ks[None, :], mask=inside, other=0.0)
-        error, layer, adjoints = tried(k, v, used + program * 3 * K * E, wide, tall, K * E, HALF)
+        gate, up, down = loaded(used + program * 3 * K * E, wide, K * E)
+        error, layer, adjoints = tried(k, v, gate, up, down, HALF)
         place = layers + (program * 4 * X + here[:, None]) * E + es[None, :]
         tl.store(place, layer[0].to(layers.dtype.element_ty), mask=inside)
         tl.store(place + X * E, layer[1].to(layers.dtype.element_ty), mask=inside)
