@@ -27,7 +27,6 @@ from .tiles import (
     product,
     second_derivative,
     stored,
-    within,
 )
 
 
@@ -74,8 +73,8 @@ def matrix_back(
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
 ):
-    """(a W'_bar, b_bar) of matrix p from its W'_bar `upstream`. S'_bar, completed, and W'_bar go to `leading` and
-    `trailing`; in `to_momentum` S_bar takes the place of S'_bar."""
+    """(a W'_bar, S'_bar, b_bar) of matrix p from its W'_bar `upstream`. S'_bar, completed, and W'_bar go to `leading`
+    and `trailing`; in `to_momentum` S_bar takes the place of S'_bar."""
     in_momentum, in_weights, lost = tl.load(own_shares), tl.load(own_shares + 1), tl.load(own_shares + 2)
     place = p * SIZE + wide
     adjoint = tl.load(to_momentum + place)
@@ -92,7 +91,7 @@ def matrix_back(
         earlier = in_momentum * adjoint - lost * upstream
     tl.store(leading + place, adjoint.to(leading.dtype.element_ty))
     tl.store(to_momentum + place, tl.where(anew, 0.0, earlier))
-    return in_weights * upstream, to_lost
+    return in_weights * upstream, adjoint, to_lost
 
 
 @triton.jit
@@ -110,6 +109,33 @@ def matrix_begun(
 
 
 @triton.jit
+def pair(
+    p,
+    w,
+    own_shares,
+    to_momentum,
+    leading,
+    trailing,
+    anew,
+    wide,
+    SIZE: tl.constexpr,
+    DIRECT: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """S'_bar and W'_bar of matrix p as products take them, behind the matrix itself: what `matrix_back` left, or with
+    `DIRECT` its call."""
+    if DIRECT:
+        upstream = w.to(HALF)
+        w, adjoint, _ = matrix_back(
+            p, w, own_shares, to_momentum, to_momentum, leading, trailing, to_momentum, anew, wide, wide, 1, SIZE, False
+        )
+        adjoint = adjoint.to(HALF)
+    else:
+        adjoint, upstream = tl.load(leading + p * SIZE + wide), tl.load(trailing + p * SIZE + wide)
+    return w, adjoint, upstream
+
+
+@triton.jit
 def tile_back(
     at,
     here,
@@ -120,19 +146,22 @@ def tile_back(
     key_t,
     factors,
     used,
+    own_shares,
+    to_momentum,
     leading,
     trailing,
     layers,
     errors,
     of_errors,
+    anew,
     ks,
     es,
     wide,
-    tall,
     X: tl.constexpr,
     K: tl.constexpr,
     E: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
+    DIRECT: tl.constexpr,
     HALF: tl.constexpr,
 ):
     """The three matrices' W_bar with what a tile's gradients add; the adjoints of k A and k B take the place of these
@@ -151,18 +180,21 @@ def tile_back(
     error_t = tl.load(errors + here[None, :] * K + ks[:, None], mask=inside[None, :], other=0.0)
     hidden = tl.load(place_of_layers + 3 * X * E, mask=inside[:, None], other=0.0)
     _, silu, slope = activations(opening, raised)
-    through_gate = f * within(k, tl.load(leading + wide), ORTHOGONALISE, HALF)
-    through_up = f * within(k, tl.load(leading + SIZE + wide), ORTHOGONALISE, HALF)
-    of_down = tl.load(leading + 2 * SIZE + wide)
-    of_error = f * within(hidden, tl.trans(of_down), ORTHOGONALISE, HALF)
-    to_h = f * within(error, of_down, ORTHOGONALISE, HALF)
-    if not ORTHOGONALISE:
+    if ORTHOGONALISE:
+        through_gate = f * fine(k.to(tl.float32), tl.load(leading + wide))
+        through_up = f * fine(k.to(tl.float32), tl.load(leading + SIZE + wide))
+        of_down = tl.load(leading + 2 * SIZE + wide)
+        of_error = f * fine(hidden, tl.trans(of_down))
+        to_h = f * fine(error, of_down)
+    else:
         g = tl.load(factors + X + here, mask=inside, other=0.0)[:, None]
-        through_gate -= g * product(k, tl.load(trailing + wide), HALF)
-        through_up -= g * product(k, tl.load(trailing + SIZE + wide), HALF)
-        of_down = tl.load(trailing + 2 * SIZE + wide)
-        of_error -= g * product(hidden, tl.trans(of_down), HALF)
-        to_h -= g * product(error, of_down, HALF)
+        gate, s, w = pair(0, gate, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        through_gate = f * product(k, s, HALF) - g * product(k, w, HALF)
+        up, s, w = pair(1, up, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        through_up = f * product(k, s, HALF) - g * product(k, w, HALF)
+        down, s, w = pair(2, down, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        of_error = f * product(hidden, tl.trans(s), HALF) - g * product(hidden, tl.trans(w), HALF)
+        to_h = f * product(error, s, HALF) - g * product(error, w, HALF)
     # Backwards: dh, then e, then h, then the pre-activations.
     of_hidden = through_gate * raised * slope + through_up * silu
     own_down = tl.load(used + 2 * SIZE + wide)
@@ -221,12 +253,12 @@ def scan_back_kernel(
     HALF: tl.constexpr = used.dtype.element_ty
     SIZE: tl.constexpr = K * E
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
+    DIRECT: tl.constexpr = X <= T and not ORTHOGONALISE  # one tile's products take matrices from registers
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
     b, h = row // heads, row % heads
     ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
     wide = ks[:, None] * E + es[None, :]
-    tall = es[:, None] + ks[None, :] * E
     squares = ks[:, None] * K + ks[None, :]
     to_weights += row * 3 * SIZE
     to_momentum += row * 3 * SIZE
@@ -247,7 +279,7 @@ def scan_back_kernel(
             tl.debug_barrier()
             to_lost = 0.0
             for p in range(3):  # one at a time, for Newton-Schulz takes the registers
-                before, lost = matrix_back(
+                before, _, lost = matrix_back(
                     p, tl.load(to_weights + p * SIZE + wide), own_shares, momenta + of, to_momentum, leading + of,
                     trailing + of, steps, anew, wide, squares, K, SIZE, True,
                 )  # fmt: skip
@@ -256,26 +288,27 @@ def scan_back_kernel(
             tl.store(to_shares + (row * chunks + i) * 3 + 2, to_lost)
             tl.debug_barrier()
             gate, up, down = loaded(to_weights, wide, SIZE)
-        else:
-            gate, _ = matrix_back(
+        elif not DIRECT:
+            gate, _, _ = matrix_back(
                 0, gate, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
-            up, _ = matrix_back(
+            up, _, _ = matrix_back(
                 1, up, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
-            down, _ = matrix_back(
+            down, _, _ = matrix_back(
                 2, down, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
-        tl.debug_barrier()  # what is stored above is loaded by other threads below
+        if not DIRECT:
+            tl.debug_barrier()  # what is stored above is loaded by other threads below
         for first in range(0, X, T):
             here = first + ts
             gate, up, down = tile_back(
                 (i * C + here).to(tl.int64), here, gate, up, down, key, key_t, factors + (row * chunks + i) * WAYS * X,
-                used + of, leading + of, trailing + of, layers + own * 4 * X * E, errors + own * X * K,
-                of_errors + own * X * K, ks, es, wide, tall, X, K, E, ORTHOGONALISE, HALF,
+                used + of, own_shares, to_momentum, leading + of, trailing + of, layers + own * 4 * X * E,
+                errors + own * X * K, of_errors + own * X * K, anew, ks, es, wide, X, K, E, ORTHOGONALISE, DIRECT, HALF,
             )  # fmt: skip
         gate = matrix_begun(0, gate, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
         up = matrix_begun(1, up, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
