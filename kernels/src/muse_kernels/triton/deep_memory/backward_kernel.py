@@ -75,7 +75,8 @@ def matrix_back(
 ):
     """(a W'_bar, S'_bar, b_bar) of matrix p from its W'_bar `upstream`. S'_bar, completed, and W'_bar go to `leading`
     and `trailing`; in `to_momentum` S_bar takes the place of S'_bar."""
-    in_momentum, in_weights, lost = tl.load(own_shares), tl.load(own_shares + 1), tl.load(own_shares + 2)
+    in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
+    in_momentum, of_momentum = tl.where(anew, 0.0, tl.load(own_shares)), tl.where(anew, 0.0, lost)
     place = p * SIZE + wide
     adjoint = tl.load(to_momentum + place)
     tl.store(trailing + place, upstream.to(trailing.dtype.element_ty))
@@ -88,9 +89,9 @@ def matrix_back(
         adjoint += direction
         earlier = in_momentum * adjoint
     else:
-        earlier = in_momentum * adjoint - lost * upstream
+        earlier = in_momentum * adjoint - of_momentum * upstream
     tl.store(leading + place, adjoint.to(leading.dtype.element_ty))
-    tl.store(to_momentum + place, tl.where(anew, 0.0, earlier))
+    tl.store(to_momentum + place, earlier)
     return in_weights * upstream, adjoint, to_lost
 
 
