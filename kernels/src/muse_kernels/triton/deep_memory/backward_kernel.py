@@ -82,9 +82,7 @@ def matrix_back(
     tl.store(trailing + place, upstream.to(trailing.dtype.element_ty))
     to_lost = 0.0
     if ORTHOGONALISE:
-        x, direction = newton_schulz_back(
-            tl.load(momenta + place), -lost * upstream, steps, wide, squares, K, SIZE
-        )
+        x, direction = newton_schulz_back(tl.load(momenta + place), -lost * upstream, steps, wide, squares, K, SIZE)
         to_lost = -tl.sum(upstream * x)
         adjoint += direction
         earlier = in_momentum * adjoint
@@ -96,9 +94,7 @@ def matrix_back(
 
 
 @triton.jit
-def matrix_begun(
-    p, whole, to_learned, to_starts, anew, wide, SIZE: tl.constexpr, FRESH: tl.constexpr
-):
+def matrix_begun(p, whole, to_learned, to_starts, anew, wide, SIZE: tl.constexpr, FRESH: tl.constexpr):
     """W_bar of matrix p: what its chunk's training asks, but for a fresh chunk, where that is the learned weights';
     and what its reading asks."""
     place = p * SIZE + wide

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
 from ...refusals import deep_memory_sizes
-from ...torch.deep_memory import Chunks, by_chunks
+from ...torch.deep_memory import Chunks, WholeChunks, by_chunks
 from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
 from .forward_kernel import scan_kernel
 from .reading import read
+from .shares import shares
 from .tokens_kernel import tokens_back_kernel, trials_kernel
 
 
@@ -24,7 +25,7 @@ class Launch(NamedTuple):
     warps: int
 
 
-FORWARD, BACKWARD, TOKENS = Launch(32, 8), Launch(16, 8), Launch(32, 8)
+FORWARD, BACKWARD, TOKENS = Launch(32, 8), Launch(16, 8), Launch(16, 4)
 """Of both scans, and of what goes over all chunks at once."""
 
 
@@ -38,7 +39,7 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
     if reason:
         raise ValueError(f"deep_memory: {reason}; use backend torch")
-    return by_chunks(call, layout, scan, read, layout.output_dtype)
+    return by_chunks(call, layout, WholeChunks(shares, scan, read), layout.output_dtype)
 
 
 def scan(
@@ -46,8 +47,8 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.torch.deep_memory.scan`, the starts in the keys' dtype."""
     zeros = torch.zeros_like(chunks.kept)
-    shares = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
-    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(shares, -1), learned, weights, momentum)
+    of_states = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
+    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(of_states, -1), learned, weights, momentum)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return _forward(*inputs, chunks.fresh, chunks.chunk, orthogonalise, keep)[:3]
 
