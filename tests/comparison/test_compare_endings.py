@@ -149,7 +149,13 @@ def test_one_comparison_works_in_a_folder(plan: Path, tmp_path: Path) -> None:
     lock = RunLock(out, Disk())
     refused = call(plan, "-o", out)
     assert refused.exit_code == 3 and "in use by process" in refused.output and "another --output" in refused.output
-    assert call(plan, "-o", out, "--report").exit_code == LEFT
+    (cell,) = reported_cells(read_plan(plan), out, {"rotary": None})
+    cell.path.mkdir(parents=True)
+    (cell.path / FAILED).write_text("exit code 4: it diverged\n")
+    assert call(plan, "-o", out, "--report").exit_code == FAILED_RUNS
+    refused = call(plan, "-o", out, "--report", "--retry")
+    assert refused.exit_code == 2 and "leave one of them out" in refused.output, refused.output
+    assert (cell.path / FAILED).is_file(), "a call that only reads took back what another one found"
     lock.release()
 
 
