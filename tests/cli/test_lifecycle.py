@@ -263,7 +263,7 @@ def test_an_evaluation_that_was_due_at_a_kill_is_made_on_resume(recipe: Path, tm
 
 AT_THE_END = {
     "summary": ("from muse_core.training.run import Run as place", "_summary", 143),
-    "report": ("import muse_core.cli.launch as place", "_report", 143),
+    "report": ("import muse_core.cli.launch as place", "report_summary", 143),
 }
 
 
