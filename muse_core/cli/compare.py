@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,9 @@ LEFT = 75
 """Exit code when runs are left: call again (EX_TEMPFAIL)."""
 FAILED_RUNS = 6
 """Exit code when nothing is left that another call would do, and the comparison lacks runs that failed."""
+
+GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
+"""As CUDA_VISIBLE_DEVICES takes it."""
 
 
 @click.command()
@@ -71,7 +76,7 @@ def compare(
         from muse_core.training.stop import Stop
 
         plan = targets[0]
-        _refuse_contradictions(gpus, cluster, job, retry, only_report)
+        _check_options(gpus, cluster, job, max_seconds, retry, only_report)
         stop = Stop(max_seconds)
         read = read_plan(plan, overrides)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
@@ -86,17 +91,27 @@ def compare(
             _report(comparison, stop)
 
 
-def _refuse_contradictions(
-    gpus: str, cluster: str | None, job: tuple[str, ...], retry: bool, only_report: bool
+def _check_options(
+    gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool
 ) -> None:
+    """Raises RecipeError for what click lets through."""
     from muse_core.errors import RecipeError
 
+    if max_seconds is not None and not math.isfinite(max_seconds):
+        raise RecipeError(f"--max-seconds {max_seconds}: must be a finite number - leave it out for no limit")
+    for gpu in _named(gpus):
+        if not GPU.fullmatch(gpu):
+            raise RecipeError(f"--gpus {gpus}: {gpu!r} names no GPU - write their numbers, as 0,1, or their UUIDs")
     if job and cluster is None:
         raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
     if gpus and cluster is not None:
         raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
     if retry and only_report:
         raise RecipeError("--retry repeats runs, and --report runs nothing - leave one of them out")
+
+
+def _named(gpus: str) -> list[str]:
+    return [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
 
 
 def _list_runs(comparison: Comparison) -> None:
@@ -128,7 +143,7 @@ def _work(
     def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
         Slots(
             count=count,
-            gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
+            gpus=_named(gpus),
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
             launch=launch,

@@ -143,6 +143,17 @@ def test_a_run_that_another_process_works_on_has_not_failed(plan: Path, tmp_path
     assert again.exit_code == 0 and "Failed" not in again.output, "a summary clears a failure"
 
 
+@pytest.mark.parametrize("option, value, said", [
+    ("--max-seconds", "nan", "must be a finite number"),
+    ("--max-seconds", "inf", "leave it out for no limit"),
+    ("--gpus", "0,first", "'first' names no GPU"),
+    ("--gpus", "-1", "'-1' names no GPU"),
+])
+def test_an_option_without_meaning_is_refused(plan: Path, tmp_path: Path, option: str, value: str, said: str) -> None:
+    refused = call(plan, "-o", tmp_path / "out", option, value)
+    assert refused.exit_code == 2 and said in refused.output and not (tmp_path / "out").exists(), refused.output
+
+
 def test_one_comparison_works_in_a_folder(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
