@@ -49,11 +49,6 @@ every = 3
 LONG = ("--set", "train.steps=100000", "--set", "checkpoint.every=100000", "--set", "evaluate.every=100000")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MUSE_CACHE", str(cache))

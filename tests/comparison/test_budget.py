@@ -36,9 +36,7 @@ TUNE = '[tune]\nkey = "train.learning_rate"\nvalues = [1e-3, 2e-3]\n'
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(4000))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"

@@ -33,15 +33,8 @@ arms = [{ name = "rotary", recipe = "r.toml" }]
 """
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def plan(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(cache))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(2))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"

@@ -39,11 +39,6 @@ final_tokens = 128
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def _cached(cache, monkeypatch):
     monkeypatch.setenv("MUSE_CACHE", str(cache))
