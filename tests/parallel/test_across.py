@@ -99,6 +99,18 @@ def test_the_resolvent_over_divided_tokens_is_that_of_one_process(parts: int, ca
     compare([green, last], [torch.cat([one[0] for one in found], -1), found[-1][1]], leaves[:3] + leaves[4:5])
 
 
+def test_the_gradient_of_a_product_is_torchs_with_any_number_of_zeros() -> None:
+    x = torch.randn(4, 6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    x[1, 2] = x[2, 0] = x[2, 5] = x[3, 1] = 0
+    weights = torch.randn(4, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    found = []
+    for product in (across._Product.apply, lambda x: x.prod(-1)):
+        leaf = x.clone().requires_grad_()
+        value = product(leaf)
+        found.append((value.detach(), *torch.autograd.grad((weights * value).sum().real, leaf)))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
 @pytest.mark.parametrize("read", ["after", "before"])
