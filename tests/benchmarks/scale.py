@@ -230,14 +230,29 @@ def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Name
 
 
 def end(running: Any) -> None:
-    """The process and its children."""
+    """The process and all that it started, also in sessions of their own, as the launcher's processes are."""
+    members = started_by(running.pid)
     if running.poll() is None:
         os.killpg(running.pid, signal.SIGTERM)  # on which torchrun ends its processes
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(timeout=6)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)
+    for member in {*members, *started_by(running.pid), running.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
     running.wait()
+
+
+def started_by(process: int) -> set[int]:
+    """Processes that it started, and theirs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, new = set(), {process}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
 
 
 def devices() -> list[str | None]:
