@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import muse_kernels
+from muse_core import fast_weights
 from muse_core.errors import RecipeError
 from muse_core.model import across
 
@@ -114,7 +115,12 @@ def test_the_gradient_of_a_product_is_torchs_with_any_number_of_zeros() -> None:
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
 @pytest.mark.parametrize("read", ["after", "before"])
-def test_fast_weights_over_divided_tokens_are_those_of_one_process(parts: int, rule: str, read: str) -> None:
+@pytest.mark.parametrize("widest", [128, 0])
+def test_fast_weights_over_divided_tokens_are_those_of_one_process(
+    parts: int, rule: str, read: str, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel takes the values and the transition at once, and where it does not."""
+    monkeypatch.setattr(fast_weights, "WIDEST", widest)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     query, value = draw(B, N, H, K).requires_grad_(), draw(B, N, H, M).requires_grad_()
     key = torch.nn.functional.normalize(draw(B, N, H, K), dim=-1).requires_grad_()
