@@ -1,8 +1,9 @@
-"""The script scale.py itself: a cell that is ended leaves no process behind."""
+"""The script scale.py itself: it measures on a CPU too, and a cell that is ended leaves no process behind."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -48,3 +49,20 @@ def test_a_cell_that_is_ended_leaves_no_process_behind() -> None:
     while lives(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not lives(child) and running.returncode is not None
+
+
+def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path) -> None:
+    """The script reaches into the loop and into checkpoints: what it needs is still there."""
+    command = [sys.executable, str(Path(__file__).with_name("scale.py")), "--small", "--processes", "2", "--out",
+               str(tmp_path), "--cells", "transformer-fsdp", "row", "--steps", "3", "--row-steps", "3"]
+    done = subprocess.run(
+        [*command, "--profile", "row"], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:] if "|" in line]
+    cells = {row[0]: row for row in rows}
+    logs = "\n".join(path.read_text() for path in tmp_path.glob("log-*"))
+    assert set(cells) == {"row", "transformer-fsdp"}, done.stdout + logs
+    assert cells["row"][10] == "-" and float(cells["transformer-fsdp"][10]) > 0, "a checkpoint's stall"
+    assert (tmp_path / "row-2.profile.txt").read_text()
