@@ -40,11 +40,6 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def make(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bench]:
     """A bench of a tiny recipe; ``block`` and ``monitors`` are those of the recipe."""
     torch.set_num_threads(1)
