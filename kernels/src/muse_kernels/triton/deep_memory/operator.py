@@ -129,7 +129,7 @@ def _backward(
     # Newton-Schulz multiplies the errors of what goes into it.
     exact = to_weights.dtype if orthogonalise else key.dtype
     layers = key.new_empty((number, rows, 4, size, hidden), dtype=exact)
-    errors, of_errors = (key.new_empty((number, rows, size, key_width), dtype=exact) for _ in range(2))
+    errors = key.new_empty((number, rows, size, key_width), dtype=exact)
     leading, trailing = torch.empty_like(starts, dtype=exact), torch.empty_like(starts)
     steps = to_weights.new_empty((rows, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else 0)
     shape, summed = (batch, number, size, heads, key_width), torch.float32 if size > chunk else key.dtype
@@ -145,13 +145,13 @@ def _backward(
             )
             scan_back_kernel[(rows,)](
                 *(key, factors, shares, fresh, used, momenta, to_starts.contiguous(), to_weights, to_momentum),
-                *(to_learned, leading, trailing, steps, layers, errors, of_errors, to_shares, heads, number, *strides),
+                *(to_learned, leading, trailing, steps, layers, errors, to_value, to_shares, heads, number, *strides),
                 **_sizes(chunk, size, learned, BACKWARD),
                 **flags,
             )
             tokens_back_kernel[(number * rows,)](
                 *(key, factors, fresh, used, momenta, first_momentum.contiguous(), leading, trailing, layers, errors),
-                *(of_errors, to_key, to_value, to_factors, to_shares, rows, heads, number, *strides),
+                *(to_key, to_value, to_factors, to_shares, rows, heads, number, *strides),
                 **_sizes(chunk, size, learned, TOKENS),
                 **flags,
             )
