@@ -156,7 +156,8 @@ def _backward(
                 **flags,
             )
     to_key, to_value = (_tokens_of_chunks(x, chunk).to(key.dtype) for x in (to_key, to_value))
-    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), to_weights, to_momentum
+    to_learned = torch.empty_like(learned) if fresh is None else to_learned.sum(0)
+    return to_key, to_value, to_factors, to_shares, to_learned, to_weights, to_momentum
 
 
 def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
@@ -167,7 +168,7 @@ def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
         more = x[:, :, shift : shift + chunk]
         later = found[:, shift : shift + x.shape[1] * chunk].unflatten(1, (-1, chunk))
         later[:, :, : more.shape[2]] += more
-    return found[:, : found.shape[1] - further * chunk + size - chunk]
+    return found[:, : found.shape[1] - further * chunk + size - chunk].contiguous()
 
 
 @_backward.register_fake
@@ -184,6 +185,7 @@ def _given(key, value, factors, shares, fresh, learned):
 
 
 def _save(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # of the momenta, as large as the starts, nobody has an adjoint
     *tensors, ctx.chunk, ctx.orthogonalise, _ = inputs
     starts, _, _, momenta = output
     ctx.save_for_backward(*tensors, starts, momenta)
@@ -191,8 +193,10 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, to_starts, to_weights, to_momentum, _):
     *inputs, fresh, starts, momenta = ctx.saved_tensors
-    gradients = (to_starts, to_weights, to_momentum)
     key, value, factors, shares, learned, _, momentum = inputs
+    state = momentum.shape
+    to_starts = starts.new_zeros(starts.shape) if to_starts is None else to_starts
+    gradients = (to_starts, *(momentum.new_zeros(state) if x is None else x for x in (to_weights, to_momentum)))
     tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
     found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
     found[:2] = (x.transpose(1, 2) for x in found[:2])
