@@ -63,6 +63,11 @@ class Recorder:
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
+def products_from_registers(kernel: triton.compiler.CompiledKernel) -> list[str]:
+    """The `wgmma` whose first operand lies in registers: `wgmma.mma_async... {sums}, {first operand}, second`."""
+    return re.findall(r"wgmma\.mma_async[^;]*?\}, *\{", kernel.asm["ptx"])
+
+
 def _read(cubin: bytes) -> Resources:
     tool = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
