@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
-from muse_kernels.refusals import refuse_triton
-from muse_kernels.request import KernelRequest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.model.precision import product_dtype
 from muse_core.training.shards import whole
+from muse_kernels.refusals import refuse_triton
+from muse_kernels.request import KernelRequest
 from muse_koopman.options import GROUP
 
 INT8_LEVELS, INT4_LEVELS = 127, 8

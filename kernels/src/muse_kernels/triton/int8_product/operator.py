@@ -7,6 +7,8 @@ from .kernels import one_row_kernel, rows_kernel
 
 MOST_ROWS = 64
 """Rows of x up to which reading half the bytes is worth more than the vendor's product of whole tiles."""
+AT_ONCE = 4096
+"""Products that a program of one row holds: 32 registers a thread."""
 PROGRAMS = 256
 """About two for each processor of a data-centre GPU: fewer outputs a program where there are few outputs."""
 
@@ -43,8 +45,8 @@ def _product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     x, scale = x.contiguous(), scale.contiguous()
     with torch.cuda.device_of(x):
         if rows == 1:
-            together = min(16, power_of_two(-(-outputs // PROGRAMS)))
             columns = min(power_of_two(inputs), 1024)
+            together = min(16, AT_ONCE // columns, power_of_two(-(-outputs // PROGRAMS)))
             one_row_kernel[(-(-outputs // together),)](
                 x, values, scale, output, outputs, inputs, R=together, K=columns, num_warps=4
             )
