@@ -1,5 +1,5 @@
-"""What the kernels around fast weights and the applied resolvent become on Hopper, at width 512 in bfloat16, and those of
-the product with int8."""
+"""What the kernels around fast weights and the applied resolvent become on Hopper, at width 512 in bfloat16,
+and those of the product with int8."""
 
 import importlib
 import os
