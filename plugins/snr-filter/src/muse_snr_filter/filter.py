@@ -46,7 +46,8 @@ class Snr(nn.Module):
         faded = ((self.options.gamma_boost - 1) * log_decay).exp() * after
         boosted = after + (self.options.rate_boost - 1) * (after - log_decay.exp() * before)
         largest = after.abs().amax((-1, -2), keepdim=True)
-        boosted = torch.minimum(torch.maximum(boosted, -largest), largest)
+        # One operation: backward it is half as many as those of minimum and maximum.
+        boosted = torch.clamp(boosted, -largest, largest)
         return torch.where(below, faded, boosted), {"noise": noise}, _measures(after, below, noise)
 
 
