@@ -55,6 +55,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of encoded text for all tests of the session, for MUSE_CACHE."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """For models so small that threads cost more than they save."""
     import torch

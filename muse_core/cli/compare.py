@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,18 @@ from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
 
 if TYPE_CHECKING:
+    from muse_core.comparison.cells import Cell
     from muse_core.comparison.plan import Read
+    from muse_core.comparison.runs import Comparison
+    from muse_core.training.stop import Stop
 
 LEFT = 75
 """Exit code when runs are left: call again (EX_TEMPFAIL)."""
 FAILED_RUNS = 6
 """Exit code when nothing is left that another call would do, and the comparison lacks runs that failed."""
+
+GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
+"""As CUDA_VISIBLE_DEVICES takes it."""
 
 
 @click.command()
@@ -58,93 +65,124 @@ def compare(
     did, and another call does nothing without --retry; others as for muse-run.
     """
     outlive_output()
-    with guarded(), ended_by_signals(), contextlib.ExitStack() as held:
+    with guarded(), ended_by_signals():
         refuse_several_processes()
         if len(targets) > 1 or targets[0].is_dir():
             given = [overrides, slots != 1, gpus, cluster, job, max_seconds, retry, only_report, dry_run]
             _compare_runs(targets, output, any(given))
             return
-        plan = targets[0]
-        from muse_core.comparison.budget import measuring_cells, steps_in_time
-        from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
-        from muse_core.comparison.cluster import Cluster
         from muse_core.comparison.plan import read_plan
-        from muse_core.comparison.report import compose, markdown, write
-        from muse_core.comparison.slots import Slots, begin_here
-        from muse_core.errors import RecipeError, StorageError
-        from muse_core.storage.directory_lock import RunLock
-        from muse_core.storage.disk import Disk
-        from muse_core.training.stop import Interrupted, Stop
+        from muse_core.comparison.runs import Comparison
+        from muse_core.training.stop import Stop
 
-        if job and cluster is None:
-            raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
-        if gpus and cluster is not None:
-            raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
+        plan = targets[0]
+        _check_options(gpus, cluster, job, max_seconds, retry, only_report)
         stop = Stop(max_seconds)
         read = read_plan(plan, overrides)
-        folder = output or Path("comparisons") / read.plan.name
-        measuring = measuring_cells(read, folder)
-        known: set[Path] = set()
-
-        def cells() -> list[Cell]:
-            steps = steps_in_time(read, folder)
-            tuning = tuning_cells(read, folder, steps)
-            found = [*measuring, *tuning, *reported_cells(read, folder, chosen_values(read, tuning), steps)]
-            for cell in found:
-                if cell.path not in known:
-                    cell.started()  # a run of another recipe must not be counted
-                    known.add(cell.path)
-            return found
-
+        comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         if not only_report:
-            _say_parameters(read, plan, folder)
+            _say_parameters(read, plan, comparison.folder)
         if dry_run:
-            for cell in cells():
-                click.echo(f"{cell.name}: {_state(cell)}")
-            if measuring and not steps_in_time(read, folder):
-                click.echo("then the runs of the plan, with as many steps as fit into its seconds")
-            elif all(cell.tuning for cell in cells()):
-                click.echo(f"then {len(read.plan.variants) * len(read.plan.seeds)} runs with what the sweep chose")
-            return
-        if only_report and not folder.is_dir():
-            raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")
-        cells()
-        folder.mkdir(parents=True, exist_ok=True)
-        if not only_report:
-            lock = RunLock(folder.resolve(), Disk(), "--output")
-            held.callback(lock.release)
-        if retry:
-            for cell in cells():
-                (cell.path / FAILED).unlink(missing_ok=True)
-        if not only_report:
-            launch = begin_here if cluster is None else Cluster(cluster, folder / "jobs", job)
-            with stop:  # so that runs are asked to save, and none is left behind
-                def work(count: int, among: Callable[[], list[Cell]]) -> None:
-                    Slots(
-                        count=count,
-                        gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()],
-                        say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
-                        stop=stop,
-                        launch=launch,
-                    ).work(
-                        lambda: [cell for cell in among() if not cell.settled()],
-                        lambda: write(compose(read, folder), folder),
-                    )
+            _list_runs(comparison)
+        elif only_report:
+            _report(comparison, stop)
+        else:
+            _work(comparison, stop, slots, gpus, cluster, job, retry)
+            _report(comparison, stop)
 
-                if any(not cell.settled() for cell in measuring):
-                    work(1, lambda: measuring)  # alone, so that the speed is the variant's
-                if not stop.requested:
-                    work(slots, cells)
-        report = compose(read, folder)
-        write(report, folder)
-        click.echo()
-        click.echo(markdown(report), nl=False)
-        if stop.signal is not None:
-            raise Interrupted(stop.signal, "interrupted; what ran is saved. Call again to go on")
-        if report["left"] or report["waiting_for_the_sweep"]:
-            raise SystemExit(LEFT)
-        if report["reported_failed"] or report["sweep_failed"]:
-            raise SystemExit(FAILED_RUNS)
+
+def _check_options(
+    gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool
+) -> None:
+    """Raises RecipeError for what click lets through."""
+    from muse_core.errors import RecipeError
+
+    if max_seconds is not None and not math.isfinite(max_seconds):
+        raise RecipeError(f"--max-seconds {max_seconds}: must be a finite number - leave it out for no limit")
+    for gpu in _named(gpus):
+        if not GPU.fullmatch(gpu):
+            raise RecipeError(f"--gpus {gpus}: {gpu!r} names no GPU - write their numbers, as 0,1, or their UUIDs")
+    if job and cluster is None:
+        raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
+    if gpus and cluster is not None:
+        raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
+    if retry and only_report:
+        raise RecipeError("--retry repeats runs, and --report runs nothing - leave one of them out")
+
+
+def _named(gpus: str) -> list[str]:
+    return [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
+
+
+def _list_runs(comparison: Comparison) -> None:
+    """What a call would run, and how far each run is."""
+    runs, plan = comparison.runs(), comparison.read.plan
+    for cell in runs.all:
+        click.echo(f"{cell.name}: {_state(cell)}")
+    if runs.measuring and not runs.steps:
+        click.echo("then the runs of the plan, with as many steps as fit into its seconds")
+    elif not runs.reported:
+        click.echo(f"then {len(plan.variants) * len(plan.seeds)} runs with what the sweep chose")
+
+
+def _work(
+    comparison: Comparison, stop: Stop, slots: int, gpus: str, cluster: str | None, job: tuple[str, ...], retry: bool
+) -> None:
+    """Runs what is left, until nothing is or ``stop`` asks to leave; the report is written anew after every run."""
+    from muse_core.comparison.cluster import Cluster
+    from muse_core.comparison.report import compose, write
+    from muse_core.comparison.slots import Slots, begin_here
+    from muse_core.storage.directory_lock import RunLock
+    from muse_core.storage.disk import Disk
+
+    measuring, folder = comparison.runs().measuring, comparison.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder.resolve(), Disk(), "--output")
+    launch = begin_here if cluster is None else Cluster(cluster, folder / "jobs", job)
+
+    def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
+        Slots(
+            count=count,
+            gpus=_named(gpus),
+            say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
+            stop=stop,
+            launch=launch,
+        ).work(
+            lambda: [cell for cell in among() if not cell.settled()],
+            lambda: write(compose(comparison.read.plan, comparison.runs()), folder),
+        )
+
+    try:
+        if retry:
+            comparison.forget_failures()
+        with stop:  # so that runs are asked to save, and none is left behind
+            if any(not cell.settled() for cell in measuring):
+                work(1, lambda: measuring)  # alone, so that the speed is the variant's
+            if not stop.requested:
+                work(slots, lambda: comparison.runs().all)
+    finally:
+        lock.release()
+
+
+def _report(comparison: Comparison, stop: Stop) -> None:
+    """Writes and prints the report, and leaves with the exit code that it asks for."""
+    from muse_core.comparison.report import compose, markdown, write
+    from muse_core.errors import StorageError
+    from muse_core.training.stop import Interrupted
+
+    folder = comparison.folder
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: there is no such folder - run the plan first, or name it with --output")
+    report = compose(comparison.read.plan, comparison.runs())
+    write(report, folder)
+    click.echo()
+    click.echo(markdown(report), nl=False)
+    if stop.signal is not None:
+        raise Interrupted(stop.signal, "interrupted; what ran is saved. Call again to go on")
+    if report["left"] or report["waiting_for_the_sweep"]:
+        raise SystemExit(LEFT)
+    if report["reported_failed"] or report["sweep_failed"]:
+        raise SystemExit(FAILED_RUNS)
 
 
 def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
@@ -198,10 +236,7 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
     click.echo(f"{report['test']}\n{written}")
 
 
-def _state(cell: object) -> str:
-    from muse_core.comparison.cells import Cell
-
-    assert isinstance(cell, Cell)
+def _state(cell: Cell) -> str:
     if cell.summary() is not None:
         return "done"
     return f"failed: {cell.failure()}" if cell.failure() else "to go on with" if cell.started() else "to begin"

@@ -65,8 +65,11 @@ def cost(
 
 
 def _line(row: dict[str, Any]) -> str:
-    return "  ".join(f"{key} {value:,.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in
-                     row.items())
+    """What was measured just now, in short; the table at the end and --json have all of it."""
+    if "reach" in row:
+        return f"{row['target']}, reach over {row['tokens']:,} tokens: {row['reach']:.3g}"
+    told = row["failed"] if "failed" in row else f"{row['tokens_per_second']:,.0f} tokens/s"
+    return f"{row['target']}, length {row['length']:,}: {told}"
 
 
 def _table(rows: list[dict[str, Any]], reference: str) -> str:
@@ -76,8 +79,8 @@ def _table(rows: list[dict[str, Any]], reference: str) -> str:
     base = {row["length"]: row["tokens_per_second"] for row in steps if row["target"] == reference and "rows" in row}
     if steps:
         lines.append(
-            "| target | parameters | rows × length | tokens/s | against the last | peak GB | memory layers hold GB "
-            "| of it fast weights GB | state MB |"
+            "| target | parameters | rows × length | tokens/s | against the last | peak GB | held by memory layers GB "
+            "| by fast weights GB | state MB |"
         )
         lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in steps:

@@ -127,8 +127,7 @@ def availability(row: Registered, devices: Sequence[str]) -> str:
             reasons = {one: backend.refuse(KernelRequest(one, device, "float32")) for one in operations}
             served = [one for one, reason in reasons.items() if reason is None]
             refused = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason is not None))
-            served_text = "every operation" if len(served) == len(operations) else ", ".join(served)
-            parts.append(f"{device}: {served_text or 'nothing'}{f' ({refused})' if refused else ''}")
+            parts.append(f"{device}: {', '.join(served) or 'nothing'}{f' ({refused})' if refused else ''}")
         return " | ".join(parts)
     except MuseError as error:
         return f"unusable: {error}"

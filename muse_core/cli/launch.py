@@ -7,17 +7,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 from rich.table import Table
 
 from muse_core.building import construct
+from muse_core.cli.run_tables import kernel_rows, kernels_in_short, report_summary
 from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
 from muse_core.errors import Halted, RecipeError, StorageError
-from muse_core.evaluation.references import MEANING
-from muse_core.metrics.console import Display
+from muse_core.metrics.console import Display, shown
 from muse_core.metrics.sinks import require_sinks
 from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
@@ -137,7 +136,7 @@ def show(checked: Checked) -> None:
         memory = preview.memory_rows(setup)
     display.table("Memory", {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()})
     display.table("Tokens", preview.token_rows(setup))
-    display.table("Kernels", _kernel_rows(setup))
+    display.table("Kernels", kernel_rows(setup))
     display.table("Device", {"device": str(setup.precision.device), "precision": setup.precision.dtype})
     display.say(f"dry run: no run was begun; encoded text is kept in {cache_folder(checked.recipe.data.cache)}")
 
@@ -213,11 +212,6 @@ def _drift(
     return found
 
 
-def _shown(path: Path) -> str:
-    """The path from here, when it lies below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
 def _say_short_warmup(train: Train, display: Display) -> None:
     if train.warmup_steps >= train.steps:
         reached = Rates(train)(train.steps - 1)
@@ -243,13 +237,13 @@ def _start(
     display.table(
         "",
         {
-            "run": _shown(directory.path),
+            "run": shown(directory.path),
             "model": f"{setup.recipe.model.name}, {parameters:,} parameters",
             "text": f"{setup.recipe.data.source.name}, {setup.corpus.extent}",
             "device": f"{setup.precision.device}, {setup.precision.dtype}",
         }
         | ({"processes": divided(setup)} if setup.ranks.size > 1 else {})
-        | _kernel_rows(setup),
+        | kernels_in_short(setup),
     )
     records = records_of(setup.ranks, directory)
     try:
@@ -275,7 +269,7 @@ def _start(
         records.close()
     if setup.ranks.rank:
         return
-    _report(summary, directory, display)
+    report_summary(summary, directory, display)
     if report:
         # A model that is divided among processes cannot be looked at by one.
         _draw(directory, run.setup if setup.ranks.shards == 1 else None, summary["steps"], display)
@@ -303,80 +297,6 @@ def _draw_apart(directory: RunDirectory, display: Display) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         missing = str(error)
     if missing is None:
-        display.say(f"report: {directory.path / 'report.html'}")
+        display.say(f"report: {shown(directory.path / 'report.html')}")
     else:
         display.say(f"no report was written: {missing}; make it later by muse report {directory.path}")
-
-
-def _kernel_rows(setup: Setup) -> dict[str, str]:
-    rows = {}
-    for key, chosen in setup.kernels.selections.items():
-        passed = "".join(f"; not {name}: it {reason}" if reason.startswith("does") else f"; not {name}: {reason}"
-                         for name, reason in chosen.refused)
-        rows[key] = f"{chosen.backend} ({chosen.implementation}){passed}"
-    return rows or {"kernels": "none needed"}
-
-
-def _early_exit(summary: dict[str, Any]) -> dict[str, str]:
-    """What leaving early saved of the blocks' matrix products on held-out text, where the model does so."""
-    if "held_out_flops_spent" not in summary:
-        return {}
-    spent, saved = summary["held_out_flops_spent"], summary["held_out_flops_saved"]
-    share = saved / max(spent + saved, 1)
-    return {"early exit": f"{spent:.3g} FLOPs spent on held-out text, {saved:.3g} ({share:.1%}) saved"}
-
-
-def _in_training(summary: dict[str, Any]) -> dict[str, str]:
-    share = summary.get("held_out_in_training")  # runs of an earlier version do not have it
-    if share is None:
-        return {}
-    return {"seen": f"{share:.1%} of the {summary['held_out_split']} text stands word for word in training text"}
-
-
-def _beside_counts(summary: dict[str, Any]) -> dict[str, str]:
-    """What the simplest predictors reach on the same text."""
-    found = {name: part for name, part in summary["references"].items() if name in MEANING}
-    told = ", ".join(f"{name} {part['bits_per_byte']:.4f}" for name, part in found.items())
-    return {"beside": f"{told} bits/byte"} if told else {}
-
-
-def _speed(summary: dict[str, Any]) -> dict[str, str]:
-    """Nothing where nothing was trained, as by ``muse compress``."""
-    seconds = summary["train_seconds"]
-    told = f"{summary['tokens_per_second']:,.0f} tokens/s over {seconds:.1f} s of training"
-    return {"speed": told} if seconds else {}
-
-
-def _report(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
-    low, high = summary["held_out_interval"]
-    rows = {
-        "steps": f"{summary['steps']:,} of {summary['planned_steps']:,}"
-        + (
-            f" (stopped by train.max_seconds; go on with muse-run --resume {_shown(directory.path)})"
-            if summary["stopped_by_time"] else ""
-        ),
-        "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte (95 % {low:.4f} to {high:.4f}) on "
-        f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
-        **_in_training(summary),
-        "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
-        **_beside_counts(summary),
-        **_early_exit(summary),
-        **_speed(summary),
-        "rollbacks": str(summary["rollbacks"]),
-        **{f"{monitor} at {numbers['step']}": _numbers(numbers) for monitor, numbers in summary["probes"].items()},
-        "files": _shown(directory.path),
-    }
-    display.console.print()
-    worse = summary["not_better_than"]
-    display.table(f"Done, but not better than {MEANING[worse[0]]}" if worse else "Done", rows)
-
-
-MOST_SHOWN = 8
-"""Numbers of a probe that the report prints; summary.json has all."""
-
-
-def _numbers(probe: dict[str, Any]) -> str:
-    """The numbers of a probe on one line."""
-    named = [(name, value) for name, value in probe.items() if name != "step"]
-    parts = [f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in named]
-    return ", ".join(parts[:MOST_SHOWN]) + (", …" if len(parts) > MOST_SHOWN else "")

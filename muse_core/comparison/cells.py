@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,9 @@ def cell(
     )
 
 
-def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
+def chosen_values(plan: ComparisonPlan, cells: Sequence[Cell]) -> dict[str, Value | None]:
     """Variant → the value with the best mean over seeds, for those whose sweep is settled. A value of which a run
     failed is out."""
-    plan = read.plan
     if plan.tune is None:
         return {variant.name: None for variant in plan.variants}
     found: dict[str, Value | None] = {}
@@ -152,18 +151,18 @@ def chosen_values(read: Read, cells: list[Cell]) -> dict[str, Value | None]:
     return found
 
 
-def sweepless(read: Read, cells: list[Cell]) -> list[str]:
+def sweepless(plan: ComparisonPlan, cells: Sequence[Cell]) -> list[str]:
     """Variants whose sweep is settled and gave no value, because runs of each failed; nothing is left to run."""
-    chosen = chosen_values(read, cells)
+    chosen = chosen_values(plan, cells)
     swept = {one.variant.name for one in cells}  # a budget of seconds leaves those out whose speed is not known
     return [
-        variant.name for variant in read.plan.variants
+        variant.name for variant in plan.variants
         if variant.name in swept - chosen.keys()
         and all(one.settled() for one in cells if one.variant.name == variant.name)
     ]
 
 
-def scores_by_value(plan: ComparisonPlan, cells: list[Cell]) -> Iterator[tuple[Value, float]]:
+def scores_by_value(plan: ComparisonPlan, cells: Sequence[Cell]) -> Iterator[tuple[Value, float]]:
     """(value, mean measure over seeds) of every value whose runs are all done."""
     assert plan.tune is not None
     for value in plan.tune.values:

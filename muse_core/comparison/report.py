@@ -11,36 +11,23 @@ from typing import Any
 
 import attrs
 
-from muse_core.comparison.budget import measuring_cells, steps_in_time
-from muse_core.comparison.cells import (
-    Cell,
-    chosen_values,
-    reported_cells,
-    scores_by_value,
-    sweepless,
-    tuning_cells,
-)
-from muse_core.comparison.plan import ComparisonPlan, Read, Value, value_name
+from muse_core.comparison.cells import Cell, scores_by_value, sweepless
+from muse_core.comparison.plan import ComparisonPlan, Value, value_name
 from muse_core.comparison.ratio import FEW_DOCUMENTS, paired, read_rows
+from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
 from muse_core.storage.canonical_json import spelled
 
 
-def compose(read: Read, output: Path) -> dict[str, Any]:
-    """Reads what lies in ``output``; nothing is run. Everything in the result is plain JSON."""
-    plan = read.plan
-    measuring, steps = measuring_cells(read, output), steps_in_time(read, output)
-    tuning = tuning_cells(read, output, steps)
-    values = chosen_values(read, tuning)
-    reported = reported_cells(read, output, values, steps)
+def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
+    """Reads what the runs have left; nothing is run. Everything in the result is plain JSON."""
     done = {
-        variant.name: {c.seed: c for c in reported if c.variant == variant and c.summary() is not None}
+        variant.name: {c.seed: c for c in runs.reported if c.variant == variant and c.summary() is not None}
         for variant in plan.variants
     }
-    everything = [*measuring, *tuning, *reported]
-    unmeasured = {cell.variant.name for cell in measuring if cell.failure() is not None}
-    dead = sweepless(read, tuning)
+    unmeasured = {cell.variant.name for cell in runs.measuring if cell.failure() is not None}
+    dead = sweepless(plan, runs.tuning)
     return {
         "name": plan.name,
         "measure": plan.measure,
@@ -49,23 +36,23 @@ def compose(read: Read, output: Path) -> dict[str, Any]:
         "baseline": plan.baseline,
         "tuned_key": plan.tune.key if plan.tune else None,
         "budget_seconds": plan.budget.seconds if plan.budget else None,
-        "steps": steps,
-        "arms": [_variant(plan, variant.name, values.get(variant.name), done) for variant in plan.variants],
+        "steps": runs.steps,
+        "arms": [_variant(plan, variant.name, runs.values.get(variant.name), done) for variant in plan.variants],
         "sweep": {
             variant.name: {value_name(value): score for value, score in
-                       scores_by_value(plan, [c for c in tuning if c.variant == variant])}
+                       scores_by_value(plan, [c for c in runs.tuning if c.variant == variant])}
             for variant in plan.variants
         } if plan.tune else {},
-        "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, values.get(variant.name))],
+        "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, runs.values.get(variant.name))],
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
-        "failed": {c.name: reason for c in everything if (reason := c.failure()) is not None},
-        "left": [c.name for c in everything if not c.settled()],
+        "failed": {c.name: reason for c in runs.all if (reason := c.failure()) is not None},
+        "left": [c.name for c in runs.all if not c.settled()],
         "waiting_for_the_sweep": [
             variant.name for variant in plan.variants
-            if variant.name not in values and variant.name not in {*dead, *unmeasured}
+            if variant.name not in runs.values and variant.name not in {*dead, *unmeasured}
         ],
         "sweep_failed": dead,
-        "reported_failed": [c.name for c in (*measuring, *reported) if c.failure() is not None],
+        "reported_failed": [c.name for c in (*runs.measuring, *runs.reported) if c.failure() is not None],
     }
 
 
@@ -92,8 +79,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         if parameter_kind not in summary:
             raise StorageError(
                 f"{cell.path}: this run of an earlier version does not tell its {plan.parameter_kind} - remove the "
-                f"folder "
-                "to repeat it"
+                "folder to repeat it"
             )
     row |= {
         "parameters": summaries[0][parameter_kind],

@@ -15,6 +15,8 @@ from muse_core.plugins.raised import raised
 
 CHUNKED = frozenset({"fast_weights"})
 """Operations with an argument ``chunk``."""
+NOT_OFFERED = "does not have it"
+"""The reason of a backend without the operation, as in "fla does not have it"."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +64,7 @@ def _asked(name: str, backend: KernelBackend, request: KernelRequest) -> tuple[s
             raise PluginError(f"{where}: operations() returned {type(operations).__name__} where a dict is due")
         implementation = operations.get(request.operation)
         if implementation is None:
-            return "", "does not have it"
+            return "", NOT_OFFERED
         reason = backend.refuse(request)
     except MuseError:
         raise

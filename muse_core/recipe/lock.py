@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -40,7 +41,12 @@ class Difference:
     here: str
 
     def __str__(self) -> str:
-        return f"{self.what}: the lock says {self.locked}, here it is {self.here}"
+        return f"{self.what}: the lock says {_short(self.locked)}, here it is {_short(self.here)}"
+
+
+def _short(value: str) -> str:
+    """A digest by its first twelve figures, as git shows commits."""
+    return f"{value[:12]}…" if re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muse_core.errors import MuseError
+from muse_core.metrics.console import shown
 from muse_core.report.charts import Chart, all_charts
 from muse_core.report.drawing import png, script
 from muse_core.report.page import page
@@ -66,7 +67,7 @@ def report_of_run(run: Path, setup: Setup | None, step: int, say: Callable[[str]
             except Exception as error:  # a sample may fail in any plugin; the pictures need none
                 say(f"the report has no sample: {_said(error)}")
         write_report([read_run(run, own=True)], run)
-        say(f"report: {run / PAGE}")
+        say(f"report: {shown(run / PAGE)}")
     except Exception as error:
         say(f"no report was written: {_said(error)}; make it later by muse report {run}")
 

@@ -40,7 +40,7 @@ BACKEND = """
 @pytest.mark.parametrize(
     "refuse, expected",
     [
-        ("return None", "cpu: every operation"),
+        ("return None", "cpu: apply, scan"),
         ("return 'needs a GPU'", "cpu: nothing (needs a GPU)"),
         ("return 'too wide' if request.operation == 'scan' else None", "cpu: apply (too wide)"),
         ("raise KeyError('x')", "unusable: asking it raised KeyError: 'x'"),

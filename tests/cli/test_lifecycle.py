@@ -49,11 +49,6 @@ every = 3
 LONG = ("--set", "train.steps=100000", "--set", "checkpoint.every=100000", "--set", "evaluate.every=100000")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MUSE_CACHE", str(cache))
@@ -263,7 +258,7 @@ def test_an_evaluation_that_was_due_at_a_kill_is_made_on_resume(recipe: Path, tm
 
 AT_THE_END = {
     "summary": ("from muse_core.training.run import Run as place", "_summary", 143),
-    "report": ("import muse_core.cli.launch as place", "_report", 143),
+    "report": ("import muse_core.cli.launch as place", "report_summary", 143),
 }
 
 

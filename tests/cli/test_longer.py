@@ -33,8 +33,8 @@ final_tokens = 64
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache-of-longer"))
+def recipe(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE)
     return path

@@ -1,4 +1,8 @@
-"""A recipe that trains in a moment, for plans to list."""
+"""A recipe that trains in a moment, for plans to list, and what its runs find around them."""
+
+from pathlib import Path
+
+import pytest
 
 ATTENTION = '[{ use = "attention", heads = 2 }, { use = "feed-forward" }]'
 
@@ -23,3 +27,9 @@ precision = "fp32"
 [evaluate]
 final_tokens = 2048
 """
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSE_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

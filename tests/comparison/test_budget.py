@@ -14,6 +14,7 @@ from muse_core.comparison.budget import measuring_cells, seconds_a_step, steps_i
 from muse_core.comparison.cells import FAILED, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose
+from muse_core.comparison.runs import Comparison
 from muse_core.errors import RecipeError, StorageError
 from tests.comparison.conftest import tiny_recipe
 
@@ -35,9 +36,7 @@ TUNE = '[tune]\nkey = "train.learning_rate"\nvalues = [1e-3, 2e-3]\n'
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(4000))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
@@ -64,7 +63,7 @@ def test_steps_are_what_fits_into_the_seconds_at_the_speed_after_the_first_third
     measured(one, [(1, 10.0), (3, 10.5), (4, 10.52), (6, 10.56), (8, 11.5), (10, 11.54), (12, 11.58)])
     assert steps_in_time(read, out) == {"one": 1500}
     assert {cell.variant.name for cell in tuning_cells(read, out, steps_in_time(read, out))} == {"one"}
-    report = compose(read, out)
+    report = compose(read.plan, Comparison(read, out).runs())
     assert report["left"][0] == "other/speed" and report["waiting_for_the_sweep"] == ["one", "other"]
     assert not report["sweep_failed"]
     # Stopped after step 6 and gone on with from step 5: 0.1 s a step.
@@ -107,7 +106,8 @@ def test_a_variant_that_cannot_be_measured_is_a_failed_one(plan: Path, tmp_path:
         measured(cell, [(1, 1.0), (6, 2.0), (12, 1e6)], settled=index == 1)
         if index == 0:
             (cell.path / FAILED).write_text("exit code 4: halted")
-    report = compose(read_plan(plan), out)
+    read = read_plan(plan)
+    report = compose(read.plan, Comparison(read, out).runs())
     assert report["reported_failed"] == ["one/speed"] and report["left"] == ["other/validation-seed-1"]
     result = CliRunner().invoke(compare, [str(plan), "-o", str(out), "--report"])
     assert "one/speed: exit code 4: halted" in result.output

@@ -41,9 +41,7 @@ arms = [
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(4, BLOCK))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"

@@ -35,9 +35,7 @@ LARGER = PLAN.replace('"model.block[0].rotary=false"', '"model.block[1].multiple
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(4))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"

@@ -33,15 +33,8 @@ arms = [{ name = "rotary", recipe = "r.toml" }]
 """
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def plan(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(cache))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def plan(tmp_path: Path) -> Path:
     (tmp_path / "r.toml").write_text(tiny_recipe(2))
     (tmp_path / "p.toml").write_text(PLAN)
     return tmp_path / "p.toml"
@@ -143,13 +136,30 @@ def test_a_run_that_another_process_works_on_has_not_failed(plan: Path, tmp_path
     assert again.exit_code == 0 and "Failed" not in again.output, "a summary clears a failure"
 
 
+@pytest.mark.parametrize("option, value, said", [
+    ("--max-seconds", "nan", "must be a finite number"),
+    ("--max-seconds", "inf", "leave it out for no limit"),
+    ("--gpus", "0,first", "'first' names no GPU"),
+    ("--gpus", "-1", "'-1' names no GPU"),
+])
+def test_an_option_without_meaning_is_refused(plan: Path, tmp_path: Path, option: str, value: str, said: str) -> None:
+    refused = call(plan, "-o", tmp_path / "out", option, value)
+    assert refused.exit_code == 2 and said in refused.output and not (tmp_path / "out").exists(), refused.output
+
+
 def test_one_comparison_works_in_a_folder(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     lock = RunLock(out, Disk())
     refused = call(plan, "-o", out)
     assert refused.exit_code == 3 and "in use by process" in refused.output and "another --output" in refused.output
-    assert call(plan, "-o", out, "--report").exit_code == LEFT
+    (cell,) = reported_cells(read_plan(plan), out, {"rotary": None})
+    cell.path.mkdir(parents=True)
+    (cell.path / FAILED).write_text("exit code 4: it diverged\n")
+    assert call(plan, "-o", out, "--report").exit_code == FAILED_RUNS
+    refused = call(plan, "-o", out, "--report", "--retry")
+    assert refused.exit_code == 2 and "leave one of them out" in refused.output, refused.output
+    assert (cell.path / FAILED).is_file(), "a call that only reads took back what another one found"
     lock.release()
 
 

@@ -14,6 +14,7 @@ from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, markdown
+from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
@@ -126,9 +127,9 @@ def test_the_sweep_comes_first_and_its_best_value_is_reported_with_other_seeds(p
     assert all('evaluate.split="validation"' in c.overrides for c in sweep)
     for cell, score in zip(sweep[:3], (2.0, 1.5, 1.9)):
         finish(cell, score)
-    assert chosen_values(read, sweep) == {"one": 2e-3}, "a variant whose sweep is not complete must wait"
+    assert chosen_values(read.plan, sweep) == {"one": 2e-3}, "a variant whose sweep is not complete must wait"
     finish(sweep[3], 1.6)
-    values = chosen_values(read, sweep)
+    values = chosen_values(read.plan, sweep)
     assert values == {"one": 2e-3, "other": 1e-3}
     reported = reported_cells(read, out, values)
     assert [(c.variant.name, c.value, c.seed) for c in reported] == [
@@ -144,7 +145,7 @@ def test_a_value_whose_run_failed_is_not_chosen(plan, tmp_path: Path) -> None:
         finish(cell, score)
     (sweep[2].path / "summary.json").unlink()
     (sweep[2].path / "failed.txt").write_text("exit code 4: it diverged\n")
-    assert chosen_values(read, sweep)["one"] == 1e-3
+    assert chosen_values(read.plan, sweep)["one"] == 1e-3
 
 
 def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:
@@ -153,14 +154,14 @@ def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:
     for cell, score in zip(sweep, (0.2, 0.9, 0.8, 0.1)):
         cell.path.mkdir(parents=True)
         (cell.path / "summary.json").write_text(json.dumps({"held_out_accuracy": score}))
-    assert chosen_values(read, sweep) == {"one": 2e-3, "other": 1e-3}
+    assert chosen_values(read.plan, sweep) == {"one": 2e-3, "other": 1e-3}
 
 
 def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path) -> None:
     read, out = read_plan(plan(PLAN.replace("[1e-3, 2e-3]", "[1e-3, 2e-3, 3e-3]"))), tmp_path / "out"
     for cell, score in zip(tuning_cells(read, out), (1.0, 3.0, 2.0, 1.0, 3.0, 2.0)):
         finish(cell, score)
-    report = compose(read, out)
+    report = compose(read.plan, Comparison(read, out).runs())
     assert report["at_the_edge"] == ["one"] and "widen the sweep" in markdown(report)
 
 

@@ -34,6 +34,18 @@ def test_the_ratio_is_the_geometric_mean_over_seeds() -> None:
     assert found.low < found.value < found.high
 
 
+def test_of_one_document_the_interval_is_students_over_the_seeds() -> None:
+    """Two seeds: one degree of freedom, whose 97.5 % quantile is tan(0.475 π); of two values the standard error is half
+    their distance."""
+    def whole(nats: float) -> Measured:
+        return Measured(document=np.zeros(1, int), above=np.array([nats]), below=np.array([100.0]))
+
+    found = paired({1: whole(90.0), 2: whole(80.0)}, {1: whole(100.0), 2: whole(100.0)}, ratio=True)
+    half = math.tan(0.475 * math.pi) * (math.log(0.9) - math.log(0.8)) / 2
+    assert math.log(found.high / found.value) == pytest.approx(half, rel=1e-4)
+    assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-4)
+
+
 def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:
     variant, base = experiment(1, ratio=0.95, seeds=1, noise=0.0)
     found = paired(variant, base, ratio=True)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.data.batches import TextData, evaluation_batches
+from muse_core.data.batches import TextData, columns, evaluation_batches
 from muse_core.errors import DataError
 
 LENGTH = 24
@@ -224,3 +224,16 @@ def test_evaluation_resets_as_asked(numbered):
     for wanted in (True, False):
         batch = next(evaluation_batches(split, sequence_length=64, batch_size=4, reset_at_documents=wanted))
         assert (batch.tokens.resets is not None) == wanted
+
+
+@pytest.mark.parametrize("offset", [0, 48])
+def test_parts_of_every_row_know_where_they_lie(numbered, offset):
+    batch = training(numbered, sequence_length=24).batch(0)
+    batch = batch._replace(tokens=batch.tokens._replace(offset=offset))
+    parts = [columns(batch, part, 3) for part in range(3)]
+    assert [part.tokens.offset for part in parts] == [offset, offset + 8, offset + 16], "periods count from there"
+    for name in ("inputs", "labels", "loss_mask"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1), getattr(batch, name))
+    assert torch.equal(torch.cat([part.tokens.positions for part in parts], 1), batch.tokens.positions)
+    with pytest.raises(DataError, match="cannot be divided by token"):
+        columns(batch._replace(extra={"context": batch.inputs}), 0, 3)

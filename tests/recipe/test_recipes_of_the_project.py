@@ -26,11 +26,6 @@ LARGER = ("phase2_512x6", "phase2_1024x12")
 """The layers of phase2_256x4 in other sizes."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.parametrize("path", [*RECIPES, *EXPERIMENTS], ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_dry_run(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSE_CACHE", str(cache))

@@ -27,12 +27,6 @@ def registry() -> Any:
     return load_plugins()
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of encoded text for all tests of the session."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def table(cache: Path) -> Callable[..., dict[str, Any]]:
     """A recipe as a table; ``train`` and other tables are merged into it."""

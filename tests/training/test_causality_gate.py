@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput
 from muse_core.errors import Halted
-from muse_core.evaluation.causality import exact_leak, own_precision_leak, probe_length, probe_positions
+from muse_core.evaluation.causality import as_called, exact_leak, own_precision_leak, probe_length, probe_positions
+from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.training.setup import Setup
 
 
@@ -82,6 +83,32 @@ def test_leak_between_rows_is_found(setup: Setup) -> None:
 def test_causal_model_passes_both_checks(setup: Setup) -> None:
     assert own_precision_leak(setup.model, 257, 24, setup.precision) is None
     assert exact_leak(setup.model.double(), 32, (8, 16)) is None
+
+
+class Counting(nn.Module):
+    """A layer that counts its calls in training, as running statistics do."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Any) -> LayerOutput:
+        if self.training:
+            self.calls += 1
+        return self.inner(x, state, signals, tokens)
+
+
+def test_buffers_are_what_they_were_before_the_checks(setup: Setup) -> None:
+    chosen = setup.model.blocks[0]
+    chosen.add_module("attention", Counting(chosen.attention))
+    batch = setup.training_data().batch(0)
+    assert own_precision_leak(setup.model, 257, 24, setup.precision, training=True) is None
+    assert gradient_leak(setup.model, batch, setup.precision) is None
+    assert chosen.attention.calls.item() == 0, "the run would begin with statistics of the check"
+    with as_called(setup.model, True):
+        setup.model(batch.inputs, None, batch.tokens)
+        assert chosen.attention.calls.item() == 1, "or else the layer counts nothing"
 
 
 @pytest.fixture

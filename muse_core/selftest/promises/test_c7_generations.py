@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,6 +61,14 @@ def test_numbers_grow_while_steps_repeat_and_the_parent_is_where_the_state_came_
     assert (generation.number, found.step) == (1, 10)
     again = checkpoints.commit(snapshot(20))
     assert (again.number, again.parent, again.step) == (4, 1, 20)
+
+
+def test_a_number_is_not_given_twice_where_somebody_has_removed_the_newest(tmp_path):
+    checkpoints = run_with(tmp_path, (10, 20, 30))
+    for one in checkpoints.generations():
+        shutil.rmtree(one.path)
+    again = checkpoints.commit(snapshot(40))
+    assert (again.number, again.parent) == (4, 3), "its parent would be itself or come after it"
 
 
 def test_the_target_of_a_rollback(tmp_path):

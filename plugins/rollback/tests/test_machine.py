@@ -15,7 +15,8 @@ from muse_rollback.options import PerplexitySpikeOptions, RollbackOptions
 from muse_rollback.screen import Screen
 from muse_rollback.simulate import delays, five_percent, healthy, main, two_stages
 
-from muse_core.contracts import Remedy
+from muse_core.contracts import Action, Remedy
+from muse_core.testing import build_component
 
 OPTIONS = RollbackOptions()
 
@@ -48,6 +49,18 @@ def test_suspicion_names_the_step_before_the_first_high_loss() -> None:
     found = [screen.look(step, float(value)) for step, value in enumerate(loss)]
     onset = next(one for one in found if one)[1]
     assert 394 <= onset <= 399
+
+
+@pytest.mark.parametrize("start", [400, 411])
+def test_the_update_before_the_first_high_loss_is_held_responsible(start: int) -> None:
+    """The update of step n shows in the loss of step n + 1 for the first time."""
+    loss = 2 + 0.001 * np.random.default_rng(0).standard_normal(500)
+    for rise in (1.0, 0.15):
+        risen = loss.copy()
+        risen[start:] += rise
+        screen = Screen(OPTIONS)
+        onset = next(found[1] for step, value in enumerate(risen) if (found := screen.look(step, float(value))))
+        assert onset == start - 1
 
 
 def filled(values=(2.0, 2.01, 1.99, 2.0, 2.01, 2.0, 1.99)) -> Canary:
@@ -137,6 +150,17 @@ def test_ladder(rollbacks: int, expected: Remedy) -> None:
     assert remedy(rollbacks, 8) == expected
 
 
+def test_steps_that_are_not_finite_in_a_row_are_traced_to_the_update_before_them() -> None:
+    monitor = build_component("safety monitor", "rollback")
+    good = {"loss": 2.0, "total": 2.0, "gradient_nonfinite": 0.0, "state_nonfinite": 0.0, "rollbacks": 0.0}
+    bad = good | {"total": math.nan}
+    actions = [monitor.judge(step, floats).action for step, floats in ((8, bad), (9, good), (10, bad), (11, bad))]
+    assert actions == [Action.CONTINUE] * 4, "the core skips such a step; a good one in between begins anew"
+    verdict = monitor.judge(12, bad)
+    assert verdict.action == Action.ROLLBACK and verdict.onset == 9, "steps 10, 11 and 12 were not finite"
+    assert build_component("safety monitor", "rollback").judge(5, good | {"state_nonfinite": 1.0}).onset == 4
+
+
 def test_damage_is_found_and_health_is_left_alone() -> None:
     """M2 and M3 in short, on the model of noise."""
     random = np.random.default_rng(7)
@@ -166,3 +190,11 @@ def test_recorded_runs_are_replayed_with_their_own_canary(tmp_path, capsys) -> N
     assert main([str(tmp_path), "--seed", "3", "--trials", "1"]) == 0
     said = capsys.readouterr().out
     assert "seed 3, 500 healthy steps" in said and "perplexity-spike" in said
+
+
+@pytest.mark.parametrize("option", ["degrees", "scale", "memory"])
+def test_noise_without_a_meaning_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as Student's t of two degrees of freedom, whose variance is infinite."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--steps", "10", "--trials", "1", f"--noise-{option}", "2" if option != "scale" else "0"])
+    assert caught.value.code == 2 and f"--noise-'{option}'" in capsys.readouterr().err

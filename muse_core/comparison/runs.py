@@ -1,0 +1,61 @@
+"""The runs of a comparison that are decided so far. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from muse_core.comparison.budget import measuring_cells, steps_in_time
+from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
+from muse_core.comparison.plan import Read, Value
+
+
+@attrs.frozen(kw_only=True)
+class Runs:
+    """The runs of a plan; those whose settings an unfinished run decides are not among them yet."""
+
+    measuring: Sequence[Cell]
+    """Short runs that measure the speed, where the plan has a budget of seconds."""
+    steps: Mapping[str, int] | None
+    """Variant → steps of its runs, for those whose speed is measured; None without a budget."""
+    tuning: Sequence[Cell]
+    values: Mapping[str, Value | None]
+    """Variant → value of the tuned key, for those whose sweep is over; None without a sweep."""
+    reported: Sequence[Cell]
+
+    @property
+    def all(self) -> list[Cell]:
+        """In the order in which they are run."""
+        return [*self.measuring, *self.tuning, *self.reported]
+
+
+@attrs.define
+class Comparison:
+    """A plan and the folder of its runs."""
+
+    read: Read
+    folder: Path
+    _checked: set[Path] = attrs.field(factory=set, init=False)
+
+    def runs(self) -> Runs:
+        """Reads how far the folder is. Raises StorageError where a run in it is one of another recipe, which must not
+        be counted."""
+        steps = steps_in_time(self.read, self.folder)
+        tuning = tuning_cells(self.read, self.folder, steps)
+        values = chosen_values(self.read.plan, tuning)
+        found = Runs(
+            measuring=measuring_cells(self.read, self.folder), steps=steps, tuning=tuning, values=values,
+            reported=reported_cells(self.read, self.folder, values, steps),
+        )
+        for cell in found.all:
+            if cell.path not in self._checked:
+                cell.started()
+                self._checked.add(cell.path)
+        return found
+
+    def forget_failures(self) -> None:
+        """Runs that failed are left to do again."""
+        for cell in self.runs().all:
+            (cell.path / FAILED).unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""What a run prints of its kernels before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muse_core.cli.run_tables import kernel_rows, kernels_in_short
+from muse_core.recipe import read_recipe
+from muse_core.training.setup import Setup, set_up
+
+RECIPE = """\
+format = 2
+name = "kernels"
+data = { use = "mqar", vocabulary = 64, pairs = 2 }
+kernels = { backend = ["triton", "fla", "torch"] }
+
+[model]
+width = 32
+depth = 1
+block = [{ use = "resolvent", heads = 4, potential = ["hermitian"] }, "fast-weights"]
+
+[train]
+device = "cpu"
+batch_size = 2
+sequence_length = 32
+"""
+
+
+def made(recipe: Path, text: str) -> Setup:
+    recipe.write_text(text)
+    checked = read_recipe(recipe)
+    return set_up(checked.recipe, checked.registry)
+
+
+def test_a_run_names_backends_once_and_a_dry_run_every_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    setup = made(tmp_path / "recipe.toml", RECIPE)
+    rows = kernels_in_short(setup)
+    assert set(rows) == {"kernels", "not triton", "not fla"}
+    backend, _, operations = rows["kernels"].partition(": ")
+    assert backend == "torch" and {"causal_resolvent_apply", "fast_weights"} <= set(operations.split(", "))
+    assert len(set(operations.split(", "))) == len(operations.split(", ")), "an operation is named twice"
+    assert rows["not triton"] == "it compiles for CUDA, the tensors are on cpu", "refused for all, so none is named"
+    assert rows["not fla"].endswith("(fast_weights)"), "what it does not offer is no news"
+    whole = kernel_rows(setup)
+    assert len(whole) > 3 and all("not triton: it compiles for CUDA" in row for row in whole.values())
+    assert any("not fla: it does not have it" in row for row in whole.values())
+
+
+def test_a_model_without_kernels_needs_none(tmp_path: Path) -> None:
+    block = RECIPE[RECIPE.index("block = ["):RECIPE.index("\n\n[train]")]
+    setup = made(tmp_path / "recipe.toml", RECIPE.replace(block, 'block = ["feed-forward"]'))
+    assert kernels_in_short(setup) == kernel_rows(setup) == {"kernels": "none needed"}
