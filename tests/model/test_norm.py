@@ -1,4 +1,4 @@
-"""The stream's normalisation on a CPU: a kernel where gradients are wanted, torch's own otherwise; the same function."""
+"""The stream's norm on a CPU: a kernel where gradients are wanted, torch's own otherwise; the same function."""
 
 from __future__ import annotations
 
