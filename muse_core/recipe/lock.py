@@ -46,7 +46,7 @@ class Difference:
 
 def _short(value: str) -> str:
     """A digest by its first twelve figures, as git shows commits."""
-    return f"{value[:12]}…" if re.fullmatch("[0-9a-f]{64}", value) else value
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", value)
 
 
 @attrs.frozen
