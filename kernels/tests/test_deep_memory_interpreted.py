@@ -45,9 +45,10 @@ def test_keys_wider_than_a_tile_of_rows(orthogonalise):
     assert_close(results(problem, deep_memory), expected, 2e-4)
 
 
-def test_tiles_of_tokens_and_recomputed_states(monkeypatch):
-    problem = draw(41, **SIZES, chunk=20, offset=0)
+@pytest.mark.parametrize("orthogonalise", [True, False])
+def test_tiles_of_tokens_and_recomputed_states(orthogonalise, monkeypatch):
+    problem = draw(41, **SIZES, chunk=20, offset=0, orthogonalise=orthogonalise)
     expected = results(problem.to(torch.float64), reference)
-    monkeypatch.setattr(operator, "FORWARD", operator.Launch(16, 4))
-    monkeypatch.setattr(operator, "BACKWARD", operator.Launch(16, 4))
+    for name in ("FORWARD", "BACKWARD", "TOKENS"):
+        monkeypatch.setattr(operator, name, operator.Launch(16, 4))
     assert_close(results(problem, deep_memory, recompute=2), expected, 2e-4)

@@ -1,8 +1,10 @@
 """The backend in C: when it refuses, what it keeps, and that threads change nothing."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ print(chosen.backend, chosen.refusals.get("native"))
 
 
 def asked(**environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", ASK], env=os.environ | environment, capture_output=True, text=True)
+    environment = os.environ | {"CFLAGS": "-O0"} | environment  # compiled in a second
+    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -36,14 +39,73 @@ def test_without_a_compiler_torch_serves_and_the_reason_is_said(tmp_path):
     assert said == f"torch the C compiler {failing} failed: kernels.c: error: no"
 
 
+def compiler(path: Path, does: str) -> str:
+    """A C compiler that answers ``--version`` and then ``does`` something in the shell; "$out" is the file to write."""
+    path.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "1.0"; exit 0; }\nall="$*"\n'
+        'while [ "$1" != -o ]; do shift; done\nout="$2"\n' + does
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_a_library_is_compiled_once_and_not_kept_where_that_fails(tmp_path):
     cache = {"MUSE_KERNELS_CACHE": str(tmp_path / "cache")}
     assert asked(**cache) == "native None"
     (kept,) = (tmp_path / "cache").iterdir()
     before = kept.stat().st_mtime_ns
     assert asked(**cache) == "native None" and kept.stat().st_mtime_ns == before
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:1000])  # as after a power failure; to load it is a bus error
+    assert asked(**cache) == "native None" and kept.read_bytes() == whole
     (tmp_path / "file").touch()
-    assert "could not be made in" in asked(MUSE_KERNELS_CACHE=str(tmp_path / "file"))
+    said = asked(MUSE_KERNELS_CACHE=str(tmp_path / "file"))
+    assert "could not be made in" in said and "in MUSE_KERNELS_CACHE" in said
+
+
+def test_a_folder_that_cannot_be_written_to_serves_what_it_has(tmp_path):
+    folder = tmp_path / "cache"
+    assert asked(MUSE_KERNELS_CACHE=str(folder)) == "native None"
+    (kept,) = folder.iterdir()
+    folder.chmod(0o500)
+    try:
+        assert asked(MUSE_KERNELS_CACHE=str(folder)) == "native None"
+        kept.chmod(0o400)
+        assert asked(MUSE_KERNELS_CACHE=str(folder)) == "native None"
+        if os.geteuid():  # nothing is read-only to root
+            assert "could not be made in" in asked(MUSE_KERNELS_CACHE=str(folder), CFLAGS="-O1")
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("does", (
+    'echo half > "$out"; echo "x.c:1: error: no space left on device" >&2; exit 1', 'echo half > "$out"; kill -9 $$',
+    'echo half > "$out"', "exit 0",
+))  # fmt: skip
+def test_a_compiler_that_fails_halfway_leaves_nothing_behind(does, tmp_path):
+    folder = tmp_path / "cache"
+    said = asked(CC=compiler(tmp_path / "cc", does), MUSE_KERNELS_CACHE=str(folder))
+    assert said.startswith("torch ") and ("failed" in said or "could not be made" in said), said
+    assert list(folder.iterdir()) == []
+
+
+def test_processes_that_compile_at_the_same_time_all_have_a_library(tmp_path):
+    slow = compiler(tmp_path / "cc", f'eval set -- "$all"; sleep 0.5; exec {shlex.join(find_compiler())} "$@"')
+    environment = os.environ | {"CFLAGS": "-O0", "CC": slow, "MUSE_KERNELS_CACHE": str(tmp_path / "cache")}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ASK], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0].strip() for process in processes] == ["native None"] * 3
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_flags_of_ones_own_make_another_library(tmp_path):
+    """As for the processors of a cluster whose homes are one."""
+    cache = {"MUSE_KERNELS_CACHE": str(tmp_path)}
+    assert asked(**cache, CFLAGS="-O0") == asked(**cache, CFLAGS="-O0 -g0") == "native None"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "failed" in asked(**cache, CFLAGS="-no-such-flag")
 
 
 def test_on_a_gpu_and_for_other_operations_it_refuses():

@@ -43,30 +43,30 @@ def causal_resolvent_apply(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(y, θ) and their last entries; see ``muse_kernels.causal_resolvent_apply``.
 
-    y_N of a process is F y_{−1} plus what it has from zero, with F = Π −θ_i l_i.
+    With y_{−1} before the tokens of a process, y_i is what it has without, plus F_i y_{−1} with F_i = Π_{j≤i} −θ_j l_j:
+    the solution without values from y_{−1} = 1, which is one column beside the M of the values.
     """
 
     def solved(*lattice: Any, values: Tensor, initial: Any = None) -> tuple[Tensor, Tensor]:
         y, theta = kernel(*lattice, values, initial=initial)[0]
         return y, theta
 
+    nothing = values.new_zeros(*values.shape[:-1], 1)
+
     def theta_of(*lattice: Any, initial: Tensor | None = None) -> Tensor:
-        nothing = values.new_zeros(*values.shape[:-1], 1)
         start = None if initial is None else (initial, initial.new_zeros(*initial.shape, 1))
         return solved(*lattice, values=nothing, initial=start)[1]
 
     lattice = (diagonal, lower, upper, energy)
     theta_start, y_start = (None, None) if initial is None else initial
     theta_before, theta_last = _theta_before(theta_of, gather, rank, lattice, theta_start)
-    nothing = theta_before.new_zeros(*theta_before.shape, values.shape[-1])
-    y, theta = solved(*lattice, values=values, initial=(theta_before, nothing))
-    factor = (-theta * _along(lower, theta)).prod(-1)
-    ends = _gathered(gather, torch.cat((y[..., -1, :], factor[..., None]), dim=-1))
+    zero = theta_before.new_zeros(*theta_before.shape, values.shape[-1])
+    y, theta = solved(*lattice, values=values, initial=(theta_before, zero))
+    factor = solved(*lattice, values=nothing, initial=(theta_before, torch.ones_like(zero[..., :1])))[0]
     starts = [torch.zeros_like(y[..., -1, :]) if y_start is None else y_start.to(y.dtype)]
-    for end in ends:
+    for end in _gathered(gather, torch.cat((y[..., -1, :], factor[..., -1, :]), dim=-1)):
         starts.append(end[..., :-1] + end[..., -1:] * starts[-1])
-    y, theta = solved(*lattice, values=values, initial=(theta_before, starts[rank]))
-    return (y, theta), (theta_last, starts[-1])
+    return (torch.addcmul(y, factor, starts[rank][..., None, :]), theta), (theta_last, starts[-1])
 
 
 def _theta_before(

@@ -37,7 +37,8 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     angle = (positions.to(dtype)[..., None] * frequency)[:, :, None]
     cos, sin = angle.cos(), angle.sin()
     first, second = x[..., :half].to(dtype), x[..., half:].to(dtype)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+    # Halves are rounded before they are joined, so that what is joined is no wider than x.
+    return torch.cat(((first * cos - second * sin).to(x.dtype), (first * sin + second * cos).to(x.dtype)), dim=-1)
 
 
 def present(x: Tensor, tokens: Tokens) -> Tensor:
@@ -108,17 +109,21 @@ def attend_window(
     padding = -length % block
     blocks = (length + padding) // block
 
+    def padded(slots: Tensor) -> Tensor:
+        """With tokens behind the last one that fill its block. F.pad would copy where there are none to add."""
+        return F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding)) if padding else slots
+
     def spans(slots: Tensor) -> Tensor:
         """(B, W + N, …) → (B blocks, W + block, …)."""
-        padded = F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding))
-        return padded.unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
+        return padded(slots).unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
 
-    queries = F.pad(query, (0, 0, 0, 0, 0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
-    numbers = F.pad(own, (0, padding)).unflatten(1, (blocks, block)).flatten(0, 1)
+    queries = padded(query).unflatten(1, (blocks, block)).flatten(0, 1)
+    numbers = padded(own).unflatten(1, (blocks, block)).flatten(0, 1)
     seen, near, read = visible_to(numbers, spans(document), window, window), spans(keys), spans(values)
     if always is not None:
+        # Of contiguous parts alone a GPU joins several numbers at a time.
         near, read = (
-            torch.cat((first.to(slots.dtype).expand(len(slots), -1, -1, -1), slots), dim=1)
+            torch.cat((first.to(slots.dtype).expand(len(slots), -1, -1, -1).contiguous(), slots), dim=1)
             for first, slots in ((always.key, near), (always.value, read))
         )
         seen = F.pad(seen, (len(always.key), 0), value=True)

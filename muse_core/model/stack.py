@@ -102,7 +102,9 @@ class Block(nn.Module):
     ) -> BlockOutput:
         """x (B, N, D); ``state`` by layer name, None at the start. ``signals`` are not changed: the new ones return."""
         signals = dict(signals)
-        passed = BlockOutput(x, {}, signals, {}, {})
+        states: dict[str, State] = {}
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for site in self.sites:
             step = self.get_submodule(site.name)(
                 self.norms[site.name](x), None if state is None else state.get(site.name), signals, tokens
@@ -113,11 +115,12 @@ class Block(nn.Module):
             if fault is not None:
                 raise PluginError(f"{site.full_name}: {site.use.title} does not keep the contract: {fault}")
             x = x + self.dropout(step.update)
-            passed.state[site.name] = step.state
+            states[site.name] = step.state
             signals.update(step.signals)
-            passed.losses.update({f"{site.name}/{key}": value for key, value in step.losses.items()})
-            passed.metrics.update({f"{site.name}/{key}": value for key, value in step.metrics.items()})
-        return passed._replace(x=x)
+            losses.update({f"{site.name}/{key}": value for key, value in step.losses.items()})
+            metrics.update({f"{site.name}/{key}": value for key, value in step.metrics.items()})
+        # Made once: torch 2.11 compiles no NamedTuple that _replace returns.
+        return BlockOutput(x, states, signals, losses, metrics)
 
 
 class Stack(nn.Module):

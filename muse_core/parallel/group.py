@@ -28,6 +28,8 @@ from muse_core.parallel.watch import Failure, PeerFailed, Watch, failure_of, fir
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=1)
 """Of a collective; ranks that stand still are found earlier by ``watch``."""
+MEETING = datetime.timedelta(minutes=10)
+"""Within which all processes of a run must have started."""
 COLD = 16
 """First marks of the steps, which compile and allocate: their duration says nothing."""
 SIGNALLED = 128
@@ -73,7 +75,8 @@ class Group:
         self._slowest, self._moved = 0.0, time.monotonic()
         self._control: Any = None
         try:
-            self._rendezvous, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            self._rendezvous, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
+            self._rendezvous.set_timeout(PATIENCE)
             self.store = self._connect()
             self.watch = Watch(self.rank, self.size, self._connect)
             self._main = Channel(self, 0, self.store)

@@ -44,6 +44,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-mqar": (("source", "mqar"), ("source", "needle")),
     "muse-niah-probe": (("safety monitor", "niah-probe"),),
     "muse-peers": (
+        ("layer", "rg-lru"),
         ("memory layer", "gated-deltanet"),
         ("memory layer", "gla"),
         ("memory layer", "kda"),

@@ -17,7 +17,7 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import to_device
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.generation import generate
-from muse_core.training.preview import layer_rows
+from muse_core.training.preview import REST, layer_rows
 from muse_core.training.setup import Setup
 
 SAMPLE_TOKENS = 120
@@ -29,12 +29,22 @@ WARMUP, REPEATS = 2, 5
 
 
 def parameters_of(setup: Setup) -> list[dict[str, Any]]:
-    """``component`` and ``parameters``, summed over the layers of a component, the largest first."""
+    """``component``, ``parameters`` and ``bytes``, summed over the layers of a component, the largest first. Bytes are
+    those of a weights file: parameters and kept buffers, such as the integers of a compressed map."""
     sums: dict[str, int] = defaultdict(int)
+    places: dict[str, str] = {}
     for name, component, _, count in layer_rows(setup):
-        sums[component if name.startswith("blocks.") else name] += count
-    rows = [{"component": name, "parameters": count} for name, count in sums.items()]
-    return sorted(rows, key=lambda row: -int(row["parameters"]))
+        places[name] = component if name.startswith("blocks.") else name
+        sums[places[name]] += count
+        if name.startswith("blocks."):
+            block, layer = name.rsplit(".", 1)
+            places[f"{block}.norms.{layer}"] = component
+    sizes: dict[str, int] = defaultdict(int)
+    for key, tensor in setup.model.state_dict(keep_vars=True).items():
+        found = next((places[name] for name in places if key.startswith(f"{name}.")), REST)
+        sizes[found] += tensor.numel() * tensor.element_size()
+    rows = [{"component": name, "parameters": count, "bytes": sizes[name]} for name, count in sums.items()]
+    return sorted(rows, key=lambda row: -int(row["bytes"]))
 
 
 def sample_of(setup: Setup, step: int, *, tokens: int = SAMPLE_TOKENS, seed: int = 0) -> dict[str, Any]:

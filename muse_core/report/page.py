@@ -26,8 +26,8 @@ SECTIONS = {
     "layers": ("Decay and memory energy by layer", "No layer of this model measures decay or energy."),
     "needles": ("Needles", "No needle probe has run; the monitor niah-probe makes them."),
     "throughput": ("Throughput", "No step was recorded yet."),
-    "components": ("Parameters and time by component",
-                   "Not counted: muse report --model RUN counts parameters, and --cost measures time."),
+    "components": ("Weights and time by component",
+                   "Not counted: muse report --model RUN measures weights, and --cost measures time."),
 }
 """Sections with pictures: heading, and what is said where there is none."""
 

@@ -136,14 +136,15 @@ class MonitorGroup:
         ranks: Ranks = ONE,
     ) -> dict[str, float]:
         """Results of the probes that are due, under ``<monitor>/<name>``; of several ranks those of rank 0, for
-        judges. A probe that raises, exits or returns no numbers is reported through ``warn`` and changes nothing:
-        training, random state and mode stay as they were."""
+        judges, and what rank 0's monitors have made of them, so that all judge alike. A probe that raises, exits or
+        returns no numbers is reported through ``warn`` and changes nothing: training, random state and mode stay as
+        they were."""
         results: dict[str, float] = {}
-        due = False
+        asked: list[tuple[Use, Any]] = []
         for use, monitor in self.monitors:
             if not self._call(use, "wants_probe", monitor.wants_probe, step, floats):
                 continue
-            due = True
+            asked.append((use, monitor))
             try:
                 with ranks.at_work(f"the probe of {use.name}"), undisturbed(model), precision():
                     found = {f"{use.name}/{key}": float(value) for key, value in monitor.probe(model).items()}
@@ -153,7 +154,13 @@ class MonitorGroup:
                 warn(f"the probe of {use.name} ({use.distribution}) failed: {raised(error, use.implementation)}")
                 continue
             results.update(found)
-        return ranks.exchange(results)[0] if due else results
+        if asked and ranks.size > 1:
+            states = [self._call(use, "state_dict", monitor.state_dict) for use, monitor in asked]
+            results, states = ranks.exchange((results, states))[0]
+            if ranks.rank:
+                for (use, monitor), state in zip(asked, states, strict=True):
+                    self._call(use, "load_state_dict", monitor.load_state_dict, state)
+        return results
 
     def state_dict(self) -> dict[str, Any]:
         """The monitors' by name. Raises PluginError naming one whose state JSON would change."""
@@ -212,7 +219,9 @@ class ProbeBudget:
         self.cost = 0.0
         """Seconds of the last one."""
         self.largest: float | None = None
-        """Seconds of the longest one; None before the first."""
+        """Seconds of the longest one, the first left out once there was another: it compiles kernels and fills caches.
+        None before the first."""
+        self._count = 0
         self._started: float | None = None
         self._steps = 0
 
@@ -230,7 +239,7 @@ class ProbeBudget:
 
     def share_with_next(self, passes: float) -> float:
         """As ``share`` with one more. ``passes``: how many training batches the first of them reads; later ones are
-        planned at ``MARGIN`` times the longest."""
+        planned at ``MARGIN`` times ``largest``."""
         elapsed = self._elapsed()
         if not elapsed:
             return math.inf
@@ -251,7 +260,8 @@ class ProbeBudget:
             cost = time.perf_counter() - started
             self.spent += cost
             if not once:
-                self.cost, self.largest = cost, max(cost, self.largest or 0.0)
+                self._count += 1
+                self.cost, self.largest = cost, max(cost, self.largest) if self._count > 2 else cost
 
     def _elapsed(self) -> float:
         return 0.0 if self._started is None else time.perf_counter() - self._started

@@ -19,6 +19,9 @@ from muse_core.training.setup import Setup
 PROBE_TOKENS = 256
 """Activations are measured on one sequence of at most this many tokens and scaled to the micro-batch."""
 
+REST = "norm and head"
+"""Name of what is neither embedding nor a layer of a block."""
+
 
 def layer_rows(setup: Setup) -> list[tuple[str, str, str, int]]:
     """(name, component, distribution, parameters) of every layer in order, embedding and head included."""
@@ -37,7 +40,7 @@ def layer_rows(setup: Setup) -> list[tuple[str, str, str, int]]:
                 count = below(site.full_name) + below(norm)
                 rows.append((site.full_name, site.use.name, site.use.distribution, count))
     rest = sum(counts.values()) - sum(row[3] for row in rows)
-    rows.append(("norm and head", setup.recipe.model.name, setup.recipe.model.distribution, rest))
+    rows.append((REST, setup.recipe.model.name, setup.recipe.model.distribution, rest))
     return rows
 
 

@@ -7,7 +7,8 @@ Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several 
 weights (fsdp), where the rows of a batch grow with the processes, so that equal tokens/s a GPU is a scaling of 1; and
 one row of ``--row`` tokens whose tokens are divided among the processes (row). Cells of one process run side by side,
 one on each GPU. A cell that fails or takes longer than ``--limit`` is said and left out; the others are measured. The
-causality gate, which every real run has, is left out. ``--small`` is for a machine without GPUs.
+causality gate, which every real run has, is left out. ``--small`` is for a machine without GPUs. ``--profile`` names
+cells of which the operations of the last step are written, as CELL-PROCESSES.profile.txt.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from statistics import median
 from typing import Any
 
 RESOLVENT = {"use": "resolvent", "heads": 64, "potential": ["non-hermitian"]}
+BEGAN = time.monotonic()
 BLOCKS = {
     "transformer": [{"use": "attention", "heads": 16}, {"use": "feed-forward"}],
     "phase2": [
@@ -91,6 +93,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
     setup.Setup.causality_gate = lambda self: "causality gate: left out"
     commit, write, run = checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write, loop.Loop.run
+    gradients = loop.Loop._gradients
     stalls: list[float] = []
     writes: list[float] = []
     held: dict[str, float] = {}
@@ -123,17 +126,28 @@ def measure(chosen: argparse.Namespace) -> None:
         # much. Scans and recomputation are left out.
         held["flops"] = 3.0 * (flops_per_token(model) + attention * 2 * length * width)
 
+    def profiled_gradients(self: Any, batch: Any) -> Any:
+        if now not in chosen.profile or self.state.at.step < self.recipe.train.steps - 1:
+            return gradients(self, batch)
+        with torch.profiler.profile() as found:
+            values = gradients(self, batch)
+        if self.forward.ranks.rank == 0:
+            key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            told = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90)
+            (Path(chosen.out) / f"{now}-{self.forward.ranks.size}.profile.txt").write_text(told)
+        return values
+
     from muse_core.model.flops import flops_per_token
 
     checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write = timed_commit, timed_write
-    loop.Loop.run = watched_run
+    loop.Loop.run, loop.Loop._gradients = watched_run, profiled_gradients
     with meeting() as ranks:
         for cell in chosen.cells:
             now = cell
             faulthandler.dump_traceback_later(max(5.0, chosen.limit - 10))  # where a cell that is ended stood
             folder = folder_of(cell, ranks.size, chosen)
             if ranks.rank == 0:
-                print(f"cell {cell}", flush=True)
+                print(f"cell {cell}, {time.monotonic() - BEGAN:.1f} s after the imports", flush=True)
                 (Path(chosen.out) / f"{folder.name}.began").write_text("")
             stalls.clear()
             writes.clear()
@@ -179,7 +193,7 @@ def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.N
         given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
                  str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
                  str(chosen.limit),
-                 *(["--small"] if chosen.small else []),
+                 *(["--small"] if chosen.small else []), *(["--profile", *chosen.profile] if chosen.profile else []),
                  *(["--row-width", str(chosen.row_width)] if chosen.row_width else []), "--measure", "--cells", *left]
         command = [*([sys.executable] if processes == 1 else own), __file__, *given]
         environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
@@ -282,6 +296,7 @@ if __name__ == "__main__":
     asked.add_argument("--limit", type=float, default=300, help="seconds of a cell, twice where it is compiled")
     asked.add_argument("--seconds", type=float, default=1e6, help="of all")
     asked.add_argument("--small", action="store_true")
+    asked.add_argument("--profile", nargs="*", default=[], choices=sorted({*ONE, *SEVERAL}))
     asked.add_argument("--out", type=Path, required=True)
     asked.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = asked.parse_args()
@@ -292,7 +307,7 @@ if __name__ == "__main__":
         options.out.mkdir(parents=True, exist_ok=True)
         options.until = time.monotonic() + options.seconds
         for count in options.processes:
-            here = [cell for cell in (ONE if count == 1 else SEVERAL) if cell in options.cells]
+            here = [cell for cell in options.cells if cell in (ONE if count == 1 else SEVERAL)]
             if count == 1:
                 side_by_side(here, options)
             else:

@@ -1,7 +1,7 @@
 """What a training step launches on a GPU, and how device and host share its time.
 
     python tests/benchmarks/step_launches.py recipes/experiments/phase2_512x6.toml --length 2048 --tokens 65536 \
-        [--compile] [--kernels 30]
+        [--compile | --blocks] [--kernels 30]
 
 ``kernels`` are kernels, copies and fills of one step of ``muse cost``, counted by torch's profiler, ``launches`` what
 the processor calls to start them: as many, or one for all that a CUDA graph holds. ``device`` is the time in which at
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--length", dest="lengths", type=int, action="append", help="may be repeated [default: 2048]")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--blocks", action="store_true", help="compile each block of the stack by itself")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--kernels", type=int, default=0, help="so many rows of the kernels that take longest")
     parser.add_argument("--inductor", action="append", default=[], metavar="KEY",
@@ -90,13 +91,19 @@ def main() -> None:
         for path in given.recipes:
             target = open_target(path, settings, 257, print)
             step, _ = training_step(target.model, target.recipe, target.precision, rows=rows, length=length)
+            for block in target.model.blocks if given.blocks else ():
+                block.compile()
+            began = time.perf_counter()
             for _ in range(4):
                 step()
+            torch.cuda.synchronize()
+            start = time.perf_counter() - began
             found = measured(step, given.repeats)
             print(
-                f"{path.stem} {rows} x {length} {' '.join(settings)}: {found['count']} kernels, {found['launches']} "
-                f"launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
-                f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s, peak {found['peak'] / 1e9:.2f} GB",
+                f"{path.stem} {rows} x {length} {' '.join(settings)}{' blocks' * given.blocks}: {found['count']} "
+                f"kernels, {found['launches']} launches, device {found['device']:.2f} ms, wall {found['wall']:.2f} ms, "
+                f"{given.tokens / found['wall'] * 1e3:,.0f} tokens/s, peak {found['peak'] / 1e9:.2f} GB, "
+                f"first four steps {start:.1f} s",
                 flush=True,
             )
             for count, spent, name in found["kernels"][: given.kernels]:

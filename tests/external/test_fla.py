@@ -81,7 +81,7 @@ class FlaLayer(ExternalLayerSuite):
             cache.update(
                 recurrent_state=given["recurrent"].clone(),
                 conv_state=None if convolution is None else tuple(part.clone() for part in parts(convolution)),
-                layer_idx=0, offset=0,
+                layer_idx=0, offset=int(tokens.positions[0, 0]),
             )
         extra: dict[str, Any] = {}
         if tokens.valid is not None:
@@ -138,19 +138,33 @@ class TestGatedLinearAttention(FlaLayer):
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
 
 
+class TestGatedLinearAttentionInChunks(TestGatedLinearAttention):
+    """Rows of more than 64 tokens are computed by other kernels than shorter ones."""
+
+    length = 70
+
+
 class TestDeltaNet(FlaLayer):
     layer = "DeltaNet"
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
 
 
+class TestDeltaNetInChunks(TestDeltaNet):
+    length = 70
+
+
 class TestMultiScaleRetention(FlaLayer):
+    """Its keys are rotated by the count of tokens that the cache has seen, one count for all rows: rows whose documents
+    started at different places, or that end at different ones, it cannot continue."""
+
     layer = "MultiScaleRetention"
     sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
+    supports: ClassVar[frozenset[str]] = frozenset({"state"})
 
 
 class TestHGRN2Attention(FlaLayer):
     layer = "HGRN2Attention"
-    sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "num_heads": 2}
+    sizes: ClassVar[dict[str, Any]] = {"hidden_size": 64, "expand_ratio": 32}
 
 
 class TestGatedDeltaProduct(FlaLayer):

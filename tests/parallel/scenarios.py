@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from muse_baseline.feed_forward import FeedForward
+from muse_rollback.monitor import Rollback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -99,6 +100,10 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     yield "one", [Start(ranks=1, arguments=fresh(dense, "one"))]
     halt = '--set=evaluate.halt_above="bigram"'
     yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
+    watched = fresh(dense, "canary", "--set=train.steps=40", "--set=train.learning_rate=1e-6",
+                    '--set=monitors=[{ use = "rollback", warmup_steps = 2, window = 16, every = 2, sequences = 4, '
+                    'references = 3, margin = 2 }]')
+    yield "canary", [Start(arguments=watched, fault=damaged)]
     yield "signal", [
         Start(arguments=fresh(dense, "signal"), fault=on(1, post_step=at_call(2, signalled(signal.SIGTERM)))),
         Start(ranks=1, arguments=resume("signal")),
@@ -206,6 +211,25 @@ def divided_as_built(path: Path) -> Callable[[], None]:
         print(json.dumps([equal, most / sum(one.nbytes for one in whole.values())]))
 
     return build
+
+
+def damaged(rank: int) -> dict[str, Any]:
+    """Weights are damaged once, on both ranks, and rank 1 alone finds damage by the canary before."""
+    find, calls = Rollback.canary, iter(range(1 << 30))
+
+    def canary(self: Any, model: Any) -> float:
+        return find(self, model) + (5.0 if next(calls) > 6 else 0.0)
+
+    if rank == 1:
+        Rollback.canary = canary
+
+    def damage(model: Any) -> Any:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4.0)
+        return model
+
+    return {"post_step": at_call(29, damage)}
 
 
 def full_disk_of_rank_1(rank: int) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,9 @@ from click.testing import CliRunner
 
 from muse_core.cli.run import main
 from muse_core.contracts import Batch, Tokens
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import RankLost, RecipeError, StorageError
 from muse_core.metrics.accumulator import Key, combined, read
+from muse_core.parallel import group
 from muse_core.parallel.environment import launched
 from muse_core.parallel.group import Group
 from muse_core.parallel.meeting import agree_on_start, check_shared
@@ -130,6 +133,18 @@ def test_processes_are_checked_and_not_started_for_a_look(tmp_path: Any) -> None
 def test_a_launcher_that_says_nonsense_is_refused(changes: dict[str, str], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         launched(TORCHRUN | changes)
+
+
+def test_a_rank_whose_others_never_start_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    here = TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(group, "MEETING", datetime.timedelta(seconds=1))
+    with pytest.raises(RankLost, match=r"rank 0 cannot reach the other processes at localhost:\d+ \(.* 1/2 clients"):
+        Group(launched(here))  # type: ignore[arg-type]
 
 
 class Answers:

@@ -72,6 +72,13 @@ def test_damage_on_one_rank_is_the_verdict_of_all(found: dict[str, Any], folder:
     assert "halted after the last step" in start["said"][0] and not start["said"][1]
 
 
+def test_the_canary_of_rank_0_is_that_of_all(found: dict[str, Any], folder: Path) -> None:
+    """Rank 1's own is 5 nats too high before the damage, which alone must bring the rollback."""
+    assert codes(found, "canary") == [[0, 0]] and not found["canary"][0]["said"][1]
+    (rollback,) = rows(folder / "canary", "rollback")
+    assert rollback["step"] == 30 and "the canary's loss" in rollback["reason"]
+
+
 def test_a_signal_to_one_rank_saves_and_ends_all_and_any_number_of_ranks_goes_on(
     found: dict[str, Any], folder: Path
 ) -> None:

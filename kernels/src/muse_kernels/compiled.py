@@ -25,25 +25,38 @@ COMPILERS = ("cc", "gcc", "clang")
 
 @lru_cache
 def library(precision: str) -> ctypes.CDLL:
-    """The functions in "float32" or "float64". Compiled once for a source, a compiler and a processor, and kept in
-    `folder()`. Raises RuntimeError with the reason where that is not possible here."""
-    compiler = find_compiler()
+    """The functions in "float32" or "float64". Compiled once for a source, a compiler with its flags and a processor,
+    and kept in `folder()` under names that tell what is in them. Raises RuntimeError with the reason where that is not
+    possible here."""
+    compiler, flags = find_compiler(), [*FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
     version = _run([*compiler, "--version"])
     sources = sorted(FOLDER.glob("*.c"))
     written = b"".join(path.read_bytes() for path in (*sources, *sorted(FOLDER.glob("*.h"))))
-    parts = (written, " ".join([*compiler, *FLAGS, precision, version]).encode(), _processor())
-    name = f"{precision}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
-    kept = folder() / name
+    parts = (written, " ".join([*compiler, *flags, precision, version]).encode(), _processor())
+    name = f"{precision}-{_digest(b'|'.join(parts))}"
+    where = folder()
     try:
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
-                made = Path(beside) / name
-                _run([*compiler, *FLAGS, f"-DBITS={BITS[precision]}", *map(str, sources), "-o", str(made), "-lm"])
-                os.replace(made, kept)  # whole, whoever else compiles at the same time
-        return ctypes.CDLL(str(kept))
+        for kept in where.glob(f"{name}-*.so"):
+            if kept.stem == f"{name}-{_digest(kept.read_bytes())}":  # part of a library would end the process
+                return ctypes.CDLL(str(kept))
+            kept.unlink(missing_ok=True)
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where) as beside:
+            made = Path(beside) / "library.so"
+            _run([*compiler, *flags, f"-DBITS={BITS[precision]}", *map(str, sources), "-o", str(made), "-lm"])
+            loaded = ctypes.CDLL(str(made))  # kept only if it can be loaded
+            # Whole, whoever else compiles at the same time.
+            os.replace(made, where / f"{name}-{_digest(made.read_bytes())}.so")
+        return loaded
     except OSError as error:
-        raise RuntimeError(f"its library could not be made in {kept.parent}: {error}") from error
+        raise RuntimeError(
+            f"its library could not be made in {where}: {error} - name a folder that can be written to, and loaded "
+            "from, in MUSE_KERNELS_CACHE"
+        ) from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:20]
 
 
 @lru_cache
@@ -71,7 +84,8 @@ def folder() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C compiler: CC, or the first of `COMPILERS` there is. Raises RuntimeError without one."""
+    """The command of the C compiler: CC, or the first of `COMPILERS` there is. Raises RuntimeError without one. CFLAGS
+    are given to it after our own."""
     named = shlex.split(os.environ.get("CC", ""))
     if named:
         return named

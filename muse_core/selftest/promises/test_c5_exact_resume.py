@@ -5,12 +5,17 @@ Stopped after every single step and compared at each, it is by induction equal h
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from muse_core.data.batches import rows
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, losses, recipe_table, train, write_text
+from muse_core.selftest.reliability import stops
 from muse_core.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.promise("C5")
@@ -61,6 +66,18 @@ def test_stops_at_random_steps_with_rarer_checkpoints(tmp_path, trial):
         assert losses(folder) == losses(tmp_path / "whole"), (number, first, second)
         assert Checkpoints(folder).newest()[1].state_hash() == Checkpoints(tmp_path / "whole").newest()[1].state_hash()
     trial.say(f"{count} runs with two resumes each")
+
+
+def test_two_processes_that_are_stopped_end_in_the_same_bits(trial):
+    """Copies and divided weights; every second pair goes on with one, two or four processes from the state that was
+    saved. The experiment runs in a process of its own, which forks the others."""
+    number = trial.size(4, 40)
+    command = [sys.executable, "-m", stops.__name__, "--runs", str(number), "--seed", str(trial.seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=trial.size(400, 4000))
+    assert re.fullmatch(r"seed \d+: \d+ runs of several processes stopped twice, 0 problems\n", done.stdout), (
+        done.stdout + done.stderr
+    )
+    trial.say(f"{number} runs of several processes stopped twice, 0 problems")
 
 
 def test_which_text_a_step_reads_does_not_depend_on_how_its_rows_are_dealt(tmp_path):

@@ -86,11 +86,23 @@ def test_after_a_long_probe_the_next_ones_are_planned_longer(monkeypatch, clock)
     monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
     clock.now = 1.0
     monitor.measure("step", {})
-    for cost in (5.0, 1.0):
+    for cost in (2.0, 5.0, 1.0):
         with monitor.probe_budget.spending():
             clock.now += cost
     clock.now = 1001.0
-    assert monitor.measure("step", {})["share_max"].item() == pytest.approx((6.0 + 1.5 * 5.0) / 1000.0)
+    assert monitor.measure("step", {})["share_max"].item() == pytest.approx((8.0 + 1.5 * 5.0) / 1000.0)
+
+
+def test_what_the_first_probe_compiles_is_spent_but_not_planned_again(monkeypatch, clock):
+    monitor = make(monkeypatch, clock=clock, cost=1.0, every=1, budget=0.01)
+    clock.now = 1.0
+    monitor.measure("step", {})
+    planned = []
+    for cost in (10.0, 1.0):
+        with monitor.probe_budget.spending():
+            clock.now += cost
+        planned.append(monitor.probe_budget.share_with_next(1.0) * (clock.now - 1.0) - monitor.probe_budget.spent)
+    assert planned == pytest.approx([15.0, 1.5])
 
 
 def test_the_share_is_measured_over_whole_intervals(monkeypatch, clock):

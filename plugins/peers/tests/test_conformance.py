@@ -1,6 +1,6 @@
 """The published mixers keep the contract of memory layers at odd sizes too; tests/ does the same for their defaults."""
 
-from muse_core.testing.layers import MemoryLayerSuite
+from muse_core.testing.layers import LayerSuite, MemoryLayerSuite
 
 
 class TestGatedDeltaNetOfOddSizes(MemoryLayerSuite):
@@ -36,4 +36,16 @@ class TestMamba2OfOddSizes(MemoryLayerSuite):
 class TestMamba3OfOddSizes(MemoryLayerSuite):
     name = "mamba3"
     options = {"states": 7, "head_size": 8, "expand": 1.0, "rotated": 0.9}
+    test_compiles = None
+
+
+class TestRgLruOfOddSizes(LayerSuite):
+    name = "rg-lru"
+    options = {"expand": 1.3, "heads": 3, "convolution": 2}
+    test_compiles = None
+
+
+class TestGatedConvolution(LayerSuite):
+    name = "rg-lru"
+    options = {"recurrence": False, "heads": 1, "convolution": 3}
     test_compiles = None

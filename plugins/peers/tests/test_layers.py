@@ -14,8 +14,8 @@ from muse_core.testing import build_component
 WIDTH, LENGTH = 16, 11
 
 
-def built(name, **options):
-    layer = build_component("memory layer", name, options, width=WIDTH, dtype="float64").double()
+def built(name, kind="memory layer", **options):
+    layer = build_component(kind, name, options, width=WIDTH, dtype="float64").double()
     x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return layer, x, Tokens(torch.arange(LENGTH).expand(2, -1))
 
@@ -161,3 +161,50 @@ def test_under_autocast_a_kernel_is_given_values_in_bfloat16(name):
 def test_kernels_of_fla_are_refused_where_it_is_not_installed():
     with pytest.raises(ValueError, match="needs fla-core, but .*pip install 'muse-peers"):
         channel_decay_kernel("kda", "fla")
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@torch.no_grad()
+def test_rg_lru_is_the_recurrent_block_of_griffin(recurrent):
+    layer, x, tokens = built("rg-lru", "layer", heads=2, expand=1.0, recurrence=recurrent)
+    resets = torch.zeros(2, LENGTH, dtype=torch.bool)
+    resets[0, 4] = True
+    convolution = layer.convolution
+    hidden, before = [], torch.zeros(2, WIDTH, dtype=torch.float64)
+    mapped, starts = layer.input(x), torch.tensor([[4], [LENGTH]])
+    for t in range(LENGTH):
+        begin = torch.where(t >= starts, starts, 0)
+        u = convolution.bias + sum(
+            tap * torch.where(t - lag >= begin, mapped[:, max(0, t - lag)], 0.0)
+            for lag, tap in enumerate(convolution.taps)
+        )
+        if recurrent:
+            blocks = u.unflatten(-1, (2, -1))
+            recurrence, entering = (
+                torch.einsum("bhi,hij->bhj", blocks, weight).flatten(1).add(bias).sigmoid()
+                for weight, bias in zip(layer.gates.maps, layer.gates.biases)
+            )
+            factor = torch.exp(-8 * F.softplus(layer.forgetting) * recurrence)
+            weight = torch.where(t == begin, 1.0, (1 - factor**2).sqrt())
+            u = before = torch.where(t == begin, 0.0, factor) * before + weight * entering * u
+        hidden.append(u)
+    expected = layer.output(F.gelu(layer.gate(x)) * torch.stack(hidden, 1))
+    step = layer(x, None, {}, tokens._replace(resets=resets))
+    torch.testing.assert_close(step.update, expected, rtol=1e-9, atol=1e-11)
+    assert ("hidden" in step.state) == recurrent
+
+
+def test_the_recurrence_of_channels_has_first_and_second_derivatives():
+    from muse_peers.scan import recurrence
+
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.rand(2, 5, 3, dtype=torch.float64, generator=generator)
+    factor[0, 2] = 0.0
+    term, initial = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((2, 5, 3), (2, 3)))
+    inputs = tuple(part.requires_grad_() for part in (factor, term, initial))
+    assert torch.autograd.gradcheck(recurrence, inputs) and torch.autograd.gradgradcheck(recurrence, inputs)
+    hidden, by_hand = initial, []
+    for t in range(5):
+        hidden = factor[:, t] * hidden + term[:, t]
+        by_hand.append(hidden)
+    torch.testing.assert_close(recurrence(*inputs), torch.stack(by_hand, 1))

@@ -190,3 +190,11 @@ def test_recorded_runs_are_replayed_with_their_own_canary(tmp_path, capsys) -> N
     assert main([str(tmp_path), "--seed", "3", "--trials", "1"]) == 0
     said = capsys.readouterr().out
     assert "seed 3, 500 healthy steps" in said and "perplexity-spike" in said
+
+
+@pytest.mark.parametrize("option", ["degrees", "scale", "memory"])
+def test_noise_without_a_meaning_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as Student's t of two degrees of freedom, whose variance is infinite."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--steps", "10", "--trials", "1", f"--noise-{option}", "2" if option != "scale" else "0"])
+    assert caught.value.code == 2 and f"--noise-'{option}'" in capsys.readouterr().err

@@ -39,23 +39,26 @@ INLINE real exponential(real x) {
     x = x > MOST ? MOST : x;
     x = x < -MOST ? -MOST : x;
     int32_t n = (int32_t)ROUND(x * (real)1.4426950408889634);
-    real r = x - n * (real)0.6931471805599453, sum = 1, scale; /* |r| <= log(2) / 2: Taylor's series to rounding */
+    real r = x - n * (real)0.6931471805599453, sum, scale; /* |r| <= log(2) / 2: Taylor's series to rounding */
     bits power = (bits)(n + OFFSET) << MANTISSA;
 #if BITS == 64
-    sum = 1 + sum * r * ((real)1 / 13);
-    sum = 1 + sum * r * ((real)1 / 12);
-    sum = 1 + sum * r * ((real)1 / 11);
-    sum = 1 + sum * r * ((real)1 / 10);
-    sum = 1 + sum * r * ((real)1 / 9);
-    sum = 1 + sum * r * ((real)1 / 8);
+    sum = (real)1 / 6227020800;
+    sum = sum * r + (real)1 / 479001600;
+    sum = sum * r + (real)1 / 39916800;
+    sum = sum * r + (real)1 / 3628800;
+    sum = sum * r + (real)1 / 362880;
+    sum = sum * r + (real)1 / 40320;
+    sum = sum * r + (real)1 / 5040;
+#else
+    sum = (real)1 / 5040;
 #endif
-    sum = 1 + sum * r * ((real)1 / 7);
-    sum = 1 + sum * r * ((real)1 / 6);
-    sum = 1 + sum * r * ((real)1 / 5);
-    sum = 1 + sum * r * ((real)1 / 4);
-    sum = 1 + sum * r * ((real)1 / 3);
-    sum = 1 + sum * r * ((real)1 / 2);
-    sum = 1 + sum * r;
+    sum = sum * r + (real)1 / 720;
+    sum = sum * r + (real)1 / 120;
+    sum = sum * r + (real)1 / 24;
+    sum = sum * r + (real)1 / 6;
+    sum = sum * r + (real)1 / 2;
+    sum = sum * r + 1;
+    sum = sum * r + 1;
     memcpy(&scale, &power, sizeof(real));
     return sum * scale;
 }

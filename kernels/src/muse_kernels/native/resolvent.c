@@ -16,9 +16,40 @@ typedef struct {
 } resolvent_call;
 
 /* One complex number of a head to each of its M values. */
-INLINE void spread(num H, num M, const real *from, real *re, real *im) {
+INLINE void spread_over(const num M, num H, const real *restrict from, real *restrict re, real *restrict im) {
     for (num h = 0; h < H; h++)
         for (num m = 0; m < M; m++) { re[h * M + m] = from[2 * h]; im[h * M + m] = from[2 * h + 1]; }
+}
+
+/* to (H) += sums of `re`, `im` (H, M) over M. */
+INLINE void gather_over(const num M, num H, const real *restrict re, const real *restrict im, real *restrict to) {
+    for (num h = 0; h < H; h++) {
+        real dr = 0, di = 0;
+        for (num m = 0; m < M; m++) { dr += re[h * M + m]; di += im[h * M + m]; }
+        to[2 * h] += dr;
+        to[2 * h + 1] += di;
+    }
+}
+
+/* Both with the widths that are common as constants, which loops over heads are vectorised for. */
+static void spread(num H, num M, const real *from, real *re, real *im) {
+    switch (M) {
+        case 1: spread_over(1, H, from, re, im); break;
+        case 2: spread_over(2, H, from, re, im); break;
+        case 3: spread_over(3, H, from, re, im); break;
+        case 4: spread_over(4, H, from, re, im); break;
+        default: spread_over(M, H, from, re, im);
+    }
+}
+
+static void gather(num H, num M, const real *re, const real *im, real *to) {
+    switch (M) {
+        case 1: gather_over(1, H, re, im, to); break;
+        case 2: gather_over(2, H, re, im, to); break;
+        case 3: gather_over(3, H, re, im, to); break;
+        case 4: gather_over(4, H, re, im, to); break;
+        default: gather_over(M, H, re, im, to);
+    }
 }
 
 int resolvent_forward(const resolvent_call *c, num first, num last) {
@@ -71,12 +102,55 @@ int resolvent_forward(const resolvent_call *c, num first, num last) {
     return 0;
 }
 
+/* One site of y backward: gr, gi (J) the gradient of y that later sites carry, on return that of the site before; sr, si
+   and vr, vi (J) the values' shares of the gradients of theta and l. */
+INLINE void site_backward(const int complex_x, num J, const real *restrict gy, const real *restrict x,
+                          const real *restrict yb, const real *restrict tr, const real *restrict ti,
+                          const real *restrict lr, const real *restrict li, real *restrict gr, real *restrict gi,
+                          real *restrict sr, real *restrict si, real *restrict vr, real *restrict vi,
+                          real *restrict gx) {
+    for (num j = 0; j < J; j++) {
+        real xr = complex_x ? x[2 * j] : x[j], xi = complex_x ? x[2 * j + 1] : 0;
+        real Gr = gy[2 * j] + gr[j], Gi = gy[2 * j + 1] + gi[j];
+        real ur = xr - (lr[j] * yb[2 * j] - li[j] * yb[2 * j + 1]);
+        real ui = xi - (lr[j] * yb[2 * j + 1] + li[j] * yb[2 * j]);
+        real wr = Gr * tr[j] + Gi * ti[j], wi = Gi * tr[j] - Gr * ti[j]; /* gradient of u */
+        sr[j] = Gr * ur + Gi * ui;
+        si[j] = Gi * ur - Gr * ui;
+        vr[j] = -(wr * yb[2 * j] + wi * yb[2 * j + 1]);
+        vi[j] = -(wi * yb[2 * j] - wr * yb[2 * j + 1]);
+        if (complex_x) { gx[2 * j] = wr; gx[2 * j + 1] = wi; } else gx[j] = wr;
+        gr[j] = -(wr * lr[j] + wi * li[j]);
+        gi[j] = -(wi * lr[j] - wr * li[j]);
+    }
+}
+
+/* One site of theta backward: G (H) its gradient; carry (H) on return what reaches theta of the site before. gp is
+   written, or added to where all sites have one p. */
+INLINE void theta_backward(const int fixed, num H, const real *restrict theta, const real *restrict tb,
+                           const real *restrict p, const real *restrict G, real *restrict carry, real *restrict ga,
+                           real *restrict gz, real *restrict gp) {
+    for (num h = 0; h < H; h++) {
+        real t = theta[2 * h], s = theta[2 * h + 1], qr = t * t - s * s, qi = 2 * t * s;
+        real Gr = G[2 * h], Gi = G[2 * h + 1];
+        real dr = -(Gr * qr + Gi * qi), di = -(Gi * qr - Gr * qi); /* gradient of 1 / theta */
+        real er = -(dr * tb[2 * h] + di * tb[2 * h + 1]), ei = -(di * tb[2 * h] - dr * tb[2 * h + 1]);
+        ga[2 * h] = dr;
+        ga[2 * h + 1] = di;
+        gz[2 * h] -= dr;
+        gz[2 * h + 1] -= di;
+        if (fixed) { gp[2 * h] += er; gp[2 * h + 1] += ei; } else { gp[2 * h] = er; gp[2 * h + 1] = ei; }
+        carry[2 * h] = -(dr * p[2 * h] + di * p[2 * h + 1]);
+        carry[2 * h + 1] = -(di * p[2 * h] - dr * p[2 * h + 1]);
+    }
+}
+
 int resolvent_backward(const resolvent_call *c, num first, num last) {
     num N = c->N, H = c->H, M = c->M, J = H * M;
-    real *work = calloc(10 * J + 6 * H + 1, sizeof(real));
+    real *work = calloc(10 * J + 4 * H + 1, sizeof(real));
     if (!work) return 1;
     real *tr = work, *ti = tr + J, *lr = ti + J, *li = lr + J, *gr = li + J, *gi = gr + J, *sr = gi + J, *si = sr + J;
-    real *vr = si + J, *vi = vr + J, *carry = vi + J, *of_theta = carry + 2 * H, *of_l = of_theta + 2 * H; /* gr, gi: gradient carried to y */
+    real *vr = si + J, *vi = vr + J, *carry = vi + J, *of_theta = carry + 2 * H; /* gr, gi: gradient carried to y */
     for (num row = first; row < last; row++) {
         const real *theta_before = c->theta_before + row * H * 2, *y_before = c->y_before + row * J * 2;
         memset(gr, 0, sizeof(real) * 2 * J);
@@ -92,53 +166,20 @@ int resolvent_backward(const resolvent_call *c, num first, num last) {
             const real *tb = i ? theta - 2 * H : theta_before;
             for (num h = 0; h < 2 * H; h++) of_theta[h] = c->grad_theta[place * H * 2 + h] + carry[h];
             if (M) {
-                const real *restrict yb = i ? c->y + (place - 1) * J * 2 : y_before;
-                const real *restrict gy = c->grad_y + place * J * 2;
-                const real *restrict x = c->x + place * J * (c->complex_x ? 2 : 1);
-                real *restrict gx = c->grad_x + place * J * (c->complex_x ? 2 : 1);
+                const real *yb = i ? c->y + (place - 1) * J * 2 : y_before, *gy = c->grad_y + place * J * 2;
+                const real *x = c->x + place * J * (c->complex_x ? 2 : 1);
+                real *gx = c->grad_x + place * J * (c->complex_x ? 2 : 1), *gl = c->grad_l + coupled * H * 2;
                 spread(H, M, theta, tr, ti);
                 if (i == N - 1 || !c->fixed) spread(H, M, c->l + coupled * H * 2, lr, li);
-                for (num j = 0; j < J; j++) {
-                    real xr = c->complex_x ? x[2 * j] : x[j], xi = c->complex_x ? x[2 * j + 1] : 0;
-                    real Gr = gy[2 * j] + gr[j], Gi = gy[2 * j + 1] + gi[j];
-                    real ur = xr - (lr[j] * yb[2 * j] - li[j] * yb[2 * j + 1]);
-                    real ui = xi - (lr[j] * yb[2 * j + 1] + li[j] * yb[2 * j]);
-                    real wr = Gr * tr[j] + Gi * ti[j], wi = Gi * tr[j] - Gr * ti[j]; /* gradient of u */
-                    sr[j] = Gr * ur + Gi * ui;                                       /* share of theta's gradient */
-                    si[j] = Gi * ur - Gr * ui;
-                    vr[j] = -(wr * yb[2 * j] + wi * yb[2 * j + 1]); /* share of l's gradient */
-                    vi[j] = -(wi * yb[2 * j] - wr * yb[2 * j + 1]);
-                    if (c->complex_x) { gx[2 * j] = wr; gx[2 * j + 1] = wi; } else gx[j] = wr;
-                    gr[j] = -(wr * lr[j] + wi * li[j]);
-                    gi[j] = -(wi * lr[j] - wr * li[j]);
-                }
-                real *gl = c->fixed ? c->grad_l + row * H * 2 : c->grad_l + place * H * 2;
-                for (num h = 0; h < H; h++) {
-                    real dr = 0, di = 0, er = 0, ei = 0;
-                    for (num m = h * M; m < (h + 1) * M; m++) { dr += sr[m]; di += si[m]; er += vr[m]; ei += vi[m]; }
-                    of_theta[2 * h] += dr;
-                    of_theta[2 * h + 1] += di;
-                    of_l[2 * h] = er;
-                    of_l[2 * h + 1] = ei;
-                }
-                for (num h = 0; h < 2 * H; h++) gl[h] = c->fixed ? gl[h] + of_l[h] : of_l[h];
+                if (c->complex_x) site_backward(1, J, gy, x, yb, tr, ti, lr, li, gr, gi, sr, si, vr, vi, gx);
+                else site_backward(0, J, gy, x, yb, tr, ti, lr, li, gr, gi, sr, si, vr, vi, gx);
+                gather(H, M, sr, si, of_theta);
+                if (!c->fixed) memset(gl, 0, sizeof(real) * 2 * H);
+                gather(H, M, vr, vi, gl);
             }
-            real *restrict ga = c->grad_a + place * H * 2, *restrict gz = c->grad_z + row * H * 2;
-            real *restrict gp = c->grad_p + coupled * H * 2;
-            for (num h = 0; h < H; h++) {
-                real t = theta[2 * h], s = theta[2 * h + 1], qr = t * t - s * s, qi = 2 * t * s;
-                real Gr = of_theta[2 * h], Gi = of_theta[2 * h + 1];
-                real dr = -(Gr * qr + Gi * qi), di = -(Gi * qr - Gr * qi); /* gradient of 1 / theta */
-                ga[2 * h] = dr;
-                ga[2 * h + 1] = di;
-                gz[2 * h] -= dr;
-                gz[2 * h + 1] -= di;
-                real er = -(dr * tb[2 * h] + di * tb[2 * h + 1]), ei = -(di * tb[2 * h] - dr * tb[2 * h + 1]);
-                gp[2 * h] = c->fixed ? gp[2 * h] + er : er;
-                gp[2 * h + 1] = c->fixed ? gp[2 * h + 1] + ei : ei;
-                carry[2 * h] = -(dr * p[2 * h] + di * p[2 * h + 1]);
-                carry[2 * h + 1] = -(di * p[2 * h] - dr * p[2 * h + 1]);
-            }
+            real *ga = c->grad_a + place * H * 2, *gz = c->grad_z + row * H * 2, *gp = c->grad_p + coupled * H * 2;
+            if (c->fixed) theta_backward(1, H, theta, tb, p, of_theta, carry, ga, gz, gp);
+            else theta_backward(0, H, theta, tb, p, of_theta, carry, ga, gz, gp);
         }
         memcpy(c->grad_theta_before + row * H * 2, carry, sizeof(real) * 2 * H);
         for (num j = 0; j < J; j++) {

@@ -43,13 +43,13 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     Memory of the backward pass O(N (K + E) + N / chunk P K E), and with `recompute` > 1
     O(N (K + E) + (N / (chunk recompute) + recompute) P K E). Source: mathematics §3.
     """
-    return by_chunks(call, layout, scan, read, layout.state_dtype)
+    return by_chunks(call, layout, WholeChunks(shares_of_tokens, scan, read), layout.state_dtype)
 
 
 def by_chunks(
-    call: DeepMemoryCall, layout: DeepMemoryLayout, scan: Callable, read: Callable, dtype: torch.dtype
+    call: DeepMemoryCall, layout: DeepMemoryLayout, form: "WholeChunks", dtype: torch.dtype
 ) -> tuple[Tensor, DeepMemoryState]:
-    """(output, final), with the whole chunks run by `scan` and `read` on queries, keys and values in `dtype`."""
+    """(output, final), with the whole chunks run by `form` on queries, keys and values in `dtype`."""
     edges = edges_of_parts(call.offset, layout.tokens, call.chunk, call.recompute)
     learned = call.weights.to(layout.state_dtype)
     state, outputs = first_state(call, layout, layout.state_dtype), []
@@ -61,7 +61,7 @@ def by_chunks(
                 closes = (call.offset + stop) % call.chunk == 0
                 output, state = _one_piece(part, closes, call.orthogonalise, learned, state)
             else:
-                arguments = (part, call.chunk, call.orthogonalise, learned, scan, read, *state)
+                arguments = (part, call.chunk, call.orthogonalise, learned, form, *state)
                 if call.recompute > 1 and torch.is_grad_enabled():
                     found = checkpoint(whole_chunks, *arguments, use_reentrant=False, preserve_rng_state=False)
                 else:
@@ -139,11 +139,19 @@ def _one_piece(
     return output, DeepMemoryState(weights, momentum, pending, log_kept, *window)
 
 
+class WholeChunks(NamedTuple):
+    """A backend's form of what whole chunks need: the tokens' shares, the weights at the chunks' starts, which follow
+    one another, and all readings, at once; as `shares_of_tokens`, `scan` and `read`."""
+
+    shares: Callable
+    scan: Callable
+    read: Callable
+
+
 def whole_chunks(
-    part: Piece, chunk: int, orthogonalise: bool, learned: Tensor, scan: Callable, read: Callable, *carried: Tensor
+    part: Piece, chunk: int, orthogonalise: bool, learned: Tensor, form: WholeChunks, *carried: Tensor
 ) -> tuple[Tensor, ...]:
-    """(output, *state) after whole chunks, from the state at the start of one. The weights at the chunks' starts are
-    sequential and `scan`'s; all readings follow at once and are `read`'s."""
+    """(output, *state) after whole chunks, from the state at the start of one."""
     state = DeepMemoryState(*carried)
     span = state.window_rate.shape[1] + 1
     window = [x.transpose(1, 2) for x in (state.window_key, state.window_value, state.window_rate)]
@@ -152,7 +160,7 @@ def whole_chunks(
         parts = tuple(torch.cat((past.to(x.dtype), x), 2) for past, x in zip(window, parts, strict=True))
     key, value, rate_BHT = parts
     gates = [x if x is None else x.unflatten(-1, (-1, chunk)) for x in part[3:6]]
-    factors_BHnX = rate_BHT.unfold(-1, chunk + span - 1, chunk)
+    factors_BHnX = rate_BHT.unfold(-1, chunk + span - 1, chunk) if span > 1 else rate_BHT.unflatten(-1, (-1, chunk))
     fresh = alive = again = None
     if part.resets is not None:
         document = part.resets.cumsum(1)
@@ -166,15 +174,15 @@ def whole_chunks(
         gates = [x if x is None else x.masked_fill(~alive, 0.0) for x in gates]
         again = (document.unflatten(1, (-1, chunk)) != F.pad(last, (0, 0, 1, 0))[:, :-1]).flatten(1)
         rate_BHT = rate_BHT.masked_fill((all_documents != document[:, -1:])[:, None], 0.0)
-    shares = shares_of_tokens(Piece(part.query, part.key, part.value, *gates, None), alive, orthogonalise)
+    shares = form.shares(Piece(part.query, part.key, part.value, *gates, None), alive, orthogonalise)
     factors_BHnwX = factors_BHnX[..., None, :] * in_later_windows(shares.of_gradients, span)
-    starts_nBHPKE, weights, momentum = scan(
+    starts_nBHPKE, weights, momentum = form.scan(
         Chunks(key, value, factors_BHnwX, shares.momentum, shares.kept,
                shares.stepped if orthogonalise else shares.earlier, fresh, chunk),
         *(learned, state.weights, state.momentum, orthogonalise),
     )
     query = part.query.to(starts_nBHPKE.dtype)
-    output = read(starts_nBHPKE, query)
+    output = form.read(starts_nBHPKE, query)
     if again is not None:
         output = torch.where(again[:, None, :, None], answer(learned.to(query.dtype), query), output)
     kept = [x[:, :, x.shape[2] - span + 1 :].transpose(1, 2).to(weights.dtype) for x in (key, value, rate_BHT)]
@@ -245,15 +253,15 @@ class Shares(NamedTuple):
     """Of the earlier momentum in P; None is nothing."""
     kept: Tensor
     """Of the earlier P or p."""
-    stepped: Tensor
-    """What the piece's tokens add to p."""
+    stepped: Tensor | None
+    """What the piece's tokens add to p; None where updates are not orthogonalised."""
 
 
 def shares_of_tokens(piece: Piece, alive: Tensor | None, orthogonalise: bool) -> Shares:
     """The recursions of S, P and p over a piece, solved; dead tokens (`alive` false) have no share."""
     decayed = _after(piece.log_decay)
     counted = decayed if alive is None else decayed.masked_fill(~alive, 0.0)
-    stepped = (counted * piece.rate).sum(-1)
+    stepped = (counted * piece.rate).sum(-1) if orthogonalise else None
     kept = piece.log_decay.sum(-1).exp()
     if piece.log_momentum is None:
         in_momentum = torch.zeros_like(counted)

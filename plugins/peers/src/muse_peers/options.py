@@ -196,6 +196,25 @@ class Mamba3Options(StateSpaceOptions):
         yield from indivisible_heads(recipe, self)
 
 
+@frozen(kw_only=True)
+class RgLruOptions:
+    """The recurrent block of Griffin (De and others 2024): a gated short convolution and, behind it, a diagonal
+    recurrence with gates of the token."""
+
+    expand: float = field(default=4 / 3, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width R inside, as a multiple of the model's, rounded to a multiple of the heads."""
+    heads: int = field(default=8, validator=HEADS)
+    """Blocks of the matrices that make the gates."""
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(64)])
+    """Tokens that the short convolution spans."""
+    recurrence: bool = True
+    """False leaves the gated convolution alone, the control of what the recurrence adds."""
+
+    def inner(self, width: int) -> int:
+        """R for a model of this width."""
+        return self.heads * max(1, round(self.expand * width / self.heads))
+
+
 def indivisible_heads(recipe: Any, options: StateSpaceOptions) -> Iterable[str]:
     """What is wrong where the width of a head does not divide that of all."""
     width = getattr(recipe.model.options, "width", None)

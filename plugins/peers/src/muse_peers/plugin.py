@@ -6,7 +6,20 @@ from collections.abc import Iterable
 
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
-from muse_peers.options import GatedDeltaNetOptions, GlaOptions, KdaOptions, Mamba2Options, Mamba3Options, Rwkv7Options
+from muse_peers.options import (
+    GatedDeltaNetOptions,
+    GlaOptions,
+    KdaOptions,
+    Mamba2Options,
+    Mamba3Options,
+    RgLruOptions,
+    Rwkv7Options,
+)
+
+
+@hookimpl
+def muse_layers() -> Iterable[Component]:
+    yield Component("rg-lru", options=RgLruOptions, implementation="muse_peers.rg_lru:RgLru")
 
 
 @hookimpl

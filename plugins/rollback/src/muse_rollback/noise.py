@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from attrs import field, validators
 
 SMOOTH = 101
 """Recorded rows whose running median is the level of a recorded run."""
@@ -25,17 +26,18 @@ class Noise:
     """Nats at step 0."""
     last: float = 1.4
     """Nats in the end."""
-    scale: float = 60.0
+    scale: float = field(default=60.0, validator=validators.gt(0.0))
     """Steps."""
     power: float = 0.7
-    batch: float = 0.08
+    batch: float = field(default=0.08, validator=validators.ge(0.0))
     """Standard deviation of one batch's loss, in nats."""
-    degrees: float = 4.0
-    text: float = 0.02
+    degrees: float = field(default=4.0, validator=validators.gt(2.0))
+    """Of freedom; with two or fewer the variance is infinite."""
+    text: float = field(default=0.02, validator=validators.ge(0.0))
     """Standard deviation of the slow part, in nats."""
-    memory: float = 0.98
+    memory: float = field(default=0.98, validator=[validators.ge(0.0), validators.le(1.0)])
     """Share of the slow parts that survives a step."""
-    canary: float = 0.006
+    canary: float = field(default=0.006, validator=validators.ge(0.0))
     """Standard deviation of the canary's loss about its level, in nats."""
 
     def losses(self, steps: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

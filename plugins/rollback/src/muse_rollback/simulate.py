@@ -126,7 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for field in attrs.fields(Noise):
         parser.add_argument(f"--noise-{field.name}", type=float, default=field.default, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    noise = Noise(**{field.name: getattr(chosen, f"noise_{field.name}") for field in attrs.fields(Noise)})
+    try:
+        noise = Noise(**{field.name: getattr(chosen, f"noise_{field.name}") for field in attrs.fields(Noise)})
+    except ValueError as error:
+        parser.error(f"--noise-{error}")
     given = {} if chosen.warmup_steps is None else {"warmup_steps": chosen.warmup_steps}
     options = RollbackOptions(**given)
     random = np.random.default_rng(chosen.seed)

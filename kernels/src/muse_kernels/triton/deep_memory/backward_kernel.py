@@ -6,7 +6,8 @@ Of a chunk that starts from W and S, with G(W) its gradient, S' = m S + G, W' = 
 without Newton-Schulz W' = a W - b S - P(W), P of other factors, and P_bar = -W'_bar. What a token of factor f adds to
 <G, S'_bar>, with X = k A_bar, Y = k B_bar, Z = h C_bar^T of the three matrices' adjoints, is
     f (dh * r * s' . X + dh * s . Y + e . Z),   a = k A, r = k B, s = SiLU(a), h = s * r, e = k + h C^T - v, dh = e C,
-which `tile_back` differentiates by hand. Source: mathematics §3.
+which is differentiated by hand. The scan does of it what W_bar needs; `tokens_kernel` computes before it a, r, e and
+dh, and after it what else is asked of tokens and shares, for all chunks at once. Source: mathematics §3.
 """
 
 import triton
@@ -18,13 +19,14 @@ from .tiles import (
     SMALLEST_SQUARE,
     STEPS,
     THIRD,
+    activations,
+    added,
     fine,
+    loaded,
     polynomial,
     product,
     second_derivative,
-    taken,
-    tried,
-    within,
+    stored,
 )
 
 
@@ -55,252 +57,186 @@ def newton_schulz_back(s, upstream, steps, wide, squares, K: tl.constexpr, SIZE:
 
 
 @triton.jit
-def matrices_back(
-    i,
-    last,
-    anew,
-    row,
-    rows,
-    h,
+def matrix_back(
+    p,
+    upstream,
     own_shares,
-    own_to_shares,
-    starts,
-    learned,
-    current,
     momenta,
-    first_momentum,
-    to_starts,
-    after,
-    before,
     to_momentum,
-    narrow,
+    leading,
+    trailing,
     steps,
+    anew,
     wide,
     squares,
     K: tl.constexpr,
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
-    FRESH: tl.constexpr,
-    LAZY: tl.constexpr,
-    HALF: tl.constexpr,
 ):
-    """S'_bar complete in `to_momentum`, a W'_bar (and, but for fresh chunks, what is read) in `before`, and the
-    adjoints of the shares. Without Newton-Schulz S'_bar and W'_bar go rounded into `narrow`, too. `LAZY` leaves S_bar
-    of the later chunk, from its S'_bar and its W'_bar, which `before` still holds, to this one."""
+    """(a W'_bar, S'_bar, b_bar) of matrix p from its W'_bar `upstream`. S'_bar, completed, and W'_bar go to `leading`
+    and `trailing`; in `to_momentum` S_bar takes the place of S'_bar."""
     in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
-    later, later_lost = 1.0, 0.0
-    if LAZY:
-        if not last:
-            later, later_lost = tl.load(own_shares + 3), tl.load(own_shares + 5)
-    nothing = tl.zeros((K,), tl.float32)
-    to_in_momentum, to_in_weights, to_lost = nothing, nothing, nothing
-    for p in range(3):
-        place = p * SIZE + wide
-        upstream = tl.load(after + place)
-        adjoint = later * tl.load(to_momentum + place)
-        if LAZY and not ORTHOGONALISE:
-            if not last:
-                adjoint -= later_lost * tl.load(before + place)
-            tl.debug_barrier()  # what is loaded and what is stored there need not be the same threads'
-        w = tl.load(starts + (i * rows + row) * 3 * SIZE + place)
-        if FRESH:
-            if anew:
-                w = tl.load(learned + h * 3 * SIZE + place).to(HALF)
-            tl.store(current + row * 3 * SIZE + place, w)
-        w = w.to(tl.float32)
-        to_in_weights += tl.sum(upstream * w, 1)
-        if FRESH:
-            tl.store(before + place, in_weights * upstream)
-        else:
-            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-            tl.store(before + place, in_weights * upstream + read)
-        if ORTHOGONALISE:
-            s = tl.load(momenta + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-            x, direction = newton_schulz_back(s, -lost * upstream, steps, wide, squares, K, SIZE)
-            to_lost -= tl.sum(tl.load(after + place) * x, 1)
-            adjoint += direction
-        if i == 0:
-            s = tl.load(first_momentum + place)
-        else:
-            s = tl.load(momenta + ((i - 1) * rows + row) * 3 * SIZE + place).to(tl.float32)
-        s = tl.where(anew, 0.0, s)
-        if not ORTHOGONALISE:
-            to_lost -= tl.sum(upstream * s, 1)
-            tl.store(narrow + place, adjoint.to(HALF))
-            tl.store(narrow + 3 * SIZE + place, upstream.to(HALF))
-        to_in_momentum += tl.sum(adjoint * s, 1)
-        tl.store(to_momentum + place, adjoint)
-    tl.store(own_to_shares, tl.sum(to_in_momentum))
-    tl.store(own_to_shares + 1, tl.sum(to_in_weights))
-    tl.store(own_to_shares + 2, tl.sum(to_lost))
+    in_momentum, of_momentum = tl.where(anew, 0.0, tl.load(own_shares)), tl.where(anew, 0.0, lost)
+    place = p * SIZE + wide
+    adjoint = tl.load(to_momentum + place)
+    tl.store(trailing + place, upstream.to(trailing.dtype.element_ty))
+    to_lost = 0.0
+    if ORTHOGONALISE:
+        x, direction = newton_schulz_back(tl.load(momenta + place), -lost * upstream, steps, wide, squares, K, SIZE)
+        to_lost = -tl.sum(upstream * x)
+        adjoint += direction
+        earlier = in_momentum * adjoint
+    else:
+        earlier = in_momentum * adjoint - of_momentum * upstream
+    tl.store(leading + place, adjoint.to(leading.dtype.element_ty))
+    tl.store(to_momentum + place, earlier)
+    return in_weights * upstream, adjoint, to_lost
 
 
 @triton.jit
-def earlier_back(
-    i,
-    anew,
-    row,
-    rows,
+def matrix_begun(p, whole, to_learned, to_starts, anew, wide, SIZE: tl.constexpr, FRESH: tl.constexpr):
+    """W_bar of matrix p: what its chunk's training asks, but for a fresh chunk, where that is the learned weights';
+    and what its reading asks."""
+    place = p * SIZE + wide
+    if FRESH:
+        found = tl.load(to_learned + place)
+        tl.store(to_learned + place, tl.where(anew, found + whole, found))
+        whole = tl.where(anew, 0.0, whole)
+    return whole + tl.load(to_starts + place).to(tl.float32)
+
+
+@triton.jit
+def pair(
+    p,
+    w,
     own_shares,
-    to_starts,
-    to_learned,
-    after,
-    before,
     to_momentum,
+    leading,
+    trailing,
+    anew,
     wide,
     SIZE: tl.constexpr,
-    ORTHOGONALISE: tl.constexpr,
-    FRESH: tl.constexpr,
-):
-    """The adjoints of W and S before the chunk; of a fresh one those of the learned weights, and nothing of S."""
-    in_momentum, lost = tl.load(own_shares), tl.load(own_shares + 2)
-    for p in range(3):
-        place = p * SIZE + wide
-        adjoint = in_momentum * tl.load(to_momentum + place)
-        if not ORTHOGONALISE:
-            adjoint -= lost * tl.load(after + place)
-        if FRESH:
-            read = tl.load(to_starts + (i * rows + row) * 3 * SIZE + place).to(tl.float32)
-            whole = tl.load(before + place)
-            adjoint = tl.where(anew, 0.0, adjoint)
-            found = tl.load(to_learned + place)
-            tl.store(to_learned + place, tl.where(anew, found + whole, found))
-            whole = tl.where(anew, 0.0, whole)
-            tl.store(before + place, whole + read)
-        tl.store(to_momentum + place, adjoint)
-
-
-@triton.jit
-def asked(
-    of,
-    factor,
-    k,
-    hidden,
-    error,
-    to_opening,
-    to_raised,
-    wide,
-    tall,
-    SIZE: tl.constexpr,
-    FINE: tl.constexpr,
+    DIRECT: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """What adjoints `of` the three matrices ask of each token: the factor's adjoint, the factor times X, Y and Z, and
-    what they leave for k and h."""
-    x = within(k, tl.load(of + wide), FINE, HALF)
-    y = within(k, tl.load(of + SIZE + wide), FINE, HALF)
-    z = within(hidden, tl.load(of + 2 * SIZE + tall), FINE, HALF)
-    to_factor = tl.sum(to_opening * x + to_raised * y, 1) + tl.sum(error * z, 1)
-    factor = factor[:, None]
-    x, y, z = x * factor, y * factor, z * factor
-    to_k = within(to_opening * factor, tl.load(of + tall), FINE, HALF)
-    to_k += within(to_raised * factor, tl.load(of + SIZE + tall), FINE, HALF)
-    to_h = within(error * factor, tl.load(of + 2 * SIZE + wide), FINE, HALF)
-    return to_factor, (x, y, z), to_k, to_h
+    """S'_bar and W'_bar of matrix p as products take them, behind the matrix itself: what `matrix_back` left, or with
+    `DIRECT` its call."""
+    if DIRECT:
+        upstream = w.to(HALF)
+        w, adjoint, _ = matrix_back(
+            p, w, own_shares, to_momentum, to_momentum, leading, trailing, to_momentum, anew, wide, wide, 1, SIZE, False
+        )
+        adjoint = adjoint.to(HALF)
+    else:
+        adjoint, upstream = tl.load(leading + p * SIZE + wide), tl.load(trailing + p * SIZE + wide)
+    return w, adjoint, upstream
 
 
 @triton.jit
 def tile_back(
     at,
-    inside,
-    factors,
-    to_factors,
+    here,
+    gate,
+    up,
+    down,
     key,
-    value,
-    weights,
+    key_t,
+    factors,
+    used,
+    own_shares,
+    to_momentum,
     leading,
     trailing,
-    before,
-    to_key,
-    to_value,
-    heads,
-    key_t,
-    value_t,
+    layers,
+    errors,
+    of_errors,
+    anew,
     ks,
+    es,
     wide,
-    tall,
-    C: tl.constexpr,
     X: tl.constexpr,
     K: tl.constexpr,
-    SIZE: tl.constexpr,
+    E: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
+    DIRECT: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """The adjoints of a tile's keys, values and factors, and in `before` what its gradients add to W_bar."""
-    k, kt, v = taken(key, value, at, inside, ks, key_t, value_t)
-    f = tl.load(factors, mask=inside, other=0.0)
-    error, layer, adjoints = tried(k, v, weights, wide, tall, SIZE, HALF)
-    opening, raised, hidden, silu, slope = layer
-    to_hidden, to_opening, to_raised = adjoints
-    to_f, through, to_k, to_h = asked(
-        leading, f, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, ORTHOGONALISE, HALF
-    )
-    tl.store(to_factors, to_f, mask=inside)
-    through_gate, through_up, through_down = through
-    if not ORTHOGONALISE:
-        g = -tl.load(factors + X, mask=inside, other=0.0)
-        to_g, more, more_to_k, more_to_h = asked(
-            trailing, g, k, hidden, error, to_opening, to_raised, wide, tall, SIZE, False, HALF
-        )
-        tl.store(to_factors + X, -to_g, mask=inside)
-        through_gate, through_up, through_down = through_gate + more[0], through_up + more[1], through_down + more[2]
-        to_k, to_h = to_k + more_to_k, to_h + more_to_h
+    """The three matrices' W_bar with what a tile's gradients add; the adjoints of k A and k B take the place of these
+    in `layers`, that of e goes to `of_errors`. A token outside has k = e = 0 and no factor: it adds nothing."""
+    SIZE: tl.constexpr = K * E
+    inside = here < X
+    kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
+    k = tl.load(key + at[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
+    f = tl.load(factors + here, mask=inside, other=0.0)[:, None]
+    place_of_layers = layers + here[:, None] * E + es[None, :]
+    opening = tl.load(place_of_layers, mask=inside[:, None], other=0.0).to(tl.float32)
+    raised = tl.load(place_of_layers + X * E, mask=inside[:, None], other=0.0).to(tl.float32)
+    to_hidden = tl.load(place_of_layers + 2 * X * E, mask=inside[:, None], other=0.0).to(tl.float32)
+    place_of_errors = here[:, None] * K + ks[None, :]
+    error = tl.load(errors + place_of_errors, mask=inside[:, None], other=0.0)
+    error_t = tl.load(errors + here[None, :] * K + ks[:, None], mask=inside[None, :], other=0.0)
+    hidden = tl.load(place_of_layers + 3 * X * E, mask=inside[:, None], other=0.0)
+    _, silu, slope = activations(opening, raised)
+    if ORTHOGONALISE:
+        through_gate = f * fine(k.to(tl.float32), tl.load(leading + wide))
+        through_up = f * fine(k.to(tl.float32), tl.load(leading + SIZE + wide))
+        of_down = tl.load(leading + 2 * SIZE + wide)
+        of_error = f * fine(hidden, tl.trans(of_down))
+        to_h = f * fine(error, of_down)
+    else:
+        g = tl.load(factors + X + here, mask=inside, other=0.0)[:, None]
+        gate, s, w = pair(0, gate, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        through_gate = f * product(k, s, HALF) - g * product(k, w, HALF)
+        up, s, w = pair(1, up, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        through_up = f * product(k, s, HALF) - g * product(k, w, HALF)
+        down, s, w = pair(2, down, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        of_error = f * product(hidden, tl.trans(s), HALF) - g * product(hidden, tl.trans(w), HALF)
+        to_h = f * product(error, s, HALF) - g * product(error, w, HALF)
     # Backwards: dh, then e, then h, then the pre-activations.
     of_hidden = through_gate * raised * slope + through_up * silu
-    of_error = through_down + product(of_hidden, tl.load(weights + 2 * SIZE + tall), HALF)
-    to_h += product(of_error, tl.load(weights + 2 * SIZE + wide), HALF)
+    own_down = tl.load(used + 2 * SIZE + wide)
+    of_error += product(of_hidden, tl.trans(own_down), HALF)
+    to_h += product(of_error, own_down, HALF)
     of_raised = through_gate * to_hidden * slope + to_h * silu
     of_opening = through_gate * to_hidden * raised * second_derivative(opening)
     of_opening += through_up * to_hidden * slope + to_h * raised * slope
-    to_k += of_error + product(of_opening, tl.load(weights + tall), HALF)
-    to_k += product(of_raised, tl.load(weights + SIZE + tall), HALF)
-    # Masked tokens have k = v = 0 and so e = 0 and no factor: they add nothing below.
-    place = before + wide
-    tl.store(place, tl.load(place) + product(kt, of_opening, HALF))
-    place = before + SIZE + wide
-    tl.store(place, tl.load(place) + product(kt, of_raised, HALF))
-    place = before + 2 * SIZE + wide
-    more_down = product(tl.trans(error), of_hidden, HALF)
-    more_down += product(tl.trans(of_error), hidden, HALF)
-    tl.store(place, tl.load(place) + more_down)
-    place = at[:, None] * heads * K + ks[None, :]
-    if X > C:
-        to_k += tl.load(to_key + place, mask=inside[:, None], other=0.0).to(tl.float32)
-        of_error -= tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
-    tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
+    tl.store(of_errors + place_of_errors, of_error.to(of_errors.dtype.element_ty), mask=inside[:, None])
+    tl.store(place_of_layers, of_opening.to(layers.dtype.element_ty), mask=inside[:, None])
+    tl.store(place_of_layers + X * E, of_raised.to(layers.dtype.element_ty), mask=inside[:, None])
+    gate = added(gate, kt, of_opening, HALF)
+    up = added(up, kt, of_raised, HALF)
+    if ORTHOGONALISE:
+        down += product(error_t, of_hidden, HALF)
+    else:
+        down = added(down, error_t, of_hidden, HALF)
+    down += product(tl.trans(of_error), hidden, HALF)
+    return gate, up, down
 
 
 @triton.jit
 def scan_back_kernel(
     key,
-    value,
     factors,
     shares,
     fresh,
-    learned,
-    starts,
+    used,
     momenta,
-    first_momentum,
     to_starts,
     to_weights,
     to_momentum,
     to_learned,
-    narrow,
+    leading,
+    trailing,
     steps,
-    to_key,
-    to_value,
-    to_factors,
+    layers,
+    errors,
+    of_errors,
     to_shares,
-    current,
     heads,
     chunks,
     key_b,
     key_h,
     key_t,
-    value_b,
-    value_h,
-    value_t,
     C: tl.constexpr,
     X: tl.constexpr,
     K: tl.constexpr,
@@ -309,72 +245,70 @@ def scan_back_kernel(
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """`to_weights` holds two slots of all rows, the adjoint after the last chunk in the first, that before the first
-    chunk at the end in slot n modulo 2. `to_key`, `to_value` (B, X - C + n C, H, K) are summed into where X > C."""
-    HALF: tl.constexpr = starts.dtype.element_ty
+    """`to_weights` and `to_momentum` (B, H, 3, K, E), the adjoints after the last chunk, become those before the
+    first."""
+    HALF: tl.constexpr = used.dtype.element_ty
     SIZE: tl.constexpr = K * E
-    LAZY: tl.constexpr = not FRESH
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
+    DIRECT: tl.constexpr = X <= T and not ORTHOGONALISE  # one tile's products take matrices from registers
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0).to(tl.int64)
     b, h = row // heads, row % heads
     ks, es, ts = tl.arange(0, K), tl.arange(0, E), tl.arange(0, T)
     wide = ks[:, None] * E + es[None, :]
-    tall = es[:, None] + ks[None, :] * E
+    squares = ks[:, None] * K + ks[None, :]
+    to_weights += row * 3 * SIZE
     to_momentum += row * 3 * SIZE
     to_learned += row * 3 * SIZE
-    first_momentum += row * 3 * SIZE
-    narrow += row * 6 * SIZE
     steps += row * STEPS * (SIZE + 2 * K * K)
-    squares = ks[:, None] * K + ks[None, :]
     key += b * key_b + h * key_h
-    value += b * value_b + h * value_h
-    to_key += (b * (X - C + chunks * C) * heads + h) * K
-    to_value += (b * (X - C + chunks * C) * heads + h) * K
+    gate, up, down = loaded(to_weights, wide, SIZE)
     for turn in range(chunks):
         i = chunks - 1 - turn
-        after = to_weights + ((turn % 2) * rows + row) * 3 * SIZE
-        before = to_weights + (((turn + 1) % 2) * rows + row) * 3 * SIZE
         anew = i < 0
         if FRESH:
             anew = tl.load(fresh + b * chunks + i) != 0
         own_shares = shares + (row * chunks + i) * 3
-        matrices_back(
-            i, turn == 0, anew, row, rows, h, own_shares, to_shares + (row * chunks + i) * 3, starts, learned, current,
-            momenta, first_momentum, to_starts, after, before, to_momentum, narrow, steps, wide, squares, K,
-            SIZE, ORTHOGONALISE, FRESH, LAZY, HALF,
-        )  # fmt: skip
-        tl.debug_barrier()
-        slot = starts + (i * rows + row) * 3 * SIZE
-        if FRESH:
-            slot = current + row * 3 * SIZE
-        # S'_bar and W'_bar as products take them.
-        leading, trailing = to_momentum, after
-        if not ORTHOGONALISE:
-            leading, trailing = narrow, narrow + 3 * SIZE
-        own_factors = factors + (row * chunks + i) * WAYS * X
-        to_own_factors = to_factors + (row * chunks + i) * WAYS * X
+        own = i * rows + row
+        of = own * 3 * SIZE
+        if ORTHOGONALISE:
+            stored(to_weights, gate, up, down, wide, SIZE)
+            tl.debug_barrier()
+            to_lost = 0.0
+            for p in range(3):  # one at a time, for Newton-Schulz takes the registers
+                before, _, lost = matrix_back(
+                    p, tl.load(to_weights + p * SIZE + wide), own_shares, momenta + of, to_momentum, leading + of,
+                    trailing + of, steps, anew, wide, squares, K, SIZE, True,
+                )  # fmt: skip
+                tl.store(to_weights + p * SIZE + wide, before)
+                to_lost += lost
+            tl.store(to_shares + (row * chunks + i) * 3 + 2, to_lost)
+            tl.debug_barrier()
+            gate, up, down = loaded(to_weights, wide, SIZE)
+        elif not DIRECT:
+            gate, _, _ = matrix_back(
+                0, gate, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                K, SIZE, False,
+            )  # fmt: skip
+            up, _, _ = matrix_back(
+                1, up, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                K, SIZE, False,
+            )  # fmt: skip
+            down, _, _ = matrix_back(
+                2, down, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                K, SIZE, False,
+            )  # fmt: skip
+        if not DIRECT:
+            tl.debug_barrier()  # what is stored above is loaded by other threads below
         for first in range(0, X, T):
             here = first + ts
-            inside = here < X
-            at = (i * C + here).to(tl.int64)
-            tile_back(
-                at, inside, own_factors + here, to_own_factors + here, key, value, slot, leading, trailing, before,
-                to_key, to_value, heads, key_t, value_t, ks, wide, tall, C, X, K, SIZE, ORTHOGONALISE, HALF,
+            gate, up, down = tile_back(
+                (i * C + here).to(tl.int64), here, gate, up, down, key, key_t, factors + (row * chunks + i) * WAYS * X,
+                used + of, own_shares, to_momentum, leading + of, trailing + of, layers + own * 4 * X * E,
+                errors + own * X * K, of_errors + own * X * K, anew, ks, es, wide, X, K, E, ORTHOGONALISE, DIRECT, HALF,
             )  # fmt: skip
-            tl.debug_barrier()
-        if not LAZY:
-            earlier_back(
-                i, anew, row, rows, own_shares, to_starts, to_learned, after, before, to_momentum, wide, SIZE,
-                ORTHOGONALISE, FRESH,
-            )  # fmt: skip
+        gate = matrix_begun(0, gate, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
+        up = matrix_begun(1, up, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
+        down = matrix_begun(2, down, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
         tl.debug_barrier()
-    if LAZY:
-        share, lost = tl.load(shares + row * chunks * 3), tl.load(shares + row * chunks * 3 + 2)
-        after = to_weights + (((chunks - 1) % 2) * rows + row) * 3 * SIZE
-        for p in range(3):
-            place = p * SIZE + wide
-            adjoint = share * tl.load(to_momentum + place)
-            if not ORTHOGONALISE:
-                adjoint -= lost * tl.load(after + place)
-            tl.store(to_momentum + place, adjoint)
+    stored(to_weights, gate, up, down, wide, SIZE)

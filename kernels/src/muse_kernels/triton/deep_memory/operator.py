@@ -5,14 +5,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...deep_memory_arguments import DeepMemoryCall, DeepMemoryLayout, DeepMemoryState, checked
 from ...refusals import deep_memory_sizes
-from ...torch.deep_memory import Chunks, by_chunks
+from ...torch.deep_memory import Chunks, WholeChunks, by_chunks
 from ..memory import unit_last_stride
 from .backward_kernel import scan_back_kernel
 from .forward_kernel import scan_kernel
 from .reading import read
+from .shares import shares
+from .tokens_kernel import tokens_back_kernel, trials_kernel
 
 
 class Launch(NamedTuple):
@@ -22,7 +25,8 @@ class Launch(NamedTuple):
     warps: int
 
 
-FORWARD, BACKWARD = Launch(32, 8), Launch(32, 8)
+FORWARD, BACKWARD, TOKENS = Launch(32, 8), Launch(16, 8), Launch(16, 4)
+"""Of both scans, and of what goes over all chunks at once."""
 
 
 @checked
@@ -35,7 +39,7 @@ def deep_memory(call: DeepMemoryCall, layout: DeepMemoryLayout) -> tuple[Tensor,
     reason = deep_memory_sizes({"key": layout.key_width, "hidden": layout.hidden, "matrices": layout.matrices})
     if reason:
         raise ValueError(f"deep_memory: {reason}; use backend torch")
-    return by_chunks(call, layout, scan, read, layout.output_dtype)
+    return by_chunks(call, layout, WholeChunks(shares, scan, read), layout.output_dtype)
 
 
 def scan(
@@ -43,8 +47,8 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.torch.deep_memory.scan`, the starts in the keys' dtype."""
     zeros = torch.zeros_like(chunks.kept)
-    shares = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
-    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(shares, -1), learned, weights, momentum)
+    of_states = [zeros if x is None else x for x in (chunks.momentum, chunks.kept, chunks.subtracted)]
+    inputs = (chunks.key, chunks.value, chunks.factors, torch.stack(of_states, -1), learned, weights, momentum)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return _forward(*inputs, chunks.fresh, chunks.chunk, orthogonalise, keep)[:3]
 
@@ -75,7 +79,7 @@ def _forward(
             scan_kernel[(batch * heads,)](
                 *(key, value, factors, shares, fresh, learned, weights, momentum, starts, momenta, current),
                 *(heads, number, *key.stride()[:3], *value.stride()[:3]),
-                **_sizes(chunk, size, learned, FORWARD, key.dtype),
+                **_sizes(chunk, size, learned, FORWARD),
                 ORTHOGONALISE=orthogonalise,
                 FRESH=fresh is not None,
                 KEEP=keep,
@@ -116,33 +120,54 @@ def _backward(
     """Adjoints of the first seven inputs of `_forward`; of keys and values (B, N, H, K), as layers lay them out."""
     key, value, factors, shares, fresh, learned = _given(key, value, factors, shares, fresh, learned)
     batch, heads, number, _, size = factors.shape
-    both = torch.stack((to_weights, torch.empty_like(to_weights)))
-    to_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
-    to_learned = torch.zeros_like(both[0] if fresh is not None else both[0, :0])
-    overlap = size > chunk
-    shape, dtype = (batch, key.shape[2], heads, key.shape[3]), torch.float32 if overlap else key.dtype
-    to_key, to_value = (
-        (torch.zeros if overlap else torch.empty)(shape, dtype=dtype, device=key.device) for _ in range(2)
-    )
+    rows, (key_width, hidden) = batch * heads, learned.shape[2:]
+    used, to_learned = starts, to_weights.new_empty(0)
+    if fresh is not None:
+        used = torch.where(fresh.bool().t()[:, :, None, None, None, None], learned.to(starts.dtype), starts)
+        to_learned = torch.zeros_like(to_weights, memory_format=torch.contiguous_format)
+    to_weights, to_momentum = (x.clone(memory_format=torch.contiguous_format) for x in (to_weights, to_momentum))
+    # Newton-Schulz multiplies the errors of what goes into it.
+    exact = to_weights.dtype if orthogonalise else key.dtype
+    layers = key.new_empty((number, rows, 4, size, hidden), dtype=exact)
+    errors, of_errors = (key.new_empty((number, rows, size, key_width), dtype=exact) for _ in range(2))
+    leading, trailing = torch.empty_like(starts, dtype=exact), torch.empty_like(starts)
+    steps = to_weights.new_empty((rows, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else 0)
+    shape, summed = (batch, number, size, heads, key_width), torch.float32 if size > chunk else key.dtype
+    to_key, to_value = (key.new_empty(shape, dtype=summed) for _ in range(2))
     to_factors, to_shares = torch.empty_like(factors), torch.empty_like(shares)
-    key_width, hidden = learned.shape[2:]
-    kept = (batch * heads, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else (0,)
-    steps = first_momentum.new_empty(kept)
-    current = key.new_empty(both.shape[1:] if fresh is not None else 0)
-    narrow = key.new_empty(0 if orthogonalise else both.shape)
     if starts.numel():
+        strides, of_values = key.stride()[:3], value.stride()[:3]
+        flags = {"ORTHOGONALISE": orthogonalise, "FRESH": fresh is not None}
         with torch.cuda.device_of(key):
-            scan_back_kernel[(batch * heads,)](
-                *(key, value, factors, shares, fresh, learned, starts, momenta, first_momentum.contiguous()),
-                *(to_starts.contiguous(), both, to_momentum, to_learned, narrow, steps),
-                *(to_key, to_value, to_factors, to_shares, current, heads, number),
-                *(*key.stride()[:3], *value.stride()[:3]),
-                **_sizes(chunk, size, learned, BACKWARD, key.dtype),
-                ORTHOGONALISE=orthogonalise,
-                FRESH=fresh is not None,
+            trials_kernel[(number * rows,)](
+                *(key, value, used, layers, errors, rows, heads, *strides, *of_values),
+                **_sizes(chunk, size, learned, TOKENS),
             )
-    to_key, to_value = to_key.to(key.dtype), to_value.to(value.dtype)
-    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), both[number % 2].clone(), to_momentum
+            scan_back_kernel[(rows,)](
+                *(key, factors, shares, fresh, used, momenta, to_starts.contiguous(), to_weights, to_momentum),
+                *(to_learned, leading, trailing, steps, layers, errors, of_errors, to_shares, heads, number, *strides),
+                **_sizes(chunk, size, learned, BACKWARD),
+                **flags,
+            )
+            tokens_back_kernel[(number * rows,)](
+                *(key, factors, fresh, used, momenta, first_momentum.contiguous(), leading, trailing, layers, errors),
+                *(of_errors, to_key, to_value, to_factors, to_shares, rows, heads, number, *strides),
+                **_sizes(chunk, size, learned, TOKENS),
+                **flags,
+            )
+    to_key, to_value = (_tokens_of_chunks(x, chunk).to(key.dtype) for x in (to_key, to_value))
+    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), to_weights, to_momentum
+
+
+def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
+    """(B, X - C + n C, ...) of (B, n, X, ...), tokens that several chunks have summed."""
+    size, further = x.shape[2], -(-x.shape[2] // chunk) - 1
+    found = F.pad(x[:, :, :chunk].flatten(1, 2), (0, 0, 0, 0, 0, further * chunk))
+    for shift in range(chunk, size, chunk):
+        more = x[:, :, shift : shift + chunk]
+        later = found[:, shift : shift + x.shape[1] * chunk].unflatten(1, (-1, chunk))
+        later[:, :, : more.shape[2]] += more
+    return found[:, : found.shape[1] - further * chunk + size - chunk]
 
 
 @_backward.register_fake
@@ -179,7 +204,7 @@ def _gradients(ctx, to_starts, to_weights, to_momentum, _):
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch, dtype: torch.dtype) -> dict:
+def _sizes(chunk: int, size: int, learned: Tensor, launch: Launch) -> dict:
     tokens = 16
     while tokens < min(size, launch.tokens):
         tokens *= 2

@@ -81,6 +81,16 @@ def product(x, y, HALF: tl.constexpr):
 
 
 @triton.jit
+def added(sums, x, y, HALF: tl.constexpr):
+    """sums + x y of an x of 64 rows at most that was loaded as it is, for `product` takes a computed one."""
+    if HALF == tl.float32:
+        sums += fine(x, y.to(HALF))
+    else:
+        sums = tl.dot(x, y.to(HALF), sums)
+    return sums
+
+
+@triton.jit
 def within(x, y, FINE: tl.constexpr, HALF: tl.constexpr):
     """`fine`, for what goes into or comes from Newton-Schulz, or `product`."""
     if FINE:
@@ -108,6 +118,20 @@ def newton_schulz(x):
 
 
 @triton.jit
+def loaded(place, wide, SIZE: tl.constexpr):
+    """Three matrices."""
+    return tl.load(place + wide), tl.load(place + SIZE + wide), tl.load(place + 2 * SIZE + wide)
+
+
+@triton.jit
+def stored(place, gate, up, down, wide, SIZE: tl.constexpr):
+    """Three matrices, to be loaded by `loaded`."""
+    tl.store(place + wide, gate)
+    tl.store(place + SIZE + wide, up)
+    tl.store(place + 2 * SIZE + wide, down)
+
+
+@triton.jit
 def activations(opening, raised):
     """Of the pre-activations: h, SiLU and its first derivative at `opening`."""
     share = tl.sigmoid(opening)
@@ -125,13 +149,12 @@ def taken(key, value, at, inside, ks, key_t, value_t):
 
 
 @triton.jit
-def tried(k, v, weights, wide, tall, SIZE: tl.constexpr, HALF: tl.constexpr):
+def tried(k, v, gate, up, down, HALF: tl.constexpr):
     """f(k) - v, the hidden layer with what its derivatives need, and the adjoints of it and of its pre-activations."""
-    opening = product(k, tl.load(weights + wide), HALF)
-    raised = product(k, tl.load(weights + SIZE + wide), HALF)
+    opening, raised = product(k, gate, HALF), product(k, up, HALF)
     hidden, silu, slope = activations(opening, raised)
-    error = k.to(tl.float32) + product(hidden, tl.load(weights + 2 * SIZE + tall), HALF) - v.to(tl.float32)
-    to_hidden = product(error, tl.load(weights + 2 * SIZE + wide), HALF)
+    error = k.to(tl.float32) + product(hidden, tl.trans(down), HALF) - v.to(tl.float32)
+    to_hidden = product(error, down, HALF)
     to_opening, to_raised = to_hidden * raised * slope, to_hidden * silu
     return error, (opening, raised, hidden, silu, slope), (to_hidden, to_opening, to_raised)
 
