@@ -126,7 +126,9 @@ def test_a_stream_goes_back_to_its_snapshot_bit_by_bit(model: Any) -> None:
         stream.restore(start)
 
 
-@pytest.mark.parametrize("top_k, expected", [(1, {1}), (2, {1, 3}), (3, {1, 2, 3}), (4, {0, 1, 2, 3}), (9, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    "top_k, expected", [(1, {1}), (2, {1, 3}), (3, {1, 2, 3}), (4, {0, 1, 2, 3}), (9, {0, 1, 2, 3})]
+)
 def test_top_k_draws_from_the_most_likely_alone(top_k: int, expected: set[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=torch.float64)
