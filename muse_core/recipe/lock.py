@@ -128,6 +128,8 @@ def used_distributions(checked: Checked) -> frozenset[str]:
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
     """The lock in a file. Raises RecipeError when it is not one."""
+    if Path(path).is_dir():
+        raise RecipeError(f"{path}: is a directory - name the lock in it: {Path(path) / 'muse.lock.toml'}")
     source = read_source(path)
     table = source.table
     if table.get("format") != FORMAT or not isinstance(table.get("recipe"), dict):

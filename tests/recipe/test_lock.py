@@ -45,6 +45,11 @@ def plugin(lock, name):
     return next(number for number, row in enumerate(lock.table["plugins"]) if row["name"] == name)
 
 
+def test_of_a_run_directory_the_lock_is_asked_for(tmp_path):
+    with pytest.raises(RecipeError, match="is a directory - name the lock in it: .*muse.lock.toml"):
+        read_lock(tmp_path)
+
+
 def test_a_difference_shows_the_beginning_of_a_digest():
     one, other, word = "0123456789ab" + "c" * 52, "f" * 64, "a word of " + "e" * 63
     assert str(Difference(what="digests.data", locked=one, here=repr(other))) == (
