@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.errors import StorageError
@@ -23,6 +23,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.disk import Disk, make_directory
 from muse_core.storage.run_directory import RunDirectory
+from tests.commands import called
 
 RECIPE = """\
 name = "tiny"
@@ -64,9 +65,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def invoke(*arguments: object) -> Result:
-    """The command in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+invoke = partial(called, main)
 
 
 def start(*arguments: object, before: str = "", **pipes: Any) -> subprocess.Popen[str]:
