@@ -255,6 +255,23 @@ def test_an_evaluation_that_was_due_at_a_kill_is_made_on_resume(recipe: Path, tm
     assert [row for row in read_rows(run / "metrics.jsonl") if row["event"] == "eval"] == again
 
 
+def test_a_run_that_goes_on_behind_a_new_architecture_tells_what_was_trained_before(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """As after a kill in the final evaluation: the last stage is done, and no stage that trains is begun again."""
+    (tmp_path / "second.toml").write_text(RECIPE)
+    run = tmp_path / "run"
+    recipe.write_text('stages = [{ use = "train" }, { use = "convert", to = "second.toml" }]\n' + RECIPE)
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    whole = json.loads((run / "summary.json").read_text())
+    assert (whole["steps"], whole["planned_steps"], whole["train_tokens"]) == (6, 6, 6 * 2 * 32)
+    (run / "summary.json").unlink()
+    resumed = invoke("--resume", run)
+    assert resumed.exit_code == 0 and "steps      6 of 6" in resumed.output, resumed.output
+    again = json.loads((run / "summary.json").read_text())
+    assert again | {"seconds": 0} == whole | {"seconds": 0}
+
+
 AT_THE_END = {
     "summary": ("from muse_core.training.run import Run as place", "_summary", 143),
     "report": ("import muse_core.cli.launch as place", "report_summary", 143),
