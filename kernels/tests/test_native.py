@@ -37,6 +37,10 @@ def test_without_a_compiler_torch_serves_and_the_reason_is_said(tmp_path):
     failing.chmod(0o755)
     said = asked(CC=str(failing), MUSE_KERNELS_CACHE=str(tmp_path))
     assert said == f"torch the C compiler {failing} failed: kernels.c: error: no"
+    failing.write_text('#!/bin/sh\nprintf "error: caf\\351\\n" >&2; exit 1\n')  # not UTF-8
+    assert "failed: error: caf" in asked(CC=str(failing), MUSE_KERNELS_CACHE=str(tmp_path))
+    assert asked(CC='cc "').startswith("torch CC cannot be read as a command line")
+    assert asked(CFLAGS="'-O0").startswith("torch CFLAGS cannot be read as a command line")
 
 
 def compiler(path: Path, does: str) -> str:

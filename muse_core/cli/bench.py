@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.errors import MuseError
+from muse_core.errors import RecipeError
 
 
 @click.group()
@@ -30,10 +30,11 @@ def kernels(json_file: Path | None, plot: Path | None, only: str | None) -> None
     """Times of the kernels beside the copy bandwidth of the same run, and beside peers where they are installed.
 
     A GPU is needed for all but --only cpu. Runs python -m muse_kernels.benchmarks: the core imports no kernels.
+    Exit codes: 0 done; 2 arguments, no GPU, or muse-kernels is missing.
     """
     given = {"--json": json_file, "--plot": plot, "--only": only}
     options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     with guarded():
         if find_spec("muse_kernels") is None:
-            raise MuseError("bench kernels: muse-kernels is not installed; pip install muse-kernels")
+            raise RecipeError("bench kernels: muse-kernels is not installed; pip install muse-kernels")
         raise SystemExit(subprocess.call([sys.executable, "-m", "muse_kernels.benchmarks", *options]))

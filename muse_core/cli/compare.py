@@ -138,7 +138,6 @@ def _work(
     measuring, folder = comparison.runs().measuring, comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(folder.resolve(), Disk(), "--output")
-    launch = begin_here if cluster is None else Cluster(cluster, folder / "jobs", job)
 
     def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
         Slots(
@@ -146,13 +145,14 @@ def _work(
             gpus=_named(gpus),
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
-            launch=launch,
+            launch=begin_here if jobs is None else jobs,
         ).work(
             lambda: [cell for cell in among() if not cell.settled()],
             lambda: write(compose(comparison.read.plan, comparison.runs()), folder),
         )
 
     try:
+        jobs = None if cluster is None else Cluster(cluster, folder / "jobs", job)
         if retry:
             comparison.forget_failures()
         with stop:  # so that runs are asked to save, and none is left behind

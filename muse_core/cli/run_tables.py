@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from muse_core.evaluation.references import MEANING
@@ -66,8 +67,18 @@ def _beside_counts(summary: dict[str, Any]) -> dict[str, str]:
     return {"baselines": f"{told} bits/byte"} if told else {}
 
 
+def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
+    """Nothing where no stage trained, as by ``muse compress --steps 0``."""
+    stopped = (
+        f" (stopped by train.max_seconds; go on with muse-run --resume {shown(run)})"
+        if summary["stopped_by_time"] else ""
+    )
+    told = {"steps": f"{summary['steps']:,} of {summary['planned_steps']:,}{stopped}"}
+    return told if summary["steps"] or stopped else {}
+
+
 def _speed(summary: dict[str, Any]) -> dict[str, str]:
-    """Nothing where nothing was trained, as by ``muse compress``."""
+    """Nothing where no stage trained."""
     seconds = summary["train_seconds"]
     told = f"{summary['tokens_per_second']:,.0f} tokens/s over {seconds:.1f} s of training"
     return {"speed": told} if seconds else {}
@@ -77,11 +88,7 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
     """The table of a finished run."""
     low, high = summary["held_out_interval"]
     rows = {
-        "steps": f"{summary['steps']:,} of {summary['planned_steps']:,}"
-        + (
-            f" (stopped by train.max_seconds; go on with muse-run --resume {shown(directory.path)})"
-            if summary["stopped_by_time"] else ""
-        ),
+        **_steps(summary, directory.path),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte (95 % {low:.4f} to {high:.4f}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         **_in_training(summary),

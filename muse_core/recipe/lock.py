@@ -46,7 +46,7 @@ class Difference:
 
 def _short(value: str) -> str:
     """A digest by its first twelve figures, as git shows commits."""
-    return f"{value[:12]}…" if re.fullmatch("[0-9a-f]{64}", value) else value
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", value)
 
 
 @attrs.frozen
@@ -128,6 +128,8 @@ def used_distributions(checked: Checked) -> frozenset[str]:
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
     """The lock in a file. Raises RecipeError when it is not one."""
+    if Path(path).is_dir():
+        raise RecipeError(f"{path}: is a directory - name the lock in it: {Path(path) / 'muse.lock.toml'}")
     source = read_source(path)
     table = source.table
     if table.get("format") != FORMAT or not isinstance(table.get("recipe"), dict):

@@ -45,15 +45,18 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
                 numbers.append((name, f"{value:,.4g}"))
         return numbers
     low, high = summary["held_out_interval"]
+    trained = [
+        ("steps", f"{summary['steps']:,} of {summary['planned_steps']:,}"),
+        ("training tokens", f"{summary['train_tokens']:,}"),
+        ("tokens per second", f"{summary['tokens_per_second']:,.0f}"),
+    ]
     return [
         *numbers,
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
         ("95 % interval", f"{low:.4f} to {high:.4f}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         ("parameters", f"{summary['parameters']:,}"),
-        ("steps", f"{summary['steps']:,} of {summary['planned_steps']:,}"),
-        ("training tokens", f"{summary['train_tokens']:,}"),
-        ("tokens per second", f"{summary['tokens_per_second']:,.0f}"),
+        *(trained if summary["steps"] else ()),
         ("rollbacks", str(summary["rollbacks"])),
         ("seed", str(summary["seed"])),
         ("device", f"{summary['device']}, {summary['precision']}"),

@@ -29,9 +29,11 @@ def adopt(
     weights: Mapping[str, Tensor],
     *,
     partial: bool = False,
+    trained: Mapping[str, int] | None = None,
 ) -> tuple[Setup, Path, Conversion | None]:
     """Build the recipe ``table`` with ``weights`` and keep both; returns it, its folder and, for a ``partial`` stage,
-    what became of each weight.
+    what became of each weight. ``trained``: what the stages before have done, for the summary of a run that goes on
+    here.
 
     The recipe is written last: only with it does a resumed run take the stage as finished. Raises RecipeError for a
     table that is not a recipe and StorageError for weights that do not fit it: all of them, or of a partial stage any.
@@ -47,14 +49,16 @@ def adopt(
     folder = directory.write(f"{inside}/{LOCK}", to_toml(lock_of(checked, made).table)).parent
     directory.write(f"{inside}/{TOKENIZER}", made.corpus.tokenizer.to_json())
     weights = gathered(made.model, setup.ranks.rank == 0)
-    start = Snapshot(step=0, model=weights, optimizer={}, state={}, json={"stage": number})
+    told = {"stage": number, "trained": dict(trained or {})}
+    start = Snapshot(step=0, model=weights, optimizer={}, state={}, json=told)
     Checkpoints(folder, disk=directory.disk, ranks=setup.ranks).commit(start, certified=True)
     directory.write(f"{inside}/recipe.toml", to_toml(checked.resolved))
     return made, folder, conversion
 
 
-def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | None:
-    """Number, setup and folder of the last finished stage that made an architecture; None when none did."""
+def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path, dict[str, int]] | None:
+    """Number, setup and folder of the last finished stage that made an architecture, and what was trained before it;
+    None when none did."""
     folder = newest_folder(directory.path)
     if folder == directory.path:
         return None
@@ -65,4 +69,4 @@ def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path] | N
         raise StorageError(f"{folder}: the checkpoints of this finished stage are gone - put them back from a copy, or "
                            "start again in another run directory")
     load_weights(made.model, found[1].model)
-    return stage_number(folder), made, folder
+    return stage_number(folder), made, folder, found[1].json.get("trained", {})

@@ -75,6 +75,14 @@ class Loop:
         """Whether the planned steps are done, or the objective has come to an end before."""
         return self.state.at.step >= self.recipe.train.steps or bool(getattr(self.state.objective, "finished", False))
 
+    def progress(self) -> dict[str, int]:
+        """Steps, and what of them counted, as ``summary.json`` has it."""
+        at = self.state.at
+        return {
+            "steps": at.step, "planned_steps": self.recipe.train.steps, "accepted_steps": at.accepted,
+            "train_tokens": at.tokens,
+        }
+
     def run(self) -> None:
         """Train from ``at`` to the planned number of steps, or until a stop is requested.
 

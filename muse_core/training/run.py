@@ -60,6 +60,9 @@ def determined(wanted: bool) -> Iterator[None]:
         ) from error
 
 
+NOTHING_TRAINED = {"steps": 0, "accepted_steps": 0, "train_tokens": 0}
+
+
 class Run:
     """One attempt at a run in its directory, which the caller holds locked."""
 
@@ -80,6 +83,8 @@ class Run:
         self.display = display
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
+        self.trained: dict[str, int] = {}
+        """``Loop.progress`` of the last stage that trained, in this attempt or before the present architecture."""
         self.started = time.monotonic()
         self.judge = Judge(setup)
 
@@ -180,6 +185,7 @@ class Run:
                     with contextlib.suppress(Exception):
                         loop.checkpoints.settle()
                     raise
+        self.trained = loop.progress()
         return loop
 
     def loop(self, number: int, use: Use, stage: Any, objective: Any, stop: Stop) -> Loop:
@@ -254,7 +260,7 @@ class Run:
         partial = getattr(stage, "partial", False)
         before = self._perplexity() if partial else math.nan
         self.setup, self.folder, conversion = adopt(
-            self.directory, self.setup, number, use.name, table, weights, partial=partial
+            self.directory, self.setup, number, use.name, table, weights, partial=partial, trained=self.trained
         )
         self.display.say(f"{use.name} made a new architecture: {self.folder}")
         if conversion is not None:
@@ -284,7 +290,7 @@ class Run:
         found = latest(self.directory, self.setup)
         if found is None:
             return 0
-        number, self.setup, self.folder = found
+        number, self.setup, self.folder, self.trained = found
         return number + 1
 
     def _ask(self, use: Use, question: Callable[[], Any]) -> Any:
@@ -344,7 +350,8 @@ class Run:
     def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:
         setup, recipe = self.setup, self.setup.recipe
         first = next(iter(measured.values()))
-        at = attrs.asdict(loop.state.at) if loop else {"step": 0, "accepted": 0, "tokens": 0, "seconds": 0.0}
+        trained = loop.progress() if loop else NOTHING_TRAINED | {"planned_steps": recipe.train.steps} | self.trained
+        seconds = loop.state.at.seconds if loop else self.so_far.seconds
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
@@ -357,13 +364,10 @@ class Run:
             "seed": recipe.seed,
             "parameters": sum(p.numel() for p in setup.model.parameters()),
             "active_parameters": active_parameters(setup.model),
-            "steps": at["step"],
-            "planned_steps": loop.recipe.train.steps if loop else recipe.train.steps,
+            **trained,
             "stopped_by_time": bool(loop and not loop.done),
-            "accepted_steps": at["accepted"],
-            "train_tokens": at["tokens"],
-            "train_seconds": at["seconds"],
-            "tokens_per_second": at["tokens"] / at["seconds"] if at["seconds"] else 0.0,
+            "train_seconds": seconds,
+            "tokens_per_second": trained["train_tokens"] / seconds if seconds else 0.0,
             "seconds": time.monotonic() - self.started,
             "held_out_split": recipe.evaluate.split,
             "held_out_loss": first.loss,
@@ -375,7 +379,7 @@ class Run:
             "held_out_accuracy": first.accuracy,
             **self.judge.references(recipe.evaluate.split).summary(first.loss),
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
-            "rollbacks": len(loop.incidents.known) if loop else 0,
+            "rollbacks": len(loop.incidents.known if loop else self.so_far.incidents),
             "device": str(setup.precision.device),
             "precision": setup.precision.dtype,
             "kernels": {key: chosen.backend for key, chosen in setup.kernels.selections.items()},

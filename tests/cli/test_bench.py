@@ -18,7 +18,7 @@ from muse_core.cli import muse
 def test_without_a_gpu_it_says_what_to_do():
     code = "from muse_core.cli import muse; muse(['bench', 'kernels'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "no CUDA device" in done.stderr and "--only cpu" in done.stderr
+    assert done.returncode == 2 and "no CUDA device" in done.stderr and "--only cpu" in done.stderr
 
 
 def test_options_reach_the_benchmarks(monkeypatch, tmp_path):
@@ -32,4 +32,4 @@ def test_options_reach_the_benchmarks(monkeypatch, tmp_path):
 def test_kernels_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     result = CliRunner().invoke(muse, ["bench", "kernels"])
-    assert result.exit_code != 0 and "pip install muse-kernels" in result.output
+    assert result.exit_code == 2 and "pip install muse-kernels" in result.output

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.errors import StorageError
@@ -23,6 +23,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.disk import Disk, make_directory
 from muse_core.storage.run_directory import RunDirectory
+from tests.commands import called
 
 RECIPE = """\
 name = "tiny"
@@ -64,9 +65,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def invoke(*arguments: object) -> Result:
-    """The command in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+invoke = partial(called, main)
 
 
 def start(*arguments: object, before: str = "", **pipes: Any) -> subprocess.Popen[str]:
@@ -254,6 +253,23 @@ def test_an_evaluation_that_was_due_at_a_kill_is_made_on_resume(recipe: Path, tm
     again = [row for row in read_rows(run / "metrics.jsonl") if row["event"] == "eval"]
     assert start("--resume", run).wait(120) == 0
     assert [row for row in read_rows(run / "metrics.jsonl") if row["event"] == "eval"] == again
+
+
+def test_a_run_that_goes_on_behind_a_new_architecture_tells_what_was_trained_before(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """As after a kill in the final evaluation: the last stage is done, and no stage that trains is begun again."""
+    (tmp_path / "second.toml").write_text(RECIPE)
+    run = tmp_path / "run"
+    recipe.write_text('stages = [{ use = "train" }, { use = "convert", to = "second.toml" }]\n' + RECIPE)
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    whole = json.loads((run / "summary.json").read_text())
+    assert (whole["steps"], whole["planned_steps"], whole["train_tokens"]) == (6, 6, 6 * 2 * 32)
+    (run / "summary.json").unlink()
+    resumed = invoke("--resume", run)
+    assert resumed.exit_code == 0 and "steps      6 of 6" in resumed.output, resumed.output
+    again = json.loads((run / "summary.json").read_text())
+    assert again | {"seconds": 0} == whole | {"seconds": 0}
 
 
 AT_THE_END = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
+from tests.commands import called
 
 RECIPE = """\
 name = "tiny"
@@ -40,8 +41,7 @@ def recipe(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return path
 
 
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+invoke = partial(called, main)
 
 
 def numbers(run: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from muse_core.cli.run_tables import kernel_rows, kernels_in_short
+from muse_core.cli.run_tables import _steps, kernel_rows, kernels_in_short
 from muse_core.recipe import read_recipe
 from muse_core.training.setup import Setup, set_up
 
@@ -55,3 +55,13 @@ def test_a_model_without_kernels_needs_none(tmp_path: Path) -> None:
     block = RECIPE[RECIPE.index("block = ["):RECIPE.index("\n\n[train]")]
     setup = made(tmp_path / "recipe.toml", RECIPE.replace(block, 'block = ["feed-forward"]'))
     assert kernels_in_short(setup) == kernel_rows(setup) == {"kernels": "none needed"}
+
+
+@pytest.mark.parametrize("steps, cut, said", [
+    (5, False, "5 of 9"), (5, True, "5 of 9 (stopped by train.max_seconds; go on with"), (0, False, None),
+    (0, True, "0 of 9 (stopped by"),
+])
+def test_steps_are_told_where_a_stage_trained(tmp_path: Path, steps: int, cut: bool, said: str | None) -> None:
+    summary = {"steps": steps, "planned_steps": 9, "stopped_by_time": cut}
+    told = _steps(summary, tmp_path)
+    assert (said is None and told == {}) or told["steps"].startswith(said)

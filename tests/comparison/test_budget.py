@@ -74,6 +74,13 @@ def test_steps_are_what_fits_into_the_seconds_at_the_speed_after_the_first_third
     }
 
 
+def test_steps_of_the_first_third_do_not_count(plan: Path, tmp_path: Path) -> None:
+    cell = measuring_cells(read_plan(plan), tmp_path / "out")[0]
+    compiling = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    measured(cell, [*compiling, (6, 4.1), (8, 4.2), (12, 4.4)])
+    assert seconds_a_step(cell.path) == pytest.approx(0.05), "four of seven rows are of kernels that compile"
+
+
 def test_a_measurement_without_rows_is_refused(plan: Path, tmp_path: Path) -> None:
     cell = measuring_cells(read_plan(plan), tmp_path / "out")[0]
     measured(cell, [(1, 1.0)])

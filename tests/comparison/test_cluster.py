@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import reported_cells
@@ -21,6 +20,7 @@ from muse_core.comparison.plan import read_plan
 from muse_core.comparison.slots import Slots
 from muse_core.errors import RecipeError
 from muse_core.training.stop import Stop
+from tests.commands import called
 from tests.comparison.conftest import tiny_recipe
 
 installed = pytest.mark.skipif(
@@ -47,8 +47,7 @@ def plan(tmp_path: Path) -> Path:
     return tmp_path / "p.toml"
 
 
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(compare, list(map(str, arguments)))
+call = partial(called, compare)
 
 
 @installed

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.compare import LEFT, compare
 from muse_core.comparison.cells import reported_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.slots import Slots
 from muse_core.training.stop import Stop
+from tests.commands import called
 from tests.comparison.conftest import tiny_recipe
 
 PLAN = """\
@@ -41,8 +42,7 @@ def plan(tmp_path: Path) -> Path:
     return tmp_path / "p.toml"
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(compare, [str(argument) for argument in arguments])
+call = partial(called, compare)
 
 
 def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan: Path, tmp_path: Path) -> None:

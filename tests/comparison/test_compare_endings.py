@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from muse_core.cli.compare import FAILED_RUNS, LEFT, compare
 from muse_core.comparison.cells import FAILED, reported_cells, tuning_cells
@@ -22,6 +22,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import Disk
+from tests.commands import called
 from tests.comparison.conftest import tiny_recipe
 
 PLAN = """\
@@ -44,8 +45,7 @@ def tuned(plan: Path, key: str, values: str) -> None:
     plan.write_text(f'{PLAN}[tune]\nkey = "{key}"\nvalues = {values}\n')
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(compare, [str(argument) for argument in arguments])
+call = partial(called, compare)
 
 
 def test_ctrl_c_at_a_terminal_saves_every_run(plan: Path, tmp_path: Path) -> None:

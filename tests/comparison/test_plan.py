@@ -157,9 +157,11 @@ def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:
     assert chosen_values(read.plan, sweep) == {"one": 2e-3, "other": 1e-3}
 
 
-def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_one", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0)], ids=["smallest", "largest"])
+def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path, of_one: tuple[float, ...]) -> None:
     read, out = read_plan(plan(PLAN.replace("[1e-3, 2e-3]", "[1e-3, 2e-3, 3e-3]"))), tmp_path / "out"
-    for cell, score in zip(tuning_cells(read, out), (1.0, 3.0, 2.0, 1.0, 3.0, 2.0)):
+    scores = (score for pair in zip(of_one, (3.0, 1.0, 2.0)) for score in pair)
+    for cell, score in zip(tuning_cells(read, out), scores, strict=True):
         finish(cell, score)
     report = compose(read.plan, Comparison(read, out).runs())
     assert report["at_the_edge"] == ["one"] and "widen the sweep" in markdown(report)

@@ -126,9 +126,11 @@ def test_a_stream_goes_back_to_its_snapshot_bit_by_bit(model: Any) -> None:
         stream.restore(start)
 
 
-def test_top_k_draws_from_the_most_likely_alone() -> None:
+@pytest.mark.parametrize(
+    "top_k, expected", [(1, {1}), (2, {1, 3}), (3, {1, 2, 3}), (4, {0, 1, 2, 3}), (9, {0, 1, 2, 3})]
+)
+def test_top_k_draws_from_the_most_likely_alone(top_k: int, expected: set[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=torch.float64)
-    rows = sample(scores.expand(60, -1), temperature=5.0, top_p=1.0, top_k=2, generators=[generator] * 60)
-    drawn = set(rows)
-    assert drawn == {1, 3}
+    rows = sample(scores.expand(60, -1), temperature=5.0, top_p=1.0, top_k=top_k, generators=[generator] * 60)
+    assert set(rows) == expected

@@ -11,7 +11,7 @@ from muse_core.model.kernels import BackendSelection
 from muse_core.plugins import load_plugins
 from muse_core.plugins.digest import distribution_digest, package_digest
 from muse_core.recipe import check_table, to_toml
-from muse_core.recipe.lock import Lock, differences, make_lock, read_lock, source_commit, used_distributions
+from muse_core.recipe.lock import Difference, Lock, differences, make_lock, read_lock, source_commit, used_distributions
 
 TABLE = {"name": "x", "seed": 3, "data": {"use": "pages"}, "model": {"block": ["wave"]}}
 
@@ -43,6 +43,19 @@ def changed(lock, *path, value):
 
 def plugin(lock, name):
     return next(number for number, row in enumerate(lock.table["plugins"]) if row["name"] == name)
+
+
+def test_of_a_run_directory_the_lock_is_asked_for(tmp_path):
+    with pytest.raises(RecipeError, match="is a directory - name the lock in it: .*muse.lock.toml"):
+        read_lock(tmp_path)
+
+
+def test_a_difference_shows_the_beginning_of_a_digest():
+    one, other, word = "0123456789ab" + "c" * 52, "f" * 64, "a word of " + "e" * 63
+    assert str(Difference(what="digests.data", locked=one, here=repr(other))) == (
+        "digests.data: the lock says 0123456789ab…, here it is 'ffffffffffff…'"
+    )
+    assert word in str(Difference(what="x", locked=word, here="3"))
 
 
 def test_a_lock_survives_its_file_and_gives_the_same_recipe(checked, tmp_path):

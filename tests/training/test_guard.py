@@ -58,6 +58,14 @@ def test_norm_below_the_limit_leaves_gradients_alone() -> None:
     assert torch.equal(made[0].grad, torch.tensor([0.3, 0.4]))
 
 
+def test_any_norm_above_the_limit_is_scaled_to_it_over_all_parameters_together() -> None:
+    for size in (1.001, 1.5, 40.0):
+        made = parameters(size * torch.tensor([0.6, 0.0]), size * torch.tensor([[0.8]]))
+        clip(made, size, 1.0)
+        assert numbers_of(made)["gradient_norm"].item() == pytest.approx(1.0, rel=1e-6)
+        torch.testing.assert_close(made[0].grad, torch.tensor([0.6, 0.0]))
+
+
 def test_no_gradients_and_empty_gradients_count_as_zero() -> None:
     assert numbers_of([nn.Parameter(torch.ones(2))])["gradient_norm"].item() == 0
     assert numbers_of(parameters(torch.zeros(0, 3)))["gradient_norm"].item() == 0

@@ -28,7 +28,7 @@ def library(precision: str) -> ctypes.CDLL:
     """The functions in "float32" or "float64". Compiled once for a source, a compiler with its flags and a processor,
     and kept in `folder()` under names that tell what is in them. Raises RuntimeError with the reason where that is not
     possible here."""
-    compiler, flags = find_compiler(), [*FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+    compiler, flags = find_compiler(), [*FLAGS, *_words("CFLAGS")]
     version = _run([*compiler, "--version"])
     sources = sorted(FOLDER.glob("*.c"))
     written = b"".join(path.read_bytes() for path in (*sources, *sorted(FOLDER.glob("*.h"))))
@@ -86,7 +86,7 @@ def folder() -> Path:
 def find_compiler() -> list[str]:
     """The command of the C compiler: CC, or the first of `COMPILERS` there is. Raises RuntimeError without one. CFLAGS
     are given to it after our own."""
-    named = shlex.split(os.environ.get("CC", ""))
+    named = _words("CC")
     if named:
         return named
     found = next((path for path in map(shutil.which, COMPILERS) if path), None)
@@ -95,9 +95,17 @@ def find_compiler() -> list[str]:
     return [found]
 
 
+def _words(variable: str) -> list[str]:
+    """An environment variable as a shell divides it. Raises RuntimeError for an open quotation."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise RuntimeError(f"{variable} cannot be read as a command line: {error}") from error
+
+
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"the C compiler {command[0]} could not be run: {error}") from error
     if done.returncode:

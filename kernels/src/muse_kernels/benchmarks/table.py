@@ -14,7 +14,7 @@ PARTS = ("resolvent", "fast_weights", "deep_memory", "trace_attention", "cpu")
 
 
 def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
-    """Measure and print; write the figures and the picture where asked. 1 where there is no GPU to measure."""
+    """Measure and print; write the figures and the picture where asked. 2 where there is no GPU to measure."""
     if only == "cpu":
         figures = {"versions": versions(), "cpu": cpu.measure()}
         _write(json_file, figures)
@@ -24,7 +24,7 @@ def run(*, json_file: Path | None, plot: Path | None, only: str | None) -> int:
             "no CUDA device: these figures are of a GPU, and there is none to measure; --only cpu measures the rest",
             file=sys.stderr,
         )
-        return 1
+        return 2
     figures = {"versions": versions(), "copy_bandwidth": copy_bandwidth()}
     print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
     print(f"device copy: {figures['copy_bandwidth'] / 1e12:.2f} TB/s")
