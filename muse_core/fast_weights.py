@@ -27,6 +27,9 @@ FEWEST_AT_ONCE = 8
 weights alone: on one CPU core a delta layer takes 0.7 to 1.2 times as long either way, on a GPU a call of the kernel is
 a launch and few periods fill it badly."""
 
+WIDEST = 128
+"""Columns of values that every kernel takes."""
+
 
 class Reading(NamedTuple):
     """What comes back."""
@@ -321,7 +324,14 @@ def over_parts(
     """Output (B, N, H, M) and final weights of ``kernel`` over the tokens of all processes, of which this has part
     ``rank``; ``gather`` gives what all have, (C, …). Every part tells what it adds to the weights and by what it
     multiplies them."""
-    output, final, carry = _from_zero(kernel, rule, writes, resets, read)
+    widths = [writes.value.shape[-1], writes.key.shape[-1]]
+    if rule == "hebbian" or sum(widths) > WIDEST:
+        output, final = kernel(*writes, rule=rule, resets=resets, read=read)
+        carry = _propagated(kernel, rule, writes, resets, read)
+    else:  # what concerns keys alone is computed once
+        both = _beside_identity(kernel, rule, writes, resets, read)
+        (output, query), (final, across) = (x.split(widths, dim=-1) for x in both)
+        carry = _Read(query, across)
     with torch.autocast(final.device.type, enabled=False):
         told = torch.cat((final.flatten(2), carry.final.reshape(*final.shape[:2], -1)), dim=-1)
         starts = [torch.zeros_like(final) if initial is None else initial.to(final.dtype)]
@@ -343,28 +353,24 @@ def _folded(x: Tensor, period: int) -> Tensor:
     return x.unflatten(1, (-1, period)).flatten(0, 1)
 
 
-def _from_zero(
-    kernel: Kernel, rule: str, writes: Writes, resets: Tensor | None, read: str
-) -> tuple[Tensor, Tensor, _Read]:
-    """Output and final weights from zero, and what ``_propagated`` finds. The delta rule's transition is found beside
-    the values, as K columns more without values and from the identity: a key's part of the work is done once."""
+def _propagated(kernel: Kernel, rule: str, writes: Writes, resets: Tensor | None, read: str) -> _Read:
+    """How a period's start W reaches its tokens and its end: token t reads Wᵀ output_t of it, final · W is left."""
     if rule == "hebbian":
-        return *kernel(*writes, rule=rule, resets=resets, read=read), _propagated(kernel, rule, writes, resets, read)
+        return _decayed(writes, resets, read)
+    nothing = writes._replace(value=writes.value.detach()[..., :0])
+    return _Read(*_beside_identity(kernel, rule, nothing, resets, read))
+
+
+def _beside_identity(
+    kernel: Kernel, rule: str, writes: Writes, resets: Tensor | None, read: str
+) -> tuple[Tensor, Tensor]:
+    """The values' M columns from zero, and behind them K columns without values from the identity."""
     batch, _, heads, key_width = writes.key.shape
     width = writes.value.shape[-1]
     identity = torch.eye(key_width, dtype=state_dtype(writes), device=writes.key.device)
     initial = torch.nn.functional.pad(identity, (width, 0)).expand(batch, heads, -1, -1)
     wider = writes._replace(value=torch.nn.functional.pad(writes.value, (0, key_width)))
-    output, final = kernel(*wider, rule=rule, initial=initial, resets=resets, read=read)
-    (output, query), (final, across) = (x.split((width, key_width), dim=-1) for x in (output, final))
-    return output, final, _Read(query, across)
-
-
-def _propagated(kernel: Kernel, rule: str, writes: Writes, resets: Tensor | None, read: str) -> _Read:
-    """How a period's start W reaches its tokens and its end: token t reads Wᵀ output_t of it, final · W is left."""
-    if rule == "hebbian":
-        return _decayed(writes, resets, read)
-    return _from_zero(kernel, rule, writes._replace(value=writes.value.detach()[..., :0]), resets, read)[2]
+    return kernel(*wider, rule=rule, initial=initial, resets=resets, read=read)
 
 
 def _decayed(writes: Writes, resets: Tensor | None, read: str) -> _Read:

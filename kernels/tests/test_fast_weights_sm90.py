@@ -51,3 +51,16 @@ def test_ceilings(recorded):
         registers, stack, instructions = CEILINGS[rule, name]
         assert found.registers <= registers and found.stack <= stack, f"{rule} {name}: {found}"
         assert instructions / 3 <= found.instructions <= instructions, f"{rule} {name}: {found}"
+
+
+# ptxas before CUDA 13.3 may reuse the registers of a `wgmma`'s first operand while the product reads them (see
+# triton/deep_memory/tiles.py). The tests on a GPU find these products right; no kernel may get more of them.
+IN_REGISTERS = {"hebbian": {"gradients_kernel": 8}, "delta": {"prepare_kernel": 64, "gradients_kernel": 20}}
+
+
+def test_no_more_products_take_their_first_operand_from_registers(recorded):
+    rule, recorders = recorded
+    for name, recorder in recorders.items():
+        found = len(sm90.products_from_registers(recorder.compiled()))
+        if sm90.COUNTS_HOLD:
+            assert found <= IN_REGISTERS[rule].get(name, 0), f"{rule} {name}: {found}"

@@ -1,4 +1,5 @@
-"""What the kernels around fast weights and the applied resolvent become on Hopper, at width 512 in bfloat16."""
+"""What the kernels around fast weights and the applied resolvent become on Hopper, at width 512 in bfloat16,
+and those of the product with int8."""
 
 import importlib
 import os
@@ -17,6 +18,8 @@ CEILINGS = {
     "short_convolution_kernel": (62, 930),
     "convolved_gradient_kernel": (134, 1380),
     "shifted_gradient_kernel": (63, 500),
+    "one_row_kernel": (72, 352),
+    "rows_kernel": (71, 600),
 }
 
 
@@ -45,6 +48,12 @@ def convolutions(place) -> None:
     place._backward._init_fn(*parts, x, taps, None, document, 8, 64)
 
 
+def integers(place) -> None:
+    values = torch.empty(8192, 2048, dtype=torch.int8)
+    for rows in (1, 64):
+        place._product._init_fn(torch.empty(rows, 2048, dtype=torch.bfloat16), values, torch.empty(8192))
+
+
 def many_rows(place) -> None:
     for batch, tokens in ((70_000, 2), (1, 4_000_000), (8, 1)):
         x, taps, initial = torch.empty(batch, tokens, 24), torch.empty(4, 24), torch.empty(batch, 3, 24)
@@ -55,6 +64,7 @@ def many_rows(place) -> None:
 MODULES = [
     ("muse_kernels.triton.gated_norm.operator", norms),
     ("muse_kernels.triton.short_convolution.operator", convolutions),
+    ("muse_kernels.triton.int8_product.operator", integers),
 ]
 
 

@@ -255,16 +255,26 @@ def read_windows(
     origins: (B,) places where the reading of each row began; positions count from there, or from a later document
     start if documents count. Default: ``starts``.
     """
-    places = starts[:, None] + np.arange(length + 1)
-    ids = text.tokens[np.minimum(places, len(text.tokens) - 1)].astype(np.int64)
-    places = places[:, :-1]
-    begin = np.broadcast_to((starts if origins is None else origins)[:, None], places.shape)
+    places = starts[:, None] + np.arange(length)
+    if starts.max(initial=0) + length < len(text.tokens):
+        ids = np.lib.stride_tricks.sliding_window_view(text.tokens, length + 1)[starts].astype(np.int64)
+    else:
+        ids = text.tokens[np.minimum(starts[:, None] + np.arange(length + 1), len(text.tokens) - 1)].astype(np.int64)
+    begin = np.zeros_like(places)
+    begin[:, 0] = starts if origins is None else origins
     resets = None
     if reset_at_documents:
-        document = text.starts[np.searchsorted(text.starts, places, side="right") - 1]
-        begin = np.maximum(begin, document)
-        starts_here = document == places
+        first = np.searchsorted(text.starts, starts, side="right") - 1
+        inside = np.searchsorted(text.starts, starts + length) - 1 - first  # documents that begin behind a row's start
+        row = np.repeat(np.arange(len(starts)), inside)
+        place = text.starts[np.arange(len(row)) + np.repeat(first + 1 - np.cumsum(inside) + inside, inside)]
+        begin[:, 0] = np.maximum(begin[:, 0], text.starts[first])
+        begin[row, place - starts[row]] = place
+        starts_here = np.zeros(places.shape, dtype=bool)
+        starts_here[:, 0] = text.starts[first] == starts
+        starts_here[row, place - starts[row]] = True
         resets = torch.from_numpy(starts_here) if starts_here.any() else None
+    begin = np.maximum.accumulate(begin, axis=1)
     return Batch(
         inputs=torch.from_numpy(ids[:, :-1].copy()),
         labels=torch.from_numpy(ids[:, 1:].copy()),

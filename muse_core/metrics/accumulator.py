@@ -143,10 +143,12 @@ def together(values: Sequence[Tensor], device: torch.device) -> Tensor:
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, value in enumerate(values):
         groups.setdefault((value.device, value.dtype), []).append(place)
-    parts = [
-        torch.stack([values[place].detach().reshape(()) for place in places]).to(device).double()
-        for places in groups.values()
-    ]
+    with torch.no_grad():  # rather than a detached view of each of hundreds
+        parts = [
+            torch.stack([value.reshape(()) if value.ndim else value for value in (values[place] for place in places)])
+            .to(device).double()
+            for places in groups.values()
+        ]
     if len(parts) == 1:
         return parts[0]
     order = [place for places in groups.values() for place in places]

@@ -84,7 +84,7 @@ def _theta_before(
     coupling = lower * upper
     backwards = (torch.cat((torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)), dim=-1) for x in (lower, upper))
     corner = theta_of(diagonal.flip(-1), *backwards, energy)[..., -1]
-    product = (coupling * theta.square()).prod(-1)
+    product = _Product.apply(coupling * theta.square())
     first = coupling[..., 0].to(theta.dtype)
     maps = _gathered(gather, torch.stack((theta[..., -1], product, first, corner), dim=-1))
     before = [torch.zeros_like(theta[..., -1]) if initial is None else initial.to(theta.dtype).expand(theta.shape[:-1])]
@@ -92,6 +92,27 @@ def _theta_before(
         alone, product, first, corner = one.unbind(-1)
         before.append(alone + product * before[-1] / (1 - first * before[-1] * corner))
     return before[rank], before[-1]
+
+
+class _Product(torch.autograd.Function):
+    """Π x over the last axis. torch's own gradient waits for the device, to look whether a factor is zero, and where
+    one is, as at the start of a document, multiplies up the whole row once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.prod(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        zero = x == 0
+        zeros = zero.sum(-1, keepdim=True)
+        rest = x.masked_fill(zero, 1.0)
+        others = rest.prod(-1, keepdim=True)
+        alone = torch.where(zero & (zeros == 1), others, 0.0)
+        return gradient[..., None] * torch.where(zeros == 0, others / rest, alone).conj()
 
 
 def _along(value: Any, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, C channels, S span of the convolution in tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,17 +83,50 @@ class PlainConvolution(nn.Module):
         padded = torch.cat((before, x), dim=1)
         # Carried inputs belong to the document that goes on: those of an earlier one were zeroed.
         document = None if tokens.resets is None else nn.functional.pad(tokens.resets.cumsum(1), (memory, 0))
-        total = x * self.taps[0].to(x.dtype)
-        for lag in range(1, self.span):
-            start = memory - lag
-            earlier = padded[:, start : start + x.shape[1]]
-            if document is not None:
-                other = document[:, start : start + x.shape[1]] != document[:, memory:]
-                earlier = earlier.masked_fill(other[..., None], 0.0)
-            total = torch.addcmul(total, earlier, self.taps[lag].to(x.dtype))
+        total = _ShiftedSum.apply(padded, torch.stack(list(self.taps)).to(x.dtype), document)
         if self.bias is not None:
             total = total + self.bias.to(x.dtype)
         return total, carried(before, x, tokens)
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """Σ_{lag < S} tap_lag ⊙ x_{t−lag} of padded (B, S − 1 + N, C) and taps (S, C), within a document (B, S − 1 + N).
+
+    By hand, because autograd keeps a masked copy of x for every lag, and fills and adds a gradient of full size for
+    each: with document starts 20 passes over x a lag, here 14, and nothing but ``padded`` is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, taps: Tensor, document: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, taps, document)
+        span = len(taps)
+        total = _shifted(padded, span, 0) * taps[0]
+        for lag in range(1, span):
+            total.addcmul_(_within(_shifted(padded, span, lag), document, span, lag), taps[lag])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        padded, taps, document = ctx.saved_tensors
+        span = len(taps)
+        to_padded, to_taps = torch.zeros_like(padded), []
+        for lag in range(span):
+            kept = _within(gradient, document, span, lag)
+            _shifted(to_padded, span, lag).addcmul_(kept, taps[lag])
+            to_taps.append((kept * _shifted(padded, span, lag)).sum((0, 1)))
+        return to_padded, torch.stack(to_taps), None
+
+
+def _shifted(padded: Tensor, span: int, lag: int) -> Tensor:
+    """(B, N, …): what stands ``lag`` tokens before each token."""
+    return padded[:, span - 1 - lag : padded.shape[1] - lag]
+
+
+def _within(x: Tensor, document: Tensor | None, span: int, lag: int) -> Tensor:
+    """x (B, N, C), zero where the token ``lag`` before belongs to another document."""
+    if document is None or lag == 0:
+        return x
+    return x.masked_fill((_shifted(document, span, lag) != _shifted(document, span, 0))[..., None], 0.0)
 
 
 def carried(before: Tensor, x: Tensor, tokens: Tokens) -> Tensor:

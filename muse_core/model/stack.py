@@ -6,7 +6,7 @@ Letters: B batch rows, N tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from muse_core.contracts import LayerOutput, ModelOutput, State, Tokens
 from muse_core.errors import PluginError, RecipeError
 from muse_core.model.exit import Exits
 from muse_core.model.flops import flops_per_token
+from muse_core.model.kernels import BoundKernels
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, periods, plan
 from muse_core.model.precision import product_dtype
@@ -69,9 +70,29 @@ class BlockOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def make_norm(kind: str, width: int) -> nn.Module:
-    """Normalisation over the last axis with a learned gain; ``kind`` is rms or layer."""
-    return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width)
+def make_norm(kind: str, width: int, kernels: BoundKernels | None = None) -> nn.Module:
+    """Normalisation over the last axis with a learned gain; ``kind`` is rms or layer. ``kernels``: those of the model,
+    to train with."""
+    if kind != "rms":
+        return nn.LayerNorm(width)
+    if kernels is None or kernels.device != "cpu":
+        return nn.RMSNorm(width, eps=1e-6)
+    return RMSNorm(width, kernels.bind("gated_norm", sizes={"features": width}))
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, which on a CPU is six operations that each read all tokens, and as many backward: where gradients are
+    wanted there, a kernel's. For the few tokens of a generation torch's are quicker called."""
+
+    def __init__(self, width: int, kernel: Callable[..., Tensor]):
+        super().__init__(width, eps=1e-6)
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, D) → the same shape and dtype."""
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            return self.kernel(x, self.weight, None, epsilon=self.eps)
+        return super().forward(x)
 
 
 def under(index: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,7 +115,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
         self.norms = nn.ModuleDict()
         for site in sites:
-            self.norms[site.name] = make_norm(options.norm, options.width)
+            self.norms[site.name] = make_norm(options.norm, options.width, context.kernels)
             self.add_module(site.name, context.layer(site))
 
     def forward(
@@ -151,7 +172,7 @@ class Stack(nn.Module):
             context.built(f"blocks.{len(self.blocks) - 1}", self.blocks[-1])
         self.exits = Exits(options.exit, laid.exits, context) if options.exit is not None else None
         self.costs = [flops_per_token(block) for block in self.blocks]
-        self.norm = make_norm(options.norm, options.width)
+        self.norm = make_norm(options.norm, options.width, context.kernels)
         self.head = None
         if not options.tie_embeddings:
             with context.seeded("head"):

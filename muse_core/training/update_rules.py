@@ -35,10 +35,11 @@ def newton_schulz(matrix: Tensor) -> Tensor:
     single = x.ndim == 2
     size = x.norm() if single else torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = x / size.clamp_min(SMALLEST)
-    product = torch.addmm if single else torch.baddbmm
+    # Of matrices alike by the operation itself: `@` first expands and views each of them.
+    times, product = (torch.mm, torch.addmm) if single else (torch.bmm, torch.baddbmm)
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
-        gram = x @ x.mT
+        gram = times(x, x.mT)
         x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrix.dtype)
 

@@ -55,6 +55,8 @@ RATIOS = (1.1, 1.3, 1.6, 2.0, 3.0, 4.0)
 """At which the drift of the fitted maps alone is measured."""
 TOKENS, WARM = 64, 96
 """Tokens of a turn, and those before the first: the steps are recorded among them."""
+LEAST_SECONDS = 45
+"""With less than that left no compression is begun."""
 ROWS = 64
 """That are drawn together on a GPU, beside one."""
 
@@ -69,7 +71,7 @@ def compressed(run: Path, name: str, given: argparse.Namespace, gpus: Queue) -> 
                  "--no-report", *(f"--set={one}" for one in given.overrides)]
     began, code = time.monotonic(), None
     left = given.seconds - (began - given.began)
-    if left > given.seconds / 2:
+    if left > LEAST_SECONDS:
         with open(given.work / f"{folder.name}.log", "w") as log:
             try:
                 code = subprocess.run(
@@ -174,7 +176,7 @@ def main() -> None:
     gpus: Queue = Queue()
     for gpu in given.gpus.split(",") * given.slots:
         gpus.put(gpu)
-    jobs = [(run, name) for run in given.runs for name in given.methods.split(",")]
+    jobs = [(run, name) for name in given.methods.split(",") for run in given.runs]
     with ThreadPoolExecutor(gpus.qsize()) as pool:
         done = list(pool.map(lambda job: compressed(*job, given, gpus), jobs))
     whole = [summary(run)["held_out_perplexity"] for run in given.runs]

@@ -1,13 +1,16 @@
 """Training steps of two recipes on one CPU thread, in turns, here and in another checkout.
 
-    python tests/benchmarks/cpu_step.py [--steps 12] [--against CHECKOUT] [--set KEY=VALUE] [RECIPE OTHER]
+    python tests/benchmarks/cpu_step.py [--steps 12] [--against CHECKOUT [--python PYTHON]] [--set KEY=VALUE]
+        [RECIPE OTHER]
 
 Defaults: recipes/phase2_base.toml against recipes/transformer_base.toml. A step is one turn of the loop itself: batch,
 forward, backward, monitors, clip, update, the numbers read; no probe, evaluation or checkpoint. Both recipes are
-trained by one process, one step each in turns, so that other load on the machine reaches both. With ``--against`` a
-second process does the same with the code of another checkout (which must have the same plugins), in turns with this
-one. Printed are medians of wall clock and of processor time, and the median, the smallest and the largest of the ratios
-of neighbouring steps. Processor time leaves out the time that other processes have the core.
+trained by one process, one step each in turns, so that other load on the machine reaches both. With ``--against``
+further processes, one for a recipe, do the same with the code of another checkout and its recipes of these names, in
+turns with this one: with the plugins that are installed here, or by ``--python``, the interpreter of an environment in
+which that checkout is installed with its own plugins, which may be of any version since 0.1. Printed are medians of
+wall clock and of processor time, and the median, the smallest and the largest of the ratios of neighbouring steps.
+Processor time leaves out the time that other processes have the core.
 """
 
 from __future__ import annotations
@@ -57,39 +60,61 @@ def stepper(recipes: Sequence[str], overrides: Sequence[str]) -> Iterator[tuple[
         yield [train.batch_size * train.sequence_length for train in trained], step
 
 
-def serve(recipes: Sequence[str], overrides: Sequence[str]) -> None:
-    """Answer numbers of recipes on the standard input with what a step took."""
-    with stepper(recipes, overrides) as (_, step):
-        import muse_core
+def serve(recipe: str, overrides: Sequence[str]) -> None:
+    """Train a recipe by ``muse-run``, a step for each line of the standard input; answer what it took."""
+    from muse_core.cli.run import main as run
+    from muse_core.training.loop import Loop
 
-        print(f"ready {Path(muse_core.__file__).parent.parent}", flush=True)
-        for line in sys.stdin:
-            print(json.dumps(step(int(line))), flush=True)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a run says is no answer
+    at: list[Step] = []
+
+    def between(self: Loop, values: object) -> bool:
+        if at:
+            took = time.perf_counter() - at[-1][0], time.process_time() - at[-1][1]
+            print(json.dumps(took), file=answers, flush=True)
+        else:  # after the first step, which compiles and warms up
+            import muse_core
+
+            tokens = self.recipe.train.batch_size * self.recipe.train.sequence_length
+            print(json.dumps([str(Path(muse_core.__file__).parent.parent), tokens]), file=answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        at.append((time.perf_counter(), time.process_time()))
+        return False
+
+    Loop._between = between  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        given = [part for text in ("train.log_every=1000000", *overrides) for part in ("--set", text)]
+        run([recipe, "--run-dir", str(Path(folder) / "run"), "--device", "cpu", *given])
 
 
 @contextlib.contextmanager
-def elsewhere(checkout: Path, recipes: Sequence[str], overrides: Sequence[str]) -> Iterator[Callable[[int], Step]]:
-    """Steps by another process with the code of ``checkout``."""
-    sources = [checkout, checkout / "kernels" / "src", *sorted(checkout.glob("plugins/*/src"))]
-    command = [sys.executable, __file__, "--serve", *recipes]
+def elsewhere(
+    checkout: Path, recipe: Path, overrides: Sequence[str], python: Path | None
+) -> Iterator[tuple[int, Callable[[], Step]]]:
+    """Tokens of a step, and steps, of a recipe by another process with the code of ``checkout``."""
+    sources = [] if python else [checkout, checkout / "kernels" / "src", *sorted(checkout.glob("plugins/*/src"))]
+    command = [str(python or sys.executable), __file__, "--serve", str(recipe)]
     process = subprocess.Popen(
         command + [part for text in overrides for part in ("--set", text)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout,
     )
     assert process.stdin is not None and process.stdout is not None
 
-    def step(number: int) -> Step:
-        process.stdin.write(f"{number}\n")
+    def step() -> Step:
+        process.stdin.write("\n")
         process.stdin.flush()
         wall, spent = json.loads(process.stdout.readline())
         return wall, spent
 
     with process:
-        if process.stdout.readline() != f"ready {checkout}\n":
-            raise SystemExit(f"the code of {checkout} could not be made ready")
+        ready = process.stdout.readline()
+        if not ready or json.loads(ready)[0] != str(checkout):
+            raise SystemExit(f"the code of {checkout} could not be made ready: {ready.strip() or 'see above'}")
         try:
-            yield step
+            yield json.loads(ready)[1], step
         finally:
             process.stdin.close()
 
@@ -105,21 +130,30 @@ def main() -> None:
     given.add_argument("recipes", nargs="*", metavar="RECIPE")
     given.add_argument("--steps", type=int, default=12)
     given.add_argument("--against", type=Path, metavar="CHECKOUT")
+    given.add_argument("--python", type=Path, metavar="PYTHON")
     given.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = given.parse_args()
     default = [str(ROOT / "recipes" / f"{name}.toml") for name in ("phase2_base", "transformer_base")]
     recipes = options.recipes or default
     if options.serve:
-        serve(recipes, options.set)
+        serve(recipes[0], options.set)
         return
     names = [Path(recipe).stem for recipe in recipes]
     with contextlib.ExitStack() as stack:
         tokens, here = stack.enter_context(stepper(recipes, options.set))
         sides: dict[str, Callable[[int], Step]] = {"here": here}
+        sizes = {"here": tokens}
         if options.against is not None:
-            paths = [str(Path(recipe).resolve()) for recipe in recipes]
-            sides["against"] = stack.enter_context(elsewhere(options.against.resolve(), paths, options.set))
+            checkout = options.against.resolve()
+            theirs = [
+                stack.enter_context(elsewhere(
+                    checkout, checkout / Path(recipe).resolve().relative_to(ROOT), options.set, options.python
+                ))
+                for recipe in recipes
+            ]  # fmt: skip
+            sizes["against"] = [size for size, _ in theirs]
+            sides["against"] = lambda number: theirs[number][1]()
         found: dict[tuple[str, int], list[Step]] = {}
         for count in range(WARM + options.steps):
             for number in range(len(recipes)):
@@ -138,11 +172,11 @@ def main() -> None:
         print(name)
         for side, number in found:
             median = statistics.median(of(side, number))
-            print(f"  {side:8} {names[number]:20} {median * 1e3:8.1f} ms  {tokens[number] / median:8.0f} tokens/s")
+            print(f"  {side:8} {names[number]:20} {median * 1e3:8.1f} ms  {sizes[side][number] / median:8.0f} tokens/s")
         for side in sides:
             if len(names) == 2:
                 print(f"  {side:8} tokens/s, {names[0]} : {names[1]}  "
-                      + told([t / tokens[1] for t in of(side, 1)], [t / tokens[0] for t in of(side, 0)]))
+                      + told([t / sizes[side][1] for t in of(side, 1)], [t / sizes[side][0] for t in of(side, 0)]))
         if "against" in sides:
             for number, recipe in enumerate(names):
                 print(f"  here : against, tokens/s, {recipe}  {told(of('against', number), of('here', number))}")

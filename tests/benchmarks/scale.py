@@ -14,6 +14,7 @@ cells of which the operations of the last step are written, as CELL-PROCESSES.pr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import json
@@ -33,10 +34,9 @@ BLOCKS = {
     "transformer": [{"use": "attention", "heads": 16}, {"use": "feed-forward"}],
     "phase2": [
         RESOLVENT,
-        {"use": "fast-weights", "rule": "delta", "heads": 8, "period": 64, "filters": ["snr"]},
+        {"use": "fast-weights", "rule": "delta", "heads": 16},
         {"use": "feed-forward"},
     ],
-    # Filters look at whole rows.
     "row": [RESOLVENT | {"heads": 8}, {"use": "fast-weights", "rule": "delta", "heads": 4}, {"use": "feed-forward"}],
 }
 SIZES = {
@@ -100,7 +100,7 @@ def measure(chosen: argparse.Namespace) -> None:
     now = ""
 
     def timed_commit(self: Any) -> None:
-        if now not in SAVED:
+        if now not in SAVED or chosen.unsaved:
             return
         self.settle()  # between two checkpoints of a real run there is time for the writing of the first
         if torch.cuda.is_available():
@@ -188,12 +188,13 @@ def read(folder: Path) -> dict[str, Any]:
 def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.Namespace) -> None:
     """Measure the cells in one start, or in further ones where a cell ended the start before."""
     left = list(cells)
-    while left and time.monotonic() < chosen.until:
+    while left and time.monotonic() < chosen.until and not chosen.ended.is_set():
         own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
                  str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
                  str(chosen.limit),
-                 *(["--small"] if chosen.small else []), *(["--profile", *chosen.profile] if chosen.profile else []),
+                 *(["--small"] if chosen.small else []), *(["--unsaved"] if chosen.unsaved else []),
+                 *(["--profile", *chosen.profile] if chosen.profile else []),
                  *(["--row-width", str(chosen.row_width)] if chosen.row_width else []), "--measure", "--cells", *left]
         command = [*([sys.executable] if processes == 1 else own), __file__, *given]
         environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
@@ -214,7 +215,7 @@ def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.N
 def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Namespace) -> str:
     """Wait for a start; end it where a cell takes too long, and say so."""
     began, before = time.monotonic(), 0
-    while running.poll() is None:
+    while running.poll() is None and not chosen.ended.is_set():
         time.sleep(0.2)
         done = sum((folder_of(cell, processes, chosen) / "cell.json").exists() for cell in cells)
         if done > before:
@@ -222,14 +223,36 @@ def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Name
         limit = chosen.limit * (2 if any("compiled" in cell for cell in cells[done : done + 1]) else 1)
         late = time.monotonic() - began > limit
         if late or time.monotonic() > chosen.until:
-            os.killpg(running.pid, signal.SIGTERM)  # on which torchrun ends its processes
-            try:
-                running.wait(timeout=6)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
+            end(running)
             return f"longer than {limit} s" if late else "no time is left"
+    end(running)
     return ""
+
+
+def end(running: Any) -> None:
+    """The process and all that it started, also in sessions of their own, as the launcher's processes are."""
+    members = started_by(running.pid)
+    if running.poll() is None:
+        os.killpg(running.pid, signal.SIGTERM)  # on which torchrun ends its processes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=6)
+    for member in {*members, *started_by(running.pid), running.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    running.wait()
+
+
+def started_by(process: int) -> set[int]:
+    """Processes that it started, and theirs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, new = set(), {process}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
 
 
 def devices() -> list[str | None]:
@@ -296,6 +319,7 @@ if __name__ == "__main__":
     asked.add_argument("--limit", type=float, default=300, help="seconds of a cell, twice where it is compiled")
     asked.add_argument("--seconds", type=float, default=1e6, help="of all")
     asked.add_argument("--small", action="store_true")
+    asked.add_argument("--unsaved", action="store_true", help="make no checkpoints")
     asked.add_argument("--profile", nargs="*", default=[], choices=sorted({*ONE, *SEVERAL}))
     asked.add_argument("--out", type=Path, required=True)
     asked.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -305,7 +329,8 @@ if __name__ == "__main__":
     else:
         options.out = options.out.absolute()
         options.out.mkdir(parents=True, exist_ok=True)
-        options.until = time.monotonic() + options.seconds
+        options.until, options.ended = time.monotonic() + options.seconds, threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: options.ended.set())
         for count in options.processes:
             here = [cell for cell in options.cells if cell in (ONE if count == 1 else SEVERAL)]
             if count == 1:

@@ -168,3 +168,17 @@ def test_it_alone_fails(name, make, sound, monkeypatch, tmp_path):
     asked = {title: gate for title, gate in GATES.items() if title == name or title not in LONG}
     found = {title: gate(bench) for title, gate in asked.items()}
     assert [title for title, one in found.items() if one.outcome is not Outcome.PASS] == [name], found
+
+
+@pytest.mark.parametrize("steps, share", [([100], 1 / 301), ([100, 400], 1 / 301), ([100, 400, 410], 2 / 312)])
+def test_what_the_first_probe_compiles_is_said_and_not_judged(make, monkeypatch, steps, share):
+    """A first probe of 50 s, later ones of 1 s, steps of 1 s: those of the run where there are any after the first."""
+    bench, costs = make(every=300), iter([50.0, *[1.0] * 9])
+    probes = [{"step": step, "niah-probe/seconds": next(costs)} for step in steps]
+    rows = {"train": [{"step": 410, "seconds": 410.0}], "probe": probes}
+    monkeypatch.setattr(type(bench.trained), "rows", lambda self, event: rows[event])
+    monkeypatch.setattr(NiahProbe, "probe", lambda self, model: {"seconds": next(costs)})
+    found = GATES["needle overhead"](bench)
+    assert found.outcome is Outcome.PASS, found
+    assert found.numbers["share"] == pytest.approx(share)
+    assert found.numbers["seconds_of_first"] == 50.0 and "took 50.00 s" in found.figure

@@ -187,25 +187,6 @@ def test_a_needle_probe_that_takes_too_long_fails(make: Callable[..., Bench], mo
     assert_fails(finding, "set its every to")
 
 
-@pytest.mark.parametrize("steps, share", [([100], 1 / 301), ([100, 400], 1 / 301), ([100, 400, 410], 2 / 312)])
-def test_what_the_first_probe_compiles_is_said_and_not_judged(
-    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, steps: list[int], share: float
-) -> None:
-    """A first probe of 50 s, later ones of 1 s, steps of 1 s: those of the run where there are any after the first."""
-    from muse_niah_probe.monitor import NiahProbe
-
-    bench = make(monitors=[{"use": "niah-probe", "needles": 2, "every": 300}])
-    costs = iter([50.0, *[1.0] * 9])
-    probes = [{"step": step, "niah-probe/seconds": next(costs)} for step in steps]
-    rows = {"train": [{"step": 410, "seconds": 410.0}], "probe": probes}
-    monkeypatch.setattr(type(bench.trained), "rows", lambda self, event: rows[event])
-    monkeypatch.setattr(NiahProbe, "probe", lambda self, model: {"seconds": next(costs)})
-    finding = needle_overhead(bench)
-    assert finding.outcome is PASS, finding
-    assert finding.numbers["share"] == pytest.approx(share)
-    assert finding.numbers["seconds_of_first"] == 50.0 and "took 50.00 s" in finding.figure
-
-
 def test_a_kernel_that_forgets_fails_the_capacity_test(sound: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     original = muse_kernels.torch.fast_weights
 

@@ -150,7 +150,10 @@ class TestDeltaNet(FlaLayer):
 
 
 class TestDeltaNetInChunks(TestDeltaNet):
+    """In bfloat16, the only precision that its chunks take."""
+
     length = 70
+    precision = torch.bfloat16
 
 
 class TestMultiScaleRetention(FlaLayer):
@@ -169,3 +172,9 @@ class TestHGRN2Attention(FlaLayer):
 
 class TestGatedDeltaProduct(FlaLayer):
     layer = "GatedDeltaProduct"
+
+
+class TestGatedDeltaProductInBfloat16(TestGatedDeltaProduct):
+    """The only precision in which it trains."""
+
+    precision = torch.bfloat16

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import muse_kernels
+from muse_core import fast_weights
 from muse_core.errors import RecipeError
 from muse_core.model import across
 
@@ -99,10 +100,27 @@ def test_the_resolvent_over_divided_tokens_is_that_of_one_process(parts: int, ca
     compare([green, last], [torch.cat([one[0] for one in found], -1), found[-1][1]], leaves[:3] + leaves[4:5])
 
 
+def test_the_gradient_of_a_product_is_torchs_with_any_number_of_zeros() -> None:
+    x = torch.randn(4, 6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    x[1, 2] = x[2, 0] = x[2, 5] = x[3, 1] = 0
+    weights = torch.randn(4, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    found = []
+    for product in (across._Product.apply, lambda x: x.prod(-1)):
+        leaf = x.clone().requires_grad_()
+        value = product(leaf)
+        found.append((value.detach(), *torch.autograd.grad((weights * value).sum().real, leaf)))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
 @pytest.mark.parametrize("read", ["after", "before"])
-def test_fast_weights_over_divided_tokens_are_those_of_one_process(parts: int, rule: str, read: str) -> None:
+@pytest.mark.parametrize("widest", [128, 0])
+def test_fast_weights_over_divided_tokens_are_those_of_one_process(
+    parts: int, rule: str, read: str, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel takes the values and the transition at once, and where it does not."""
+    monkeypatch.setattr(fast_weights, "WIDEST", widest)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     query, value = draw(B, N, H, K).requires_grad_(), draw(B, N, H, M).requires_grad_()
     key = torch.nn.functional.normalize(draw(B, N, H, K), dim=-1).requires_grad_()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from muse_koopman.compress import Compress
 from muse_koopman.distil import Imitate, held_out_drift
-from muse_koopman.options import DistilOptions
+from muse_koopman.maps import replace
+from muse_koopman.options import CompressOptions, DistilOptions
 from torch.nn import functional as F
 
 import muse_core
@@ -47,3 +49,22 @@ def test_drift_is_zero_from_a_run_to_itself_and_large_to_an_untrained_model(smal
     opened, other = muse_core.load(small), muse_core.build(small / "recipe.toml", ["seed=5"])
     assert held_out_drift(other.setup, opened.model, opened.model) == 0.0
     assert held_out_drift(other.setup, other.model, opened.model) > 0.05
+
+
+def test_drift_grows_with_epsilon(small: Path) -> None:
+    """Of two blocks, since the spectra of the second one's resolvent hear what the maps before it lose."""
+    opened, other = (muse_core.build(small / "recipe.toml", ["model.depth=2"]) for _ in range(2))
+    found = []
+    for ratio in (1.7, 2.5, 4.0):
+        other.model.load_state_dict(opened.model.state_dict())
+        forms, how = Compress(CompressOptions(method="koopman", ratio=ratio), other.setup).made()
+        kept = {form.name: other.model.get_submodule(form.name) for form in forms if form.module is not None}
+        for form in forms:
+            if form.module is not None:
+                replace(other.model, form.name, form.module)
+        found.append((how["epsilon"], held_out_drift(other.setup, other.model, opened.model)))
+        for name, module in kept.items():
+            replace(other.model, name, module)
+    epsilons, drifts = zip(*found)
+    assert epsilons[0] < epsilons[1] < epsilons[2]
+    assert 0 < drifts[0] < drifts[1] < drifts[2]

@@ -20,7 +20,12 @@ PEERS = {
     "rwkv7": {"heads": 2},
     "mamba2": {"states": 64},
     "mamba3": {"states": 64},
+    "rg-lru": {},
 }
+
+
+def built(name, **changes):
+    return build_component("layer" if name == "rg-lru" else "memory layer", name, PEERS[name], width=WIDTH, **changes)
 
 
 def sequence():
@@ -52,9 +57,9 @@ def moved(tokens):
 @pytest.mark.parametrize("name", PEERS)
 def test_precisions_agree(name):
     x, tokens = sequence()
-    layer = build_component("memory layer", name, PEERS[name], width=WIDTH, dtype="float64")
+    layer = built(name, dtype="float64")
     exact = answers(layer.double(), x.double(), tokens)
-    layer = build_component("memory layer", name, PEERS[name], width=WIDTH).cuda()
+    layer = built(name).cuda()
     single = answers(layer, x.cuda(), moved(tokens))
     low = answers(layer, x.cuda(), moved(tokens), autocast=True)
     errors = [difference(found, exact) for found in (single, low)]
@@ -66,7 +71,7 @@ def test_precisions_agree(name):
 @pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
 def test_kernels_of_fla_agree(name):
     x, tokens = sequence()
-    layer = build_component("memory layer", name, PEERS[name], width=WIDTH).cuda()
+    layer = built(name).cuda()
     expected = answers(layer, x.cuda(), moved(tokens), autocast=True)
     assert layer.recurrence is recurrence
     layer.recurrence = channel_decay_kernel(name, "fla")

@@ -8,40 +8,35 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import Tridiagonal, check_resolvent
+from ..arguments import Tridiagonal
 from ..double_backward import differentiated_again, gradients_by_torch
+from ..signatures import apply_of, diagonal_of
 from ..torch.resolvent import left_green, linear_scan
 from .calls import call
 
 KINDS = "nnnii" + "p" * 18
 
 
-def causal_resolvent_diagonal(diagonal, lower, upper, energy, *, initial=None, group=None) -> tuple[Tensor, Tensor]:
+@diagonal_of
+def causal_resolvent_diagonal(problem: Tridiagonal) -> Tensor:
     """theta on a CPU; arguments, results and errors as `muse_kernels.causal_resolvent_diagonal`.
 
     Cost and memory O(N); second derivatives by torch operations. Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_diagonal", diagonal, lower, upper, energy, initial=initial, group=group
-    )
-    theta, _ = _solved(problem)
-    return theta, theta[..., -1].clone()
+    return _solved(problem)[1]
 
 
-def causal_resolvent_apply(diagonal, lower, upper, energy, values, *, initial=None, group=None):
+@apply_of
+def causal_resolvent_apply(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
     """y and theta on a CPU; arguments, results and errors as `muse_kernels.causal_resolvent_apply`.
 
     Cost and memory O(N M); second derivatives by torch operations. Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
-    theta, y = _solved(problem)
-    return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
+    return _solved(problem)
 
 
 def _solved(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
-    """theta (*lead, N) and y (*lead, N, M), M = 0 without values."""
+    """y (*lead, N, M), M = 0 without values, and theta (*lead, N)."""
     lead, sites = problem.lead, problem.sites
     heads = lead[-1] if lead else 1
     rows = math.prod(lead[:-1])
@@ -65,7 +60,7 @@ def _solved(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
         by_site(problem.diagonal, sites), by_site(problem.energy, 1)[:, 0],
         by_site(problem.lower * problem.upper, count), by_site(problem.lower, count), x, before, y_before,
     )  # fmt: skip
-    return theta.transpose(1, 2).reshape(problem.shape), y.transpose(1, 2).reshape(*problem.shape, width)
+    return y.transpose(1, 2).reshape(*problem.shape, width), theta.transpose(1, 2).reshape(problem.shape)
 
 
 def _in_torch(a, z, p, lower, x, before, y_before) -> tuple[Tensor, Tensor]:

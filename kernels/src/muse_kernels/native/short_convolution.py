@@ -3,26 +3,21 @@
 import torch
 from torch import Tensor
 
-from ..arguments import SHORTEST, check_short_convolution, documents
+from ..arguments import SHORTEST, documents
 from ..double_backward import differentiated_again, gradients_by_torch
+from ..signatures import convolution_of
 from ..torch.short_convolution import of_documents
 from .calls import call
 
 KINDS = "nnnnnid" + "p" * 10
 
 
+@convolution_of
 def short_convolution(
-    x: Tensor,
-    taps: Tensor,
-    heads: int,
-    key_width: int,
-    *,
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
+    x: Tensor, taps: Tensor, initial: Tensor | None, resets: Tensor | None, heads: int, key_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.short_convolution` on a CPU; bfloat16 is computed in float32. Second derivatives recompute by
     torch operations."""
-    check_short_convolution(x, taps, heads, key_width, initial, resets)
     parts = _forward(x, taps, initial, documents(resets), heads, key_width)
     return tuple(part.unflatten(-1, (heads, -1)) for part in parts)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Tridiagonal, check_resolvent
+from ..signatures import apply_of, diagonal_of
 
 
 def resolvent_diagonal(diagonal, lower, upper, energy) -> Tensor:
@@ -26,17 +27,14 @@ def resolvent_diagonal_dense(diagonal, lower, upper, energy) -> Tensor:
     return torch.linalg.inv(shifted_matrix(problem)).diagonal(dim1=-2, dim2=-1).to(problem.dtype)
 
 
-def causal_resolvent_diagonal(diagonal, lower, upper, energy, *, initial=None, group=None) -> tuple[Tensor, Tensor]:
+@diagonal_of
+def causal_resolvent_diagonal(problem: Tridiagonal) -> Tensor:
     """theta by its recursion; arguments, results and errors as `muse_kernels.causal_resolvent_diagonal`.
 
     Gradients are autograd's through the recursion. Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_diagonal", diagonal, lower, upper, energy, initial=initial, group=group
-    )
     d, _, p = in_float64(problem)
-    theta = left_green(d, p, problem.theta).to(problem.dtype)
-    return theta, theta[..., -1].clone()
+    return left_green(d, p, problem.theta).to(problem.dtype)
 
 
 def causal_resolvent_diagonal_dense(diagonal, lower, upper, energy, *, initial=None) -> tuple[Tensor, Tensor]:
@@ -48,14 +46,12 @@ def causal_resolvent_diagonal_dense(diagonal, lower, upper, energy, *, initial=N
     return theta, theta[..., -1].clone()
 
 
-def causal_resolvent_apply(diagonal, lower, upper, energy, values, *, initial=None, group=None):
+@apply_of
+def causal_resolvent_apply(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
     """y and theta by their recursions; arguments, results and errors as `muse_kernels.causal_resolvent_apply`.
 
     Gradients are autograd's through the recursions. Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
     d, l, p = in_float64(problem)
     theta = left_green(d, p, problem.theta)
     x = problem.values.to(torch.complex128)
@@ -65,8 +61,7 @@ def causal_resolvent_apply(diagonal, lower, upper, energy, values, *, initial=No
     for i in range(problem.sites):
         y = theta[..., i, None] * (x[..., i, :] - l[..., i, None] * y)
         steps.append(y)
-    applied, theta = torch.stack(steps, dim=-2).to(problem.dtype), theta.to(problem.dtype)
-    return (applied, theta), (theta[..., -1].clone(), applied[..., -1, :].clone())
+    return torch.stack(steps, dim=-2).to(problem.dtype), theta.to(problem.dtype)
 
 
 def causal_resolvent_apply_dense(diagonal, lower, upper, energy, values, *, initial=None):

@@ -3,20 +3,15 @@
 import torch
 from torch import Tensor
 
-from ..arguments import SHORTEST, check_short_convolution
+from ..arguments import SHORTEST
+from ..signatures import convolution_of
 
 
+@convolution_of
 def short_convolution(
-    x: Tensor,
-    taps: Tensor,
-    heads: int,
-    key_width: int,
-    *,
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
+    x: Tensor, taps: Tensor, initial: Tensor | None, resets: Tensor | None, heads: int, key_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.short_convolution`, in float64, differentiable to any order."""
-    parts = check_short_convolution(x, taps, heads, key_width, initial, resets)
     x, taps = x.double(), taps.double()
     batch, tokens, channels = x.shape
     if initial is None:
@@ -31,7 +26,7 @@ def short_convolution(
         outputs.append(y * y.sigmoid())
         held = held[1:]
     query, key, value = torch.stack(outputs, dim=1).split(
-        (heads * key_width, heads * key_width, heads * parts.value_width), dim=-1
+        (heads * key_width, heads * key_width, channels - 2 * heads * key_width), dim=-1
     )
     query, key, value = (part.unflatten(-1, (heads, -1)) for part in (query, key, value))
     return _unit(query), _unit(key), value

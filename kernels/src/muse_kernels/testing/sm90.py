@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTERS = {torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
+POINTERS = {torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8", torch.bool: "*i1"}
 POINTERS |= {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 COUNTS_HOLD = triton.__version__.startswith("3.7.")
 """Whether this is the Triton that the ceilings of the tests were counted with. Others compile the same kernels to a few
@@ -61,6 +61,11 @@ class Recorder:
         source = ASTSource(self.kernel, signature, constants, attributes)
         options = {k: v for k, v in named.items() if k in OPTIONS and v is not None}
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def products_from_registers(kernel: triton.compiler.CompiledKernel) -> list[str]:
+    """The `wgmma` whose first operand lies in registers: `wgmma.mma_async... {sums}, {first operand}, second`."""
+    return re.findall(r"wgmma\.mma_async[^;]*?\}, *\{", kernel.asm["ptx"])
 
 
 def _read(cubin: bytes) -> Resources:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Tridiagonal, check_resolvent
+from ..signatures import apply_of, diagonal_of
 
 # Wide enough that a vector operation outweighs its launch; more chunks only lengthen the serial carry between them.
 _WIDE_ENOUGH = 16_384
@@ -31,29 +32,23 @@ def resolvent_diagonal(diagonal, lower, upper, energy) -> Tensor:
     return linear_scan(theta[..., None], factors, reverse=True)[..., 0]
 
 
-def causal_resolvent_diagonal(diagonal, lower, upper, energy, *, initial=None, group=None) -> tuple[Tensor, Tensor]:
+@diagonal_of
+def causal_resolvent_diagonal(problem: Tridiagonal) -> Tensor:
     """theta in chunks side by side; arguments, results and errors as `muse_kernels.causal_resolvent_diagonal`.
 
     Cost and memory O(N). Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_diagonal", diagonal, lower, upper, energy, initial=initial, group=group
-    )
-    theta = left_green(*continued_fraction(problem))
-    return theta, theta[..., -1].clone()
+    return left_green(*continued_fraction(problem))
 
 
-def causal_resolvent_apply(diagonal, lower, upper, energy, values, *, initial=None, group=None):
+@apply_of
+def causal_resolvent_apply(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
     """y_i = theta_i (x_i - l_i y_{i-1}); arguments, results and errors as `muse_kernels.causal_resolvent_apply`.
 
     Cost and memory O(N M). Source: mathematics §1.
     """
-    problem = check_resolvent(
-        "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, group=group
-    )
     theta = left_green(*continued_fraction(problem))
-    y = linear_scan(theta[..., None] * problem.values, -theta * problem.lower, problem.applied)
-    return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
+    return linear_scan(theta[..., None] * problem.values, -theta * problem.lower, problem.applied), theta
 
 
 def continued_fraction(problem: Tridiagonal) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,20 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arguments import check_short_convolution, documents, unit_length
+from ..arguments import documents, unit_length
+from ..signatures import convolution_of
 
 
+@convolution_of
 def short_convolution(
-    x: Tensor,
-    taps: Tensor,
-    heads: int,
-    key_width: int,
-    *,
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
+    x: Tensor, taps: Tensor, initial: Tensor | None, resets: Tensor | None, heads: int, key_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments, results and errors as `muse_kernels.short_convolution`."""
-    check_short_convolution(x, taps, heads, key_width, initial, resets)
     return of_documents(x, taps, initial, documents(resets), heads, key_width)
 
 

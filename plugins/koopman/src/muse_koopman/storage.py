@@ -13,12 +13,17 @@ from torch.nn import functional as F
 
 from muse_core.model.precision import product_dtype
 from muse_core.training.shards import whole
+from muse_kernels.refusals import refuse_triton
+from muse_kernels.request import KernelRequest
 from muse_koopman.options import GROUP
 
 INT8_LEVELS, INT4_LEVELS = 127, 8
 PACKED_COLUMNS = 16
 """torch's product of bf16 with packed integers is used for multiples of this alone, which tests compare with the dense
 product: it checks no shapes."""
+HALVES = (torch.bfloat16, torch.float16)
+FEW_ROWS = 64
+"""Rows of x up to which a GPU reads the integers themselves."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Factors on the largest entry that int4 tries as the end of its range, group by group."""
 
@@ -91,12 +96,21 @@ class Int8(Stored):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = product_dtype(x)
+        if x.device.type == "cuda" and dtype in HALVES and not x.requires_grad and self._by_kernel(x):
+            from muse_kernels.triton.int8_product import int8_product
+
+            return int8_product(x.to(dtype), self.values, self.scale)
         whole = self.columns % PACKED_COLUMNS == 0 and x.numel() > 0
         if whole and x.device.type == "cpu" and dtype == torch.bfloat16 and not x.requires_grad:
             # Reads the integers once: 5 to 22 µs for matrices that take 16 to 230 µs in fp32 (torch 2.13, one core).
             flat = torch._weight_int8pack_mm(x.reshape(-1, self.columns).to(dtype), self.values, self.scale.to(dtype))
             return flat.view(*x.shape[:-1], self.rows)
         return super().forward(x)
+
+    def _by_kernel(self, x: Tensor) -> bool:
+        """Whether the integers are read as they are on a GPU: for few rows, where reading a matrix takes the time."""
+        few = 0 < x.numel() // self.columns <= FEW_ROWS
+        return few and refuse_triton(KernelRequest("int8_product", "cuda", "float32", {})) is None
 
 
 class Int4(Stored):

@@ -40,13 +40,15 @@ class Snr(nn.Module):
         if state is not None:
             carried = state["noise"].masked_fill(period.reset[:, None], 0.0)
             noise = noise + (2 * period.log_decay.detach()).exp() * carried
-        below = after.detach().abs() < self.options.threshold * noise.sqrt()[..., None, None]
+        magnitude = after.abs()
+        below = magnitude.detach() < self.options.threshold * noise.sqrt()[..., None, None]
 
         log_decay = period.log_decay[..., None, None]
         faded = ((self.options.gamma_boost - 1) * log_decay).exp() * after
         boosted = after + (self.options.rate_boost - 1) * (after - log_decay.exp() * before)
-        largest = after.abs().amax((-1, -2), keepdim=True)
-        boosted = torch.minimum(torch.maximum(boosted, -largest), largest)
+        largest = magnitude.amax((-1, -2), keepdim=True)
+        # One operation: backward it is half as many as those of minimum and maximum.
+        boosted = torch.clamp(boosted, -largest, largest)
         return torch.where(below, faded, boosted), {"noise": noise}, _measures(after, below, noise)
 
 

@@ -149,7 +149,8 @@ def tile_back(
     trailing,
     layers,
     errors,
-    of_errors,
+    to_value,
+    heads,
     anew,
     ks,
     es,
@@ -162,7 +163,7 @@ def tile_back(
     HALF: tl.constexpr,
 ):
     """The three matrices' W_bar with what a tile's gradients add; the adjoints of k A and k B take the place of these
-    in `layers`, that of e goes to `of_errors`. A token outside has k = e = 0 and no factor: it adds nothing."""
+    in `layers`, that of v goes to `to_value`. A token outside has k = e = 0 and no factor: it adds nothing."""
     SIZE: tl.constexpr = K * E
     inside = here < X
     kt = tl.load(key + at[None, :] * key_t + ks[:, None], mask=inside[None, :], other=0.0)
@@ -172,8 +173,7 @@ def tile_back(
     opening = tl.load(place_of_layers, mask=inside[:, None], other=0.0).to(tl.float32)
     raised = tl.load(place_of_layers + X * E, mask=inside[:, None], other=0.0).to(tl.float32)
     to_hidden = tl.load(place_of_layers + 2 * X * E, mask=inside[:, None], other=0.0).to(tl.float32)
-    place_of_errors = here[:, None] * K + ks[None, :]
-    error = tl.load(errors + place_of_errors, mask=inside[:, None], other=0.0)
+    error = tl.load(errors + here[:, None] * K + ks[None, :], mask=inside[:, None], other=0.0)
     error_t = tl.load(errors + here[None, :] * K + ks[:, None], mask=inside[None, :], other=0.0)
     hidden = tl.load(place_of_layers + 3 * X * E, mask=inside[:, None], other=0.0)
     _, silu, slope = activations(opening, raised)
@@ -200,7 +200,8 @@ def tile_back(
     of_raised = through_gate * to_hidden * slope + to_h * silu
     of_opening = through_gate * to_hidden * raised * second_derivative(opening)
     of_opening += through_up * to_hidden * slope + to_h * raised * slope
-    tl.store(of_errors + place_of_errors, of_error.to(of_errors.dtype.element_ty), mask=inside[:, None])
+    place = to_value + here[:, None] * heads * K + ks[None, :]
+    tl.store(place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
     tl.store(place_of_layers, of_opening.to(layers.dtype.element_ty), mask=inside[:, None])
     tl.store(place_of_layers + X * E, of_raised.to(layers.dtype.element_ty), mask=inside[:, None])
     gate = added(gate, kt, of_opening, HALF)
@@ -230,7 +231,7 @@ def scan_back_kernel(
     steps,
     layers,
     errors,
-    of_errors,
+    to_value,
     to_shares,
     heads,
     chunks,
@@ -246,7 +247,7 @@ def scan_back_kernel(
     FRESH: tl.constexpr,
 ):
     """`to_weights` and `to_momentum` (B, H, 3, K, E), the adjoints after the last chunk, become those before the
-    first."""
+    first; `to_value` (B, n, X, H, K)."""
     HALF: tl.constexpr = used.dtype.element_ty
     SIZE: tl.constexpr = K * E
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
@@ -305,7 +306,8 @@ def scan_back_kernel(
             gate, up, down = tile_back(
                 (i * C + here).to(tl.int64), here, gate, up, down, key, key_t, factors + (row * chunks + i) * WAYS * X,
                 used + of, own_shares, to_momentum, leading + of, trailing + of, layers + own * 4 * X * E,
-                errors + own * X * K, of_errors + own * X * K, anew, ks, es, wide, X, K, E, ORTHOGONALISE, DIRECT, HALF,
+                errors + own * X * K, to_value + (((b * chunks + i) * X) * heads + h) * K, heads, anew, ks, es, wide,
+                X, K, E, ORTHOGONALISE, DIRECT, HALF,
             )  # fmt: skip
         gate = matrix_begun(0, gate, to_learned, to_starts + of, anew, wide, SIZE, FRESH)
         up = matrix_begun(1, up, to_learned, to_starts + of, anew, wide, SIZE, FRESH)

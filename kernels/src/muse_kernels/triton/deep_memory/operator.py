@@ -129,7 +129,7 @@ def _backward(
     # Newton-Schulz multiplies the errors of what goes into it.
     exact = to_weights.dtype if orthogonalise else key.dtype
     layers = key.new_empty((number, rows, 4, size, hidden), dtype=exact)
-    errors, of_errors = (key.new_empty((number, rows, size, key_width), dtype=exact) for _ in range(2))
+    errors = key.new_empty((number, rows, size, key_width), dtype=exact)
     leading, trailing = torch.empty_like(starts, dtype=exact), torch.empty_like(starts)
     steps = to_weights.new_empty((rows, 5, key_width * (hidden + 2 * key_width)) if orthogonalise else 0)
     shape, summed = (batch, number, size, heads, key_width), torch.float32 if size > chunk else key.dtype
@@ -145,18 +145,19 @@ def _backward(
             )
             scan_back_kernel[(rows,)](
                 *(key, factors, shares, fresh, used, momenta, to_starts.contiguous(), to_weights, to_momentum),
-                *(to_learned, leading, trailing, steps, layers, errors, of_errors, to_shares, heads, number, *strides),
+                *(to_learned, leading, trailing, steps, layers, errors, to_value, to_shares, heads, number, *strides),
                 **_sizes(chunk, size, learned, BACKWARD),
                 **flags,
             )
             tokens_back_kernel[(number * rows,)](
                 *(key, factors, fresh, used, momenta, first_momentum.contiguous(), leading, trailing, layers, errors),
-                *(of_errors, to_key, to_value, to_factors, to_shares, rows, heads, number, *strides),
+                *(to_key, to_value, to_factors, to_shares, rows, heads, number, *strides),
                 **_sizes(chunk, size, learned, TOKENS),
                 **flags,
             )
     to_key, to_value = (_tokens_of_chunks(x, chunk).to(key.dtype) for x in (to_key, to_value))
-    return to_key, to_value, to_factors, to_shares, to_learned.sum(0), to_weights, to_momentum
+    to_learned = torch.empty_like(learned) if fresh is None else to_learned.sum(0)
+    return to_key, to_value, to_factors, to_shares, to_learned, to_weights, to_momentum
 
 
 def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
@@ -167,7 +168,7 @@ def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
         more = x[:, :, shift : shift + chunk]
         later = found[:, shift : shift + x.shape[1] * chunk].unflatten(1, (-1, chunk))
         later[:, :, : more.shape[2]] += more
-    return found[:, : found.shape[1] - further * chunk + size - chunk]
+    return found[:, : found.shape[1] - further * chunk + size - chunk].contiguous()
 
 
 @_backward.register_fake
@@ -184,6 +185,7 @@ def _given(key, value, factors, shares, fresh, learned):
 
 
 def _save(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # of the momenta, as large as the starts, nobody has an adjoint
     *tensors, ctx.chunk, ctx.orthogonalise, _ = inputs
     starts, _, _, momenta = output
     ctx.save_for_backward(*tensors, starts, momenta)
@@ -191,8 +193,10 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, to_starts, to_weights, to_momentum, _):
     *inputs, fresh, starts, momenta = ctx.saved_tensors
-    gradients = (to_starts, to_weights, to_momentum)
     key, value, factors, shares, learned, _, momentum = inputs
+    state = momentum.shape
+    to_starts = starts.new_zeros(starts.shape) if to_starts is None else to_starts
+    gradients = (to_starts, *(momentum.new_zeros(state) if x is None else x for x in (to_weights, to_momentum)))
     tensors = (key, value, factors, shares, learned, momentum, fresh, starts, momenta)
     found = list(_backward(*gradients, *tensors, ctx.chunk, ctx.orthogonalise))
     found[:2] = (x.transpose(1, 2) for x in found[:2])

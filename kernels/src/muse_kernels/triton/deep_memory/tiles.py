@@ -5,7 +5,8 @@ starts, sums are float32.
 
 On Hopper a product of 64 rows becomes `wgmma`, whose first operand lies in registers wherever it was computed. ptxas
 before CUDA 13.3 reuses such registers while the product still reads them (CUDA 13.3's release notes; Triton 3.6 to 3.8
-bring 12.8 and 12.9): results change from run to run, and addresses go astray. Tiles of 32 rows become `mma.sync`.
+bring 12.8 and 12.9): results change from run to run, and addresses go astray. Tiles of 32 rows become `mma.sync`; of a
+first operand that was loaded `wgmma` reads the copy in shared memory (`added`).
 """
 
 import triton

@@ -82,7 +82,6 @@ def tokens_back_kernel(
     trailing,
     layers,
     errors,
-    of_errors,
     to_key,
     to_value,
     to_factors,
@@ -101,8 +100,8 @@ def tokens_back_kernel(
     ORTHOGONALISE: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """`layers` hold the adjoints of k A and k B and, as before the scan, that of h, and h; `to_key`, `to_value`
-    (B, n, X, H, K); of `to_shares` (B, H, n, 3) the last is the scan's where updates are orthogonalised."""
+    """`layers` hold the adjoints of k A and k B and, as before the scan, that of h, and h; `to_key`, and `to_value` of
+    the scan (B, n, X, H, K); of `to_shares` (B, H, n, 3) the last is the scan's where updates are orthogonalised."""
     HALF: tl.constexpr = used.dtype.element_ty
     SIZE: tl.constexpr = K * E
     WAYS: tl.constexpr = 1 if ORTHOGONALISE else 2
@@ -122,7 +121,8 @@ def tokens_back_kernel(
         k = tl.load(key + (i * C + here)[:, None] * key_t + ks[None, :], mask=inside[:, None], other=0.0)
         place = (program * X + here[:, None]) * K + ks[None, :]
         error = tl.load(errors + place, mask=inside[:, None], other=0.0).to(tl.float32)
-        of_error = tl.load(of_errors + place, mask=inside[:, None], other=0.0).to(tl.float32)
+        place = (((b * chunks + i) * X + here[:, None]) * heads + h) * K + ks[None, :]
+        of_error = -tl.load(to_value + place, mask=inside[:, None], other=0.0).to(tl.float32)
         place = layers + (program * 4 * X + here[:, None]) * E + es[None, :]
         to_hidden = tl.load(place + 2 * X * E, mask=inside[:, None], other=0.0).to(tl.float32)
         raised = product(k, tl.load(used + SIZE + wide), HALF)
@@ -143,7 +143,6 @@ def tokens_back_kernel(
         to_k += product(tl.load(place + X * E, mask=inside[:, None], other=0.0), tl.load(used + SIZE + tall), HALF)
         place = (((b * chunks + i) * X + here[:, None]) * heads + h) * K + ks[None, :]
         tl.store(to_key + place, to_k.to(to_key.dtype.element_ty), mask=inside[:, None])
-        tl.store(to_value + place, (-of_error).to(to_value.dtype.element_ty), mask=inside[:, None])
     anew = i < 0
     if FRESH:
         anew = tl.load(fresh + b * chunks + i) != 0

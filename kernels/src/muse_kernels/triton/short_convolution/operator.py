@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ...arguments import SHORTEST, check_short_convolution, documents
+from ...arguments import SHORTEST, documents
 from ...double_backward import differentiated_again, gradients_by_torch
+from ...signatures import convolution_of
 from ...torch.short_convolution import of_documents
 from ..memory import MOST_OF_AN_AXIS, unit_last_stride
 from .kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
@@ -15,18 +16,12 @@ SHARES = 64
 """Programs that share the tokens of a channel group in the taps' gradient."""
 
 
+@convolution_of
 def short_convolution(
-    x: Tensor,
-    taps: Tensor,
-    heads: int,
-    key_width: int,
-    *,
-    initial: Tensor | None = None,
-    resets: Tensor | None = None,
+    x: Tensor, taps: Tensor, initial: Tensor | None, resets: Tensor | None, heads: int, key_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `muse_kernels.short_convolution`, in float32 or bfloat16, products in float32. Second
     derivatives recompute by torch operations."""
-    check_short_convolution(x, taps, heads, key_width, initial, resets)
     if x.dtype == torch.float64:
         raise ValueError("short_convolution: the triton kernels compute in float32; use backend torch for float64")
     if key_width > WIDEST or len(taps) > LONGEST:

@@ -1,0 +1,47 @@
+"""The plain convolution's gradients are written by hand: those of its formula, to the second order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from muse_core.contracts import Tokens
+from muse_core.model.convolution import PlainConvolution
+
+
+@pytest.mark.parametrize("resets", [None, [0, 3, 4]], ids=["one document", "several"])
+@pytest.mark.parametrize("span", [1, 4])
+def test_gradients_are_those_of_the_formula(resets: list[int] | None, span: int) -> None:
+    rows, length, channels = 2, 7, 3
+    layer = PlainConvolution(channels, span, torch.Generator().manual_seed(0), bias=True).double()
+    starts = None
+    if resets is not None:
+        starts = torch.zeros(rows, length, dtype=torch.bool)
+        starts[0, resets] = True  # the other row goes on with the document that is carried in
+    tokens = Tokens(torch.arange(length).expand(rows, length), resets=starts)
+
+    def by_formula(x: torch.Tensor, before: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
+        padded = torch.cat((before, x), dim=1)
+        document = torch.zeros(rows, length) if starts is None else starts.cumsum(1)
+        document = torch.nn.functional.pad(document, (span - 1, 0))
+        lags = range(span)
+        same = [(document[:, span - 1 - lag : length + span - 1 - lag] == document[:, span - 1 :]) for lag in lags]
+        return sum(
+            taps[lag] * padded[:, span - 1 - lag : length + span - 1 - lag] * same[lag][..., None] for lag in lags
+        )
+
+    def by_layer(x: torch.Tensor, before: torch.Tensor, *taps: torch.Tensor) -> torch.Tensor:
+        names = [f"taps.{lag}" for lag in range(span)]
+        return torch.func.functional_call(layer, dict(zip(names, taps)), (x, before, tokens))[0] - layer.bias
+
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(rows, length, channels), (rows, span - 1, channels), *[(channels,)] * span]
+    given = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight = torch.randn(rows, length, channels, generator=draw, dtype=torch.float64)
+    ours, theirs = by_layer(*given), by_formula(*given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, due in zip(
+        torch.autograd.grad((ours * weight).sum(), given), torch.autograd.grad((theirs * weight).sum(), given)
+    ):
+        torch.testing.assert_close(mine, due, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(by_layer, given)
