@@ -11,7 +11,6 @@ from muse_kernels.request import KernelRequest
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 REQUEST = KernelRequest("int8_product", DEVICE, "float32", {})
-HALVES = (torch.bfloat16, torch.float16) if CUDA else (torch.float16,)  # the interpreter has no bf16 products
 pytestmark = pytest.mark.skipif(refuse_triton(REQUEST) is not None, reason=str(refuse_triton(REQUEST)))
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 
@@ -33,34 +32,29 @@ def distance(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor) -> floa
     return float((found.double() - due).norm() / due.norm())
 
 
-@pytest.mark.parametrize("outputs, inputs", [(1, 1), (5, 7), (64, 384), (33, 1500), (300, 130)])
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (17,), (3, 23)])
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("outputs, inputs", [(1, 1), (5, 7), (64, 384), (33, 1500), (300, 130), (70, 1100)])
+@pytest.mark.parametrize("rows", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_equals_the_dense_product(dtype, rows, outputs, inputs):
     assert distance(*drawn(rows, outputs, inputs, dtype)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_one_row_of_any_dtype(dtype):
-    assert distance(*drawn((1,), 70, 1100, dtype)) < TOLERANCE[dtype]
-
-
-def test_rows_that_lie_apart_and_none():
+def test_a_row_that_lies_apart():
     from muse_kernels.triton.int8_product import int8_product
 
-    x, values, scale = drawn((4,), 9, 24, torch.float16)
-    wide = torch.cat((x, x), dim=1)[:, 24:]
-    assert torch.equal(int8_product(wide, values, scale), int8_product(x, values, scale))
-    assert int8_product(x[:0], values, scale).shape == (0, 9)
+    x, values, scale = drawn((1,), 9, 24, torch.float16)
+    apart = torch.stack((x, x), dim=-1)[..., 1]
+    assert torch.equal(int8_product(apart, values, scale), int8_product(x, values, scale))
 
 
-@pytest.mark.parametrize("change", ["columns", "scale", "dtype", "values"])
+@pytest.mark.parametrize("change", ["columns", "rows", "scale", "dtype", "values"])
 def test_what_does_not_fit_is_said(change):
     from muse_kernels.triton.int8_product import int8_product
 
-    x, values, scale = drawn((2,), 9, 24, torch.float16)
+    x, values, scale = drawn((1,), 9, 24, torch.float16)
     given = {
-        "columns": (x[:, 1:], values, scale), "scale": (x, values, scale[1:]), "dtype": (x.double(), values, scale),
+        "columns": (x[:, 1:], values, scale), "rows": (x.expand(2, -1), values, scale),
+        "scale": (x, values, scale[1:]), "dtype": (x.double(), values, scale),
         "values": (x, values.T, scale),
     }[change]  # fmt: skip
     with pytest.raises(ValueError, match="int8_product"):
@@ -68,9 +62,8 @@ def test_what_does_not_fit_is_said(change):
 
 
 @pytest.mark.skipif(not CUDA, reason="there is no GPU")
-@pytest.mark.parametrize("rows", [1, 64])
-def test_wide_matrices_on_a_gpu(rows):
-    assert distance(*drawn((rows,), 8192, 4096, torch.bfloat16)) < TOLERANCE[torch.bfloat16]
+def test_wide_matrices_on_a_gpu():
+    assert distance(*drawn((1,), 8192, 4096, torch.bfloat16)) < TOLERANCE[torch.bfloat16]
 
 
 if not CUDA and os.environ.get("TRITON_INTERPRET") == "1":
@@ -79,7 +72,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") == "1":
         """Memory that nobody wrote would show."""
         from muse_kernels.triton.int8_product import int8_product
 
-        x, values, scale = drawn((19,), 37, 40, torch.float16)
+        x, values, scale = drawn((1,), 37, 40, torch.float16)
         made = torch.Tensor.new_empty
 
         def poisoned(*given, **named):

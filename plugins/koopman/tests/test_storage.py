@@ -8,7 +8,7 @@ import torch
 from muse_koopman.maps import CompressedLinear
 from muse_koopman.options import GROUP
 from muse_koopman.sizes import bisected, model_bytes
-from muse_koopman.storage import FEW_ROWS, Dense, Int4, Int8, Sparse, stored, stored_bytes
+from muse_koopman.storage import Dense, Int4, Int8, Sparse, stored, stored_bytes
 from torch.nn import functional as F
 
 SHAPES = [(5, 7), (64, 48), (33, 130), (1, 300), (257, 16)]
@@ -82,14 +82,14 @@ def test_bf16_products_of_int8_on_a_cpu_are_those_of_the_dense_matrix(shape: tup
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("rows", [1, 3, 64, 65])
-def test_few_rows_of_int8_on_a_gpu_make_no_copy_of_the_matrix(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_row_of_int8_on_a_gpu_makes_no_copy_of_the_matrix(rows: int) -> None:
     form, x = Int8(matrix_of((96, 130))).cuda().eval(), torch.randn(rows, 130, device="cuda")
     with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
         found = form(x)
     due = F.linear(x, form.dense())
     assert found.dtype == torch.bfloat16 and (found.float() - due).abs().max() <= 0.02 * due.abs().max()
-    assert (form._served is None) == (rows <= FEW_ROWS)
+    assert (form._served is None) == (rows == 1)
 
 
 def test_a_map_of_a_rank_is_the_product_of_its_factors() -> None:

@@ -22,8 +22,6 @@ PACKED_COLUMNS = 16
 """torch's product of bf16 with packed integers is used for multiples of this alone, which tests compare with the dense
 product: it checks no shapes."""
 HALVES = (torch.bfloat16, torch.float16)
-FEW_ROWS = 64
-"""Rows of x up to which a GPU reads the integers themselves."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Factors on the largest entry that int4 tries as the end of its range, group by group."""
 
@@ -108,9 +106,9 @@ class Int8(Stored):
         return super().forward(x)
 
     def _by_kernel(self, x: Tensor) -> bool:
-        """Whether the integers are read as they are on a GPU: for few rows, where reading a matrix takes the time."""
-        few = 0 < x.numel() // self.columns <= FEW_ROWS
-        return few and refuse_triton(KernelRequest("int8_product", "cuda", "float32", {})) is None
+        """Whether a GPU reads the integers as they are: for one row, where reading the matrix takes the time."""
+        one = x.numel() == self.columns
+        return one and refuse_triton(KernelRequest("int8_product", "cuda", "float32", {})) is None
 
 
 class Int4(Stored):

@@ -1,4 +1,4 @@
-"""Kernels of the product with a matrix of 8-bit integers, which are read once and never written in another form."""
+"""The product of a row with a matrix of 8-bit integers, which are read once and never written in another form."""
 
 import triton
 import triton.language as tl
@@ -17,24 +17,3 @@ def one_row_kernel(x, values, scale, output, outputs, inputs, R: tl.constexpr, K
         products += w.to(tl.float32) * tl.load(x + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     s = tl.load(scale + row, mask=row < outputs, other=0.0).to(tl.float32)
     tl.store(output + row, tl.sum(products, axis=1) * s, mask=row < outputs)
-
-
-@triton.jit
-def rows_kernel(
-    x, values, scale, output, rows, outputs, inputs, M: tl.constexpr, R: tl.constexpr, K: tl.constexpr
-):  # fmt: skip
-    """A program makes (M, R) of output; integers up to 127 are exact in the dtype of x."""
-    m = tl.program_id(1) * M + tl.arange(0, M)
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    sums = tl.zeros((M, R), tl.float32)
-    for first in range(0, inputs, K):
-        column = first + tl.arange(0, K)
-        inside = column < inputs
-        at = m.to(tl.int64)[:, None] * inputs + column[None, :]
-        a = tl.load(x + at, mask=(m < rows)[:, None] & inside[None, :], other=0.0)
-        at = row.to(tl.int64)[None, :] * inputs + column[:, None]
-        w = tl.load(values + at, mask=(row < outputs)[None, :] & inside[:, None], other=0)
-        sums = tl.dot(a, w.to(a.dtype), sums)
-    s = tl.load(scale + row, mask=row < outputs, other=0.0).to(tl.float32)
-    at = m.to(tl.int64)[:, None] * outputs + row[None, :]
-    tl.store(output + at, sums * s[None, :], mask=(m < rows)[:, None] & (row < outputs)[None, :])
