@@ -52,8 +52,8 @@ def test_a_run_names_backends_once_and_a_dry_run_every_operation(
 
 
 def test_a_model_without_kernels_needs_none(tmp_path: Path) -> None:
-    block = RECIPE[RECIPE.index("block = ["):RECIPE.index("\n\n[train]")]
-    setup = made(tmp_path / "recipe.toml", RECIPE.replace(block, 'block = ["feed-forward"]'))
+    model = RECIPE[RECIPE.index("[model]"):RECIPE.index("[train]")]
+    setup = made(tmp_path / "recipe.toml", RECIPE.replace(model, '[model]\nuse = "gru"\nwidth = 32\n\n'))
     assert kernels_in_short(setup) == kernel_rows(setup) == {"kernels": "none needed"}
 
 

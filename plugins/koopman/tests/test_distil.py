@@ -22,7 +22,8 @@ OPTIONS = DistilOptions(teacher="run", temperature=2.0, imitation=0.7, spectral=
 def test_a_student_that_is_its_teacher_has_the_cross_entropy_alone(small: Path) -> None:
     opened = muse_core.load(small)
     result = Imitate(opened.model, OPTIONS)(copy.deepcopy(opened.model), opened.batch(0), None)
-    assert result.losses["imitation"].abs() < 1e-3 and float(result.losses["spectral"]) == 0.0
+    # The student's pass keeps gradients and may take other kernels than the teacher's: equal to rounding.
+    assert result.losses["imitation"].abs() < 1e-3 and float(result.losses["spectral"]) < 1e-3
     assert float(result.total.detach()) == pytest.approx(float(result.losses["cross_entropy"]), abs=1e-3)
 
 
