@@ -30,7 +30,7 @@ PATIENCE = datetime.timedelta(hours=1)
 """Of a collective; ranks that stand still are found earlier by ``watch``."""
 MEETING = datetime.timedelta(minutes=10)
 """Within which all processes of a run must have started."""
-COLD = 16
+COLD = 24
 """First marks of the steps, which compile and allocate: their duration says nothing."""
 SIGNALLED = 128
 """Exit codes above it are of signals."""

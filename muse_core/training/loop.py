@@ -168,6 +168,7 @@ class Loop:
             with forward.gradients_of(index, len(pieces)):
                 with state.precision():
                     result = fault_point("loss", forward(there, carried[index]))
+                forward.ranks.mark("the backward pass")  # in which ranks wait for each other
                 (result.total / (targets / forward.parts)).backward()
             accumulator.add_result(result, there.loss_mask.sum())
             if state.stream_state.streams:

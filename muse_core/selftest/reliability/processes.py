@@ -203,7 +203,8 @@ POINTS = ("batch", "loss", "gradient", "post_step")
 
 
 def lost(folder: Path, recipe: Path, kind: str, rank: int, point: str, call: int) -> list[str]:
-    """What is wrong with how a run of two ends when one rank is lost at a call of a point."""
+    """What is wrong with how a run of two ends when one rank is lost at a call of a point. The same loss may come
+    twice, so that its run directory goes with it."""
     action, allowed, sentences = LOSSES[kind]
     name = f"{kind} on rank {rank} at call {call} of {point}"
     start = Start(
@@ -211,6 +212,7 @@ def lost(folder: Path, recipe: Path, kind: str, rank: int, point: str, call: int
         fault=on(rank, **{point: at_call(call, action)}), patience=PATIENCE,
     )
     found = run_start(start, folder)
+    shutil.rmtree(folder / name, ignore_errors=True)
     said = "\n".join(found["said"])
     problems = []
     if found["seconds"] >= GIVE_UP:
