@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_ragged_and_masked_targets_of_experts_give_the_losses_of_one_process(
         numbers = {key: value for key, value in mine.items() if isinstance(value, float) and "second" not in key}
         numbers.pop("ppl_delta", None)  # a small difference of large numbers
         # Muon's products of bf16 and the choice of experts enlarge the rounding.
-        assert numbers == pytest.approx({key: theirs[key] for key in numbers}, rel=1e-3, abs=1e-5)
+        assert numbers == pytest.approx({key: theirs[key] for key in numbers}, rel=3e-3, abs=1e-5)
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     ends = [rows(folder / name, "final")[0]["loss"] for name in ("whole", "copies")]
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
@@ -103,7 +104,7 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert [row["step"] for row in rows(run, "resume")] == [4, 6]
     whole, divided = rows(folder / "whole", "train"), rows(run, "train")
     for name in ("loss", "gradient_norm", "learning_rate"):
-        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=1e-3), name
+        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=3e-3), name
     losses = [rows(folder / name, "final")[0]["loss"] for name in ("whole", "divided")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     manifests = [json.loads(path.read_text()) for path in sorted((run / "checkpoints").glob("*/MANIFEST.json"))]
@@ -180,7 +181,7 @@ def test_the_command_starts_its_processes_and_ends_with_their_code(found: dict[s
         [*command, str(folder / "started"), *more], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "processes  2: data 2" in done.stdout and done.stdout.count("step 2/2") == 1 and not done.stderr
+    assert re.search(r"processes +2: data 2", done.stdout) and done.stdout.count("step 2/2") == 1 and not done.stderr
     losses = [row["loss"] for row in rows(folder / "started", "train")]
     assert losses[0] == pytest.approx(rows(folder / "one", "train")[0]["loss"], rel=1e-6)
     # Refused by the command itself, before a process is started.
