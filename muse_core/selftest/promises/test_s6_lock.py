@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 def test_every_plugin_is_recorded(run, trial):
     rows = {row["name"]: row for row in read_lock(run / "muse.lock.toml").table["plugins"]}
     used = {name for name, row in rows.items() if row["used"]}
-    assert used == {"muse-baseline", "muse-gradient-safety", "muse-text-sources"}
+    assert used == {"muse-baseline", "muse-gradient-safety", "muse-text-sources", "muse-torch-bk"}
     assert all(row["version"] and len(row["digest"]) >= 32 for row in rows.values())
     trial.say(f"{len(rows)} plugins recorded, drift named and refused, every loss repeated")
 
