@@ -239,21 +239,30 @@ def experiment(folder: Path, *, losses: int, seed: int) -> list[str]:
     return problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the experiment and prints what replays it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--losses", type=int, default=40)
+def long_form(
+    description: str | None, experiment: Callable[..., list[str]], count: str, what: str,
+    arguments: Sequence[str] | None,
+) -> int:
+    """An experiment from the command line, with ``--COUNT`` of it and a ``--seed``; prints what replays it and every
+    problem. Exit code 1 where there are any."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(f"--{count}", type=int, default=40)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
-    chosen = parser.parse_args(arguments)
+    chosen = vars(parser.parse_args(arguments))
     folder = Path(tempfile.mkdtemp())  # a TemporaryDirectory would go with the first fork that ends
     try:
-        problems = experiment(folder, losses=chosen.losses, seed=chosen.seed)
+        problems = experiment(folder, **chosen)
     finally:
         shutil.rmtree(folder)
-    print(f"seed {chosen.seed}: {chosen.losses} lost processes, {len(problems)} problems")
+    print(f"seed {chosen['seed']}: {chosen[count]} {what}, {len(problems)} problems")
     for problem in problems:
         print(problem)
     return 1 if problems else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the experiment and prints what replays it."""
+    return long_form(__doc__, experiment, "losses", "lost processes", arguments)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,24 @@ must end in the bits of the run that was not stopped; by one, two or four every 
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import signal
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from muse_core.metrics.jsonl import read_rows
-from muse_core.selftest.reliability.processes import DENSE, RECIPE, Start, at_call, on, prepared, run_start, signalled
+from muse_core.selftest.reliability.processes import (
+    DENSE,
+    RECIPE,
+    Start,
+    at_call,
+    long_form,
+    on,
+    prepared,
+    run_start,
+    signalled,
+)
 from muse_core.storage.checkpoint import Checkpoints
 
 STEPS = 8
@@ -80,19 +88,7 @@ def experiment(folder: Path, *, runs: int, seed: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the experiment and prints what replays it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
-    chosen = parser.parse_args(arguments)
-    folder = Path(tempfile.mkdtemp())  # a TemporaryDirectory would go with the first fork that ends
-    try:
-        problems = experiment(folder, runs=chosen.runs, seed=chosen.seed)
-    finally:
-        shutil.rmtree(folder)
-    print(f"seed {chosen.seed}: {chosen.runs} runs of several processes stopped twice, {len(problems)} problems")
-    for problem in problems:
-        print(problem)
-    return 1 if problems else 0
+    return long_form(__doc__, experiment, "runs", "runs of several processes stopped twice", arguments)
 
 
 if __name__ == "__main__":
