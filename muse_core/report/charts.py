@@ -190,12 +190,10 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         who = "" if len(runs) == 1 else f": {run.label}"
         made = run.made
         weights = made.get("parameters", [])
-        if all("bytes" in row for row in weights):
-            parts.append(shares(weights, "bytes", _file("parameters", run, runs), f"Size of weights by component{who}",
-                                "bytes"))
-        else:  # written by an earlier version
-            parts.append(shares(weights, "parameters", _file("parameters", run, runs),
-                                f"Parameters by component{who}", "parameters"))
+        # A report of an earlier version has no bytes.
+        unit, title = ("bytes", "Size of weights") if all("bytes" in row for row in weights) else (
+            "parameters", "Parameters")
+        parts.append(shares(weights, unit, _file("parameters", run, runs), f"{title} by component{who}", unit))
         times = made.get("times", {})
         parts.append(shares(times.get("rows", []), "seconds", _file("time", run, runs),
                             f"Time by component, forward pass of {times.get('tokens', 0):,} tokens{who}",
