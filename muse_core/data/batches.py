@@ -116,6 +116,8 @@ class TrainingData(ABC):
 
     steps_per_epoch: float = math.inf
     """Steps that read everything once; infinite where data are made."""
+    early = False
+    """Whether a batch may be made before the step that reads it begins: it needs neither weights nor the device."""
 
     def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
         """Which step's data ``step`` reads; see ``muse_core.data.permutation.data_step``."""
@@ -125,6 +127,37 @@ class TrainingData(ABC):
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """The batch of an optimiser step, on the CPU, without the data of the quarantined steps: half-open ranges
         (first, end) of data steps."""
+
+
+class Ahead:
+    """Batches of training data, of which the next is made while the device computes the present step.
+
+    An error of a batch that is made ahead is raised when the batch is asked for, as if it had been made then.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[int, tuple[tuple[int, int], ...]] | None = None
+        self._made: Batch | Exception | None = None
+
+    def prepare(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> None:
+        """Make the batch of a step now, where ``data`` can."""
+        if not data.early:
+            return
+        self._key = (step, tuple(quarantine))
+        try:
+            self._made = data.batch(step, quarantine)
+        except Exception as error:
+            self._made = error
+
+    def batch(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
+        """``data.batch(step, quarantine)``; what was made ahead is handed out once."""
+        key, made = self._key, self._made
+        self._key = self._made = None
+        if made is None or key != (step, tuple(quarantine)):
+            return data.batch(step, quarantine)
+        if isinstance(made, Exception):
+            raise made
+        return made
 
 
 class TextData(TrainingData):
@@ -137,6 +170,8 @@ class TextData(TrainingData):
     Documents are packed: a window holds the end of one and the beginning of the next. Text at the end that does not
     fill a window is left out.
     """
+
+    early = True
 
     def __init__(
         self,
@@ -197,6 +232,8 @@ class TextData(TrainingData):
 
 class TaskData(TrainingData):
     """The training examples in batches; examples are functions of their number, so that no epoch ends."""
+
+    early = True
 
     def __init__(self, corpus: HasSource, *, seed: int, batch_size: int, sequence_length: int):
         self._source = corpus.source
