@@ -56,17 +56,16 @@ def doubled(leaves):
     return [x.to(torch.complex128 if x.is_complex() else torch.float64).requires_grad_() for x in leaves]
 
 
-@pytest.mark.parametrize("constant", (False, True))
-@pytest.mark.parametrize("parts", (2, 3))
+@pytest.mark.parametrize("constant, parts", ((False, 3), (True, 2)))
 def test_the_resolvent_of_parts_is_that_of_the_row(constant, parts):
     """With a document's start within, theta and y before the row; every gradient."""
-    heads, size, width = 2, 16, 3
+    heads, size, width = 1, 8, 3
     sites = parts * size
     generator = torch.Generator().manual_seed(parts)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     lower = (1 + 0.1 * draw(1, heads, 1)).repeat(1, 1, 1 if constant else sites)
     if not constant:
-        lower[..., 9] = 0
+        lower[..., 5] = 0
     leaves = [
         torch.complex(draw(1, heads, sites), -0.1 * draw(1, heads, sites).abs()), lower,
         torch.complex(draw(heads, 1), 0.05 + draw(heads, 1).abs()), draw(1, heads, sites, width),
