@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -130,34 +132,39 @@ class TrainingData(ABC):
 
 
 class Ahead:
-    """Batches of training data, of which the next is made while the device computes the present step.
+    """Batches of training data, of which the next is made by a thread while the present step is computed.
 
     An error of a batch that is made ahead is raised when the batch is asked for, as if it had been made then.
     """
 
     def __init__(self) -> None:
         self._key: tuple[int, tuple[tuple[int, int], ...]] | None = None
-        self._made: Batch | Exception | None = None
+        self._made: Future[Batch] = Future()
 
     def prepare(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> None:
-        """Make the batch of a step now, where ``data`` can."""
+        """Begin with the batch of a step, where ``data`` can."""
         if not data.early:
             return
-        self._key = (step, tuple(quarantine))
-        try:
-            self._made = data.batch(step, quarantine)
-        except Exception as error:
-            self._made = error
+        made: Future[Batch] = Future()
+        self._key, self._made = (step, tuple(quarantine)), made
+
+        def make() -> None:
+            try:
+                made.set_result(data.batch(step, quarantine))
+            except Exception as error:
+                made.set_exception(error)
+
+        threading.Thread(target=make, name="next batch").start()
+
+    def wait(self) -> None:
+        """Until the batch is made: what follows a step may read the same data."""
+        if self._key is not None:
+            self._made.exception()
 
     def batch(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
         """``data.batch(step, quarantine)``; what was made ahead is handed out once."""
-        key, made = self._key, self._made
-        self._key = self._made = None
-        if made is None or key != (step, tuple(quarantine)):
-            return data.batch(step, quarantine)
-        if isinstance(made, Exception):
-            raise made
-        return made
+        key, self._key = self._key, None
+        return self._made.result() if key == (step, tuple(quarantine)) else data.batch(step, quarantine)
 
 
 class TextData(TrainingData):

@@ -140,6 +140,8 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward = self.state, self.forward
+        if state.at.step + 1 < self.recipe.train.steps:
+            self.ahead.prepare(self.data, state.at.step + 1, self.incidents.quarantine)
         forward.begin(self.recipe.seed, state.at.step)
         # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
@@ -152,18 +154,17 @@ class Loop:
             pieces.append(there)
         carried = [state.stream_state.of(index) for index in range(len(pieces))]
         packed, proposed = self.passes(pieces, carried, targets)
+        # While the device computes: reading its numbers waits for it.
+        read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
         of_step = self._of_gradients() | state.monitors.measure("step", {})
-        numbers = packed.with_values(of_step)
-        # What the host has to do anyway, while the device computes: reading its numbers waits for it.
-        read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
-        if state.at.step + 1 < self.recipe.train.steps:
-            self.ahead.prepare(self.data, state.at.step + 1, self.incidents.quarantine)
-        return self._of_all(numbers) | {
-            "rollbacks": float(self.incidents.recent(state.at.step)), "bytes": read_bytes
-        }
+        values = self._of_all(packed.with_values(of_step))
+        values["rollbacks"] = float(self.incidents.recent(state.at.step))
+        values["bytes"] = read_bytes
+        self.ahead.wait()
+        return values
 
     def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
         """Gradients of a step from its micro-batches on the device; the micro-batches' numbers, and what the state is

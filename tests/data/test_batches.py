@@ -259,13 +259,16 @@ class Counted(TrainingData):
 
 def test_a_batch_that_is_made_ahead_is_that_of_its_step_and_quarantine() -> None:
     data, ahead = Counted(), Ahead()
+    ahead.wait()
     ahead.prepare(data, 1, ())
-    assert ahead.batch(data, 1, ()).inputs.item() == 1 and data.asked == [(1, ())]
+    ahead.wait()
+    assert data.asked == [(1, ())] and ahead.batch(data, 1, ()).inputs.item() == 1
     assert ahead.batch(data, 1, ()).inputs.item() == 1 and len(data.asked) == 2, "handed out once"
     ahead.prepare(data, 2, ())
     ahead.batch(data, 2, [(0, 1)])
     assert data.asked[2:] == [(2, ()), (2, ((0, 1),))], "a rollback leaves out other data"
     ahead.prepare(data, 3, ())
+    ahead.wait()
     with pytest.raises(DataError, match="step 3"):  # when it is asked for, not while the step before is computed
         ahead.batch(data, 3, ())
     data.early = False

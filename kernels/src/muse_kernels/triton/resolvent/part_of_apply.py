@@ -31,7 +31,7 @@ class Part:
 
     def moebius(self, summary: Tensor, initial: Tensor) -> Tensor:
         """As `moebius_carries`, of the own chunks; `initial` is theta before the first token of all."""
-        nothing = summary.new_tensor([1, 0, 0, 0, 0, 0, 1, 0])
+        nothing = _ones_at(summary, 8, 0, 6)
         return self._kept(moebius_carries(self._joined(summary, nothing), initial), summary.shape[1])
 
     def linear(self, factor: Tensor, term: Tensor, initial: Tensor, reverse: bool) -> Tensor:
@@ -40,7 +40,7 @@ class Part:
         if reverse:
             found = linear_carries(self._joined(factor), self._joined(term), initial, reverse=True)
             return self._own(found, chunks)
-        nothing = factor.new_tensor([1, 0])
+        nothing = _ones_at(factor, 2, 0)
         factor, term = self._joined(factor, nothing), self._joined(term, torch.zeros_like(nothing))
         return self._kept(linear_carries(factor, term, initial, reverse=False), chunks)
 
@@ -58,6 +58,14 @@ class Part:
         own = self._own(starts, chunks)
         self.before, self.last = own[:, 0].clone(), starts[:, -1].clone()
         return own
+
+
+def _ones_at(like: Tensor, size: int, *places: int) -> Tensor:
+    """Zeros but for ones at these places, made on the device: a copy from the host would wait for it."""
+    found = like.new_zeros(size)
+    for place in places:
+        found[place : place + 1].fill_(1)
+    return found
 
 
 class Sizes(NamedTuple):
