@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
-from muse_koopman.maps import CompressedLinear
+from muse_koopman.maps import CompressedEmbedding, CompressedLinear
 from muse_koopman.options import GROUP
-from muse_koopman.sizes import bisected, model_bytes
+from muse_koopman.sizes import bisected, model_bytes, uncompressed_bytes
 from muse_koopman.storage import Dense, Int4, Int8, Sparse, stored, stored_bytes
+from torch import nn
 from torch.nn import functional as F
 
 SHAPES = [(5, 7), (64, 48), (33, 130), (1, 300), (257, 16)]
@@ -29,6 +30,19 @@ def test_a_form_weighs_what_is_said_and_comes_back_from_a_file(store: str, shape
     assert torch.equal(again.dense(), form.dense())
     x = torch.randn(3, 2, shape[1])
     torch.testing.assert_close(form(x), F.linear(x, form.dense()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_ratio_counts_every_map_and_the_embedding_as_fp32() -> None:
+    """Whatever they are stored in: a second compression is measured against the same bytes as the first."""
+    def made(embedding: nn.Module, first: nn.Module, second: nn.Module) -> nn.ModuleDict:
+        return nn.ModuleDict({"embedding": embedding, "first": first, "second": second, "norm": nn.LayerNorm(48)})
+
+    bias = torch.ones(64)
+    plain = made(nn.Embedding(100, 48), nn.Linear(48, 64), nn.Linear(48, 64, bias=False))
+    factors = CompressedLinear(stored(torch.randn(64, 5), "int8"), stored(torch.randn(5, 48), "int4"), bias)
+    stored_table = CompressedEmbedding(stored(torch.randn(100, 48), "int8"))
+    other = made(stored_table, factors, CompressedLinear(stored(torch.randn(64, 48), "sparse", 99)))
+    assert uncompressed_bytes(other) == uncompressed_bytes(plain) == model_bytes(plain) > 2 * model_bytes(other)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
