@@ -12,7 +12,8 @@ def test_how_far_the_weights_moved_and_how_much_they_hold(name: str):
     """Both by norms, row by row and head by head."""
     layer = build_component("memory layer", name, {"chunk": 4} if name == "atlas" else {"persistent": 3}, heads=2)
     x = torch.randn(3, 64, 16, generator=torch.Generator().manual_seed(0))
-    found = layer(x, None, {}, make_tokens(3, 64))
+    with torch.no_grad():
+        found = layer(x, None, {}, make_tokens(3, 64))
     if name == "atlas":
         start = layer.dynamics.weights[0].detach()
         rows = [torch.linalg.vector_norm(one - start) ** 2 for one in found.state["first"]["weights"]]
