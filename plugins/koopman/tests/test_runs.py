@@ -184,7 +184,9 @@ def test_one_process_compresses_what_several_have_trained(
     said = recipe.read_text()
     recipe.write_text(said.replace('data = "auto"\nshard = 1', "data = 2\nshard = 1"))
     assert recipe.read_text() != said
-    assert recipe_of(several, Compression()).recipe.parallel.data == "auto"
+    recipe.write_text(recipe.read_text().replace("cuda_graph = false", "cuda_graph = true"))
+    found = recipe_of(several, Compression()).recipe
+    assert found.parallel.data == "auto" and not found.train.cuda_graph and "cuda_graph = true" in recipe.read_text()
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = CliRunner().invoke(compress, [str(small), "--output", str(tmp_path / "out")])
     assert told.exit_code == 2 and "this command is one process" in told.output

@@ -157,6 +157,7 @@ class FixedPoint:
             learning_rate=self.options.learning_rate,
             warmup_steps=min(train.warmup_steps, max(1, steps // 10)),
             weight_decay=0.0,
+            cuda_graph=False,
             log_every=self.options.steps_per_iteration,
         )
 
