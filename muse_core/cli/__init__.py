@@ -29,6 +29,11 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         if args and args[0] in NOT_HERE:
             raise click.UsageError(f"{args[0]!r} is no command of muse: {NOT_HERE[args[0]]}", ctx)
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from muse_core.plugins.near import suggestion
+
+            hint = suggestion(args[0], self.list_commands(ctx), "there are")
+            raise click.UsageError(f"{args[0]!r} is no command of {ctx.command_path}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:

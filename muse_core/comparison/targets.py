@@ -18,6 +18,7 @@ from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
+from muse_core.training.setup import ran_out
 from muse_core.training.trained import Say, open_trained, silent
 
 DOCUMENTS = 8
@@ -83,7 +84,9 @@ def measure_step(target: Target, length: int, tokens: int | None, repeats: int) 
     try:
         target.model.to(target.precision.device)
         found = training_cost(target.model, target.recipe, target.precision, rows=rows, length=length, repeats=repeats)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
         return {"length": length, "failed": f"does not fit with {rows} rows"}
     finally:
         for parameter in target.model.parameters():

@@ -37,8 +37,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     numbers = [("state", run.state)]
     if not summary:
         newest = run.train[-1] if run.train else {}
-        planned = run.recipe.get("train", {}).get("steps")
-        numbers.append(("steps", f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")))
+        numbers.append(("steps", _of_planned(run)))
         for key, name in (("bits_per_byte", "bits per byte of training"), ("tokens_per_second", "tokens per second")):
             value = finite(newest, key)
             if value is not None:
@@ -63,6 +62,12 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     ]
 
 
+def _of_planned(run: RunRead) -> str:
+    """Steps of a run that has not ended."""
+    planned = run.recipe.get("train", {}).get("steps")
+    return f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+
+
 def runs_table(runs: Sequence[RunRead]) -> Table:
     """One row a run."""
     rows = []
@@ -71,7 +76,8 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
         interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
         rows.append((
             run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}" if s else "", interval,
-            f"{s['parameters']:,}" if s else "", f"{run.steps:,}", f"{s['tokens_per_second']:,.0f}" if s else "",
+            f"{s['parameters']:,}" if s else "", f"{run.steps:,}" if s else _of_planned(run),
+            f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(
         columns=("run", "state", "held-out bits per byte", "95 % interval", "parameters", "steps", "tokens/s"),
