@@ -86,6 +86,7 @@ def _show(result: dict[str, Any]) -> None:
     console.width = max(console.width, NARROWEST)
     console.print(f"{result['run']} at step {result['step']:,}", style="bold", markup=False)
     for suite, rows in result["suites"].items():
+        few = any(row.get("few_documents") for row in rows)
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         shown = Table(title=suite, title_justify="left", box=None, header_style="dim")
@@ -94,9 +95,12 @@ def _show(result: dict[str, Any]) -> None:
         for row in rows:
             shown.add_row(*(_told(row[name]) if name in row else "" for name in columns))
         console.print(shown)
+        if few:
+            console.print(FEW, style="dim", soft_wrap=True)
         console.print()
 
 
+FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
 INTERVALS = {"low": ("high", "95 %"), "ratio_low": ("ratio_high", "ratio 95 %")}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from muse_core.comparison.ratio import FEW_DOCUMENTS
 from muse_core.report.reading import RunRead, finite
 
 MOST_EVENTS = 200
@@ -31,6 +32,15 @@ class Table:
     """Said below."""
 
 
+def weighs_as(summary: Mapping[str, Any]) -> str:
+    """The documents behind a run's interval, where they are so few that it is narrower than it should be."""
+    documents = summary.get("held_out_documents")  # runs of an earlier version do not have it
+    if documents is None or documents >= FEW_DOCUMENTS:
+        return ""
+    count = round(documents)
+    return f", too narrow: the text weighs as {count} document{'s' if count > 1 else ''} of equal size"
+
+
 def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     """The numbers that a reader looks for first."""
     summary = run.summary
@@ -52,7 +62,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     return [
         *numbers,
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
-        ("95 % interval", f"{low:.4f} to {high:.4f}"),
+        ("95 % interval", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         ("parameters", f"{summary['parameters']:,}"),
         *(trained if summary["steps"] else ()),

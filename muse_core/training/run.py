@@ -374,6 +374,7 @@ class Run:
             "held_out_perplexity": first.perplexity,
             "held_out_bits_per_byte": first.bits_per_byte,
             "held_out_interval": [first.low, first.high],
+            "held_out_documents": first.documents,
             "held_out_tokens": first.tokens,
             "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
             "held_out_accuracy": first.accuracy,
