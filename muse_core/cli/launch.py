@@ -18,6 +18,7 @@ from muse_core.data.sources import cache_folder
 from muse_core.errors import Halted, RecipeError, StorageError
 from muse_core.metrics.console import Display, shown
 from muse_core.metrics.sinks import require_sinks
+from muse_core.model.flops import parameter_count
 from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import check_sizes
@@ -232,7 +233,7 @@ def _start(
     restart: bool = False,
     report: bool = False,
 ) -> None:
-    parameters = sum(p.numel() for p in setup.model.parameters())
+    parameters = parameter_count(setup.model)
     _say_short_warmup(setup.recipe.train, display)
     display.table(
         "",

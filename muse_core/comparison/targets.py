@@ -15,6 +15,7 @@ from muse_core.building import build_model
 from muse_core.comparison.cost import training_cost
 from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach
+from muse_core.model.flops import parameter_count
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
@@ -40,7 +41,7 @@ class Target:
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return parameter_count(self.model)
 
     @property
     def device_name(self) -> str:
