@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
         "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan; compare runs."),
-        "show": ("muse_core.cli.report:show", "How a run stands, for people or as JSON."),
+        "show": ("muse_core.cli.report:show", "How a run stands, or a line for each run; also as JSON."),
         "report": ("muse_core.cli.report:report", "Draw runs as one page and as pictures; follow one that goes on."),
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),

@@ -24,6 +24,7 @@ from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer, Numbers
 from muse_core.errors import RecipeError, StorageError
+from muse_core.interchange.weights import PREFIX
 from muse_core.model.kernels import BoundKernels, marked
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
@@ -85,7 +86,7 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
 
 def _write_weights(model: nn.Module, path: Path) -> None:
     """Raises OSError where they cannot be written."""
-    weights = {f"model.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = {PREFIX + key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the system's error as text alone

@@ -14,9 +14,9 @@ import pytest
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import Records
 from muse_core.report.charts import BEGINNING, MOST_POINTS, all_charts, thinned
-from muse_core.report.page import SECTIONS, page
+from muse_core.report.page import SECTIONS, _table, page
 from muse_core.report.reading import read_run, read_runs
-from muse_core.report.tables import events_table, monitors_table, recipe_differences
+from muse_core.report.tables import Table, events_table, monitors_table, recipe_differences
 
 ALWAYS = {*SECTIONS, "sample", "monitors", "events", "recipe", "lock"}
 
@@ -82,6 +82,12 @@ def test_hostile_text_of_recipe_sample_and_events_is_text(made_run):
     scripts = [a for tag, a in read.elements if tag == "script"]
     assert len(scripts) == 4, "themes, pictures, the library, and what draws"
     assert "\x00" not in text and read.text.count("<script>alert(1)</script>") >= 3
+
+
+def test_cells_that_hold_a_sentence_keep_their_width(made_run):
+    table = Table(columns=("a", "b"), rows=[("better", "a < sentence " + "of many words " * 5)])
+    assert _table(table).count('<td class="sentence">a &lt; sentence') == 1
+    assert "<td>better</td>" in _table(table) and "td.sentence { min-width:" in drawn(made_run("one"))[0]
 
 
 def test_an_unfinished_run_and_a_run_without_steps_are_drawn(made_run, tmp_path):
