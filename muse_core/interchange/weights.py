@@ -123,8 +123,8 @@ def matched(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights for the model by our names, and those of theirs that nothing asked for.
 
-    A name without a rule is looked for as it is, then as ``muse export`` writes it. Raises StorageError with every weight that is missing (unless
-    ``partial``), does not fit, or that a rule names in vain.
+    A name without a rule is looked for as it is, then as ``muse export`` writes it. Raises StorageError with every
+    weight that is missing (unless ``partial``), does not fit, or that a rule names in vain.
     """
     own = model.state_dict()
     found: dict[str, Tensor] = {}

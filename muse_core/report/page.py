@@ -141,7 +141,8 @@ def _note(name: str, runs: Iterable[RunRead]) -> str:
     if name == "components" and not any(run.made.get("times") for run in runs):
         return "<p>Time is measured by muse report --cost.</p>" if any(run.made for run in runs) else ""
     if name == "curves":
-        several = "Thin lines are training, thick ones with points held-out text. " if len(list(runs)) > 1 else ""
+        several = ("Thin lines are training, thick ones with points held-out text; dashed ones mark events of the run "
+                   "of their colour. ") if len(list(runs)) > 1 else ""
         return f"<p>{several}The first twentieth of the steps may lie above the picture.</p>"
     return ""
 

@@ -41,6 +41,16 @@ def weighs_as(summary: Mapping[str, Any]) -> str:
     return f", too narrow: the text weighs as {count} document{'s' if count > 1 else ''} of equal size"
 
 
+def _counts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What counting reaches on the same text, in bits per byte, and whether the run is better."""
+    found = summary.get("references", {})
+    told = [f"{name} {found[name]['bits_per_byte']:.4f}" for name in ("unigram", "bigram") if name in found]
+    if told:
+        yield "counts reach", ", ".join(told)
+    if summary.get("not_better_than"):
+        yield "not better than", ", ".join(summary["not_better_than"])
+
+
 def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     """The numbers that a reader looks for first."""
     summary = run.summary
@@ -64,6 +74,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
         ("95 % interval", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
+        *_counts(summary),
         ("parameters", f"{summary['parameters']:,}"),
         *(trained if summary["steps"] else ()),
         ("rollbacks", str(summary["rollbacks"])),
