@@ -66,16 +66,26 @@ def evaluate(
 
         results = []
         for run in runs:
-            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
-                found = evaluate_run(
-                    run, suites, asked=names is not None, texts=texts, documents=documents, step=step, device=device,
-                    tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
-                )
+            try:
+                with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when imported is not the answer
+                    found = evaluate_run(
+                        run, suites, asked=names is not None, texts=texts, documents=documents, step=step,
+                        device=device, tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
+                        begins=_on_terminal,
+                    )
+            finally:
+                _on_terminal("")
             results.append(found)
             if not as_json:
                 _show(found)
         if as_json:
             print(json.dumps(spelled(table(results)), indent=2, allow_nan=False))
+
+
+def _on_terminal(suite: str) -> None:
+    """What is measured now, in a line that the next one replaces; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{suite} …" if suite else "\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from muse_core.cli.eval import FEW, _show
+from muse_core.cli.eval import FEW, _on_terminal, _show
 from muse_core.evaluation.held_out import interval
+from muse_core.evaluation.suites import evaluate
 from muse_core.report.tables import weighs_as
 
 
@@ -39,3 +43,17 @@ def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFix
     for few in (True, False):
         _show({"run": "r", "step": 1, "suites": {"held-out": [{"length": 8, "few_documents": few}]}})
         assert (FEW in capsys.readouterr().out) == few
+
+
+def test_a_terminal_is_told_which_suite_is_measured_and_a_pipe_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on_terminal("length")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    begun: list[str] = []
+    task = SimpleNamespace(is_task=True, texts_would_not_do=True)
+    assert evaluate(task, ["length", "recall"], asked=False, begins=begun.append).keys() == set(begun)
+    _on_terminal("length")
+    _on_terminal("")
+    assert "length …" in (said := capsys.readouterr().err) and said.endswith("\x1b[K")
