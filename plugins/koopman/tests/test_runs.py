@@ -92,6 +92,8 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
         folder, sentence = compress_run(small, Compression(method=method), tmp_path / method)
         found = muse_core.load(folder)
         assert "times smaller" in sentence
+        assert repr(found).split()[1] == repr(teacher).split()[1], "integers are weights too"
+        assert found.summary["parameters"] == teacher.summary["parameters"]
         assert isinstance(found.model.embedding, CompressedEmbedding) and isinstance(found.model.embedding.table, Int8)
         errors[method] = float((found.logits("The state of the Union") - due).norm() / due.norm())
         sizes[method] = weight_bytes(folder)
