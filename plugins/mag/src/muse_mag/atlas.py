@@ -128,7 +128,7 @@ class Atlas(nn.Module):
             query, key = unit_length(query), unit_length(key)
         if self.features is not None:
             query, key = self.features(query), self.features(key)
-        return query, key, unit_length(value), kept
+        return query, key, unit_length(value, self.gated_norm), kept
 
     def chunk(self, level: int) -> int:
         """Tokens that train this level together."""
