@@ -20,7 +20,7 @@ from muse_kernels.request import KernelRequest
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REFUSED = refuse_triton(KernelRequest("int8_product", DEVICE, "float32", {}))
 pytestmark = pytest.mark.skipif(REFUSED is not None, reason=str(REFUSED))
-WIDTH, HIDDEN, HEADS = 32, 48, 2
+WIDTH, HIDDEN, HEADS = 16, 24, 2
 EPS = 1e-6
 TOLERANCE = 4e-3
 
@@ -80,12 +80,11 @@ def calls(graph: torch.fx.GraphModule) -> collections.Counter[str]:
 def test_a_step_says_the_same_with_fewer_kernels(layers: Layers) -> None:
     graph = record(layers, [row()])
     before = calls(graph)
-    due = [graph(row(seed)) for seed in (1, 2)]
+    due = graph(row(2))
     after = calls(simplified(graph, [row()]))
-    for seed, expected in zip((1, 2), due):
-        for one, other in zip(graph(row(seed)), expected):
-            assert one.dtype == other.dtype
-            assert (one - other).float().norm() < TOLERANCE * other.float().norm()
+    for one, other in zip(graph(row(2)), due):
+        assert one.dtype == other.dtype
+        assert (one - other).float().norm() < TOLERANCE * other.float().norm()
     assert before["muse_kernels.int8_product.default"] == 8
     # The four of the first norm are one, whose norm another reads too, as the last conversion.
     assert after["muse_kernels.int8_product.default"] == 0
@@ -104,7 +103,7 @@ def test_sums_that_a_kernel_would_round_otherwise_stay(layers: Layers) -> None:
         low = x.half()
         wide, other = product(low, layers.query), product(low.sigmoid(), layers.key)
         short = product(low.tanh(), layers.value)
-        return [wide + x.new_ones(3, 1, 1), other + x, other * 2, short + low[..., :1], torch.add(x, wide, alpha=2)]
+        return [wide + x.new_ones(3, 1, WIDTH), other + x, other * 2, short + low[..., :1], torch.add(x, wide, alpha=2)]
 
     graph = record(step, [row()])
     due = graph(row(2))
