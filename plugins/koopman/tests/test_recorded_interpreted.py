@@ -102,8 +102,9 @@ def test_sums_that_a_kernel_would_round_otherwise_stay(layers: Layers) -> None:
     def step(x: Tensor) -> list[Tensor]:
         low = x.half()
         wide, other = product(low, layers.query), product(low.sigmoid(), layers.key)
-        short = product(low.tanh(), layers.value)
-        return [wide + x.new_ones(3, 1, WIDTH), other + x, other * 2, short + low[..., :1], torch.add(x, wide, alpha=2)]
+        short, twice = product(low.tanh(), layers.value), product(low.cos(), layers.gate)
+        sums = [wide + x.new_ones(3, 1, WIDTH), other + x, short + low[..., :1], torch.add(x, twice, alpha=2)]
+        return [*sums, other * 2]
 
     graph = record(step, [row()])
     due = graph(row(2))
