@@ -25,3 +25,9 @@ class TestHebbianTurnedBySpectralShift(MemoryLayerSuite):
     name = "fast-weights"
     options = {"rotation": "spectral-shift", "heads": 2, "key_size": 5}
     test_compiles = None
+
+
+class TestHebbianTurnedByAPotential(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"rotation": "potential", "heads": 2, "key_size": 5}
+    test_compiles = None

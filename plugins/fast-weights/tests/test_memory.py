@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from muse_fast_weights.layer import regrouped
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
@@ -257,5 +258,28 @@ def test_a_rotation_makes_answers_depend_on_the_difference_of_angles(kind):
     plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
     assert (plain(x, None, {}, tokens_of(x)).update - first).abs().max() > 1e-3
     query, key = (linear(x).unflatten(-1, (HEADS, KEY)) for linear in (layer.query, layer.key))
-    turned, _ = layer.rotation(query, key, given, tokens_of(x))
+    by_head = None if signals is None else regrouped(shift, HEADS, "spectral_shift")
+    turned = layer.rotation(query, key, x, by_head, None, tokens_of(x))[0]
     torch.testing.assert_close(turned.norm(dim=-1), query.norm(dim=-1))
+
+
+@torch.no_grad()
+def test_a_potential_turns_keys_by_its_sum_since_the_document_started():
+    """The angle of pair p is its frequency times the sum."""
+    layer = build_component(
+        "memory layer", "fast-weights", PLAIN | {"rotation": "potential"}, width=WIDTH, dtype="float64"
+    ).double()
+    x = make_input(9)
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[:, 4] = True
+    given = tokens_of(x)._replace(resets=resets)
+    query = layer.query(x).unflatten(-1, (HEADS, KEY))
+    found, _, after = layer.rotation(query, query, x, None, None, given)
+    potential = layer.rotation.dynamics.potential(x)
+    angle = torch.cat((potential[:, :4].cumsum(1), potential[:, 4:].cumsum(1)), 1)[..., None]
+    angle = angle * layer.rotation.dynamics.frequency
+    pairs = torch.view_as_complex(torch.stack(query[..., : 2 * (KEY // 2)].chunk(2, -1), -1))
+    expected = pairs * torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(found[..., : KEY // 2], expected.real)
+    torch.testing.assert_close(found[..., KEY // 2 : 2 * (KEY // 2)], expected.imag)
+    torch.testing.assert_close(after, angle[:, -1].remainder(2 * torch.pi))

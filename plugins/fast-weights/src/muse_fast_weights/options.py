@@ -55,11 +55,12 @@ class FastWeightsOptions:
     taps: Literal["identity", "uniform"] = "identity"
     """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
     −1/√span and 1/√span."""
-    rotation: Literal["none", "positions", "spectral-shift"] = "none"
+    rotation: Literal["none", "positions", "spectral-shift", "potential"] = "none"
     """Angle by which pairs of a query's and a key's entries turn, times a learned frequency of the pair that starts
     between 1 and 1/1000. positions: the token's position in the document. spectral-shift: π ξ of an earlier resolvent
     (its signal ``spectral_shift``, means over equal groups of its heads, one a memory head), so that the distance
-    between two tokens is what the text between them shifted the spectrum."""
+    between two tokens is what the text between them shifted the spectrum. potential: the sum of w·x + c over the tokens
+    so far, so that weights turn while they decay (e^{g + iωV})."""
     output_norm: bool = True
     """Normalise what each head reads."""
     gate: bool = True
@@ -75,6 +76,8 @@ class FastWeightsOptions:
             return "applies filters to the weights of whole rows, one period after the other"
         if self.rotation == "spectral-shift":
             return 'with rotation = "spectral-shift" reads phases of whole rows'
+        if self.rotation == "potential":
+            return 'with rotation = "potential" adds up angles along whole rows'
         return None
 
     def __attrs_post_init__(self) -> None:
