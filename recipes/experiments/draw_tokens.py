@@ -16,7 +16,7 @@ from muse_core.comparison.ratio import paired, read_rows
 from muse_core.report.charts import SCHEMA, Chart
 from muse_core.report.drawing import svg
 
-PAIRS = [("phase5", "gated-deltanet"), ("phase2", "phase2-deeper")]
+PAIRS = [("phase5", "gated-deltanet"), ("phase2", "gated-convolution")]
 
 
 def done(comparison: Path, variant: str) -> dict[int, Path]:
