@@ -283,3 +283,46 @@ def test_a_potential_turns_keys_by_its_sum_since_the_document_started():
     torch.testing.assert_close(found[..., : KEY // 2], expected.real)
     torch.testing.assert_close(found[..., KEY // 2 : 2 * (KEY // 2)], expected.imag)
     torch.testing.assert_close(after, angle[:, -1].remainder(2 * torch.pi))
+
+
+@torch.no_grad()
+def test_two_writes_multiply_two_maps():
+    """W_t = (I − β₂ k₂ k₂ᵀ) (e^{g} (I − β₁ k₁ k₁ᵀ) W_{t−1} + β₁ k₁ v₁ᵀ) + β₂ k₂ v₂ᵀ, token by token."""
+    options = PLAIN | {"writes": 2, "rule": "delta"}
+    layer = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64").double()
+    x = make_input(6)
+    weights, reads = torch.zeros(2, HEADS, KEY, layer.value_width, dtype=torch.float64), []
+    project = [layer.query, layer.key, layer.value, layer.second.key, layer.second.value]
+    query, key, value, other_key, other_value = (one(x).unflatten(-1, (HEADS, -1)) for one in project)
+    query, key, other_key = (F.normalize(one, dim=-1) for one in (query, key, other_key))
+    decay, rate = layer.dynamics(x, None)
+    other_rate = layer.second.dynamics(x)
+    for t in range(6):
+        weights = decay[:, t].exp()[..., None, None] * weights
+        for k, v, beta in ((key, value, rate), (other_key, other_value, other_rate)):
+            k, v, beta = k[:, t], v[:, t], beta[:, t, :, None, None]
+            new = v - torch.einsum("bhk,bhkm->bhm", k, weights)
+            weights = weights + beta * k[..., None] * new[..., None, :]
+        reads.append(torch.einsum("bhk,bhkm->bhm", query[:, t], weights))
+    read = torch.stack(reads, 1)
+    found = layer(x, None, {}, tokens_of(x))
+    torch.testing.assert_close(found.state["memory"]["weights"], weights)
+    torch.testing.assert_close(found.update, layer.output(read.flatten(2)))
+
+
+@torch.no_grad()
+def test_theta_scales_what_a_token_writes():
+    """β of a token is its own times the mean of (Γ + η) Im θ over the resolvent heads of its group."""
+    signals = {"theta": (4, 2), "broadening": (4,)}
+    options = PLAIN | {"strength": "theta"}
+    layer = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64", signals=signals)
+    layer, x = layer.double(), make_input(5)
+    generator = torch.Generator().manual_seed(1)
+    broadening = 0.1 + torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
+    share = torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
+    given = {"broadening": broadening, "theta": torch.stack((torch.randn(2, 5, 4), share / broadening), -1)}
+    plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
+    plain.load_state_dict(layer.state_dict())
+    own = plain.dynamics.forward
+    plain.dynamics.forward = lambda *a: (own(*a)[0], own(*a)[1] * share.unflatten(-1, (HEADS, 2)).mean(-1))
+    torch.testing.assert_close(layer(x, None, given, tokens_of(x)).update, plain(x, None, {}, tokens_of(x)).update)
