@@ -27,12 +27,6 @@ class TestHebbianTurnedBySpectralShift(MemoryLayerSuite):
     test_compiles = None
 
 
-class TestHebbianTurnedByAPotential(MemoryLayerSuite):
-    name = "fast-weights"
-    options = {"rotation": "potential", "heads": 2, "key_size": 5}
-    test_compiles = None
-
-
 class TestDeltaOfTwoWrites(MemoryLayerSuite):
     name = "fast-weights"
     options = {"writes": 2, "heads": 2, "key_size": 5, "taps": "uniform"}
