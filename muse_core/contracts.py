@@ -107,7 +107,7 @@ class Batch(NamedTuple):
     """(B, …) by name: what a stage's own batches hand to its objective besides."""
     targets_per_token: float | None = None
     """Targets that count over valid tokens, of the whole batch that this is a part of; None: of this batch itself."""
-    counted: Tensor | None = None
+    target_places: Tensor | None = None
     """(n,) int64: the places of B·N whose labels count, where those are few; None: ``loss_mask`` alone says it."""
 
 

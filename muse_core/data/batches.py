@@ -52,7 +52,7 @@ def columns(batch: Batch, part: int, parts: int) -> Batch:
             None if tokens.resets is None else tokens.resets[:, here],
             None if tokens.valid is None else tokens.valid[:, here],
         ),
-        counted=None,
+        target_places=None,
     )
 
 
@@ -78,8 +78,8 @@ FEW = 0.5
 """Share of labels that count below which a batch says which they are."""
 
 
-def counted(loss_mask: torch.Tensor) -> torch.Tensor | None:
-    """``Batch.counted`` of a mask on the host: its places, where there are some and they are few."""
+def target_places(loss_mask: torch.Tensor) -> torch.Tensor | None:
+    """``Batch.target_places`` of a mask on the host: its places, where there are some and they are few."""
     mask = loss_mask.numpy().ravel()
     places = np.flatnonzero(mask)
     return torch.from_numpy(places) if 0 < len(places) < FEW * len(mask) else None
@@ -95,7 +95,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return tensor.to(device)
 
     tokens = batch.tokens
-    places = counted(batch.loss_mask) if batch.loss_mask.device.type == "cpu" else batch.counted
+    places = target_places(batch.loss_mask) if batch.loss_mask.device.type == "cpu" else batch.target_places
     return Batch(
         move(batch.inputs),
         move(batch.labels),

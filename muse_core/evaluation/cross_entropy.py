@@ -71,16 +71,16 @@ def _scored_places(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Hidden vectors (n, …) and labels (n,) int64 of what is scored: the counted places where the batch names them,
     else all of B·N, with IGNORED where the label does not count."""
     flat = hidden.flatten(0, 1)
-    if batch.counted is not None:
-        return flat.index_select(0, batch.counted), batch.labels.flatten().index_select(0, batch.counted)
+    if batch.target_places is not None:
+        return flat.index_select(0, batch.target_places), batch.labels.flatten().index_select(0, batch.target_places)
     return flat, batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
 
 
 def _over_all(values: Tensor, batch: Batch) -> Tensor:
     """(B, N): what was found at the scored places, zero elsewhere."""
-    if batch.counted is None:
+    if batch.target_places is None:
         return values.view_as(batch.labels)
-    return values.new_zeros(batch.labels.numel()).index_copy(0, batch.counted, values).view_as(batch.labels)
+    return values.new_zeros(batch.labels.numel()).index_copy(0, batch.target_places, values).view_as(batch.labels)
 
 
 def _rows_at_once(model: Any) -> int:

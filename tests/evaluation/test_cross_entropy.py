@@ -46,5 +46,5 @@ def test_few_counted_labels_alone_are_scored(counts):
 
 def test_a_part_of_every_row_forgets_the_places_of_the_whole():
     there = to_device(batch_of(5), torch.device("cpu"))
-    assert there.counted is not None and columns(there, 0, 2).counted is None
-    assert there.loss_mask.flatten()[there.counted].all() and len(there.counted) == 5
+    assert there.target_places is not None and columns(there, 0, 2).target_places is None
+    assert there.loss_mask.flatten()[there.target_places].all() and len(there.target_places) == 5
