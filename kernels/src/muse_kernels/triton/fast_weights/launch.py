@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..memory import MOST_OF_AN_AXIS
@@ -29,7 +30,7 @@ class Launch(NamedTuple):
 class Tuning(NamedTuple):
     """One launch a kernel. Forward, ends and prepare hold the whole key width, prepare no values.
 
-    `leaf` is the width of the blocks inverted by substitution, a power of two from 4 to 16.
+    `leaf` is the width of the blocks inverted by substitution, a power of two from 2 to 16.
     """
 
     leaf: int
@@ -53,7 +54,7 @@ HALF = MappingProxyType(
             gradients=Launch(64, 64, 4, 3),
         ),
         "delta": Tuning(
-            leaf=4,
+            leaf=2,
             prepare=Launch(128, 0, 4, 1),
             forward=Launch(128, 64, 4, 2),
             states=Launch(64, 64, 4, 3),
@@ -218,6 +219,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
         K=key_width,
         BK=tile(key_width),
         LEAF=p.tuning.leaf,
+        JOIN=tl.float32 if p.query.dtype == torch.float32 else tl.float16,
         FULL=p.query.shape[1] % p.chunk == 0 and key_width == tile(key_width),
         READ_BEFORE=p.read_before,
         HAS_RESETS=p.resets is not None,
