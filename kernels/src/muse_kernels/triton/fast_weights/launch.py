@@ -63,6 +63,13 @@ HALF = MappingProxyType(
         ),
     }
 )
+NARROW = MappingProxyType(
+    {
+        "hebbian": HALF["hebbian"]._replace(gradients=Launch(64, 64, 4, 1)),
+        "delta": HALF["delta"]._replace(gradients=Launch(64, 64, 4, 1)),
+    }
+)
+"""Of heads whose values one tile of the gradients holds."""
 SINGLE = Tuning(
     leaf=16,
     prepare=Launch(128, 0, 4, 1),
@@ -71,6 +78,13 @@ SINGLE = Tuning(
     ends=Launch(128, 32, 4, 1),
     gradients=Launch(64, 32, 4, 1),
 )
+
+
+def tuning_of(dtype: torch.dtype, rule: str, key_width: int, value_width: int) -> Tuning:
+    """The launches for heads of these widths."""
+    if dtype == torch.float32:
+        return SINGLE
+    return (NARROW if max(key_width, value_width) <= 64 else HALF)[rule]
 
 
 class Problem(NamedTuple):

@@ -70,11 +70,15 @@ def prepare_kernel(
     k = load_tile(key + b * key_b + h * key_h + start * key_n, key_n, rows, depth, inside, K, FULL)
     square = cell * C * C + rows[:, None] * C + rows[None, :]
     read = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    read *= between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    seen = between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    read *= seen
     tl.store(scores + square, read.to(scores.dtype.element_ty))
     if DELTA:
         lower = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-        lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        if READ_BEFORE:
+            lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        else:
+            lower *= tl.where(rows[:, None] > rows[None, :], seen, 0.0)
         solved = invert_unit_lower(lower, rows, C, LEAF, JOIN, PRECISION)
         tl.store(inverse + square, solved.to(inverse.dtype.element_ty))
 
@@ -85,7 +89,8 @@ def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, JOIN: tl
     by products of operands in JOIN. Of blocks of 2 the inverse is I - lower.
 
     In float16 operands keep the ten bits that tf32 keeps, in half the memory; with rate |k|^2 <= 2 no number of the
-    inverse is larger than 2. The product of I + (-lower)^(2^k) needs no substitution, but its powers grow like binomials for alike keys.
+    inverse is larger than 2. The product of I + (-lower)^(2^k) needs neither, but its powers grow like binomials for
+    alike keys.
     """
     if LEAF == 2:
         paired = (rows[:, None] >> 1) == (rows[None, :] >> 1)
