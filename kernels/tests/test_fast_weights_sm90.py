@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 CEILINGS = {
     ("hebbian", "prepare_kernel"): (108, 0, 1000),
     ("hebbian", "forward_kernel"): (154, 0, 1110),
-    ("hebbian", "ends_kernel"): (168, 0, 1210),
+    ("hebbian", "ends_kernel"): (164, 0, 1170),
     ("hebbian", "gradients_kernel"): (255, 0, 2700),
     ("delta", "prepare_kernel"): (173, 0, 2260),
     ("delta", "forward_kernel"): (255, 0, 1790),

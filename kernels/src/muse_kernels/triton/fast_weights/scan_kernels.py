@@ -234,20 +234,20 @@ def ends_kernel(
         to_end = tl.load(factors + 2 * C + rows)
 
         held = grad.to(operand)
+        store_state(grad_ends, depth, columns, held, K, M, FULL)
         dv = tl.dot(k, held, input_precision=PRECISION) * to_end[:, None]
         dv = tl.dot(tl.trans(read), do, dv, input_precision=PRECISION)
         if DELTA:
             solve = tl.load(inverse + square)
             dv = tl.dot(tl.trans(solve), dv.to(operand), input_precision=PRECISION)
             inverse -= C * C
+        store_tile(grad_value, grad_value_n, rows, columns, inside, dv, M, FULL)
         reads = (at_read[:, None] * do).to(operand)
         grad = tl.dot(tl.trans(q), reads, grad * tl.load(kept + cell - step), input_precision=PRECISION)
         if DELTA:
             at_write = tl.load(factors + C + rows)
             corrected = (-at_write[:, None] * dv).to(operand)
             grad = tl.dot(tl.trans(k), corrected, grad, input_precision=PRECISION)
-        store_state(grad_ends, depth, columns, held, K, M, FULL)
-        store_tile(grad_value, grad_value_n, rows, columns, inside, dv, M, FULL)
 
         query -= C * query_n
         key -= C * key_n
