@@ -14,8 +14,9 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import targets_per_token
 
 IGNORED = -100
-SCORES_AT_ONCE = 1 << 24
-"""Scores (tokens × vocabulary) held at once: 64 MiB in fp32, where the whole of 4,096 tokens × 50,257 is 0.8 GB."""
+SCORES_AT_ONCE = 1 << 25
+"""Scores (tokens × vocabulary) held at once: 128 MiB in fp32, where the whole of 4,096 tokens × 50,257 is 0.8 GB. As
+many as 65,536 bytes have, so that these are not computed twice."""
 
 
 def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool = False) -> Tensor:

@@ -185,7 +185,9 @@ class FastWeights(nn.Module):
             return joined(x, maps), self.gate(x)
         width = self.heads * self.value_width
         together = joined(x, [*maps, self.gate])
-        return together[..., :-width], together[..., -width:]
+        # Split and not sliced: the gradient of a slice is as long as what it was cut from.
+        writes, gate = together.split([together.shape[-1] - width, width], dim=-1)
+        return writes, gate
 
 
 def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
