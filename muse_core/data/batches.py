@@ -54,6 +54,7 @@ def columns(batch: Batch, part: int, parts: int) -> Batch:
             None if tokens.resets is None else tokens.resets[:, here],
             None if tokens.valid is None else tokens.valid[:, here],
         ),
+        target_places=None,
     )
 
 
@@ -75,8 +76,19 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield rows(batch, start, min(start + (size or total), total))
 
 
+FEW = 0.5
+"""Share of labels that count below which a batch says which they are."""
+
+
+def target_places(loss_mask: torch.Tensor) -> torch.Tensor | None:
+    """``Batch.target_places`` of a mask on the host: its places, where there are some and they are few."""
+    mask = loss_mask.numpy().ravel()
+    places = np.flatnonzero(mask)
+    return torch.from_numpy(places) if 0 < len(places) < FEW * len(mask) else None
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``; from pinned memory without waiting."""
+    """The batch on ``device``, with the places of labels that count; from pinned memory without waiting."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
@@ -85,6 +97,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return tensor.to(device)
 
     tokens = batch.tokens
+    places = target_places(batch.loss_mask) if batch.loss_mask.device.type == "cpu" else batch.target_places
     return Batch(
         move(batch.inputs),
         move(batch.labels),
@@ -97,6 +110,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         ),
         {name: move(value) for name, value in batch.extra.items()},
         batch.targets_per_token,
+        None if places is None else move(places),
     )
 
 

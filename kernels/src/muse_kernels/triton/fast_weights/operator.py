@@ -78,7 +78,7 @@ def _problem(
     read: str,
     chunk: int,
 ) -> launch.Problem:
-    tuning = launch.SINGLE if query.dtype == torch.float32 else launch.HALF[rule]
+    tuning = launch.tuning_of(query.dtype, rule, query.shape[-1], value.shape[-1])
     return launch.Problem(
         query, key, value, log_decay, rate, initial, resets, rule == "delta", read == "before", chunk, tuning
     )
