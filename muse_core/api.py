@@ -23,6 +23,7 @@ from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
+from muse_core.model.flops import parameter_count
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import overridden
@@ -61,7 +62,7 @@ class Opened:
         return iter((self.model, self.tokenizer))
 
     def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.model.parameters())
+        count = parameter_count(self.model)
         where = f"{self.path} at step {self.step}" if self.path else "untrained"
         return f"<{self.setup.recipe.name}: {count:,} parameters, {where}>"
 

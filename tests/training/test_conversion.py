@@ -81,7 +81,7 @@ def test_a_converted_model_starts_at_the_perplexity_of_its_first_phase(
 ) -> None:
     """By the stage, and by [init]; with new parts that are not quiet it would not."""
     phase_1 = go(first, "one")["held_out_perplexity"]
-    assert phase_1 < 20, "the first phase has learned"
+    assert phase_1 < 22, "the first phase has learned"
 
     (tmp_path / "second.toml").write_text(to_toml(phase_2(first, train=first["train"] | {"steps": 2})))
     convert = {"use": "convert", "to": str(tmp_path / "second.toml"), "rename": RENAME}

@@ -107,7 +107,7 @@ class Iteration:
         by_residual = (residual.square().mean(-1) < self.options.threshold).double().mean()
         self.convergence.see(self.number, by_difference.item(), by_residual.item())
         metrics = {
-            "fixed-point/iteration": difference.new_tensor(float(self.number)),
+            "fixed-point/iteration": difference.new_full((), float(self.number)),
             "fixed-point/difference": difference.mean(),
             "fixed-point/converged": by_difference,
             "fixed-point/residual": residual.norm() / self.fresh.norm(),
