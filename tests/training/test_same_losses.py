@@ -27,6 +27,7 @@ TEXT = 'data = { use = "state-of-the-union", tokenizer = "bytes", near_duplicate
 POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 DELTA = '[[model.block]]\nuse = "hebbian"\nname = "hebbian"\nrule = "delta"\n'
 SIZE = "[model]\nwidth = 64\ndepth = 2\n"
+POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 RECIPES = {
     "phase2": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 16\n{POTENTIAL}'
     f'{DELTA}heads = 2\nperiod = 64\nfilters = ["snr"]\n[[model.block]]\nuse = "feed-forward"\n'
