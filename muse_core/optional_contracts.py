@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -118,3 +118,12 @@ class Periods(Protocol):
 
     periods: tuple[int, ...]
     """In tokens; ``model.plan.periods`` finds them among options."""
+
+
+class Simplifies(Protocol):
+    """Optional for models: a shorter way to compute what a recorded step of generation computes."""
+
+    def simplified(self, graph: Any, inputs: Sequence[Tensor]) -> Any:
+        """A ``torch.fx.GraphModule`` of tensor operations, as ``muse_core.model.recording`` makes it, and inputs that
+        it was recorded with → one that gives the same, up to rounding. It is checked against the layers' own code."""
+        ...

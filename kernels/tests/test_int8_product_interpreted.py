@@ -47,6 +47,33 @@ def test_a_row_that_lies_apart():
     assert torch.equal(int8_product(apart, values, scale), int8_product(x, values, scale))
 
 
+@pytest.mark.parametrize("outputs, inputs", [(5, 7), (70, 1100)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("parts", ["norm", "gate", "stream", "norm stream", "gate stream", ""])
+def test_what_stands_around_a_product(parts, dtype, outputs, inputs):
+    from muse_kernels.triton.int8_product import int8_product  # which defines the other
+
+    x, values, scale = drawn((1, 1), outputs, inputs, torch.float32)
+    random = torch.Generator().manual_seed(1)
+    others = {name: torch.randn(number, generator=random).to(DEVICE)
+              for name, number in (("weight", inputs), ("gate", inputs), ("stream", outputs))}
+    weight = others["weight"] if "norm" in parts else None
+    gate = others["gate"].to(dtype)[None, None] if "gate" in parts else None
+    stream = others["stream"][None, None] if "stream" in parts else None
+    low = x.to(dtype) if gate is not None else x
+    found = torch.ops.muse_kernels.int8_product_between(low, values, scale, dtype, gate, weight, 1e-2, stream)
+    u = low.double()
+    if weight is not None:
+        u = torch.nn.functional.rms_norm(u, [inputs], weight.double(), 1e-2)
+    if gate is not None:
+        u = u * torch.nn.functional.silu(gate.double())
+    due = u @ (values.double() * scale.double()[:, None]).T + (0 if stream is None else stream)
+    assert found.dtype == (dtype if stream is None else torch.float32) and found.shape == due.shape
+    assert (found.double() - due).norm() < 2 * TOLERANCE[dtype] * due.norm()
+    if not parts and dtype == torch.float32:
+        assert torch.equal(found, int8_product(x, values, scale))
+
+
 @pytest.mark.parametrize("change", ["columns", "rows", "scale", "dtype", "values"])
 def test_what_does_not_fit_is_said(change):
     from muse_kernels.triton.int8_product import int8_product

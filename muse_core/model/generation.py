@@ -69,9 +69,9 @@ class Stream:
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:
         """Read ids (B, N) at once; returns the scores of what follows each, (B, N, V) float64 on the CPU."""
-        ids = ids.to(self.device)
         found = None if self.eager else self.replays(ids, self.carried, self.done)
         if found is None:
+            ids = ids.to(self.device)
             found = self.replays.own(ids, positions_of(ids, self.done), self.carried, self.done)
         scores, self.carried = found
         self.done += ids.shape[1]

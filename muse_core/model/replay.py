@@ -132,6 +132,7 @@ class Replays:
 
     def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried] | None:
         """Scores (B, N, V) and state from a recording; None where there is none, and the layers' code must be run.
+        ``ids`` may be on the CPU.
 
         What it returns on a GPU lies in memory that the next call overwrites.
         """
@@ -148,7 +149,7 @@ class Replays:
         if len(self.kept) >= MOST or not (count > RECORD_AFTER or (count == COMPARE_AT and similar)):
             return None
         try:
-            made = self.made(ids, carried, done, similar, count > RECORD_AFTER)
+            made = self.made(ids.to(self.device), carried, done, similar, count > RECORD_AFTER)
         except NotRecordable as reason:
             self.refused = True
             log.warning("every token runs the layers' own code, which is slower than a recorded step: %s", reason)
@@ -169,8 +170,11 @@ class Replays:
 
         leaves = [x.clone(memory_format=torch.contiguous_format) for x in carried.leaves]
         start = Carried(leaves, carried.form)
-        inputs = [ids.clone(), positions_of(ids, done), *leaves]
+        inputs = [ids.clone(), positions_of(ids, done), *(x.clone() for x in leaves)]
         graph = record(step, inputs)
+        simplified = getattr(self.model, "simplified", None)
+        if simplified is not None:
+            graph = simplified(graph, inputs)
         for other in similar:
             if other.form == found["after"].form and same(graph, other.recorded):
                 return other
@@ -242,7 +246,11 @@ class Interpreted:
 
 
 class Captured:
-    """A recording as a CUDA graph, which reads its inputs in fixed places and leaves its outputs in others."""
+    """A recording as a CUDA graph, which reads its inputs in fixed places and leaves its outputs in others.
+
+    The last thing that it does is to put the new state where the next call reads it, and to count the tokens, so that
+    what the next call must bring is its ids alone.
+    """
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], after: Carried):
         self.form = after.form
@@ -251,26 +259,49 @@ class Captured:
         # All that the graph reads is kept with it: the memory of anything else would be given to others.
         self.done = torch.zeros((), dtype=torch.long, device=self.ids.device)
         self.places = positions_of(self.ids, 0)
+        self.read: int | None = None
+        """Tokens that ``done`` counts after the last call."""
         self.graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(self.ids.device), _without_autocast("cuda"):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                graph(self.ids, self.places, *self.leaves)
+                self._step()
             torch.cuda.current_stream().wait_stream(side)
             try:
                 with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                    self.scores, *self.after = graph(self.ids, self.places + self.done, *self.leaves)
+                    self.scores, self.after, self.hands_over = self._step()
             except RuntimeError as error:
                 raise NotRecordable(f"CUDA cannot capture it ({str(error).splitlines()[0]})") from error
 
+    def _step(self) -> tuple[Tensor, list[Tensor], bool]:
+        """Scores, state, and whether it is where the next call reads it."""
+        scores, *after = self.recorded(self.ids, self.places + self.done, *self.leaves)
+        self.done += self.ids.shape[1]
+        hands_over = _fits(after, self.leaves)
+        if hands_over and after:
+            torch._foreach_copy_(self.leaves, after)
+        return scores, after, hands_over
+
     def __call__(self, ids: Tensor, carried: Carried, done: int) -> tuple[Tensor, Carried]:
         with torch.inference_mode(), torch.cuda.device(self.ids.device):
-            torch._foreach_copy_(self.leaves, carried.leaves)
+            if not (self.hands_over and carried.owner is self):
+                torch._foreach_copy_(self.leaves, carried.leaves)
+            if done != self.read:
+                self.done.fill_(done)
             self.ids.copy_(ids)
-            self.done.fill_(done)
             self.graph.replay()
+        self.read = done + ids.shape[1]
         return self.scores, Carried(self.after, self.form, self)
+
+
+def _fits(after: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Whether one state can be written over the other: alike, and no other part of it in the same memory."""
+    held = [x.untyped_storage().data_ptr() for x in before]
+    return len(after) == len(before) and all(
+        (x.shape, x.dtype) == (y.shape, y.dtype) and (x is y or x.untyped_storage().data_ptr() not in held)
+        for x, y in zip(after, before)
+    )
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

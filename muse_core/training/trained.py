@@ -169,8 +169,13 @@ def weights_of_init(setup: Setup, *, say: Say = silent) -> tuple[dict[str, Tenso
         theirs = read_kept(folder).tokenizer_digest
     except StorageError as error:
         raise StorageError(f"init.from: {init.from_}: {error}") from error
-    if theirs != setup.corpus.tokenizer.digest:
-        refuse_embeddings(setup.model, weights, f"init.from: {init.from_}", "init.fresh")
+    embeddings = embeddings_among(setup.model, weights)
+    if embeddings and theirs != setup.corpus.tokenizer.digest:
+        raise RecipeError(
+            f"init.from: {init.from_}: that run has another tokenizer, so that its {' and '.join(embeddings)} stand "
+            "for other tokens - leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its "
+            f"tokenizer, or start the embeddings afresh with init.fresh = {embeddings}"
+        )
     return weights, snapshot.step
 
 
@@ -186,13 +191,6 @@ def without(weights: Mapping[str, Tensor], patterns: tuple[str, ...], key: str) 
     }
 
 
-def refuse_embeddings(model: Any, weights: Mapping[str, Tensor], where: str, key: str) -> None:
-    """Raises RecipeError when one of the weights is an embedding of the model: it stands for another tokenizer's
-    tokens."""
-    embeddings = [name for name, role in parameter_roles(model).items() if role == EMBEDDING and name in weights]
-    if embeddings:
-        raise RecipeError(
-            f"{where}: that run has another tokenizer, so that its {' and '.join(embeddings)} stand for other tokens - "
-            'leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its tokenizer, or start the '
-            f"embeddings afresh with {key} = {list(embeddings)}"
-        )
+def embeddings_among(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
+    """Which of the weights are embeddings of the model: of another tokenizer they stand for other tokens."""
+    return [name for name, role in parameter_roles(model).items() if role == EMBEDDING and name in weights]

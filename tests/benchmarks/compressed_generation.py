@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import copy
+import math
 import statistics
 import sys
 import time
@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from muse_koopman.maps import CompressedLinear, replace
-from muse_koopman.storage import stored
 from torch import nn
 
 from muse_core.building import build_model
@@ -42,8 +40,10 @@ BEGAN = time.perf_counter()
 WARM, TOKENS, REPLAYS = 40, 48, 50
 
 
-def model_of(size: str, device: torch.device, precision: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """A fresh model of ``WIDTHxDEPTH``, and how it is read."""
+def models_of(
+    size: str, forms: list[str], device: torch.device, precision: Any
+) -> tuple[list[nn.Module], int, dict[str, Any]]:
+    """Fresh models of ``WIDTHxDEPTH`` in these forms, the entries of their maps when whole, and how they are read."""
     width, depth = map(int, size.split("x"))
     changed = [f"model.width={width}", f"model.depth={depth}"]
     if width != 384:
@@ -51,33 +51,33 @@ def model_of(size: str, device: torch.device, precision: Any) -> tuple[nn.Module
             f'model.block=[{{use="resolvent",heads={width // 4},potential=["non-hermitian"]}},'
             f'{{use="fast-weights",rule="delta",heads={width // 64}}},{{use="feed-forward"}}]'
         )
-    checked = read_recipe(RECIPES / "phase2_10m.toml", changed)
-    model, _ = build_model(checked.recipe, checked.registry, vocabulary_size=257, device=device, dtype=precision.dtype)
-    grid = 1
-    for period in periods(checked.recipe.model.options):
-        grid *= period
-    return model.to(device).eval(), {"stream_period": grid, "device": device, "precision": precision}
+
+    def built(changed: list[str]) -> tuple[nn.Module, Any]:
+        checked = read_recipe(RECIPES / "phase2_10m.toml", changed)
+        model, _ = build_model(
+            checked.recipe, checked.registry, vocabulary_size=257, device=device, dtype=precision.dtype
+        )
+        return model.to(device).eval(), checked.recipe.model.options
+
+    whole, options = built(changed)
+    shapes = {
+        name: module.weight.shape
+        for name, module in whole.named_modules()
+        if type(module) is nn.Linear and min(module.weight.shape) >= LEAST
+    }
+    models = [whole if form == "whole" else built([*changed, *in_form(form, shapes)])[0] for form in forms]
+    reading = {"stream_period": math.lcm(1, *periods(options)), "device": device, "precision": precision}
+    return models, sum(shape.numel() for shape in shapes.values()), reading
 
 
-@torch.no_grad()
-def changed_to(model: nn.Module, form: str) -> nn.Module:
-    """The model with its maps in this form."""
-    if form == "whole":
-        return model
-    model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or min(module.weight.shape) < LEAST:
-            continue
-        rows, columns = module.weight.shape
+def in_form(form: str, shapes: dict[str, torch.Size]) -> list[str]:
+    """What a recipe says of maps that are stored in this form."""
+    maps = []
+    for name, (rows, columns) in shapes.items():
+        rank = f", rank={rows * columns // (2 * (rows + columns)) // 16 * 16}" if form.startswith("half") else ""
         store = "int8" if form.endswith("int8") else "fp32"
-        if form.startswith("half"):
-            rank = rows * columns // (2 * (rows + columns)) // 16 * 16
-            left, right = module.weight[:, :rank].contiguous(), module.weight[:rank].contiguous()
-            found = CompressedLinear(stored(left, store), stored(right, store), module.bias)
-        else:
-            found = CompressedLinear(stored(module.weight, store), None, module.bias)
-        replace(model, name, found.to(module.weight.device).eval())
-    return model
+        maps.append(f'{{module="{name}", store="{store}"{rank}}}')
+    return ['model.use="compressed"', f"model.map=[{', '.join(maps)}]"]
 
 
 class Text:
@@ -136,9 +136,7 @@ def prepared(
     """Of each size and number of rows the entries of the maps, and the texts of all forms with their steps recorded."""
     precision = choose_precision(device, "bf16")
     for size in sizes:
-        model, reading = model_of(size, device, precision)
-        maps = sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear and min(m.weight.shape) >= LEAST)
-        models = [changed_to(model, form) for form in forms]
+        models, maps, reading = models_of(size, forms, device, precision)
         for number in rows:
             yield size, maps, number, [Text(one, reading, number) for one in models]
             log(f"{size}, {number} rows: recorded")

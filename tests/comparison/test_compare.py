@@ -82,6 +82,37 @@ def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tm
     assert "plain/validation-seed-1: to begin" in warned.output
 
 
+@pytest.mark.parametrize(("own", "said"), [
+    ("evaluate.final_tokens=1024", "would be evaluated on another stretch of text than the baseline 'rotary' (1,024 "),
+    ("evaluate.lengths=[2]", "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32"),
+    ("data.split_seed=5", "reads other text than the baseline 'rotary'"),
+])  # fmt: skip
+def test_variants_on_other_text_are_refused_before_anything_runs(
+    plan: Path, tmp_path: Path, own: str, said: str
+) -> None:
+    plan.write_text(PLAN.replace("model.block[0].rotary=false", own))
+    refused = call(plan, "-o", tmp_path / "out", "--dry-run")
+    assert refused.exit_code == 2 and f"variant 'plain' {said}" in refused.output, refused.output
+
+
+def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: Path) -> None:
+    """As in a folder whose runs were made before the text was compared."""
+    read, out = read_plan(plan), tmp_path / "out"
+    rows = {"rotary": [10.0, 20.0], "plain": [10.0, 10.0]}
+    for cell in reported_cells(read, out, {"rotary": None, "plain": None}):
+        cell.path.mkdir(parents=True)
+        size, nats = rows[cell.variant.name], [9.0, 8.0]
+        (cell.path / "held_out.json").write_text(json.dumps({"document": [0, 1], "nats": nats, "bytes": size}))
+        (cell.path / "summary.json").write_text(json.dumps({
+            "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
+            "held_out_bits_per_byte": sum(nats) / sum(size), "stopped_by_time": False,
+        }))
+    done = call(plan, "-o", out, "--report")
+    assert done.exit_code == 0, done.output
+    assert "plain was evaluated on another stretch of text than rotary (20 of 2 documents and 30" in done.output
+    assert "against_baseline" not in json.loads((out / "report.json").read_text())["arms"][1]
+
+
 def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(plan: Path, tmp_path: Path) -> None:
     experts = "model.block[1]={ use = 'experts', router = 'mlp', multiple = 1.5 }"
     plan.write_text(PLAN.replace('"model.block[0].rotary=false"', f'"{experts}"'))

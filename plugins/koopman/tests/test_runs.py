@@ -39,6 +39,14 @@ def tables(run: Path, stage: int = 0) -> dict[str, Any]:
     return json.loads((run / f"evaluation-{stage}.json").read_text())
 
 
+def assert_draws_and_is_measured(run: Any) -> None:
+    """Text, recorded steps among it, and the suites of ``muse eval`` on the run's own held-out text."""
+    assert len(run.generate("The ", tokens=40, temperature=0)) >= 20
+    (row,) = run.evaluate("held-out", tokens=512)
+    assert 1 < row["perplexity"] < 257
+    assert run.evaluate("length", tokens=512)
+
+
 @pytest.fixture(scope="module")
 def factored(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By the command, at a ratio of 2 with distillation."""
@@ -95,6 +103,7 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
         assert repr(found).split()[1] == repr(teacher).split()[1], "integers are weights too"
         assert found.summary["parameters"] == teacher.summary["parameters"]
         assert isinstance(found.model.embedding, CompressedEmbedding) and isinstance(found.model.embedding.table, Int8)
+        assert_draws_and_is_measured(found)
         errors[method] = float((found.logits("The state of the Union") - due).norm() / due.norm())
         sizes[method] = weight_bytes(folder)
     assert errors["int8"] < 0.02 and errors["int8"] < errors["int4"] < 0.3
@@ -110,7 +119,7 @@ def test_a_ratio_in_rounds_then_integers_counts_for_the_file(small: Path, tmp_pa
     assert [name.partition("-")[2] for name in stages] == due
     first, second, last = (tables(folder, number)["compression"][0] for number in (0, 2, 4))
     assert first["epsilon"] < second["epsilon"] and last["ratio"] >= 4.5
-    assert muse_core.load(folder).generate("The ", tokens=3, temperature=0)
+    assert_draws_and_is_measured(muse_core.load(folder))
 
 
 def test_pruning_keeps_entries_and_a_bit_for_each_place(small: Path, tmp_path: Path) -> None:
@@ -186,7 +195,9 @@ def test_one_process_compresses_what_several_have_trained(
     said = recipe.read_text()
     recipe.write_text(said.replace('data = "auto"\nshard = 1', "data = 2\nshard = 1"))
     assert recipe.read_text() != said
-    assert recipe_of(several, Compression()).recipe.parallel.data == "auto"
+    recipe.write_text(recipe.read_text().replace("cuda_graph = false", "cuda_graph = true"))
+    found = recipe_of(several, Compression()).recipe
+    assert found.parallel.data == "auto" and not found.train.cuda_graph and "cuda_graph = true" in recipe.read_text()
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = CliRunner().invoke(compress, [str(small), "--output", str(tmp_path / "out")])
     assert told.exit_code == 2 and "this command is one process" in told.output

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
+from torch import Tensor, fx
 
 from muse_core.errors import RecipeError
 from muse_core.model.stack import Stack
@@ -29,3 +31,9 @@ class Compressed(Stack):
             with context.seeded(f"{one.module}/compressed"):
                 replace(self, one.module, first_value(modules[one.module], one))
             modules[one.module] = None
+
+    def simplified(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
+        """``optional_contracts.Simplifies``: fewer kernels around products of integers on a GPU."""
+        from muse_koopman.recorded import simplified
+
+        return simplified(graph, inputs)
