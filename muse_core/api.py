@@ -23,10 +23,12 @@ from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
+from muse_core.model.flops import parameter_count
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import overridden
 from muse_core.recipe.source import RecipeText
+from muse_core.storage.canonical_json import numbers
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.trained import Say, initial_weights, open_trained, silent
@@ -60,7 +62,7 @@ class Opened:
         return iter((self.model, self.tokenizer))
 
     def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.model.parameters())
+        count = parameter_count(self.model)
         where = f"{self.path} at step {self.step}" if self.path else "untrained"
         return f"<{self.setup.recipe.name}: {count:,} parameters, {where}>"
 
@@ -124,10 +126,10 @@ class Opened:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json of the run as it is. Raises StorageError when there is none yet."""
+        """summary.json of the run; what is not finite is a float again. Raises StorageError when there is none yet."""
         file = self._run / "summary.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = numbers(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise StorageError(f"{file}: is not there - the run has not finished") from None
         except (OSError, ValueError) as error:
@@ -140,7 +142,7 @@ class Opened:
         rows: dict[Any, dict[str, Any]] = {}
         for row in read_rows(self._run / "metrics.jsonl"):
             if row.get("event") == event:
-                rows[row.get("step"), row.get("length")] = {key: _number(value) for key, value in row.items()}
+                rows[row.get("step"), row.get("length")] = numbers(row)
         return list(rows.values())
 
     @property
@@ -237,10 +239,3 @@ def _written(value: Any) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-def _number(value: Any) -> Any:
-    """Numbers that JSON cannot spell, as floats."""
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-

@@ -15,10 +15,8 @@ from muse_core.run_contracts import Optimizer, Schedule, Sink, TokenizerMaker, T
 
 __all__ = ["Optimizer", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter"]
 FORMER_NAMES = {
-    "Step": "LayerOutput",
-    "Output": "ModelOutput",
-    "Absorbs": "UpdatesStatistics",
-    "Doubts": "VetoesCertification",
+    "Step": "LayerOutput", "Output": "ModelOutput",
+    "Absorbs": "UpdatesStatistics", "Doubts": "VetoesCertification",
 }
 """Of muse-core 0.1, for plugins that were written for it."""
 
@@ -109,6 +107,8 @@ class Batch(NamedTuple):
     """(B, …) by name: what a stage's own batches hand to its objective besides."""
     targets_per_token: float | None = None
     """Targets that count over valid tokens, of the whole batch that this is a part of; None: of this batch itself."""
+    target_places: Tensor | None = None
+    """(n,) int64: the places of B·N whose labels count, where those are few; None: ``loss_mask`` alone says it."""
 
 
 class Result(NamedTuple):

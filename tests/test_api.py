@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -139,10 +140,11 @@ def test_wrong_input_gets_one_sentence(run: Any, ask: Any, error: type[Exception
     assert "\n" not in str(raised.value)
 
 
-def test_an_unfinished_run_has_no_summary(run: Any, tmp_path: Path) -> None:
-    import shutil
-
+def test_an_unfinished_run_has_no_summary_and_one_without_a_loss_has_a_float(run: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(run.path, tmp_path / "run")
+    (copy / "summary.json").write_text('{"held_out_loss": "nan", "name": "infinite"}')
+    found = muse_core.load(copy).summary
+    assert math.isnan(found["held_out_loss"]) and found["name"] == "infinite"
     (copy / "summary.json").unlink()
     with pytest.raises(StorageError, match="has not finished"):
         _ = muse_core.load(copy).summary

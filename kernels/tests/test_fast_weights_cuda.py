@@ -35,6 +35,8 @@ def assert_near(problem, tolerance, **options):
     "tokens, key_width, value_width, resets, read",
     [
         (1024, 128, 128, False, "after"),
+        (1024, 64, 64, False, "after"),
+        (333, 64, 64, True, "before"),
         (333, 64, 80, True, "before"),
         (1, 16, 16, False, "after"),
         (8192, 64, 48, True, "after"),  # in pieces
@@ -73,9 +75,9 @@ def test_no_gradient_from_earlier_outputs_to_later_tokens(rule, dtype, key_width
 def test_at_other_numbers_of_warps(rule, warps, monkeypatch):
     from muse_kernels.triton.fast_weights import launch
 
-    tuning = launch.HALF[rule]
+    tuning = launch.tuning_of(torch.bfloat16, rule, 64, 64)
     kernels = {name: getattr(tuning, name)._replace(warps=warps) for name in tuning._fields if name != "leaf"}
-    monkeypatch.setattr(launch, "HALF", {rule: tuning._replace(**kernels)})
+    monkeypatch.setattr(launch, "tuning_of", lambda *_: tuning._replace(**kernels))
     problem = draw(200, heads=1, key_width=64, value_width=64, resets=True)
     assert_near(problem.to(torch.bfloat16, "cuda"), 1.5e-2, rule=rule)
 

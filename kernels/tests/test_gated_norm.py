@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from muse_kernels import gated_norm as public
+from muse_kernels import unit_length
 from muse_kernels.reference import gated_norm as reference
 from muse_kernels.testing.places import assert_near, functions, results
 from muse_kernels.torch import gated_norm as by_torch
@@ -76,6 +77,19 @@ def test_second_derivative(place):
         return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
 
     assert_near(penalty(function, dtype, device), penalty(reference, **DOUBLE), 20 * tolerance)
+
+
+@EVERYWHERE
+def test_gives_rows_unit_length(place):
+    """As plain torch does, a row of zeros too; of one as short as the least length, over the root of both squares."""
+    function, dtype, device, tolerance = place
+    x = draw(2, 5, 3, 20)[0]
+    x[0, 0, 0] = 0.0
+    found = results(lambda x: unit_length(x, function), [x], dtype, device)
+    assert_near(found, results(unit_length, [x], **DOUBLE), tolerance)
+    short = torch.zeros(1, 20, dtype=dtype, device=device)
+    short[0, 3] = 1e-6
+    assert abs(unit_length(short, function).norm().item() - 0.5**0.5) < 1e-6
 
 
 def test_is_torchs_norm_times_silu():

@@ -29,6 +29,11 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         if args and args[0] in NOT_HERE:
             raise click.UsageError(f"{args[0]!r} is no command of muse: {NOT_HERE[args[0]]}", ctx)
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from muse_core.plugins.near import suggestion
+
+            hint = suggestion(args[0], self.list_commands(ctx), "there are")
+            raise click.UsageError(f"{args[0]!r} is no command of {ctx.command_path}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -51,7 +56,7 @@ class LazyGroup(click.Group):
         "recipe": ("muse_core.cli.recipe:recipe", "Check, fill and describe recipes."),
         "doctor": ("muse_core.cli.doctor:doctor", "What this machine can run, and why not the rest."),
         "compare": ("muse_core.cli.compare:compare", "Train, tune and compare the recipes of a plan; compare runs."),
-        "show": ("muse_core.cli.report:show", "How a run stands, for people or as JSON."),
+        "show": ("muse_core.cli.report:show", "How a run stands, or a line for each run; also as JSON."),
         "report": ("muse_core.cli.report:report", "Draw runs as one page and as pictures; follow one that goes on."),
         "cost": ("muse_core.cli.cost:cost", "Speed, memory and reach of recipes and runs, side by side."),
         "diagnose": ("muse_core.cli.diagnose:diagnose", "What the layers of a run do on a text."),

@@ -146,6 +146,7 @@ def _work(
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
             launch=begin_here if jobs is None else jobs,
+            progress=lambda: _progress(comparison, settled, began),
         ).work(
             lambda: [cell for cell in among() if not cell.settled()],
             lambda: write(compose(comparison.read.plan, comparison.runs()), folder),
@@ -155,6 +156,7 @@ def _work(
         jobs = None if cluster is None else Cluster(cluster, folder / "jobs", job)
         if retry:
             comparison.forget_failures()
+        began, settled = time.monotonic(), comparison.counted()[0]
         with stop:  # so that runs are asked to save, and none is left behind
             if any(not cell.settled() for cell in measuring):
                 work(1, lambda: measuring)  # alone, so that the speed is the variant's
@@ -162,6 +164,16 @@ def _work(
                 work(slots, lambda: comparison.runs().all)
     finally:
         lock.release()
+
+
+def _progress(comparison: Comparison, settled: int, began: float) -> str:
+    """How many runs are done, and the time that the others take if they end as fast as those of this call, before which
+    ``settled`` were done."""
+    done, every = comparison.counted()
+    if done >= every:
+        return f" ({done} of {every} runs)"
+    minutes = (time.monotonic() - began) / max(done - settled, 1) * (every - done) / 60
+    return f" ({done} of {every} runs, about {minutes:,.0f} min left)"
 
 
 def _report(comparison: Comparison, stop: Stop) -> None:

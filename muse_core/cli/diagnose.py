@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_text import given_text
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 NARROWEST = 100
@@ -19,10 +20,14 @@ NARROWEST = 100
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--text", help="Text to read [default: the beginning of the validation text].")
+@click.option("--text-file", type=click.Path(path_type=Path), metavar="FILE",
+              help="UTF-8 file with the text to read; - is the standard input.")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
-def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json: bool) -> None:
+def diagnose(
+    run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, as_json: bool
+) -> None:
     """Show signals and metrics of every layer of RUN, a run directory, at its start and as trained.
 
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
@@ -35,6 +40,8 @@ def diagnose(run: Path, text: str | None, tokens: int, step: int | None, as_json
         from muse_core.storage.canonical_json import spelled
         from muse_core.training.trained import open_start, open_trained
 
+        if text is not None or text_file is not None:
+            text = given_text(text, text_file, "--text", "the text to read")
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
             trained, _ = open_trained(run, step=step, untrained=False, say=warn)
             start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run), trained))

@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from muse_core.errors import MuseError, PluginError
+from muse_core.errors import MuseError, PluginError, StorageError
 from muse_core.parallel.meeting import spoken_by, told_to_others
+from muse_core.storage.disk import refusal
 from muse_core.training.stop import heeded
 
 INTERRUPTED = 130
@@ -67,9 +68,10 @@ def _replace_what_cannot_be_written() -> None:
 def guarded() -> Iterator[None]:
     """Runs a command's body. A MuseError becomes its message on stderr and its exit code; an interrupt becomes 130.
 
-    What a plugin raised, ``sys.exit`` too, becomes a sentence that names it and exit code 5; under ``MUSE_STRICT=1``
-    its traceback is shown before. Anything else is a fault of the program: its traceback is shown and the exit code
-    is 1.
+    What a plugin raised, ``sys.exit`` too, becomes a sentence that names it and exit code 5; what the system refuses (a
+    full disk behind a file or standard output, a missing permission) becomes one with exit code 3. Under
+    ``MUSE_STRICT=1`` the traceback is shown before. Anything else is a fault of the program: its traceback is shown and
+    the exit code is 1.
     """
     _replace_what_cannot_be_written()
     try:
@@ -87,7 +89,9 @@ def guarded() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         from muse_core.plugins.raised import failure
 
-        sentence = failure(error)
+        sentence, code = failure(error), PluginError.exit_code
+        if sentence is None:
+            sentence, code = refusal(error), StorageError.exit_code
         if sentence is None:
             if not isinstance(error, SystemExit):
                 speaks, code = told_to_others(f"{type(error).__name__}: {error}", 1, error)
@@ -96,7 +100,7 @@ def guarded() -> Iterator[None]:
             raise
         if os.environ.get("MUSE_STRICT", "") not in ("", "0"):
             _say("".join(traceback.format_exception(error)).rstrip())
-        speaks, code = told_to_others(sentence, PluginError.exit_code, None)
+        speaks, code = told_to_others(sentence, code, None)
         if speaks:
             _say(spoken_by() + sentence)
         raise SystemExit(code) from None

@@ -66,16 +66,26 @@ def evaluate(
 
         results = []
         for run in runs:
-            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
-                found = evaluate_run(
-                    run, suites, asked=names is not None, texts=texts, documents=documents, step=step, device=device,
-                    tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
-                )
+            try:
+                with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when imported is not the answer
+                    found = evaluate_run(
+                        run, suites, asked=names is not None, texts=texts, documents=documents, step=step,
+                        device=device, tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
+                        begins=_on_terminal,
+                    )
+            finally:
+                _on_terminal("")
             results.append(found)
             if not as_json:
                 _show(found)
         if as_json:
             print(json.dumps(spelled(table(results)), indent=2, allow_nan=False))
+
+
+def _on_terminal(suite: str) -> None:
+    """What is measured now, in a line that the next one replaces; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{suite} …" if suite else "\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -86,6 +96,7 @@ def _show(result: dict[str, Any]) -> None:
     console.width = max(console.width, NARROWEST)
     console.print(f"{result['run']} at step {result['step']:,}", style="bold", markup=False)
     for suite, rows in result["suites"].items():
+        few = any(row.get("few_documents") for row in rows)
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         shown = Table(title=suite, title_justify="left", box=None, header_style="dim")
@@ -94,9 +105,12 @@ def _show(result: dict[str, Any]) -> None:
         for row in rows:
             shown.add_row(*(_told(row[name]) if name in row else "" for name in columns))
         console.print(shown)
+        if few:
+            console.print(FEW, style="dim", soft_wrap=True)
         console.print()
 
 
+FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
 INTERVALS = {"low": ("high", "95 %"), "ratio_low": ("ratio_high", "ratio 95 %")}
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_text import given_text
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 LEAST_TEMPERATURE = 1e-6
@@ -58,7 +59,7 @@ def generate(
         from muse_core.training.trained import open_trained
 
         _check(temperature, top_p, stop, lookup, samples)
-        text = _prompt(prompt, prompt_file)
+        text = given_text(prompt, prompt_file, "--prompt", "the text to continue")
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
             setup, _ = open_trained(run, device=device, step=step, untrained=False, say=warn)
         tokenizer = setup.corpus.tokenizer
@@ -98,26 +99,6 @@ def _check(temperature: float, top_p: float, stop: tuple[str, ...], lookup: int 
         raise RecipeError("--stop: is empty, which every text contains; give at least one character")
     if lookup is not None and (temperature > 0 or samples > 1):
         raise RecipeError("--lookup: checks the most likely tokens of one text; add --temperature 0 and no --samples")
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    """The text to continue. Raises RecipeError where there is none, two, or one that cannot be read."""
-    from muse_core.errors import RecipeError
-
-    if (prompt is None) == (file is None):
-        raise RecipeError("give the text to continue by either --prompt or --prompt-file (- is the standard input)")
-    if prompt is not None:
-        if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
-            raise RecipeError("--prompt: is not UTF-8 text; write it in UTF-8")
-        return prompt
-    try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else Path(str(file)).read_bytes()
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise RecipeError(f"--prompt-file {file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        sentence = f"--prompt-file {file}: is not UTF-8 text at byte {error.start}; write it in UTF-8"
-        raise RecipeError(sentence) from error
 
 
 class _Shown:

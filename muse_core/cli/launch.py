@@ -13,16 +13,17 @@ from rich.table import Table
 
 from muse_core.building import construct
 from muse_core.cli.run_tables import kernel_rows, kernels_in_short, report_summary
-from muse_core.data.kept import TOKENIZER, Kept, newest_folder, read_kept, stage_number
+from muse_core.data.kept import TOKENIZER, Kept, lock_in, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
 from muse_core.errors import Halted, RecipeError, StorageError
 from muse_core.metrics.console import Display, shown
 from muse_core.metrics.sinks import require_sinks
+from muse_core.model.flops import parameter_count
 from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import check_sizes
 from muse_core.recipe import Checked, read_recipe, to_toml
-from muse_core.recipe.lock import Lock, differences, read_lock
+from muse_core.recipe.lock import Lock, differences
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
@@ -100,7 +101,7 @@ def resumed(
             longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
             checked = read_recipe(directory.recipe, [*longer.overrides, *overrides])
         check_sizes(checked.recipe, ranks.size)
-        lock = read_lock(directory.lock)
+        lock = lock_in(directory.path)
         kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
         setup = _set_up(checked, display, kept, ranks)
         inputs = _inputs_of_resumed(directory, lock, checked)
@@ -232,7 +233,7 @@ def _start(
     restart: bool = False,
     report: bool = False,
 ) -> None:
-    parameters = sum(p.numel() for p in setup.model.parameters())
+    parameters = parameter_count(setup.model)
     _say_short_warmup(setup.recipe.train, display)
     display.table(
         "",

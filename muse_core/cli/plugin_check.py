@@ -34,7 +34,7 @@ def check(plugins: tuple[str, ...], kinds: tuple[str, ...], device: str) -> None
 
         kinds = tuple(read_kind(kind) for kind in kinds)
         if find_spec("pytest") is None:
-            raise PluginError("checking needs pytest - pip install muse-core[test]")
+            raise PluginError("checking needs pytest - pip install 'muse-core[test]'")
         with TemporaryDirectory(prefix="muse-check-") as folder:
             names, environment = _visible(plugins, Path(folder))
             options = [f"--device={device}", *(f"--kind={kind}" for kind in kinds)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 import click
 
@@ -98,9 +100,15 @@ def _deliver(text: str, output: str | None) -> None:
         click.echo(text, nl=False)
         return
     from muse_core.errors import StorageError
+    from muse_core.storage.disk import Disk, write_file_atomically
 
+    target = Path(os.path.realpath(output))
     try:
-        with open(output, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")  # a pipe or a device
+        else:  # whole or not at all: OUTPUT may be the recipe itself
+            write_file_atomically(Disk(), target, text.encode())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(target.with_name(f".{target.name}.tmp"))
         raise StorageError(f"{os.fspath(output)}: cannot be written: {error.strerror}") from None

@@ -13,6 +13,9 @@ import click
 from muse_core.cli.errors import ended_by_signals, guarded, warn
 from muse_core.cli.threads import let_waiting_threads_sleep
 
+NARROWEST = 110
+"""Columns that a line of several runs takes; narrower terminals wrap it and pipes get it whole."""
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -74,25 +77,37 @@ def _serve(runs: tuple[Path, ...], port: int) -> None:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
-def show(run: Path, as_json: bool) -> None:
-    """Say how RUN, a run directory, stands: state, newest numbers, monitors, events, files.
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, of several runs a list, for scripts.")
+def show(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Say how RUNS, run directories, stand: of one its state, newest numbers, monitors, events, files; of several a
+    line each. A folder stands for the runs in it, nothing for those in the folder runs.
 
     \b
-    The JSON object: path, name, state, steps, planned_steps, summary (null before
+    The JSON object of a run: path, name, state, steps, planned_steps, summary (null before
     the end), recipe, digests, train, eval, probe (newest rows), final, events,
     sample, files. Numbers that are not finite are "nan", "inf" or "-inf".
     """
     with guarded():
         from muse_core.report.reading import read_run
         from muse_core.storage.canonical_json import spelled
+        from muse_core.storage.run_directory import require_run, runs_below
 
-        read = read_run(run)
+        paths: list[Path] = []
+        for path in runs or (Path("runs"),):
+            below = [] if (path / "recipe.toml").is_file() else runs_below(path, depth=3)
+            if not below:
+                require_run(path)
+            paths += below or [path]
+        one = len(paths) == 1 and paths[0] in runs
         if as_json:
-            click.echo(json.dumps(spelled(_table(read)), indent=2, ensure_ascii=False, allow_nan=False))
+            tables = [_table(read_run(path)) for path in paths]
+            found = spelled(tables[0] if one else tables)
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        elif one:
+            _print(read_run(paths[0]))
         else:
-            _print(read)
+            _print_several(paths)
 
 
 def _table(read: Any) -> dict[str, Any]:
@@ -107,6 +122,32 @@ def _table(read: Any) -> dict[str, Any]:
         "events": [{key: value for key, value in row.items() if key != "x"} for row in read.events],
         "sample": read.made.get("sample"), "files": sorted(path.name for path in read.path.iterdir()),
     }
+
+
+def _print_several(paths: list[Path]) -> None:
+    """A line for each run; one that cannot be read says so in its line."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from muse_core.errors import StorageError
+    from muse_core.report.reading import read_run
+    from muse_core.report.tables import runs_table
+
+    console = Console(highlight=False, markup=False)
+    found, unread = [], []
+    for path in paths:
+        try:
+            found.append(read_run(path, str(path)))
+        except StorageError as error:
+            unread.append(str(error))
+    told = runs_table(found)
+    shown = Table(Column(told.columns[0], overflow="fold"), *told.columns[1:], box=None, header_style="dim")
+    for row in told.rows:
+        shown.add_row(*row)
+    console.width = max(console.width, NARROWEST)
+    console.print(shown)
+    for sentence in unread:
+        warn(sentence)
 
 
 def _print(read: Any) -> None:

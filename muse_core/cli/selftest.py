@@ -33,7 +33,7 @@ def selftest(is_long: bool, only: str | None, seed: int | None) -> None:
             if name not in PROMISES:
                 raise RecipeError(f"--only: there is no promise {name!r}{suggestion(name, PROMISES, 'there are')}")
         if find_spec("pytest") is None:
-            raise PluginError("the tests need pytest - pip install muse-core[test]")
+            raise PluginError("the tests need pytest - pip install 'muse-core[test]'")
         options = [*(["--long"] if is_long else []), *(["--seed", str(seed)] if seed is not None else [])]
         command = [sys.executable, "-P", "-m", "muse_core.selftest.run", "--only", ",".join(names), *options]
         environment = {key: value for key, value in os.environ.items() if key not in ("MUSE_STRICT", "PYTEST_ADDOPTS")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,13 @@ def cell(
 
 def chosen_values(plan: ComparisonPlan, cells: Sequence[Cell]) -> dict[str, Value | None]:
     """Variant → the value with the best mean over seeds, for those whose sweep is settled. A value of which a run
-    failed is out."""
+    failed, or gave no finite number, is out."""
     if plan.tune is None:
         return {variant.name: None for variant in plan.variants}
     found: dict[str, Value | None] = {}
     for variant in plan.variants:
         own = [one for one in cells if one.variant.name == variant.name]
-        scores = dict(scores_by_value(plan, own))
+        scores = {value: score for value, score in scores_by_value(plan, own) if math.isfinite(score)}
         if scores and all(one.settled() for one in own):
             pick = min if LOWER_IS_BETTER[plan.measure] else max
             found[variant.name] = pick(scores, key=lambda value, scores=scores: scores[value])

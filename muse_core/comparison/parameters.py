@@ -1,14 +1,17 @@
-"""Whether the runs of a plan can start, and whether its variants are of one size. Builds each model once, on the CPU,
-before any of them trains."""
+"""Whether the runs of a plan can start, are measured on one text, and have models of one size. Builds each model once,
+on the CPU, before any of them trains."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
+import numpy as np
 
 from muse_core.comparison.cells import Cell, cell
 from muse_core.comparison.plan import ComparisonPlan, Read
+from muse_core.comparison.ratio import Measured, other_text
 from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
@@ -17,8 +20,9 @@ from muse_core.training.setup import Setup, set_up
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every variant, naming both."""
-    counts, problems = {}, []
+    problem of every run that cannot start, the swept values tried in every variant, naming both, and for a variant that
+    would be measured on other text than the baseline."""
+    counts, problems, texts = {}, [], {}
     for variant in read.plan.variants:
         built: dict[str, Setup] = {}
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
@@ -30,10 +34,13 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                 problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
                 continue
             if value is None:
+                texts[variant.name] = _text(setup, read.plan)
                 counts[variant.name] = (
                     active_parameters(setup.model) if read.plan.count == "active"
                     else sum(parameter.numel() for parameter in setup.model.parameters())
                 )
+    if not problems:
+        problems = _other_texts(read.plan, texts)
     if problems:
         raise RecipeError(problems)
     return counts
@@ -50,6 +57,57 @@ def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
     setup = attrs.evolve(built[key], recipe=checked.recipe)
     setup.training_data()
     return setup
+
+
+class Evaluated(NamedTuple):
+    """What the reported runs of a variant are measured on."""
+
+    tokenizer: str
+    """Its digest."""
+    data: str
+    """Digest of the text."""
+    length: int
+    """Tokens of a row."""
+    rows: Measured
+    """How much of each document; ``above`` is empty."""
+
+
+def _text(setup: Setup, plan: ComparisonPlan) -> Evaluated:
+    evaluate, length = setup.recipe.evaluate, setup.recipe.train.sequence_length
+    where = {"tokens": evaluate.final_tokens, "span": length * max(evaluate.lengths)}
+    first = length * evaluate.lengths[0]
+    weights = np.ones_like(setup.corpus.byte_lengths) if plan.measure != "bits_per_byte" else setup.corpus.byte_lengths
+    sizes = [
+        (weights[batch.labels.numpy()] * batch.loss_mask.numpy()).sum(1)
+        for batch in setup.held_out_batches(plan.split, first, rows=64, **where)
+    ]
+    read = Measured(
+        document=setup.held_out_documents(plan.split, first, **where), above=np.zeros(0),
+        below=np.concatenate(sizes).astype(float),
+    )
+    return Evaluated(setup.corpus.tokenizer.digest, setup.corpus.digest, first, read)
+
+
+def _other_texts(plan: ComparisonPlan, texts: dict[str, Evaluated]) -> list[str]:
+    """A sentence for every variant whose runs would not be measured on the baseline's text."""
+    base, baseline = texts[plan.baseline], f"the baseline {plan.baseline!r}"
+    unit = "bytes" if plan.measure == "bits_per_byte" else "tokens"
+    found = []
+    for name, own in texts.items():
+        before = f"variant {name!r} would be evaluated on"
+        if own.tokenizer == base.tokenizer and own.data != base.data:
+            found.append(f"variant {name!r} reads other text than {baseline} - give all one [data]")
+        elif own.length != base.length:
+            found.append(
+                f"{before} rows of {own.length} tokens, and {baseline} on rows of {base.length} - give all one "
+                "train.sequence_length and evaluate.lengths, in set of the plan"
+            )
+        elif other := other_text(own.rows, base.rows):
+            found.append(
+                f"{before} another stretch of text than {baseline} ({other}, in {unit}) - give all one "
+                "evaluate.final_tokens, in set of the plan"
+            )
+    return found
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:

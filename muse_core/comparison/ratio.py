@@ -49,6 +49,11 @@ class Measured:
     below: np.ndarray
     """(R,) float64: bytes or tokens that they are spread over."""
 
+    def by_document(self) -> dict[int, float]:
+        """Document → bytes or tokens read of it."""
+        documents, place = np.unique(self.document, return_inverse=True)
+        return dict(zip(documents.tolist(), np.bincount(place, self.below).tolist(), strict=True))
+
 
 def read_rows(run: Path, measure: str) -> Measured:
     """The rows of a finished run. Raises StorageError where it has none."""
@@ -60,6 +65,16 @@ def read_rows(run: Path, measure: str) -> Measured:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{file}: cannot be read ({error!r}) - remove {run} to repeat this run") from None
     return Measured(document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float))
+
+
+def other_text(own: Measured, theirs: Measured) -> str | None:
+    """None where both read as much of every document, so that their rows are of the same text; otherwise what each
+    read, in words."""
+    read = [one.by_document() for one in (own, theirs)]
+    if read[0] == read[1]:
+        return None
+    counts = (f"{sum(one.values()):,.0f} of {len(one)} document{'' if len(one) == 1 else 's'}" for one in read)
+    return " and ".join(counts)
 
 
 def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) -> Paired:

@@ -13,7 +13,7 @@ import attrs
 
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
-from muse_core.comparison.ratio import FEW_DOCUMENTS, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, read_rows
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
@@ -93,7 +93,11 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     common = sorted(own.keys() & base.keys())
     if common and name != plan.baseline:
         rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
-        row["against_baseline"] = attrs.asdict(paired(*rows, ratio=plan.measure != "accuracy"))
+        other = next((read for seed in common if (read := other_text(rows[0][seed], rows[1][seed]))), None)
+        if other is None:
+            row["against_baseline"] = attrs.asdict(paired(*rows, ratio=plan.measure != "accuracy"))
+        else:
+            row["other_text"] = other
     return row
 
 
@@ -156,6 +160,12 @@ def _measured(report: dict[str, Any]) -> list[str]:
             f"{variant['seconds']:,.1f} | {variant['tokens_per_second']:,.0f} | "
             f"{len(variant['seeds'])} | {variant['mean']:.4f} | {compared} |"
         )
+    unit = "bytes" if report["measure"] == "bits_per_byte" else "tokens"
+    lines += [
+        f"\n{variant['name']} was evaluated on another stretch of text than {report['baseline']} "
+        f"({variant['other_text']}, in {unit}) and is not compared with it."
+        for variant in report["arms"] if variant.get("other_text")
+    ]
     if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
         lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
     few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
@@ -201,7 +211,7 @@ def _missing(report: dict[str, Any]) -> list[str]:
         lines += ["", f"Reported runs wait for the sweep of: {', '.join(report['waiting_for_the_sweep'])}."]
     if report["sweep_failed"]:
         lines += ["", f"No value of the sweep could be judged for: {', '.join(report['sweep_failed'])}; runs of each "
-                  "failed."]
+                  "failed, or gave no finite number."]
     return lines
 
 

@@ -55,6 +55,13 @@ class Comparison:
                 self._checked.add(cell.path)
         return found
 
+    def counted(self) -> tuple[int, int]:
+        """Runs that are settled, and all of the plan, those whose settings are not decided yet among them."""
+        plan, found = self.read.plan, self.runs()
+        swept = 0 if plan.tune is None else len(plan.tune.values) * len(plan.tune.seeds)
+        every = len(found.measuring) + len(plan.variants) * (swept + len(plan.seeds))
+        return sum(cell.settled() for cell in found.all), every
+
     def forget_failures(self) -> None:
         """Runs that failed are left to do again."""
         for cell in self.runs().all:

@@ -20,6 +20,8 @@ from muse_core.training.stop import SIGNALS, Stop
 INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 PAUSE = 0.2
+PULSE = 60.0
+"""Seconds after which is told how far the running ones are."""
 GRACE = 60.0
 """Seconds that a run has for its checkpoint before it is killed; it is then continued from the one before."""
 MOST_TRIES = 3
@@ -37,6 +39,8 @@ class Running:
     """What was saved when this attempt began."""
     printed: int
     """Size of the log then, in bytes."""
+    told: float
+    """When was last told how far it is."""
 
 
 def begin_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -58,6 +62,8 @@ class Slots:
     say: Callable[[str], None]
     stop: Stop = attrs.field(factory=lambda: Stop(None))
     launch: Callable[[Sequence[str], Path, Mapping[str, str]], Any] = begin_here
+    progress: Callable[[], str] = lambda: ""
+    """Said behind the end of a run: how many are done and left."""
     running: list[Running] = attrs.field(factory=list)
     _elsewhere: set[Path] = attrs.field(factory=set)
     _tries: Counter[Path] = attrs.field(factory=Counter)
@@ -76,6 +82,7 @@ class Slots:
                 if not self.running:
                     return
                 while not self._ended() and not self.stop.requested:
+                    self._tell()
                     time.sleep(PAUSE)
                 finished()
         finally:
@@ -118,8 +125,16 @@ class Slots:
         printed = log.stat().st_size if log.exists() else 0
         newest = cell.newest()
         process = self.launch(command, log, environment)
-        self.running.append(Running(cell, process, slot, time.monotonic(), newest, printed))
+        now = time.monotonic()
+        self.running.append(Running(cell, process, slot, now, newest, printed, now))
         self.say(f"{cell.name}: {'goes on' if going_on else 'begins'}")
+
+    def _tell(self) -> None:
+        """What a run of minutes printed last, now and then."""
+        for one in self.running:
+            if time.monotonic() - one.told > PULSE:
+                one.told = time.monotonic()
+                self.say(f"{one.cell.name}: {_last_line(one)}")
 
     def _ended(self) -> bool:
         """Takes those out that have ended; whether there was one."""
@@ -134,7 +149,7 @@ class Slots:
         cell, seconds = one.cell, f"{time.monotonic() - one.began:,.0f} s"
         if cell.summary() is not None:
             (cell.path / FAILED).unlink(missing_ok=True)
-            self.say(f"{cell.name}: done in {seconds}")
+            self.say(f"{cell.name}: done in {seconds}{self.progress()}")
         elif code in INTERRUPTED and self.stop.requested:
             self.say(f"{cell.name}: stopped after {seconds}, to be continued")
         elif code in (0, *INTERRUPTED, *KILLED):

@@ -15,9 +15,11 @@ from muse_core.building import build_model
 from muse_core.comparison.cost import training_cost
 from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach
+from muse_core.model.flops import parameter_count
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
+from muse_core.training.setup import ran_out
 from muse_core.training.trained import Say, open_trained, silent
 
 DOCUMENTS = 8
@@ -39,7 +41,7 @@ class Target:
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return parameter_count(self.model)
 
     @property
     def device_name(self) -> str:
@@ -83,7 +85,9 @@ def measure_step(target: Target, length: int, tokens: int | None, repeats: int) 
     try:
         target.model.to(target.precision.device)
         found = training_cost(target.model, target.recipe, target.precision, rows=rows, length=length, repeats=repeats)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
         return {"length": length, "failed": f"does not fit with {rows} rows"}
     finally:
         for parameter in target.model.parameters():

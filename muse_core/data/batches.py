@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -52,6 +54,7 @@ def columns(batch: Batch, part: int, parts: int) -> Batch:
             None if tokens.resets is None else tokens.resets[:, here],
             None if tokens.valid is None else tokens.valid[:, here],
         ),
+        target_places=None,
     )
 
 
@@ -73,8 +76,19 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield rows(batch, start, min(start + (size or total), total))
 
 
+FEW = 0.5
+"""Share of labels that count below which a batch says which they are."""
+
+
+def target_places(loss_mask: torch.Tensor) -> torch.Tensor | None:
+    """``Batch.target_places`` of a mask on the host: its places, where there are some and they are few."""
+    mask = loss_mask.numpy().ravel()
+    places = np.flatnonzero(mask)
+    return torch.from_numpy(places) if 0 < len(places) < FEW * len(mask) else None
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``; from pinned memory without waiting."""
+    """The batch on ``device``, with the places of labels that count; from pinned memory without waiting."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
@@ -83,6 +97,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return tensor.to(device)
 
     tokens = batch.tokens
+    places = target_places(batch.loss_mask) if batch.loss_mask.device.type == "cpu" else batch.target_places
     return Batch(
         move(batch.inputs),
         move(batch.labels),
@@ -95,6 +110,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         ),
         {name: move(value) for name, value in batch.extra.items()},
         batch.targets_per_token,
+        None if places is None else move(places),
     )
 
 
@@ -116,6 +132,8 @@ class TrainingData(ABC):
 
     steps_per_epoch: float = math.inf
     """Steps that read everything once; infinite where data are made."""
+    early = False
+    """Whether a batch may be made before the step that reads it begins: it needs neither weights nor the device."""
 
     def data_step(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> int:
         """Which step's data ``step`` reads; see ``muse_core.data.permutation.data_step``."""
@@ -125,6 +143,42 @@ class TrainingData(ABC):
     def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
         """The batch of an optimiser step, on the CPU, without the data of the quarantined steps: half-open ranges
         (first, end) of data steps."""
+
+
+class Ahead:
+    """Batches of training data, of which the next is made by a thread while the present step is computed.
+
+    An error of a batch that is made ahead is raised when the batch is asked for, as if it had been made then.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[int, tuple[tuple[int, int], ...]] | None = None
+        self._made: Future[Batch] = Future()
+
+    def prepare(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> None:
+        """Begin with the batch of a step, where ``data`` can."""
+        if not data.early:
+            return
+        made: Future[Batch] = Future()
+        self._key, self._made = (step, tuple(quarantine)), made
+
+        def make() -> None:
+            try:
+                made.set_result(data.batch(step, quarantine))
+            except Exception as error:
+                made.set_exception(error)
+
+        threading.Thread(target=make, name="next batch").start()
+
+    def wait(self) -> None:
+        """Until the batch is made: what follows a step may read the same data."""
+        if self._key is not None:
+            self._made.exception()
+
+    def batch(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
+        """``data.batch(step, quarantine)``; what was made ahead is handed out once."""
+        key, self._key = self._key, None
+        return self._made.result() if key == (step, tuple(quarantine)) else data.batch(step, quarantine)
 
 
 class TextData(TrainingData):
@@ -137,6 +191,8 @@ class TextData(TrainingData):
     Documents are packed: a window holds the end of one and the beginning of the next. Text at the end that does not
     fill a window is left out.
     """
+
+    early = True
 
     def __init__(
         self,
@@ -197,6 +253,8 @@ class TextData(TrainingData):
 
 class TaskData(TrainingData):
     """The training examples in batches; examples are functions of their number, so that no epoch ends."""
+
+    early = True
 
     def __init__(self, corpus: HasSource, *, seed: int, batch_size: int, sequence_length: int):
         self._source = corpus.source

@@ -16,10 +16,12 @@ from muse_core.data.tokenizers import Bytes, ByteTokenizer, from_json, given
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe.lock import Lock, read_lock
 from muse_core.storage.disk import read_file, storage_errors
+from muse_core.storage.run_directory import require_run
 
 TOKENIZER = "tokenizer.json"
 LOCK = "muse.lock.toml"
 MAX_BYTES = 512 * 2**20
+ASKED_BY = "the tokenizer of a run (data.tokenizer.from, by default init.from)"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -49,18 +51,23 @@ def stage_number(folder: Path) -> int:
     return int(folder.name.partition("-")[0])
 
 
+def lock_in(folder: Path) -> Lock:
+    """The lock in the folder of an architecture of a run. Raises StorageError when it is missing or damaged."""
+    if not (folder / LOCK).is_file():
+        raise StorageError(f"{folder}: has no {LOCK}, which says what its weights belong to - restore it from a copy")
+    try:
+        return read_lock(folder / LOCK)
+    except RecipeError as error:
+        raise StorageError(f"{folder}: its lock cannot be used: {error}") from error
+
+
 def read_kept(folder: Path) -> Kept:
     """The lock and the tokenizer in the folder of an architecture of a run, compared with each other.
 
     Runs made before the tokenizer was kept are opened where it is that of bytes, which has one form. Raises
     StorageError when one is missing, damaged or does not belong to the other.
     """
-    if not (folder / LOCK).is_file():
-        raise StorageError(f"{folder}: has no {LOCK}, which says what its weights belong to - restore it from a copy")
-    try:
-        lock = read_lock(folder / LOCK)
-    except RecipeError as error:
-        raise StorageError(f"{folder}: its lock cannot be used: {error}") from error
+    lock = lock_in(folder)
     due = lock.table.get("digests", {}).get("tokenizer")
     if not isinstance(due, str) or not isinstance(lock.table["digests"].get("data"), str):
         raise StorageError(f"{folder / LOCK}: holds no digests of data and tokenizer - restore it from a copy")
@@ -94,8 +101,7 @@ def _named_by(lock: Lock) -> str:
 
 def tokenizer_of(run: Path, *, asked_by: str) -> Tokenizer:
     """The tokenizer of a run's newest architecture. ``asked_by`` stands before messages. Raises StorageError."""
-    if not (run / "recipe.toml").is_file():
-        raise StorageError(f"{asked_by}: {run}: holds no run (it has no recipe.toml) - name the directory of a run")
+    require_run(run, asked_by=asked_by)
     try:
         return read_kept(newest_folder(run)).tokenizer
     except StorageError as error:
@@ -114,4 +120,4 @@ class OfRun(Bytes):
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         """Reads the run alone. StorageError where there is no such run."""
-        return tokenizer_of(Path(self.options.from_), asked_by="data.tokenizer.from")
+        return tokenizer_of(Path(self.options.from_), asked_by=ASKED_BY)

@@ -14,8 +14,9 @@ from muse_core.contracts import Batch
 from muse_core.data.batches import targets_per_token
 
 IGNORED = -100
-SCORES_AT_ONCE = 1 << 24
-"""Scores (tokens × vocabulary) held at once: 64 MiB in fp32, where the whole of 4,096 tokens × 50,257 is 0.8 GB."""
+SCORES_AT_ONCE = 1 << 25
+"""Scores (tokens × vocabulary) held at once: 128 MiB in fp32, where the whole of 4,096 tokens × 50,257 is 0.8 GB. As
+many as 65,536 bytes have, so that these are not computed twice."""
 
 
 def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool = False) -> Tensor:
@@ -23,8 +24,7 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
 
     Scores are computed and, in training, recomputed in pieces, so that a large vocabulary does not fill the memory.
     """
-    labels = _labels(batch)
-    flat = hidden.flatten(0, 1)
+    flat, labels = _scored_places(hidden, batch)
 
     def piece(hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model.logits(hidden).float(), labels, ignore_index=IGNORED, reduction="none")
@@ -42,19 +42,20 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
                 for h, y in zip(flat.split(rows), labels.split(rows))
             ]
         )
-    return losses.view_as(batch.labels) if per_token else losses.sum()
+    return _over_all(losses, batch) if per_token else losses.sum()
 
 
 @torch.no_grad()
 def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and whether the label has the highest score, each (B, N), zero where not counted."""
-    labels, flat, rows = _labels(batch), hidden.flatten(0, 1), _rows_at_once(model)
+    flat, labels = _scored_places(hidden, batch)
+    rows = _rows_at_once(model)
     losses, correct = [], []
     for some, wanted in zip(flat.split(rows), labels.split(rows)):
         scores = model.logits(some).float()
         losses.append(F.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none"))
         correct.append(scores.argmax(-1) == wanted)
-    return torch.cat(losses).view_as(batch.labels), torch.cat(correct).view_as(batch.labels)
+    return _over_all(torch.cat(losses), batch), _over_all(torch.cat(correct), batch)
 
 
 def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -67,9 +68,20 @@ def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]
     return {name: value * share for name, value in losses.items()}
 
 
-def _labels(batch: Batch) -> Tensor:
-    """(B·N,) int64: IGNORED where the label does not count."""
-    return batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
+def _scored_places(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden vectors (n, …) and labels (n,) int64 of what is scored: the counted places where the batch names them,
+    else all of B·N, with IGNORED where the label does not count."""
+    flat = hidden.flatten(0, 1)
+    if batch.target_places is not None:
+        return flat.index_select(0, batch.target_places), batch.labels.flatten().index_select(0, batch.target_places)
+    return flat, batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
+
+
+def _over_all(values: Tensor, batch: Batch) -> Tensor:
+    """(B, N): what was found at the scored places, zero elsewhere."""
+    if batch.target_places is None:
+        return values.view_as(batch.labels)
+    return values.new_zeros(batch.labels.numel()).index_copy(0, batch.target_places, values).view_as(batch.labels)
 
 
 def _rows_at_once(model: Any) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from muse_core.comparison.ratio import kish
 from muse_core.contracts import Batch, Result
 from muse_core.data.batches import to_device
 from muse_core.errors import DataError
@@ -48,7 +49,10 @@ class HeldOut:
     low: float
     """2.5 % quantile of bits per byte over resampled documents."""
     high: float
-    """97.5 % quantile."""
+    """97.5 % quantile. Of a single document its rows are resampled."""
+    documents: float
+    """As how many documents of equal size the text weighs (Kish 1965): few of them make an interval that is too narrow.
+    """
     tokens: int
     bytes: int
     accuracy: float
@@ -125,12 +129,16 @@ def held_out(
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
     per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
     low, high = interval(per_row / math.log(2), bytes_per_row, documents)
+    per_document = np.concatenate(counts)
+    if documents is not None:
+        per_document = np.bincount(np.unique(documents, return_inverse=True)[1], per_document)
     total_bytes = int(bytes_per_row.sum())
     return HeldOut(
         loss=float(per_row.sum() / tokens),
         bits_per_byte=float(per_row.sum() / math.log(2) / max(total_bytes, 1)),
         low=low,
         high=high,
+        documents=float(kish(per_document[per_document > 0])),
         tokens=tokens,
         bytes=total_bytes,
         accuracy=float(np.concatenate(correct).sum() / tokens),
@@ -149,10 +157,12 @@ def _in_turn(dealt: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 def interval(above: np.ndarray, below: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
     """95 % bootstrap interval of Σ above / Σ below over rows (rows,), resampling documents with all their rows, with a
-    fixed generator; draws of documents in which there is nothing to divide by are left out."""
+    fixed generator; draws of documents in which there is nothing to divide by are left out. Of a single document the
+    rows are resampled: it has no spread of its own."""
     if documents is not None:
         assert len(documents) == len(above)
         place = np.unique(documents, return_inverse=True)[1]
+    if documents is not None and place.max() > 0:
         above, below = np.bincount(place, above), np.bincount(place, below)
     draws = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1 / len(above)), size=RESAMPLES)
     sums, sizes = draws @ above, draws @ below

@@ -28,9 +28,10 @@ def evaluate_run(
     seed: int = 0,
     lengths: Sequence[int] = (),
     say: Say = silent,
+    begins: Say = silent,
 ) -> dict[str, Any]:
-    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``asked``: see ``suites.evaluate``; ``lengths``
-    in tokens, read beside the training length, in place of 2, 4 and 8 times that.
+    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``asked``, ``begins``: see ``suites.evaluate``;
+    ``lengths`` in tokens, read beside the training length, in place of 2, 4 and 8 times that.
 
     Raises StorageError when there is no trained run, DataError for text that cannot be used, RecipeError for lengths
     that would not read one text.
@@ -41,7 +42,7 @@ def evaluate_run(
     subject = Subject(setup=setup, own=own, tokens=tokens, samples=samples, seed=seed)
     if lengths:
         subject = attrs.evolve(subject, lengths=multiples(lengths, subject.length))
-    return {"run": str(run), "step": at, "suites": evaluate(subject, names, asked=asked)}
+    return {"run": str(run), "step": at, "suites": evaluate(subject, names, asked=asked, begins=begins)}
 
 
 def multiples(lengths: Sequence[int], training: int) -> tuple[int, ...]:

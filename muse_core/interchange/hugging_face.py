@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,6 +24,7 @@ from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer, Numbers
 from muse_core.errors import RecipeError, StorageError
+from muse_core.interchange.weights import PREFIX
 from muse_core.model.kernels import BoundKernels, marked
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
@@ -57,12 +60,7 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            save_file(
-                {f"model.{key}": value.detach().cpu().contiguous() for key, value in setup.model.state_dict().items()},
-                partial / "model.safetensors",
-                metadata={"format": "pt"},
-            )
-            (partial / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+            _write_weights(setup.model, partial / "model.safetensors")
             files = {
                 "config.json": config,
                 "generation_config.json": {"eos_token_id": config["eos_token_id"],
@@ -84,6 +82,19 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return sorted(path.name for path in target.iterdir())
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
+    """Raises OSError where they cannot be written."""
+    weights = {PREFIX + key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it has the system's error as text alone
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(0o644)  # it is written for its owner alone
 
 
 def config_of(setup: Setup, dtype: str, step: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from muse_core.training.train_state import kept_weights
 INDEX = "model.safetensors.index.json"
 KEYS = ("name", "transpose", "part")
 NUMBER = "{}"
+PREFIX = "model."
+"""Before every name in the files of ``muse export``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -121,8 +123,8 @@ def matched(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights for the model by our names, and those of theirs that nothing asked for.
 
-    A name without a rule is looked for as it is. Raises StorageError with every weight that is missing (unless
-    ``partial``), does not fit, or that a rule names in vain.
+    A name without a rule is looked for as it is, then as ``muse export`` writes it. Raises StorageError with every
+    weight that is missing (unless ``partial``), does not fit, or that a rule names in vain.
     """
     own = model.state_dict()
     found: dict[str, Tensor] = {}
@@ -130,7 +132,8 @@ def matched(
     problems: list[str] = []
     applied: set[str] = set()
     for name, value in own.items():
-        plain = Rule(theirs=name, ours=name)
+        exported = PREFIX + name
+        plain = Rule(theirs=exported if name not in theirs and exported in theirs else name, ours=name)
         rule = next((rule for rule in rules if rule.source(name) is not None), plain)
         source = rule.source(name)
         applied.add(rule.ours)

@@ -8,14 +8,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 
 def shown(path: Path) -> str:
     """The path from here, when it lies below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+NUMBERS = len("loss 2.0825  3.005 bits/byte  1,413,000 tokens/s")
+TIME = len("0:00:00")
+LONGEST_BAR = 24
+
+
+def _columns(width: int, total: int) -> list[ProgressColumn]:
+    """What fits into a terminal of ``width`` columns: the numbers and the time left always, then a bar, then the name
+    and the time that has passed. Where they do not fit, all columns would be cut."""
+    count = TextColumn("{task.completed}/{task.total}", table_column=_whole())
+    numbers = TextColumn("{task.fields[numbers]}", table_column=_whole())
+    left = [TextColumn("left", table_column=_whole()), TimeRemainingColumn(table_column=_whole())]
+    room = width - (2 * len(str(total)) + 1) - NUMBERS - len("left") - TIME - 3  # less the spaces between
+    passed = [TimeElapsedColumn(table_column=_whole())] if room > LONGEST_BAR + TIME + len("train") + 3 else []
+    name = [TextColumn("{task.description}", table_column=_whole())] if passed else []
+    bar = [BarColumn(bar_width=min(room - 1, LONGEST_BAR))] if room > 4 else []
+    return [*name, *bar, count, numbers, *passed, *left]
+
+
+def _whole() -> Column:
+    return Column(no_wrap=True)
 
 
 class Display:
@@ -45,16 +67,7 @@ class Display:
         """Begin the loop's bar."""
         self._started, self._first, self._total = time.monotonic(), completed, total
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            self._bar = Progress(*_columns(self.console.width, total), console=self.console)
             self._task = self._bar.add_task("train", total=total, completed=completed, numbers="")
             self._bar.start()
 

@@ -40,8 +40,8 @@ class Telemetry:
         self.sinks = Sinks(self._about_sinks)
         self.stage = 0
         """Number of the stage that rows are written for."""
-        self._steps: list[int] = []
-        self._perplexities: list[float] = []
+        self._known: dict[int, tuple[list[int], list[float]]] = {}
+        """Stage → steps and their perplexities. A resumed run goes through the stages that are done once more."""
         for row in earlier:
             if row.get("event") == "train":
                 self.begin(row.get("stage", 0))
@@ -50,8 +50,7 @@ class Telemetry:
 
     def begin(self, stage: int) -> None:
         """Rows from now on belong to this stage."""
-        if stage != self.stage:
-            self.stage, self._steps, self._perplexities = stage, [], []
+        self.stage = stage
 
     def metrics(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Append a row and return it complete."""
@@ -88,11 +87,12 @@ class Telemetry:
 
     def _follow(self, step: int, perplexity: float) -> float | None:
         """The difference to the row before ``step``; what was known of this step and later ones is forgotten."""
-        kept = bisect.bisect_left(self._steps, step)
-        del self._steps[kept:], self._perplexities[kept:]
-        before = self._perplexities[-1] if self._perplexities else None
-        self._steps.append(step)
-        self._perplexities.append(perplexity)
+        steps, perplexities = self._known.setdefault(self.stage, ([], []))
+        kept = bisect.bisect_left(steps, step)
+        del steps[kept:], perplexities[kept:]
+        before = perplexities[-1] if perplexities else None
+        steps.append(step)
+        perplexities.append(perplexity)
         return None if before is None else perplexity - before
 
 

@@ -174,14 +174,25 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 def across(kernel: Callable[..., Any], operation: str, sequence: Any) -> Callable[..., Any]:
     """The kernel, which computes over the tokens of all processes while ``sequence`` (a
     ``muse_core.parallel.sequence.Sequence``) is divided, and over its own otherwise. Raises RecipeError for an
-    operation that has no such form."""
+    operation that has no such form.
+
+    A backend's function may have one of its own, which computes less, as its attribute ``divided``: (collect, rank, the
+    function's arguments), where ``collect`` gives the values of all without gradients. It has the function's result,
+    or None where it does not serve.
+    """
     if operation not in OPERATIONS:
         raise RecipeError(f"parallel.context: {operation} has no form for tokens that are divided among processes")
     form = OPERATIONS[operation]
+    function, fixed = getattr(kernel, "func", kernel), getattr(kernel, "keywords", {})
+    own = getattr(function, "divided", None)
 
     def computed(*given: Any, **options: Any) -> Any:
         if not sequence.divided:
             return kernel(*given, **options)
+        if own is not None:
+            found = own(sequence.collect, sequence.rank, *given, **fixed, **options)
+            if found is not None:
+                return found
         found = form(kernel, sequence.gather, sequence.rank, *given, **options)
         return _first_tied(found, sequence.tied)
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Entries of all parameters, and of weights that a layer keeps in another form: integers, which are no parameters
+    of torch. Such a layer says how many it has by an attribute ``untrained_weights``."""
+    kept = sum(getattr(one, "untrained_weights", 0) for one in module.modules())
+    return sum(parameter.numel() for parameter in module.parameters()) + kept
+
+
 def active_parameters(module: nn.Module) -> int:
     """Entries of the matrices that a token passes, counted as ``flops_per_token`` counts them."""
     return flops_per_token(module) // 2

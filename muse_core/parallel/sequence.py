@@ -30,6 +30,12 @@ class Sequence:
         finally:
             self.divided = before
 
+    def collect(self, value: Tensor) -> Tensor:
+        """(size, …): the values of all, without gradients; ``value`` is real and contiguous."""
+        found = value.new_empty(self.size, *value.shape)
+        dist.all_gather(list(found.unbind()), value, group=self.group)
+        return found
+
     def gather(self, value: Tensor) -> Tensor:
         """(size, …): the values of all, in the order of the tokens. ``value`` is real and contiguous; a result that
         every process uses must be ``tied`` to it."""

@@ -42,6 +42,10 @@ def thinned(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept if not points or kept[-1] is points[-1] else [*kept, points[-1]]
 
 
+NARROW = 360
+"""Pixels of the narrowest page, a telephone's, into which legends fit: they cannot follow the width of the page."""
+
+
 def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) -> Chart | None:
     """Training and held-out values over steps with the events of the runs; None without any value."""
     single = len(runs) == 1
@@ -58,7 +62,7 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
     low, top = _range([*train, *held_out])
     y = {"field": "y", "type": "quantitative", "title": axis, "scale": {"domain": [low, top], "zero": False}}
     names = ["training", "held out"] if single else [run.label for run in runs]
-    color = _color([*names, *dict.fromkeys(mark["series"] for mark in marks)])
+    color = _color(list(dict.fromkeys([*names, *(mark["series"] for mark in marks)])))
     x = _steps()
     tooltip = [_tip("x", "step", ","), _tip("y", axis, ".4f"), _tip("series", "run" if not single else "of")]
     layers: list[dict[str, Any]] = [
@@ -69,7 +73,7 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
         _layer(held_out, {"type": "line", "clip": True, "strokeWidth": 2.5, "point": {"size": 40, "filled": True}},
                x=x, y=y, color=color, tooltip=tooltip),
         _layer(marks, {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5}, x=x, color=color,
-               tooltip=[_tip("x", "step", ","), _tip("series", "event"), _tip("reason", "reason")]),
+               tooltip=[_tip("x", "step", ","), _tip("event", "event"), _tip("reason", "reason")]),
     ]
     said = "; ".join(_told(run, key) for run in runs)
     events = f" Events marked: {_counted(marks)}." if marks else " No event is marked."
@@ -248,7 +252,8 @@ def _points(rows: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 def _marks(run: RunRead, single: bool) -> list[dict[str, Any]]:
     return [
-        {"x": event["x"], "series": event["event"] if single else f"{event['event']} in {run.label}",
+        {"x": event["x"], "series": event["event"] if single else run.label,
+         "event": event["event"] if single else f"{event['event']} in {run.label}",
          "reason": str(event.get("reason", ""))[:200]}
         for event in run.events if "x" in event and event["event"] not in SILENT
     ][-MOST_MARKS:]
@@ -281,7 +286,7 @@ def _ends(values: Sequence[dict[str, Any]], depth: int, runs: Sequence[RunRead])
 
 
 def _counted(marks: Sequence[dict[str, Any]]) -> str:
-    names = [mark["series"] for mark in marks]
+    names = [mark["event"] for mark in marks]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 
 
@@ -295,7 +300,8 @@ def _steps() -> dict[str, Any]:
 
 
 def _color(names: list[str], *, legend: bool = True) -> dict[str, Any]:
-    shown = {"columns": 1 if max(map(len, names)) > 20 else 4, "labelLimit": 320} if legend else None
+    columns = max(1, NARROW // (7 * max(map(len, names)) + 30))  # pixels of a letter, and of the mark before a name
+    shown = {"columns": min(columns, 4), "labelLimit": 320} if legend else None
     return {"field": "series", "type": "nominal", "title": None, "scale": {"domain": names}, "legend": shown}
 
 

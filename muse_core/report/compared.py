@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, other_text, paired, read_rows
 from muse_core.errors import RecipeError, StorageError
 from muse_core.report.reading import RunRead
 from muse_core.report.tables import Table, recipe_differences
@@ -58,8 +59,12 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
         remarks.append(f"the text weighs as {found.documents:.0f} documents of equal size: with fewer than "
                        f"{FEW_DOCUMENTS} the interval is unreliable")
     remarks.append("one run each: the interval is of the text alone and knows no spread of training")
+    known = math.isfinite(found.value)
+    if not known:
+        remarks.append("a run's loss on this text is no finite number, so that there is no verdict")
     verdict = (
-        "no verdict" if single else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
+        "no verdict" if single or not known
+        else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
     )
     numbers = {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
     return {"run": run.label, **numbers, "verdict": verdict, "remarks": remarks}
@@ -90,18 +95,12 @@ def _require_comparable(run: RunRead, base: RunRead) -> list[str]:
 
 def _require_same_documents(run: RunRead, base: RunRead, own: Measured, theirs: Measured) -> None:
     """Raises RecipeError unless both read as many bytes of every document: then it is the same text."""
-    read = [dict(zip(*_bytes(one), strict=True)) for one in (own, theirs)]
-    if read[0] != read[1]:
+    if read := other_text(own, theirs):
         raise RecipeError(
             f"{run.path} and {base.path} cannot be compared: they were evaluated on different stretches of text "
-            f"({sum(read[0].values()):,.0f} bytes of {len(read[0])} documents and {sum(read[1].values()):,.0f} of "
-            f"{len(read[1])}) - set evaluate.final_tokens so that both read all of the text, or give both one tokenizer"
+            f"({read}, in bytes) - set evaluate.final_tokens so that both read all of the text, or give both one "
+            "tokenizer"
         )
-
-
-def _bytes(one: Measured) -> tuple[list[int], list[float]]:
-    documents, place = np.unique(one.document, return_inverse=True)
-    return documents.tolist(), np.bincount(place, one.below).tolist()
 
 
 def _length(run: Path) -> int:

@@ -30,6 +30,8 @@ SECTIONS = {
                    "Not counted: muse report --model RUN measures weights, and --cost measures time."),
 }
 """Sections with pictures: heading, and what is said where there is none."""
+SENTENCE = 60
+"""Characters above which a cell holds a sentence."""
 
 
 def page(
@@ -115,10 +117,16 @@ def _table(table: Table) -> str:
     if not table.rows:
         return f"<p>{_text(table.nothing)}</p>"
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     more = f"<p>{_text(table.more)}</p>" if table.more else ""
     whole = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide" tabindex="0">{whole}</div>{more}'
+
+
+def _cell(text: str) -> str:
+    """A sentence keeps a width at which it can be read, however narrow the page is."""
+    start = '<td class="sentence">' if len(text) > SENTENCE else "<td>"
+    return f"{start}{_text(text)}</td>"
 
 
 def _of_run(run: RunRead, runs: Sequence[RunRead], table: Table) -> str:
@@ -133,7 +141,8 @@ def _note(name: str, runs: Iterable[RunRead]) -> str:
     if name == "components" and not any(run.made.get("times") for run in runs):
         return "<p>Time is measured by muse report --cost.</p>" if any(run.made for run in runs) else ""
     if name == "curves":
-        several = "Thin lines are training, thick ones with points held-out text. " if len(list(runs)) > 1 else ""
+        several = ("Thin lines are training, thick ones with points held-out text; dashed ones mark events of the run "
+                   "of their colour. ") if len(list(runs)) > 1 else ""
         return f"<p>{several}The first twentieth of the steps may lie above the picture.</p>"
     return ""
 

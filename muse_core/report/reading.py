@@ -17,6 +17,7 @@ from muse_core.metrics.jsonl import own_rows
 from muse_core.storage import canonical_json
 from muse_core.storage.directory_lock import in_use
 from muse_core.storage.disk import read_file, storage_errors
+from muse_core.storage.run_directory import require_run
 
 MADE = "report.json"
 """File with what the report shows and no other file of a run holds; see ``contents``."""
@@ -57,15 +58,15 @@ class RunRead:
 
     @property
     def steps(self) -> int:
-        """Of the newest row of training."""
-        return max((row["x"] for row in self.train), default=0)
+        """Of the newest row of training, or where it was interrupted behind that row."""
+        stops = (row for row in self.events if row["event"] == "interrupted" and "x" in row)
+        return max((row["x"] for row in (*self.train, *stops)), default=0)
 
 
 def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunRead:
     """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that
     is none or has a damaged file."""
-    if not (path / "recipe.toml").is_file():
-        raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run")
+    require_run(path)
     recipe, recipe_text = _toml(path / "recipe.toml")
     lock, lock_text = _toml(path / "muse.lock.toml") if (path / "muse.lock.toml").is_file() else ({}, "")
     rows = [canonical_json.numbers(row) for row in own_rows(path / "metrics.jsonl")]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from muse_core.comparison.ratio import FEW_DOCUMENTS
 from muse_core.report.reading import RunRead, finite
 
 MOST_EVENTS = 200
@@ -31,14 +32,32 @@ class Table:
     """Said below."""
 
 
+def weighs_as(summary: Mapping[str, Any]) -> str:
+    """The documents behind a run's interval, where they are so few that it is narrower than it should be."""
+    documents = summary.get("held_out_documents")  # runs of an earlier version do not have it
+    if documents is None or documents >= FEW_DOCUMENTS:
+        return ""
+    count = round(documents)
+    return f", too narrow: the text weighs as {count} document{'s' if count > 1 else ''} of equal size"
+
+
+def _counts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What counting reaches on the same text, in bits per byte, and whether the run is better."""
+    found = summary.get("references", {})
+    told = [f"{name} {found[name]['bits_per_byte']:.4f}" for name in ("unigram", "bigram") if name in found]
+    if told:
+        yield "counts reach", ", ".join(told)
+    if summary.get("not_better_than"):
+        yield "not better than", ", ".join(summary["not_better_than"])
+
+
 def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     """The numbers that a reader looks for first."""
     summary = run.summary
     numbers = [("state", run.state)]
     if not summary:
         newest = run.train[-1] if run.train else {}
-        planned = run.recipe.get("train", {}).get("steps")
-        numbers.append(("steps", f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")))
+        numbers.append(("steps", _of_planned(run)))
         for key, name in (("bits_per_byte", "bits per byte of training"), ("tokens_per_second", "tokens per second")):
             value = finite(newest, key)
             if value is not None:
@@ -53,14 +72,21 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     return [
         *numbers,
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
-        ("95 % interval", f"{low:.4f} to {high:.4f}"),
+        ("95 % interval", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
+        *_counts(summary),
         ("parameters", f"{summary['parameters']:,}"),
         *(trained if summary["steps"] else ()),
         ("rollbacks", str(summary["rollbacks"])),
         ("seed", str(summary["seed"])),
         ("device", f"{summary['device']}, {summary['precision']}"),
     ]
+
+
+def _of_planned(run: RunRead) -> str:
+    """Steps of a run that has not ended."""
+    planned = run.recipe.get("train", {}).get("steps")
+    return f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
 
 
 def runs_table(runs: Sequence[RunRead]) -> Table:
@@ -71,7 +97,8 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
         interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
         rows.append((
             run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}" if s else "", interval,
-            f"{s['parameters']:,}" if s else "", f"{run.steps:,}", f"{s['tokens_per_second']:,.0f}" if s else "",
+            f"{s['parameters']:,}" if s else "", f"{run.steps:,}" if s else _of_planned(run),
+            f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(
         columns=("run", "state", "held-out bits per byte", "95 % interval", "parameters", "steps", "tokens/s"),

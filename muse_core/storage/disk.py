@@ -23,8 +23,8 @@ ADVICE = {
     errno.ENOSPC: "free some space on that disk",
     errno.EDQUOT: "your disk quota is used up: free some space",
     errno.EROFS: "the file system is read-only: choose another directory",
-    errno.EACCES: "you may not write there: change its permissions or choose another directory",
-    errno.EPERM: "you may not write there: change its permissions or choose another directory",
+    errno.EACCES: "this user is not permitted to: change the permissions there or choose another directory",
+    errno.EPERM: "this user is not permitted to: change the permissions there or choose another directory",
     errno.EEXIST: "something of that name is in the way: move it aside or choose another directory",
     errno.ENOTDIR: "a file is in the way where a directory should be: move it aside or choose another directory",
     errno.EISDIR: "a directory is in the way where a file should be: move it aside or choose another directory",
@@ -258,3 +258,12 @@ def storage_errors(doing: str, path: Path, note: str = "") -> Iterator[None]:
         where = error.filename or path
         advice = ADVICE.get(error.errno or 0, "check the disk and the path")
         raise StorageError(f"{where}: cannot {doing}: {what}{note} - {advice}") from error
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the system refused, in a sentence, where nothing nearer to the file has said it: no room, no permission,
+    something in the way. Without the name of a file it was standard output or another stream. None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in ADVICE:
+        return None
+    where = error.filename if isinstance(error.filename, str) else "the output"
+    return f"{where}: {os.strerror(error.errno)} - {ADVICE[error.errno]}"

@@ -107,7 +107,7 @@ class RunDirectory:
         self = cls._claim(Path(path), disk or Disk(), new=False)
         if not self.recipe.is_file():
             self.close()
-            raise StorageError(f"{path}: holds no run (it has no recipe.toml) - name the directory of a run to resume")
+        require_run(Path(path), to=" to resume")
         return self
 
     @property
@@ -222,3 +222,32 @@ class RunDirectory:
                 f"{self.path}: holds a run of another recipe - choose another run directory, or continue that run "
                 f"with --resume {self.path}"
             )
+
+
+MOST_NAMED = 3
+"""Runs that an error names."""
+
+
+def require_run(path: Path, *, asked_by: str = "", to: str = "") -> None:
+    """Raises StorageError for a path that holds no run; it names some runs below. ``asked_by`` stands before it."""
+    if (path / "recipe.toml").is_file():
+        return
+    before = f"{asked_by}: " if asked_by else ""
+    below = [str(one) for one in reversed(runs_below(path, depth=2))]
+    named = f", such as {', '.join(below[:MOST_NAMED])}" if below else ""
+    raise StorageError(f"{before}{path}: holds no run (it has no recipe.toml) - name the directory of a run{to}{named}")
+
+
+def runs_below(path: Path, depth: int) -> list[Path]:
+    """The runs in a folder and in its folders (a comparison has one for each variant), in the order of their begin."""
+    try:
+        folders = [one for one in path.iterdir() if one.is_dir() and not one.is_symlink()]
+    except OSError:  # not a folder, or one that may not be read
+        return []
+    found = []
+    for folder in sorted(folders):
+        if all((folder / name).is_file() for name in ("recipe.toml", "muse.lock.toml")):
+            found.append(folder)
+        elif depth > 1:
+            found += runs_below(folder, depth=depth - 1)
+    return sorted(found, key=lambda run: (run / "muse.lock.toml").stat().st_mtime)

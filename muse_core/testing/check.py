@@ -64,6 +64,8 @@ def choose(name: str) -> Chosen:
     if not owners:
         known = sorted({row.name for row in registry.rows()} | {row.distribution for row in registry.rows()})
         near = suggestion(name, known, "there are")
+        if Path(name).is_dir():
+            raise PluginError(f"nothing installed is named {name!r}, and the folder of that name has no pyproject.toml")
         raise PluginError(f"nothing installed is named {name!r}, nor is it the folder of a plugin{near}")
     if len(owners) > 1:
         choices = " or ".join(f"{component}@{owner}" for owner in owners)

@@ -25,6 +25,8 @@ class Tally:
     passed: int = 0
     skipped: list[str] = attrs.field(factory=list)
     failed: list[str] = attrs.field(factory=list)
+    complaints: set[str] = attrs.field(factory=set)
+    """Of the failed cases, without the cases' names."""
 
 
 class ResultReporter:
@@ -37,6 +39,8 @@ class ResultReporter:
         self.passed = self.failed = self.skipped = 0
         self.started = time.perf_counter()
         self._class = ""
+        self._complaints: set[str] = set()
+        """Told of this class."""
         self._tally: Tally | None = None
 
     @pytest.hookimpl
@@ -50,7 +54,7 @@ class ResultReporter:
             self._tell()
             if owner != self._class:
                 between = "\n" if self._class else ""
-                self._class = owner
+                self._class, self._complaints = owner, set()
                 self._say(between + self.titles.get(owner, owner))
             self._tally = Tally(sentence)
         if report.passed:
@@ -60,7 +64,8 @@ class ResultReporter:
         else:
             # What the heading says already is left out: "wave-eval" of the layer wave is "eval".
             where = case.rstrip("]").removeprefix(self.titles.get(owner, owner).split(" ")[-1]).strip("-")
-            self._tally.failed.append(f"{where}: {_complaint(report)}" if where else _complaint(report))
+            self._tally.complaints.add(complaint := _complaint(report))
+            self._tally.failed.append(f"{where}: {complaint}" if where else complaint)
 
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
@@ -85,6 +90,10 @@ class ResultReporter:
         if tally.failed:
             self.failed += 1
             share = f" ({len(tally.failed)} of {cases} cases)" if cases > 1 else ""
+            if tally.complaints <= self._complaints:  # one cause, as code that cannot be imported, is told once
+                self._say(f"  FAILED  {tally.sentence}{share}, for a reason told above")
+                return
+            self._complaints |= tally.complaints
             self._say(f"  FAILED  {tally.sentence}{share}")
             for line in "\n".join(tally.failed[:MOST]).splitlines():
                 self._say(f"          {line}")

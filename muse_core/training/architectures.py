@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from muse_core.data.kept import LOCK, TOKENIZER, newest_folder, read_kept, stage_number
-from muse_core.errors import StorageError
+from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import Checked, check_table, read_recipe, to_toml
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.storage.run_directory import RunDirectory
@@ -18,6 +18,7 @@ from muse_core.training.conversion import Conversion, carry_over
 from muse_core.training.locking import lock_of
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.shards import gathered
+from muse_core.training.trained import embeddings_among
 
 
 def adopt(
@@ -36,12 +37,22 @@ def adopt(
     here.
 
     The recipe is written last: only with it does a resumed run take the stage as finished. Raises RecipeError for a
-    table that is not a recipe and StorageError for weights that do not fit it: all of them, or of a partial stage any.
+    table that is not a recipe, and for embeddings of another tokenizer in a partial stage; StorageError for weights
+    that do not fit the recipe: all of them, or of a partial stage any.
     """
     checked = check_table(dict(table), setup.registry, f"recipe of stage {name}")
     made = set_up(checked.recipe, setup.registry, ranks=setup.ranks)
     conversion = None
     if partial:
+        own = made.model.state_dict()
+        fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+        embeddings = embeddings_among(made.model, fitting)
+        if embeddings and made.corpus.tokenizer.digest != setup.corpus.tokenizer.digest:
+            raise RecipeError(
+                f"stage {name}: the recipe has another tokenizer, so that the {' and '.join(embeddings)} of this run "
+                "stand for other tokens - give it this run's tokenizer, or start the embeddings afresh with "
+                f"fresh = {embeddings}"
+            )
         conversion = carry_over(made.model, weights)
     else:
         load_weights(made.model, weights)

@@ -78,6 +78,7 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
         table["data"] = {**table["data"], "tokenizer": {"use": "run", "from": str(teacher)}}
     for key in ("initializers", "parallel"):  # one process compresses what several have trained
         table.pop(key, None)
+    table["train"] = {key: value for key, value in table["train"].items() if key != "cuda_graph"}  # nothing is recorded
     return check_source(overridden(RecipeText(table, f"muse compress {run}", {}), list(overrides)))
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from muse_core.data.corpus import open_corpus
 from muse_core.recipe import read_recipe
 from muse_core.training.conversion import renamed
 from muse_core.training.stages import ConvertOptions
 from muse_core.training.train_state import kept_weights
+from muse_core.training.trained import without
 
 
 class Convert:
@@ -22,6 +24,18 @@ class Convert:
         self.options = options
         self.setup = context
 
+    def refuse(self) -> str | None:
+        """``optional_contracts.Refuses``: a text that cannot be had, and embeddings of another tokenizer. Raises as
+        ``open_corpus``."""
+        data = read_recipe(self.options.to, (), self.setup.registry).recipe.data
+        if data == self.setup.recipe.data:
+            return None
+        there, here = open_corpus(data, seed=data.split_seed).tokenizer, self.setup.corpus.tokenizer
+        if self.options.fresh or there.digest == here.digest or there.vocabulary_size != here.vocabulary_size:
+            return None  # embeddings of another size are not carried over
+        return (f"{self.options.to} has another tokenizer of {here.vocabulary_size} tokens, in which this run's "
+                'embeddings mean nothing - give it this run\'s, or start them afresh with fresh = ["embedding.*"]')
+
     def objective(self, model: Any, data: Any) -> None:
         return None
 
@@ -30,4 +44,5 @@ class Convert:
 
     def finish(self, model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         checked = read_recipe(self.options.to, (), self.setup.registry)
-        return checked.resolved, renamed(kept_weights(model), self.options.rename)
+        weights = renamed(kept_weights(model), self.options.rename)
+        return checked.resolved, without(weights, self.options.fresh, "fresh")

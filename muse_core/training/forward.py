@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muse_core.component import walk
 from muse_core.contracts import Batch, ModelOutput, Objective, Result, State, Tokens
 from muse_core.data.batches import columns, rows, targets_per_token
-from muse_core.errors import RecipeError
+from muse_core.errors import MuseError, RecipeError
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
+from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Recipe
 from muse_core.training.optimizers import norms
 from muse_core.training.shards import own_part
@@ -60,15 +62,15 @@ class _Losses(nn.Module):
     """The objective as a module: everything that uses a parameter happens within its ``forward``, which is where
     DistributedDataParallel looks for those that are used."""
 
-    def __init__(self, model: Any, objective: Objective):
+    def __init__(self, model: Any, objective: Objective, *, search: bool):
         super().__init__()
         self.model = model
         self.objective = objective
-        # torch warns in every run when it has looked for unused parameters and found none: here is one.
-        self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))
+        if search:  # torch warns in every run when it has looked for unused parameters and found none: here is one.
+            self.unused = nn.Parameter(next(model.parameters()).new_zeros(1))
 
     def forward(self, batch: Batch, state: State) -> Result:
-        result = self.objective(self.model, batch, state)
+        result: Result = self.objective(self.model, batch, state)
         # Of what is returned only the loss has gradients: the rest would count as used.
         return Result(
             result.total, detached(result.losses), detached(result.metrics), detached(result.state)
@@ -107,18 +109,47 @@ class _SeveralForward(Forward):
 
 
 class ReplicatedForward(_SeveralForward):
-    """Of a copy of the model in every process: torch's DistributedDataParallel."""
+    """Of a copy of the model in every process: torch's DistributedDataParallel.
 
-    def __init__(self, model: Any, objective: Objective, ranks: Ranks):
+    ``varies``: tokens decide which parameters are used, as with routed experts. Then every step looks for those that
+    are not, and waits for the device where there are some. Otherwise the first step alone looks, and the others do not
+    if all were used in it.
+    """
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks, *, varies: bool):
         super().__init__(model, objective, ranks)
+        self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self.varies, self.search, self.all_used = varies, True, False
+        self.replicas = self._replicas()
+
+    def _replicas(self) -> Any:
         # Initial values are equal by name and compared; the broadcast at the start goes wrong for strided views.
         with warnings.catch_warnings():
             # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know.
             warnings.simplefilter("ignore", FutureWarning)
-            self.replicas = nn.parallel.DistributedDataParallel(
-                _Losses(model, objective), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True,
-                find_unused_parameters=True,  # as in routed experts, of which some are chosen by no token
+            return nn.parallel.DistributedDataParallel(
+                _Losses(self.model, self.objective, search=self.search), broadcast_buffers=False, init_sync=False,
+                gradient_as_bucket_view=True, find_unused_parameters=self.search,
             )
+
+    def begin(self, seed: int, step: int) -> None:
+        if self.search and self.all_used:
+            self.search = False
+            self.replicas = None  # before the other one: it takes its hooks off the parameters
+            self.replicas = self._replicas()
+        super().begin(seed, step)
+
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Raises MuseError where a parameter has no gradient that had one in the first step: its rank's part of the
+        sum over ranks was not made."""
+        without = [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        if without and not self.search:
+            raise MuseError(
+                f"{without[0]} has no gradient in this step and had one before: several processes need the same "
+                "parameters in every step - run it as one process, or divide weights (parallel.shard)"
+            )
+        self.all_used = not without and not self.varies
+        return super().norms(gradients)
 
     def __call__(self, batch: Batch, state: State) -> Result:
         self.ranks.mark("forward and backward")
@@ -174,7 +205,10 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
         )
     sizes = sizes_of(recipe.parallel, ranks.size)
     if sizes.shard == 1:
-        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks)
+        own = all(use.distribution == CORE for use in recipe.stages)  # an objective may use what it likes
+        varies = not own or any(use.kind == "router" for use in walk(recipe.model.options))
+        varies = varies or getattr(recipe.model.options, "exit", None) is not None
+        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks, varies=varies)
     return DividedForward(model, objective, ranks)
 
 

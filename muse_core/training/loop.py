@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
-from muse_core.data.batches import TrainingData, micro_batches, to_device
+from muse_core.data.batches import Ahead, TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
@@ -63,6 +63,8 @@ class Loop:
     """``_pass``, or a recording of it."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
+    ahead: Ahead = attrs.field(factory=Ahead)
+    """The next batch of ``data``."""
 
     def _recorded(self) -> Passes:
         """Where ``train.cuda_graph`` asks for it, gradients come from a recording."""
@@ -96,7 +98,7 @@ class Loop:
         row_started, row_tokens = time.perf_counter(), 0
         while not self.done:
             started = time.perf_counter()
-            batch = fault_point("batch", self.data.batch(at.step, self.incidents.quarantine))
+            batch = fault_point("batch", self.ahead.batch(self.data, at.step, self.incidents.quarantine))
             values = self._gradients(batch)
             verdict = state.monitors.judge(at.step, values, self._warn)
             if verdict.action is not Action.CONTINUE:
@@ -138,6 +140,8 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward = self.state, self.forward
+        if state.at.step + 1 < self.recipe.train.steps:
+            self.ahead.prepare(self.data, state.at.step + 1, self.incidents.quarantine)
         forward.begin(self.recipe.seed, state.at.step)
         # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
@@ -150,13 +154,16 @@ class Loop:
             pieces.append(there)
         carried = [state.stream_state.of(index) for index in range(len(pieces))]
         packed, proposed = self.passes(pieces, carried, targets)
+        # While the device computes: reading its numbers waits for it.
+        read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
         of_step = self._of_gradients() | state.monitors.measure("step", {})
         values = self._of_all(packed.with_values(of_step))
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
-        values["bytes"] = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
+        values["bytes"] = read_bytes
+        self.ahead.wait()
         return values
 
     def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:

@@ -22,7 +22,7 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
 from muse_core.metrics.sinks import SinkContext
-from muse_core.model.flops import active_parameters
+from muse_core.model.flops import active_parameters, parameter_count
 from muse_core.plugins.raised import raised
 from muse_core.recipe.resolved import as_table
 from muse_core.recipe.schema import Evaluate
@@ -362,7 +362,7 @@ class Run:
         summary = {
             "name": recipe.name,
             "seed": recipe.seed,
-            "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "parameters": parameter_count(setup.model),
             "active_parameters": active_parameters(setup.model),
             **trained,
             "stopped_by_time": bool(loop and not loop.done),
@@ -374,6 +374,7 @@ class Run:
             "held_out_perplexity": first.perplexity,
             "held_out_bits_per_byte": first.bits_per_byte,
             "held_out_interval": [first.low, first.high],
+            "held_out_documents": first.documents,
             "held_out_tokens": first.tokens,
             "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
             "held_out_accuracy": first.accuracy,

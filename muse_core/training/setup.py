@@ -39,6 +39,14 @@ LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, torch's on a GPU and on a CPU, or Triton's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("allocate memory", "[CUDA]: out of memory"))
+    )
+
+
 @contextlib.contextmanager
 def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
     """Says as a RecipeError that the memory ran out while something of the recipe's size was made or trained.
@@ -48,12 +56,9 @@ def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            words in said for words in ("allocate memory", "[CUDA]: out of memory")  # torch's on a CPU, Triton's
-        ):
+        if not ran_out(error):
             raise
-        what = said.partition("\n")[0] or "out of memory"
+        what = str(error).partition("\n")[0] or "out of memory"
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
             run = checkpoints.parent

@@ -44,6 +44,9 @@ class ConvertOptions:
     """Recipe file, relative to the recipe that names it. Its stages and ``init`` are not read: this run's go on."""
     rename: tuple[str, ...] = attrs.field(default=(), validator=RENAMES)
     """Parts of parameter names that change, as ``"OLD=NEW"``."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of full names, as ``embedding.*``, of weights that start as the other recipe says although this model
+    has them. With another tokenizer than this run's every embedding must be among them."""
 
     @staticmethod
     def examples(folder: Path) -> list[dict[str, Any]]:

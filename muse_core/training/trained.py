@@ -13,10 +13,12 @@ from torch import Tensor
 from muse_core.data.kept import Kept, newest_folder, read_kept
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import own_rows
 from muse_core.model.roles import EMBEDDING, parameter_roles
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.lock import Lock, differences
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
+from muse_core.storage.run_directory import require_run
 from muse_core.training.checkpointer import load_weights
 from muse_core.training.conversion import Conversion, carry_over, check_fit, renamed
 from muse_core.training.locking import lock_of
@@ -44,8 +46,7 @@ def newest_of(
     step), and, unless ``untrained`` or a ``step`` allows it, when the run has trained no step that can be used.
     """
     before = f"{asked_by}: " if asked_by else ""
-    if not (run / "recipe.toml").is_file():
-        raise StorageError(f"{before}{run}: holds no run (it has no recipe.toml) - name the directory of a run")
+    require_run(run, asked_by=asked_by)
     folder = newest_folder(run)
     checkpoints = Checkpoints(folder)
     if step is None:
@@ -56,7 +57,10 @@ def newest_of(
             there = ", ".join(map(str, known))
             raise StorageError(f"{before}{run}: has no checkpoint of step {step} that can be used - there are {there}")
     if found is None:
-        raise StorageError(f"{before}{run}: has no checkpoint yet - wait for the first, or set checkpoint.every lower")
+        gone = (run / "summary.json").exists() or any("step" in row for row in own_rows(run / "metrics.jsonl"))
+        why = ("has no checkpoint, although it has trained: they were removed or are elsewhere - put them back"
+               if gone else "has no checkpoint yet - wait for the first, or set checkpoint.every lower")
+        raise StorageError(f"{before}{run}: {why}")
     lost = "; ".join(f"generation {one.number}: {one.reason}" for one in checkpoints.rejected)
     if lost and step is None:
         say(f"{before}{run}: opened at step {found[1].step}, newer checkpoints cannot be used ({lost})")
@@ -95,8 +99,7 @@ def open_trained(
 def open_start(run: Path, *, registry: Any = None) -> Setup:
     """The model of a run's newest architecture with the weights that its recipe begins with, those of ``[init] from``
     included. Raises StorageError when there is no run."""
-    if not (run / "recipe.toml").is_file():
-        raise StorageError(f"{run}: holds no run (it has no recipe.toml) - name the directory of a run")
+    require_run(run)
     folder = newest_folder(run)
     setup = _opened(folder, None, registry, silent)
     kept = Checkpoints(folder).at(0) if folder == run and setup.recipe.init.from_ is not None else None
@@ -166,8 +169,13 @@ def weights_of_init(setup: Setup, *, say: Say = silent) -> tuple[dict[str, Tenso
         theirs = read_kept(folder).tokenizer_digest
     except StorageError as error:
         raise StorageError(f"init.from: {init.from_}: {error}") from error
-    if theirs != setup.corpus.tokenizer.digest:
-        refuse_embeddings(setup.model, weights, f"init.from: {init.from_}", "init.fresh")
+    embeddings = embeddings_among(setup.model, weights)
+    if embeddings and theirs != setup.corpus.tokenizer.digest:
+        raise RecipeError(
+            f"init.from: {init.from_}: that run has another tokenizer, so that its {' and '.join(embeddings)} stand "
+            "for other tokens - leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its "
+            f"tokenizer, or start the embeddings afresh with init.fresh = {embeddings}"
+        )
     return weights, snapshot.step
 
 
@@ -183,13 +191,6 @@ def without(weights: Mapping[str, Tensor], patterns: tuple[str, ...], key: str) 
     }
 
 
-def refuse_embeddings(model: Any, weights: Mapping[str, Tensor], where: str, key: str) -> None:
-    """Raises RecipeError when one of the weights is an embedding of the model: it stands for another tokenizer's
-    tokens."""
-    embeddings = [name for name, role in parameter_roles(model).items() if role == EMBEDDING and name in weights]
-    if embeddings:
-        raise RecipeError(
-            f"{where}: that run has another tokenizer, so that its {' and '.join(embeddings)} stand for other tokens - "
-            'leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its tokenizer, or start the '
-            f"embeddings afresh with {key} = {list(embeddings)}"
-        )
+def embeddings_among(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
+    """Which of the weights are embeddings of the model: of another tokenizer they stand for other tokens."""
+    return [name for name, role in parameter_roles(model).items() if role == EMBEDDING and name in weights]

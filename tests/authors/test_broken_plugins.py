@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from muse_core.cli import muse
+from muse_core.testing import reporter
 from muse_core.testing.check import choose, module_of
+from muse_core.testing.reporter import ResultReporter
 
 BROKEN = {
     "a layer that leaks": (
@@ -155,3 +159,17 @@ def test_layers_are_checked_on_the_device_that_is_asked_for() -> None:
 def test_a_device_that_is_not_here_is_said(muse_check, tmp_path, device: str, said: str) -> None:
     ended = muse_check("feed-forward", "--device", device, cwd=tmp_path)
     assert ended.returncode == 2 and ended.stderr.startswith(said), ended.stderr
+
+
+def test_one_cause_of_many_failures_is_told_once(monkeypatch):
+    complaints = {"a": "cannot be imported", "b": "cannot be imported", "c": "differs by 3"}
+    monkeypatch.setattr(reporter, "_complaint", lambda report: complaints[report.nodeid[-1]])
+    said = io.StringIO()
+    told = ResultReporter({"One": "layer one", "Two": "layer two"}, said)
+    for node in ("One::test_a", "One::test_b", "One::test_c", "Two::test_a"):
+        told.pytest_runtest_logreport(SimpleNamespace(when="call", passed=False, skipped=False, nodeid=f"x.py::{node}"))
+    told.pytest_sessionfinish()
+    assert said.getvalue().splitlines() == [
+        "layer one", "  FAILED  a", "          cannot be imported", "  FAILED  b, for a reason told above",
+        "  FAILED  c", "          differs by 3", "", "layer two", "  FAILED  a", "          cannot be imported"]
+    assert told.failed == 4

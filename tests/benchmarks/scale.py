@@ -3,12 +3,15 @@ and 4 GPUs of one host, as a table.
 
     python tests/benchmarks/scale.py --processes 1 2 4 --out FOLDER [--seconds 230]
 
-Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several with copies (ddp) and with divided
-weights (fsdp), where the rows of a batch grow with the processes, so that equal tokens/s a GPU is a scaling of 1; and
-one row of ``--row`` tokens whose tokens are divided among the processes (row). Cells of one process run side by side,
-one on each GPU. A cell that fails or takes longer than ``--limit`` is said and left out; the others are measured. The
-causality gate, which every real run has, is left out. ``--small`` is for a machine without GPUs. ``--profile`` names
-cells of which the operations of the last step are written, as CELL-PROCESSES.profile.txt.
+Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several with copies (ddp), with divided weights
+(fsdp) and with two divided copies (hybrid, from four processes on), where the rows of a batch grow with the processes,
+so that equal tokens/s a GPU is a scaling of 1; and one row of ``--row`` tokens whose tokens are divided among the
+processes: as recipes/experiments/million_tokens.toml has it (row), twice as wide (row-wide), and with nothing computed
+again in the backward pass (row-kept). Rows are read as one text, as is usual where a Transformer is measured;
+``--documents`` keeps documents apart by masks, as recipes do. Cells of one process run side by side, one on each GPU.
+A cell that fails or takes longer than ``--limit`` is said and left out; the others are measured. The causality gate,
+which every real run has, is left out. ``--small`` is for a machine without GPUs. ``--profile`` names cells of which the
+operations of the last steps are written, as CELL-PROCESSES.profile.txt, with the time in which no kernel ran.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ SIZES = {
     "transformer": {"width": 1024, "depth": 10}, "phase2": {"width": 1024, "depth": 7},
     "row": {"width": 256, "depth": 4},  # smaller: what a block keeps for its backward pass is of all tokens
 }
-ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", "row")
-SEVERAL = ("transformer-ddp", "transformer-fsdp", "phase2-ddp", "phase2-fsdp", "row")
+ROWS = ("row", "row-wide", "row-kept")
+ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", *ROWS)
+SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "phase2-ddp", "phase2-fsdp", *ROWS)
 SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
 """Cells in which checkpoints are made and timed."""
 STEP = 200
@@ -58,17 +62,22 @@ def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, A
     small, rows = chosen.small, 2 if chosen.small else chosen.rows
     steps = chosen.steps if model != "row" else chosen.row_steps
     train: dict[str, Any] = {
-        "batch_size": rows * processes, "micro_batch": rows, "sequence_length": 128 if small else 2048,
+        "batch_size": rows * processes, "micro_batch": min(rows, chosen.micro or rows),
+        "sequence_length": 128 if small else 2048,
         "compile": way == "compiled",
     }
-    parallel: dict[str, Any] = {"data": 1, "shard": "auto"} if way == "fsdp" else {}
+    parallel: dict[str, Any] = {
+        "fsdp": {"data": 1, "shard": "auto"}, "hybrid": {"data": 2, "shard": "auto"}
+    }.get(way, {})
     if model == "row":
-        train = {"batch_size": 1, "sequence_length": 4096 if small else chosen.row, "activation_checkpointing": True}
+        train = {"batch_size": 1, "sequence_length": 4096 if small else chosen.row,
+                 "activation_checkpointing": way != "kept"}
         parallel = {"data": 1, "context": "auto"}
-    sizes = SIZES[model] | ({"width": chosen.row_width} if model == "row" and chosen.row_width else {})
+    sizes = SIZES[model] | ({"width": 2 * SIZES["row"]["width"]} if way == "wide" else {})
     return {
         "name": f"{cell}-{processes}",
-        "data": {"use": "state-of-the-union", "tokenizer": "bytes"},
+        "data": {"use": "state-of-the-union", "tokenizer": "bytes",
+                 "reset_at_documents": chosen.documents or model == "row"},
         "model": ({"width": 64, "depth": 2} if small else sizes) | {"block": BLOCKS[model]},
         "parallel": parallel,
         "train": train | {"steps": steps, "warmup_steps": 1, "log_every": 1, "optimizer": chosen.optimizer},
@@ -97,6 +106,7 @@ def measure(chosen: argparse.Namespace) -> None:
     stalls: list[float] = []
     writes: list[float] = []
     held: dict[str, float] = {}
+    profiles: list[Any] = []
     now = ""
 
     def timed_commit(self: Any) -> None:
@@ -127,14 +137,16 @@ def measure(chosen: argparse.Namespace) -> None:
         held["flops"] = 3.0 * (flops_per_token(model) + attention * 2 * length * width)
 
     def profiled_gradients(self: Any, batch: Any) -> Any:
-        if now not in chosen.profile or self.state.at.step < self.recipe.train.steps - 1:
-            return gradients(self, batch)
-        with torch.profiler.profile() as found:
-            values = gradients(self, batch)
-        if self.forward.ranks.rank == 0:
-            key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-            told = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90)
-            (Path(chosen.out) / f"{now}-{self.forward.ranks.size}.profile.txt").write_text(told)
+        left = self.recipe.train.steps - self.state.at.step
+        if now in chosen.profile and left == 3:
+            profiles.append(torch.profiler.profile())
+            profiles[-1].start()
+        values = gradients(self, batch)
+        if now in chosen.profile and left == 1:
+            profiles[-1].stop()
+            if self.forward.ranks.rank == 0:
+                path = Path(chosen.out) / f"{now}-{self.forward.ranks.size}.profile.txt"
+                path.write_text(profiled(profiles.pop()))
         return values
 
     from muse_core.model.flops import flops_per_token
@@ -172,6 +184,32 @@ def measure(chosen: argparse.Namespace) -> None:
                 torch.cuda.empty_cache()
 
 
+def profiled(found: Any) -> str:
+    """Operations by their time, and where the device did nothing: from the end of one kernel to the beginning of the
+    next."""
+    from torch.autograd import DeviceType
+
+    here = any(one.device_type == DeviceType.CUDA for one in found.events())
+    key = "self_device_time_total" if here else "self_cpu_time_total"
+    told = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90)
+    kernels = sorted(
+        ((one.time_range.start, one.time_range.end, one.name) for one in found.events()
+         if one.device_type == DeviceType.CUDA and not one.is_user_annotation
+         and not one.name.startswith(("nccl:", "DistributedData"))),
+    )
+    gaps, busy, end, before = [], 0.0, -1.0, ""
+    for began, ended, name in kernels:
+        if end >= 0 and began > end:
+            gaps.append((began - end, before, name))
+        busy += max(0.0, ended - max(began, end))
+        if ended > end:
+            end, before = ended, name
+    lines = [f"{gap / 1e3:8.3f} ms  {one[:70]} -> {other[:70]}" for gap, one, other in sorted(gaps, reverse=True)[:16]]
+    idle = sum(gap for gap, _, _ in gaps)
+    return f"busy {busy / 1e3:.1f} ms, idle {idle / 1e3:.1f} ms between {len(kernels)} kernels of about three steps' " \
+        "passes and two updates; the longest pauses:\n" + "\n".join([*lines, "", told])
+
+
 def read(folder: Path) -> dict[str, Any]:
     """From the records: the median speed of the last two thirds of the steps, but for those after a checkpoint."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -192,10 +230,9 @@ def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.N
         own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
                  str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
-                 str(chosen.limit),
-                 *(["--small"] if chosen.small else []), *(["--unsaved"] if chosen.unsaved else []),
-                 *(["--profile", *chosen.profile] if chosen.profile else []),
-                 *(["--row-width", str(chosen.row_width)] if chosen.row_width else []), "--measure", "--cells", *left]
+                 str(chosen.limit), *(["--micro", str(chosen.micro)] if chosen.micro else []),
+                 *(f"--{name}" for name in ("small", "unsaved", "documents") if getattr(chosen, name)),
+                 *(["--profile", *chosen.profile] if chosen.profile else []), "--measure", "--cells", *left]
         command = [*([sys.executable] if processes == 1 else own), __file__, *given]
         environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
         environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
@@ -285,7 +322,8 @@ def table(out: Path) -> str:
     order = sorted(cells.values(), key=lambda one: (one["cell"].partition("-")[0], one["processes"], one["cell"]))
     for one in order:
         model, processes = one["cell"].partition("-")[0], one["processes"]
-        base, copies = cells.get(f"{model}-1"), cells.get(f"{model}-ddp-{processes}")
+        alone = one["cell"] if model == "row" else model
+        base, copies = cells.get(f"{alone}-1"), cells.get(f"{model}-ddp-{processes}")
         peak = next((rate for name, rate in DENSE_BF16.items() if name in one["device"]), None)
         speed = one["tokens_per_second"]
         ratios = {
@@ -312,8 +350,9 @@ if __name__ == "__main__":
                        choices=sorted({*ONE, *SEVERAL}))
     asked.add_argument("--steps", type=int, default=24)
     asked.add_argument("--rows", type=int, default=16, help="rows of 2,048 tokens a process and step")
+    asked.add_argument("--micro", type=int, help="rows of a micro-batch (default: all)")
+    asked.add_argument("--documents", action="store_true", help="keep documents apart")
     asked.add_argument("--row", type=int, default=2**20, help="tokens of the one row")
-    asked.add_argument("--row-width", type=int, help="width of its model, a multiple of 32")
     asked.add_argument("--row-steps", type=int, default=6)
     asked.add_argument("--optimizer", default="adamw")
     asked.add_argument("--limit", type=float, default=300, help="seconds of a cell, twice where it is compiled")
@@ -333,6 +372,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: options.ended.set())
         for count in options.processes:
             here = [cell for cell in options.cells if cell in (ONE if count == 1 else SEVERAL)]
+            here = [cell for cell in here if count > 3 or not cell.endswith("hybrid")]
             if count == 1:
                 side_by_side(here, options)
             else:

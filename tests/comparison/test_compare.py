@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from muse_core.cli.compare import LEFT, compare
+from muse_core.cli.compare import LEFT, _progress, compare
+from muse_core.comparison import slots as slots_module
 from muse_core.comparison.cells import reported_cells
 from muse_core.comparison.plan import read_plan
+from muse_core.comparison.runs import Comparison
 from muse_core.comparison.slots import Slots
 from muse_core.training.stop import Stop
 from tests.commands import called
@@ -49,6 +51,7 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     out = tmp_path / "out"
     first = call(plan, "-o", out, "--slots", 2)
     assert first.exit_code == 0, first.output
+    assert "s (2 of 2 runs)" in first.output
     report = json.loads((out / "report.json").read_text())
     rotary, plain = report["arms"]
     assert rotary["mean"] != plain["mean"] and rotary["tokens"] == 4 * 2 * 32
@@ -79,6 +82,37 @@ def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tm
     assert "plain/validation-seed-1: to begin" in warned.output
 
 
+@pytest.mark.parametrize(("own", "said"), [
+    ("evaluate.final_tokens=1024", "would be evaluated on another stretch of text than the baseline 'rotary' (1,024 "),
+    ("evaluate.lengths=[2]", "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32"),
+    ("data.split_seed=5", "reads other text than the baseline 'rotary'"),
+])  # fmt: skip
+def test_variants_on_other_text_are_refused_before_anything_runs(
+    plan: Path, tmp_path: Path, own: str, said: str
+) -> None:
+    plan.write_text(PLAN.replace("model.block[0].rotary=false", own))
+    refused = call(plan, "-o", tmp_path / "out", "--dry-run")
+    assert refused.exit_code == 2 and f"variant 'plain' {said}" in refused.output, refused.output
+
+
+def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: Path) -> None:
+    """As in a folder whose runs were made before the text was compared."""
+    read, out = read_plan(plan), tmp_path / "out"
+    rows = {"rotary": [10.0, 20.0], "plain": [10.0, 10.0]}
+    for cell in reported_cells(read, out, {"rotary": None, "plain": None}):
+        cell.path.mkdir(parents=True)
+        size, nats = rows[cell.variant.name], [9.0, 8.0]
+        (cell.path / "held_out.json").write_text(json.dumps({"document": [0, 1], "nats": nats, "bytes": size}))
+        (cell.path / "summary.json").write_text(json.dumps({
+            "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
+            "held_out_bits_per_byte": sum(nats) / sum(size), "stopped_by_time": False,
+        }))
+    done = call(plan, "-o", out, "--report")
+    assert done.exit_code == 0, done.output
+    assert "plain was evaluated on another stretch of text than rotary (20 of 2 documents and 30" in done.output
+    assert "against_baseline" not in json.loads((out / "report.json").read_text())["arms"][1]
+
+
 def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(plan: Path, tmp_path: Path) -> None:
     experts = "model.block[1]={ use = 'experts', router = 'mlp', multiple = 1.5 }"
     plan.write_text(PLAN.replace('"model.block[0].rotary=false"', f'"{experts}"'))
@@ -96,6 +130,37 @@ def test_a_run_that_fails_is_said_to_and_not_repeated(plan: Path, tmp_path: Path
     Slots(count=1, gpus=[], say=said.append).work(lambda: [c for c in plain if not c.settled()], lambda: None)
     assert "exit code 2" in (plain[0].failure() or "") and "no such file" in (plain[0].failure() or "")
     assert len(said) == 2 and "failed" in said[1]
+
+
+class Waiting:
+    """A process that prints a line and ends when it is asked a third time."""
+
+    def __init__(self, log: Path):
+        log.write_text("step 40/300  loss 2.4\n")
+        self.asked, self.returncode = 0, 2
+
+    def poll(self) -> int | None:
+        self.asked += 1
+        return self.returncode if self.asked > 2 else None
+
+
+def test_a_long_run_says_now_and_then_how_far_it_is(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots_module, "PULSE", 0.0)
+    monkeypatch.setattr(slots_module, "PAUSE", 0.01)
+    (cell,) = reported_cells(read_plan(plan), tmp_path / "out", {"rotary": None})
+    said: list[str] = []
+    slots = Slots(count=1, gpus=[], say=said.append, launch=lambda command, log, environment: Waiting(log))
+    slots.work(lambda: [] if cell.settled() else [cell], lambda: None)
+    assert said[1:3] == [f"{cell.name}: step 40/300  loss 2.4"] * 2 and "failed" in said[3]
+
+
+def test_runs_that_the_sweep_decides_are_counted_too(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(PLAN + '[tune]\nkey = "train.learning_rate"\nvalues = [1e-3, 2e-3, 3e-3]\n')
+    comparison = Comparison(read_plan(plan), tmp_path / "out")
+    assert comparison.counted() == (0, 2 * 3 + 2)
+    assert _progress(comparison, 0, time.monotonic() - 60) == " (0 of 8 runs, about 8 min left)"
 
 
 def test_the_deadline_ends_what_runs_and_leaves_it_to_the_next_call(plan: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from muse_core.building import build_model
 from muse_core.cli.compare import compare
-from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
+from muse_core.comparison.cells import chosen_values, reported_cells, sweepless, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, markdown
 from muse_core.comparison.runs import Comparison
@@ -146,6 +146,16 @@ def test_a_value_whose_run_failed_is_not_chosen(plan, tmp_path: Path) -> None:
     (sweep[2].path / "summary.json").unlink()
     (sweep[2].path / "failed.txt").write_text("exit code 4: it diverged\n")
     assert chosen_values(read.plan, sweep)["one"] == 1e-3
+
+
+def test_a_value_whose_run_gave_no_number_is_not_chosen(plan, tmp_path: Path) -> None:
+    """The first value is: a NaN is neither larger nor smaller than another score."""
+    read = read_plan(plan())
+    sweep = tuning_cells(read, tmp_path / "out")
+    for cell in sweep:
+        finish(cell, float("nan") if cell.value == 1e-3 or cell.variant.name == "other" else 2.0)
+    assert chosen_values(read.plan, sweep) == {"one": 2e-3}
+    assert sweepless(read.plan, sweep) == ["other"]
 
 
 def test_accuracy_is_better_when_higher(plan, tmp_path: Path) -> None:

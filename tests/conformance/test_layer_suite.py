@@ -278,6 +278,15 @@ class LosesPrecisionUnderAutocast(Right):
         return {"average": self.output(average)}
 
 
+class HasNarrowDynamicsUnderAutocast(Right):
+    def __init__(self, options, context):
+        super().__init__(options, context)
+        self.dynamics.map = nn.Linear(context.width, context.width)
+
+    def changed(self, update, x):
+        return update + 0 * self.dynamics.map(update)
+
+
 class DividesByZeroUnderAutocast(Right):
     def changed(self, update, x):
         return update + (0 * update).sqrt() if torch.is_autocast_enabled("cpu") else update
@@ -358,6 +367,7 @@ CAUGHT = [
     (WritesIntoItsInput, "test_leaves_its_inputs_alone"),
     (TellsEverything, "test_returns_only_the_signals_that_are_asked_for"),
     (LosesPrecisionUnderAutocast, "test_bf16_autocast_stays_near_fp32"),
+    (HasNarrowDynamicsUnderAutocast, "test_bf16_autocast_stays_near_fp32"),
     (DividesByZeroUnderAutocast, "test_gradients_under_autocast_are_finite"),
     (CountsItsCalls, "test_activation_checkpointing_changes_nothing"),
     (ComputesOtherwiseCompiled, "test_compiles"),

@@ -1,12 +1,15 @@
 """Batches are functions of the step; what they say about documents is true."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muse_core.data.batches import TextData, columns, evaluation_batches
+from muse_core.contracts import Batch, Tokens
+from muse_core.data.batches import Ahead, TextData, TrainingData, columns, evaluation_batches
 from muse_core.errors import DataError
 
 LENGTH = 24
@@ -237,3 +240,37 @@ def test_parts_of_every_row_know_where_they_lie(numbered, offset):
     assert torch.equal(torch.cat([part.tokens.positions for part in parts], 1), batch.tokens.positions)
     with pytest.raises(DataError, match="cannot be divided by token"):
         columns(batch._replace(extra={"context": batch.inputs}), 0, 3)
+
+
+class Counted(TrainingData):
+    """Steps and quarantines asked for; step 3 fails."""
+
+    early = True
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+
+    def batch(self, step: int, quarantine: Sequence[tuple[int, int]] = ()) -> Batch:
+        self.asked.append((step, tuple(quarantine)))
+        if step == 3:
+            raise DataError("step 3")
+        return Batch(*(torch.full((1, 1), step) for _ in range(3)), Tokens(torch.zeros(1, 1), 0))
+
+
+def test_a_batch_that_is_made_ahead_is_that_of_its_step_and_quarantine() -> None:
+    data, ahead = Counted(), Ahead()
+    ahead.wait()
+    ahead.prepare(data, 1, ())
+    ahead.wait()
+    assert data.asked == [(1, ())] and ahead.batch(data, 1, ()).inputs.item() == 1
+    assert ahead.batch(data, 1, ()).inputs.item() == 1 and len(data.asked) == 2, "handed out once"
+    ahead.prepare(data, 2, ())
+    ahead.batch(data, 2, [(0, 1)])
+    assert data.asked[2:] == [(2, ()), (2, ((0, 1),))], "a rollback leaves out other data"
+    ahead.prepare(data, 3, ())
+    ahead.wait()
+    with pytest.raises(DataError, match="step 3"):  # when it is asked for, not while the step before is computed
+        ahead.batch(data, 3, ())
+    data.early = False
+    ahead.prepare(data, 4, ())
+    assert data.asked[-1] == (3, ()), "batches that need the weights wait for them"

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sys
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from muse_core.cli.eval import FEW, _on_terminal, _show
 from muse_core.evaluation.held_out import interval
+from muse_core.evaluation.suites import evaluate
+from muse_core.report.tables import weighs_as
 
 
 def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
@@ -17,3 +24,36 @@ def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
 
     assert abs(width(25) / width(1) - 1) < 0.02
     assert width(25) > 4 * width(25, grouped=False)
+
+
+def test_a_single_document_has_the_spread_of_its_rows_and_never_none() -> None:
+    rows = np.array([50.0, 60.0, 70.0, 40.0])
+    of_rows = interval(rows, np.full(4, 100), None)
+    assert of_rows[0] < rows.mean() / 100 < of_rows[1]
+    assert interval(rows, np.full(4, 100), np.full(4, 7)) == of_rows
+
+
+def test_few_documents_are_told_beside_the_interval() -> None:
+    assert weighs_as({}) == "" and weighs_as({"held_out_documents": 40.0}) == ""
+    assert weighs_as({"held_out_documents": 1.2}) == ", too narrow: the text weighs as 1 document of equal size"
+    assert weighs_as({"held_out_documents": 6.3}).endswith("weighs as 6 documents of equal size")
+
+
+def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    for few in (True, False):
+        _show({"run": "r", "step": 1, "suites": {"held-out": [{"length": 8, "few_documents": few}]}})
+        assert (FEW in capsys.readouterr().out) == few
+
+
+def test_a_terminal_is_told_which_suite_is_measured_and_a_pipe_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on_terminal("length")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    begun: list[str] = []
+    task = SimpleNamespace(is_task=True, texts_would_not_do=True)
+    assert evaluate(task, ["length", "recall"], asked=False, begins=begun.append).keys() == set(begun)
+    _on_terminal("length")
+    _on_terminal("")
+    assert "length …" in (said := capsys.readouterr().err) and said.endswith("\x1b[K")

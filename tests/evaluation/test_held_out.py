@@ -69,6 +69,14 @@ def test_loss_and_bits_per_byte_are_sums_over_all_batches() -> None:
     assert math.isclose(measured.perplexity, math.exp(measured.loss))
 
 
+def test_documents_count_by_what_they_weigh() -> None:
+    def weight(documents: np.ndarray | None) -> float:
+        return held_out(Bigram(), [batch(4, 20, 1)], LENGTHS, PRECISION, documents=documents).documents
+
+    assert weight(None) == weight(np.array([5, 9, 2, 0])) == 4.0
+    assert weight(np.array([3, 3, 3, 8])) == 16 / (9 + 1) and weight(np.zeros(4, int)) == 1.0
+
+
 def test_interval_covers_what_fresh_samples_give() -> None:
     model = Bigram()
     measured = held_out(model, [batch(200, 16, 3)], LENGTHS, PRECISION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import weakref
 from pathlib import Path
@@ -20,9 +21,10 @@ from muse_core.cli import muse
 from muse_core.contracts import Batch, ModelOutput, Tokens
 from muse_core.evaluation.needles import FORMS, by_chance, filler, make_row, marked
 from muse_core.evaluation.scoring import Reader
-from muse_core.evaluation.suites import SUITES, evaluate
+from muse_core.evaluation.suites import SUITES, evaluate, importance
 from muse_core.evaluation.suites.losses import seen_before
 from muse_core.evaluation.suites.subject import Subject, split_of
+from muse_core.model.kernels import marked as marked_kernel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,6 +226,25 @@ def test_the_share_filtered_and_the_ratio_are_those_of_the_filter(subject: Subje
     assert row["share_below"] == pytest.approx(row["filter/snr/share_filtered"], abs=1e-6)
     assert row["snr"] == pytest.approx(row["filter/snr/signal_to_noise"], rel=1e-4)
     assert 0.0 < row["recency"] < 1.0
+
+
+def test_the_recent_share_of_equal_writes_is_that_of_their_decay() -> None:
+    """σ² adds up squares, so that a write t tokens ago counts e^{2 g t}: of n equal ones the last m are
+    (1 − e^{2 g m}) / (1 − e^{2 g n})."""
+    layer: Any = nn.Identity()
+    layer.kernel = marked_kernel(lambda *writes: (writes[2], torch.zeros(1, 1, 2, 3)), "fast_weights")
+    g, older, recent = -0.1, 6, 4
+
+    def write(tokens: int) -> None:
+        key, value = torch.ones(1, tokens, 1, 2), torch.ones(1, tokens, 1, 3)
+        layer.kernel(key, key, value, torch.full((1, tokens, 1), g), torch.ones(1, tokens, 1))
+
+    with importance.watched(nn.ModuleDict({"layer": layer})) as found:
+        write(older)
+        found["layer"].earlier = found["layer"].sums["write_scale"]
+        write(recent)
+    due = (1 - math.exp(2 * g * recent)) / (1 - math.exp(2 * g * (older + recent)))
+    assert importance._numbers(found["layer"], 2.0)["recency"] == pytest.approx(due, rel=1e-5)
 
 
 def test_what_a_token_costs_is_measured_by_length(subject: Subject) -> None:

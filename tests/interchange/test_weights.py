@@ -70,8 +70,9 @@ def test_an_exported_run_comes_back(given: Any, tmp_path: Path) -> None:
     recipe, run, weights = given
     assert called("export", run, tmp_path / "hf").exit_code == 0
     (tmp_path / "names.toml").write_text("".join(f'"{name}" = "model.{name}"\n' for name in weights))
-    done = called("import", recipe, tmp_path / "hf", tmp_path / "run", "--names", tmp_path / "names.toml")
-    assert done.exit_code == 0, done.output
+    named = called("import", recipe, tmp_path / "hf", tmp_path / "named", "--names", tmp_path / "names.toml")
+    done = called("import", recipe, tmp_path / "hf", tmp_path / "run")
+    assert (done.exit_code, done.output) == (0, named.output.replace("named", "run")), done.output
     again = called("export", tmp_path / "run", tmp_path / "again")
     assert again.exit_code == 0, again.output
     first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "hf", tmp_path / "again"))

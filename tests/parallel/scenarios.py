@@ -89,6 +89,12 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
               fault=lambda rank: {"batch": ragged, "post_step": at_call(1, signalled(signal.SIGTERM))}),
         Start(ranks=4, arguments=resume("divided"), fault=everywhere),
     ]
+    copies = ('--set=parallel.data="auto"', "--set=parallel.shard=2", *shards[2:])
+    yield "hybrid", [
+        Start(ranks=4, arguments=fresh(experts, "hybrid", *copies),
+              fault=lambda rank: {"batch": ragged, "post_step": at_call(2, signalled(signal.SIGTERM))}),
+        Start(arguments=resume("hybrid"), fault=everywhere),
+    ]
     mixed = folder / "mixed.toml"
     mixed.write_text(RECIPE.format(cache=cache, block=MIXED))
     for ranks in (1, 2):

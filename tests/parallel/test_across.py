@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -167,3 +168,33 @@ def _torch(operation: str) -> Callable[..., Any]:
         return getattr(muse_kernels, operation)(*given, **named, backend="torch")
 
     return kernel
+
+
+def test_a_backend_that_computes_parts_itself_is_asked_first() -> None:
+    """With what its kernel is bound with; where it does not serve, and for whole rows, the kernel is."""
+
+    class Processes:
+        divided, rank = True, 1
+
+        def collect(self, value: Tensor) -> Tensor:
+            return value
+
+        def gather(self, value: Tensor) -> Tensor:
+            raise AssertionError("the general form is not asked")
+
+        def tied(self, value: Tensor) -> Tensor:
+            return value
+
+    def norm(x: Tensor, *, chunk: int) -> Tensor:
+        return x + chunk
+
+    def of_part(collect: Any, rank: int, x: Tensor, *, chunk: int) -> Tensor | None:
+        return x * 100 + rank * 10 + chunk if x.item() else None
+
+    norm.divided = of_part  # type: ignore[attr-defined]
+    there = Processes()
+    bound = across.across(partial(norm, chunk=3), "gated_norm", there)
+    assert bound(torch.tensor(2.0)).item() == 213
+    assert bound(torch.tensor(0.0)).item() == 3
+    there.divided = False
+    assert bound(torch.tensor(2.0)).item() == 5

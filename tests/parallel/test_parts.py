@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner
+from torch import nn
 
 from muse_core.cli.run import main
-from muse_core.contracts import Batch, Tokens
-from muse_core.errors import RankLost, RecipeError, StorageError
+from muse_core.contracts import Batch, Result, Tokens
+from muse_core.errors import MuseError, RankLost, RecipeError, StorageError
 from muse_core.metrics.accumulator import Key, combined, read
 from muse_core.parallel import group
 from muse_core.parallel.environment import launched
@@ -26,7 +28,7 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
 from muse_core.selftest.reliability.processes import RECIPE
-from muse_core.training.forward import _SeveralForward, make_forward
+from muse_core.training.forward import ReplicatedForward, _SeveralForward, make_forward
 from muse_core.training.ranks import join
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import dealt
@@ -255,3 +257,59 @@ def test_tensors_are_dealt_evenly_and_each_once() -> None:
     loads = [sum(parts[part][name].numel() for part, name in hand) for hand in hands]
     assert max(loads) == 100 and min(loads) >= 90
     assert dealt(parts, 1) == [set(dealt(parts, 1)[0])] and len(dealt(parts, 8)) == 8
+
+
+class Two(nn.Module):
+    """Two weights, of which the second may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([3.0]))
+        self.leave_out = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first * x if self.leave_out else self.first * self.second * x
+
+
+class Alone:
+    """What a copy of the model asks of its processes, for one."""
+
+    rank, size, sequence = 0, 1, None
+
+    def mark(self, doing: str) -> None:
+        pass
+
+    def seed_step(self, seed: int, step: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_copies_look_for_unused_parameters_in_the_first_step_alone(varies: bool) -> None:
+    """Where one has no gradient later, its rank's part would be left out of the sum: the run ends before the update."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = Two()
+
+        def objective(model: Any, batch: Any, state: Any) -> Result:
+            return Result(model(batch).sum(), {}, {}, None)
+
+        copies = ReplicatedForward(model, objective, Alone(), varies=varies)  # type: ignore[arg-type]
+
+        def step(number: int) -> list[float]:
+            copies.begin(0, number)
+            model.first.grad = model.second.grad = None
+            with copies.gradients_of(0, 1):
+                copies(torch.tensor([5.0]), None).total.backward()
+            copies.norms([one.grad for one in model.parameters() if one.grad is not None])
+            return [one.grad.item() for one in model.parameters() if one.grad is not None]
+
+        assert step(0) == [15.0, 10.0] and copies.search
+        assert step(1) == [15.0, 10.0] and step(2) == [15.0, 10.0] and copies.search == varies
+        model.leave_out = True
+        if varies:
+            assert step(3) == [5.0]
+        else:
+            with pytest.raises(MuseError, match="^second has no gradient in this step and had one before"):
+                step(3)
+    finally:
+        dist.destroy_process_group()

@@ -112,6 +112,17 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert manifests[0]["states"] == start["states"] and "model-00003.safetensors" in manifests[-1]["files"]
 
 
+def test_divided_copies_train_as_one_process_and_go_on_as_one_copy(found: dict[str, Any], folder: Path) -> None:
+    """Hybrid sharding: 4 ranks hold two copies of two halves, then 2 ranks one copy."""
+    assert codes(found, "hybrid") == [[143] * 4, [0, 0]]
+    run = folder / "hybrid"
+    assert [row["step"] for row in rows(run, "resume")] == [4]
+    whole, divided = rows(folder / "whole", "train"), rows(run, "train")
+    for name in ("loss", "gradient_norm"):
+        assert [row[name] for row in divided] == pytest.approx([row[name] for row in whole], rel=3e-3), name
+    assert len(divided) == 8
+
+
 def test_a_divided_model_is_built_block_by_block_with_the_values_of_a_whole_one(found: dict[str, Any]) -> None:
     assert codes(found, "blocks") == [[0, 0]]
     for said in found["blocks"][0]["said"]:

@@ -35,6 +35,12 @@ def test_other_verdicts(made_run, factors, base, verdict):
     assert report["baseline"] == "two" and "leaves out 1" in report["test"]
 
 
+def test_a_run_whose_loss_is_no_number_is_not_called_equal(made_run):
+    one = made_run("one", factors=(1.0, float("nan"), 1.0, 1.0))
+    found = compare_runs(read_runs([one, made_run("two")]))["against_baseline"][0]
+    assert found["verdict"] == "no verdict" and any("no finite number" in remark for remark in found["remarks"])
+
+
 @pytest.mark.parametrize("changed, said", [
     ({"data": "other"}, "their text differs"),
     ({"split": "test"}, "evaluate.split is test and validation"),

@@ -14,9 +14,9 @@ import pytest
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import Records
 from muse_core.report.charts import BEGINNING, MOST_POINTS, all_charts, thinned
-from muse_core.report.page import SECTIONS, page
+from muse_core.report.page import SECTIONS, _table, page
 from muse_core.report.reading import read_run, read_runs
-from muse_core.report.tables import events_table, monitors_table, recipe_differences
+from muse_core.report.tables import Table, events_table, key_numbers, monitors_table, recipe_differences
 
 ALWAYS = {*SECTIONS, "sample", "monitors", "events", "recipe", "lock"}
 
@@ -84,6 +84,12 @@ def test_hostile_text_of_recipe_sample_and_events_is_text(made_run):
     assert "\x00" not in text and read.text.count("<script>alert(1)</script>") >= 3
 
 
+def test_cells_that_hold_a_sentence_keep_their_width(made_run):
+    table = Table(columns=("a", "b"), rows=[("better", "a < sentence " + "of many words " * 5)])
+    assert _table(table).count('<td class="sentence">a &lt; sentence') == 1
+    assert "<td>better</td>" in _table(table) and "td.sentence { min-width:" in drawn(made_run("one"))[0]
+
+
 def test_an_unfinished_run_and_a_run_without_steps_are_drawn(made_run, tmp_path):
     _, read = drawn(made_run("one", finished=False))
     assert "unfinished" in read.text and "40 of 40" in read.text
@@ -98,6 +104,9 @@ def test_several_runs_lie_over_each_other(made_run):
     _, read = drawn(made_run("x/one"), made_run("y/one", rate=0.02))
     specs = json.loads(read.data["pictures"])
     assert specs["picture-throughput"]["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["x/one", "y/one"]
+    curves = specs["picture-bits-per-byte"]["layer"]
+    assert curves[0]["encoding"]["color"]["scale"]["domain"] == ["x/one", "y/one"], "events take no colours of runs"
+    assert {mark["event"] for mark in curves[-1]["data"]["values"]} >= {"rollback in x/one", "rollback in y/one"}
     assert {v["run"] for v in specs["picture-decay-fast-weights"]["layer"][0]["data"]["values"]} == {"x/one", "y/one"}
     assert "train.learning_rate" in read.text
 
@@ -151,6 +160,18 @@ def test_what_each_monitor_did(made_run):
     assert rows.keys() == {"finite", "rollback", "niah-probe"}
     assert rows["rollback"][1] == "1 × rollback" and rows["rollback"][2].startswith("step 20: ")
     assert rows["finite"][1] == "no intervention" and rows["niah-probe"][3] == "4"
+
+
+def test_what_counting_reaches_stands_beside_the_run(made_run):
+    path = made_run("one")
+    file = path / "summary.json"
+    assert "counts reach" not in dict(key_numbers(read_run(path)))
+    more = {"references": {name: {"bits_per_byte": bits} for name, bits in (("unigram", 4.5), ("bigram", 3.5))},
+            "not_better_than": ["bigram"], "held_out_documents": 1.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    numbers = dict(key_numbers(read_run(path)))
+    assert numbers["counts reach"] == "unigram 4.5000, bigram 3.5000" and numbers["not better than"] == "bigram"
+    assert numbers["95 % interval"].endswith("too narrow: the text weighs as 1 document of equal size")
 
 
 def test_differing_keys_of_recipes(made_run):

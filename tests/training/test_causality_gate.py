@@ -85,6 +85,11 @@ def test_causal_model_passes_both_checks(setup: Setup) -> None:
     assert exact_leak(setup.model.double(), 32, (8, 16)) is None
 
 
+def test_rows_of_one_token_have_nothing_to_leak(setup: Setup) -> None:
+    assert own_precision_leak(setup.model, 257, 1, setup.precision) is None
+    assert own_precision_leak(setup.model, 257, 2, setup.precision) is None
+
+
 class Counting(nn.Module):
     """A layer that counts its calls in training, as running statistics do."""
 

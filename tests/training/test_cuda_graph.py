@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from muse_core import fault_injection
+from muse_core.building import construct
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
@@ -48,6 +49,16 @@ def test_a_recipe_that_cannot_be_recorded_is_refused_with_every_reason(table: Ta
 
 def test_nothing_is_refused_that_does_not_ask_for_a_recording(table: Table, registry: Any) -> None:
     require_recordable(check_table(table(model=ROUTED), registry).recipe, processes=2)
+
+
+def test_stages_with_plans_of_their_own_record_nothing(table: Table, registry: Any) -> None:
+    """Their objectives are not next-token training: a run would end at such a stage with what came before it done."""
+    asked = table(train={"cuda_graph": True})
+    cvfp = {"model": {"use": "cvfp", "width": 12}, "stages": ["token-embeddings", "fixed-point", "context-fixed"]}
+    for more in (cvfp, {"stages": [{"use": "koopman-distil", "teacher": "runs/any"}]}):
+        recipe = check_table(asked | more, registry).recipe
+        for use in recipe.stages:
+            assert construct(use, None).settings(recipe.train).cuda_graph is False, use.name
 
 
 def test_a_cpu_run_that_asks_for_a_recording_makes_no_run(table: Table, tmp_path: Path) -> None:

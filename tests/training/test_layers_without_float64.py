@@ -76,17 +76,28 @@ RECIPE = """
 """
 
 
+ON_A_GPU = """
+            if not x.is_cuda:
+                raise NotImplementedError("no kernel for the CPU")
+"""
+DEVICE_ONLY = 'device_only, widest_precision = "cuda", "float32"'
+
+
 @pytest.fixture
 def run(install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[..., Result]:
     """``muse-run`` with a layer that cannot compute in float64; ``declared`` stands in its options class."""
     monkeypatch.setenv("MUSE_CACHE", str(cache))
 
-    def go(declared: str = "", leak: float = 0.0) -> Result:
+    def go(declared: str = "", leak: float = 0.0, device: str = "cpu") -> Result:
         install("single", PLUGIN.format(declared=declared))
-        (install.site / "single_layer_plugin.py").write_text(textwrap.dedent(IMPLEMENTATION))
+        layer = IMPLEMENTATION
+        if device != "cpu":
+            layer = layer.replace("            later =", f"{ON_A_GPU[1:]}            later =")
+        (install.site / "single_layer_plugin.py").write_text(textwrap.dedent(layer))
         recipe = tmp_path / "tiny.toml"
         recipe.write_text(textwrap.dedent(RECIPE.format(leak=leak)))
-        return CliRunner().invoke(main, [str(recipe), "--run-dir", str(tmp_path / "run")])
+        given = ["--run-dir", str(tmp_path / "run"), "--set", f"train.device={device}"]
+        return CliRunner().invoke(main, [str(recipe), *given])
 
     return go
 
@@ -104,6 +115,19 @@ def test_one_that_declares_it_trains_and_the_tolerance_is_said_and_locked(
 def test_one_that_declares_it_and_leaks_is_refused_by_name(run: Callable[..., Result]) -> None:
     ended = run('widest_precision = "float32"', leak=1.0)
     assert ended.exit_code == 4 and "causality gate: blocks.0.single lets the output" in ended.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("leak", [0.0, 1.0])
+def test_one_that_runs_on_a_gpu_only_is_checked_there(run: Callable[..., Result], tmp_path: Path, leak: float) -> None:
+    ended = run(DEVICE_ONLY, leak=leak, device="cuda")
+    if leak:
+        assert ended.exit_code == 4 and "causality gate: blocks.0.single lets the output" in ended.stderr
+        return
+    assert ended.exit_code == 0, ended.output
+    assert "checked on cuda in float32, where changes under 0.001 go unseen" in ended.output
+    lock = tomllib.loads((tmp_path / "run" / "muse.lock.toml").read_text())
+    assert lock["causality_gate"] == {"device": "cuda", "precision": "float32", "tolerance": 0.001}
 
 
 def test_one_that_does_not_declare_it_is_told_how(run: Callable[..., Result]) -> None:

@@ -124,6 +124,10 @@ def test_an_attempt_and_a_stage_go_on_where_they_should(tmp_path: Path) -> None:
     assert write(0, (3, 80.0), (4, 70.0)) == [-10.0, -10.0], "step 3 is repeated and follows step 2"
     assert write(1, (1, 50.0), (2, 49.0)) == [None, -1.0]
     assert write(1, (2, 40.0)) == [-10.0]
+    telemetry = Telemetry(Records(tmp_path, VolatileDisk()), read_rows(tmp_path / "metrics.jsonl"))
+    telemetry.begin(0)  # a resumed run goes through the stages that are done
+    telemetry.begin(1)
+    assert telemetry.metrics({"event": "train", "step": 3, "perplexity": 30.0})["ppl_delta"] == -10.0
 
 
 def test_means_over_layers_are_there_when_there_are_such_layers() -> None:

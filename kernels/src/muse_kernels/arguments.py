@@ -352,14 +352,17 @@ class Heads(NamedTuple):
         return self.heads * (2 * self.key_width + self.value_width)
 
 
-def unit_length(x: Tensor) -> Tensor:
+def unit_length(x: Tensor, norm: Callable | None = None) -> Tensor:
     """x (..., K) over its length along the last axis, or over `SHORTEST` where it is shorter; in the dtype of x.
 
     Plain torch, whatever backend is bound. Computed in float32 at least: a square overflows in float16 and loses bits
-    in bfloat16.
+    in bfloat16. With `norm`, a backend's `gated_norm`, in one pass, and over the root of ‖x‖² + `SHORTEST`².
     """
-    computed = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.normalize(computed, dim=-1, eps=SHORTEST).to(x.dtype)
+    computed = torch.promote_types(x.dtype, torch.float32)
+    if norm is not None:
+        width = x.shape[-1]
+        return norm(x, x.new_full((width,), width**-0.5, dtype=computed), None, epsilon=SHORTEST**2 / width)
+    return F.normalize(x.to(computed), dim=-1, eps=SHORTEST).to(x.dtype)
 
 
 def check_short_convolution(

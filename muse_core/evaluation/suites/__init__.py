@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,12 +53,15 @@ def chosen(names: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def evaluate(subject: Subject, names: list[str], *, asked: bool = True) -> dict[str, Rows]:
+def evaluate(
+    subject: Subject, names: list[str], *, asked: bool = True, begins: Callable[[str], None] = lambda name: None
+) -> dict[str, Rows]:
     """Suite → rows. One that the run has no text for raises DataError where it was ``asked`` for, and otherwise gives
-    one row that says why it was left out."""
+    one row that says why it was left out. ``begins`` hears the name of each before it is measured."""
     results: dict[str, Rows] = {}
     for name in names:
         suite = SUITES[name]
+        begins(name)
         if suite.needs_text and subject.is_task:
             reason = f"{name} needs text, and the run's data is a task: give one with --text, or leave {name} out"
             if subject.texts_would_not_do:

@@ -42,8 +42,6 @@ def _row(subject: Subject, length: int, found: HeldOut, documents: np.ndarray) -
     """``interval_by`` says what was resampled: windows, where there is but one document."""
     several = len(np.unique(documents)) > 1
     low, high = found.low, found.high
-    if not several:
-        low, high = interval(found.rows.nats / math.log(2), found.rows.bytes, None)
     alone = len(documents) < 2
     return {
         "text": subject.where, "length": length, "bits_per_byte": found.bits_per_byte,
@@ -51,6 +49,7 @@ def _row(subject: Subject, length: int, found: HeldOut, documents: np.ndarray) -
         "interval_by": "nothing, there is one window" if alone else "documents" if several else "windows",
         "nats_per_token": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy,
         "tokens": found.tokens, "bytes": found.bytes, "documents": len(np.unique(documents)),
+        "few_documents": found.documents < FEW_DOCUMENTS,
     }
 
 
@@ -108,7 +107,7 @@ def length_rows(subject: Subject) -> list[Row]:
             several = row["documents"] > 1
             row |= {
                 "ratio": ratio.value, "ratio_low": ratio.low if several else None,
-                "ratio_high": ratio.high if several else None, "few_documents": ratio.documents < FEW_DOCUMENTS,
+                "ratio_high": ratio.high if several else None,
             }
         rows.append(row)
     return rows

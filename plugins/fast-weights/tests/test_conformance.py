@@ -25,3 +25,9 @@ class TestHebbianTurnedBySpectralShift(MemoryLayerSuite):
     name = "fast-weights"
     options = {"rotation": "spectral-shift", "heads": 2, "key_size": 5}
     test_compiles = None
+
+
+class TestDeltaOfTwoWrites(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"writes": 2, "heads": 2, "key_size": 5, "taps": "uniform"}
+    test_compiles = None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from muse_fast_weights.layer import regrouped
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
@@ -257,5 +258,71 @@ def test_a_rotation_makes_answers_depend_on_the_difference_of_angles(kind):
     plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
     assert (plain(x, None, {}, tokens_of(x)).update - first).abs().max() > 1e-3
     query, key = (linear(x).unflatten(-1, (HEADS, KEY)) for linear in (layer.query, layer.key))
-    turned, _ = layer.rotation(query, key, given, tokens_of(x))
+    by_head = None if signals is None else regrouped(shift, HEADS, "spectral_shift")
+    turned = layer.rotation(query, key, x, by_head, None, tokens_of(x))[0]
     torch.testing.assert_close(turned.norm(dim=-1), query.norm(dim=-1))
+
+
+@torch.no_grad()
+def test_a_potential_turns_keys_by_its_sum_since_the_document_started():
+    """The angle of pair p is its frequency times the sum."""
+    layer = build_component(
+        "memory layer", "fast-weights", PLAIN | {"rotation": "potential"}, width=WIDTH, dtype="float64"
+    ).double()
+    x = make_input(9)
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[:, 4] = True
+    given = tokens_of(x)._replace(resets=resets)
+    query = layer.query(x).unflatten(-1, (HEADS, KEY))
+    found, _, after = layer.rotation(query, query, x, None, None, given)
+    potential = layer.rotation.dynamics.potential(x)
+    angle = torch.cat((potential[:, :4].cumsum(1), potential[:, 4:].cumsum(1)), 1)[..., None]
+    angle = angle * layer.rotation.dynamics.frequency
+    pairs = torch.view_as_complex(torch.stack(query[..., : 2 * (KEY // 2)].chunk(2, -1), -1))
+    expected = pairs * torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(found[..., : KEY // 2], expected.real)
+    torch.testing.assert_close(found[..., KEY // 2 : 2 * (KEY // 2)], expected.imag)
+    torch.testing.assert_close(after, angle[:, -1].remainder(2 * torch.pi))
+
+
+@torch.no_grad()
+def test_two_writes_multiply_two_maps():
+    """W_t = (I − β₂ k₂ k₂ᵀ) (e^{g} (I − β₁ k₁ k₁ᵀ) W_{t−1} + β₁ k₁ v₁ᵀ) + β₂ k₂ v₂ᵀ, token by token."""
+    options = PLAIN | {"writes": 2, "rule": "delta"}
+    layer = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64").double()
+    x = make_input(6)
+    weights, reads = torch.zeros(2, HEADS, KEY, layer.value_width, dtype=torch.float64), []
+    project = [layer.query, layer.key, layer.value, layer.second.key, layer.second.value]
+    query, key, value, other_key, other_value = (one(x).unflatten(-1, (HEADS, -1)) for one in project)
+    query, key, other_key = (F.normalize(one, dim=-1) for one in (query, key, other_key))
+    decay, rate = layer.dynamics(x, None)
+    other_rate = layer.second.dynamics(x)
+    for t in range(6):
+        weights = decay[:, t].exp()[..., None, None] * weights
+        for k, v, beta in ((key, value, rate), (other_key, other_value, other_rate)):
+            k, v, beta = k[:, t], v[:, t], beta[:, t, :, None, None]
+            new = v - torch.einsum("bhk,bhkm->bhm", k, weights)
+            weights = weights + beta * k[..., None] * new[..., None, :]
+        reads.append(torch.einsum("bhk,bhkm->bhm", query[:, t], weights))
+    read = torch.stack(reads, 1)
+    found = layer(x, None, {}, tokens_of(x))
+    torch.testing.assert_close(found.state["memory"]["weights"], weights)
+    torch.testing.assert_close(found.update, layer.output(read.flatten(2)))
+
+
+@torch.no_grad()
+def test_theta_scales_what_a_token_writes():
+    """β of a token is its own times the mean of (Γ + η) Im θ over the resolvent heads of its group."""
+    signals = {"theta": (4, 2), "broadening": (4,)}
+    options = PLAIN | {"strength": "theta"}
+    layer = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64", signals=signals)
+    layer, x = layer.double(), make_input(5)
+    generator = torch.Generator().manual_seed(1)
+    broadening = 0.1 + torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
+    share = torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
+    given = {"broadening": broadening, "theta": torch.stack((torch.randn(2, 5, 4), share / broadening), -1)}
+    plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
+    plain.load_state_dict(layer.state_dict())
+    own = plain.dynamics.forward
+    plain.dynamics.forward = lambda *a: (own(*a)[0], own(*a)[1] * share.unflatten(-1, (HEADS, 2)).mean(-1))
+    torch.testing.assert_close(layer(x, None, given, tokens_of(x)).update, plain(x, None, {}, tokens_of(x)).update)

@@ -14,7 +14,7 @@ from muse_koopman.options import CompressOptions, DistilOptions
 from torch.nn import functional as F
 
 import muse_core
-from muse_core.data.batches import rows
+from muse_core.data.batches import columns, rows
 
 OPTIONS = DistilOptions(teacher="run", temperature=2.0, imitation=0.7, spectral=0.3)
 
@@ -44,6 +44,19 @@ def test_the_terms_are_what_they_are_called(small: Path) -> None:
     assert float(result.total.detach()) == pytest.approx(whole, rel=1e-5)
     (gradient,) = torch.autograd.grad(result.total, [other.model.blocks[0].resolvent.dynamics.hopping])
     assert torch.isfinite(gradient).all() and gradient.any()
+
+
+def test_teacher_and_student_carry_states_of_their_own(small: Path) -> None:
+    """As with data.order = "streams": two halves of the rows, one after the other, say what the whole rows say."""
+    opened, other = muse_core.load(small), muse_core.build(small / "recipe.toml", ["seed=5"])
+    batch = rows(opened.batch(0), 0, 2)
+    batch = batch._replace(tokens=batch.tokens._replace(resets=None))
+    objective = Imitate(opened.model, OPTIONS)
+    whole, first = objective(other.model, batch, None), objective(other.model, columns(batch, 0, 2), None)
+    second = objective(other.model, columns(batch, 1, 2), first.state)
+    for name in ("cross_entropy", "imitation"):
+        halves = float(first.losses[name]) + float(second.losses[name])
+        assert halves == pytest.approx(float(whole.losses[name]), rel=1e-4), name
 
 
 def test_drift_is_zero_from_a_run_to_itself_and_large_to_an_untrained_model(small: Path) -> None:

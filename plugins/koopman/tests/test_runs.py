@@ -100,6 +100,8 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
         folder, sentence = compress_run(small, Compression(method=method), tmp_path / method)
         found = muse_core.load(folder)
         assert "times smaller" in sentence
+        assert repr(found).split()[1] == repr(teacher).split()[1], "integers are weights too"
+        assert found.summary["parameters"] == teacher.summary["parameters"]
         assert isinstance(found.model.embedding, CompressedEmbedding) and isinstance(found.model.embedding.table, Int8)
         assert_draws_and_is_measured(found)
         errors[method] = float((found.logits("The state of the Union") - due).norm() / due.norm())
@@ -193,7 +195,9 @@ def test_one_process_compresses_what_several_have_trained(
     said = recipe.read_text()
     recipe.write_text(said.replace('data = "auto"\nshard = 1', "data = 2\nshard = 1"))
     assert recipe.read_text() != said
-    assert recipe_of(several, Compression()).recipe.parallel.data == "auto"
+    recipe.write_text(recipe.read_text().replace("cuda_graph = false", "cuda_graph = true"))
+    found = recipe_of(several, Compression()).recipe
+    assert found.parallel.data == "auto" and not found.train.cuda_graph and "cuda_graph = true" in recipe.read_text()
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = CliRunner().invoke(compress, [str(small), "--output", str(tmp_path / "out")])
     assert told.exit_code == 2 and "this command is one process" in told.output

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
-from muse_koopman.maps import CompressedLinear
+from muse_koopman.maps import CompressedEmbedding, CompressedLinear
 from muse_koopman.options import GROUP
-from muse_koopman.sizes import bisected, model_bytes
+from muse_koopman.sizes import bisected, model_bytes, uncompressed_bytes
 from muse_koopman.storage import Dense, Int4, Int8, Sparse, stored, stored_bytes
+from torch import nn
 from torch.nn import functional as F
 
 SHAPES = [(5, 7), (64, 48), (33, 130), (1, 300), (257, 16)]
@@ -31,6 +32,19 @@ def test_a_form_weighs_what_is_said_and_comes_back_from_a_file(store: str, shape
     torch.testing.assert_close(form(x), F.linear(x, form.dense()), rtol=1e-4, atol=1e-4)
 
 
+def test_a_ratio_counts_every_map_and_the_embedding_as_fp32() -> None:
+    """Whatever they are stored in: a second compression is measured against the same bytes as the first."""
+    def made(embedding: nn.Module, first: nn.Module, second: nn.Module) -> nn.ModuleDict:
+        return nn.ModuleDict({"embedding": embedding, "first": first, "second": second, "norm": nn.LayerNorm(48)})
+
+    bias = torch.ones(64)
+    plain = made(nn.Embedding(100, 48), nn.Linear(48, 64), nn.Linear(48, 64, bias=False))
+    factors = CompressedLinear(stored(torch.randn(64, 5), "int8"), stored(torch.randn(5, 48), "int4"), bias)
+    stored_table = CompressedEmbedding(stored(torch.randn(100, 48), "int8"))
+    other = made(stored_table, factors, CompressedLinear(stored(torch.randn(64, 48), "sparse", 99)))
+    assert uncompressed_bytes(other) == uncompressed_bytes(plain) == model_bytes(plain) > 2 * model_bytes(other)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_off_by_half_a_step_of_its_row(shape: tuple[int, int]) -> None:
     matrix = matrix_of(shape)
@@ -49,6 +63,17 @@ def test_int4_is_off_by_little_more_than_half_a_step_of_its_group(shape: tuple[i
         step = part.abs().amax(1) / 8
         plain = (part.shape[1] * step.square() / 4).sqrt() + step  # the end of other sign may be cut by one step
         assert (error[:, first : first + GROUP].norm(dim=1) <= plain + 1e-6).all()
+
+
+def test_int4_ends_its_range_where_the_error_is_least() -> None:
+    """Of normal entries short of the largest, which then are cut off: better than the range of all, in every group that
+    does so."""
+    matrix = torch.randn(64, 2 * GROUP, generator=torch.Generator().manual_seed(0))
+    groups = matrix.unflatten(1, (-1, GROUP))
+    scale = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
+    whole = (groups / scale).round().clamp(-8, 7) * scale
+    errors = [(one - groups).square().sum(-1) for one in (Int4(matrix).dense().view_as(groups), whole)]
+    assert bool((errors[0] <= errors[1] * (1 + 1e-5)).all()) and errors[0].sum() < 0.95 * errors[1].sum()
 
 
 def test_int4_holds_its_own_levels_exactly() -> None:

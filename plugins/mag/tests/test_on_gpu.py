@@ -40,3 +40,29 @@ def test_output_and_gradients_are_those_of_float64(name, options, documents):
     }
     print(name, {key: f"{value:.1e}" for key, value in worst.items()})
     assert max(worst.values()) < 0.1, worst
+
+
+@pytest.mark.parametrize("memory", ["qk-projection", "atlas"])
+def test_a_step_is_recorded(memory):
+    """Nothing in it waits for the host, or CUDA refuses; a replay gives the output of the step itself."""
+    options = {"heads": 2, "window": 64, "memory": {"use": memory, "heads": 2}}
+    layer = build_component("layer", "mag", options, width=WIDTH, dtype="bfloat16", device="cuda", publish=())
+    x, tokens = torch.randn(2, 256, WIDTH, device="cuda"), tokens_on(make_tokens(2, 256, documents=False), "cuda")
+
+    def step() -> torch.Tensor:
+        layer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            update = layer(x, None, {}, tokens).update
+        update.float().square().mean().backward()
+        return update
+
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    graph.replay()
+    torch.testing.assert_close(recorded, step(), rtol=1e-2, atol=1e-2)

@@ -66,7 +66,7 @@ def test_theta_and_applied_values_are_last_rows_of_inverses(x, tokens):
 @pytest.mark.parametrize("phase", ["none", "shift"])
 def test_phases_are_those_of_the_determinant(x, tokens, phase):
     """exp(iπξ) = the phase of det(H − z)/det(H⁰ − z) of the document so far, and ξ sums the increments."""
-    layer = build(phase=phase)
+    layer = build(phase=phase, potential=[{"use": "non-hermitian", "scale": 1.0}])
     signals = layer(x, None, {}, tokens).signals
     energy, hopping = layer.dynamics()
     for row, head, start, matrix in dense(layer, x, tokens):

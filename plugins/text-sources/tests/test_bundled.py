@@ -52,3 +52,20 @@ def test_a_python_without_sources_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match="no library sources"):
         build_component("source", "python-library")
+
+
+def test_sources_of_installed_packages_follow(tmp_path, monkeypatch):
+    package = tmp_path / "a_package_with_sources"
+    (package / "tests").mkdir(parents=True)
+    (package / "__init__.py").write_text("VALUE = 1\n")
+    (package / "latin.py").write_bytes(b"# \xe9\n")
+    (package / "tests" / "test_value.py").write_text("assert True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = build_component("source", "python-library")
+    more = build_component("source", "python-library", {"packages": [package.name]})
+    assert more.fingerprint() != plain.fingerprint()
+    own = [document for document in more.documents() if document.name.startswith("a_package")]
+    assert [(one.name, one.text) for one in own] == [("a_package_with_sources/__init__.py", "VALUE = 1\n")]
+    for name in ("no_such_package", "json.decoder", "../x"):
+        with pytest.raises(DataError, match="no installed package"):
+            build_component("source", "python-library", {"packages": [name]})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import deep_memory, unit_length
+from .. import deep_memory, gated_norm, unit_length
 
 BATCH, TOKENS, WIDTH, HEADS, HIDDEN = 8, 4096, 512, 8, 128
 CHUNKS = (16, 64)
@@ -46,7 +46,7 @@ class Ours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) → (B, N, D)."""
         x = self.norm(x)
-        rows = unit_length(self.projections(x).unflatten(-1, (3, HEADS, -1)))
+        rows = unit_length(self.projections(x).unflatten(-1, (3, HEADS, -1)), gated_norm)
         rate, momentum, decay = self.gates(x).float().unflatten(-1, (3, HEADS)).unbind(2)
         rate = rate.sigmoid() / self.options["chunk"]
         gates = (rate, F.logsigmoid(momentum + 2), F.logsigmoid(decay + 6))

@@ -3,10 +3,16 @@
 from ..refusals import refuse_triton as refuse
 from .deep_memory import deep_memory
 from .fast_weights import fast_weights
+from .fast_weights.part import fast_weights_of_part
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
+from .resolvent.part_of_apply import apply_to_part
 from .short_convolution import short_convolution
 from .trace_attention import trace_attention
+
+# How each computes a part of the tokens, of which other processes have the others.
+causal_resolvent_apply.divided = apply_to_part
+fast_weights.divided = fast_weights_of_part
 
 __all__ = [
     "causal_resolvent_apply",

@@ -98,8 +98,9 @@ class ContextFixed:
         self.setup = context
 
     def settings(self, train: Any) -> Any:
-        """``optional_contracts.OwnPlan``."""
-        return train if self.options.steps is None else attrs.evolve(train, steps=self.options.steps)
+        """``optional_contracts.OwnPlan``. Not recorded: ``train.cuda_graph`` is for the loss of plain text."""
+        steps = train.steps if self.options.steps is None else self.options.steps
+        return attrs.evolve(train, steps=steps, cuda_graph=False)
 
     def batches(self, run: Path) -> Windows:
         return Windows(self.setup, self.setup.model, self.options.tokens, run)

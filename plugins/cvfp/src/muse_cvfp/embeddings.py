@@ -126,6 +126,7 @@ class TokenEmbeddings:
             learning_rate=self.options.learning_rate,
             warmup_steps=min(train.warmup_steps, max(1, self.options.steps // 10)),
             weight_decay=0.0,
+            cuda_graph=False,
         )
 
     def batches(self, run: Path) -> Any:

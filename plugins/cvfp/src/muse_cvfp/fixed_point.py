@@ -107,7 +107,7 @@ class Iteration:
         by_residual = (residual.square().mean(-1) < self.options.threshold).double().mean()
         self.convergence.see(self.number, by_difference.item(), by_residual.item())
         metrics = {
-            "fixed-point/iteration": difference.new_tensor(float(self.number)),
+            "fixed-point/iteration": difference.new_full((), float(self.number)),
             "fixed-point/difference": difference.mean(),
             "fixed-point/converged": by_difference,
             "fixed-point/residual": residual.norm() / self.fresh.norm(),
@@ -157,6 +157,7 @@ class FixedPoint:
             learning_rate=self.options.learning_rate,
             warmup_steps=min(train.warmup_steps, max(1, steps // 10)),
             weight_decay=0.0,
+            cuda_graph=False,
             log_every=self.options.steps_per_iteration,
         )
 

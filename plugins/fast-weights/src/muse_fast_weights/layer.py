@@ -19,20 +19,21 @@ from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
 from muse_core.model.projections import joined
 from muse_fast_weights.options import FastWeightsOptions
+from muse_fast_weights.rotation import Rotation
+from muse_fast_weights.second_write import SecondWrite, interleaved
 from muse_kernels import unit_length
 
 WEIGHT_STD = 0.5
 """Standard deviation of a weight's share of the pre-activation at the start, for inputs of unit mean square."""
-SLOWEST = 1e-3
-"""Frequency of the last pair of entries at the start; the first has 1, those between are log-spaced."""
 
 
 class FastWeights(nn.Module):
     """update_t = P (gate(x_t) ⊙ norm(W_tᵀ q_t)), with W written by the Hebbian or the delta rule.
 
-    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.Reading``) and,
-    with a convolution, ``convolution`` (B, span − 1, H (2K + M)). Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t;
-    ``gate`` (B, N, H M): σ of the gate's pre-activation.
+    Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.Reading``), with a
+    convolution ``convolution`` (B, span − 1, H (2K + M)), with rotation by a potential ``angle`` (B, H, K // 2),
+    with two writes a token ``second``, the second's convolution.
+    Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t; ``gate`` (B, N, H M): σ of the gate's pre-activation.
     Metrics: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
     per token), ``rate`` (mean β), and the filters'. Source: mathematics §3.
     """
@@ -48,6 +49,9 @@ class FastWeights(nn.Module):
         self.use_signal = options.decay == "signal"
         if self.use_signal:
             regrouped(torch.empty(context.signals["decay"]), self.heads)
+        self.by_theta = options.strength == "theta"
+        if self.by_theta:
+            regrouped(torch.empty(context.signals["broadening"]), self.heads, "broadening")
         self.rule = options.rule
         # Between filters the weights' own transition, K x K, goes through the kernel as values do.
         widest = max(self.key_width, self.value_width) if options.filters else self.value_width
@@ -80,9 +84,22 @@ class FastWeights(nn.Module):
         )
         self.rotation = None
         if options.rotation != "none":
-            self.rotation = Rotation(self.heads, self.key_width, by_position=options.rotation == "positions")
+            own = _linear(width, self.heads, generator) if options.rotation == "potential" else None
+            self.rotation = Rotation(self.heads, self.key_width, options.rotation, own)
             if options.rotation == "spectral-shift":
                 regrouped(torch.empty(context.signals["spectral_shift"]), self.heads, "spectral_shift")
+        self.second = None
+        if options.writes == 2:
+            keys, values = self.heads * self.key_width, self.heads * self.value_width
+            self.second = SecondWrite(
+                _projection(width, keys, generator),
+                _projection(width, values, generator),
+                Rate(self.dynamics, generator),
+                self.heads,
+                options.convolution,
+                options.taps,
+                generator,
+            )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
         self.gate = _projection(width, self.heads * self.value_width, generator) if options.gate else None
@@ -116,14 +133,28 @@ class FastWeights(nn.Module):
             query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in projected.split(sizes, dim=-1))
             query, key = unit_length(query), unit_length(key)
         if self.rotation is not None:
-            query, key = self.rotation(query, key, signals, tokens)
+            shift = signals["spectral_shift"] if self.rotation.kind == "spectral-shift" else None
+            if shift is not None:
+                shift = regrouped(shift, self.heads, "spectral_shift")
+            query, key, angle = self.rotation(query, key, x, shift, state.get("angle"), tokens)
+            if angle is not None:
+                new_state["angle"] = angle
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
+        if self.by_theta:
+            resonance = signals["broadening"] * signals["theta"][..., 1]
+            rate = rate * regrouped(resonance, self.heads, "broadening").clamp(0.0, 1.0).to(rate.dtype)
+        writes, of_writes = Writes(query, key, value, log_decay, rate), tokens
+        if self.second is not None:
+            written, carried = self.second(x, low, state.get("second"), tokens)
+            if carried is not None:
+                new_state["second"] = carried
+            writes, of_writes = interleaved(writes, written, tokens)
         reading = by_period(
             self.kernel,
             list(self.filters.items()),
-            Writes(query, key, value, log_decay, rate),
+            writes,
             state.get("memory"),
-            tokens,
+            of_writes,
             rule=self.rule,
             period=self.period,
             read_before="memory_before" in self.publish,
@@ -133,7 +164,7 @@ class FastWeights(nn.Module):
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
         read = self.gated_norm(
-            reading.output,
+            reading.output if self.second is None else reading.output[:, 1::2],
             None if self.norm is None else self.norm.weight,
             None if gate is None else gate.unflatten(-1, (self.heads, -1)),
         )
@@ -154,7 +185,9 @@ class FastWeights(nn.Module):
             return joined(x, maps), self.gate(x)
         width = self.heads * self.value_width
         together = joined(x, [*maps, self.gate])
-        return together[..., :-width], together[..., -width:]
+        # Split and not sliced: the gradient of a slice is as long as what it was cut from.
+        writes, gate = together.split([together.shape[-1] - width, width], dim=-1)
+        return writes, gate
 
 
 def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
@@ -177,6 +210,22 @@ def _measures(weights: Tensor, decay: Tensor, rate: Tensor, valid: Tensor | None
         "decay_min": decay.amin(),
         "decay_max": decay.amax(),
     }
+
+
+class Rate(nn.Module):
+    """β of a second write, which starts as that of the first."""
+
+    def __init__(self, first: Dynamics, generator: torch.Generator):
+        super().__init__()
+        self.most_rate = first.most_rate
+        self.rate = _linear(first.rate.in_features, first.heads, generator)
+        with torch.no_grad():
+            self.rate.bias.copy_(first.rate.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) → β (B, N, H), in fp32 at least."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.most_rate * torch.sigmoid(self.rate(x.to(self.rate.weight.dtype)))
 
 
 class Dynamics(nn.Module):
@@ -287,42 +336,3 @@ def _linear(width: int, heads: int, generator: torch.Generator) -> nn.Linear:
     nn.init.normal_(linear.weight, std=WEIGHT_STD / width**0.5, generator=generator)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-class Frequencies(nn.Module):
-    """Frequencies (H, K // 2), in fp32 at least: they multiply angles of thousands of radians."""
-
-    def __init__(self, heads: int, pairs: int):
-        super().__init__()
-        first = torch.logspace(0, math.log10(SLOWEST), max(1, pairs))[:pairs]
-        self.frequency = nn.Parameter(first.repeat(heads, 1))
-
-
-class Rotation(nn.Module):
-    """Turns the pairs of q and of k by frequency_p × angle; lengths stay, an odd last entry too."""
-
-    def __init__(self, heads: int, key_width: int, by_position: bool):
-        super().__init__()
-        self.heads, self.by_position = heads, by_position
-        self.dynamics = Frequencies(heads, key_width // 2)
-
-    def forward(self, query: Tensor, key: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """query, key (B, N, H, K) → the same turned, in their dtype."""
-        frequency = self.dynamics.frequency
-        with torch.autocast(query.device.type, enabled=False):
-            if self.by_position:
-                angle = tokens.positions[..., None].to(frequency.dtype)
-            else:
-                shift = signals["spectral_shift"]
-                angle = math.pi * regrouped(shift, self.heads, "spectral_shift")
-            angle = angle[..., None] * frequency
-            cosine, sine = angle.cos(), angle.sin()
-            return turned(query, cosine, sine), turned(key, cosine, sine)
-
-
-def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x (B, N, H, K), the entries p and K // 2 + p a pair; cosine and sine (B, N, H or 1, K // 2)."""
-    pairs = cosine.shape[-1]
-    first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
-    parts = (first * cosine - second * sine, first * sine + second * cosine, rest)
-    return torch.cat([part.to(x.dtype) for part in parts], dim=-1)

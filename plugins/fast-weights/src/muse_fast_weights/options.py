@@ -48,18 +48,25 @@ class FastWeightsOptions:
     )
     """Mean β at the start, of every head. Default: 1/2, and under the delta rule with a Γ of its own K times the head's
     first Γ where that is less, so that what others write erases an association no sooner than it decays."""
+    strength: Literal["own", "theta"] = "own"
+    """own: β is of the token alone. theta: β times (Γ + η) Im θ of an earlier resolvent (its signals ``broadening`` and
+    ``theta``, means over equal groups of its heads), from 0 to 1: tokens at a resonance write, others hardly."""
     most_rate: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(2.0)])
     """Largest β. Above 1 the delta rule may turn what a key stood for around (an eigenvalue of 1 − β below 0)."""
+    writes: int = field(default=1, validator=[validators.ge(1), validators.le(2)])
+    """Writes of a token, one after the other: 2 has keys, values and β of its own for the second, so that the weights
+    change by a product of two maps I − β k kᵀ. Twice as many tokens go through the kernel."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
     taps: Literal["identity", "uniform"] = "identity"
     """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
     −1/√span and 1/√span."""
-    rotation: Literal["none", "positions", "spectral-shift"] = "none"
+    rotation: Literal["none", "positions", "spectral-shift", "potential"] = "none"
     """Angle by which pairs of a query's and a key's entries turn, times a learned frequency of the pair that starts
     between 1 and 1/1000. positions: the token's position in the document. spectral-shift: π ξ of an earlier resolvent
     (its signal ``spectral_shift``, means over equal groups of its heads, one a memory head), so that the distance
-    between two tokens is what the text between them shifted the spectrum."""
+    between two tokens is what the text between them shifted the spectrum. potential: the sum of w·x + c over the tokens
+    so far, so that weights turn while they decay (e^{g + iωV})."""
     output_norm: bool = True
     """Normalise what each head reads."""
     gate: bool = True
@@ -75,17 +82,25 @@ class FastWeightsOptions:
             return "applies filters to the weights of whole rows, one period after the other"
         if self.rotation == "spectral-shift":
             return 'with rotation = "spectral-shift" reads phases of whole rows'
+        if self.writes > 1:
+            return "with writes = 2 has two writes for every token"
+        if self.rotation == "potential":
+            return 'with rotation = "potential" adds up angles along whole rows'
         return None
 
     def __attrs_post_init__(self) -> None:
         slow, fast = self.initial_decay
         if not 0.0 < slow <= fast <= 10.0:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
+        if self.writes > 1 and (self.rotation != "none" or self.filters):
+            raise ValueError("writes = 2 takes neither a rotation nor filters - leave them out, or writes at 1")
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
         """``memory_before``: W_{t−1}ᵀ q_t, what the memory answered before the token wrote. ``gate``: σ of the gate's
-        pre-activation, how far open it is."""
-        found: dict[str, tuple[int, ...]] = {"memory_before": (self.heads, self.value_width(width))}
+        pre-activation, how far open it is. With two writes a token there is no ``memory_before``."""
+        found: dict[str, tuple[int, ...]] = {}
+        if self.writes == 1:
+            found["memory_before"] = (self.heads, self.value_width(width))
         return found | {"gate": (self.heads * self.value_width(width),)} if self.gate else found
 
     def horizon(self) -> float | None:
@@ -97,6 +112,8 @@ class FastWeightsOptions:
         needed = ("decay",) if self.decay == "signal" else ()
         if self.rotation == "spectral-shift":
             needed += ("spectral_shift",)
+        if self.strength == "theta":
+            needed += ("theta", "broadening")
         return tuple(map(Requirement, needed))
 
     def problems(self, recipe: Any) -> Iterable[str]:

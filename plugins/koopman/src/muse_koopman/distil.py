@@ -85,8 +85,8 @@ class Distil:
         self._teacher: Any = None
 
     def settings(self, train: Any) -> Any:
-        """``optional_contracts.OwnPlan``: its own update rule without decay, for so many steps. Not compiled: the
-        layers of teacher and student are listened to."""
+        """``optional_contracts.OwnPlan``: its own update rule without decay, for so many steps. Neither compiled nor
+        recorded: the layers of teacher and student are listened to."""
         options = self.options
         return attrs.evolve(
             train,
@@ -97,6 +97,7 @@ class Distil:
             optimizer=options.optimizer,
             weight_decay=0.0,
             compile=False,
+            cuda_graph=False,
         )
 
     def batches(self, run: Path) -> Any:

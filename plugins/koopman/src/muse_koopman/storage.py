@@ -84,6 +84,7 @@ class Int8(Stored):
     def __init__(self, matrix: Tensor):
         super().__init__()
         self.rows, self.columns = matrix.shape
+        self.untrained_weights = self.rows * self.columns
         scale = matrix.detach().abs().amax(1) / INT8_LEVELS
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         self.register_buffer("scale", scale)
@@ -118,6 +119,7 @@ class Int4(Stored):
     def __init__(self, matrix: Tensor):
         super().__init__()
         self.rows, self.columns = matrix.shape
+        self.untrained_weights = self.rows * self.columns
         groups = math.ceil(self.columns / GROUP)
         padded = F.pad(matrix.detach(), (0, groups * GROUP - self.columns)).unflatten(1, (groups, GROUP))
         scale, levels = _best_int4(padded)

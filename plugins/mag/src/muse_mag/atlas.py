@@ -128,7 +128,7 @@ class Atlas(nn.Module):
             query, key = unit_length(query), unit_length(key)
         if self.features is not None:
             query, key = self.features(query), self.features(key)
-        return query, key, unit_length(value), kept
+        return query, key, unit_length(value, self.gated_norm), kept
 
     def chunk(self, level: int) -> int:
         """Tokens that train this level together."""
@@ -202,8 +202,8 @@ class Dynamics(nn.Module):
             weight, bias = (torch.cat([getattr(part, name) for part in linears]) for name in ("weight", "bias"))
             gates = F.linear(x, weight, bias).unflatten(-1, (len(linears), self.levels, self.heads))
             rate, decay, *momentum = gates.movedim((2, 3), (0, 1)).unbind(0)
-            chunks = rate.new_tensor(self.chunks)[:, None, None, None]
-            rate = self.largest_step * rate.sigmoid() / chunks
+            # By level: a tensor of the chunks' lengths would be copied from the host, which waits for the GPU.
+            rate = torch.stack([x * (self.largest_step / chunk) for x, chunk in zip(rate.sigmoid(), self.chunks)])
             if self.shortened:
                 rate = rate / self.window * momentum[0].neg().sigmoid() if momentum else rate / self.window
             return Gates(rate, F.logsigmoid(momentum[0]) if momentum else None, F.logsigmoid(-decay))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import LayerOutput, State, Tokens
+from muse_core.model.angles import turns
 from muse_core.model.context import Context
 from muse_core.model.convolution import carried
 from muse_core.model.precision import lowered
@@ -136,19 +137,6 @@ class Mamba3(nn.Module):
         weights = state["weights"]
         key, value = (state[name][:, 0].unflatten(-1, (self.heads, -1)).to(weights) for name in ("key", "value"))
         return weights + (past.to(weights)[..., None] * key)[..., None] * value[..., None, :]
-
-
-def turns(angle: Tensor, before: Tensor | None, resets: Tensor | None) -> Tensor:
-    """The sum of ``angle`` (B, N, H, R) from the start of each token's document on, from 0 to 2π, added up in float64;
-    ``before`` (B, H, R) is the sum carried."""
-    step = angle.double()
-    total = step.cumsum(1)
-    start = total.new_zeros(()) if before is None else -before.double()[:, None]
-    if resets is not None:
-        places = torch.arange(total.shape[1], device=total.device)
-        latest = torch.where(resets, places, -1).cummax(1).values[..., None, None]
-        start = torch.where(latest < 0, start, (total - step).gather(1, latest.clamp(min=0).expand_as(total)))
-    return (total - start).remainder(2 * math.pi).to(angle.dtype)
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:

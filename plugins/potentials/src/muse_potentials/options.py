@@ -16,7 +16,7 @@ class HermitianOptions:
     """V = W x without decay: the static Hamiltonian of Phase 1. The resolvent sees Γ + η only, so in a comparison with
     `non-hermitian` give the layer that one's `initial_decay` as `added_broadening`."""
 
-    scale: float = field(default=1.0, validator=SCALE)
+    scale: float = field(default=0.1, validator=SCALE)
     """Root mean square of V at the start, in units of the hopping."""
 
 
@@ -25,7 +25,7 @@ class NonHermitianOptions:
     """V = W x, and a decay Γ = base_decay + softplus(w·x + c) that makes the Hamiltonian dissipative. The resolvent
     sees only the sum of Γ and its own η: what Γ adds to a larger η is that it depends on the token."""
 
-    scale: float = field(default=1.0, validator=SCALE)
+    scale: float = field(default=0.1, validator=SCALE)
     """Root mean square of V at the start, in units of the hopping."""
     base_decay: float = field(default=0.0, validator=validators.ge(0.0))
     """Γ that no head falls below; the same as a `min_broadening` of the layer that is larger by it."""

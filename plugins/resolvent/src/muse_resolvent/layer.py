@@ -146,7 +146,9 @@ class Resolvent(nn.Module):
             coupling = hopping[:, None]
             if tokens.resets is not None:
                 coupling = torch.where(tokens.resets[:, None], 0, coupling)
-            sites = Sites(torch.complex(potential, -decay).transpose(1, 2), coupling, energy[:, None])
+            # As the energies: a compiler fuses what is put together from real numbers.
+            diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1))
+            sites = Sites(diagonal.transpose(1, 2), coupling, energy[:, None])
             theta, y, kept = self.solve(sites, value, state, tokens.valid)
             total = decay + energy.imag
             found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": total}

@@ -5,6 +5,7 @@ Shapes: B batch, H heads, K key width, M value width.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -52,8 +53,7 @@ class Resonance(nn.Module):
     def mask(self, relative: Tensor) -> Tensor:
         """m in [0, 1] from r² in [0, 1]."""
         logarithm = relative.clamp_min(torch.finfo(relative.dtype).tiny).log()
-        threshold = torch.as_tensor(self.options.threshold, dtype=relative.dtype, device=relative.device)
-        return torch.sigmoid(self.options.sharpness * (0.5 * logarithm - threshold.log()))
+        return torch.sigmoid(self.options.sharpness * (0.5 * logarithm - math.log(self.options.threshold)))
 
     @torch.no_grad()
     def metrics(self, after: Tensor, filtered: Tensor, relative: Tensor) -> dict[str, Tensor]:

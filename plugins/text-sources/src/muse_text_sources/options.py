@@ -23,6 +23,10 @@ class StateOfTheUnionOptions:
 class PythonLibraryOptions:
     """The sources of the running Python's standard library without its tests; every file is a document."""
 
+    packages: tuple[str, ...] = ()
+    """Installed packages, by the names that are imported, whose sources follow, without their tests and without files
+    that are no text in the encoding that they name. torch has 46 MB; which text that is depends on its version."""
+
 
 @attrs.frozen(kw_only=True)
 class FilesOptions:

@@ -7,6 +7,7 @@ import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from muse_core.contracts import Document
@@ -19,33 +20,53 @@ LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 class PythonLibrary:
     """Every .py file of the running Python's library, in the order of paths; tests, installed packages and
-    empty files left out."""
+    empty files left out. The ``packages`` that are asked for follow one after the other."""
 
     def __init__(self, options: PythonLibraryOptions, context: SourceContext) -> None:
-        self._folder = Path(sysconfig.get_path("stdlib"))
-        self._paths = sorted(path.relative_to(self._folder).as_posix() for path in _sources(self._folder))
-        if not self._paths:
+        self._library = Path(sysconfig.get_path("stdlib"))
+        self._files = [(name, self._library / name) for name in _sources(self._library)]
+        if not self._files:
             raise DataError(
-                f"{self._folder}: this Python has no library sources there: choose another source, such as "
+                f"{self._library}: this Python has no library sources there: choose another source, such as "
                 'data.use = "state-of-the-union"'
             )
+        for package in options.packages:
+            folder = _folder(package)
+            self._files += [(f"{package}/{name}", folder / name) for name in _sources(folder)]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for path in self._paths:
-            digest.update(f"{path}\0".encode())
-            digest.update(hashlib.sha256((self._folder / path).read_bytes()).digest())
+        for name, path in self._files:
+            digest.update(f"{name}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
         return f"python-library/{digest.hexdigest()}"
 
     def documents(self) -> Iterator[Document]:
-        for path in self._paths:
-            with tokenize.open(self._folder / path) as file:
-                text = file.read()
+        for name, path in self._files:
+            try:
+                with tokenize.open(path) as file:
+                    text = file.read()
+            except (SyntaxError, UnicodeDecodeError):  # an encoding that is unknown, or not the file's
+                continue
             if text:
-                yield Document(text=text, name=path)
+                yield Document(text=text, name=name)
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def _sources(folder: Path) -> list[str]:
+    """The names of the .py files below ``folder``, sorted."""
+    found: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = set(folders) - LEFT_OUT
-        yield from (Path(parent, name) for name in files if name.endswith(".py"))
+        found += (Path(parent, name).relative_to(folder).as_posix() for name in files if name.endswith(".py"))
+    return sorted(found)
+
+
+def _folder(package: str) -> Path:
+    """Where the sources of an installed package are; nothing is imported. Raises DataError where there are none."""
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"python-library: packages: there is no installed package {package!r} - give the names that are imported, "
+            "without a dot"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -21,6 +21,7 @@ from .tiles import (
     THIRD,
     activations,
     added,
+    alike,
     fine,
     loaded,
     polynomial,
@@ -60,7 +61,7 @@ def newton_schulz_back(s, upstream, steps, wide, squares, K: tl.constexpr, SIZE:
 def matrix_back(
     p,
     upstream,
-    own_shares,
+    scalars,
     momenta,
     to_momentum,
     leading,
@@ -72,13 +73,16 @@ def matrix_back(
     K: tl.constexpr,
     SIZE: tl.constexpr,
     ORTHOGONALISE: tl.constexpr,
+    DIRECT: tl.constexpr = False,
 ):
     """(a W'_bar, S'_bar, b_bar) of matrix p from its W'_bar `upstream`. S'_bar, completed, and W'_bar go to `leading`
-    and `trailing`; in `to_momentum` S_bar takes the place of S'_bar."""
-    in_weights, lost = tl.load(own_shares + 1), tl.load(own_shares + 2)
-    in_momentum, of_momentum = tl.where(anew, 0.0, tl.load(own_shares)), tl.where(anew, 0.0, lost)
+    and `trailing`; in `to_momentum` S_bar takes the place of S'_bar. `scalars`: m (of a fresh
+    chunk 0), a, b, and the b of S (of a fresh chunk 0)."""
+    in_momentum, in_weights, lost, of_momentum = scalars
     place = p * SIZE + wide
     adjoint = tl.load(to_momentum + place)
+    if DIRECT:
+        adjoint = alike(adjoint, upstream, in_weights)
     tl.store(trailing + place, upstream.to(trailing.dtype.element_ty))
     to_lost = 0.0
     if ORTHOGONALISE:
@@ -109,7 +113,7 @@ def matrix_begun(p, whole, to_learned, to_starts, anew, wide, SIZE: tl.constexpr
 def pair(
     p,
     w,
-    own_shares,
+    scalars,
     to_momentum,
     leading,
     trailing,
@@ -124,8 +128,9 @@ def pair(
     if DIRECT:
         upstream = w.to(HALF)
         w, adjoint, _ = matrix_back(
-            p, w, own_shares, to_momentum, to_momentum, leading, trailing, to_momentum, anew, wide, wide, 1, SIZE, False
-        )
+            p, w, scalars, to_momentum, to_momentum, leading, trailing, to_momentum, anew, wide, wide, 1, SIZE, False,
+            True,
+        )  # fmt: skip
         adjoint = adjoint.to(HALF)
     else:
         adjoint, upstream = tl.load(leading + p * SIZE + wide), tl.load(trailing + p * SIZE + wide)
@@ -143,7 +148,7 @@ def tile_back(
     key_t,
     factors,
     used,
-    own_shares,
+    scalars,
     to_momentum,
     leading,
     trailing,
@@ -176,7 +181,6 @@ def tile_back(
     error = tl.load(errors + here[:, None] * K + ks[None, :], mask=inside[:, None], other=0.0)
     error_t = tl.load(errors + here[None, :] * K + ks[:, None], mask=inside[None, :], other=0.0)
     hidden = tl.load(place_of_layers + 3 * X * E, mask=inside[:, None], other=0.0)
-    _, silu, slope = activations(opening, raised)
     if ORTHOGONALISE:
         through_gate = f * fine(k.to(tl.float32), tl.load(leading + wide))
         through_up = f * fine(k.to(tl.float32), tl.load(leading + SIZE + wide))
@@ -185,14 +189,15 @@ def tile_back(
         to_h = f * fine(error, of_down)
     else:
         g = tl.load(factors + X + here, mask=inside, other=0.0)[:, None]
-        gate, s, w = pair(0, gate, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        gate, s, w = pair(0, gate, scalars, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
         through_gate = f * product(k, s, HALF) - g * product(k, w, HALF)
-        up, s, w = pair(1, up, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        up, s, w = pair(1, up, scalars, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
         through_up = f * product(k, s, HALF) - g * product(k, w, HALF)
-        down, s, w = pair(2, down, own_shares, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
+        down, s, w = pair(2, down, scalars, to_momentum, leading, trailing, anew, wide, SIZE, DIRECT, HALF)
         of_error = f * product(hidden, tl.trans(s), HALF) - g * product(hidden, tl.trans(w), HALF)
         to_h = f * product(error, s, HALF) - g * product(error, w, HALF)
     # Backwards: dh, then e, then h, then the pre-activations.
+    _, silu, slope = activations(opening, raised)
     of_hidden = through_gate * raised * slope + through_up * silu
     own_down = tl.load(used + 2 * SIZE + wide)
     of_error += product(of_hidden, tl.trans(own_down), HALF)
@@ -270,6 +275,8 @@ def scan_back_kernel(
         if FRESH:
             anew = tl.load(fresh + b * chunks + i) != 0
         own_shares = shares + (row * chunks + i) * 3
+        in_momentum, in_weights, lost = tl.load(own_shares), tl.load(own_shares + 1), tl.load(own_shares + 2)
+        scalars = (tl.where(anew, 0.0, in_momentum), in_weights, lost, tl.where(anew, 0.0, lost))
         own = i * rows + row
         of = own * 3 * SIZE
         if ORTHOGONALISE:
@@ -278,7 +285,7 @@ def scan_back_kernel(
             to_lost = 0.0
             for p in range(3):  # one at a time, for Newton-Schulz takes the registers
                 before, _, lost = matrix_back(
-                    p, tl.load(to_weights + p * SIZE + wide), own_shares, momenta + of, to_momentum, leading + of,
+                    p, tl.load(to_weights + p * SIZE + wide), scalars, momenta + of, to_momentum, leading + of,
                     trailing + of, steps, anew, wide, squares, K, SIZE, True,
                 )  # fmt: skip
                 tl.store(to_weights + p * SIZE + wide, before)
@@ -288,15 +295,15 @@ def scan_back_kernel(
             gate, up, down = loaded(to_weights, wide, SIZE)
         elif not DIRECT:
             gate, _, _ = matrix_back(
-                0, gate, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                0, gate, scalars, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
             up, _, _ = matrix_back(
-                1, up, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                1, up, scalars, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
             down, _, _ = matrix_back(
-                2, down, own_shares, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
+                2, down, scalars, momenta, to_momentum, leading + of, trailing + of, steps, anew, wide, squares,
                 K, SIZE, False,
             )  # fmt: skip
         if not DIRECT:
@@ -305,7 +312,7 @@ def scan_back_kernel(
             here = first + ts
             gate, up, down = tile_back(
                 (i * C + here).to(tl.int64), here, gate, up, down, key, key_t, factors + (row * chunks + i) * WAYS * X,
-                used + of, own_shares, to_momentum, leading + of, trailing + of, layers + own * 4 * X * E,
+                used + of, scalars, to_momentum, leading + of, trailing + of, layers + own * 4 * X * E,
                 errors + own * X * K, to_value + (((b * chunks + i) * X) * heads + h) * K, heads, anew, ks, es, wide,
                 X, K, E, ORTHOGONALISE, DIRECT, HALF,
             )  # fmt: skip

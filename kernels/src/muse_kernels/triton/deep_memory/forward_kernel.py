@@ -7,7 +7,7 @@ hold it otherwise. What the chunks' gradients are taken at, and what is read, is
 import triton
 import triton.language as tl
 
-from .tiles import SMALLEST_SQUARE, added, fine, loaded, newton_schulz, product, stored, taken, tried
+from .tiles import SMALLEST_SQUARE, added, alike, fine, loaded, newton_schulz, product, stored, taken, tried
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def trained(
     HALF: tl.constexpr,
 ):
     """A matrix of W after a tile whose gradients are x y per unit of the factors; that of S, in `momentum`, too."""
-    s = tl.load(momentum)
+    s = alike(tl.load(momentum), w, left)
     w = left * w - of_momentum * s
     if LOADED:
         w = added(w, x, -y * entering, HALF)

@@ -163,6 +163,8 @@ def _backward(
 def _tokens_of_chunks(x: Tensor, chunk: int) -> Tensor:
     """(B, X - C + n C, ...) of (B, n, X, ...), tokens that several chunks have summed."""
     size, further = x.shape[2], -(-x.shape[2] // chunk) - 1
+    if not further:
+        return x.flatten(1, 2)
     found = F.pad(x[:, :, :chunk].flatten(1, 2), (0, 0, 0, 0, 0, further * chunk))
     for shift in range(chunk, size, chunk):
         more = x[:, :, shift : shift + chunk]

@@ -119,6 +119,13 @@ def newton_schulz(x):
 
 
 @triton.jit
+def alike(x, y, scalar):
+    """x, unless `scalar` is not a number, in the layout of y: where y comes from a product and x was just loaded, x is
+    moved between threads once and not again for each use of it."""
+    return tl.where(scalar == scalar, x, y)
+
+
+@triton.jit
 def loaded(place, wide, SIZE: tl.constexpr):
     """Three matrices."""
     return tl.load(place + wide), tl.load(place + SIZE + wide), tl.load(place + 2 * SIZE + wide)

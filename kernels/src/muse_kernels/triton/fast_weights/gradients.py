@@ -93,52 +93,84 @@ def gradients_kernel(
         READ_BEFORE, HAS_RESETS,
     )  # fmt: skip
 
-    reads = tl.zeros((C, C), tl.float32)
-    reads_t = tl.zeros((C, C), tl.float32)
-    dq = tl.zeros((C, BK), tl.float32)
-    writes = tl.zeros((C, BK), tl.float32)
-    kept = tl.zeros((BK,), tl.float32)
-    if DELTA:
-        solved = tl.zeros((C, C), tl.float32)
-        solved_t = tl.zeros((C, C), tl.float32)
-        corrects = tl.zeros((C, BK), tl.float32)
-    for column in range(0, M, BM):
-        columns = column + tl.arange(0, BM)
+    # Where one tile holds all value columns, every product is made where it is used, so that few are held at once.
+    ONE: tl.constexpr = M <= BM
+    if ONE:
+        columns = tl.arange(0, BM)
         stored = load_tile(residual, residual_n, rows, columns, inside, M, FULL)
         do = load_tile(grad_output, grad_output_n, rows, columns, inside, M, FULL)
         state = load_state(states, depth, columns, K, M, FULL)
         grad_end = load_state(grad_ends, depth, columns, K, M, FULL)
-        reads = tl.dot(do, tl.trans(stored), reads, input_precision=PRECISION)
-        reads_t = tl.dot(stored, tl.trans(do), reads_t, input_precision=PRECISION)
-        dq = tl.dot(do, tl.trans(state), dq, input_precision=PRECISION)
-        writes = tl.dot(stored, tl.trans(grad_end), writes, input_precision=PRECISION)
-        kept += tl.sum(state.to(tl.float32) * grad_end.to(tl.float32), axis=1)
+        kept = tl.sum(state.to(tl.float32) * grad_end.to(tl.float32), axis=1)
         if DELTA:
             dv = load_tile(grad_value, grad_value_n, rows, columns, inside, M, FULL)
-            solved = tl.dot(dv, tl.trans(stored), solved, input_precision=PRECISION)
-            solved_t = tl.dot(stored, tl.trans(dv), solved_t, input_precision=PRECISION)
-            corrects = tl.dot(dv, tl.trans(state), corrects, input_precision=PRECISION)
+    else:
+        reads = tl.zeros((C, C), tl.float32)
+        reads_t = tl.zeros((C, C), tl.float32)
+        dq = tl.zeros((C, BK), tl.float32)
+        writes = tl.zeros((C, BK), tl.float32)
+        kept = tl.zeros((BK,), tl.float32)
+        if DELTA:
+            solved = tl.zeros((C, C), tl.float32)
+            solved_t = tl.zeros((C, C), tl.float32)
+            corrects = tl.zeros((C, BK), tl.float32)
+        for column in range(0, M, BM):
+            columns = column + tl.arange(0, BM)
+            stored = load_tile(residual, residual_n, rows, columns, inside, M, FULL)
+            do = load_tile(grad_output, grad_output_n, rows, columns, inside, M, FULL)
+            state = load_state(states, depth, columns, K, M, FULL)
+            grad_end = load_state(grad_ends, depth, columns, K, M, FULL)
+            reads = tl.dot(do, tl.trans(stored), reads, input_precision=PRECISION)
+            reads_t = tl.dot(stored, tl.trans(do), reads_t, input_precision=PRECISION)
+            dq = tl.dot(do, tl.trans(state), dq, input_precision=PRECISION)
+            writes = tl.dot(stored, tl.trans(grad_end), writes, input_precision=PRECISION)
+            kept += tl.sum(state.to(tl.float32) * grad_end.to(tl.float32), axis=1)
+            if DELTA:
+                dv = load_tile(grad_value, grad_value_n, rows, columns, inside, M, FULL)
+                solved = tl.dot(dv, tl.trans(stored), solved, input_precision=PRECISION)
+                solved_t = tl.dot(stored, tl.trans(dv), solved_t, input_precision=PRECISION)
+                corrects = tl.dot(dv, tl.trans(state), corrects, input_precision=PRECISION)
 
     q = load_tile(query + b * query_b + h * query_h + start * query_n, query_n, rows, depth, inside, K, FULL)
     k = load_tile(key + b * key_b + h * key_h + start * key_n, key_n, rows, depth, inside, K, FULL)
     out = (b * tokens + start) * heads * K + h * K
 
-    reads *= between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    if ONE:
+        reads = tl.dot(do, tl.trans(stored), input_precision=PRECISION)
+        dq = tl.dot(do, tl.trans(state), input_precision=PRECISION)
+    seen = between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    reads *= seen
     dq *= from_start(at_read, segment, HAS_RESETS)[:, None]
     dq = tl.dot(reads.to(operand), k, dq, input_precision=PRECISION)
     store_tile(grad_query + out, heads * K, rows, depth, inside, dq, K, FULL)
     by_read = tl.sum(q * dq, axis=1)
-
-    writes *= to_end(after, total, segment, last, HAS_RESETS)[:, None]
-    end = tl.sum(kept, axis=0) * across(total, last, HAS_RESETS) + tl.sum(tl.sum(k * writes, axis=1) * rates, axis=0)
-    reads_t *= between_transposed(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS)
-    writes = tl.dot(reads_t.to(operand), q, writes, input_precision=PRECISION)
     if DELTA:
-        solved_t *= -between_transposed(after, after, segment, rows, True, HAS_RESETS)
-        writes = tl.dot(solved_t.to(operand), k, writes, input_precision=PRECISION)
-        solved *= -between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        if ONE:
+            solved = tl.dot(dv, tl.trans(stored), input_precision=PRECISION)
+            corrects = tl.dot(dv, tl.trans(state), input_precision=PRECISION)
+        if READ_BEFORE:
+            solved *= -between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        else:
+            solved *= tl.where(rows[:, None] > rows[None, :], -seen, 0.0)
         corrects *= -from_start(after, segment, HAS_RESETS)[:, None]
         corrects = tl.dot(solved.to(operand), k, corrects, input_precision=PRECISION)
+
+    if ONE:
+        writes = tl.dot(stored, tl.trans(grad_end), input_precision=PRECISION)
+        reads_t = tl.dot(stored, tl.trans(do), input_precision=PRECISION)
+    writes *= to_end(after, total, segment, last, HAS_RESETS)[:, None]
+    end = tl.sum(kept, axis=0) * across(total, last, HAS_RESETS) + tl.sum(tl.sum(k * writes, axis=1) * rates, axis=0)
+    seen_t = between_transposed(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS)
+    reads_t *= seen_t
+    writes = tl.dot(reads_t.to(operand), q, writes, input_precision=PRECISION)
+    if DELTA:
+        if ONE:
+            solved_t = tl.dot(stored, tl.trans(dv), input_precision=PRECISION)
+        if READ_BEFORE:
+            solved_t *= -between_transposed(after, after, segment, rows, True, HAS_RESETS)
+        else:
+            solved_t *= tl.where(rows[None, :] > rows[:, None], -seen_t, 0.0)
+        writes = tl.dot(solved_t.to(operand), k, writes, input_precision=PRECISION)
     by_rate = tl.sum(k * writes, axis=1)
     by_decay = by_read - rates * by_rate
     dk = rates[:, None] * writes

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..memory import MOST_OF_AN_AXIS
@@ -29,7 +30,7 @@ class Launch(NamedTuple):
 class Tuning(NamedTuple):
     """One launch a kernel. Forward, ends and prepare hold the whole key width, prepare no values.
 
-    `leaf` is the width of the blocks inverted by substitution, a power of two from 4 to 16.
+    `leaf` is the width of the blocks inverted by substitution, a power of two from 2 to 16.
     """
 
     leaf: int
@@ -53,7 +54,7 @@ HALF = MappingProxyType(
             gradients=Launch(64, 64, 4, 3),
         ),
         "delta": Tuning(
-            leaf=4,
+            leaf=2,
             prepare=Launch(128, 0, 4, 1),
             forward=Launch(128, 64, 4, 2),
             states=Launch(64, 64, 4, 3),
@@ -62,6 +63,13 @@ HALF = MappingProxyType(
         ),
     }
 )
+NARROW = MappingProxyType(
+    {
+        "hebbian": HALF["hebbian"]._replace(gradients=Launch(64, 64, 4, 1)),
+        "delta": HALF["delta"]._replace(gradients=Launch(64, 64, 4, 1)),
+    }
+)
+"""Of heads whose values one tile of the gradients holds."""
 SINGLE = Tuning(
     leaf=16,
     prepare=Launch(128, 0, 4, 1),
@@ -70,6 +78,13 @@ SINGLE = Tuning(
     ends=Launch(128, 32, 4, 1),
     gradients=Launch(64, 32, 4, 1),
 )
+
+
+def tuning_of(dtype: torch.dtype, rule: str, key_width: int, value_width: int) -> Tuning:
+    """The launches for heads of these widths."""
+    if dtype == torch.float32:
+        return SINGLE
+    return (NARROW if max(key_width, value_width) <= 64 else HALF)[rule]
 
 
 class Problem(NamedTuple):
@@ -218,6 +233,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
         K=key_width,
         BK=tile(key_width),
         LEAF=p.tuning.leaf,
+        JOIN=tl.float32 if p.query.dtype == torch.float32 else tl.float16,
         FULL=p.query.shape[1] % p.chunk == 0 and key_width == tile(key_width),
         READ_BEFORE=p.read_before,
         HAS_RESETS=p.resets is not None,

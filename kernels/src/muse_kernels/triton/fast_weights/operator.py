@@ -20,6 +20,13 @@ def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     bfloat16 or float32 inputs, products of the former accumulated in float32; K and M up to 128. The chunk becomes
     a power of two from 16 to 64 (16 in float32). A second derivative recomputes by torch operations.
     """
+    operands, pieces = _prepared(call, layout)
+    output, final, *_ = _forward(*operands, pieces)
+    return output[..., : layout.value_width], final[..., : layout.key_width, : layout.value_width]
+
+
+def _prepared(call: Call, layout: Layout) -> tuple[tuple, int]:
+    """What the operator takes, up to the number of pieces, and that number. ValueError for what it does not compute."""
     query, key, value, log_decay, rate, rule, initial, resets, read, chunk = call
     if layout.state_dtype == torch.float64:
         raise ValueError("fast_weights: the triton kernels compute in float32; use backend torch for float64")
@@ -29,7 +36,6 @@ def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
             f"M={layout.value_width}; use backend torch"
         )
     query, key, value = (unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
-    widths = layout.key_width, layout.value_width
     if layout.output_dtype != torch.float32:
         query, key, value, initial = _whole_tiles(query, key, value, initial)
     largest = launch.LONGEST_SINGLE if layout.output_dtype == torch.float32 else launch.LONGEST_HALF
@@ -39,10 +45,7 @@ def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     if initial is not None:
         initial = initial.float().contiguous()
     pieces = in_pieces.pieces_of(layout.batch * layout.heads, layout.tokens, size)
-    output, final, *_ = _forward(
-        query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size, pieces
-    )
-    return output[..., : widths[1]], final[..., : widths[0], : widths[1]]
+    return (query, key, value, log_decay.float(), rate.float(), initial, resets, rule, read, size), pieces
 
 
 def _whole_tiles(
@@ -75,7 +78,7 @@ def _problem(
     read: str,
     chunk: int,
 ) -> launch.Problem:
-    tuning = launch.SINGLE if query.dtype == torch.float32 else launch.HALF[rule]
+    tuning = launch.tuning_of(query.dtype, rule, query.shape[-1], value.shape[-1])
     return launch.Problem(
         query, key, value, log_decay, rate, initial, resets, rule == "delta", read == "before", chunk, tuning
     )

@@ -6,6 +6,7 @@ matrix to find its B and A, the pieces' starts follow one after the other, and t
 each of them; backward, dS -> A^T dS + D alike. Three scans instead of one, of a fraction of its length.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from . import launch
 from .launch import Prepared, Problem
 from .tiles import load_state, store_state
 
+Carry = Callable[..., tuple[Tensor, Tensor]]
+"""`carry`, or what takes its place where a row goes on in other processes."""
 PROGRAMS, FEWEST_PIECES, SHORTEST = 256, 8, 16
 """Rows times pieces at most; pieces of a row from which three scans are faster than one; chunks of a piece at least."""
 
@@ -55,7 +58,9 @@ def cut(p: Problem, pieces: int) -> Problem:
     return p._replace(query=query, key=key, value=value, log_decay=log_decay, rate=rate, resets=resets, initial=None)
 
 
-def forward(p: Problem, pieces: int) -> tuple[Tensor, Tensor, Tensor, Prepared, Pieces]:
+def forward(
+    p: Problem, pieces: int, carried: Carry | None = None
+) -> tuple[Tensor, Tensor, Tensor, Prepared, Pieces]:
     """As `launch.forward`, and what the backward pass needs of the cut; `prepared` is the pieces'."""
     cuts = cut(p, pieces)
     batch, tokens, heads, key_width = p.query.shape
@@ -72,9 +77,9 @@ def forward(p: Problem, pieces: int) -> tuple[Tensor, Tensor, Tensor, Prepared, 
     launch.scan_forward(from_unit, prepared, scratch, transitions, torch.empty_like(scratch))
 
     state = ends.new_zeros(batch, heads, key_width, value_width) if p.initial is None else p.initial
-    starts, _ = carry(transitions, ends, state, pieces, reverse=False)
+    starts, last = (carried or carry)(transitions, ends, state, pieces, reverse=False)
     launch.scan_forward(cuts._replace(initial=starts), prepared, output, ends, residual)
-    final = ends.unflatten(0, (batch, pieces))[:, -1].contiguous()
+    final = ends.unflatten(0, (batch, pieces))[:, -1].contiguous() if carried is None else last
     whole = (batch, tokens, heads, value_width)
     residual = residual.view(whole) if p.delta else residual.new_empty(0)
     return output.view(whole), final, residual, prepared, Pieces(starts, transitions)
@@ -82,7 +87,7 @@ def forward(p: Problem, pieces: int) -> tuple[Tensor, Tensor, Tensor, Prepared, 
 
 def backward(
     p: Problem, residual: Tensor, prepared: Prepared, kept: Pieces, grad_output: Tensor, grad_final: Tensor | None,
-    pieces: int,
+    pieces: int, carried: Carry | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `launch.backward`."""
     cuts = cut(p, pieces)._replace(initial=kept.starts)
@@ -94,7 +99,7 @@ def backward(
     from_zero = _states(cuts, widths[1])
     launch.scan_ends(cuts, prepared, given, None, grad_ends, grad_value, from_zero)
     last = from_zero.new_zeros(batch, heads, *widths) if grad_final is None else grad_final
-    ends, grad_initial = carry(kept.transitions, from_zero, last, pieces, reverse=True)
+    ends, grad_initial = (carried or carry)(kept.transitions, from_zero, last, pieces, reverse=True)
     *gradients, _ = launch.backward(cuts, stored, prepared, given, ends)  # the last is the pieces' starts'
     shapes = [x.shape for x in (p.query, p.key, p.value, p.log_decay, p.rate)]
     leaves = [gradient.reshape(shape) for gradient, shape in zip(gradients, shapes, strict=True)]

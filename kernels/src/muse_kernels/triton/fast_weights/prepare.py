@@ -39,6 +39,7 @@ def prepare_kernel(
     BK: tl.constexpr,
     C: tl.constexpr,
     LEAF: tl.constexpr,
+    JOIN: tl.constexpr,
     FULL: tl.constexpr,
     DELTA: tl.constexpr,
     READ_BEFORE: tl.constexpr,
@@ -69,37 +70,50 @@ def prepare_kernel(
     k = load_tile(key + b * key_b + h * key_h + start * key_n, key_n, rows, depth, inside, K, FULL)
     square = cell * C * C + rows[:, None] * C + rows[None, :]
     read = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    read *= between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    seen = between(at_read, after, segment, rows, READ_BEFORE, HAS_RESETS) * rates[None, :]
+    read *= seen
     tl.store(scores + square, read.to(scores.dtype.element_ty))
     if DELTA:
         lower = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-        lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
-        solved = invert_unit_lower(lower, rows, C, LEAF, PRECISION)
+        if READ_BEFORE:
+            lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
+        else:
+            lower *= tl.where(rows[:, None] > rows[None, :], seen, 0.0)
+        solved = invert_unit_lower(lower, rows, C, LEAF, JOIN, PRECISION)
         tl.store(inverse + square, solved.to(inverse.dtype.element_ty))
 
 
 @triton.jit
-def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, PRECISION: tl.constexpr):
-    """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of LEAF by substitution, then pairs of blocks joined.
+def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, JOIN: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of LEAF by substitution, then pairs of blocks joined
+    by products of operands in JOIN. Of blocks of 2 the inverse is I - lower.
 
-    The product of I + (-lower)^(2^k) needs no substitution, but its powers grow like binomials for alike keys.
+    In float16 operands keep the ten bits that tf32 keeps, in half the memory; with rate |k|^2 <= 2 no number of the
+    inverse is larger than 2. The product of I + (-lower)^(2^k) needs neither, but its powers grow like binomials for
+    alike keys.
     """
-    BLOCKS: tl.constexpr = C // LEAF
-    block = tl.arange(0, BLOCKS)
-    diagonal = (block[:, None] == block[None, :])[:, None, :, None]
-    blocks = tl.sum(tl.where(diagonal, tl.reshape(lower, (BLOCKS, LEAF, BLOCKS, LEAF)), 0.0), axis=2)
-    line = tl.arange(0, LEAF)
-    solved = tl.zeros((BLOCKS, LEAF, LEAF), tl.float32) + (line[:, None] == line[None, :]).to(tl.float32)[None, :, :]
-    for i in range(1, LEAF):
-        here = (line == i)[None, :, None]
-        coefficients = tl.sum(tl.where(here, blocks, 0.0), axis=1)
-        solved = tl.where(here, solved - tl.sum(coefficients[:, :, None] * solved, axis=1)[:, None, :], solved)
-    whole = tl.reshape(tl.where(diagonal, solved[:, :, None, :], 0.0), (C, C))
-    for level in tl.static_range(2, 6):
+    if LEAF == 2:
+        paired = (rows[:, None] >> 1) == (rows[None, :] >> 1)
+        whole = tl.where(paired, -lower, 0.0) + (rows[:, None] == rows[None, :]).to(tl.float32)
+    else:
+        BLOCKS: tl.constexpr = C // LEAF
+        block = tl.arange(0, BLOCKS)
+        diagonal = (block[:, None] == block[None, :])[:, None, :, None]
+        blocks = tl.sum(tl.where(diagonal, tl.reshape(lower, (BLOCKS, LEAF, BLOCKS, LEAF)), 0.0), axis=2)
+        line = tl.arange(0, LEAF)
+        unit = (line[:, None] == line[None, :]).to(tl.float32)
+        solved = tl.zeros((BLOCKS, LEAF, LEAF), tl.float32) + unit[None, :, :]
+        for i in range(1, LEAF):
+            here = (line == i)[None, :, None]
+            coefficients = tl.sum(tl.where(here, blocks, 0.0), axis=1)
+            solved = tl.where(here, solved - tl.sum(coefficients[:, :, None] * solved, axis=1)[:, None, :], solved)
+        whole = tl.reshape(tl.where(diagonal, solved[:, :, None, :], 0.0), (C, C))
+    for level in tl.static_range(1, 6):
         if (1 << level) >= LEAF and (1 << level) < C:
             apart = (rows[:, None] >> level) != (rows[None, :] >> level)
             paired = (rows[:, None] >> (level + 1)) == (rows[None, :] >> (level + 1))
-            joint = tl.where(apart & paired, lower, 0.0)
-            right = tl.dot(joint, whole, input_precision=PRECISION)
-            whole -= tl.dot(whole, right, input_precision=PRECISION)
+            joint = tl.where(apart & paired, lower, 0.0).to(JOIN)
+            known = whole.to(JOIN)
+            right = tl.dot(joint, known, input_precision=PRECISION).to(JOIN)
+            whole -= tl.dot(known, right, input_precision=PRECISION)
     return whole

@@ -88,15 +88,20 @@ def forward_kernel(
             at_write = tl.load(factors + C + rows)
             solve = tl.load(inverse + square)
             missing = stored - at_write[:, None] * tl.dot(k, held, input_precision=PRECISION)
-            stored = tl.dot(solve, missing.to(operand), input_precision=PRECISION).to(operand)
-            store_tile(residual, output_n, rows, columns, inside, stored, M, FULL)
-            residual += C * output_n
-            inverse += C * C
+            solved = tl.dot(solve, missing.to(operand), input_precision=PRECISION)
+            stored = solved.to(operand)
+            written = (to_end[:, None] * solved).to(operand)
+        else:
+            written = (to_end[:, None] * stored).to(operand)
+        # The state first, as the next chunk waits for nothing else.
+        state = tl.dot(tl.trans(k), written, state * tl.load(kept + chunk), input_precision=PRECISION)
         out = tl.dot(q, held, input_precision=PRECISION) * at_read[:, None]
         out = tl.dot(read, stored, out, input_precision=PRECISION)
         store_tile(output, output_n, rows, columns, inside, out, M, FULL)
-        written = (to_end[:, None] * stored).to(operand)
-        state = tl.dot(tl.trans(k), written, state * tl.load(kept + chunk), input_precision=PRECISION)
+        if DELTA:
+            store_tile(residual, output_n, rows, columns, inside, stored, M, FULL)
+            residual += C * output_n
+            inverse += C * C
 
         query += C * query_n
         key += C * key_n

@@ -12,8 +12,14 @@ from .rows import gradient_like, laid_out_as, strides
 from .tiles import ColumnTile
 
 
-def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, tile: ColumnTile) -> Tensor:
-    """y (B, H, N, M) of values (B, H, N, M), lower (B, H, N) or (R,), theta (R, N) and y before the row (R, M)."""
+def run_columns(
+    values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, tile: ColumnTile,
+    carries: Callable[..., Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """y (B, H, N, M) of values (B, H, N, M), lower (B, H, N) or (R,), theta (R, N) and y before the row (R, M).
+
+    `carries`, here and below: in place of `linear_carries`, of rows that go on in other processes.
+    """
     outer, heads, sites, width = values.shape
     rows = outer * heads
     y = laid_out_as(values, theta.dtype)
@@ -31,13 +37,14 @@ def run_columns(values: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, t
             MASKED=ragged, REDUCE=reduce, **shared,
         )  # fmt: skip
 
-    _launch_chunks(launch, initial, grid[1], reverse=False)
+    _launch_chunks(launch, initial, grid[1], carries, reverse=False)
     return y
 
 
 def run_columns_back(
-    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, tile: ColumnTile
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradient: Tensor, y: Tensor, lower: Tensor, theta: Tensor, initial: Tensor, dtype: torch.dtype, tile: ColumnTile,
+    carries: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx (B, H, N, M) in `dtype`, sum_M Y y and sum_M Y y_{i-1} (R, N), and the gradient of y before the row (R, M)."""
     outer, heads, sites, width = y.shape
     rows = outer * heads
@@ -57,20 +64,22 @@ def run_columns_back(
             X_COMPLEX=dx.is_complex(), REDUCE=reduce, **shared,
         )  # fmt: skip
 
-    _launch_chunks(launch, torch.zeros_like(initial), grid[1], reverse=True)
+    _launch_chunks(launch, torch.zeros_like(initial), grid[1], carries, reverse=True)
     applied, before = (x[0] if grid[2] == 1 else x.sum(0) for x in (applied, before))
     return dx, applied, before, dinitial
 
 
-def _launch_chunks(launch: Callable[..., None], initial: Tensor, chunks: int, *, reverse: bool) -> None:
+def _launch_chunks(
+    launch: Callable[..., None], initial: Tensor, chunks: int, carries: Callable[..., Tensor] | None, *, reverse: bool
+) -> None:
     """Whole rows at once; chunks of them twice, first for what each does to the number (R, M) it starts from."""
     start = floats(initial.contiguous()[:, None])
     with torch.cuda.device_of(initial):
-        if chunks > 1:
+        if chunks > 1 or carries is not None:
             rows, width = initial.shape
             factor, term = start.new_empty((rows, chunks, 2)), start.new_empty((rows, chunks, width, 2))
             launch(True, start, factor, term)
-            start = floats(linear_carries(factor, term, initial, reverse=reverse))
+            start = floats((carries or linear_carries)(factor, term, initial, reverse=reverse))
         launch(False, start, start, start)
 
 

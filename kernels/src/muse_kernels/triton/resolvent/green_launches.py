@@ -1,5 +1,7 @@
 """Launches of the tridiagonal kernels: one program a chunk, and the carries between chunks. No autograd."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,11 @@ from .rows import Operands, Rows, operands
 from .tiles import CHAIN_BACKWARD, CHAIN_ROWS, LONGEST, Tile, left_backward_tile
 
 
-def left_green_forward(rows: Rows, tile: Tile, full: bool) -> tuple[Tensor, Tensor]:
-    """theta (R, N), and with `full` also G (R, N), otherwise empty."""
+def left_green_forward(
+    rows: Rows, tile: Tile, full: bool, carries: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """theta (R, N), and with `full` also G (R, N), otherwise empty. `carries`: in place of `moebius_carries`, of rows
+    that go on in other processes."""
     given = operands(*rows[:3])
     theta = rows.energy.new_empty((given.rows, given.sites))
     green = torch.empty_like(theta) if full else theta.new_empty(0)
@@ -26,13 +31,13 @@ def left_green_forward(rows: Rows, tile: Tile, full: bool) -> tuple[Tensor, Tens
     sizes = (given.heads, given.sites, chunks)
     with torch.cuda.device_of(theta):
         fused = full and chunks == 1
-        if chunks > 1:
+        if chunks > 1 or carries is not None:
             summary = energy.new_empty((given.rows, chunks, 8))
             unused = summary
             left_green_kernel[grid](
                 *arguments, unused, unused, unused, summary, *sizes, REDUCE=True, GREEN=False, **shared
             )
-            start = moebius_carries(summary, start)
+            start = (carries or moebius_carries)(summary, start)
         start = floats(start)
         left_green_kernel[grid](
             *arguments, start, floats(theta), floats(green) if fused else start, start, *sizes,
@@ -61,19 +66,21 @@ def full_green_by_chunks(given: Operands, theta: Tensor, green: Tensor, tile: Ti
 
 def left_green_backward(
     rows: Rows, theta: Tensor, gradient: Tensor, applied: Tensor | None, before: Tensor | None, hopping: bool,
-    tile: Tile | None = None, chain: bool | None = None,
+    tile: Tile | None = None, chain: bool | None = None, carries: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of a, l, u, z and theta_{-1}, shaped as the operands; those of l and u are empty without `hopping`.
 
     `applied` (R, N) and `before`, (R, N) or (R,) where l is one number a row, are what values add, see the kernel.
-    `tile` overrides the choice of lanes and warps, `chain` whether a row's chunks wait for each other.
+    `tile` overrides the choice of lanes and warps, `chain` whether a row's chunks wait for each other; `carries`: in
+    place of `linear_carries`, of rows that go on in other processes.
     """
     given = operands(*rows[:3])
     if chain is None:
-        chain = tile is None and given.sites > LONGEST and given.rows >= CHAIN_ROWS
+        chain = carries is None and tile is None and given.sites > LONGEST and given.rows >= CHAIN_ROWS
     tile = tile or (CHAIN_BACKWARD if chain else left_backward_tile(given.sites))
     chunks = given.chunks(tile)
-    sums = Sums(rows, given, hopping, chunks)
+    whole = chunks == 1 and carries is None
+    sums = Sums(rows, given, hopping, chunks, whole)
     initial_gradient = torch.empty_like(rows.theta, memory_format=torch.contiguous_format)
     if given.rows == 0:
         return *sums.results(), initial_gradient
@@ -87,17 +94,17 @@ def left_green_backward(
         left_green_backward_kernel[(given.rows * chunks,) if chain else (given.rows, chunks)](
             *given.hopping, floats(theta), initial, gradient, *extra, start, summary, *sums.pointers(),
             floats(initial_gradient), given.heads, given.rows, given.sites, chunks,
-            REDUCE=reduce, WHOLE=chunks == 1, CHAIN=chain, **shared,
+            REDUCE=reduce, WHOLE=whole, CHAIN=chain, **shared,
         )  # fmt: skip
 
     with torch.cuda.device_of(theta):
         if chain:
             start = links(theta, given.rows, chunks)
-        elif chunks > 1:
+        elif not whole:
             summary = gradient.new_empty((given.rows, chunks, 4))
             launch(True, summary, summary)
             zero = theta.new_zeros((given.rows, 1))
-            start = floats(linear_carries(summary[..., :2], summary[..., 2:], zero, reverse=True))
+            start = floats((carries or linear_carries)(summary[..., :2], summary[..., 2:], zero, reverse=True))
         launch(False, start, gradient)
     return *sums.results(before), initial_gradient
 
@@ -108,7 +115,7 @@ def green_backward(
     """Gradients of a, l, u and z through G, shaped as the operands; those of l and u are empty without `hopping`."""
     given = operands(*rows[:3])
     chunks = given.chunks(tile)
-    sums = Sums(rows, given, hopping, chunks)
+    sums = Sums(rows, given, hopping, chunks, chunks == 1)
     if given.rows == 0:
         return sums.results()
     gradient = floats(gradient.contiguous())
@@ -140,11 +147,11 @@ def links(like: Tensor, rows: int, chunks: int) -> Tensor:
 class Sums:
     """Where a backward kernel writes the gradients of a, l, u and z, and what is left to do with its sums by chunk."""
 
-    def __init__(self, rows: Rows, given: Operands, hopping: bool, chunks: int):
+    def __init__(self, rows: Rows, given: Operands, hopping: bool, chunks: int, whole: bool):
         shape = (given.rows, given.sites)
         self._rows = rows
         constant = given.flags["CONSTANT"] and hopping
-        self._by_chunk = constant and chunks > 1
+        self._by_chunk = constant and not whole
         edge = 0 if not hopping or self._by_chunk else given.rows if constant else shape
         self._diagonal = rows.diagonal.new_empty(shape)
         self._lower = rows.lower.new_empty(edge)

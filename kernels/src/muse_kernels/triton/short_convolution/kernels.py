@@ -85,7 +85,7 @@ def short_convolution_kernel(
         y += tl.load(taps + lag * channels + channel, mask=held, other=0.0).to(tl.float32) * seen
     y = y * tl.sigmoid(y)
     if group < 2 * groups:
-        y = y / tl.maximum(tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True)), shortest)
+        y = y * (1.0 / tl.maximum(tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True)), shortest))
     store_heads(query, key, value, group, groups, batch * tokens + now, lane, kept, y, K, M_ALL, G)
 
 
@@ -154,8 +154,10 @@ def unit_gradient(g, y, shortest):
     """Gradient of y from that of y over its length, or over `shortest` where it is shorter."""
     length = tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True))
     along = tl.sum(g * y, axis=1, keep_dims=True)
-    kept = tl.maximum(length, shortest)
-    return (g - tl.where(length > shortest, y * along / (kept * kept), 0.0)) / kept
+    inverse = 1.0 / tl.maximum(length, shortest)
+    # Divided once a token and multiplied for every number of it.
+    turned = tl.where(length > shortest, along * inverse * inverse, 0.0)
+    return (g - y * turned) * inverse
 
 
 @triton.jit

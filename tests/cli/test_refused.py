@@ -1,0 +1,192 @@
+"""What a disk, a permission or a wrong path refuses is one sentence with its exit code, and nothing is lost."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import nn
+
+from muse_core.cli import muse
+from muse_core.cli.given_text import given_text
+from muse_core.cli.run import main
+from muse_core.data.kept import lock_in
+from muse_core.errors import RecipeError, StorageError
+from muse_core.interchange import hugging_face
+from muse_core.metrics.console import Display
+from muse_core.metrics.jsonl import Records
+from muse_core.report.reading import read_run
+from muse_core.storage.disk import storage_errors
+from muse_core.storage.run_directory import require_run, runs_below
+from muse_core.training.trained import newest_of
+
+RECIPE = 'name = "x"\n[model]\nwidth = 16\ndepth = 1\nblock = ["feed-forward"]\n'
+
+
+def run_in(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.mkdir(parents=True)
+    for file in ("recipe.toml", "muse.lock.toml"):
+        (path / file).write_text('name = "x"\n[train]\nsteps = 60\n')
+    return path
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
+@pytest.mark.parametrize("arguments", [["plugins", "list"], ["show", "{run}"], ["recipe", "fill", "{recipe}"]])
+def test_a_full_disk_behind_standard_output(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(RECIPE)
+    names = {"run": run_in(tmp_path, "run"), "recipe": tmp_path / "x.toml"}
+    command = [sys.executable, "-m", "muse_core", *(one.format(**names) for one in arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == "the output: No space left on device - free some space on that disk\n"
+    assert done.returncode == 3
+
+
+def test_a_file_where_a_folder_should_be_made(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(RECIPE)
+    (tmp_path / "plan.toml").write_text(
+        'name = "p"\nbaseline = "a"\nseeds = [1]\narms = [{ name = "a", recipe = "x.toml" }]\n')
+    result = CliRunner().invoke(muse, ["compare", str(tmp_path / "plan.toml"), "-o", str(tmp_path / "x.toml" / "out")])
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    assert "Not a directory" in result.stderr
+
+
+def test_what_may_not_be_read_is_no_advice_about_writing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="Permission denied - this user is not permitted to"):
+        with storage_errors("read", tmp_path):
+            raise PermissionError(13, "Permission denied", str(tmp_path))
+
+
+def test_a_recipe_filled_into_itself_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "x.toml"
+    recipe.write_text("# mine\n" + RECIPE)
+    from muse_core.storage.disk import Disk
+
+    def full(self: Disk, handle: int, data: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Disk, "write", full)
+        result = CliRunner().invoke(muse, ["recipe", "fill", str(recipe), "-o", str(recipe)])
+    assert (result.exit_code, result.stderr) == (3, f"{recipe}: cannot be written: No space left on device\n")
+    assert recipe.read_text().startswith("# mine") and [one.name for one in tmp_path.iterdir()] == ["x.toml"]
+    link = tmp_path / "link.toml"
+    link.symlink_to(recipe)
+    assert CliRunner().invoke(muse, ["recipe", "fill", str(recipe), "-o", str(link)]).exit_code == 0
+    assert link.is_symlink() and "width = 16" in recipe.read_text()
+
+
+def test_weights_that_cannot_be_exported_name_the_systems_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(hugging_face, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        hugging_face._write_weights(nn.Linear(2, 2), tmp_path / "w")
+    assert raised.value.errno == 28 and raised.value.filename == str(tmp_path / "w")
+
+
+def test_a_folder_of_runs_is_listed_and_named_where_a_run_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("runs/a", "runs/compared/arm/b", "runs/c"):
+        run_in(tmp_path, name)
+    run_in(tmp_path, "runs/a/stages/0-x")
+    assert {one.name for one in runs_below(tmp_path / "runs", depth=3)} == {"a", "b", "c"}
+    with pytest.raises(StorageError, match=r"holds no run .* such as .*runs/[ac], .*runs/[ac]$"):
+        require_run(tmp_path / "runs")
+    (tmp_path / "runs" / "c" / "recipe.toml").write_text("damaged =")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(muse, ["show"])
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and lines[0].split()[:2] == ["run", "state"]
+    assert {tuple(line.split()) for line in lines[1:]} == {
+        ("runs/a", "unfinished", "0", "of", "60"), ("runs/compared/arm/b", "unfinished", "0", "of", "60")}
+    assert result.stderr.startswith("runs/c/recipe.toml: is damaged")
+    assert CliRunner().invoke(muse, ["show", "none"]).exit_code == 3
+    assert CliRunner().invoke(muse, ["show", "runs/a"]).stdout.startswith("x in runs/a")
+
+
+def test_checkpoints_that_are_gone_are_not_waited_for(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "run")
+    with pytest.raises(StorageError, match="has no checkpoint yet - wait"):
+        newest_of(run)
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(StorageError, match="has no checkpoint, although it has trained: .* put them back"):
+        newest_of(run)
+
+
+def test_a_lock_that_is_gone_or_damaged_is_told_alike_by_all_that_open_a_run(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "run")
+    with pytest.raises(StorageError, match="its lock cannot be used: .*not a lock of format 1"):
+        lock_in(run)
+    (run / "muse.lock.toml").unlink()
+    (run / "recipe.toml").write_text(RECIPE)
+    result = CliRunner().invoke(main, ["--resume", str(run), "--no-report"])
+    assert result.exit_code == 3 and "has no muse.lock.toml, which says" in result.stderr, result.stderr
+
+
+def test_an_interrupted_run_stands_where_it_was_saved(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "run")
+    records = Records(run)
+    records.metrics({"event": "train", "stage": 0, "step": 40, "loss": 1.0})
+    records.event({"event": "interrupted", "stage": 0, "step": 45, "reason": "signal 15"})
+    records.close()
+    assert read_run(run).steps == 45
+
+
+def test_a_misspelt_command_is_told_the_near_one() -> None:
+    result = CliRunner().invoke(muse, ["comapre", "x"])
+    assert result.exit_code == 2 and "did you mean 'compare'?" in result.stderr
+
+
+def test_a_text_that_is_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("contents", encoding="utf-8")
+    (tmp_path / "The").write_text("")
+    with pytest.raises(RecipeError, match="'book.txt' is a file: --text-file reads it"):
+        given_text("book.txt", None, "--text", "the text")
+    assert given_text(None, Path("book.txt"), "--text", "the text") == "contents"
+    for plain in ("The", "no.txt", "a" * 5000, "x\0.y"):
+        assert given_text(plain, None, "--text", "the text") == plain
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 120, 200])
+def test_the_time_left_is_whole_in_terminals_of_every_width(width: int) -> None:
+    said = io.StringIO()
+    display = Display(Console(file=said, width=width, force_terminal=True))
+    display.start(300, 0)
+    for step in (1, 2):
+        display.step(step, {"loss": 12.0825, "bits_per_byte": 13.005, "tokens_per_second": 41_300.0})
+    display.finish()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
+    assert "…" not in plain and re.search(r"2/300 loss .* tokens/s .*left (0:0|-:-)", plain)
+    assert ("train" in plain) == (width >= 120)
+
+
+def test_memory_of_the_processor_that_ran_out_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    from muse_core.comparison import targets
+
+    def too_long(*_: object, **__: object) -> None:
+        torch.empty(2**48, dtype=torch.float64)
+
+    monkeypatch.setattr(targets, "training_cost", too_long)
+    model = nn.Linear(2, 2)
+    place = type("Precision", (), {"device": torch.device("cpu")})()
+    target = targets.Target(
+        path=Path("x"), recipe=None, model=model, precision=place, weights="fresh weights", held_out=None)
+    assert targets.measure_step(target, 8, None, 1) == {"length": 8, "failed": "does not fit with 1 rows"}
+    monkeypatch.setattr(targets, "training_cost", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        targets.measure_step(target, 8, None, 1)
