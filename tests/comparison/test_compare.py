@@ -82,17 +82,18 @@ def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tm
     assert "plain/validation-seed-1: to begin" in warned.output
 
 
-@pytest.mark.parametrize(("own", "said"), [
-    ("evaluate.final_tokens=1024", "would be evaluated on another stretch of text than the baseline 'rotary' (1,024 "),
-    ("evaluate.lengths=[2]", "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32"),
-    ("data.split_seed=5", "reads other text than the baseline 'rotary'"),
-])  # fmt: skip
-def test_variants_on_other_text_are_refused_before_anything_runs(
-    plan: Path, tmp_path: Path, own: str, said: str
-) -> None:
-    plan.write_text(PLAN.replace("model.block[0].rotary=false", own))
+def test_variants_on_other_text_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
+    others = {
+        "evaluate.final_tokens=1024": "would be evaluated on another stretch of text than the baseline 'rotary' (1,024 ",
+        "evaluate.lengths=[2]": "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32",
+        "data.split_seed=5": "reads other text than the baseline 'rotary'",
+    }
+    arms = (f'    {{ name = "v{i}", recipe = "r.toml", set = ["{own}"] }},\n' for i, own in enumerate(others))
+    plan.write_text(PLAN.removesuffix("]\n") + "".join(arms) + "]\n")
     refused = call(plan, "-o", tmp_path / "out", "--dry-run")
-    assert refused.exit_code == 2 and f"variant 'plain' {said}" in refused.output, refused.output
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists()
+    for number, said in enumerate(others.values()):
+        assert f"variant 'v{number}' {said}" in refused.output, refused.output
 
 
 def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: Path) -> None:
