@@ -156,8 +156,8 @@ class Ahead:
         self._made: Future[Batch] = Future()
 
     def prepare(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> None:
-        """Begin with the batch of a step, where ``data`` can."""
-        if not data.early:
+        """Begin with the batch of a step, where ``data`` can; a stage's own need not say so."""
+        if not getattr(data, "early", False):
             return
         made: Future[Batch] = Future()
         self._key, self._made = (step, tuple(quarantine)), made
