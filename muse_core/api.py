@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -72,12 +73,13 @@ class Opened:
         """What follows ``prompt``, at most ``tokens`` tokens, without the prompt.
 
         temperature: spread of the draws; 0 takes the most likely token. top_p: draw from the smallest set of tokens
-        with this probability. A new document ends it. Raises DataError for an empty prompt, ValueError for numbers
+        with this probability. An empty prompt starts a document, and a new one ends it. Raises ValueError for numbers
         out of range.
         """
         if tokens < 1:
             raise ValueError(f"tokens must be at least 1, not {tokens}")
-        ids = self._ids(prompt)
+        starts = prompt == "" and self.tokenizer.separator >= 0  # it stands before every document
+        ids = [self.tokenizer.separator] if starts else self._ids(prompt)
         drawn = Reader(self.setup).draw(ids, temperature=temperature, top_p=top_p, seed=seed)
         until = itertools.takewhile(lambda token: token != self.tokenizer.separator, drawn)
         return self.tokenizer.decode(itertools.islice(until, tokens))
@@ -92,18 +94,21 @@ class Opened:
     def score(self, text: str) -> dict[str, float | int]:
         """``bits_per_byte``, ``nats_per_token``, ``nats``, ``tokens`` and ``bytes`` of a text as one document, every
         token given all tokens before it. Raises DataError for an empty text."""
+        if not isinstance(text, str):
+            raise TypeError(f"a score is of a text, a str, and this is {type(text).__name__}")
         self._ids(text)
         if self.tokenizer.separator < 0:
             raise DataError("the tokens of this run are those of a task and stand for no text: use logits")
         return score(self.setup, text)._asdict()
 
     def evaluate(
-        self, suites: str | None = None, *, texts: Iterable[str] | None = None, tokens: int = 65_536, samples: int = 4
+        self, suites: str | Iterable[str] | None = None, *, texts: Iterable[str] | None = None, tokens: int = 65_536,
+        samples: int = 4,
     ) -> list[dict[str, Any]]:
-        """The rows of ``muse eval``, a table for ``pandas.DataFrame``: ``suites`` apart by commas, by default all that
-        the run allows; ``texts`` are documents to read in place of its held-out text. Raises RecipeError for an unknown
-        suite and DataError for text that cannot be used."""
-        names = chosen(suites)
+        """The rows of ``muse eval``, a table for ``pandas.DataFrame``: ``suites`` in a list or apart by commas, by
+        default all that the run allows; ``texts`` are documents to read in place of its held-out text. Raises
+        RecipeError for an unknown suite and DataError for text that cannot be used."""
+        names = chosen(suites if suites is None or isinstance(suites, str) else ",".join(suites))
         given = None if texts is None else [one for one in texts if one.strip()]
         if given == []:
             raise DataError("the texts are empty; give at least one character")
@@ -158,8 +163,10 @@ class Opened:
             except UnicodeEncodeError as error:
                 raise DataError(f"the text is not Unicode text ({error})") from None
             ids = [int(token) for token in self.tokenizer.encode(text)]
+        elif isinstance(text, bytes):
+            raise TypeError("bytes may mean a text or token ids: decode them, or give a list of ids")
         else:
-            ids = [int(token) for token in text]
+            ids = [operator.index(token) for token in text]  # 1.5 is no token
         if not ids:
             raise DataError("the text is empty; give at least one character")
         size = self.setup.corpus.vocabulary_size

@@ -68,10 +68,14 @@ def test_text_is_drawn_and_the_most_likely_token_is_that_of_the_logits(run: Any)
     assert run.generate(TEXT, tokens=5, seed=1) == run.generate(TEXT, tokens=5, seed=1)
 
 
+def test_an_empty_prompt_starts_a_document_as_on_the_command_line(run: Any) -> None:
+    assert run.generate("", tokens=12) == run.generate([run.tokenizer.separator], tokens=12)
+
+
 def test_records_and_rows_are_tables_for_pandas(run: Any) -> None:
     frame = pandas.DataFrame(run.records())
     assert frame.step.tolist() == [1, 2, 4, 6, 8, 10] and frame.loss.dtype == float
-    frame = pandas.DataFrame(run.evaluate("held-out", tokens=1280))
+    frame = pandas.DataFrame(run.evaluate(["held-out"], tokens=1280))
     assert frame.bits_per_byte[0] == pytest.approx(run.summary["held_out_bits_per_byte"], rel=1e-6)
     assert frame.suite.tolist() == ["held-out"] and frame.step.tolist() == [10]
 
@@ -128,7 +132,9 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.score("\ud800"), DataError, "not Unicode"),
         (lambda run: run.logits([]), DataError, "empty"),
         (lambda run: run.logits([257]), DataError, "token 257 is not one of the model's, 0 to 256"),
-        (lambda run: run.generate("", tokens=3), DataError, "empty"),
+        (lambda run: run.logits([1.5]), TypeError, "cannot be interpreted as an integer"),
+        (lambda run: run.logits(b"ab"), TypeError, "bytes may mean a text or token ids"),
+        (lambda run: run.score([1, 2]), TypeError, "a str, and this is list"),
         (lambda run: run.generate("a", tokens=0), ValueError, "at least 1"),
         (lambda run: run.evaluate("hold-out"), RecipeError, "did you mean 'held-out'"),
         (lambda run: run.evaluate("held-out", texts=[" "]), DataError, "empty"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +26,8 @@ SLOW = 1.0
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def doctor(as_json: bool) -> None:
-    """Say what this machine can run: versions, devices, kernel backends, plugins. Imports torch."""
+    """Say what this machine can run: versions, optional packages, folders and their free space, devices, kernel
+    backends, plugins. Imports torch."""
     with guarded():
         found = examine()
         if as_json:
@@ -31,7 +35,7 @@ def doctor(as_json: bool) -> None:
 
             click.echo(json.dumps(found, indent=2, ensure_ascii=False))
             return
-        for part in ("versions", "devices", "processes", "kernels"):
+        for part in ("versions", "extras", "folders", "devices", "processes", "kernels"):
             click.echo(click.style(part, bold=True))
             for name, text in found[part].items():
                 click.echo(f"  {name:<24} {text}")
@@ -49,6 +53,8 @@ def examine() -> dict[str, Any]:
     devices = _devices()
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
+        "extras": _extras(),
+        "folders": _folders(),
         "devices": devices,
         "processes": _processes(),
         "kernels": {
@@ -78,6 +84,44 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
+def _extras() -> dict[str, str]:
+    """Optional packages of muse-core: there, or how to get them."""
+    from packaging.requirements import Requirement
+
+    asked: dict[str, list[str]] = {}
+    for line in metadata.requires("muse-core") or ():
+        one = Requirement(line)
+        for extra in metadata.metadata("muse-core").get_all("Provides-Extra") or ():
+            if one.marker is not None and not one.marker.evaluate({"extra": ""}) and one.marker.evaluate(
+                {"extra": extra}
+            ):
+                asked.setdefault(extra, []).append(one.name)
+    return {
+        extra: ", ".join(f"{name} {_version(name)}" for name in names)
+        + (f" - pip install 'muse-core[{extra}]'" if "not installed" in map(_version, names) else "")
+        for extra, names in asked.items()
+    }
+
+
+def _folders() -> dict[str, str]:
+    """Where encoded text and runs go, and the room that is there."""
+    from muse_core.data.sources import cache_folder
+    from muse_core.errors import DataError
+
+    try:
+        cache = cache_folder()
+    except DataError as error:
+        return {"encoded text": str(error)}
+    return {"encoded text": _room(cache), "runs": _room(Path.cwd() / "runs")}
+
+
+def _room(folder: Path) -> str:
+    """The folder with the free space below its nearest part that exists."""
+    there = next(one for one in (folder, *folder.parents) if one.is_dir())
+    writable = "" if os.access(there, os.W_OK) else ", which this user may not write to"
+    return f"{folder}, {shutil.disk_usage(there).free / 2**30:,.1f} GiB free{writable}"
+
+
 def _devices() -> dict[str, str]:
     import torch
 
@@ -87,7 +131,8 @@ def _devices() -> dict[str, str]:
         return "bf16" if computes_bf16(device) else "no bf16 instructions, so precision auto is fp32"
 
     cpu = torch.device("cpu")
-    found = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {bf16(cpu)}"}
+    threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    found = {"cpu": f"{platform.processor() or platform.machine()}, {threads}, {bf16(cpu)}"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"

@@ -165,7 +165,7 @@ class Ahead:
         def make() -> None:
             try:
                 made.set_result(data.batch(step, quarantine))
-            except Exception as error:
+            except BaseException as error:  # a task of a plugin may call sys.exit: who waits must hear of it
                 made.set_exception(error)
 
         threading.Thread(target=make, name="next batch").start()

@@ -1,6 +1,6 @@
 """Compress finished runs by several methods and print bytes, perplexity, speed of generation and drift of each.
 
-    for s in 0 1 2; do muse-run recipes/experiments/phase2_10m.toml --set seed=$s --run-dir runs/c$s; done
+    for s in 0 1 2; do muse-run recipes/experiments/phase2_10m_scale1.toml --set seed=$s --run-dir runs/c$s; done
     python recipes/experiments/compression.py runs/c0 runs/c1 runs/c2 --work runs/compressed
 
 Perplexity is that of the held-out text of the runs' recipe, over the runs; speed and drift are those of the first.

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from muse_core.cli import muse
+from muse_core.cli import doctor, muse
 from muse_core.cli.doctor import availability, slow_imports
 from muse_core.plugins import load_plugins
 
@@ -75,3 +75,18 @@ def test_the_command_survives_a_broken_plugin(install, monkeypatch):
     found = json.loads(result.stdout)
     assert found["versions"]["torch"] != "not installed" and "cpu" in found["devices"]
     assert any("example-broken" in line for line in found["problems"])
+
+
+def test_extras_that_are_missing_come_with_the_command_that_brings_them(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: "not installed" if name == "vl-convert-python" else "1.0")
+    found = doctor._extras()
+    assert found["report"] == "vl-convert-python not installed - pip install 'muse-core[report]'"
+    assert "pytest 1.0" in found["test"] and "pip install" not in found["test"] and "torch" not in str(found.values())
+
+
+def test_folders_that_are_not_there_yet_have_room_in_their_parents(monkeypatch, tmp_path):
+    monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "a" / "b"))
+    monkeypatch.chdir(tmp_path)
+    found = doctor._folders()
+    assert found["encoded text"].startswith(f"{tmp_path / 'a' / 'b'}, ") and "GiB free" in found["runs"]
+    assert not (tmp_path / "a").exists()

@@ -11,12 +11,15 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from muse_core.cli.compare import LEFT, _progress, compare
 from muse_core.comparison import slots as slots_module
 from muse_core.comparison.cells import reported_cells
+from muse_core.comparison.parameters import Evaluated, _other_texts
 from muse_core.comparison.plan import read_plan
+from muse_core.comparison.ratio import Measured
 from muse_core.comparison.runs import Comparison
 from muse_core.comparison.slots import Slots
 from muse_core.training.stop import Stop
@@ -82,17 +85,27 @@ def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tm
     assert "plain/validation-seed-1: to begin" in warned.output
 
 
-@pytest.mark.parametrize(("own", "said"), [
-    ("evaluate.final_tokens=1024", "would be evaluated on another stretch of text than the baseline 'rotary' (1,024 "),
-    ("evaluate.lengths=[2]", "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32"),
-    ("data.split_seed=5", "reads other text than the baseline 'rotary'"),
-])  # fmt: skip
-def test_variants_on_other_text_are_refused_before_anything_runs(
-    plan: Path, tmp_path: Path, own: str, said: str
-) -> None:
-    plan.write_text(PLAN.replace("model.block[0].rotary=false", own))
+def test_variants_on_other_text_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
+    others = {
+        "evaluate.final_tokens=1024": "would be evaluated on another stretch of text than the baseline 'rotary' (1,02",
+        "evaluate.lengths=[2]": "would be evaluated on rows of 64 tokens, and the baseline 'rotary' on rows of 32",
+    }
+    arms = (f'    {{ name = "v{i}", recipe = "r.toml", set = ["{own}"] }},\n' for i, own in enumerate(others))
+    plan.write_text(PLAN.removesuffix("]\n") + "".join(arms) + "]\n")
     refused = call(plan, "-o", tmp_path / "out", "--dry-run")
-    assert refused.exit_code == 2 and f"variant 'plain' {said}" in refused.output, refused.output
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists()
+    for number, said in enumerate(others.values()):
+        assert f"variant 'v{number}' {said}" in refused.output, refused.output
+
+
+def test_variants_on_other_data_are_refused_where_their_tokens_are_the_same(plan: Path) -> None:
+    rows = Measured(document=np.zeros(1, int), above=np.zeros(0), below=np.ones(1))
+    base = Evaluated("bytes", "one text", 32, rows)
+    read = read_plan(plan).plan
+    (said,) = _other_texts(read, {"rotary": base, "plain": base._replace(data="another")})
+    assert said.startswith("variant 'plain' reads other text than the baseline 'rotary'")
+    other_tokens = base._replace(data="the same text in other tokens", tokenizer="bpe")
+    assert _other_texts(read, {"rotary": base, "plain": other_tokens}) == []
 
 
 def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: Path) -> None:

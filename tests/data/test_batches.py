@@ -265,6 +265,7 @@ def test_a_batch_that_is_made_ahead_is_that_of_its_step_and_quarantine() -> None
     assert data.asked == [(1, ())] and ahead.batch(data, 1, ()).inputs.item() == 1
     assert ahead.batch(data, 1, ()).inputs.item() == 1 and len(data.asked) == 2, "handed out once"
     ahead.prepare(data, 2, ())
+    ahead.wait()
     ahead.batch(data, 2, [(0, 1)])
     assert data.asked[2:] == [(2, ()), (2, ((0, 1),))], "a rollback leaves out other data"
     ahead.prepare(data, 3, ())
@@ -274,3 +275,16 @@ def test_a_batch_that_is_made_ahead_is_that_of_its_step_and_quarantine() -> None
     data.early = False
     ahead.prepare(data, 4, ())
     assert data.asked[-1] == (3, ()), "batches that need the weights wait for them"
+
+
+def test_a_source_that_leaves_the_process_is_heard_of_by_who_waits_for_its_batch() -> None:
+    """As sys.exit in a plugin: in a thread it would end the thread alone, and the run would wait for ever."""
+    class Leaves(Counted):
+        def batch(self, step: int, quarantine: object = ()) -> Batch:
+            raise SystemExit(0)
+
+    ahead = Ahead()
+    ahead.prepare(Leaves(), 1, ())
+    assert isinstance(ahead._made.exception(timeout=60), SystemExit)
+    with pytest.raises(SystemExit):
+        ahead.batch(Leaves(), 1, ())

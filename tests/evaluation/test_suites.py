@@ -228,6 +228,15 @@ def test_the_share_filtered_and_the_ratio_are_those_of_the_filter(subject: Subje
     assert 0.0 < row["recency"] < 1.0
 
 
+def test_words_are_counted_in_the_text_whatever_its_windows_and_tokens(subject: Subject) -> None:
+    """Windows end within words; the perplexity of a word is e to the nats of the whole text over their number."""
+    texts = [f"Word{number} follows  other words\nover{number} lines" for number in range(40)]
+    (row,) = rows_of(attrs.evolve(subject, own=split_of(texts, subject.tokenizer), tokens=1 << 20), "held-out")
+    assert row["words"] == 40 * (6 + 1) and row["tokens"] == row["bytes"] + len(texts)
+    due = math.exp(row["nats_per_token"] * row["tokens"] / row["words"])
+    assert row["word_perplexity"] == pytest.approx(due, rel=1e-6)
+
+
 def test_the_recent_share_of_equal_writes_is_that_of_their_decay() -> None:
     """σ² adds up squares, so that a write t tokens ago counts e^{2 g t}: of n equal ones the last m are
     (1 − e^{2 g m}) / (1 − e^{2 g n})."""

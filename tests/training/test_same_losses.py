@@ -24,14 +24,16 @@ from muse_core.metrics.jsonl import read_rows
 MADE_WITH = ("2.13.0", "x86_64", "AVX512", True)
 """torch, machine, instructions and bf16 arithmetic of the processor that the losses were computed with."""
 TEXT = 'data = { use = "state-of-the-union", tokenizer = "bytes", near_duplicates = "apart" }'
+POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 DELTA = '[[model.block]]\nuse = "hebbian"\nname = "hebbian"\nrule = "delta"\n'
 SIZE = "[model]\nwidth = 64\ndepth = 2\n"
+POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 RECIPES = {
-    "phase2": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 16\npotential = [{{ use = "non-hermitian", scale = 1.0 }}]\n'
+    "phase2": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 16\n{POTENTIAL}'
     f'{DELTA}heads = 2\nperiod = 64\nfilters = ["snr"]\n[[model.block]]\nuse = "feed-forward"\n'
     '[[initializers]]\nuse = "zeta"\nmatch = "embedding.weight"\n[[monitors]]\nuse = "gradient-safety"\n',
     "transformer": f'{TEXT}\n{SIZE}block = [{{ use = "attention", heads = 2 }}, {{ use = "feed-forward" }}]\n',
-    "moe": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 8\npotential = [{{ use = "non-hermitian", scale = 1.0 }}]\n{DELTA}heads = 2\n'
+    "moe": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 8\n{POTENTIAL}{DELTA}heads = 2\n'
     '[[model.block]]\nuse = "experts"\nexperts = 4\nrouter = { use = "mlp", top_k = 2 }\n',
     "mqar": f'data = {{ use = "mqar", vocabulary = 256, pairs = 8 }}\n{SIZE}{DELTA}heads = 1\n'
     '[[model.block]]\nuse = "feed-forward"\n',

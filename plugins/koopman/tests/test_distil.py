@@ -66,8 +66,10 @@ def test_drift_is_zero_from_a_run_to_itself_and_large_to_an_untrained_model(smal
 
 
 def test_drift_grows_with_epsilon(small: Path) -> None:
-    """Of two blocks, since the spectra of the second one's resolvent hear what the maps before it lose."""
-    opened, other = (muse_core.build(small / "recipe.toml", ["model.depth=2"]) for _ in range(2))
+    """Of two blocks, since the spectra of the second one's resolvent hear what the maps before it lose; with V of the
+    hopping's size, since this model is untrained and a small V hardly hears its inputs."""
+    changed = ["model.depth=2", 'model.block[0].potential=[{ use = "non-hermitian", scale = 1.0 }]']
+    opened, other = (muse_core.build(small / "recipe.toml", changed) for _ in range(2))
     found = []
     for ratio in (1.7, 2.5, 4.0):
         other.model.load_state_dict(opened.model.state_dict())
