@@ -191,7 +191,7 @@ def test_a_first_gradient_that_clipping_would_let_drown_all_others_is_named(
     """A potential of the hopping's size beside a small Γ + η has resonances, whose gradients are of a high power of its
     inverse: said at the first step, with the tensors; never at the default."""
     resolvent = {"use": "resolvent", "heads": 16, "min_broadening": lowest / 2, "initial_broadening": [lowest, 1.0]}
-    model = {"depth": 4, "dropout": 0.0, "block": [resolvent | {"potential": [{"use": "hermitian"}]}]}
+    model = {"depth": 4, "dropout": 0.0, "block": [resolvent | {"potential": [{"use": "hermitian", "scale": 1.0}]}]}
     go(table(model=model, train={"steps": 1, "warmup_steps": 0, "sequence_length": 192}))
     said = [row["reason"] for row in events(tmp_path / "run", "warning")]
     norm = read_rows(tmp_path / "run" / "metrics.jsonl")
