@@ -239,7 +239,8 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Parsed):
         if words[0] == "-m":
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
+        else:  # python puts the folder of its script first
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
             runpy.run_path(words[0], run_name="__main__")
 
 
