@@ -103,7 +103,19 @@ def guarded() -> Iterator[None]:
         speaks, code = told_to_others(sentence, code, None)
         if speaks:
             _say(spoken_by() + sentence)
+        _drop_what_cannot_be_written()
         raise SystemExit(code) from None
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Text that standard output did not take, or Python would try it again at the end, complain and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 def _say(text: str) -> None:

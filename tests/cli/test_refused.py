@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,10 +46,12 @@ def test_a_full_disk_behind_standard_output(arguments: list[str], tmp_path: Path
     (tmp_path / "x.toml").write_text(RECIPE)
     names = {"run": run_in(tmp_path, "run"), "recipe": tmp_path / "x.toml"}
     command = [sys.executable, "-m", "muse_core", *(one.format(**names) for one in arguments)]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.stderr == "the output: No space left on device - free some space on that disk\n"
-    assert done.returncode == 3
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for environment in (buffered, buffered | {"PYTHONUNBUFFERED": "1"}):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+        assert done.stderr == "the output: No space left on device - free some space on that disk\n"
+        assert done.returncode == 3
 
 
 def test_a_file_where_a_folder_should_be_made(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_expert_is_reached_at_the_start_in_a_model(map: str, least: float)
     """In the first forward pass, before anything was measured, in every block and for several seeds."""
     for seed in range(4):
         block = [
-            {"use": "resolvent", "heads": 32},
+            {"use": "resolvent", "heads": 32, "potential": [{"use": "non-hermitian", "scale": 1.0}]},
             {"use": "experts", "experts": 8, "router": {"use": "scattering", "map": map, "top_k": 2}},
         ]
         registry = load_plugins()
