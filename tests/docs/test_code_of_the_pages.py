@@ -235,12 +235,11 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Parsed
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(Path(words[0]).resolve().parent), *sys.path])  # as python does
     with pytest.raises(Parsed):
         if words[0] == "-m":
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:  # python puts the folder of its script first
-            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        else:
             runpy.run_path(words[0], run_name="__main__")
 
 

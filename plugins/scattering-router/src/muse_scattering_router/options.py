@@ -41,8 +41,8 @@ class ExpertsOptions:
 
 @frozen(kw_only=True)
 class ScatteringOptions:
-    """Chooses experts by the phase and modulus of the resolvent before it; another number of them at resonance. Give that
-    resolvent a potential of ``scale = 1.0``: its default of 0.1 hardly moves the phase, and experts stay without tokens."""
+    """Chooses experts by the phase and modulus of the resolvent before it; another number of them at resonance. Give
+    that resolvent a potential of ``scale = 1.0``: 0.1, the default, hardly moves the phase, and experts get no tokens."""
 
     top_k: int = field(default=2, validator=[validators.ge(1), validators.le(64)])
     """Experts of an ordinary token."""
