@@ -42,7 +42,7 @@ class ExpertsOptions:
 @frozen(kw_only=True)
 class ScatteringOptions:
     """Chooses experts by the phase and modulus of the resolvent before it; another number of them at resonance. Give
-    that resolvent a potential of ``scale = 1.0``: 0.1, the default, hardly moves the phase, and experts get no tokens."""
+    that resolvent a potential of ``scale = 1.0``: 0.1, the default, hardly moves the phase; experts get no tokens."""
 
     top_k: int = field(default=2, validator=[validators.ge(1), validators.le(64)])
     """Experts of an ordinary token."""
