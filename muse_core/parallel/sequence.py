@@ -32,9 +32,7 @@ class Sequence:
 
     def collect(self, value: Tensor) -> Tensor:
         """(size, …): the values of all, without gradients; ``value`` is real and contiguous."""
-        found = value.new_empty(self.size, *value.shape)
-        dist.all_gather(list(found.unbind()), value, group=self.group)
-        return found
+        return _of_all(value, self.group)
 
     def gather(self, value: Tensor) -> Tensor:
         """(size, …): the values of all, in the order of the tokens. ``value`` is real and contiguous; a result that
@@ -49,6 +47,12 @@ class Sequence:
         tables, self._gathered = self._gathered, []
         same: Tensor = _Tie.apply(result, *tables)
         return same
+
+
+def _of_all(value: Tensor, group: Any) -> Tensor:
+    found = value.new_empty(dist.get_world_size(group), *value.shape)
+    dist.all_gather(list(found.unbind()), value, group=group)
+    return found
 
 
 class _Tie(torch.autograd.Function):
@@ -71,9 +75,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        parts = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, value, group=group)
-        return torch.stack(parts)
+        return _of_all(value, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -11,7 +11,7 @@ from ...torch.resolvent import linear_scan
 from .apply_launches import apply_backward, apply_forward
 from .causal_resolvent_diagonal import fake_gradients, shifted_and_coupled
 from .green_launches import left_green_backward
-from .rows import Rows, as_rows, check_served, complex_zeros, laid_out_as, rows_of
+from .rows import Rows, check_served, laid_out_as, rows_of, values_of
 from .tiles import ColumnTile, LaneTile, Tile
 
 
@@ -29,13 +29,9 @@ def causal_resolvent_apply(
         keeps_half=True,
     )  # fmt: skip
     check_served(problem)
-    rows = rows_of(problem)
-    width = problem.values.shape[-1]
-    x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
-    edge = (rows.energy.shape[0], width)
-    carried = complex_zeros(*edge, like=rows.energy) if problem.applied is None else problem.applied.reshape(edge)
+    rows, (x, carried) = rows_of(problem), values_of(problem)
     y, theta = _forward(*rows, x, carried, list(tile or ()), list(columns or ()), list(lanes or ()))
-    y, theta = y.reshape(*problem.shape, width), theta.reshape(problem.shape)
+    y, theta = y.reshape(*problem.shape, y.shape[-1]), theta.reshape(problem.shape)
     return (y, theta), (theta[..., -1].clone(), y[..., -1, :].clone())
 
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ...arguments import check_resolvent
 from .column_apply_launches import run_columns, run_columns_back
 from .green_launches import left_green_backward, left_green_forward, linear_carries, moebius_carries
-from .rows import Rows, as_rows, check_served, complex_zeros, rows_of
+from .rows import Rows, check_served, rows_of, values_of
 from .tiles import ColumnTile, Tile, column_tile, left_backward_tile, left_tile
 
 Collect = Callable[[Tensor], Tensor]
@@ -101,16 +101,12 @@ def apply_to_part(
         "causal_resolvent_apply", diagonal, lower, upper, energy, values=values, initial=initial, keeps_half=True
     )
     check_served(problem)
-    rows = rows_of(problem)
-    width = problem.values.shape[-1]
-    x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
-    edge = (rows.energy.shape[0], width)
-    carried = complex_zeros(*edge, like=rows.energy) if problem.applied is None else problem.applied.reshape(edge)
-    sizes = sizes or sizes_of(edge[0], problem.sites, width)
+    rows, (x, carried) = rows_of(problem), values_of(problem)
+    sizes = sizes or sizes_of(len(carried), problem.sites, carried.shape[-1])
     if sizes is None:
         return None
     y, theta, last_y, last_theta = _Apply.apply(collect, rank, sizes, *rows, x, carried)
-    lead = problem.lead
+    lead, width = problem.lead, carried.shape[-1]
     final = last_theta.reshape(lead), last_y.reshape(*lead, width)
     return (y.reshape(*problem.shape, width), theta.reshape(problem.shape)), final
 

@@ -1,5 +1,6 @@
 """What the kernels take: rows as (B, H, N), complex numbers as pairs of floats."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,16 @@ def rows_of(problem: Tridiagonal) -> Rows:
     energy = one_a_row(problem.energy, lead)
     theta = complex_zeros(len(energy), like=energy) if problem.theta is None else problem.theta.reshape(-1)
     return Rows(as_rows(problem.diagonal.expand(problem.shape), lead), lower, upper, energy, theta)
+
+
+def values_of(problem: Tridiagonal) -> tuple[Tensor, Tensor]:
+    """The values (B, H, N, M) that checked arguments are applied to, and y before the first site, (R, M) complex."""
+    width = problem.values.shape[-1]
+    x = as_rows(problem.values.expand(*problem.shape, width), problem.lead)
+    edge = (math.prod(problem.lead), width)
+    if problem.applied is None:
+        return x, complex_zeros(*edge, like=problem.energy)
+    return x, problem.applied.reshape(edge)
 
 
 def one_a_row(x: Tensor, lead: tuple[int, ...]) -> Tensor:
