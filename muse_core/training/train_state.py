@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from muse_core.contracts import Objective, Verdict
 from muse_core.errors import Halted, MuseError, StorageError
 from muse_core.model.precision import Precision
-from muse_core.model.states import leaves
+from muse_core.model.states import leaves, rebuilt
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.monitors import MonitorGroup
@@ -109,14 +109,8 @@ class StreamState:
         return dict(leaves(self.states))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        states: dict[str, Any] = {}
-        for path, leaf in state.items():
-            *above, last = path.split("/")
-            node = states
-            for part in above:
-                node = node.setdefault(part, {})
-            node[last] = leaf.to(self.device)
-        self.states = [states[key] for key in sorted(states, key=int)] if states else []
+        states = rebuilt({path: leaf.to(self.device) for path, leaf in state.items()}) or {}
+        self.states = [states[key] for key in sorted(states, key=int)]
 
 
 @attrs.frozen
