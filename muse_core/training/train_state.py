@@ -5,6 +5,7 @@ Incidents live in events.jsonl and not in checkpoints: restoring one would forge
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
@@ -171,7 +172,10 @@ class TrainState:
             model=_kept_of(weights, {name for part, name in mine if part == "model"}, pinned),
             optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}, pinned),
             state={name: kept(value) for name, value in named.items()},
-            json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
+            # Copied too: what a monitor keeps changes while a checkpoint is written in the background.
+            json={"stage": self.stage} | {
+                part: copy.deepcopy(holder.state_dict()) for part, holder in self.values.items()
+            },
         )
 
     def load(self, snapshot: Snapshot) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -159,3 +160,12 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(part: str, table: Any, g
     go(recipe)
     (event,) = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "rejected"]
     assert "is not finite" in event["reason"]
+
+
+def test_a_snapshot_changes_with_nothing_that_training_goes_on_to_change(table: Any, loop_of: Any) -> None:
+    """It is written while steps go on; an objective of a plugin may give the very table that it keeps."""
+    state, kept = loop_of(table()).state, {"seen": [1]}
+    state.objective = SimpleNamespace(state_dict=lambda: kept)
+    snapshot = state.snapshot()
+    kept["seen"].append(2)
+    assert snapshot.json["objective"] == {"seen": [1]}
