@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 State = Any
-"""A pytree of dicts of real tensors, or None for the start of a sequence."""
+"""Dicts of real tensors, nested, or None for the start. A checkpoint does not give back what holds no tensor."""
 
 
 class Tokens(NamedTuple):
