@@ -92,6 +92,17 @@ class ModelOutput(NamedTuple):
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        """Shapes, as the values of a state would fill pages."""
+        return (
+            f"ModelOutput(hidden={tuple(self.hidden.shape)} {self.hidden.dtype}, state={_keys(self.state)}, "
+            f"losses={_keys(self.losses)}, metrics={len(self.metrics)} values)"
+        )
+
+
+def _keys(table: Any) -> str:
+    return f"{{{', '.join(map(repr, table))}}}" if isinstance(table, dict) else type(table).__name__
+
 
 class Batch(NamedTuple):
     """A training or evaluation batch."""
