@@ -7,21 +7,20 @@ API_VERSION = 2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muse_core.api import build, load, train
+    from muse_core.api import build, load, resume, train
     from muse_core.report.compared import compare
     from muse_core.report.listing import runs
 
-__all__ = ["API_VERSION", "__version__", "build", "compare", "load", "runs", "train"]
+__all__ = ["API_VERSION", "__version__", "build", "compare", "load", "resume", "runs", "train"]
 
 _MODULES = {
-    "build": "muse_core.api", "load": "muse_core.api", "train": "muse_core.api",
+    **dict.fromkeys(("build", "load", "resume", "train"), "muse_core.api"),
     "compare": "muse_core.report.compared", "runs": "muse_core.report.listing",
 }
 
 
 def __getattr__(name: str) -> object:
-    """The functions of docs/guide/python.md, imported when they are asked for: ``load``, ``build`` and ``train`` need
-    torch."""
+    """The functions of docs/guide/python.md, imported when they are asked for; ``muse_core.api`` needs torch."""
     if name in _MODULES:
         from importlib import import_module
 

@@ -1,4 +1,5 @@
-"""MUSE from Python: open a run, build a recipe, train one. ``muse_core.load``, ``build`` and ``train`` are these."""
+"""MUSE from Python: open a run, build a recipe, train one. ``muse_core.load``, ``build``, ``train`` and ``resume`` are
+these."""
 
 from __future__ import annotations
 
@@ -181,6 +182,16 @@ class Opened:
                 rows[row.get("step"), row.get("length")] = numbers(row)
         return list(rows.values())
 
+    def report(self) -> Path:
+        """Draw ``report.html`` and its pictures in the run's directory, with a sample of these weights, as ``muse
+        report --model`` does; returns the page. Raises StorageError for a model without a run, RecipeError where
+        vl-convert-python is missing."""
+        from muse_core.report.reading import read_runs
+        from muse_core.report.writing import make_contents, write_report
+
+        make_contents(self._run, self.setup, self.step, cost=False)
+        return write_report(read_runs([self._run]), self._run)
+
     @property
     def _run(self) -> Path:
         if self.path is None:
@@ -254,6 +265,38 @@ def train(
     display = Display(Console(quiet=True)) if quiet else None
     folder = fresh(checked, None, None if run_dir is None else Path(run_dir), allow_drift=False, display=display)
     return load(folder)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    extend: int | None = None,
+    restart: bool = False,
+    device: str | None = None,
+    allow_drift: bool = False,
+    quiet: bool = False,
+) -> Opened:
+    """Do what ``muse-run --resume`` does and open what came of it: go on with an interrupted run, to ``steps`` steps in
+    all, or ``extend`` steps beyond those that were planned; see docs/guide/how-to/resume.md.
+
+    restart: begin again where its checkpoints are gone. allow_drift: also where plugins, versions or data differ from
+    the lock. Raises as ``train``.
+    """
+    from muse_core.cli.launch import resumed
+    from muse_core.cli.process import refuse_several_processes
+
+    refuse_several_processes("muse_core.resume")
+    if steps is not None and extend is not None:
+        raise RecipeError("give steps, all steps of the run, or extend, further ones, not both")
+    for name, value in (("steps", steps), ("extend", extend)):
+        if value is not None and operator.index(value) < 1:
+            raise RecipeError(f"{name}: must be at least 1, not {value}")
+    display = Display(Console(quiet=True)) if quiet else None
+    resumed(
+        Path(run), device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart, display=display,
+    )
+    return load(run, device=device)
 
 
 def _checked(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any]) -> Checked:

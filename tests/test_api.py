@@ -140,6 +140,11 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
     file.write_text(to_toml(small_recipe), encoding="utf-8")
     done = muse_core.train(str(file), ["train.steps=2"], run_dir=str(tmp_path / "run"), quiet=True)
     assert done.step == 2 and done.summary["steps"] == 2 and done.path == tmp_path / "run"
+    further = muse_core.resume(done.path, extend=2, quiet=True)
+    assert further.step == 4 and [row["step"] for row in further.records()][-1] == 4
+    assert not (done.path / "report.html").exists()
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    assert further.report() == done.path / "report.html" and further.report().is_file()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,9 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.hidden_states(TEXT, "blocks.0.fast-weights.filters.snr"), RecipeError, "no value for each"),
         (lambda run: run.hidden_states(""), DataError, "empty"),
         (lambda run: run.records("trian"), ValueError, "one of schema, train, .* not 'trian'"),
+        (lambda run: muse_core.resume(run.path, steps=20, extend=1), RecipeError, "not both"),
+        (lambda run: muse_core.resume(run.path, extend=0), RecipeError, "extend: must be at least 1, not 0"),
+        (lambda run: muse_core.resume("/nowhere"), StorageError, "/nowhere"),
         (lambda run: run.score(""), DataError, "empty"),
         (lambda run: run.score("\ud800"), DataError, "not Unicode"),
         (lambda run: run.logits([]), DataError, "empty"),

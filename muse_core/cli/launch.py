@@ -89,10 +89,11 @@ def resumed(
     restart: bool = False,
     report: bool = False,
     ranks: Ranks = ONE,
+    display: Display | None = None,
 ) -> None:
     """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
     ``restart`` begins again where its checkpoints are gone."""
-    display = shown_by(ranks)
+    display = display or shown_by(ranks)
     with held_by_first(ranks, lambda: RunDirectory.open(run_dir)) as directory:
         overrides = [] if device is None else [f'train.device="{device}"']
         checked = read_recipe(directory.recipe, overrides)
