@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from muse_core.run_contracts import Optimizer, Schedule, Sink, TokenizerMaker, TrainedParameter
 
 __all__ = ["Optimizer", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter"]
-FORMER_NAMES = {
-    "Step": "LayerOutput", "Output": "ModelOutput",
-    "Absorbs": "UpdatesStatistics", "Doubts": "VetoesCertification",
-}
+FORMER_NAMES = {"Step": "LayerOutput", "Output": "ModelOutput", "Absorbs": "UpdatesStatistics",
+                "Doubts": "VetoesCertification"}
 """Of muse-core 0.1, for plugins that were written for it."""
 
 if TYPE_CHECKING:
@@ -92,16 +90,8 @@ class ModelOutput(NamedTuple):
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
 
-    def __repr__(self) -> str:
-        """Shapes, as the values of a state would fill pages."""
-        return (
-            f"ModelOutput(hidden={tuple(self.hidden.shape)} {self.hidden.dtype}, state={_keys(self.state)}, "
-            f"losses={_keys(self.losses)}, metrics={len(self.metrics)} values)"
-        )
-
-
-def _keys(table: Any) -> str:
-    return f"{{{', '.join(map(repr, table))}}}" if isinstance(table, dict) else type(table).__name__
+    def __repr__(self) -> str:  # the values of a state would fill pages
+        return f"<ModelOutput: hidden {tuple(self.hidden.shape)} {self.hidden.dtype}, {len(self.metrics)} metrics>"
 
 
 class Batch(NamedTuple):
@@ -272,7 +262,6 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch, state: State) -> Result: ...
 
     def state_dict(self) -> dict[str, Any]: ...
-
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
