@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from muse_core.run_contracts import Optimizer, Schedule, Sink, TokenizerMaker, TrainedParameter
 
 __all__ = ["Optimizer", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter"]
-FORMER_NAMES = {
-    "Step": "LayerOutput", "Output": "ModelOutput",
-    "Absorbs": "UpdatesStatistics", "Doubts": "VetoesCertification",
-}
+FORMER_NAMES = {"Step": "LayerOutput", "Output": "ModelOutput", "Absorbs": "UpdatesStatistics",
+                "Doubts": "VetoesCertification"}
 """Of muse-core 0.1, for plugins that were written for it."""
 
 if TYPE_CHECKING:
@@ -91,6 +89,9 @@ class ModelOutput(NamedTuple):
     state: State
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+
+    def __repr__(self) -> str:  # the values of a state would fill pages
+        return f"<ModelOutput: hidden {tuple(self.hidden.shape)} {self.hidden.dtype}, {len(self.metrics)} metrics>"
 
 
 class Batch(NamedTuple):
@@ -261,7 +262,6 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch, state: State) -> Result: ...
 
     def state_dict(self) -> dict[str, Any]: ...
-
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
