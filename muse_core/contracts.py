@@ -180,6 +180,9 @@ class Document(NamedTuple):
     """Where it came from, for messages: a file name, or dataset and row."""
     split: str | None = None
     """``"train"``, ``"validation"`` or ``"test"`` when the source fixes it; None leaves it to the seeded shuffle."""
+    source: str | None = None
+    """Component that it comes from, for comparisons by source; None is filled in with the name of the source itself,
+    so that the parts of a mix are told apart."""
 
 
 class Layer(Protocol):
