@@ -5,6 +5,8 @@ Letters: B rows, N tokens, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -107,9 +109,11 @@ def traced(
     with torch.no_grad():
         due = scores(ids)
         try:
-            program = torch.export.export(
-                scores, (ids,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False
-            )
+            # What fails is printed too, as thousands of lines of its graph.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                program = torch.export.export(
+                    scores, (ids,), dynamic_shapes=({0: torch.export.Dim("rows")},), strict=False
+                )
         except Exception as error:  # whatever a layer does that cannot be traced
             raise _refused(where, "torch.export cannot make a program of this model", error) from error
         if foreign := sorted(set(_foreign(program.graph_module))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -243,5 +244,7 @@ def sample(
 def _check(prompts: Sequence[Sequence[int]], temperature: float, top_p: float, top_k: int | None) -> None:
     if not all(map(len, prompts)):
         raise ValueError("the prompt is empty; give at least one token")
-    if temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
-        raise ValueError(f"temperature {temperature} must be ≥ 0, top_p {top_p} in (0, 1] and top_k {top_k} ≥ 1")
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"temperature {temperature} must be finite and ≥ 0, top_p {top_p} in (0, 1] and top_k {top_k} ≥ 1"
+        )
