@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 State = Any
-"""A pytree of dicts of real tensors, or None for the start of a sequence."""
+"""Dicts of real tensors, nested, or None for the start. A checkpoint does not give back what holds no tensor."""
 
 
 class Tokens(NamedTuple):
@@ -53,8 +53,7 @@ class LayerOutput(NamedTuple):
     a weight per token means the same in text and in tasks where few labels count."""
     metrics: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
-    weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
-    ``snr/signal_to_noise``."""
+    weighted by tokens. What a nested component measures stands under its module's name, as ``snr/signal_to_noise``."""
 
 
 class Period(NamedTuple):
@@ -181,6 +180,8 @@ class Document(NamedTuple):
     """Where it came from, for messages: a file name, or dataset and row."""
     split: str | None = None
     """``"train"``, ``"validation"`` or ``"test"`` when the source fixes it; None leaves it to the seeded shuffle."""
+    source: str | None = None
+    """Component that it comes from, for comparisons by source; None is filled in with the name of its source."""
 
 
 class Layer(Protocol):
@@ -333,8 +334,7 @@ class Monitor:
         return Verdict()
 
     def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        """After ``step`` steps, before the checkpoint of that step: what a probe changes in ``state_dict`` is in it. By
-        default never."""
+        """After ``step`` steps, before a checkpoint: what it changes in ``state_dict`` is in it. By default no."""
         return False
 
     def probe(self, model: Any) -> dict[str, float]:

@@ -13,7 +13,7 @@ import attrs
 
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
-from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired_by_source, read_rows
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
@@ -97,7 +97,9 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
         other = next((read for seed in common if (read := other_text(rows[0][seed], rows[1][seed]))), None)
         if other is None:
-            row["against_baseline"] = attrs.asdict(paired(*rows, ratio=plan.measure != "accuracy"))
+            ratio = plan.measure != "accuracy"
+            row["against_baseline"] = attrs.asdict(paired(*rows, ratio=ratio))
+            row["by_source"] = {key: attrs.asdict(one) for key, one in paired_by_source(*rows, ratio=ratio).items()}
         else:
             row["other_text"] = other
     return row
@@ -130,7 +132,7 @@ def _reduced(pattern: str, values: list[float] | None) -> float | None:
 
 def text_of(report: dict[str, Any]) -> str:
     """The report as tables of Markdown."""
-    return "\n".join([*_measured(report), *_swept(report), *_missing(report)]) + "\n"
+    return "\n".join([*_measured(report), *_by_source(report), *_swept(report), *_missing(report)]) + "\n"
 
 
 def measured_table(report: dict[str, Any]) -> Table:
@@ -204,6 +206,28 @@ def _measured(report: dict[str, Any]) -> list[str]:
         for variant in report["arms"] if variant.get("cut_short")
     ]
     return lines
+
+
+def _by_source(report: dict[str, Any]) -> list[str]:
+    found = {variant["name"]: one for variant in report["arms"] if (one := variant.get("by_source"))}
+    if not found:
+        return []
+    sources = sorted({source for one in found.values() for source in one})
+    weigh = next(iter(found.values()))
+    told = ", ".join(f"{source} as {weigh[source]['documents']:.0f}" for source in sources if source in weigh)
+    lines = ["", f"By the source of the text, which weighs for {told} documents of equal size:", ""]
+    lines += [f"| variant | {' | '.join(sources)} |", "|---|" + "---|" * len(sources)]
+    for name, one in found.items():
+        cells = (_with_interval(one[source]) if source in one else "" for source in sources)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _with_interval(found: dict[str, Any]) -> str:
+    """Value and interval; the value alone where one document and one seed give none."""
+    value = f"{found['value']:.4f}"
+    alone = found["documents"] <= 1 and found["seeds"] < 2
+    return value if alone else f"{value}, {found['low']:.4f} to {found['high']:.4f}"
 
 
 def _swept(report: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, other_text, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, Paired, other_text, paired, paired_by_source, read_rows
 from muse_core.errors import RecipeError, StorageError
 from muse_core.report.forms import csv_of, latex, markdown
 from muse_core.report.reading import RunRead, read_runs
@@ -80,8 +80,16 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
         "no verdict" if single or not known
         else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
     )
-    numbers = {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
-    return {"run": run.label, **numbers, "verdict": verdict, "remarks": remarks}
+    by_source = {key: _numbers(one) for key, one in paired_by_source({0: own}, {0: theirs}, ratio=True).items()}
+    remarks += [
+        f"{key}: {one['value']:.4f}" + (f", {one['low']:.4f} to {one['high']:.4f}" if one["documents"] > 1 else "")
+        for key, one in by_source.items()
+    ]
+    return {"run": run.label, **_numbers(found), "verdict": verdict, "by_source": by_source, "remarks": remarks}
+
+
+def _numbers(found: Paired) -> dict[str, float]:
+    return {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
 
 
 def _require_comparable(run: RunRead, base: RunRead) -> list[str]:

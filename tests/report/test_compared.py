@@ -28,6 +28,14 @@ def test_ratio_interval_and_verdict(made_run):
     assert any("no spread of training" in remark for remark in one["remarks"])
 
 
+def test_text_of_several_sources_is_compared_by_source_too(made_run):
+    sources = ("code", "prose", "code", "prose")
+    runs = [made_run("one", factors=(0.8, 1.0, 0.8, 1.0), sources=sources), made_run("base", sources=sources)]
+    one = compare_runs(read_runs(runs))["against_baseline"][0]
+    assert {name: of["value"] for name, of in one["by_source"].items()} == pytest.approx({"code": 0.8, "prose": 1.0})
+    assert any(remark.startswith("code: 0.8000, ") for remark in one["remarks"])
+
+
 @pytest.mark.parametrize("factors, base, verdict", [
     ((1.0,) * 4, WORSE, "better"), (MIXED, (1.0,) * 4, "no difference shown"),
 ])
