@@ -142,8 +142,8 @@ def _refused(where: str, what: str, error: Exception) -> RecipeError:
 
 
 def _inline_autocast(graph: fx.GraphModule) -> None:
-    """Regions of layers that switch autocast off: there is none to switch off in fp32, and torch 2.13
-    could not read one of phase 2's again (its node has no value)."""
+    """Regions of layers that switch autocast off: there is none to switch off in fp32, and a program that has one whose
+    results nobody uses is written by torch 2.13 and cannot be read again (findings/torch-export-unused-autocast.sh)."""
     wrapped = torch.ops.higher_order.wrap_with_autocast
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not wrapped:

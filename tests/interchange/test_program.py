@@ -47,13 +47,16 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
 
 
 class InTwoResults(nn.Module):
-    """Two results and a shape out of a region without autocast, as layers have that keep fp32 within it."""
+    """Two results out of a region without autocast, as layers have that keep fp32 within it, and none out of another,
+    which torch 2.13 writes and cannot read."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = ids.float()
         with torch.autocast("cpu", enabled=False):
             one, two = x.sin(), x.cos()
             doubled = torch.mul(x, 2, out=torch.empty_like(x))
+        with torch.autocast("cpu", enabled=False):
+            x.mean()
         return one + two * doubled
 
 
