@@ -64,6 +64,8 @@ def export(
                           "tokenizer to export")
     length = length or setup.recipe.train.sequence_length
     program, ids, due = traced(setup.model, setup.corpus.vocabulary_size, length, str(run))
+    written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, written)
     tokenizer, separator = library_tokenizer(setup.corpus.tokenizer)
     table = {
         "name": setup.recipe.name, "trained_steps": at, "length": length, "torch": torch.__version__,
@@ -76,7 +78,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            torch.export.save(program, partial / PROGRAM)
+            (partial / PROGRAM).write_bytes(written.getbuffer())
             _compare(partial / PROGRAM, ids, due, str(run))
             (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
             (partial / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

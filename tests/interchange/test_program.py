@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "how-to" / "export.md"
 
 
+def no_room(path: Path, data: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "exported"), "--to", "torch"])
     assert done.exit_code == 0, done.output
@@ -42,6 +47,11 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
     with zipfile.ZipFile(tmp_path / "exported" / "model.pt2") as file:
         told = b"".join(file.read(name) for name in file.namelist())
     assert str(Path(__file__).parents[2]).encode() not in told, "the program names files of this machine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", no_room)
+        full = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "full"), "--to", "torch"])
+    assert full.exit_code == 3 and "No space left on device - free some space" in full.output
+    assert not list(tmp_path.glob("*full*"))
     again = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "exported"), "--to", "torch"])
     assert again.exit_code == 3 and "not an empty directory" in again.output
 
