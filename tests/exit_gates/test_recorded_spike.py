@@ -1,4 +1,4 @@
-"""The forced spike where steps are recorded: what Python does in a step is done when it is recorded, and never again."""
+"""The forced spike where steps are recorded: what Python does in a step is done when it is recorded, never again."""
 
 from __future__ import annotations
 
