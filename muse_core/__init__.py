@@ -7,15 +7,26 @@ API_VERSION = 2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from muse_core.api import build, load, train
+    from muse_core.api import build, load, resume, train
+    from muse_core.report.compared import compare
+    from muse_core.report.listing import runs
 
-__all__ = ["API_VERSION", "__version__", "build", "load", "train"]
+__all__ = ["API_VERSION", "__version__", "build", "compare", "load", "resume", "runs", "train"]
+
+_MODULES = {
+    **dict.fromkeys(("build", "load", "resume", "train"), "muse_core.api"),
+    "compare": "muse_core.report.compared", "runs": "muse_core.report.listing",
+}
 
 
 def __getattr__(name: str) -> object:
-    """``load``, ``build`` and ``train`` of ``muse_core.api``, imported when they are asked for: they need torch."""
-    if name in ("build", "load", "train"):
-        from muse_core import api
+    """The functions of docs/guide/python.md, imported when they are asked for; ``muse_core.api`` needs torch."""
+    if name in _MODULES:
+        from importlib import import_module
 
-        return getattr(api, name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -1,4 +1,5 @@
-"""MUSE from Python: open a run, build a recipe, train one. ``muse_core.load``, ``build`` and ``train`` are these."""
+"""MUSE from Python: open a run, build a recipe, train one. ``muse_core.load``, ``build``, ``train`` and ``resume`` are
+these."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import json
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,21 @@ from torch import Tensor, nn
 from muse_core.contracts import Batch
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.errors import DataError, RecipeError, StorageError
+from muse_core.evaluation.activations import activations
 from muse_core.evaluation.runs import table
 from muse_core.evaluation.scoring import Reader, score
 from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
+from muse_core.metrics.schema import EVENTS
 from muse_core.model.flops import parameter_count
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import overridden
 from muse_core.recipe.source import RecipeText
+from muse_core.report.reading import read_run
+from muse_core.report.tables import key_numbers
 from muse_core.storage.canonical_json import numbers
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup, set_up
@@ -36,7 +42,6 @@ from muse_core.training.trained import Say, initial_weights, open_trained, silen
 
 Recipe = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe file, or its table."""
-
 
 class Opened:
     """A model with its tokenizer; ``model, tokenizer = muse_core.load(run)`` takes the two apart."""
@@ -67,6 +72,18 @@ class Opened:
         where = f"{self.path} at step {self.step}" if self.path else "untrained"
         return f"<{self.setup.recipe.name}: {count:,} parameters, {where}>"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the run's key numbers below its line."""
+        told = f"<p>{escape(repr(self))}</p>"
+        if self.path is None:
+            return told
+        try:
+            numbers = key_numbers(read_run(self.path))
+        except StorageError as error:
+            return f"{told}<p>{escape(str(error))}</p>"
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in numbers)
+        return f"{told}<table>{rows}</table>"
+
     def generate(
         self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 1.0, seed: int = 0
     ) -> str:
@@ -90,6 +107,19 @@ class Opened:
         reader = Reader(self.setup)
         ids = torch.tensor([self._ids(text)])
         return torch.cat([reader.logits(hidden)[0].cpu() for hidden, _ in reader.read(ids)])
+
+    def hidden_states(
+        self, text: str | Iterable[int], modules: str | Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
+        """(N, D) fp32 on the CPU by name: ``embedding``, the residual stream after ``blocks.0``, ``blocks.1``, …, and
+        ``hidden``, which the head reads. The text is read as by ``logits``: row i has seen the first i + 1 tokens.
+
+        modules: other names, of ``model.named_modules()``: of a layer, as ``blocks.0.attention``, what it adds to the
+        stream, of another module its output. Raises RecipeError for one that is not there or gives no value for each
+        token, DataError as ``logits``.
+        """
+        names = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
+        return activations(self.setup, self._ids(text), names)
 
     def score(self, text: str) -> dict[str, float | int]:
         """``bits_per_byte``, ``nats_per_token``, ``nats``, ``tokens`` and ``bytes`` of a text as one document, every
@@ -143,12 +173,24 @@ class Opened:
 
     def records(self, event: str = "train") -> list[dict[str, Any]]:
         """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``. Of
-        repeated steps the last row counts; what is not finite is a float again."""
+        repeated steps the last row counts; what is not finite is a float again. Raises ValueError for another event."""
+        if event not in EVENTS:
+            raise ValueError(f"event must be one of {', '.join(EVENTS)}, not {event!r}")
         rows: dict[Any, dict[str, Any]] = {}
         for row in read_rows(self._run / "metrics.jsonl"):
             if row.get("event") == event:
                 rows[row.get("step"), row.get("length")] = numbers(row)
         return list(rows.values())
+
+    def report(self) -> Path:
+        """Draw ``report.html`` and its pictures in the run's directory, with a sample of these weights, as ``muse
+        report --model`` does; returns the page. Raises StorageError for a model without a run, RecipeError where
+        vl-convert-python is missing."""
+        from muse_core.report.reading import read_runs
+        from muse_core.report.writing import make_contents, write_report
+
+        make_contents(self._run, self.setup, self.step, cost=False)
+        return write_report(read_runs([self._run]), self._run)
 
     @property
     def _run(self) -> Path:
@@ -223,6 +265,38 @@ def train(
     display = Display(Console(quiet=True)) if quiet else None
     folder = fresh(checked, None, None if run_dir is None else Path(run_dir), allow_drift=False, display=display)
     return load(folder)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    extend: int | None = None,
+    restart: bool = False,
+    device: str | None = None,
+    allow_drift: bool = False,
+    quiet: bool = False,
+) -> Opened:
+    """Do what ``muse-run --resume`` does and open what came of it: go on with an interrupted run, to ``steps`` steps in
+    all, or ``extend`` steps beyond those that were planned; see docs/guide/how-to/resume.md.
+
+    restart: begin again where its checkpoints are gone. allow_drift: also where plugins, versions or data differ from
+    the lock. Raises as ``train``.
+    """
+    from muse_core.cli.launch import resumed
+    from muse_core.cli.process import refuse_several_processes
+
+    refuse_several_processes("muse_core.resume")
+    if steps is not None and extend is not None:
+        raise RecipeError("give steps, all steps of the run, or extend, further ones, not both")
+    for name, value in (("steps", steps), ("extend", extend)):
+        if value is not None and operator.index(value) < 1:
+            raise RecipeError(f"{name}: must be at least 1, not {value}")
+    display = Display(Console(quiet=True)) if quiet else None
+    resumed(
+        Path(run), device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart, display=display,
+    )
+    return load(run, device=device)
 
 
 def _checked(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any]) -> Checked:

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from muse_core.run_contracts import Optimizer, Schedule, Sink, TokenizerMaker, TrainedParameter
 
 __all__ = ["Optimizer", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter"]
-FORMER_NAMES = {
-    "Step": "LayerOutput", "Output": "ModelOutput",
-    "Absorbs": "UpdatesStatistics", "Doubts": "VetoesCertification",
-}
+FORMER_NAMES = {"Step": "LayerOutput", "Output": "ModelOutput", "Absorbs": "UpdatesStatistics",
+                "Doubts": "VetoesCertification"}
 """Of muse-core 0.1, for plugins that were written for it."""
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 State = Any
-"""A pytree of dicts of real tensors, or None for the start of a sequence."""
+"""Dicts of real tensors, nested, or None for the start. A checkpoint does not give back what holds no tensor."""
 
 
 class Tokens(NamedTuple):
@@ -55,8 +53,7 @@ class LayerOutput(NamedTuple):
     a weight per token means the same in text and in tasks where few labels count."""
     metrics: dict[str, Tensor] = {}
     """Detached scalars; reduced over micro-batches and ranks by suffix ``_sum``, ``_min``, ``_max``, otherwise mean
-    weighted by tokens. What a nested component measures stands under the name of its module within the layer, as
-    ``snr/signal_to_noise``."""
+    weighted by tokens. What a nested component measures stands under its module's name, as ``snr/signal_to_noise``."""
 
 
 class Period(NamedTuple):
@@ -91,6 +88,9 @@ class ModelOutput(NamedTuple):
     state: State
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+
+    def __repr__(self) -> str:  # the values of a state would fill pages
+        return f"<ModelOutput: hidden {tuple(self.hidden.shape)} {self.hidden.dtype}, {len(self.metrics)} metrics>"
 
 
 class Batch(NamedTuple):
@@ -180,6 +180,8 @@ class Document(NamedTuple):
     """Where it came from, for messages: a file name, or dataset and row."""
     split: str | None = None
     """``"train"``, ``"validation"`` or ``"test"`` when the source fixes it; None leaves it to the seeded shuffle."""
+    source: str | None = None
+    """Component that it comes from, for comparisons by source; None is filled in with the name of its source."""
 
 
 class Layer(Protocol):
@@ -261,7 +263,6 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch, state: State) -> Result: ...
 
     def state_dict(self) -> dict[str, Any]: ...
-
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
@@ -333,8 +334,7 @@ class Monitor:
         return Verdict()
 
     def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
-        """After ``step`` steps, before the checkpoint of that step: what a probe changes in ``state_dict`` is in it. By
-        default never."""
+        """After ``step`` steps, before a checkpoint: what it changes in ``state_dict`` is in it. By default no."""
         return False
 
     def probe(self, model: Any) -> dict[str, float]:

@@ -48,6 +48,14 @@ class KeepsTensors(Protocol):
     def load_tensors(self, tensors: dict[str, Tensor], device: Any) -> None: ...
 
 
+class Carries(Protocol):
+    """Optional for objectives: what is carried from step to step where that is more than the model's own state."""
+
+    def state_after(self, model: Any, inputs: Tensor, state: Any, tokens: Any) -> Any:
+        """What ``Result.state`` is after inputs (B, N), without the loss; a checkpoint is compared with it."""
+        ...
+
+
 class Ends(Protocol):
     """Optional for objectives: an end before the planned number of steps."""
 

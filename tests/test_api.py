@@ -30,6 +30,10 @@ def test_a_run_opens_as_model_and_tokenizer(finished_run: Path, run: Any) -> Non
     model, tokenizer = muse_core.load(str(finished_run))
     assert not model.training and tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert run.step == 10 and run.path == finished_run and "at step 10" in repr(run)
+    assert repr(tokenizer) == "<ByteTokenizer: 257 tokens, separator 256>"
+    assert "<th>steps</th><td>10 of 10</td>" in run._repr_html_()
+    said = repr(model(torch.tensor([[1, 2, 3]])))
+    assert said.startswith("<ModelOutput: hidden (1, 3, 32) torch.float32, ") and len(said) < 100
     assert muse_core.load(finished_run, step=0).step == 0
 
 
@@ -70,6 +74,23 @@ def test_text_is_drawn_and_the_most_likely_token_is_that_of_the_logits(run: Any)
 
 def test_an_empty_prompt_starts_a_document_as_on_the_command_line(run: Any) -> None:
     assert run.generate("", tokens=12) == run.generate([run.tokenizer.separator], tokens=12)
+
+
+def test_hidden_states_are_the_stream_that_layers_add_to_and_the_head_reads(run: Any) -> None:
+    text = TEXT * 20  # more than one segment
+    states = run.hidden_states(text)
+    depth = len(run.model.blocks)
+    assert list(states) == ["embedding", *(f"blocks.{at}" for at in range(depth)), "hidden"]
+    ids = torch.from_numpy(run.tokenizer.encode(text).astype("int64"))
+    assert all(state.shape[0] == len(ids) > 512 and state.dtype == torch.float32 for state in states.values())
+    with torch.no_grad(), run.setup.precision():
+        scores = run.model.logits(states["hidden"]).float()
+        assert torch.equal(states["embedding"], run.model.embed(ids))
+    torch.testing.assert_close(scores, run.logits(text))
+    layers = [f"blocks.0.{site.name}" for site in run.model.blocks[0].sites]
+    added = run.hidden_states(list(ids), layers)
+    torch.testing.assert_close(sum(added.values(), states["embedding"]), states["blocks.0"])
+    assert not any(module._forward_hooks for module in run.model.modules())
 
 
 def test_records_and_rows_are_tables_for_pandas(run: Any) -> None:
@@ -119,6 +140,11 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
     file.write_text(to_toml(small_recipe), encoding="utf-8")
     done = muse_core.train(str(file), ["train.steps=2"], run_dir=str(tmp_path / "run"), quiet=True)
     assert done.step == 2 and done.summary["steps"] == 2 and done.path == tmp_path / "run"
+    further = muse_core.resume(done.path, extend=2, quiet=True)
+    assert further.step == 4 and [row["step"] for row in further.records()][-1] == 4
+    assert not (done.path / "report.html").exists()
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    assert further.report() == done.path / "report.html" and further.report().is_file()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +154,14 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: muse_core.load(run.path, step=3), StorageError, "has no checkpoint of step 3"),
         (lambda run: muse_core.build("/nowhere.toml"), RecipeError, "nowhere.toml"),
         (lambda run: muse_core.build({"name": "x"}, "train.steps=1"), RecipeError, "must be a list or a table"),
+        (lambda run: run.hidden_states(TEXT, "blocks.0.atention"), RecipeError, "did you mean 'blocks.0.attention'"),
+        (lambda run: run.hidden_states(TEXT, "blocks"), RecipeError, "blocks was not called once with every token"),
+        (lambda run: run.hidden_states(TEXT, "blocks.0.fast-weights.filters.snr"), RecipeError, "no value for each"),
+        (lambda run: run.hidden_states(""), DataError, "empty"),
+        (lambda run: run.records("trian"), ValueError, "one of schema, train, .* not 'trian'"),
+        (lambda run: muse_core.resume(run.path, steps=20, extend=1), RecipeError, "not both"),
+        (lambda run: muse_core.resume(run.path, extend=0), RecipeError, "extend: must be at least 1, not 0"),
+        (lambda run: muse_core.resume("/nowhere"), StorageError, "/nowhere"),
         (lambda run: run.score(""), DataError, "empty"),
         (lambda run: run.score("\ud800"), DataError, "not Unicode"),
         (lambda run: run.logits([]), DataError, "empty"),

@@ -12,6 +12,9 @@ from muse_kernels import fast_weights as public
 from muse_kernels.reference import fast_weights as reference
 from muse_kernels.testing.fast_weights import assert_close, draw, results
 
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+prepare = pytest.importorskip("muse_kernels.triton.fast_weights.prepare")
 fast_weights_launch = pytest.importorskip("muse_kernels.triton.fast_weights.launch")
 fast_weights_pieces = pytest.importorskip("muse_kernels.triton.fast_weights.pieces")
 fast_weights = pytest.importorskip("muse_kernels.triton").fast_weights
@@ -63,6 +66,45 @@ def test_inverse_of_alike_keys(rule="delta"):
         problem.rate.fill_(2.0)
         problem.log_decay.fill_(0.0)
     assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), 1e-5)
+
+
+@triton.jit
+def invert_kernel(products, rate, inverse, C: tl.constexpr):
+    rows = tl.arange(0, C)
+    square = rows[:, None] * C + rows[None, :]
+    found = tl.load(products + square)
+    lower = tl.where(rows[:, None] > rows[None, :], found * tl.load(rate + rows)[None, :], 0.0)
+    lengths = prepare.lengths_of_keys(found, rows)
+    tl.store(inverse + square, prepare.invert_of_keys(lower, lengths, rows, C, 2, tl.float16, "ieee"))
+
+
+def test_inverse_in_half_precision_of_keys_of_unlike_lengths():
+    """As bfloat16 is computed: joins of float16 operands, in which a ratio of lengths of 1e6 has no number."""
+    problem = unlike_keys(64)
+    key, rate = problem.key[0, :, 0].detach(), problem.rate[0, :, 0].detach()
+    products, inverse = key @ key.T, torch.empty(64, 64)
+    invert_kernel[(1,)](products, rate, inverse, C=64)
+    exact = torch.linalg.inv(torch.eye(64).double() + (products.double() * rate.double()).tril(-1))
+    lengths = key.double().norm(dim=1)
+    alike = lengths / lengths[:, None]  # entries of keys of one length are at most 2
+    torch.testing.assert_close(inverse.double() * alike, exact * alike, rtol=0, atol=1e-2)
+
+
+def unlike_keys(tokens):
+    """A problem whose keys have lengths from 1e-3 to 1e3, at rates up to 2 / |k|^2."""
+    problem = draw(tokens, batch=1, heads=1, key_width=16, value_width=16, dtype=torch.float32)
+    lengths = 10 ** (torch.rand(1, tokens, 1, generator=torch.Generator().manual_seed(3)) * 6 - 3)
+    with torch.no_grad():
+        problem.key.mul_(lengths[..., None])
+        problem.rate.div_(lengths**2)
+    return problem
+
+
+def test_keys_of_unlike_lengths():
+    problem = unlike_keys(40)
+    expected = problem.to(torch.float64).run(reference, rule="delta")
+    for got, want in zip(problem.run(fast_weights, rule="delta"), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -17,7 +17,7 @@ CEILINGS = {
     ("hebbian", "forward_kernel"): (154, 0, 1110),
     ("hebbian", "ends_kernel"): (164, 0, 1170),
     ("hebbian", "gradients_kernel"): (255, 0, 2700),
-    ("delta", "prepare_kernel"): (173, 0, 2260),
+    ("delta", "prepare_kernel"): (153, 0, 2780),
     ("delta", "forward_kernel"): (255, 0, 1790),
     ("delta", "gradients_kernel"): (255, 40, 2930),
 }

@@ -16,7 +16,22 @@ NOT_HERE = {"run": TRAINING, "train": TRAINING, "resume": TRAINING}
 """What people look for under ``muse``, and where it is."""
 
 
-class LazyGroup(click.Group):
+class Answering(click.Command):
+    """A command whose --help and --version, which click answers before the body and its guard, say what the output does
+    not take in a sentence, exit code 3."""
+
+    def main(self, *args, **kwargs):
+        try:
+            return super().main(*args, **kwargs)
+        except OSError:
+            from muse_core.cli.errors import drop_what_cannot_be_written, guarded
+
+            drop_what_cannot_be_written()
+            with guarded():
+                raise
+
+
+class LazyGroup(Answering, click.Group):
     """A group with commands that are ``"module:object"`` references with their one-line help, after its own ones."""
 
     def __init__(self, *args, commands_at: Mapping[str, tuple[str, str]] | None = None, **kwargs):

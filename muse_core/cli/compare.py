@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -57,8 +56,9 @@ def compare(
     each with the last one.
 
     Each run is an ordinary run directory: one that is done is not repeated, one that was interrupted goes on. After
-    every run report.md and report.json are written anew. Of run directories nothing is trained: the report has the
-    recipe keys that differ, the curves, the ratio paired by documents with its interval, and a verdict.
+    every run report.md, report.json, and its table as report.csv and report.tex, are written anew. Of run directories
+    nothing is trained: the report has the recipe keys that differ, the curves, the ratio paired by documents with its
+    interval, and a verdict.
 
     \b
     Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of a variant's sweep
@@ -178,7 +178,7 @@ def _progress(comparison: Comparison, settled: int, began: float) -> str:
 
 def _report(comparison: Comparison, stop: Stop) -> None:
     """Writes and prints the report, and leaves with the exit code that it asks for."""
-    from muse_core.comparison.report import compose, markdown, write
+    from muse_core.comparison.report import compose, text_of, write
     from muse_core.errors import StorageError
     from muse_core.training.stop import Interrupted
 
@@ -188,7 +188,7 @@ def _report(comparison: Comparison, stop: Stop) -> None:
     report = compose(comparison.read.plan, comparison.runs())
     write(report, folder)
     click.echo()
-    click.echo(markdown(report), nl=False)
+    click.echo(text_of(report), nl=False)
     if stop.signal is not None:
         raise Interrupted(stop.signal, "interrupted; what ran is saved. Call again to go on")
     if report["left"] or report["waiting_for_the_sweep"]:
@@ -214,12 +214,10 @@ def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
 
 def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:
     from muse_core.errors import RecipeError
-    from muse_core.report.compared import compare_runs, verdict_table
+    from muse_core.report.compared import compare_runs, verdict_table, write_compared
     from muse_core.report.reading import read_runs
     from muse_core.report.tables import recipe_differences
     from muse_core.report.writing import write_report
-    from muse_core.storage.canonical_json import spelled
-    from muse_core.storage.disk import Disk, write_file_atomically
 
     files = [run for run in runs if run.is_file()]
     if files:
@@ -233,8 +231,7 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
     verdicts, differing = verdict_table(report), recipe_differences(read)
     folder = output or Path("comparisons") / f"{runs[0].resolve().name}-against-{runs[-1].resolve().name}"
     written = write_report(read, folder, before=[("Comparison", verdicts)])
-    told = json.dumps(spelled(report), indent=2, allow_nan=False) + "\n"
-    write_file_atomically(Disk(), folder / "report.json", told.encode())
+    write_compared(report, folder)
     for row in differing.rows:
         click.echo(f"{row[0]}: {' | '.join(row[1:])}")
     click.echo()

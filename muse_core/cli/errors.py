@@ -103,11 +103,11 @@ def guarded() -> Iterator[None]:
         speaks, code = told_to_others(sentence, code, None)
         if speaks:
             _say(spoken_by() + sentence)
-        _drop_what_cannot_be_written()
+        drop_what_cannot_be_written()
         raise SystemExit(code) from None
 
 
-def _drop_what_cannot_be_written() -> None:
+def drop_what_cannot_be_written() -> None:
     """Text that standard output did not take, or Python would try it again at the end, complain and exit with 120."""
     try:
         sys.stdout.flush()

@@ -112,7 +112,7 @@ def _show(result: dict[str, Any]) -> None:
 
 FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
-INTERVALS = {"low": ("high", "95 %"), "ratio_low": ("ratio_high", "ratio 95 %")}
+INTERVALS = {"low": ("high", "95 % over text, not seeds"), "ratio_low": ("ratio_high", "ratio 95 %")}
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:

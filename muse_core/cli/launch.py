@@ -23,7 +23,7 @@ from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import check_sizes
 from muse_core.recipe import Checked, read_recipe, to_toml
-from muse_core.recipe.lock import Lock, differences
+from muse_core.recipe.lock import Lock, differences, plugins_named
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
@@ -89,19 +89,21 @@ def resumed(
     restart: bool = False,
     report: bool = False,
     ranks: Ranks = ONE,
+    display: Display | None = None,
 ) -> None:
     """Go on with a run in its directory, to ``steps`` steps in all or ``extend`` steps further where they are given.
     ``restart`` begins again where its checkpoints are gone."""
-    display = shown_by(ranks)
+    display = display or shown_by(ranks)
     with held_by_first(ranks, lambda: RunDirectory.open(run_dir)) as directory:
         overrides = [] if device is None else [f'train.device="{device}"']
-        checked = read_recipe(directory.recipe, overrides)
+        lock = lock_in(directory.path)
+        with plugins_named(lock):
+            checked = read_recipe(directory.recipe, overrides)
         longer = None
         if steps is not None or extend is not None:
             longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
             checked = read_recipe(directory.recipe, [*longer.overrides, *overrides])
         check_sizes(checked.recipe, ranks.size)
-        lock = lock_in(directory.path)
         kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
         setup = _set_up(checked, display, kept, ranks)
         inputs = _inputs_of_resumed(directory, lock, checked)

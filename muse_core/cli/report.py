@@ -79,7 +79,9 @@ def _serve(runs: tuple[Path, ...], port: int) -> None:
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, of several runs a list, for scripts.")
-def show(runs: tuple[Path, ...], as_json: bool) -> None:
+@click.option("--format", "form", type=click.Choice(["csv", "markdown", "latex"]),
+              help="A table with a row for each run: csv with all digits, markdown and latex as shown.")
+def show(runs: tuple[Path, ...], as_json: bool, form: str | None) -> None:
     """Say how RUNS, run directories, stand: of one its state, newest numbers, monitors, events, files; of several a
     line each. A folder stands for the runs in it, nothing for those in the folder runs.
 
@@ -89,18 +91,18 @@ def show(runs: tuple[Path, ...], as_json: bool) -> None:
     sample, files. Numbers that are not finite are "nan", "inf" or "-inf".
     """
     with guarded():
+        from muse_core.errors import RecipeError
+        from muse_core.report.listing import runs_at
         from muse_core.report.reading import read_run
         from muse_core.storage.canonical_json import spelled
-        from muse_core.storage.run_directory import require_run, runs_below
 
-        paths: list[Path] = []
-        for path in runs or (Path("runs"),):
-            below = [] if (path / "recipe.toml").is_file() else runs_below(path, depth=3)
-            if not below:
-                require_run(path)
-            paths += below or [path]
+        if as_json and form:
+            raise RecipeError(f"--json and --format {form} are two forms - leave one of them out")
+        paths = runs_at(runs or (Path("runs"),))
         one = len(paths) == 1 and paths[0] in runs
-        if as_json:
+        if form:
+            _write_several(paths, form)
+        elif as_json:
             tables = [_table(read_run(path)) for path in paths]
             found = spelled(tables[0] if one else tables)
             click.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
@@ -124,30 +126,42 @@ def _table(read: Any) -> dict[str, Any]:
     }
 
 
+def _read_several(paths: list[Path]) -> list[Any]:
+    """Those that can be read; a line says of the others why not."""
+    from muse_core.report.listing import readable
+
+    found, unread = readable(paths)
+    for _, sentence in unread:
+        warn(sentence)
+    return found
+
+
+def _write_several(paths: list[Path], form: str) -> None:
+    from muse_core.report import forms
+    from muse_core.report.listing import row
+    from muse_core.report.tables import runs_table
+
+    found = _read_several(paths)
+    if form == "csv":
+        click.echo(forms.csv_of([row(read) for read in found]), nl=False)
+    else:
+        click.echo({"markdown": forms.markdown, "latex": forms.latex}[form](runs_table(found)), nl=False)
+
+
 def _print_several(paths: list[Path]) -> None:
-    """A line for each run; one that cannot be read says so in its line."""
+    """A line for each run; one that cannot be read says so."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    from muse_core.errors import StorageError
-    from muse_core.report.reading import read_run
     from muse_core.report.tables import runs_table
 
     console = Console(highlight=False, markup=False)
-    found, unread = [], []
-    for path in paths:
-        try:
-            found.append(read_run(path, str(path)))
-        except StorageError as error:
-            unread.append(str(error))
-    told = runs_table(found)
+    told = runs_table(_read_several(paths))
     shown = Table(Column(told.columns[0], overflow="fold"), *told.columns[1:], box=None, header_style="dim")
     for row in told.rows:
         shown.add_row(*row)
     console.width = max(console.width, NARROWEST)
     console.print(shown)
-    for sentence in unread:
-        warn(sentence)
 
 
 def _print(read: Any) -> None:

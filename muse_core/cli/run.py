@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from muse_core.cli import Answering
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output
 from muse_core.cli.threads import let_waiting_threads_sleep
@@ -15,7 +16,7 @@ from muse_core.errors import RecipeError
 from muse_core.parallel.meeting import agree_on_start, meeting
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Answering, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key, as train.steps=100 or model.block[0].heads=32. May be repeated.")

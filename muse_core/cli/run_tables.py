@@ -91,7 +91,7 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
     rows = {
         **_steps(summary, directory.path),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte "
-        f"(95 % {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
+        f"(95 % over documents, not seeds: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",

@@ -70,7 +70,10 @@ class Budget:
     """Steps of the run that measures a variant; those after the first third count."""
 
 
-RATES = ("train.learning_rate", "train.weight_decay", "train.warmup_steps", "train.final_rate", "train.clip_norm")
+RATES = (
+    "train.learning_rate", "train.optimizer.learning_rate", "train.weight_decay", "train.warmup_steps",
+    "train.final_rate", "train.clip_norm",
+)
 """Keys that leave the time of a step alone."""
 
 

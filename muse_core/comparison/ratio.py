@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -48,6 +49,13 @@ class Measured:
     """(R,) float64: nats, or hits."""
     below: np.ndarray
     """(R,) float64: bytes or tokens that they are spread over."""
+    sources: Mapping[int, str] = {}
+    """Document → the source that it is from; empty where the run does not tell."""
+
+    def of_source(self, source: str) -> Measured:
+        """The rows of the documents of one source."""
+        own = np.isin(self.document, [number for number, name in self.sources.items() if name == source])
+        return attrs.evolve(self, document=self.document[own], above=self.above[own], below=self.below[own])
 
     def by_document(self) -> dict[int, float]:
         """Document → bytes or tokens read of it."""
@@ -62,9 +70,14 @@ def read_rows(run: Path, measure: str) -> Measured:
         table = json.loads(file.read_text(encoding="utf-8"))
         above = table["hits" if measure == "accuracy" else "nats"]
         below = table["bytes" if measure == "bits_per_byte" else "tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Runs of earlier versions do not tell what their documents are called.
+        sources = {int(number): str(one["source"]) for number, one in table.get("documents", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{file}: cannot be read ({error!r}) - remove {run} to repeat this run") from None
-    return Measured(document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float))
+    return Measured(
+        document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float),
+        sources=sources,
+    )
 
 
 def other_text(own: Measured, theirs: Measured) -> str | None:
@@ -110,6 +123,19 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
         by_seed=tuple(shown(float(value)) for value in values),
         documents=effective,
     )
+
+
+def paired_by_source(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) -> dict[str, Paired]:
+    """Source → the comparison on its documents alone, where the text is of several; see ``paired``. Empty where it is
+    of one, or a run does not tell."""
+    told = [set(one.sources.values()) for one in (*variant.values(), *base.values())]
+    if any(names != told[0] for names in told) or len(told[0]) < 2:
+        return {}
+    return {
+        source: paired(*({seed: one.of_source(source) for seed, one in of.items()} for of in (variant, base)),
+                       ratio=ratio)
+        for source in sorted(told[0])
+    }
 
 
 def kish(sizes: np.ndarray) -> np.ndarray:

@@ -13,10 +13,12 @@ import attrs
 
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
-from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired_by_source, read_rows
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
+from muse_core.report.forms import csv_of, latex, markdown
+from muse_core.report.tables import Table
 from muse_core.storage.canonical_json import spelled
 
 
@@ -95,7 +97,9 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
         other = next((read for seed in common if (read := other_text(rows[0][seed], rows[1][seed]))), None)
         if other is None:
-            row["against_baseline"] = attrs.asdict(paired(*rows, ratio=plan.measure != "accuracy"))
+            ratio = plan.measure != "accuracy"
+            row["against_baseline"] = attrs.asdict(paired(*rows, ratio=ratio))
+            row["by_source"] = {key: attrs.asdict(one) for key, one in paired_by_source(*rows, ratio=ratio).items()}
         else:
             row["other_text"] = other
     return row
@@ -126,9 +130,47 @@ def _reduced(pattern: str, values: list[float] | None) -> float | None:
     return max(values) if pattern.endswith("_max") else sum(values) / len(values)
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    return "\n".join([*_measured(report), *_swept(report), *_missing(report)]) + "\n"
+def text_of(report: dict[str, Any]) -> str:
+    """The report as tables of Markdown."""
+    return "\n".join([*_measured(report), *_by_source(report), *_swept(report), *_missing(report)]) + "\n"
+
+
+def measured_table(report: dict[str, Any]) -> Table:
+    """A row for each variant, empty before its first run is done."""
+    versus = "difference" if report["measure"] == "accuracy" else "ratio"
+    columns = (
+        "variant", report["tuned_key"] or "tuned", report["counted"], "tokens", "training s", "tokens/s", "seeds",
+        report["measure"].replace("_", " "), versus, "interval",
+    )
+    rows = []
+    for variant in report["arms"]:
+        if not variant["seeds"]:
+            rows.append((variant["name"], *[""] * 9))
+            continue
+        against = variant.get("against_baseline")
+        rows.append((
+            variant["name"], "" if variant["value"] is None else value_name(variant["value"]),
+            f"{variant['parameters']:,}", f"{variant['tokens']:,.0f}", f"{variant['seconds']:,.1f}",
+            f"{variant['tokens_per_second']:,.0f}", str(len(variant["seeds"])), f"{variant['mean']:.4f}",
+            *((f"{against['value']:.4f}", f"{against['low']:.4f} to {against['high']:.4f}") if against else ("", "")),
+        ))
+    return Table(columns=columns, rows=rows)
+
+
+def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """``measured_table`` with all digits, and None for what is not known yet."""
+    versus = "difference" if report["measure"] == "accuracy" else "ratio"
+    plain = ("parameters", "tokens", "seconds", "tokens_per_second")
+    rows = []
+    for variant in report["arms"]:
+        against = variant.get("against_baseline") or {}
+        rows.append({
+            "variant": variant["name"], report["tuned_key"] or "tuned": variant["value"],
+            **{key: variant.get(key) for key in plain}, "seeds": len(variant["seeds"]),
+            report["measure"]: variant.get("mean"), versus: against.get("value"),
+            **{key: against.get(key) for key in ("low", "high", "documents")},
+        })
+    return rows
 
 
 def _measured(report: dict[str, Any]) -> list[str]:
@@ -140,26 +182,12 @@ def _measured(report: dict[str, Any]) -> list[str]:
         f"Held-out {measure} on {report['split']} text; {versus} to {report['baseline']}, paired by seed, data order "
         "and document, with its 95 % interval.",
         "",
-        f"| variant | {report['tuned_key'] or 'tuned'} | {report['counted']} | tokens | training s | tokens/s | seeds "
-        f"| {measure} | {versus} | interval |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        markdown(measured_table(report)).rstrip(),
     ]
     if report["budget_seconds"] is not None:
         told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
         seconds = f"{report['budget_seconds']:g} s"
         lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
-    for variant in report["arms"]:
-        if not variant["seeds"]:
-            lines.append(f"| {variant['name']} |" + " |" * 9)
-            continue
-        against = variant.get("against_baseline")
-        compared = f"{against['value']:.4f} | {against['low']:.4f} to {against['high']:.4f}" if against else " | "
-        value = "" if variant["value"] is None else value_name(variant["value"])
-        lines.append(
-            f"| {variant['name']} | {value} | {variant['parameters']:,} | {variant['tokens']:,.0f} | "
-            f"{variant['seconds']:,.1f} | {variant['tokens_per_second']:,.0f} | "
-            f"{len(variant['seeds'])} | {variant['mean']:.4f} | {compared} |"
-        )
     unit = "bytes" if report["measure"] == "bits_per_byte" else "tokens"
     lines += [
         f"\n{variant['name']} was evaluated on another stretch of text than {report['baseline']} "
@@ -178,6 +206,28 @@ def _measured(report: dict[str, Any]) -> list[str]:
         for variant in report["arms"] if variant.get("cut_short")
     ]
     return lines
+
+
+def _by_source(report: dict[str, Any]) -> list[str]:
+    found = {variant["name"]: one for variant in report["arms"] if (one := variant.get("by_source"))}
+    if not found:
+        return []
+    sources = sorted({source for one in found.values() for source in one})
+    weigh = next(iter(found.values()))
+    told = ", ".join(f"{source} as {weigh[source]['documents']:.0f}" for source in sources if source in weigh)
+    lines = ["", f"By the source of the text, which weighs for {told} documents of equal size:", ""]
+    lines += [f"| variant | {' | '.join(sources)} |", "|---|" + "---|" * len(sources)]
+    for name, one in found.items():
+        cells = (_with_interval(one[source]) if source in one else "" for source in sources)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _with_interval(found: dict[str, Any]) -> str:
+    """Value and interval; the value alone where one document and one seed give none."""
+    value = f"{found['value']:.4f}"
+    alone = found["documents"] <= 1 and found["seeds"] < 2
+    return value if alone else f"{value}, {found['low']:.4f} to {found['high']:.4f}"
 
 
 def _swept(report: dict[str, Any]) -> list[str]:
@@ -216,9 +266,14 @@ def _missing(report: dict[str, Any]) -> list[str]:
 
 
 def write(report: dict[str, Any], output: Path) -> None:
-    """``report.json`` and ``report.md`` in the folder of the comparison."""
+    """``report.json``, ``report.md``, and its first table as ``report.csv`` and ``report.tex``, in the folder of the
+    comparison."""
     told = json.dumps(spelled(report), indent=2, allow_nan=False) + "\n"
-    for name, text in (("report.json", told), ("report.md", markdown(report))):
+    texts = {
+        "report.json": told, "report.md": text_of(report), "report.csv": csv_of(measured_rows(report)),
+        "report.tex": latex(measured_table(report)),
+    }
+    for name, text in texts.items():
         temporary = output / f".{name}.{os.getpid()}.new"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(output / name)

@@ -47,6 +47,9 @@ class Corpus:
     strings of 64 bytes; see ``overlap.shared_bytes``."""
     notices: tuple[str, ...] = ()
     """What a person should know about this corpus: documents without text, a damaged cache that was made anew."""
+    described: Mapping[str, Sequence[Mapping[str, Any]] | None] = {}
+    """``name`` and ``source`` of each document of the held-out splits, in the order of their numbers; None where an
+    earlier version encoded the text."""
     is_text: ClassVar[bool] = True
     """Windows may have any length, and tokens may be counted."""
     chance: ClassVar[float | None] = None
@@ -173,6 +176,11 @@ class KeptCorpus:
         """See ``Corpus``."""
         return self.text.held_out_documents(split, **how)
 
+    @property
+    def described(self) -> Mapping[str, Sequence[Mapping[str, Any]] | None]:
+        """See ``Corpus``."""
+        return self.text.described
+
     @functools.cached_property
     def text(self) -> Corpus | TaskCorpus:
         """The text itself, encoded by the run's tokenizer."""
@@ -284,6 +292,7 @@ def _open(folder: Path, digest: str, chosen: Use) -> Corpus:
             tokenizer=tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), chosen=chosen),
             digest=digest,
             splits={name: token_files.open_split(folder, name, header) for name in SPLITS},
+            described={name: token_files.open_described(folder, name, header) for name in SPLITS if name != "train"},
             in_training={str(name): float(share) for name, share in header["in_training"].items()},
             notices=tuple(map(str, header["notices"])),
         )
@@ -323,6 +332,8 @@ def _encode(
         for name in SPLITS:
             ids = _encoded(documents, chosen[name], tokenizer, name, report)
             described[name] = token_files.write_split(files, name, ids, dtype=dtype, separator=tokenizer.separator)
+            if name != "train":  # whose documents may be millions
+                token_files.write_described(files, name, map(documents.described, chosen[name]))
         header = {
             "digest": digest,
             "dtype": dtype.str,

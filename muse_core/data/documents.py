@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +22,21 @@ Report = Callable[[str, int, "int | None"], None]
 
 
 class Spool:
-    """The text of every document in one file, so that a source is read once however often its text is needed."""
+    """The text of every document in one file, so that a source is read once however often its text is needed; what they
+    are called in another."""
 
-    def __init__(self, path: Path, ends: Sequence[int], fixed: Sequence[str | None], left_out: Sequence[str] = ()):
+    def __init__(
+        self, path: Path, ends: Sequence[int], fixed: Sequence[str | None], names: Path, name_ends: Sequence[int],
+        left_out: Sequence[str] = (),
+    ):
         self.fixed = list(fixed)
         """Split that the source gave each document, or None."""
         self.left_out = left_out
         """What to say about documents that were left out."""
-        self._ends = np.concatenate([[0], np.asarray(ends, dtype=np.int64)])
-        self._text = np.memmap(path, dtype=np.uint8, mode="r") if ends else np.empty(0, np.uint8)
+        self._ends, self._name_ends = (np.concatenate([[0], np.asarray(some, np.int64)]) for some in (ends, name_ends))
+        self._text, self._names = (
+            np.memmap(file, dtype=np.uint8, mode="r") if ends else np.empty(0, np.uint8) for file in (path, names)
+        )
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -40,20 +48,27 @@ class Spool:
         """UTF-8 bytes of a document, (bytes,) uint8."""
         return self._text[self._ends[index] : self._ends[index + 1]]
 
+    def described(self, index: int) -> dict[str, Any]:
+        """``name`` and ``source`` of a document."""
+        found: dict[str, Any] = json.loads(bytes(self._names[self._name_ends[index] : self._name_ends[index + 1]]))
+        return found
+
     def num_bytes(self, index: int) -> int:
         """UTF-8 length of a document."""
         return int(self._ends[index + 1] - self._ends[index])
 
 
 def spool(source: Source, path: Path, report: Report) -> Spool:
-    """Write the documents of ``source`` to ``path``; empty ones are left out and counted.
+    """Write the documents of ``source`` to ``path``, and their names beside it; empty ones are left out and counted.
 
     DataError when there is none, or when one cannot be written as UTF-8 or names an unknown split.
     """
     ends: list[int] = []
+    name_ends: list[int] = []
+    names = path.with_name(f"{path.name}.names")
     fixed: list[str | None] = []
     empty, first = 0, ""
-    with path.open("wb") as file:
+    with path.open("wb") as file, names.open("wb") as named:
         for document in source.documents():
             if document.split not in (None, "train", "validation", "test"):
                 raise DataError(
@@ -73,6 +88,8 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
                 continue
             file.write(data)
             ends.append(file.tell())
+            named.write(json.dumps({"name": str(document.name), "source": document.source}).encode())
+            name_ends.append(named.tell())
             fixed.append(document.split)
             if len(ends) % REPORT_EVERY == 0:
                 report("reading documents", len(ends), None)
@@ -83,7 +100,7 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
         f"{empty:,} of {empty + len(ends):,} documents have no text (empty, or without a value in the column) and were "
         f"left out, the first of them {first}",
     )
-    return Spool(path, ends, fixed, left_out if empty else ())
+    return Spool(path, ends, fixed, names, name_ends, left_out if empty else ())
 
 
 def divide(

@@ -121,7 +121,9 @@ class CheckedSource:
                 )
             if not isinstance(document.text, str):
                 raise self._departed(f"the text of document {number} is a {type(document.text).__name__}")
-            yield document
+            if not isinstance(document.source, str | None):
+                raise self._departed(f"the source of document {number} is a {type(document.source).__name__}")
+            yield document if document.source is not None else document._replace(source=self._use.name)
 
     def _examples(self, examples: Callable[..., Batch], split: str, indices: Any, length: int) -> Batch:
         batch = asked(self._use, f"making examples of {split!r}", lambda: examples(split, indices, length))

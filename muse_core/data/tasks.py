@@ -35,6 +35,8 @@ class TaskCorpus:
     notices: tuple[str, ...] = ()
     in_training: Mapping[str, float] = {}
     """Nothing is known: examples are made, not read."""
+    described: Mapping[str, None] = {}
+    """Examples have no names."""
     is_text: ClassVar[bool] = False
     """Examples are no text: they have the length that they have, and nothing to count."""
 

@@ -70,6 +70,25 @@ def write_split(
     return {"tokens": num_tokens + 1, "documents": len(starts), "bytes": num_bytes}
 
 
+def write_described(folder: Path, name: str, documents: Iterable[Mapping[str, Any]]) -> None:
+    """Write what the documents of a split are called, in their order."""
+    (folder / _described_file(name)).write_text(json.dumps(list(documents)), encoding="utf-8")
+
+
+def open_described(folder: Path, name: str, header: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """``name`` and ``source`` of the documents of a split; None where an earlier version encoded the text and kept
+    none."""
+    file = _described_file(name)
+    if file not in header["files"]:
+        return None
+    found: list[dict[str, Any]] = json.loads((folder / file).read_text(encoding="utf-8"))
+    return found
+
+
+def _described_file(name: str) -> str:
+    return f"{name}.documents.json"
+
+
 def token_dtype(vocabulary_size: int) -> np.dtype:
     """The narrower of little-endian uint16 and uint32 that holds every id."""
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")

@@ -16,6 +16,9 @@ class Tokenizer(ABC):
 
     separator: int
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.vocabulary_size:,} tokens, separator {self.separator}>"
+
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:

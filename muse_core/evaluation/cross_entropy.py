@@ -27,7 +27,7 @@ def cross_entropy(model: Any, hidden: Tensor, batch: Batch, *, per_token: bool =
     flat, labels = _scored_places(hidden, batch)
 
     def piece(hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(hidden).float(), labels, ignore_index=IGNORED, reduction="none")
+        return F.cross_entropy(_scores(model, hidden), labels, ignore_index=IGNORED, reduction="none")
 
     rows = _rows_at_once(model)
     if len(flat) <= rows:
@@ -52,10 +52,16 @@ def scored(model: Any, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     rows = _rows_at_once(model)
     losses, correct = [], []
     for some, wanted in zip(flat.split(rows), labels.split(rows)):
-        scores = model.logits(some).float()
+        scores = _scores(model, some)
         losses.append(F.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none"))
         correct.append(scores.argmax(-1) == wanted)
     return _over_all(torch.cat(losses), batch), _over_all(torch.cat(correct), batch)
+
+
+def _scores(model: Any, hidden: Tensor) -> Tensor:
+    """hidden (n, …) → (n, V), in fp32 at least."""
+    scores: Tensor = model.logits(hidden)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

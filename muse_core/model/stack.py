@@ -192,7 +192,7 @@ class Stack(nn.Module):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            passed = self.through(block, x, None if state is None else state[str(index)], signals, tokens)
+            passed = self.through(block, x, None if state is None else state.get(str(index)), signals, tokens)
             x, signals = passed.x, passed.signals
             new_state[str(index)] = passed.state
             losses.update(under(index, passed.losses))
@@ -212,8 +212,9 @@ class Stack(nn.Module):
 
     def leaving_early(self, exits: Exits, x: Tensor, state: State, tokens: Tokens) -> ModelOutput:
         """``forward`` where tokens may leave. A block that no token reaches is skipped and keeps its state."""
-        new_state = dict.fromkeys(map(str, range(len(self.blocks)))) if state is None else dict(state)
-        decided: dict[str, State] = {} if state is None else dict(state["exits"])
+        state = {} if state is None else state
+        new_state = dict.fromkeys(map(str, range(len(self.blocks)))) | state
+        decided: dict[str, State] = dict(state.get("exits", {}))
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         slots: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,21 @@ def leaves(state: Any) -> list[tuple[str, Tensor]]:
         return [found for key, item in items for found in below(item, f"{prefix}/{key}")]
 
     return below(state, "")
+
+
+def rebuilt(tensors: Mapping[str, Tensor]) -> Any:
+    """The state of ``leaves``, a tree of dicts; None of no tensors. What held none, as None or an empty dict does, is
+    not in it: a checkpoint keeps tensors alone."""
+    if "" in tensors:
+        return tensors[""]
+    state: dict[str, Any] = {}
+    for path, tensor in tensors.items():
+        *above, last = path.split("/")
+        node = state
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = tensor
+    return state or None
 
 
 def unstorable(state: Any, path: str) -> str | None:

@@ -57,13 +57,13 @@ def check_sizes(recipe: Recipe, processes: int) -> Sizes:
             f"train.sequence_length: {train.sequence_length} tokens cannot be divided among {sizes.context} processes "
             "- take a multiple, or another parallel.context"
         )
-    if sizes.context > 1:
-        _check_context(recipe, sizes)
-    if sizes.batches > 1 and recipe.data.order == "streams":
+    if processes > 1 and recipe.data.order == "streams":  # layers carry what their own tokens leave, not the row's end
         raise RecipeError(
             'data.order: "streams" carries state from step to step and runs as one process - take "permuted", or one '
             "process"
         )
+    if sizes.context > 1:
+        _check_context(recipe, sizes)
     if processes > 1 and ":" in train.device:
         raise RecipeError(
             f"train.device: {train.device!r} names one device for {processes} processes - write cuda, and each takes "

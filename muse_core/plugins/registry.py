@@ -10,7 +10,7 @@ from muse_core.component import Component
 from muse_core.kinds import KINDS, NAMESPACE
 from muse_core.plugins.bundled import providers
 from muse_core.plugins.discovery import CORE, Discovered, normalised
-from muse_core.plugins.near import suggestion
+from muse_core.plugins.near import near, suggestion
 
 
 @attrs.frozen(kw_only=True)
@@ -142,10 +142,12 @@ class Registry:
         for loaded in self.plugins:
             if loaded.excluded and any(_answers(row, kind, name) for row in loaded.rows):
                 return f"{missing}: {self._state(loaded.plugin.distribution)}"
+        names = sorted({row.name for row in self.rows() if kind in (row.kind, NAMESPACE[row.kind])})
         others = [row for row in self.rows() if row.name == name]
         if others:
-            return f"{missing}: {name!r} is a {others[0].kind} of {others[0].distribution}"
-        names = sorted({row.name for row in self.rows() if kind in (row.kind, NAMESPACE[row.kind])})
+            close = near(name, names)
+            hint = f" - did you mean {close!r}?" if close else ""
+            return f"{missing}: {name!r} is a {others[0].kind} of {others[0].distribution}{hint}"
         return f"{missing}{suggestion(name, names, f'installed {kind}s')}{self._silent()}"
 
     def _silent(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,26 @@ class Lock:
             for row in self.table.get("plugins", []) if {"name", "version"} <= set(row)
         }
         source = RecipeText(copy.deepcopy(self.table["recipe"]), f"{self.where} [recipe]", {})
-        return check_source(overridden(source, overrides), registry, versions)
+        with plugins_named(self):
+            return check_source(overridden(source, overrides), registry, versions)
+
+
+@contextlib.contextmanager
+def plugins_named(lock: Lock) -> Iterator[None]:
+    """Around reading the recipe of a run: where it is refused and plugins that made the run are not here, or in another
+    version, these are named first, since a recipe knows no distributions."""
+    try:
+        yield
+    except RecipeError as error:
+        made = [(str(row.get("name")), str(row.get("version"))) for row in lock.table.get("plugins", [])
+                if row.get("used", True)]
+        here = {name: _version(name) for name, _ in made}
+        missing = [f"{name} {version} ({f'here {here[name]}' if here[name] else 'not installed here'})"
+                   for name, version in made if here[name] != version]
+        if not missing:
+            raise
+        sentence = f"{lock.where}: the run was made with {', '.join(missing)} - install what made it"
+        raise RecipeError([sentence, *error.problems]) from None
 
 
 def make_lock(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,28 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, other_text, paired, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, Paired, other_text, paired, paired_by_source, read_rows
 from muse_core.errors import RecipeError, StorageError
-from muse_core.report.reading import RunRead
+from muse_core.report.forms import csv_of, latex, markdown
+from muse_core.report.reading import RunRead, read_runs
 from muse_core.report.tables import Table, recipe_differences
+from muse_core.storage.canonical_json import spelled
+from muse_core.storage.disk import Disk, write_file_atomically
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
     "documents with Student's t, leaves out 1"
 )
+
+
+def compare(*runs: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Finished runs against the last one, as ``muse compare A B`` holds them: a row for each run, a table for
+    ``pandas.DataFrame``. ``ratio`` is that of ``bits_per_byte`` to the last one's, paired by document, ``low`` to
+    ``high`` its 95 % interval; they and ``verdict`` are None for the last one. Nothing is written. Raises as
+    ``compare_runs``."""
+    if len(runs) < 2:
+        raise RecipeError("compare takes two or more run directories, each its own argument")
+    return compared_rows(compare_runs(read_runs(map(Path, runs))))
 
 
 def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
@@ -66,8 +80,16 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
         "no verdict" if single or not known
         else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
     )
-    numbers = {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
-    return {"run": run.label, **numbers, "verdict": verdict, "remarks": remarks}
+    by_source = {key: _numbers(one) for key, one in paired_by_source({0: own}, {0: theirs}, ratio=True).items()}
+    remarks += [
+        f"{key}: {one['value']:.4f}" + (f", {one['low']:.4f} to {one['high']:.4f}" if one["documents"] > 1 else "")
+        for key, one in by_source.items()
+    ]
+    return {"run": run.label, **_numbers(found), "verdict": verdict, "by_source": by_source, "remarks": remarks}
+
+
+def _numbers(found: Paired) -> dict[str, float]:
+    return {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
 
 
 def _require_comparable(run: RunRead, base: RunRead) -> list[str]:
@@ -122,3 +144,53 @@ def verdict_table(report: dict[str, Any]) -> Table:
         columns=("run", f"bits per byte over {report['baseline']}", "95 % interval", "documents", "verdict", "remarks"),
         rows=rows, more=f"Held-out {report['split']} text, paired by document; {report['test']}.",
     )
+
+
+def compared_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each run, the baseline last: its numbers, and the ratio of its bits per byte to the baseline's with the
+    95 % interval, None for the baseline itself."""
+    against = {one["run"]: one for one in report["against_baseline"]}
+    told = (("ratio", "value"), ("low", "low"), ("high", "high"), ("documents", "documents"), ("verdict", "verdict"))
+    rows = []
+    for run in report["runs"]:
+        own = against.get(run["name"], {})
+        remarks = {"remarks": "; ".join(own["remarks"]) if own else None}
+        rows.append({
+            "run": run["name"], **{key: value for key, value in run.items() if key != "name"},
+            "baseline": report["baseline"], **{name: own.get(key) for name, key in told}, **remarks,
+        })
+    return rows
+
+
+def compared_table(report: dict[str, Any]) -> Table:
+    """``compared_rows`` for a page."""
+    rows = []
+    for one in compared_rows(report):
+        ratio = ("1", "", "") if one["ratio"] is None else (
+            f"{one['ratio']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}", one["verdict"]
+        )
+        rows.append((
+            one["run"], f"{one['parameters']:,}", f"{one['steps']:,}", f"{one['tokens_per_second']:,.0f}",
+            f"{one['bits_per_byte']:.4f}", *ratio,
+        ))
+    return Table(
+        columns=("run", "parameters", "steps", "tokens/s", "bits per byte", f"ratio to {report['baseline']}",
+                 "95 % interval", "verdict"),
+        rows=rows,
+    )
+
+
+def write_compared(report: dict[str, Any], folder: Path) -> None:
+    """``report.json``, and its table as ``report.md``, ``report.csv`` and ``report.tex``. Raises StorageError for a
+    folder that takes no files."""
+    table = compared_table(report)
+    told = f"Held-out {report['split']} text; {report['test']}."
+    below = [f"- {one['run']}: {remark}" for one in report["against_baseline"] for remark in one["remarks"]]
+    texts = {
+        "report.json": json.dumps(spelled(report), indent=2, allow_nan=False) + "\n",
+        "report.md": "\n".join([markdown(table), told, "", *below, ""]),
+        "report.csv": csv_of(compared_rows(report)),
+        "report.tex": latex(table),
+    }
+    for name, text in texts.items():
+        write_file_atomically(Disk(), folder / name, text.encode())

@@ -72,7 +72,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     return [
         *numbers,
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
-        ("95 % interval", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
+        ("95 % over documents, not seeds", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         *_counts(summary),
         ("parameters", f"{summary['parameters']:,}"),
@@ -101,7 +101,8 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
             f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(
-        columns=("run", "state", "held-out bits per byte", "95 % interval", "parameters", "steps", "tokens/s"),
+        columns=("run", "state", "held-out bits per byte", "95 % over documents, not seeds", "parameters", "steps",
+                 "tokens/s"),
         rows=rows,
     )
 

@@ -16,6 +16,7 @@ from muse_core.testing.sequences import (
     assert_close,
     assert_same_state,
     cuts,
+    from_checkpoint,
     leaves,
     make_tokens,
     mapped,
@@ -109,7 +110,7 @@ class ModelSuite(DerivativeSuite):
                     for start, stop in cuts(self.length, sizes):
                         piece = piece_of_tokens(tokens, start, stop, period=self.periods_lcm)
                         output = module(ids[:, start:stop], state, piece)
-                        state = output.state
+                        state = from_checkpoint(output.state) if documents else output.state
                         parts.append(output.hidden)
                     assert_close(torch.cat(parts, dim=1), whole, f"hidden in pieces of {sizes}")
 

@@ -146,6 +146,11 @@ def leaves(state: State) -> dict[str, Tensor]:
     return {".".join(["state", *path.split("/")]).rstrip("."): value for path, value in states.leaves(state)}
 
 
+def from_checkpoint(state: State) -> State:
+    """The state as a checkpoint gives it back: without what holds no tensor."""
+    return states.rebuilt(dict(states.leaves(state)))
+
+
 def mapped(function: Any, state: State) -> State:
     """The same pytree with every tensor replaced."""
     if state is None:

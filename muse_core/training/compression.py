@@ -9,10 +9,11 @@ from typing import Any
 
 import attrs
 
-from muse_core.data.kept import newest_folder
+from muse_core.data.kept import lock_in, newest_folder
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
+from muse_core.recipe.lock import plugins_named
 from muse_core.recipe.reading import overridden
 from muse_core.recipe.source import RecipeText
 from muse_core.storage.checkpoint import Checkpoints
@@ -67,7 +68,8 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
         raise StorageError(f"{run}: has not finished, so that its weights are not what it was to give - go on with "
                            f"muse-run --resume {run}")
     teacher = run.resolve()
-    table = dict(read_recipe(folder / "recipe.toml").resolved)
+    with plugins_named(lock_in(folder)):
+        table = dict(read_recipe(folder / "recipe.toml").resolved)
     name = "-".join([str(table["name"]), asked.method, *([] if asked.then == "none" else [asked.then])])
     table |= {
         "name": name[:64],

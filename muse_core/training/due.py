@@ -94,14 +94,14 @@ def _check_carry(state: TrainState, tensors: Mapping[str, Tensor], step: int) ->
     device = state.precision.device
     inputs, places = _blank(state)
     with undisturbed(state.model), state.precision():
-        due = _carried([state.model(ids, None, Tokens(places.expand_as(ids))).state for ids in inputs])
+        due = _carried([_after(state, ids, None, Tokens(places.expand_as(ids))) for ids in inputs])
         _compare_carry(tensors, due)
         stream_state = StreamState(True, device)
         stream_state.load_state_dict({name.removeprefix("carry/"): value for name, value in tensors.items()})
         start = step * state.train.sequence_length
         for index, ids in enumerate(inputs):
             try:
-                state.model(ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
+                _after(state, ids, stream_state.of(index), Tokens(places.expand_as(ids) + start, offset=start))
             except (RuntimeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
                 why = f"is not a state that this model goes on from ({str(error).partition(chr(10))[0]})"
                 raise _wrong("state", f"carry/{index}", why) from error
@@ -114,10 +114,10 @@ def expected_carry(state: TrainState) -> dict[str, Tensor]:
         return {}
     length, inputs, places = state.train.sequence_length, *_blank(state)
     with undisturbed(state.model), state.precision():
-        first = [state.model(ids, None, Tokens(places.expand_as(ids))).state for ids in inputs]
+        first = [_after(state, ids, None, Tokens(places.expand_as(ids))) for ids in inputs]
         later = Tokens(places + length, offset=length)
         second = [
-            state.model(ids, carried, later._replace(positions=later.positions.expand_as(ids))).state
+            _after(state, ids, carried, later._replace(positions=later.positions.expand_as(ids)))
             for ids, carried in zip(inputs, first, strict=True)
         ]
     before, more = _carried(first), max(state.train.steps - 2, 0)
@@ -127,6 +127,12 @@ def expected_carry(state: TrainState) -> dict[str, Tensor]:
         shape = [now + more * max(now - then, 0) for now, then in zip(leaf.shape, earlier, strict=True)]
         expected[name] = torch.zeros((), dtype=leaf.dtype).expand(shape)
     return expected
+
+
+def _after(state: TrainState, inputs: Tensor, before: Any, tokens: Tokens) -> Any:
+    """What is carried after inputs (B, N): the model's state, or what the objective makes of it."""
+    ask = getattr(state.objective, "state_after", None)
+    return state.model(inputs, before, tokens).state if ask is None else ask(state.model, inputs, before, tokens)
 
 
 def _blank(state: TrainState) -> tuple[list[Tensor], Tensor]:

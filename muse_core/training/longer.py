@@ -37,8 +37,7 @@ class Longer:
             raise RecipeError("--steps, --extend: this run has several stages, each with its own steps, and cannot be "
                               "made longer - start another run from it with init.from")
         train = recipe.train
-        found = Checkpoints(directory.path).generations()
-        done = found[0].step if found else 0
+        done = next((one.step for one in Checkpoints(directory.path).generations() if not one.abandoned), 0)
         if extend is not None:
             longer = train.steps + extend
             span = train.schedule_steps or train.steps

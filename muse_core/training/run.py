@@ -326,15 +326,15 @@ class Run:
         return found
 
     def _keep_rows(self, evaluate: Evaluate, length: int, result: HeldOut) -> None:
-        """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs."""
-        train = self.setup.recipe.train
-        documents = self.setup.held_out_documents(
-            evaluate.split, length, tokens=evaluate.final_tokens, span=train.sequence_length * max(evaluate.lengths)
-        )
+        """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs, and its documents' names."""
+        span = self.setup.recipe.train.sequence_length * max(evaluate.lengths)
+        documents = self.setup.held_out_documents(evaluate.split, length, tokens=evaluate.final_tokens, span=span)
         assert len(documents) == len(result.rows.nats)
         rows = attrs.asdict(result.rows)
         columns = {"document": documents, "hits": rows.pop("correct")} | rows
         table = {"split": evaluate.split, "length": length} | {key: value.tolist() for key, value in columns.items()}
+        if described := self.setup.corpus.described.get(evaluate.split):
+            table["documents"] = {number: described[number] for number in sorted(set(table["document"]))}
         self.directory.write("held_out.json", json.dumps(canonical_json.spelled(table), allow_nan=False) + "\n")
 
     def _leave_if_interrupted(self, stop: Stop, loop: Loop | None) -> None:

@@ -5,6 +5,7 @@ Incidents live in events.jsonl and not in checkpoints: restoring one would forge
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 from muse_core.contracts import Objective, Verdict
 from muse_core.errors import Halted, MuseError, StorageError
 from muse_core.model.precision import Precision
-from muse_core.model.states import leaves
+from muse_core.model.states import leaves, rebuilt
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Snapshot
 from muse_core.training.monitors import MonitorGroup
@@ -109,14 +110,8 @@ class StreamState:
         return dict(leaves(self.states))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        states: dict[str, Any] = {}
-        for path, leaf in state.items():
-            *above, last = path.split("/")
-            node = states
-            for part in above:
-                node = node.setdefault(part, {})
-            node[last] = leaf.to(self.device)
-        self.states = [states[key] for key in sorted(states, key=int)] if states else []
+        states = rebuilt({path: leaf.to(self.device) for path, leaf in state.items()}) or {}
+        self.states = [states[key] for key in sorted(states, key=int)]
 
 
 @attrs.frozen
@@ -177,7 +172,10 @@ class TrainState:
             model=_kept_of(weights, {name for part, name in mine if part == "model"}, pinned),
             optimizer=_kept_of(moments, {name for part, name in mine if part == "optimizer"}, pinned),
             state={name: kept(value) for name, value in named.items()},
-            json={"stage": self.stage} | {part: holder.state_dict() for part, holder in self.values.items()},
+            # Copied too: what a monitor keeps changes while a checkpoint is written in the background.
+            json={"stage": self.stage} | {
+                part: copy.deepcopy(holder.state_dict()) for part, holder in self.values.items()
+            },
         )
 
     def load(self, snapshot: Snapshot) -> None:

@@ -16,7 +16,7 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import own_rows
 from muse_core.model.roles import EMBEDDING, parameter_roles
 from muse_core.recipe import Checked, read_recipe
-from muse_core.recipe.lock import Lock, differences
+from muse_core.recipe.lock import Lock, differences, plugins_named
 from muse_core.storage.checkpoint import Checkpoints, Generation, Snapshot
 from muse_core.storage.run_directory import require_run
 from muse_core.training.checkpointer import load_weights
@@ -114,7 +114,8 @@ def open_start(run: Path, *, registry: Any = None) -> Setup:
 def _opened(folder: Path, device: str | None, registry: Any, say: Say) -> Setup:
     """The model of an architecture of a run, compared with its lock."""
     kept = read_kept(folder)
-    checked = read_recipe(folder / "recipe.toml", (), registry)
+    with plugins_named(kept.lock):
+        checked = read_recipe(folder / "recipe.toml", (), registry)
     wanted = checked
     if device is not None:
         wanted = read_recipe(folder / "recipe.toml", [f'train.device="{device}"'], registry)

@@ -10,6 +10,7 @@ import pytest
 
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
+from muse_core.storage.checkpoint import Checkpoints
 from tests.commands import called
 
 RECIPE = """\
@@ -67,6 +68,11 @@ def test_a_run_is_made_longer_with_a_stated_schedule(recipe: Path, tmp_path: Pat
     short = invoke("--resume", run, "--steps", 4)
     assert short.exit_code == 2 and "has done 10 steps" in short.output
     assert invoke(recipe, "--steps", 4).exit_code == 2
+    checkpoints = Checkpoints(run)
+    newest, before = checkpoints.generations()[:2]
+    checkpoints.abandon(after=before.number, through=newest.number)  # as a rollback does
+    back = invoke("--resume", run, "--steps", before.step)
+    assert back.exit_code == 0, back.output
 
 
 def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_planned_so(

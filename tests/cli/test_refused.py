@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import nn
 
+import muse_core
 from muse_core.cli import muse
 from muse_core.cli.given_text import given_text
 from muse_core.cli.run import main
@@ -41,11 +43,15 @@ def run_in(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
-@pytest.mark.parametrize("arguments", [["plugins", "list"], ["show", "{run}"], ["recipe", "fill", "{recipe}"]])
+@pytest.mark.parametrize("arguments", [
+    ["muse_core", "plugins", "list"], ["muse_core", "show", "{run}"], ["muse_core", "recipe", "fill", "{recipe}"],
+    ["muse_core", "--help"], ["muse_core", "--version"], ["muse_core", "plugins", "show", "--help"],
+    ["muse_core.cli.run", "--help"],
+])
 def test_a_full_disk_behind_standard_output(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(RECIPE)
     names = {"run": run_in(tmp_path, "run"), "recipe": tmp_path / "x.toml"}
-    command = [sys.executable, "-m", "muse_core", *(one.format(**names) for one in arguments)]
+    command = [sys.executable, "-m", *(one.format(**names) for one in arguments)]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for environment in (buffered, buffered | {"PYTHONUNBUFFERED": "1"}):
         with open("/dev/full", "w") as full:
@@ -117,6 +123,12 @@ def test_a_folder_of_runs_is_listed_and_named_where_a_run_is_meant(
     assert {tuple(line.split()) for line in lines[1:]} == {
         ("runs/a", "unfinished", "0", "of", "60"), ("runs/compared/arm/b", "unfinished", "0", "of", "60")}
     assert result.stderr.startswith("runs/c/recipe.toml: is damaged")
+    table = CliRunner().invoke(muse, ["show", "--format", "csv"])
+    assert [row["planned_steps"] for row in csv.DictReader(table.stdout.splitlines())] == ["60", "60"]
+    assert CliRunner().invoke(muse, ["show", "--format", "latex"]).stdout.startswith("% \\usepackage{booktabs}\n")
+    assert CliRunner().invoke(muse, ["show", "--format", "csv", "--json"]).exit_code == 2
+    damaged = muse_core.runs()[-1]
+    assert damaged["run"] == "runs/c" and damaged["state"].startswith("cannot be read: runs/c/recipe.toml: is damaged")
     assert CliRunner().invoke(muse, ["show", "none"]).exit_code == 3
     assert CliRunner().invoke(muse, ["show", "runs/a"]).stdout.startswith("x in runs/a")
 

@@ -64,6 +64,10 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     first, last, held_out = report["watched"]["plain"]["gradient_norm"]
     assert first != last and held_out is None
     assert not report["left"] and f"{found['value']:.4f}" in (out / "report.md").read_text()
+    kept = json.loads((out / "plain/validation-seed-1/held_out.json").read_text())
+    assert kept["documents"].keys() == {str(number) for number in kept["document"]}
+    assert {one["source"] for one in kept["documents"].values()} == {"state-of-the-union"}
+    assert plain["by_source"] == {} and all(one["name"] for one in kept["documents"].values())
 
     summaries = sorted(out.glob("*/*/summary.json"))
     before = [path.stat().st_mtime_ns for path in summaries]
@@ -124,6 +128,27 @@ def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     assert "plain was evaluated on another stretch of text than rotary (20 of 2 documents and 30" in done.output
     assert "against_baseline" not in json.loads((out / "report.json").read_text())["arms"][1]
+
+
+def test_a_report_of_text_from_several_sources_has_the_ratio_for_each(plan: Path, tmp_path: Path) -> None:
+    read, out = read_plan(plan), tmp_path / "out"
+    documents = {number: {"name": f"{number}", "source": ("code", "prose")[number % 2]} for number in range(4)}
+    for cell in reported_cells(read, out, {"rotary": None, "plain": None}):
+        cell.path.mkdir(parents=True)
+        nats = [8.0, 10.0, 8.0, 10.0] if cell.variant.name == "plain" else [10.0] * 4
+        rows = {"document": [0, 1, 2, 3], "nats": nats, "bytes": [10.0] * 4, "documents": documents}
+        (cell.path / "held_out.json").write_text(json.dumps(rows))
+        (cell.path / "summary.json").write_text(json.dumps({
+            "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
+            "held_out_bits_per_byte": sum(nats) / 40, "stopped_by_time": False,
+        }))
+    done = call(plan, "-o", out, "--report")
+    assert done.exit_code == 0, done.output
+    assert "weighs for code as 2, prose as 2 documents of equal size" in done.output
+    assert "| variant | code | prose |" in done.output
+    assert "| plain | 0.8000, 0.8000 to 0.8000 | 1.0000, 1.0000 to 1.0000 |" in done.output
+    found = json.loads((out / "report.json").read_text())["arms"][1]["by_source"]
+    assert {name: one["value"] for name, one in found.items()} == pytest.approx({"code": 0.8, "prose": 1.0})
 
 
 def test_experts_that_a_token_does_not_use_are_left_out_where_the_plan_says_so(plan: Path, tmp_path: Path) -> None:

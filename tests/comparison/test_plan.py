@@ -13,7 +13,7 @@ from muse_core.building import build_model
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, sweepless, tuning_cells
 from muse_core.comparison.plan import read_plan
-from muse_core.comparison.report import compose, markdown
+from muse_core.comparison.report import compose, text_of
 from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
@@ -174,7 +174,7 @@ def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path, 
     for cell, score in zip(tuning_cells(read, out), scores, strict=True):
         finish(cell, score)
     report = compose(read.plan, Comparison(read, out).runs())
-    assert report["at_the_edge"] == ["one"] and "widen the sweep" in markdown(report)
+    assert report["at_the_edge"] == ["one"] and "widen the sweep" in text_of(report)
 
 
 def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:

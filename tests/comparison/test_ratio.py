@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from muse_core.comparison.ratio import Measured, paired
+from muse_core.comparison.ratio import Measured, paired, paired_by_source
 
 
 def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise: float) -> Measured:
@@ -44,6 +44,20 @@ def test_of_one_document_the_interval_is_students_over_the_seeds() -> None:
     half = math.tan(0.475 * math.pi) * (math.log(0.9) - math.log(0.8)) / 2
     assert math.log(found.high / found.value) == pytest.approx(half, rel=1e-4)
     assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-4)
+
+
+def test_by_source_each_has_the_ratio_of_its_own_documents() -> None:
+    document, below = np.repeat(np.arange(20), 3), np.full(60, 100.0)
+    sources = {number: "code" if number % 2 else "prose" for number in range(20)}
+    own = Measured(document=document, above=np.where(document % 2, 80.0, 99.0), below=below, sources=sources)
+    base = Measured(document=document, above=below, below=below, sources=sources)
+    found = paired_by_source({1: own}, {1: base}, ratio=True)
+    assert {name: one.value for name, one in found.items()} == pytest.approx({"code": 0.8, "prose": 0.99})
+    assert {one.documents for one in found.values()} == {10.0}
+    untold = Measured(document=document, above=below, below=below)
+    alone = Measured(document=document, above=below, below=below, sources=dict.fromkeys(range(20), "code"))
+    assert paired_by_source({1: own}, {1: untold}, ratio=True) == {}
+    assert paired_by_source({1: alone}, {1: alone}, ratio=True) == {}
 
 
 def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:

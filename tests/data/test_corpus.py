@@ -183,6 +183,31 @@ def test_damaged_files_are_made_anew_with_a_notice(make_corpus, tmp_path, name, 
     assert not make_corpus(FORTY, cache=tmp_path).notices
 
 
+def test_names_are_kept_of_what_is_held_out_and_damage_to_them_is_seen(make_corpus, tmp_path):
+    corpus = make_corpus(FORTY, cache=tmp_path)
+    for name in ("validation", "canary", "test"):
+        assert [one["name"] for one in corpus.described[name]] == [
+            f"text {FORTY.index(text)}" for text in documents(corpus, name)
+        ]
+    assert "train" not in corpus.described
+    (only_folder(tmp_path) / "test.documents.json").write_text("[]")
+    assert "made anew" in make_corpus(FORTY, cache=tmp_path).notices[0]
+
+
+def test_text_encoded_by_an_earlier_version_is_read_without_names(make_corpus, tmp_path):
+    make_corpus(FORTY, cache=tmp_path)
+    folder = only_folder(tmp_path)
+    header = json.loads(json.loads((folder / "header.json").read_text())["header"])
+    for name in [name for name in header["files"] if name.endswith(".documents.json")]:
+        del header["files"][name]
+        (folder / name).unlink()
+    body = json.dumps(header)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    (folder / "header.json").write_text(json.dumps({"sha256": digest, "header": body}))
+    again = make_corpus(FORTY, cache=tmp_path)
+    assert not again.notices and set(again.described.values()) == {None}
+
+
 def test_every_bit_of_the_header_counts(make_corpus, tmp_path):
     make_corpus(FORTY, cache=tmp_path)
     folder = only_folder(tmp_path)

@@ -73,6 +73,7 @@ def some_then(error: BaseException) -> Callable[[], Any]:
         ({"documents": some_then(StopIteration())}, "raised when reading document 1: RuntimeError: generator raised"),
         ({"documents": lambda: ["text"]}, "document 0 is a str where contracts.Document is due"),
         ({"documents": lambda: [Document("a", "1"), Document(b"b", "2")]}, "the text of document 1 is a bytes"),
+        ({"documents": lambda: [Document("a", "1", source=3)]}, "the source of document 0 is a int"),
     ],
 )
 def test_a_source_of_text(tmp_path: Path, options: dict[str, Any], said: str) -> None:

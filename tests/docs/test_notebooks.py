@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,12 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 def test_the_first_steps_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MUSE_CACHE", str(tmp_path / "cache"))
-    _, run, records, score, rows, losses = run_cells(ROOT / "examples" / "first-steps.ipynb")
+    _, run, records, score, states, compared, rows, losses = run_cells(ROOT / "examples" / "first-steps.ipynb")
     assert run.step == 60 and records.loss.iloc[-1] < records.loss.iloc[0] - 1.0
     assert 1.0 < score["bits_per_byte"] < 6.0 and set(rows.suite) == {"length", "recall"}
     assert losses[-1] < losses[0] and (tmp_path / "runs" / "first-steps" / "summary.json").is_file()
+    assert list(states) == ["embedding", "blocks.0", "hidden"] and compared.verdict.tolist()[0] == "better"
+    page = (ROOT / "docs" / "guide" / "python.md").read_text(encoding="utf-8")
+    (session,) = re.findall(r"^```pycon\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    example = doctest.DocTestParser().get_doctest(session, {}, "python.md", "python.md", 0)
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0

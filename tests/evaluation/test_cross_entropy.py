@@ -48,3 +48,10 @@ def test_a_part_of_every_row_forgets_the_places_of_the_whole():
     there = to_device(batch_of(5), torch.device("cpu"))
     assert there.target_places is not None and columns(there, 0, 2).target_places is None
     assert there.loss_mask.flatten()[there.target_places].all() and len(there.target_places) == 5
+
+
+@pytest.mark.parametrize("dtype, due", [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_the_loss_is_in_single_precision_at_least(dtype, due):
+    model = SimpleNamespace(logits=lambda some: some, vocabulary_size=VOCABULARY)
+    hidden, batch = torch.randn(2, 8, VOCABULARY, dtype=dtype), batch_of(5)
+    assert cross_entropy(model, hidden, batch).dtype == due and scored(model, hidden, batch)[0].dtype == due

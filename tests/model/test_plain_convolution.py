@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from muse_core.contracts import Tokens
+from muse_core.model import convolution
 from muse_core.model.convolution import PlainConvolution
 
 
@@ -45,3 +46,13 @@ def test_gradients_are_those_of_the_formula(resets: list[int] | None, span: int)
     ):
         torch.testing.assert_close(mine, due, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradgradcheck(by_layer, given)
+
+
+def test_its_copy_in_the_kernels_computes_the_same():
+    """docs/decisions/convolutions-twice.md"""
+    ours, theirs = convolution, pytest.importorskip("muse_kernels.torch.short_convolution")
+    pairs = [(getattr(ours._ShiftedSum, name), getattr(theirs._ShiftedSum, name)) for name in ("forward", "backward")]
+    for own, other in [*pairs, (ours._shifted, theirs._shifted), (ours._within, theirs._within)]:
+        one, two = own.__code__, other.__code__
+        numbers = [[x for x in code.co_consts if type(x) is not str] for code in (one, two)]  # without docstrings
+        assert (one.co_code, one.co_names, numbers[0]) == (two.co_code, two.co_names, numbers[1]), own.__name__

@@ -81,6 +81,7 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(
     [
         ({}, 3, "train.batch_size: 8 rows"),
         ({"data": {"order": "streams"}}, 2, "data.order"),
+        ({"data": {"order": "streams"}, "parallel": {"context": 2, "data": 1}}, 2, "data.order"),
         ({"train": {"device": "cuda:1", "batch_size": 8}}, 2, "names one device for 2"),
         ({"parallel": {"context": 2}, "train": {"sequence_length": 255}}, 2, "train.sequence_length: 255"),
         ({"parallel": {"context": 2, "shard": 2}}, 4, "parallel.context: 2 beside parallel.shard: 2"),

@@ -56,6 +56,11 @@ def test_a_layer_may_be_a_memory_layer_but_not_the_other_way_round():
     assert "there is no memory layer 'wave': 'wave' is a layer of a" in message(registry, "memory layer", "wave")
 
 
+def test_a_name_of_another_kind_hides_no_near_one():
+    registry = registry_of(registered("layer", "wave", "a"), registered("filter", "waves", "b"))
+    assert message(registry, "filter", "wave").endswith("'wave' is a layer of a - did you mean 'waves'?")
+
+
 @pytest.mark.parametrize(
     "kind, name, expected",
     [

@@ -108,6 +108,24 @@ def test_a_missing_plugin_is_a_difference(checked):
         "plugins.example-wave.version", "plugins.example-wave.digest"}
 
 
+def test_a_run_that_cannot_be_read_here_names_the_plugins_that_made_it(checked):
+    lock = lock_of(checked)
+    wave = plugin(lock, "example-wave")
+    elsewhere = changed(changed(lock, "plugins", wave, "name", value="wave-of-others"), "recipe", "model", "block",
+                        value=["roller"])
+    with pytest.raises(RecipeError) as refused:
+        elsewhere.check(registry=checked.registry)
+    first, second = str(refused.value).splitlines()
+    assert "the run was made with wave-of-others 1.0.0 (not installed here) - install" in first
+    assert "there is no layer 'roller'" in second
+    newer = changed(changed(lock, "plugins", wave, "version", value="7"), "recipe", "model", "block", value=["roller"])
+    with pytest.raises(RecipeError, match=r"example-wave 7 \(here 1.0.0\)"):
+        newer.check(registry=checked.registry)
+    with pytest.raises(RecipeError) as refused:
+        changed(lock, "recipe", "model", "block", value=["roller"]).check(registry=checked.registry)
+    assert str(refused.value).count("\n") == 0, "nothing is missing"
+
+
 def test_the_plugin_of_a_chosen_kernel_counts_as_used(checked, install, layer_source):
     install("example-kernels", layer_source("fast", "example_kernels_plugin").replace("layers", "kernel_backends"))
     registry = load_plugins(strict=False)

@@ -76,7 +76,7 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
     def make(
         name: str, *, finished: bool = True, factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0), rate: float = 0.01,
         data: str = "text", tokenizer: str = "bytes", split: str = "validation", length: int = 32,
-        sizes: list[float] = BYTES,
+        sizes: list[float] = BYTES, sources: tuple[str, ...] = (),
     ) -> Path:
         path = tmp_path / name
         path.mkdir(parents=True)
@@ -90,6 +90,8 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
             nats = [factor * size for factor, size in zip(factors, sizes, strict=True)]
             rows = {"split": split, "length": length, "document": [0, 1, 2, 3], "hits": [0] * 4, "nats": nats,
                     "tokens": sizes, "bytes": sizes}
+            if sources:
+                rows["documents"] = {number: {"name": f"{number}", "source": of} for number, of in enumerate(sources)}
             (path / "held_out.json").write_text(json.dumps(rows))
             (path / "summary.json").write_text(json.dumps(summary(sum(nats) / sum(sizes), held_out_split=split)))
         return path

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import muse_core
 from muse_core.cli import muse
 from muse_core.errors import RecipeError, StorageError
 from muse_core.report.compared import compare_runs
@@ -24,6 +26,14 @@ def test_ratio_interval_and_verdict(made_run):
     assert one["low"] < one["value"] < one["high"] and one["verdict"] == "worse"
     assert any("unreliable" in remark for remark in one["remarks"])
     assert any("no spread of training" in remark for remark in one["remarks"])
+
+
+def test_text_of_several_sources_is_compared_by_source_too(made_run):
+    sources = ("code", "prose", "code", "prose")
+    runs = [made_run("one", factors=(0.8, 1.0, 0.8, 1.0), sources=sources), made_run("base", sources=sources)]
+    one = compare_runs(read_runs(runs))["against_baseline"][0]
+    assert {name: of["value"] for name, of in one["by_source"].items()} == pytest.approx({"code": 0.8, "prose": 1.0})
+    assert any(remark.startswith("code: 0.8000, ") for remark in one["remarks"])
 
 
 @pytest.mark.parametrize("factors, base, verdict", [
@@ -76,6 +86,18 @@ def test_the_command_writes_an_overlay_and_says_what_differs(made_run, tmp_path,
     assert "Comparison" in (folder / "report.html").read_text() and (folder / "pictures/bits-per-byte.png").is_file()
     report = json.loads((folder / "report.json").read_text())
     assert report["recipe"] == {"train.learning_rate": ["0.02", "0.01"]}
+    one, two = csv.DictReader((folder / "report.csv").read_text().splitlines())
+    assert float(one["ratio"]) == report["against_baseline"][0]["value"] and two["ratio"] == ""
+    assert f"& {report['against_baseline'][0]['value']:.4f} &" in (folder / "report.tex").read_text()
+    assert "| two | 1,000 | 40 | 50 | 1.0000 | 1 |" in (folder / "report.md").read_text()
+
+
+def test_python_is_given_the_rows_of_the_command(made_run):
+    one, two = muse_core.compare(made_run("one", factors=WORSE), str(made_run("two")))
+    assert (one["verdict"], two["verdict"], two["ratio"]) == ("worse", None, None)
+    assert one["low"] < one["ratio"] < one["high"] and one["baseline"] == "two"
+    with pytest.raises(RecipeError, match="two or more"):
+        muse_core.compare("one")
 
 
 @pytest.mark.parametrize("arguments, code, said", [

@@ -3,8 +3,10 @@ any of it is loaded."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -16,6 +18,8 @@ from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.due import check_due, expected_carry
+from muse_core.training.objectives import NextToken
 from muse_core.training.stop import Stop
 from tests.training.conftest import opened
 
@@ -159,3 +163,35 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(part: str, table: Any, g
     go(recipe)
     (event,) = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "rejected"]
     assert "is not finite" in event["reason"]
+
+
+class Wrapped(NextToken):
+    """Carries more than the model's state, as a distillation carries its teacher's."""
+
+    def state_after(self, model: Any, inputs: torch.Tensor, state: Any, tokens: Any) -> Any:
+        return {"own": model(inputs, None if state is None else state["own"], tokens).state}
+
+
+def test_what_an_objective_carries_is_compared_with_what_it_says(
+    table: Any, go: Any, loop_of: Any, tmp_path: Path
+) -> None:
+    recipe = table(train={"steps": 3}, data={"order": "streams"})
+    go(recipe)
+    state = loop_of(recipe).state
+    _, snapshot = Checkpoints(tmp_path / "run").newest()
+    moved = {re.sub(r"^(carry/\d+)/", r"\1/own/", name): value for name, value in snapshot.state.items()}
+    wrapped = attrs.evolve(snapshot, state=moved)
+    with pytest.raises(StorageError, match="carry/0/own/.* is not a state"):
+        check_due(state, wrapped)
+    state.objective = Wrapped()
+    check_due(state, wrapped)
+    assert set(expected_carry(state)) == {name for name in moved if name.startswith("carry/")}
+
+
+def test_a_snapshot_changes_with_nothing_that_training_goes_on_to_change(table: Any, loop_of: Any) -> None:
+    """It is written while steps go on; an objective of a plugin may give the very table that it keeps."""
+    state, kept = loop_of(table()).state, {"seen": [1]}
+    state.objective = SimpleNamespace(state_dict=lambda: kept)
+    snapshot = state.snapshot()
+    kept["seen"].append(2)
+    assert snapshot.json["objective"] == {"seen": [1]}

@@ -71,6 +71,22 @@ def test_a_run_stopped_twice_equals_an_unstopped_one_to_the_last_bit(
     assert [row["step"] for row in events(tmp_path / "pieces", "resume")] == [3, 5]
 
 
+STATELESS = [{"use": "attention", "heads": 2, "at": "0"}, {"use": "feed-forward"}]
+
+
+def test_streams_go_on_where_a_depth_carries_nothing(
+    table: Table, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint keeps tensors, and a block of feed-forward layers alone has none in its state."""
+    recipe = table(data={"order": "streams"}, model={"block": STATELESS}, train={"steps": 4})
+    go(recipe, "whole")
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert go(recipe, "pieces")["stopped_by_time"]
+    assert go(recipe, "pieces")["steps"] == 4
+    assert final_hash(tmp_path / "pieces") == final_hash(tmp_path / "whole")
+
+
 def test_two_runs_are_equal_and_another_seed_is_not(table: Table, go: Go, losses: Any) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         go(table(seed=seed), name)

@@ -30,7 +30,7 @@ def test_a_run_trains_on_fresh_examples_and_reports_accuracy(task: Any, go: Any,
     summary = go(task | {"evaluate": {"final_tokens": 160}})
     assert summary["held_out_tokens"] == 10 * 2, "ten examples of two questions"
     kept = json.loads((tmp_path / "run" / "held_out.json").read_text())
-    assert kept["document"] == list(range(10)) and sum(kept["tokens"]) == 20
+    assert kept["document"] == list(range(10)) and sum(kept["tokens"]) == 20 and "documents" not in kept
     assert summary["held_out_accuracy"] == sum(kept["hits"]) / 20
     assert summary["held_out_loss"] == pytest.approx(sum(kept["nats"]) / 20)
     assert losses()[1] != losses()[2]

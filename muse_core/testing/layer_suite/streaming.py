@@ -8,7 +8,7 @@ import torch
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run, run_in_pieces
 from muse_core.testing.modules import gradients_of, weighted
-from muse_core.testing.sequences import assert_close, assert_same_state, cuts, leaves, mapped
+from muse_core.testing.sequences import assert_close, assert_same_state, cuts, from_checkpoint, leaves, mapped
 
 PIECES = {
     "stepwise": (1,),
@@ -36,8 +36,8 @@ class LayerStreaming(LayerBase):
                 x=following.x, signals=following.signals,
                 tokens=following.tokens._replace(positions=following.tokens.positions + self.length, offset=start),
             )
-            expected, actual = run(layer, following, whole.state), run(layer, following, state)
-        assert_close(actual.update, expected.update, f"what follows pieces of {sizes}")
+            expected, actual = run(layer, following, whole.state), run(layer, following, from_checkpoint(state))
+        assert_close(actual.update, expected.update, f"what follows pieces of {sizes} and a checkpoint")
 
     def test_tokens_are_taken_back_bit_by_bit(self, case: Case) -> None:
         """A state is a value: going back to one gives the same bits, however many tokens were read since."""

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from muse_cvfp.asked import contextual
 from muse_cvfp.policy import PASSAGE, Seen, choose
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from muse_core.data.corpus import open_corpus
 from muse_core.data.token_files import Split
@@ -84,6 +89,18 @@ def test_the_stages_refuse_another_model() -> None:
     table = {"name": "x", "model": {"block": ["feed-forward"]}, "stages": ["fixed-point"]}
     with pytest.raises(RecipeError, match='trains the model cvfp, not stack: write model.use = "cvfp"'):
         check_table(table)
+
+
+def test_a_model_that_processes_have_parts_of_is_refused() -> None:
+    model = build_component("model", "cvfp", {"width": 8, "depth": 1})
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole = contextual(model, "token-embeddings").start
+        model.start = torch.nn.Parameter(distribute_tensor(whole.detach(), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        with pytest.raises(RecipeError, match="parallel.shard: token-embeddings reads parts of the model"):
+            contextual(model, "token-embeddings")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_policy_holds_for_conversations_in_the_form_of_ultrachat(tmp_path: Path) -> None:

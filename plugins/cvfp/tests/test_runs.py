@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from muse_cvfp.stream import Stream, sequential
 from muse_core.cli import muse
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows
+from muse_core.parallel.one import OneRank
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.objectives import NextToken
@@ -200,6 +203,20 @@ def test_contexts_are_kept_by_digest_and_made_anew_when_damaged(setup: Setup, tm
     other = stage.batches(tmp_path).made()
     assert not np.array_equal(other, first)
     assert [path.name for path in (tmp_path / "contexts").glob("*.f32")] != [file.name]
+
+
+def test_contexts_are_made_by_one_process_of_several(setup: Setup, tmp_path: Path) -> None:
+    """Several that write one file at once end in half of one."""
+    turns: list[str] = []
+
+    class InTurn(OneRank):
+        def first(self, action: Callable[[], Any]) -> Any:
+            turns.append("before" if not (tmp_path / "contexts").exists() else "behind")
+            return action()
+
+    shared = attrs.evolve(setup, ranks=InTurn())
+    first, second = (ContextFixed(ContextFixedOptions(tokens=480), shared).batches(tmp_path).made() for _ in range(2))
+    assert turns == ["before", "behind"] and np.array_equal(first, second)
 
 
 def test_contexts_beyond_the_quota_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_a_gate_whose_variance_does_not_grow_is_told_of_once():
     assert "blocks.0.mag has grown to 1.50 times its first value within 50 steps" in verdict.reason
 
 
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_step_that_is_not_finite_says_nothing_of_a_gate(at):
+    variances = [0.04, 0.0599] + [0.05] * 80
+    variances[at:at] = [float("nan")]
+    ((_, verdict),) = judged(variances, by=50, growth=1.5)
+    assert "has grown to 1.50 times its first value" in verdict.reason
+
+
 def test_a_gate_that_does_not_vary_is_told_of_after_its_time():
     deviations = [0.2] * 5 + [0.001] * 20
     ((step, verdict),) = judged([0.04] * 25, deviations, after=10, by=1000)

@@ -51,6 +51,18 @@ def test_replace_zeroes_the_damaged_elements_and_keeps_the_rest():
     assert verdict.reason == "non-finite gradient of blocks.1.weight and 1 more, 4 elements zeroed"
 
 
+def test_of_two_processes_with_parts_of_the_gradients_the_damaged_one_names_the_tensor():
+    """A step's numbers are combined over processes: by the least where they end in _min, else by the largest."""
+    monitor = make_monitor(policy="replace")
+    whole, _ = step(monitor, healthy())
+    broken, _ = step(monitor, {**healthy(), "blocks.1.weight": torch.tensor(NAN)})
+    together = {
+        f"safety/{name}": float((min if name.endswith("_min") else max)(value, whole[name]))
+        for name, value in broken.items()
+    }
+    assert "non-finite gradient of blocks.1.weight, 1 elements" in monitor.judge(0, together).reason
+
+
 @pytest.mark.parametrize("policy, action", [("skip", Action.SKIP), ("halt", Action.HALT)])
 def test_skip_and_halt_leave_the_gradients_alone(policy, action):
     gradients, before = damaged(), damaged()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import muse_core
 from muse_core.data.batches import columns, rows
+from muse_core.model.states import leaves
 
 OPTIONS = DistilOptions(teacher="run", temperature=2.0, imitation=0.7, spectral=0.3)
 
@@ -57,6 +58,11 @@ def test_teacher_and_student_carry_states_of_their_own(small: Path) -> None:
     for name in ("cross_entropy", "imitation"):
         halves = float(first.losses[name]) + float(second.losses[name])
         assert halves == pytest.approx(float(whole.losses[name]), rel=1e-4), name
+    told = objective.state_after(other.model, batch.inputs, None, batch.tokens)
+    due = dict(leaves(whole.state))
+    assert due.keys() == dict(leaves(told)).keys()
+    for name, value in leaves(told):
+        torch.testing.assert_close(value, due[name], rtol=1e-4, atol=1e-5)
 
 
 def test_drift_is_zero_from_a_run_to_itself_and_large_to_an_untrained_model(small: Path) -> None:

@@ -42,6 +42,21 @@ def test_a_mix_holds_the_documents_of_all(tmp_path):
     assert sum(len(corpus.split(name).starts) for name in SPLITS) == 243
 
 
+def test_held_out_documents_tell_their_names_and_the_part_of_a_mix(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(f"line {number}" for number in range(60)))
+    files = {"use": "files", "paths": [str(tmp_path / "a.txt")], "documents": "line"}
+    inner = {"use": "mix", "sources": [files]}
+    corpus = corpus_of(tmp_path, "mix", sources=["state-of-the-union", inner])
+    for name in ("validation", "canary", "test"):
+        split, told = corpus.split(name), corpus.described[name]
+        assert len(told) == len(split.starts)
+        for start, one in zip(split.starts, told, strict=True):
+            is_line = corpus.tokenizer.decode(split.tokens[start + 1 : start + 6]) == "line "
+            assert one["source"] == ("files" if is_line else "state-of-the-union")
+            assert one["name"].startswith(str(tmp_path / "a.txt")) == is_line
+    assert {one["source"] for one in corpus.described["test"]} == {"files", "state-of-the-union"}
+
+
 def test_nothing_is_written_outside_the_cache(tmp_path):
     """``datasets`` keeps a cache of its own in the home folder unless it is told otherwise."""
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "line {number}"}}\n' for number in range(10)))

@@ -40,7 +40,7 @@ def of_documents(
 class _ShiftedSum(torch.autograd.Function):
     """The convolution of padded (B, S - 1 + N, C) with taps (S, C). By hand because autograd would fill and add one
     full-size gradient per lag: 31 ms instead of 48 forward and backward at (8, 256, 576), S = 4, with document starts,
-    on one core."""
+    on one core. Stands in `muse_core.model.convolution` as well, see docs/decisions/convolutions-twice.md."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, taps: Tensor, document: Tensor | None) -> Tensor:
@@ -72,5 +72,4 @@ def _within(x: Tensor, document: Tensor | None, span: int, lag: int) -> Tensor:
     """x (B, N, C), zero where the token ``lag`` before belongs to another document."""
     if document is None or lag == 0:
         return x
-    other = _shifted(document, span, lag) != _shifted(document, span, 0)
-    return x.masked_fill(other[..., None], 0.0)
+    return x.masked_fill((_shifted(document, span, lag) != _shifted(document, span, 0))[..., None], 0.0)

@@ -71,7 +71,10 @@ class Windows(TrainingData):
             "precision": self.setup.precision.dtype,
         }
         shape = (self.count, self.length, self.model.width)
-        return stored_contexts(self.model, self.setup, self.run, identity, self.in_order(), shape)
+        # By one process of several, which share the run's directory.
+        return self.setup.ranks.first(
+            lambda: stored_contexts(self.model, self.setup, self.run, identity, self.in_order(), shape)
+        )
 
 
 class NextTokenInContext:

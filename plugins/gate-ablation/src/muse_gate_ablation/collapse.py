@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,5 +70,6 @@ class GateCollapse(Monitor):
 
 
 def read(floats: Mapping[str, float], ending: str) -> dict[str, float]:
-    """Gate → number, of those that end so."""
-    return {name.removesuffix(ending): value for name, value in floats.items() if name.endswith(ending)}
+    """Gate → number, of those that end so. What is not finite, as in a step that is skipped, says nothing of a gate."""
+    found = {name.removesuffix(ending): value for name, value in floats.items() if name.endswith(ending)}
+    return {gate: value for gate, value in found.items() if math.isfinite(value)}

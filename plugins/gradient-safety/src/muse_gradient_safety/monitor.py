@@ -17,10 +17,10 @@ class GradientSafety(Monitor):
     """Counts parameters with non-finite gradients on the device and judges by the count once it is read.
 
     Numbers per step: ``tensors`` (parameters with a non-finite gradient), ``first_min`` (position of the first of them
-    among all gradients), ``largest_max`` (largest 2-norm of one parameter's gradient) with ``largest_at_max`` (its
-    position) and, with policy replace, ``replaced`` (elements that were zeroed). A complex element is one element: it
-    is finite when its modulus is, and is zeroed whole. Skip and halt read the norms that the loop takes anyway; replace
-    takes two passes of its own. Source: mathematics §9, reliability "Rollback".
+    among all gradients, or their number), ``largest_max`` (largest 2-norm of one parameter's gradient) with
+    ``largest_at_max`` (its position) and, with policy replace, ``replaced`` (elements that were zeroed). A complex
+    element is one element: it is finite when its modulus is, and is zeroed whole. Skip and halt read the norms that the
+    loop takes anyway; replace takes two passes of its own. Source: mathematics §9, reliability "Rollback".
     """
 
     def __init__(self, options: GradientSafetyOptions, context: MonitorContext):
@@ -72,8 +72,9 @@ class GradientSafety(Monitor):
 
 
 def damaged(bad: Tensor) -> dict[str, Tensor]:
-    """How many are ``bad`` (P,), and the first of them."""
-    first = bad.int().argmax() if len(bad) else bad.new_zeros((), dtype=torch.int)
+    """How many are ``bad`` (P,), and the first of them; P where none is, so that of several processes that have parts
+    of the gradients the least is of one that is damaged."""
+    first = torch.where(bad.any(), bad.int().argmax(), len(bad)) if len(bad) else bad.new_zeros((), dtype=torch.int)
     return {"tensors": bad.sum(), "first_min": first}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muse_core.contracts import Batch, Result, State
+from muse_core.contracts import Batch, Result, State, Tokens
 from muse_core.data.batches import to_device
 from muse_core.errors import RecipeError
 from muse_core.evaluation.cross_entropy import cross_entropy, per_counted
@@ -55,6 +55,12 @@ class Imitate:
         total = torch.stack([value.to(entropy.dtype) for value in losses.values()]).sum()
         kept = {"student": output.state, "teacher": taught.state}
         return Result(total, {name: value.detach() for name, value in losses.items()}, metrics, kept)
+
+    def state_after(self, model: Any, inputs: Tensor, state: State, tokens: Tokens) -> State:
+        """``optional_contracts.Carries``."""
+        before = {} if state is None else state
+        pairs = (("student", model), ("teacher", self.teacher))
+        return {name: one(inputs, before.get(name), tokens).state for name, one in pairs}
 
     def divergence(self, model: Any, hidden: Tensor, taught: Tensor, batch: Batch) -> Tensor:
         """T² Σ KL over counted tokens, row by row, so that a large vocabulary does not fill the memory."""

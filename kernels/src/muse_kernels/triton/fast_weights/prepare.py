@@ -75,12 +75,36 @@ def prepare_kernel(
     tl.store(scores + square, read.to(scores.dtype.element_ty))
     if DELTA:
         lower = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        lengths = lengths_of_keys(lower, rows)
         if READ_BEFORE:
             lower *= between(after, after, segment, rows, True, HAS_RESETS) * rates[None, :]
         else:
             lower *= tl.where(rows[:, None] > rows[None, :], seen, 0.0)
-        solved = invert_unit_lower(lower, rows, C, LEAF, JOIN, PRECISION)
+        solved = invert_of_keys(lower, lengths, rows, C, LEAF, JOIN, PRECISION)
         tl.store(inverse + square, solved.to(inverse.dtype.element_ty))
+
+
+@triton.jit
+def lengths_of_keys(products, rows):
+    """(C,) |k_i| from the products k_i k_j (C, C), rounded to powers of two: 1 where |k_i|^2 is from 1/2 to below 2."""
+    squares = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), axis=1)
+    exponents = (squares.to(tl.int32, bitcast=True) >> 23) - 126
+    return (((exponents >> 1) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def invert_of_keys(
+    lower, lengths, rows, C: tl.constexpr, LEAF: tl.constexpr, JOIN: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """`invert_unit_lower` of keys of any length. Keys of one length give entries of at most 2 where rate |k|^2 <= 2;
+    others |k_i| / |k_j| times as much, which is taken out before and put back: powers of two round nothing."""
+    unlike = tl.max(tl.abs(lengths - 1.0)) > 0.0
+    if unlike:
+        lower *= lengths[None, :] / lengths[:, None]
+    solved = invert_unit_lower(lower, rows, C, LEAF, JOIN, PRECISION)
+    if unlike:
+        solved *= lengths[:, None] / lengths[None, :]
+    return solved
 
 
 @triton.jit
@@ -88,9 +112,9 @@ def invert_unit_lower(lower, rows, C: tl.constexpr, LEAF: tl.constexpr, JOIN: tl
     """(I + lower)^-1 of a strictly lower (C, C): diagonal blocks of LEAF by substitution, then pairs of blocks joined
     by products of operands in JOIN. Of blocks of 2 the inverse is I - lower.
 
-    In float16 operands keep the ten bits that tf32 keeps, in half the memory; with rate |k|^2 <= 2 no number of the
-    inverse is larger than 2. The product of I + (-lower)^(2^k) needs neither, but its powers grow like binomials for
-    alike keys.
+    In float16 operands keep the ten bits that tf32 keeps, in half the memory; with rate |k|^2 <= 2 and keys of one
+    length no number of the inverse is larger than 2. The product of I + (-lower)^(2^k) needs neither, but its powers
+    grow like binomials for alike keys.
     """
     if LEAF == 2:
         paired = (rows[:, None] >> 1) == (rows[None, :] >> 1)
