@@ -90,66 +90,6 @@ def short_convolution_kernel(
 
 
 @triton.jit
-def convolved_gradient_kernel(
-    x, x_b, x_n, taps, initial, document, to_query, query_b, query_n, to_key, key_b, key_n, to_value, value_b, value_n,
-    to_convolved, to_taps, tokens, blocks, groups, M_ALL, shortest,
-    INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
-    """Gradient of what the convolution gave, (B, N, C) contiguous, and the taps' by shares, (programs, S, C).
-
-    A program takes every so many blocks of T tokens; `blocks` counts those of all rows.
-    """
-    group = tl.program_id(0)
-    lane = tl.arange(0, G)[None, :]
-    channels = 2 * groups * K + M_ALL
-    channel, held = locate(group, groups, lane, M_ALL, K, G)
-    per_row = tl.cdiv(tokens, T)
-    sums = ()
-    for _ in tl.static_range(S):
-        sums = sums + (tl.zeros((T, G), tl.float32),)
-    for block in range(tl.program_id(1), blocks, tl.num_programs(1)):
-        batch = (block // per_row).to(tl.int64)
-        now = (block % per_row) * T + tl.arange(0, T)[:, None]
-        kept = now < tokens
-        row_initial, row_document = initial, document
-        if INITIAL:
-            row_initial = initial + batch * (S - 1) * channels
-        if RESETS:
-            row_document = document + batch * tokens
-        inputs = ()
-        y = tl.zeros((T, G), tl.float32)
-        for lag in tl.static_range(S):
-            seen = load_inputs(
-                x + batch * x_b, x_n, row_initial, row_document, S - 1, channel, channels, now - lag, now, tokens, kept,
-                held, INITIAL, RESETS,
-            )  # fmt: skip
-            inputs = inputs + (seen,)
-            y += tl.load(taps + lag * channels + channel, mask=held, other=0.0).to(tl.float32) * seen
-        share = tl.sigmoid(y)
-        opened = y * share
-        at = now.to(tl.int64)
-        inside = kept & held
-        if group < groups:
-            g = tl.load(to_query + batch * query_b + at * query_n + group * K + lane, mask=inside, other=0.0)
-            g = unit_gradient(g.to(tl.float32), opened, shortest)
-        elif group < 2 * groups:
-            g = tl.load(to_key + batch * key_b + at * key_n + (group - groups) * K + lane, mask=inside, other=0.0)
-            g = unit_gradient(g.to(tl.float32), opened, shortest)
-        else:
-            column = (group - 2 * groups) * G + lane
-            g = tl.load(to_value + batch * value_b + at * value_n + column, mask=inside, other=0.0).to(tl.float32)
-        g = g * share * (1.0 + y * (1.0 - share))
-        tl.store(to_convolved + (batch * tokens + at) * channels + channel, g, mask=inside)
-        new = ()
-        for lag in tl.static_range(S):
-            new = new + (sums[lag] + g * inputs[lag],)
-        sums = new
-    shares = to_taps + tl.program_id(1).to(tl.int64) * S * channels
-    for lag in tl.static_range(S):
-        tl.store(shares + lag * channels + channel, tl.sum(sums[lag], axis=0, keep_dims=True), mask=held)
-
-
-@triton.jit
 def unit_gradient(g, y, shortest):
     """Gradient of y from that of y over its length, or over `shortest` where it is shorter."""
     length = tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True))
@@ -161,36 +101,120 @@ def unit_gradient(g, y, shortest):
 
 
 @triton.jit
-def shifted_gradient_kernel(
-    to_convolved, taps, document, dx, dinitial, tokens, channels,
-    INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
-    FOLDED: tl.constexpr,
+def load_walked(
+    x, x_n, initial, channel, channels, now, limit, live, held, INITIAL: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
-    """dx_t = sum of taps_lag times the gradient at t + lag; tokens before the first one are those of `initial`."""
-    rows = tokens
+    """(T, G): the inputs at token `now` (T, 1) of rows that `x` (T, 1) and `initial` (T, 1) point to; zero from `limit`
+    on, and before the first token those of `initial`, or zero."""
+    y = tl.load(x + now.to(tl.int64) * x_n + channel, mask=(now >= 0) & (now < limit) & held, other=0.0)
     if INITIAL:
-        rows += S - 1
-    group, block, batch = place(tl.cdiv(channels, G), tl.cdiv(rows, T), FOLDED)
-    channel = group * G + tl.arange(0, G)[None, :]
-    now = block * T + tl.arange(0, T)[:, None]
-    if INITIAL:
-        now -= S - 1
-    held = channel < channels
-    to_convolved += batch * tokens * channels
-    own = tl.zeros((T, 1), tl.int32)
+        before = live & (now < 0) & held
+        at = (now + (S - 1)).to(tl.int64) * channels + channel
+        y = y.to(tl.float32) + tl.load(initial + at, mask=before, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def same_document(documents, LAG: tl.constexpr, READER: tl.constexpr, value, RESETS: tl.constexpr):
+    """value where the tokens LAG and READER steps ago are of one document, else zero."""
     if RESETS:
-        document += batch * tokens
-        own = tl.load(document + now, mask=(now >= 0) & (now < tokens), other=0)
-    d = tl.zeros((T, G), tl.float32)
+        return tl.where(documents[LAG] == documents[READER], value, 0.0)
+    else:
+        return value
+
+
+@triton.jit
+def pushed(new, ring, S: tl.constexpr):
+    """The ring with `new` in front and without its last."""
+    found = (new,)
+    for k in tl.static_range(S - 1):
+        found = found + (ring[k],)
+    return found
+
+
+@triton.jit
+def short_convolution_backward_kernel(
+    x, x_b, x_n, taps, initial, document, to_query, query_b, query_n, to_key, key_b, key_n, to_value, value_b, value_n,
+    dx, dinitial, to_taps, tokens, rows, stretches, length, groups, M_ALL, shortest,
+    INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    """dx (B, N, C) contiguous, dinitial (B, S - 1, C), and the taps' gradient by shares, (programs, S, C).
+
+    A program walks through T stretches of `length` tokens side by side, a token of each at a time, and keeps what the
+    last S tokens were and gave; so x and the gradients are read once. `stretches` of them make up a row. A stretch
+    begins with the S - 1 tokens before it, whose inputs its first ones read, and ends with the S - 1 behind it, whose
+    gradients reach its last ones. The numbers of the next token are on their way while those of one are used.
+    """
+    group = tl.program_id(0)
+    lane = tl.arange(0, G)[None, :]
+    channels = 2 * groups * K + M_ALL
+    channel, held = locate(group, groups, lane, M_ALL, K, G)
+    if group < groups:
+        incoming, incoming_b, incoming_n, column = to_query, query_b, query_n, group * K
+    elif group < 2 * groups:
+        incoming, incoming_b, incoming_n, column = to_key, key_b, key_n, (group - groups) * K
+    else:
+        incoming, incoming_b, incoming_n, column = to_value, value_b, value_n, (group - 2 * groups) * G
+    gains, sums = (), ()
     for lag in tl.static_range(S):
-        reader = now + lag
-        kept = (reader >= 0) & (reader < tokens)
+        gains = gains + (tl.load(taps + lag * channels + channel, mask=held, other=0.0).to(tl.float32),)
+        sums = sums + (tl.zeros((T, G), tl.float32),)
+    for block in range(tl.program_id(1), tl.cdiv(rows * stretches, T), tl.num_programs(1)):
+        number = block * T + tl.arange(0, T)[:, None]
+        live = number < rows * stretches
+        batch = (number // stretches).to(tl.int64)
+        start = number % stretches * length
+        end = tl.where(live, tl.minimum(start + length, tokens), start)
+        limit = tl.where(live, tl.minimum(start + (length + S - 1), tokens), 0)
+        x_row, g_row = x + batch * x_b, incoming + batch * incoming_b + column
+        initial_row, document_row = initial, document
+        if INITIAL:
+            initial_row = initial + batch * ((S - 1) * channels)
         if RESETS:
-            kept = kept & (tl.load(document + reader, mask=kept, other=0) == own)
-        g = tl.load(to_convolved + reader.to(tl.int64) * channels + channel, mask=kept & held, other=0.0)
-        d += tl.load(taps + lag * channels + channel, mask=held, other=0.0).to(tl.float32) * g.to(tl.float32)
-    at = batch * tokens * channels + now.to(tl.int64) * channels + channel
-    tl.store(dx + at, d, mask=(now >= 0) & (now < tokens) & held)
-    if INITIAL:
-        at = batch * (S - 1) * channels + (now + S - 1).to(tl.int64) * channels + channel
-        tl.store(dinitial + at, d, mask=(now < 0) & held)
+            document_row = document + batch * tokens
+        inputs, gradients, documents = (), (), ()
+        for _ in tl.static_range(S):
+            inputs = inputs + (tl.zeros((T, G), tl.float32),)
+            gradients = gradients + (tl.zeros((T, G), tl.float32),)
+            documents = documents + (tl.zeros((T, 1), tl.int32),)
+        now = start - (S - 1)
+        seen = load_walked(x_row, x_n, initial_row, channel, channels, now, limit, live, held, INITIAL, S)
+        given = tl.load(g_row + now.to(tl.int64) * incoming_n + lane, mask=(now >= start) & (now < limit) & held, other=0.0)
+        for _ in range(0, length + 2 * (S - 1)):
+            inputs = pushed(seen.to(tl.float32), inputs, S)
+            g = given.to(tl.float32)
+            ahead = now + 1
+            seen = load_walked(x_row, x_n, initial_row, channel, channels, ahead, limit, live, held, INITIAL, S)
+            given = tl.load(
+                g_row + ahead.to(tl.int64) * incoming_n + lane, mask=(ahead >= start) & (ahead < limit) & held, other=0.0
+            )
+            if RESETS:
+                own = tl.load(document_row + now, mask=(now >= 0) & (now < limit), other=0)
+                documents = pushed(own, documents, S)
+            y = gains[0] * inputs[0]
+            for lag in tl.static_range(1, S):
+                y += gains[lag] * same_document(documents, lag, 0, inputs[lag], RESETS)
+            share = tl.sigmoid(y)
+            if group < 2 * groups:
+                g = unit_gradient(g, y * share, shortest)
+            g = g * share * (1.0 + y * (1.0 - share))
+            gradients = pushed(g, gradients, S)
+            counted = tl.where(now < end, g, 0.0)
+            new = ()
+            for lag in tl.static_range(S):
+                new = new + (sums[lag] + counted * same_document(documents, lag, 0, inputs[lag], RESETS),)
+            sums = new
+            # All that reads the token S - 1 steps ago is known.
+            d = gains[0] * gradients[S - 1]
+            for lag in tl.static_range(1, S):
+                d += gains[lag] * same_document(documents, S - 1 - lag, S - 1, gradients[S - 1 - lag], RESETS)
+            token = now - (S - 1)
+            at = (batch * tokens + token) * channels + channel
+            tl.store(dx + at, d, mask=(token >= start) & (token < end) & held)
+            if INITIAL:
+                at = (batch * (S - 1) + (token + (S - 1))) * channels + channel
+                tl.store(dinitial + at, d, mask=live & (token < 0) & (token > -S) & held)
+            now = ahead
+    shares = to_taps + tl.program_id(1).to(tl.int64) * S * channels
+    for lag in tl.static_range(S):
+        tl.store(shares + lag * channels + channel, tl.sum(sums[lag], axis=0, keep_dims=True), mask=held)

@@ -8,12 +8,15 @@ from ...double_backward import differentiated_again, gradients_by_torch
 from ...signatures import convolution_of
 from ...torch.short_convolution import of_documents
 from ..memory import MOST_OF_AN_AXIS, unit_last_stride
-from .kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
+from .kernels import short_convolution_backward_kernel, short_convolution_kernel
 
 WIDEST, LONGEST = 128, 16
 """Key channels of a head, and tokens of the convolution, that a program holds."""
 SHARES = 64
-"""Programs that share the tokens of a channel group in the taps' gradient."""
+"""Programs that share the tokens of a channel group backward; each has a share of the taps' gradient."""
+WALKED, WALK_WARPS, LONGEST_STRETCH, SHORTEST_STRETCH = 1024, 4, 64, 16
+"""Numbers that a program holds of a token of each of its stretches, its warps, and tokens of a stretch at most and,
+where tokens are few, at least."""
 
 
 @convolution_of
@@ -54,6 +57,16 @@ def _tokens_at_once(lanes: int, numbers: int) -> int:
     return max(1, numbers // lanes)
 
 
+def _stretches(batch: int, tokens: int, together: int) -> tuple[int, int, int]:
+    """Tokens of a stretch, stretches of a row, and programs that take `together` of them at once."""
+    length = LONGEST_STRETCH
+    while length > SHORTEST_STRETCH and batch * -(-tokens // length) < SHARES * together:
+        length //= 2
+    length = max(1, min(length, tokens))
+    stretches = -(-tokens // length)
+    return length, stretches, -(-batch * stretches // together)
+
+
 @torch.library.custom_op("muse_kernels::short_convolution", mutates_args=())
 def _forward(
     x: Tensor, taps: Tensor, initial: Tensor | None, document: Tensor | None, heads: int, key_width: int
@@ -91,11 +104,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, tokens, channels = x.shape
     span, values = len(taps), channels - 2 * heads * key_width
-    dx, to_convolved = (x.new_empty(x.shape) for _ in range(2))
+    dx = x.new_empty(x.shape)
     dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
     lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes, 1024)
-    blocks = batch * -(-tokens // together)
+    together = _tokens_at_once(lanes, WALKED)
+    length, stretches, blocks = _stretches(batch, tokens, together)
     programs = min(SHARES, blocks)
     shares = x.new_empty((programs, span, channels), dtype=torch.float32)
     if x.numel():
@@ -103,17 +116,11 @@ def _backward(
         initial = None if initial is None else initial.contiguous()
         gradients = [unit_last_stride(g) for g in (to_query, to_key, to_value)]
         steps = [item for g in gradients for item in (g, *g.stride()[:2])]
-        flags = {"INITIAL": initial is not None, "RESETS": document is not None, "S": span}
         with torch.cuda.device_of(x):
-            convolved_gradient_kernel[_groups(heads, values, lanes), programs](
-                given, *given.stride()[:2], taps, initial, document, *steps, to_convolved, shares, tokens, blocks,
-                heads, values, SHORTEST, **flags, K=key_width, T=together, G=lanes, num_warps=4,
-            )  # fmt: skip
-            rows = tokens + (span - 1 if initial is not None else 0)
-            grid, folded = _grid(-(-channels // 128), -(-rows // 16), batch)
-            shifted_gradient_kernel[grid](
-                to_convolved, taps, document, dx, dinitial, tokens, channels, **flags, T=16, G=128, FOLDED=folded,
-                num_warps=4,
+            short_convolution_backward_kernel[_groups(heads, values, lanes), programs](
+                given, *given.stride()[:2], taps, initial, document, *steps, dx, dinitial, shares, tokens, batch,
+                stretches, length, heads, values, SHORTEST, INITIAL=initial is not None, RESETS=document is not None,
+                S=span, K=key_width, T=together, G=lanes, num_warps=WALK_WARPS,
             )  # fmt: skip
     return dx, shares.sum(0).to(taps.dtype), dinitial
 
