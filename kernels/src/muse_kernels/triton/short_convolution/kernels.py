@@ -180,41 +180,43 @@ def short_convolution_backward_kernel(
         now = start - (S - 1)
         seen = load_walked(x_row, x_n, initial_row, channel, channels, now, limit, live, held, INITIAL, S)
         given = tl.load(g_row + now.to(tl.int64) * incoming_n + lane, mask=(now >= start) & (now < limit) & held, other=0.0)
-        for _ in range(0, length + 2 * (S - 1)):
-            inputs = pushed(seen.to(tl.float32), inputs, S)
-            g = given.to(tl.float32)
-            ahead = now + 1
-            seen = load_walked(x_row, x_n, initial_row, channel, channels, ahead, limit, live, held, INITIAL, S)
-            given = tl.load(
-                g_row + ahead.to(tl.int64) * incoming_n + lane, mask=(ahead >= start) & (ahead < limit) & held, other=0.0
-            )
-            if RESETS:
-                own = tl.load(document_row + now, mask=(now >= 0) & (now < limit), other=0)
-                documents = pushed(own, documents, S)
-            y = gains[0] * inputs[0]
-            for lag in tl.static_range(1, S):
-                y += gains[lag] * same_document(documents, lag, 0, inputs[lag], RESETS)
-            share = tl.sigmoid(y)
-            if group < 2 * groups:
-                g = unit_gradient(g, y * share, shortest)
-            g = g * share * (1.0 + y * (1.0 - share))
-            gradients = pushed(g, gradients, S)
-            counted = tl.where(now < end, g, 0.0)
-            new = ()
-            for lag in tl.static_range(S):
-                new = new + (sums[lag] + counted * same_document(documents, lag, 0, inputs[lag], RESETS),)
-            sums = new
-            # All that reads the token S - 1 steps ago is known.
-            d = gains[0] * gradients[S - 1]
-            for lag in tl.static_range(1, S):
-                d += gains[lag] * same_document(documents, S - 1 - lag, S - 1, gradients[S - 1 - lag], RESETS)
-            token = now - (S - 1)
-            at = (batch * tokens + token) * channels + channel
-            tl.store(dx + at, d, mask=(token >= start) & (token < end) & held)
-            if INITIAL:
-                at = (batch * (S - 1) + (token + (S - 1))) * channels + channel
-                tl.store(dinitial + at, d, mask=live & (token < 0) & (token > -S) & held)
-            now = ahead
+        # S tokens at a time, so that the ring comes round and nothing moves between registers.
+        for _ in range(0, tl.cdiv(length + 2 * (S - 1), S)):
+            for _ in tl.static_range(S):
+                inputs = pushed(seen.to(tl.float32), inputs, S)
+                g = given.to(tl.float32)
+                ahead = now + 1
+                seen = load_walked(x_row, x_n, initial_row, channel, channels, ahead, limit, live, held, INITIAL, S)
+                given = tl.load(
+                    g_row + ahead.to(tl.int64) * incoming_n + lane, mask=(ahead >= start) & (ahead < limit) & held, other=0.0
+                )
+                if RESETS:
+                    own = tl.load(document_row + now, mask=(now >= 0) & (now < limit), other=0)
+                    documents = pushed(own, documents, S)
+                y = gains[0] * inputs[0]
+                for lag in tl.static_range(1, S):
+                    y += gains[lag] * same_document(documents, lag, 0, inputs[lag], RESETS)
+                share = tl.sigmoid(y)
+                if group < 2 * groups:
+                    g = unit_gradient(g, y * share, shortest)
+                g = g * share * (1.0 + y * (1.0 - share))
+                gradients = pushed(g, gradients, S)
+                counted = tl.where(now < end, g, 0.0)
+                new = ()
+                for lag in tl.static_range(S):
+                    new = new + (sums[lag] + counted * same_document(documents, lag, 0, inputs[lag], RESETS),)
+                sums = new
+                # All that reads the token S - 1 steps ago is known.
+                d = gains[0] * gradients[S - 1]
+                for lag in tl.static_range(1, S):
+                    d += gains[lag] * same_document(documents, S - 1 - lag, S - 1, gradients[S - 1 - lag], RESETS)
+                token = now - (S - 1)
+                at = (batch * tokens + token) * channels + channel
+                tl.store(dx + at, d, mask=(token >= start) & (token < end) & held)
+                if INITIAL:
+                    at = (batch * (S - 1) + (token + (S - 1))) * channels + channel
+                    tl.store(dinitial + at, d, mask=live & (token < 0) & (token > -S) & held)
+                now = ahead
     shares = to_taps + tl.program_id(1).to(tl.int64) * S * channels
     for lag in tl.static_range(S):
         tl.store(shares + lag * channels + channel, tl.sum(sums[lag], axis=0, keep_dims=True), mask=held)
