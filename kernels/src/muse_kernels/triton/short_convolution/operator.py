@@ -14,7 +14,9 @@ WIDEST, LONGEST = 128, 16
 """Key channels of a head, and tokens of the convolution, that a program holds."""
 SHARES = 64
 """Programs that share the tokens of a channel group backward; each has a share of the taps' gradient."""
-WALKED, WALK_WARPS, LONGEST_STRETCH, SHORTEST_STRETCH = 1024, 4, 64, 16
+FORWARD_NUMBERS, FORWARD_WARPS = 2048, 4
+"""Numbers of a program forward, and its warps."""
+WALKED, WALK_WARPS, LONGEST_STRETCH, SHORTEST_STRETCH = 1024, 8, 64, 16
 """Numbers that a program holds of a token of each of its stretches, its warps, and tokens of a stretch at most and,
 where tokens are few, at least."""
 
@@ -76,7 +78,7 @@ def _forward(
     query, key = (x.new_empty(batch, tokens, heads * key_width) for _ in range(2))
     value = x.new_empty(batch, tokens, values)
     lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes, 2048)
+    together = _tokens_at_once(lanes, FORWARD_NUMBERS)
     if x.numel():
         grid, folded = _grid(_groups(heads, values, lanes), -(-tokens // together), batch)
         x = unit_last_stride(x)
@@ -85,7 +87,7 @@ def _forward(
             short_convolution_kernel[grid](
                 x, *x.stride()[:2], taps.contiguous(), initial, document, query, key, value, tokens, heads, values,
                 SHORTEST, INITIAL=initial is not None, RESETS=document is not None, S=len(taps), K=key_width,
-                T=together, G=lanes, FOLDED=folded, num_warps=4,
+                T=together, G=lanes, FOLDED=folded, num_warps=FORWARD_WARPS,
             )  # fmt: skip
     return query, key, value
 
