@@ -14,9 +14,9 @@ WIDEST, LONGEST = 128, 16
 """Key channels of a head, and tokens of the convolution, that a program holds."""
 SHARES = 64
 """Programs that share the tokens of a channel group backward; each has a share of the taps' gradient."""
-LONGEST_STRETCH, SHORTEST_STRETCH = 64, 16
+LONGEST_STRETCH, SHORTEST_STRETCH = 128, 16
 """Tokens of a stretch at most and, where tokens are few, at least: as many as the longest convolution."""
-FORWARD, BACKWARD = (1024, 4), (1024, 8)
+FORWARD, BACKWARD = (1024, 4), (512, 4)
 """Numbers of a token of each of its stretches that a program holds, for convolutions of up to four tokens, and its
 warps."""
 
