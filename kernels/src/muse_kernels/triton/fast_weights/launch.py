@@ -66,7 +66,9 @@ HALF = MappingProxyType(
 NARROW = MappingProxyType(
     {
         "hebbian": HALF["hebbian"]._replace(gradients=Launch(64, 64, 4, 1)),
-        "delta": HALF["delta"]._replace(gradients=Launch(64, 64, 4, 1)),
+        "delta": HALF["delta"]._replace(
+            prepare=Launch(128, 0, 4, 1, registers=168), ends=Launch(128, 64, 4, 2), gradients=Launch(64, 64, 4, 1)
+        ),
     }
 )
 """Of heads whose values one tile of the gradients holds."""
