@@ -57,9 +57,10 @@ def repeat(x, E: tl.constexpr):
 @triton.jit
 def row_start(pointer, row, heads, outer, inner, COMPLEX: tl.constexpr, ALIGNED: tl.constexpr = 1):
     """Address of a row of a (B, H, N) tensor whose strides over B and H are `outer` and `inner`, in its elements; both
-    are multiples of ALIGNED, a power of two."""
+    are multiples of ALIGNED, a power of two. One says nothing: the compiler keeps what it knows."""
     start = (row // heads).to(tl.int64) * outer + (row % heads).to(tl.int64) * inner
-    start = tl.multiple_of(start, ALIGNED)
+    if ALIGNED > 1:
+        start = tl.multiple_of(start, ALIGNED)
     return pointer + (start * 2 if COMPLEX else start)
 
 
