@@ -20,7 +20,7 @@ from .pieces_kernels import carry_states_kernel, transitions_kernel
 Carry = Callable[..., tuple[Tensor, Tensor]]
 """`carry`, or what takes its place where a row goes on in other processes."""
 PROGRAMS, FEWEST_PIECES, SHORTEST = 256, 8, 16
-"""Rows times pieces at most; pieces of a row from which three scans are faster than one; chunks of a piece at least."""
+"""Rows times pieces at most; pieces of a row from which two scans are faster than one; chunks of a piece at least."""
 
 
 class Pieces(NamedTuple):

@@ -59,7 +59,8 @@ def run_lanes_back(
             floats(initial.contiguous()), floats(dx), floats(applied), floats(before), floats(dinitial),
             rows, heads, sites, -(-sites // tile.sites), X_COMPLEX=dx.is_complex(), L_COMPLEX=lower.is_complex(),
             CONSTANT=constant, HOPPING=hopping, UNIT=constant or lower.stride(-1) == 1, WIDTH=width,
-            Y_STEP=y.stride(2), ALIGNED=_aligned(y), MASKED=sites % tile.sites != 0, PIECE=_piece(y, tile), **tile.options,
+            Y_STEP=y.stride(2), ALIGNED=_aligned(y), MASKED=sites % tile.sites != 0, PIECE=_piece(y, tile),
+            **tile.options,
         )  # fmt: skip
     applied, before = (x[0] if len(x) == 1 else x.sum(0) for x in (applied, before))
     return dx, applied, before, dinitial

@@ -99,8 +99,8 @@ def green_tile(sites: int) -> Tile:
 
 
 def column_tile(rows: int, sites: int, width: int) -> ColumnTile:
-    """The values, one thread a column: whole rows where they are enough threads, otherwise chunks of at least 64, so many
-    that the second reading which they cost is made at the speed of memory."""
+    """The values, one thread a column: whole rows where they are enough threads, otherwise chunks of at least 64 sites,
+    so many that the second reading which they cost is made at the speed of memory."""
     columns = 1
     while columns < min(width, 32):
         columns *= 2
