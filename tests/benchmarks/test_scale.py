@@ -67,7 +67,7 @@ def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path) -> No
     assert set(cells) == {"row", "transformer-fsdp"}, done.stdout + logs
     assert cells["row"][10] == "-" and float(cells["transformer-fsdp"][10]) > 0, "a checkpoint's stall"
     assert (tmp_path / "row-2.profile.txt").read_text()
-    rates = {row["step"]: row["tokens_per_second"] for row in map(json.loads, (tmp_path / "row-2" / "metrics.jsonl").open())
-             if row["event"] == "train"}
+    lines = (tmp_path / "row-2" / "metrics.jsonl").read_text().splitlines()
+    rates = {row["step"]: row["tokens_per_second"] for row in map(json.loads, lines) if row["event"] == "train"}
     measured = json.loads((tmp_path / "row-2" / "cell.json").read_text())["tokens_per_second"]
     assert measured == rates[2], "the profiler slows the last three of five steps, and the first warms up"
