@@ -170,6 +170,8 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.logits(b"ab"), TypeError, "bytes may mean a text or token ids"),
         (lambda run: run.score([1, 2]), TypeError, "a str, and this is list"),
         (lambda run: run.generate("a", tokens=0), ValueError, "at least 1"),
+        (lambda run: run.generate("a", temperature=math.nan), ValueError, "temperature nan must be finite"),
+        (lambda run: run.generate("a", temperature=math.inf), ValueError, "temperature inf must be finite"),
         (lambda run: run.evaluate("hold-out"), RecipeError, "did you mean 'held-out'"),
         (lambda run: run.evaluate("held-out", texts=[" "]), DataError, "empty"),
     ],

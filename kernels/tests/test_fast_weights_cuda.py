@@ -116,3 +116,16 @@ def test_compiled():
     compiled = torch.compile(lambda *x: fast_weights(*x, rule="delta")[0].float().sin(), fullgraph=True)
     expected = fast_weights(*problem.leaves[:5], rule="delta")[0].float().sin()
     torch.testing.assert_close(compiled(*problem.leaves[:5]), expected)
+
+
+def test_keys_of_unlike_lengths_stay_within_half_precision():
+    """Where a chunk's triangle is inverted by float16 operands, lengths from 1e-3 to 1e3 left nothing finite."""
+    problem = draw(128, heads=2, key_width=64, value_width=64)
+    lengths = 10 ** (torch.rand(2, 128, 2, generator=torch.Generator().manual_seed(3)) * 6 - 3)
+    with torch.no_grad():
+        problem.key.mul_(lengths[..., None])
+        problem.rate.div_(lengths**2)
+    problem = problem.to(torch.bfloat16, "cuda")
+    exact = problem.to(torch.float64).run(chunkwise, rule="delta")
+    for got, want in zip(problem.run(fast_weights, rule="delta"), exact, strict=True):
+        assert ((got - want).norm() / want.norm()).item() <= 5e-2

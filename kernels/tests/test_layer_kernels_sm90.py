@@ -15,9 +15,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 CEILINGS = {
     "gated_norm_kernel": (54, 850),
     "gated_norm_backward_kernel": (128, 1320),
-    "short_convolution_kernel": (62, 930),
-    "convolved_gradient_kernel": (134, 1380),
-    "shifted_gradient_kernel": (63, 500),
+    "short_convolution_kernel": (116, 590),
+    "short_convolution_backward_kernel": (168, 1500),
     "one_row_kernel": (72, 352),
 }
 BETWEEN = (72, 800)

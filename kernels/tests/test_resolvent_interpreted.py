@@ -140,6 +140,15 @@ def test_choice_of_lanes_for_values(rows, sites, width, taken):
     assert (tile and (tile.lanes, tile.columns)) == taken
 
 
+@pytest.mark.parametrize("rows, sites, width, lanes, span", (
+    (2048, 2048, 8, True, 2048), (256, 16_384, 8, False, 256), (64, 65_536, 8, False, 256),
+    (2048, 1024, 6, False, 1024), (8, 200, 8, False, 100),
+))  # fmt: skip
+def test_choices_for_heads_inside_tokens(rows, sites, width, lanes, span):
+    assert (tiles.lane_tile(rows, sites, width, inside_tokens=True) is not None) == lanes
+    assert tiles.column_tile(rows, sites, width).span == span
+
+
 @pytest.mark.parametrize("width", (2, 3))
 def test_whole_stretches_of_values(width):
     """Eight sites in chunks of four: no load of the values is masked."""

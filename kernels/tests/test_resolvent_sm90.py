@@ -119,3 +119,19 @@ def test_values_in_lanes_backward(monkeypatch):
     launch = lambda: lane_launches.run_lanes_back(y, y, lower, theta, initial, y.dtype, True, tile)  # noqa: E731
     found = compiled(monkeypatch, lane_launches, "lane_apply_backward_kernel", launch)
     check(found, tile.per_lane, registers=128, instructions=560)
+
+
+def test_narrow_heads_inside_tokens_move_in_vectors(monkeypatch):
+    """Strides of 8 numbers: the compiler knows of multiples of 16 alone, and stored bfloat16 one by one."""
+    heads, width = 64, 8
+    y, gradient = (torch.empty(2, 256, heads, width, dtype=torch.complex64, device="meta") for _ in range(2))
+    y, gradient = y.transpose(1, 2), gradient.transpose(1, 2)
+    lower = torch.empty(2 * heads, dtype=torch.complex64, device="meta")
+    theta = torch.empty(2 * heads, 256, dtype=torch.complex64, device="meta")
+    initial = torch.empty(2 * heads, width, dtype=torch.complex64, device="meta")
+    recorder = sm90.Recorder(lane_launches.lane_apply_backward_kernel)
+    monkeypatch.setattr(lane_launches, "lane_apply_backward_kernel", recorder)
+    tile = tiles.lane_backward_tile(2048, 256, width)
+    lane_launches.run_lanes_back(gradient, y, lower, theta, initial, torch.bfloat16, True, tile)
+    ptx = recorder.compiled().asm["ptx"]
+    assert "st.global.v4" in ptx and "st.global.b16" not in ptx and "ld.global.v2" not in ptx

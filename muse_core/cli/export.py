@@ -15,21 +15,33 @@ from muse_core.cli.threads import let_waiting_threads_sleep
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True,
-              help="hf: Hugging Face transformers.")
+@click.option("--to", "form", type=click.Choice(["hf", "torch"]), default="hf", show_default=True,
+              help="hf: Hugging Face transformers. torch: a program that needs torch alone.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]),
               help="What the opened model computes in [default: as the run]. Weights are stored in fp32 either way.")
+@click.option("--length", type=click.IntRange(min=1),
+              help="With --to torch: tokens of a row [default: as in training].")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
-def export(run: Path, directory: Path, form: str, dtype: str | None, step: int | None) -> None:
+def export(run: Path, directory: Path, form: str, dtype: str | None, length: int | None, step: int | None) -> None:
     """Write the model of RUN into the new DIRECTORY. No text of the run is read.
 
     transformers opens it by AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True), where muse-core
-    and the plugins of the recipe are installed.
+    and the plugins of the recipe are installed. torch.export.load(DIRECTORY/model.pt2).module() needs neither; it gives
+    the scores of rows of one length, in fp32.
     """
     let_waiting_threads_sleep()
     with guarded():
-        from muse_core.interchange.hugging_face import export as write
+        from muse_core.errors import RecipeError
 
+        if form == "torch" and dtype is not None or form == "hf" and length is not None:
+            raise RecipeError("--dtype goes with --to hf, and --length with --to torch")
         with contextlib.redirect_stdout(sys.stderr):
-            files = write(run, directory, dtype=dtype, step=step, say=warn)
+            if form == "torch":
+                from muse_core.interchange import program
+
+                files = program.export(run, directory, length=length, step=step, say=warn)
+            else:
+                from muse_core.interchange import hugging_face
+
+                files = hugging_face.export(run, directory, dtype=dtype, step=step, say=warn)
         click.echo(f"{directory}: {', '.join(files)}")

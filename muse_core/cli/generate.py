@@ -17,9 +17,6 @@ from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
 from muse_core.cli.threads import let_waiting_threads_sleep
 
-LEAST_TEMPERATURE = 1e-6
-"""Below it scores overflow when they are divided by it."""
-
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -91,8 +88,8 @@ def _check(temperature: float, top_p: float, stop: tuple[str, ...], lookup: int 
     """Raises RecipeError for values that no generation could follow."""
     from muse_core.errors import RecipeError
 
-    if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
-        raise RecipeError(f"--temperature {temperature}: must be 0 or a number from {LEAST_TEMPERATURE} up")
+    if not math.isfinite(temperature):
+        raise RecipeError(f"--temperature {temperature}: must be a finite number, 0 or above")
     if math.isnan(top_p):
         raise RecipeError("--top-p nan: must be a number above 0, at most 1")
     if not all(stop):

@@ -47,7 +47,6 @@ class Tune:
     seeds: tuple[int, ...] = field(default=(0,), validator=validators.min_len(1))
     """Seeds of these runs; the value with the best mean is taken."""
 
-
     def __attrs_post_init__(self) -> None:
         names = [value_name(value) for value in self.values]
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+import torch
+from torch import Tensor
 
 from muse_core import fault_injection
+from muse_core.contracts import Batch, Result
 from muse_core.exit_gates.bench import Bench
 from muse_core.exit_gates.findings import Finding, failed, judged
 from muse_core.storage.checkpoint.generation import describe
@@ -19,6 +22,28 @@ ONSET = 5
 STEPS = 9
 
 
+class Spike:
+    """Infinite losses in ``STREAK`` steps from ``ONSET`` on. By a factor on the device, since a recorded step
+    (``train.cuda_graph``) sees what tensors hold when it is launched, and nothing that Python does within it."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        """Steps, of which those that are repeated count again."""
+        self.factor: Tensor | None = None
+
+    def batch(self, batch: Batch) -> Batch:
+        """A step begins."""
+        if self.factor is not None:
+            self.factor.fill_(math.inf if ONSET <= self.begun < ONSET + STREAK else 1.0)
+        self.begun += 1
+        return batch
+
+    def loss(self, result: Result) -> Result:
+        if self.factor is None:
+            self.factor = torch.ones_like(result.total)
+        return result._replace(total=result.total * self.factor)
+
+
 def forced_spike(bench: Bench) -> Finding:
     """Makes the losses of three steps infinite by fault injection and compares what the run came back to, tensor by
     tensor through one hash, with what the checkpoint's manifest says; the steps that are repeated must repeat."""
@@ -29,24 +54,20 @@ def forced_spike(bench: Bench) -> Finding:
         "evaluate": {"final_tokens": recipe.train.sequence_length * recipe.train.batch_size},
         "stages": [{"use": "train"}],
     })
-    pieces = -(-recipe.train.batch_size // (recipe.train.micro_batch or recipe.train.batch_size))
-    seen: dict[str, Any] = {"calls": 0, "restored": []}
-
-    def spike(result: Any) -> Any:
-        step, seen["calls"] = seen["calls"] // pieces, seen["calls"] + 1
-        return result._replace(total=result.total * math.inf) if ONSET <= step < ONSET + STREAK else result
+    seen: list[tuple[int, str]] = []
+    spike = Spike()
 
     def restored(state: TrainState) -> TrainState:
-        seen["restored"].append((state.at.step, state.snapshot().state_hash()))
+        seen.append((state.at.step, state.snapshot().state_hash()))
         return state
 
-    with fault_injection.installed({"loss": spike, "restored": restored}):
+    with fault_injection.installed({"batch": spike.batch, "loss": spike.loss, "restored": restored}):
         run = bench.train(checked, "rollback")
     incidents = run.events("incident")
-    if run.halted or not incidents or not seen["restored"]:
+    if run.halted or not incidents or not seen:
         acted = "; ".join(f"step {row['step']}: {row['event']}" for row in run.events("skip", "rollback", "halt"))
         return failed("the spike was not rolled back", run.halted or acted or "nothing intervened")
-    incident, (step, state) = incidents[0], seen["restored"][0]
+    incident, (step, state) = incidents[0], seen[0]
     promised = describe(run.folder / "checkpoints", incident["generation"]).state_hash
     losses: dict[int, list[float]] = {}
     for row in run.rows("train"):

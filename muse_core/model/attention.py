@@ -33,7 +33,7 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     half = x.shape[-1] // 2
-    cos, sin = (_turns_once if torch.compiler.is_compiling() else turns)(positions, half, base, dtype)
+    cos, sin = (_turns_once if torch.compiler.is_dynamo_compiling() else turns)(positions, half, base, dtype)
     first, second = x[..., :half].to(dtype), x[..., half:].to(dtype)
     # Halves are rounded before they are joined, so that what is joined is no wider than x.
     return torch.cat(((first * cos - second * sin).to(x.dtype), (first * sin + second * cos).to(x.dtype)), dim=-1)

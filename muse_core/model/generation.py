@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -230,7 +231,8 @@ def sample(
     if top_k is not None and top_k < scores.shape[1]:
         kept = scores.topk(top_k).indices
         scores = torch.full_like(scores, -torch.inf).scatter(1, kept, scores.gather(1, kept))
-    probabilities = torch.softmax(scores / temperature, -1)
+    # Less the largest, so that nothing overflows however small the temperature is.
+    probabilities = torch.softmax((scores - scores.amax(-1, keepdim=True)) / temperature, -1)
     if top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p
@@ -243,5 +245,7 @@ def sample(
 def _check(prompts: Sequence[Sequence[int]], temperature: float, top_p: float, top_k: int | None) -> None:
     if not all(map(len, prompts)):
         raise ValueError("the prompt is empty; give at least one token")
-    if temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
-        raise ValueError(f"temperature {temperature} must be ≥ 0, top_p {top_p} in (0, 1] and top_k {top_k} ≥ 1")
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"temperature {temperature} must be finite and ≥ 0, top_p {top_p} in (0, 1] and top_k {top_k} ≥ 1"
+        )

@@ -1,4 +1,4 @@
-"""Linear maps that read one input."""
+"""Linear maps without bias: their first values, and several that read one input."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
+    """A matrix of standard deviation gain/√inputs, which keeps the scale of what it is given, times ``gain``."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
+    return linear
 
 
 def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:

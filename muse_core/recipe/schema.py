@@ -150,13 +150,6 @@ class Evaluate:
     """Held-out tokens read at the end."""
     split: Literal["validation", "test"] = "validation"
     """Text of the final evaluation. Leave test alone until nothing will be tuned any more."""
-
-    def problems(self, recipe: Recipe) -> Iterator[str]:
-        longest = max(self.lengths)
-        if min(self.lengths) < 1 or any(longest % length for length in self.lengths):
-            yield f"lengths {list(self.lengths)} must be positive divisors of the longest, {longest}, to read one text"
-        if self.halt_from is not None and self.halt_above == "never":
-            yield "halt_from has no effect without halt_above; say which loss must be reached, or leave it out"
     halt_above: Literal["never", "uniform", "unigram", "bigram"] = "never"
     """Ends the run with exit code 4 when the held-out loss at the end is not below that of a simple predictor: every
     token alike, or counts of single training tokens or of pairs. In a task each means its chance level."""
@@ -164,6 +157,13 @@ class Evaluate:
     """Step from which evaluations in training halt by ``halt_above`` too. Default: only the final one does."""
     lengths: tuple[int, ...] = field(default=(1,), validator=validators.min_len(1))
     """Context lengths of the final evaluation in multiples of the training length; the same text at each."""
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        longest = max(self.lengths)
+        if min(self.lengths) < 1 or any(longest % length for length in self.lengths):
+            yield f"lengths {list(self.lengths)} must be positive divisors of the longest, {longest}, to read one text"
+        if self.halt_from is not None and self.halt_above == "never":
+            yield "halt_from has no effect without halt_above; say which loss must be reached, or leave it out"
 
 
 @attrs.frozen(kw_only=True)

@@ -32,6 +32,9 @@ def to_toml(table: Mapping[str, Any]) -> str:
 def normalised(value: Any, path: Path = ()) -> Any:
     """The table without None and empty tables, lists with items of one type. Raises RecipeError for anything else."""
     if isinstance(value, Mapping):
+        for key in value:
+            if has_control_characters(key) or "\\x" in key:  # toml writes neither rightly in a key
+                raise RecipeError(f"{written((*path, key))}: a key with control characters or \\x cannot be written")
         items = {key: normalised(item, (*path, key)) for key, item in value.items() if item is not None}
         return {key: item for key, item in items.items() if item != {} or not isinstance(item, dict)}
     if isinstance(value, list | tuple):

@@ -52,6 +52,7 @@ SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "phase2-
 SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
 """Cells in which checkpoints are made and timed."""
 STEP = 200
+PROFILED = 3  # the last steps, whose speed counts for nothing where they are profiled
 """Steps between checkpoints of which the stall is a share."""
 DENSE_BF16 = {"H100": 989.4e12, "H200": 989.4e12}
 """Operations a second of matrix products without sparsity, by the makers' data sheets (SXM)."""
@@ -138,7 +139,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
     def profiled_gradients(self: Any, batch: Any) -> Any:
         left = self.recipe.train.steps - self.state.at.step
-        if now in chosen.profile and left == 3:
+        if now in chosen.profile and left == PROFILED:
             profiles.append(torch.profiler.profile())
             profiles[-1].start()
         values = gradients(self, batch)
@@ -156,7 +157,8 @@ def measure(chosen: argparse.Namespace) -> None:
     with meeting() as ranks:
         for cell in chosen.cells:
             now = cell
-            faulthandler.dump_traceback_later(max(5.0, chosen.limit - 10))  # where a cell that is ended stood
+            # Where a cell stood that is ended now: stacks are read while they change, which can end a process.
+            faulthandler.dump_traceback_later(max(5.0, limit_of(cell, chosen) - 3))
             folder = folder_of(cell, ranks.size, chosen)
             if ranks.rank == 0:
                 print(f"cell {cell}, {time.monotonic() - BEGAN:.1f} s after the imports", flush=True)
@@ -169,7 +171,7 @@ def measure(chosen: argparse.Namespace) -> None:
             peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
             parts = ranks.gather({"peak": peak, "stall": stalls[-1] if stalls else None, **held})
             if ranks.rank == 0:
-                found = read(folder) | {
+                found = read(folder, PROFILED if cell in chosen.profile else 0) | {
                     "cell": cell, "processes": ranks.size, "flops": held["flops"],
                     "write": writes[-1] if writes else None,
                     "peak": max(one["peak"] for one in parts), "held": max(one["held"] for one in parts),
@@ -210,12 +212,18 @@ def profiled(found: Any) -> str:
         "passes and two updates; the longest pauses:\n" + "\n".join([*lines, "", told])
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """From the records: the median speed of the last two thirds of the steps, but for those after a checkpoint."""
+def limit_of(cell: str, chosen: argparse.Namespace) -> float:
+    """Seconds that a cell may take."""
+    return chosen.limit * (2 if "compiled" in cell else 1)
+
+
+def read(folder: Path, profiled: int) -> dict[str, Any]:
+    """From the records: the median speed of the last two thirds of the steps, but for the last ``profiled`` of all."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if row["event"] == "train"]
     summary = json.loads((folder / "summary.json").read_text())
-    late = [row["tokens_per_second"] for row in trained if row["step"] > trained[-1]["step"] // 3]
+    last = trained[-1]["step"]
+    late = [row["tokens_per_second"] for row in trained if last // 3 < row["step"] <= last - profiled]
     tokens = summary["train_tokens"] / summary["steps"]
     return {
         "tokens_per_second": median(late), "step": tokens / median(late), "parameters": summary["parameters"],
@@ -257,7 +265,7 @@ def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Name
         done = sum((folder_of(cell, processes, chosen) / "cell.json").exists() for cell in cells)
         if done > before:
             began, before = time.monotonic(), done
-        limit = chosen.limit * (2 if any("compiled" in cell for cell in cells[done : done + 1]) else 1)
+        limit = max((limit_of(cell, chosen) for cell in cells[done : done + 1]), default=chosen.limit)
         late = time.monotonic() - began > limit
         if late or time.monotonic() > chosen.until:
             end(running)
@@ -363,6 +371,8 @@ if __name__ == "__main__":
     asked.add_argument("--out", type=Path, required=True)
     asked.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = asked.parse_args()
+    if any((options.row_steps if cell in ROWS else options.steps) < PROFILED + 2 for cell in options.profile):
+        asked.error(f"--profile takes the last {PROFILED} steps: ask for {PROFILED + 2} or more")
     if options.measure:
         measure(options)
     else:

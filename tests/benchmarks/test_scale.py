@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def test_a_cell_that_is_ended_leaves_no_process_behind() -> None:
 def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path) -> None:
     """The script reaches into the loop and into checkpoints: what it needs is still there."""
     command = [sys.executable, str(Path(__file__).with_name("scale.py")), "--small", "--processes", "2", "--out",
-               str(tmp_path), "--cells", "transformer-fsdp", "row", "--steps", "3", "--row-steps", "3"]
+               str(tmp_path), "--cells", "transformer-fsdp", "row", "--steps", "3", "--row-steps", "5"]
     done = subprocess.run(
         [*command, "--profile", "row"], capture_output=True, text=True, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(tmp_path / "cache")},
@@ -66,3 +67,7 @@ def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path) -> No
     assert set(cells) == {"row", "transformer-fsdp"}, done.stdout + logs
     assert cells["row"][10] == "-" and float(cells["transformer-fsdp"][10]) > 0, "a checkpoint's stall"
     assert (tmp_path / "row-2.profile.txt").read_text()
+    rates = {row["step"]: row["tokens_per_second"] for row in map(json.loads, (tmp_path / "row-2" / "metrics.jsonl").open())
+             if row["event"] == "train"}
+    measured = json.loads((tmp_path / "row-2" / "cell.json").read_text())["tokens_per_second"]
+    assert measured == rates[2], "the profiler slows the last three of five steps, and the first warms up"

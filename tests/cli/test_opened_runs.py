@@ -236,7 +236,7 @@ def test_a_lock_names_every_input(project: Path) -> None:
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (("--prompt", b"caf\xe9"), 2, "not UTF-8"),
     (("--prompt", "a", "--temperature", "nan"), 2, "--temperature"),
-    (("--prompt", "a", "--temperature", "1e-310"), 2, "--temperature"),
+    (("--prompt", "a", "--temperature", "inf"), 2, "--temperature"),
     (("--prompt", "a", "--top-p", "nan"), 2, "--top-p"),
     (("--prompt", "a", "--seed", str(10**20)), 2, "--seed"),
     ((), 2, "--prompt-file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,17 @@ def test_bad_values_are_refused(model: Any) -> None:
         next(generate(model, []))
     with pytest.raises(ValueError, match="top_p"):
         next(generate(model, [1], top_p=0.0))
+    for temperature in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature"):
+            next(generate(model, [1], temperature=temperature))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-310])
+def test_a_temperature_near_zero_takes_the_most_likely(temperature: float) -> None:
+    """Scores divided by so little would be infinite, and their softmax no number."""
+    scores = torch.tensor([[3.0, 5.0, -200.0], [900.0, 1.0, 2.0]], dtype=torch.float64)
+    drawn = sample(scores, temperature=temperature, top_p=1.0, top_k=2, generators=[torch.Generator()] * 2)
+    assert drawn == [1, 0]
 
 
 PROMPTS = [[1, 5, 3], [2], [4, 4, 1, 0, 7, 7, 2], [9, 8, 3]]

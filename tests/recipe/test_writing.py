@@ -49,6 +49,12 @@ def test_normal_form(table, normal):
     assert repr(normalised(table)) == repr(normal)
 
 
+@pytest.mark.parametrize("key", ["a\\x41", "a\x07", "\ud800"])
+def test_keys_that_toml_would_write_otherwise_are_refused(key):
+    with pytest.raises(RecipeError, match="a key with control characters"):
+        to_toml({"table": {key: 1}})
+
+
 @pytest.mark.parametrize("value", ["a\x07b", "\x7f", "\r", "\ud800", [1, "a"], [[1]], [True, 1], object()])
 def test_what_toml_cannot_say_is_refused_by_key(value):
     with pytest.raises(RecipeError, match=r"^model\.a"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..arguments import Tridiagonal, check_resolvent
 from ..signatures import apply_of, diagonal_of
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not tell
 # Wide enough that a vector operation outweighs its launch; more chunks only lengthen the serial carry between them.
 _WIDE_ENOUGH = 16_384
 
@@ -66,8 +67,13 @@ def left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
     sites = d.shape[-1]
     if sites == 1:  # the step of a generation, where the call of an operator costs more than what it computes
         return torch.reciprocal(d - p * initial[..., None])
-    operator = torch.ops.muse_kernels.left_green.default
+    operator = _left_green_plain if _for_others() else torch.ops.muse_kernels.left_green.default
     return operator(d.reshape(-1, sites), p.reshape(-1, sites), initial.reshape(-1)).reshape(d.shape)
+
+
+def _for_others() -> bool:
+    """Within torch.export, whose programs run where nobody has registered our operators: the loops stand in them."""
+    return not torch.compiler.is_dynamo_compiling() and _is_exporting()
 
 
 torch.library.define("muse_kernels::left_green", "(Tensor d, Tensor p, Tensor initial) -> Tensor")
@@ -75,8 +81,13 @@ torch.library.define("muse_kernels::left_green", "(Tensor d, Tensor p, Tensor in
 
 @torch.library.impl("muse_kernels::left_green", "default")
 def _left_green(d: Tensor, p: Tensor, initial: Tensor) -> Tensor:
-    rows, sites = d.shape
-    length = chunk_length(rows, sites)
+    return _left_green_plain(d, p, initial, chunk_length(*d.shape))
+
+
+def _left_green_plain(d: Tensor, p: Tensor, initial: Tensor, length: int | None = None) -> Tensor:
+    """By chunks of `length` sites; None: as for few rows, however many there are."""
+    sites = d.shape[1]
+    length = length or chunk_length(1, sites)
     d, p = to_chunks(d, length, 1.0), to_chunks(p, length, 0.0)
     theta = initial[:, None]
     if d.shape[2] > 1:
@@ -145,7 +156,7 @@ def linear_scan(values: Tensor, factors: Tensor, initial: Tensor | None = None, 
         initial = values.new_zeros((*lead, width))
     if sites == 1:  # as in `left_green`
         return torch.addcmul(values, factors[..., None], initial[..., None, :])
-    operator = torch.ops.muse_kernels.linear_scan.default
+    operator = _scan_plain if _for_others() else torch.ops.muse_kernels.linear_scan.default
     return operator(
         values.reshape(-1, sites, width) if values.numel() else values.reshape(0, sites, width),
         factors.expand(*lead, sites).reshape(-1, sites) if values.numel() else factors.new_empty(0, sites),
@@ -164,7 +175,13 @@ def _scan(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool) -> Te
     rows, sites, _ = values.shape
     if rows == 0:
         return torch.empty_like(values, memory_format=torch.contiguous_format)
-    length = chunk_length(rows, sites)
+    return _scan_plain(values, factors, initial, reverse, chunk_length(rows, sites))
+
+
+def _scan_plain(values: Tensor, factors: Tensor, initial: Tensor, reverse: bool, length: int | None = None) -> Tensor:
+    """As `_left_green_plain`."""
+    sites = values.shape[1]
+    length = length or chunk_length(1, sites)
     x = to_chunks(values, length, 0.0)
     f = to_chunks(factors, length, 1.0)[..., None]
     order = range(length - 1, -1, -1) if reverse else range(length)

@@ -17,7 +17,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
+from muse_core.model.projections import joined, projection
 from muse_fast_weights.options import FastWeightsOptions
 from muse_fast_weights.rotation import Rotation
 from muse_fast_weights.second_write import SecondWrite, interleaved
@@ -58,9 +58,9 @@ class FastWeights(nn.Module):
         self.kernel = context.kernels.bind(
             "fast_weights", sizes={"key": self.key_width, "value": widest}, needs=("gradient", "resets")
         )
-        self.query = _projection(width, self.heads * self.key_width, generator)
-        self.key = _projection(width, self.heads * self.key_width, generator)
-        self.value = _projection(width, self.heads * self.value_width, generator)
+        self.query = projection(width, self.heads * self.key_width, generator)
+        self.key = projection(width, self.heads * self.key_width, generator)
+        self.value = projection(width, self.heads * self.value_width, generator)
         channels = self.heads * (2 * self.key_width + self.value_width)
         self.convolution = None
         if options.convolution:
@@ -92,8 +92,8 @@ class FastWeights(nn.Module):
         if options.writes == 2:
             keys, values = self.heads * self.key_width, self.heads * self.value_width
             self.second = SecondWrite(
-                _projection(width, keys, generator),
-                _projection(width, values, generator),
+                projection(width, keys, generator),
+                projection(width, values, generator),
                 Rate(self.dynamics, generator),
                 self.heads,
                 options.convolution,
@@ -102,9 +102,9 @@ class FastWeights(nn.Module):
             )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
-        self.gate = _projection(width, self.heads * self.value_width, generator) if options.gate else None
+        self.gate = projection(width, self.heads * self.value_width, generator) if options.gate else None
         # As many updates as there are blocks add up in the stream.
-        self.output = _projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
+        self.output = projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
         self.filters = nn.ModuleDict(
             {
                 name: context.build(
@@ -188,12 +188,6 @@ class FastWeights(nn.Module):
         # Split and not sliced: the gradient of a slice is as long as what it was cut from.
         writes, gate = together.split([together.shape[-1] - width, width], dim=-1)
         return writes, gate
-
-
-def _projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
-    return linear
 
 
 @torch.no_grad()

@@ -19,10 +19,9 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
+from muse_core.model.projections import joined, projection
 from muse_kernels import DeepMemoryState, unit_length
 from muse_mag.atlas_options import AtlasOptions
-from muse_mag.persistent import projection
 
 
 class Gates(NamedTuple):

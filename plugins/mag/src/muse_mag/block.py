@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
+from muse_core.model.projections import projection
 from muse_mag.options import MagOptions
-from muse_mag.persistent import projection
 from muse_mag.window import WindowAttention, normalised
 
 

@@ -14,14 +14,8 @@ from torch.nn import functional as F
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.attention import Always
 from muse_core.model.context import Context
+from muse_core.model.projections import projection
 from muse_mag.options import PersistentMemoryOptions
-
-
-def projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    """A matrix that keeps the scale of what it is given, times ``gain``."""
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
-    return linear
 
 
 class Moments(NamedTuple):

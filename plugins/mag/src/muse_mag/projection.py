@@ -19,10 +19,10 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
+from muse_core.model.projections import joined, projection
 from muse_kernels import unit_length
 from muse_mag.options import EarlierMemoryOptions, QueryProjectionOptions
-from muse_mag.persistent import Moments, PersistentMemory, projection
+from muse_mag.persistent import Moments, PersistentMemory
 from muse_mag.shards import by_shard
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]

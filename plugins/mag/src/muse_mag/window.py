@@ -16,8 +16,9 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.attention import Always, attend_window, documents, head_size, newest, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
+from muse_core.model.projections import projection
 from muse_mag.options import SlidingWindowOptions, WindowOptions
-from muse_mag.persistent import PersistentMemory, projection
+from muse_mag.persistent import PersistentMemory
 
 SLOTS = ("key", "value", "visible")
 """What the state holds of every slot."""

@@ -14,8 +14,8 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
-from muse_peers.initial import log_amplitude, projection, step_bias
+from muse_core.model.projections import joined, projection
+from muse_peers.initial import log_amplitude, step_bias
 from muse_peers.options import GatedDeltaNetOptions
 
 EPSILON = 1e-5

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
-from muse_peers.initial import LowRank, projection
+from muse_core.model.projections import joined, projection
+from muse_peers.initial import LowRank
 from muse_peers.kernels import channel_decay_kernel
 from muse_peers.options import GlaOptions
 from muse_peers.recurrence import Writing

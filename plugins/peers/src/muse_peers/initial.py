@@ -8,12 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-
-def projection(inputs: int, outputs: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    """A matrix without bias of standard deviation gain/√inputs."""
-    linear = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(linear.weight, std=gain * inputs**-0.5, generator=generator)
-    return linear
+from muse_core.model.projections import projection
 
 
 def log_amplitude(heads: int, generator: torch.Generator, low: float = 0.0, high: float = 16.0) -> nn.Parameter:

@@ -13,8 +13,8 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined
-from muse_peers.initial import LowRank, log_amplitude, projection, step_bias
+from muse_core.model.projections import joined, projection
+from muse_peers.initial import LowRank, log_amplitude, step_bias
 from muse_peers.kernels import channel_decay_kernel
 from muse_peers.options import KdaOptions
 from muse_peers.recurrence import Writing

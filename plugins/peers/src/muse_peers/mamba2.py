@@ -14,7 +14,8 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_core.model.precision import lowered
-from muse_peers.initial import log_amplitude, projection, step_bias
+from muse_core.model.projections import projection
+from muse_peers.initial import log_amplitude, step_bias
 from muse_peers.options import Mamba2Options
 
 

@@ -17,7 +17,8 @@ from muse_core.model.angles import turns
 from muse_core.model.context import Context
 from muse_core.model.convolution import carried
 from muse_core.model.precision import lowered
-from muse_peers.initial import projection, step_bias
+from muse_core.model.projections import projection
+from muse_peers.initial import step_bias
 from muse_peers.options import Mamba3Options
 
 SLOWEST = 1e-4

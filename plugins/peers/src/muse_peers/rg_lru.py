@@ -13,7 +13,8 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_core.model.precision import lowered
-from muse_peers.initial import inverse_softplus, projection
+from muse_core.model.projections import projection
+from muse_peers.initial import inverse_softplus
 from muse_peers.options import RgLruOptions
 from muse_peers.scan import recurrence
 

@@ -15,7 +15,8 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
 from muse_core.model.convolution import carried
 from muse_core.model.precision import lowered
-from muse_peers.initial import LowRank, orthogonal, projection
+from muse_core.model.projections import projection
+from muse_peers.initial import LowRank, orthogonal
 from muse_peers.kernels import channel_decay_kernel
 from muse_peers.options import Rwkv7Options
 from muse_peers.recurrence import Writing

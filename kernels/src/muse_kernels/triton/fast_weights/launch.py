@@ -66,7 +66,9 @@ HALF = MappingProxyType(
 NARROW = MappingProxyType(
     {
         "hebbian": HALF["hebbian"]._replace(gradients=Launch(64, 64, 4, 1)),
-        "delta": HALF["delta"]._replace(gradients=Launch(64, 64, 4, 1)),
+        "delta": HALF["delta"]._replace(
+            prepare=Launch(128, 0, 4, 1, registers=168), ends=Launch(128, 64, 4, 2), gradients=Launch(64, 64, 4, 1)
+        ),
     }
 )
 """Of heads whose values one tile of the gradients holds."""
@@ -216,12 +218,12 @@ def backward(
     return grad_query, grad_key, grad_value, grad_decay, grad_rate, grad_initial
 
 
-def _steps(*tensors: Tensor | None) -> list[int]:
+def steps(*tensors: Tensor | None) -> list[int]:
     """Strides over batch, token and head of each (B, N, H, ...) or (B, N) tensor; zeros for an absent one."""
-    steps = []
+    found = []
     for x in tensors:
-        steps += (0, 0) if x is None else x.stride()[:3]
-    return steps
+        found += (0, 0) if x is None else x.stride()[:3]
+    return found
 
 
 def prepare(p: Problem, prepared: Prepared) -> None:
@@ -229,7 +231,7 @@ def prepare(p: Problem, prepared: Prepared) -> None:
     key_width = p.query.shape[-1]
     prepare_kernel[p.grid(p.chunks)](
         *(p.query, p.key, *p.gates, *prepared, *p.extent),
-        *_steps(p.query, p.key, *p.gates),
+        *steps(p.query, p.key, *p.gates),
         K=key_width,
         BK=tile(key_width),
         LEAF=p.tuning.leaf,
@@ -246,7 +248,7 @@ def scan_forward(p: Problem, prepared: Prepared, output: Tensor, final: Tensor, 
     sizes = p.sizes(p.tuning.forward)
     forward_kernel[p.grid(triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.query, p.key, p.value, *prepared, p.initial, output, final, residual, *p.extent),
-        *_steps(p.query, p.key, p.value),
+        *steps(p.query, p.key, p.value),
         **sizes,
         HAS_INITIAL=p.initial is not None,
     )
@@ -258,7 +260,7 @@ def scan_states(p: Problem, residual: Tensor, prepared: Prepared, states: Tensor
     del sizes["DELTA"]
     states_kernel[p.grid(triton.cdiv(sizes["K"], sizes["BK"]) * triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.key, residual, prepared.factors, prepared.kept, p.initial, states, *p.extent),
-        *_steps(p.key, residual),
+        *steps(p.key, residual),
         **sizes,
         HAS_INITIAL=p.initial is not None,
     )
@@ -277,7 +279,7 @@ def scan_ends(
     sizes = p.sizes(p.tuning.ends)
     ends_kernel[p.grid(triton.cdiv(sizes["M"], sizes["BM"]))](
         *(p.query, p.key, *prepared, grad_output, grad_final, grad_ends, grad_value, grad_initial, *p.extent),
-        *_steps(p.query, p.key, grad_output),
+        *steps(p.query, p.key, grad_output),
         **sizes,
         HAS_FINAL=grad_final is not None,
     )
@@ -296,7 +298,7 @@ def gather_gradients(
     sizes = p.sizes(p.tuning.gradients)
     gradients_kernel[p.grid(p.chunks * triton.cdiv(sizes["K"], sizes["BK"]))](
         *(p.query, p.key, residual, *p.gates, states, grad_output, grad_ends, grad_value, *gradients, *p.extent),
-        *_steps(p.query, p.key, residual, *p.gates, grad_output),
+        *steps(p.query, p.key, residual, *p.gates, grad_output),
         **sizes,
         READ_BEFORE=p.read_before,
         HAS_RESETS=p.resets is not None,

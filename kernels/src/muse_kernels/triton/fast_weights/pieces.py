@@ -2,8 +2,8 @@
 
 A scan takes the chunks of a row one after the other, a program a row and tile: eight rows leave most of a device idle.
 What a piece does to the state is linear, S -> A S + B. So a first scan takes every piece from zero and from the unit
-matrix to find its B and A, the pieces' starts follow one after the other, and the second scan is the ordinary one from
-each of them; backward, dS -> A^T dS + D alike. Three scans instead of one, of a fraction of its length.
+matrix, side by side, to find its B and A, the pieces' starts follow one after the other, and the second scan is the
+ordinary one from each of them; backward, dS -> A^T dS + D alike. Two scans instead of one, of a fraction of its length.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,16 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import launch
 from .launch import Prepared, Problem
-from .tiles import load_state, store_state
+from .pieces_kernels import carry_states_kernel, transitions_kernel
 
 Carry = Callable[..., tuple[Tensor, Tensor]]
 """`carry`, or what takes its place where a row goes on in other processes."""
 PROGRAMS, FEWEST_PIECES, SHORTEST = 256, 8, 16
-"""Rows times pieces at most; pieces of a row from which three scans are faster than one; chunks of a piece at least."""
+"""Rows times pieces at most; pieces of a row from which two scans are faster than one; chunks of a piece at least."""
 
 
 class Pieces(NamedTuple):
@@ -69,12 +68,8 @@ def forward(
     launch.prepare(cuts, prepared)
 
     ends, output, residual = (new(cuts, value_width) for new in (_states, _outputs, _outputs))
-    launch.scan_forward(cuts, prepared, output, ends, residual)
-    unit = torch.eye(key_width, dtype=torch.float32, device=p.query.device)
-    unit = unit.expand(len(cuts.query), heads, key_width, key_width).contiguous()
-    from_unit = cuts._replace(value=p.value.new_zeros(key_width).expand(cuts.query.shape), initial=unit)
-    transitions, scratch = _states(cuts, key_width), _outputs(cuts, key_width)
-    launch.scan_forward(from_unit, prepared, scratch, transitions, torch.empty_like(scratch))
+    transitions = _states(cuts, key_width)
+    _scan_transitions(cuts, prepared, ends, transitions)
 
     state = ends.new_zeros(batch, heads, key_width, value_width) if p.initial is None else p.initial
     starts, last = (carried or carry)(transitions, ends, state, pieces, reverse=False)
@@ -106,32 +101,6 @@ def backward(
     return *leaves, grad_initial
 
 
-@triton.jit
-def carry_states_kernel(
-    factors, terms, state, before, after, heads, pieces,
-    K: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """S -> A S + B over the pieces, or from the last on and with A transposed if REVERSE; BM columns a program.
-
-    A (B P, H, K, K) and B (B P, H, K, M), the first S and the last (B, H, K, M), S before each piece (B P, H, K, M).
-    """
-    row = tl.program_id(0).to(tl.int64)
-    b, h = row // heads, row % heads
-    depth = tl.arange(0, BK)
-    columns = tl.program_id(1) * BM + tl.arange(0, BM)
-    square = (depth[:, None] < K) & (depth[None, :] < K)
-    at = depth[None, :] * K + depth[:, None] if REVERSE else depth[:, None] * K + depth[None, :]
-    s = load_state(state + row * K * M, depth, columns, K, M, False)
-    for step in range(0, pieces):
-        place = pieces - 1 - step if REVERSE else step
-        cell = (b * pieces + place) * heads + h
-        store_state(before + cell * K * M, depth, columns, s, K, M, False)
-        factor = tl.load(factors + cell * K * K + at, mask=square, other=0.0)
-        term = load_state(terms + cell * K * M, depth, columns, K, M, False)
-        s = tl.dot(factor, s, term, input_precision="ieee")
-    store_state(after + row * K * M, depth, columns, s, K, M, False)
-
-
 def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
     """The state before each piece, (B P, H, K, M), and after the last, (B, H, K, M), of S -> A S + B; with `reverse`
     from the last piece on, of S -> A^T S + B."""
@@ -144,6 +113,18 @@ def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse
             BK=launch.tile(key_width), BM=columns, REVERSE=reverse, num_warps=8,
         )  # fmt: skip
     return before, after
+
+
+def _scan_transitions(p: Problem, prepared: Prepared, terms: Tensor, transitions: Tensor) -> None:
+    """Launch `transitions_kernel`."""
+    sizes = p.sizes(p.tuning.forward)
+    columns = sizes["BM"]
+    sizes["FULL"] = sizes["FULL"] and sizes["K"] % columns == 0
+    transitions_kernel[p.grid(triton.cdiv(sizes["M"], columns) + triton.cdiv(sizes["K"], columns))](
+        *(p.key, p.value, prepared.inverse, prepared.factors, prepared.kept, terms, transitions, *p.extent),
+        *launch.steps(p.key, p.value),
+        **sizes,
+    )
 
 
 def _states(p: Problem, width: int) -> Tensor:

@@ -13,10 +13,11 @@ from .kernels import gated_norm_backward_kernel, gated_norm_kernel
 
 WIDEST = 8192
 """Features of a row that one program holds; a complex number is two."""
-PROGRAMS, SHARES = 4096, 512
-"""Programs forward and backward at most; each of the latter has a share of the gain's gradient."""
+PROGRAMS, SHARES = 4096, {False: 512, True: 1024}
+"""Programs forward, and backward of real and of complex rows, at most; each of the latter has a share of the gain's
+gradient."""
 AT_ONCE = 2048
-"""Numbers that a program holds at once, where a row is not longer."""
+"""Numbers that a program holds at once, where a row is not longer; backward of complex rows half as many."""
 
 
 def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
@@ -54,14 +55,16 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
     return x.numel() // max(width, 1), inner, width
 
 
-def _launch(x: Tensor, weight: Tensor | None, gate: Tensor | None, most: int) -> tuple[int, dict]:
+def _launch(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, most: int, at_once: int = AT_ONCE
+) -> tuple[int, dict]:
     """Programs, at most so many, and compile-time choices."""
     rows, _, width = _shape(x)
     columns = 16
     while columns < width:
         columns *= 2
     numbers = columns * (2 if x.is_complex() else 1)
-    together = max(1, AT_ONCE // numbers)
+    together = max(1, at_once // numbers)
     flags = {"COMPLEX": x.is_complex(), "NORM": weight is not None, "GATE": gate is not None}
     flags |= {"R": together, "F": columns, "num_warps": 4 if numbers <= 2 * AT_ONCE else 8}
     return min(most, -(-rows // together)), flags
@@ -93,7 +96,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = x.new_empty(x.shape)
     dgate = x.new_empty(0, dtype=torch.float32) if gate is None else gate.new_empty(gate.shape)
-    programs, flags = _launch(x, weight, gate, SHARES)
+    both = x.is_complex()
+    programs, flags = _launch(x, weight, gate, SHARES[both], AT_ONCE // 2 if both else AT_ONCE)
     features = x.shape[-1] * (2 if x.is_complex() else 1)
     shares = x.new_empty((programs, features), dtype=torch.float32)
     if x.numel():

@@ -18,11 +18,9 @@ def apply_forward(
 
     `lanes` asks for the kernel over lanes, `tile` for theta and `columns` for the values alone.
     """
-    # Where heads lie inside tokens, neighbouring rows share the sectors of y: one thread a column fills them, lanes
-    # take 1.5 times as long at M = 6. Backward, lanes are faster there too.
     _, _, sites, width = values.shape
-    if not (lanes or tile or columns or inside_tokens(values)):
-        lanes = lane_tile(initial.shape[0], sites, width)
+    if not (lanes or tile or columns):
+        lanes = lane_tile(initial.shape[0], sites, width, inside_tokens(values))
     if lanes:
         return run_lanes(rows, values, initial, lanes)
     theta = left_green(rows, tile)

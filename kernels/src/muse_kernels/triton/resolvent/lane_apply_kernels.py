@@ -23,12 +23,15 @@ def lane_apply_kernel(
     z_ptr, initial_ptr, x_ptr, x_outer, x_inner, x_stride, start_ptr, theta_ptr, y_ptr, y_outer, y_inner,
     heads, sites, chunks,
     A_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, U_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr,
-    UNIT: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, WIDTH: tl.constexpr, Y_STEP: tl.constexpr,
-    MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
+    UNIT: tl.constexpr, X_COMPLEX: tl.constexpr, X_UNIT: tl.constexpr, X_ALIGNED: tl.constexpr, WIDTH: tl.constexpr,
+    Y_STEP: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr, E: tl.constexpr,
+    G: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """theta (R, N) and y (B, H, N, M) from theta and y before the row, initial (R,) and start (R, M).
 
-    X_UNIT: the sites of x are M numbers apart. Those of y are Y_STEP numbers apart.
+    X_UNIT: the sites of x are M numbers apart. Those of y are Y_STEP numbers apart. X_ALIGNED and ALIGNED, powers of
+    two, divide the strides of x and of y: without them the compiler moves numbers one by one where a head's width is
+    no multiple of 16.
     """
     # Neighbouring programs share the sectors of a row: its groups of columns come one after the other.
     GROUPS: tl.constexpr = (WIDTH + G - 1) // G
@@ -43,10 +46,10 @@ def lane_apply_kernel(
         yr = yr + (tl.load(start, mask=column + m < WIDTH, other=0.0),)
         yi = yi + (tl.load(start + 1, mask=column + m < WIDTH, other=0.0),)
     a = row_start(a_ptr, row, heads, a_outer, a_inner, A_COMPLEX)
-    x = row_start(x_ptr, row, heads, x_outer, x_inner, X_COMPLEX)
+    x = row_start(x_ptr, row, heads, x_outer, x_inner, X_COMPLEX, X_ALIGNED)
     stride = WIDTH if X_UNIT else x_stride
     theta = theta_ptr + row.to(tl.int64) * sites * 2
-    y = row_start(y_ptr, row, heads, y_outer, y_inner, True)
+    y = row_start(y_ptr, row, heads, y_outer, y_inner, True, ALIGNED)
     for chunk in range(0, chunks):
         first = chunk * (P * E)
         ar, ai = load_sites(a, first, sites, a_stride, A_COMPLEX, UNIT, MASKED, P, E)
@@ -137,23 +140,23 @@ def lane_apply_backward_kernel(
     gradient_ptr, y_ptr, y_outer, y_inner, l_ptr, l_outer, l_inner, l_stride, theta_ptr, initial_ptr, dx_ptr,
     applied_ptr, before_ptr, dinitial_ptr, rows, heads, sites, chunks,
     X_COMPLEX: tl.constexpr, L_COMPLEX: tl.constexpr, CONSTANT: tl.constexpr, HOPPING: tl.constexpr,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, Y_STEP: tl.constexpr, MASKED: tl.constexpr,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, Y_STEP: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr,
     P: tl.constexpr, E: tl.constexpr, G: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """dx_i = theta_i Y_i (B, H, N, M) and applied = sum_M Y_i y_i, (K, R, N) for K groups of columns.
 
     HOPPING: before = sum_M Y_i y_{i-1} alike, or where l is CONSTANT its sum with theta over the row, (K, R).
-    Gradient, y and dx have the same strides, Y_STEP from site to site; y before the row is initial (R, M). theta^2 tau
-    of mathematics §1 is theta times `applied`, so x is not read.
+    Gradient, y and dx have the same strides, multiples of ALIGNED, Y_STEP from site to site; y before the row is
+    initial (R, M). theta^2 tau of mathematics §1 is theta times `applied`, so x is not read.
     """
     GROUPS: tl.constexpr = (WIDTH + G - 1) // G
     row, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     column = group * G
     lane = tl.arange(0, P)
     base = row.to(tl.int64) * sites
-    y = row_start(y_ptr, row, heads, y_outer, y_inner, True)
-    gradient = row_start(gradient_ptr, row, heads, y_outer, y_inner, True)
-    dx = row_start(dx_ptr, row, heads, y_outer, y_inner, X_COMPLEX)
+    y = row_start(y_ptr, row, heads, y_outer, y_inner, True, ALIGNED)
+    gradient = row_start(gradient_ptr, row, heads, y_outer, y_inner, True, ALIGNED)
+    dx = row_start(dx_ptr, row, heads, y_outer, y_inner, X_COMPLEX, ALIGNED)
     total = group.to(tl.int64) * rows + row
     edge = (row.to(tl.int64) * WIDTH + column) * 2
     # s after the chunk, in the last lane.

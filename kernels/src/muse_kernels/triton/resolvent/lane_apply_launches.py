@@ -1,5 +1,7 @@
 """Launches of the values' kernels over lanes of sites, which pass over memory once. No autograd."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ def run_lanes(rows: Rows, values: Tensor, initial: Tensor, tile: LaneTile) -> tu
             *given.diagonal, *given.hopping, floats(rows.energy.contiguous()), floats(rows.theta.contiguous()),
             floats(values), *values.stride()[:3], floats(initial.contiguous()), floats(theta), floats(y),
             *y.stride()[:2], given.heads, given.sites, given.chunks(tile), **given.flags,
-            X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width, WIDTH=width, Y_STEP=y.stride(2),
-            MASKED=given.masked(tile), PIECE=_piece(y, tile), **tile.options,
+            X_COMPLEX=values.is_complex(), X_UNIT=values.stride(2) == width, X_ALIGNED=_aligned(values), WIDTH=width,
+            Y_STEP=y.stride(2), ALIGNED=_aligned(y), MASKED=given.masked(tile), PIECE=_piece(y, tile), **tile.options,
         )  # fmt: skip
     return y, theta
 
@@ -57,10 +59,17 @@ def run_lanes_back(
             floats(initial.contiguous()), floats(dx), floats(applied), floats(before), floats(dinitial),
             rows, heads, sites, -(-sites // tile.sites), X_COMPLEX=dx.is_complex(), L_COMPLEX=lower.is_complex(),
             CONSTANT=constant, HOPPING=hopping, UNIT=constant or lower.stride(-1) == 1, WIDTH=width,
-            Y_STEP=y.stride(2), MASKED=sites % tile.sites != 0, PIECE=_piece(y, tile), **tile.options,
+            Y_STEP=y.stride(2), ALIGNED=_aligned(y), MASKED=sites % tile.sites != 0, PIECE=_piece(y, tile),
+            **tile.options,
         )  # fmt: skip
     applied, before = (x[0] if len(x) == 1 else x.sum(0) for x in (applied, before))
     return dx, applied, before, dinitial
+
+
+def _aligned(x: Tensor) -> int:
+    """The largest power of two, at most 16, that divides the strides of (B, H, N, M) over rows and sites."""
+    common = math.gcd(16, *x.stride()[:3])
+    return common & -common
 
 
 def _piece(y: Tensor, tile: LaneTile) -> int:

@@ -55,9 +55,12 @@ def repeat(x, E: tl.constexpr):
 
 
 @triton.jit
-def row_start(pointer, row, heads, outer, inner, COMPLEX: tl.constexpr):
-    """Address of a row of a (B, H, N) tensor whose strides over B and H are `outer` and `inner`, in its elements."""
+def row_start(pointer, row, heads, outer, inner, COMPLEX: tl.constexpr, ALIGNED: tl.constexpr = 1):
+    """Address of a row of a (B, H, N) tensor whose strides over B and H are `outer` and `inner`, in its elements; both
+    are multiples of ALIGNED, a power of two. One says nothing: the compiler keeps what it knows."""
     start = (row // heads).to(tl.int64) * outer + (row % heads).to(tl.int64) * inner
+    if ALIGNED > 1:
+        start = tl.multiple_of(start, ALIGNED)
     return pointer + (start * 2 if COMPLEX else start)
 
 

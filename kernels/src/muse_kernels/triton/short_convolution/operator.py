@@ -8,12 +8,17 @@ from ...double_backward import differentiated_again, gradients_by_torch
 from ...signatures import convolution_of
 from ...torch.short_convolution import of_documents
 from ..memory import MOST_OF_AN_AXIS, unit_last_stride
-from .kernels import convolved_gradient_kernel, shifted_gradient_kernel, short_convolution_kernel
+from .kernels import short_convolution_backward_kernel, short_convolution_kernel
 
 WIDEST, LONGEST = 128, 16
 """Key channels of a head, and tokens of the convolution, that a program holds."""
 SHARES = 64
-"""Programs that share the tokens of a channel group in the taps' gradient."""
+"""Programs that share the tokens of a channel group backward; each has a share of the taps' gradient."""
+LONGEST_STRETCH, SHORTEST_STRETCH = 128, 16
+"""Tokens of a stretch at most and, where tokens are few, at least: as many as the longest convolution."""
+FORWARD, BACKWARD = (1024, 4), (512, 4)
+"""Numbers of a token of each of its stretches that a program holds, for convolutions of up to four tokens, and its
+warps."""
 
 
 @convolution_of
@@ -44,14 +49,15 @@ def _groups(heads: int, values: int, lanes: int) -> int:
     return 2 * heads + -(-values // lanes)
 
 
-def _grid(groups: int, blocks: int, batch: int) -> tuple[tuple[int, ...], bool]:
-    """The launch grid, and whether it is folded into its first axis, because another one would not take so many."""
-    folded = max(blocks, batch) > MOST_OF_AN_AXIS
-    return ((groups * blocks * batch,) if folded else (groups, blocks, batch)), folded
-
-
-def _tokens_at_once(lanes: int, numbers: int) -> int:
-    return max(1, numbers // lanes)
+def _stretches(batch: int, tokens: int, lanes: int, span: int, numbers: int) -> tuple[int, int, int, int]:
+    """Stretches that a program takes at once, tokens of one, how many make up a row, and programs that take all."""
+    together = max(1, numbers * 4 // (lanes * max(4, span)))
+    length = LONGEST_STRETCH
+    while length > SHORTEST_STRETCH and batch * -(-tokens // length) < SHARES * together:
+        length //= 2
+    length = max(1, min(length, tokens))
+    stretches = -(-tokens // length)
+    return together, length, stretches, -(-batch * stretches // together)
 
 
 @torch.library.custom_op("muse_kernels::short_convolution", mutates_args=())
@@ -62,17 +68,16 @@ def _forward(
     values = channels - 2 * heads * key_width
     query, key = (x.new_empty(batch, tokens, heads * key_width) for _ in range(2))
     value = x.new_empty(batch, tokens, values)
-    lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes, 2048)
+    lanes, (numbers, warps) = _lanes(key_width), FORWARD
+    together, length, stretches, blocks = _stretches(batch, tokens, lanes, len(taps), numbers)
     if x.numel():
-        grid, folded = _grid(_groups(heads, values, lanes), -(-tokens // together), batch)
         x = unit_last_stride(x)
         initial = None if initial is None else initial.contiguous()
         with torch.cuda.device_of(x):
-            short_convolution_kernel[grid](
-                x, *x.stride()[:2], taps.contiguous(), initial, document, query, key, value, tokens, heads, values,
-                SHORTEST, INITIAL=initial is not None, RESETS=document is not None, S=len(taps), K=key_width,
-                T=together, G=lanes, FOLDED=folded, num_warps=4,
+            short_convolution_kernel[_groups(heads, values, lanes), min(blocks, MOST_OF_AN_AXIS)](
+                x, *x.stride()[:2], taps.contiguous(), initial, document, query, key, value, tokens, batch, stretches,
+                length, heads, values, SHORTEST, INITIAL=initial is not None, RESETS=document is not None,
+                S=len(taps), K=key_width, T=together, G=lanes, num_warps=warps,
             )  # fmt: skip
     return query, key, value
 
@@ -91,11 +96,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, tokens, channels = x.shape
     span, values = len(taps), channels - 2 * heads * key_width
-    dx, to_convolved = (x.new_empty(x.shape) for _ in range(2))
+    dx = x.new_empty(x.shape)
     dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
-    lanes = _lanes(key_width)
-    together = _tokens_at_once(lanes, 1024)
-    blocks = batch * -(-tokens // together)
+    lanes, (numbers, warps) = _lanes(key_width), BACKWARD
+    together, length, stretches, blocks = _stretches(batch, tokens, lanes, span, numbers)
     programs = min(SHARES, blocks)
     shares = x.new_empty((programs, span, channels), dtype=torch.float32)
     if x.numel():
@@ -103,17 +107,11 @@ def _backward(
         initial = None if initial is None else initial.contiguous()
         gradients = [unit_last_stride(g) for g in (to_query, to_key, to_value)]
         steps = [item for g in gradients for item in (g, *g.stride()[:2])]
-        flags = {"INITIAL": initial is not None, "RESETS": document is not None, "S": span}
         with torch.cuda.device_of(x):
-            convolved_gradient_kernel[_groups(heads, values, lanes), programs](
-                given, *given.stride()[:2], taps, initial, document, *steps, to_convolved, shares, tokens, blocks,
-                heads, values, SHORTEST, **flags, K=key_width, T=together, G=lanes, num_warps=4,
-            )  # fmt: skip
-            rows = tokens + (span - 1 if initial is not None else 0)
-            grid, folded = _grid(-(-channels // 128), -(-rows // 16), batch)
-            shifted_gradient_kernel[grid](
-                to_convolved, taps, document, dx, dinitial, tokens, channels, **flags, T=16, G=128, FOLDED=folded,
-                num_warps=4,
+            short_convolution_backward_kernel[_groups(heads, values, lanes), programs](
+                given, *given.stride()[:2], taps, initial, document, *steps, dx, dinitial, shares, tokens, batch,
+                stretches, length, heads, values, SHORTEST, INITIAL=initial is not None, RESETS=document is not None,
+                S=span, K=key_width, T=together, G=lanes, num_warps=warps,
             )  # fmt: skip
     return dx, shares.sum(0).to(taps.dtype), dinitial
 
