@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,8 @@ class ReplicatedForward(_SeveralForward):
     def begin(self, seed: int, step: int) -> None:
         if self.search and self.all_used:
             self.search = False
-            self.replicas = None  # before the other one: it takes its hooks off the parameters
+            self.replicas = None  # before the other one: it takes its hooks off the parameters,
+            gc.collect()  # and ends here, cycles of references among torch's objects included
             self.replicas = self._replicas()
         super().begin(seed, step)
 
