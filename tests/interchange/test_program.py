@@ -29,7 +29,7 @@ def no_room(path: Path, data: object) -> None:
 
 
 def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "exported"), "--to", "torch"])
+    done = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "program"), "--to", "torch"])
     assert done.exit_code == 0, done.output
     (code,) = re.findall(r"^```python\n(import json\n.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
     more = (
@@ -44,7 +44,7 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
     due = muse_core.load(finished_run).logits(row[0].tolist())
     torch.testing.assert_close(scores[0], due, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores[1], scores[0])
-    with zipfile.ZipFile(tmp_path / "exported" / "model.pt2") as file:
+    with zipfile.ZipFile(tmp_path / "program" / "model.pt2") as file:
         told = b"".join(file.read(name) for name in file.namelist())
     assert str(Path(__file__).parents[2]).encode() not in told, "the program names files of this machine"
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
         full = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "full"), "--to", "torch"])
     assert full.exit_code == 3 and "No space left on device - free some space" in full.output
     assert not list(tmp_path.glob("*full*"))
-    again = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "exported"), "--to", "torch"])
+    again = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "program"), "--to", "torch"])
     assert again.exit_code == 3 and "not an empty directory" in again.output
 
 
