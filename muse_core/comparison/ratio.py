@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -136,6 +137,13 @@ def paired_by_source(variant: dict[int, Measured], base: dict[int, Measured], *,
                        ratio=ratio)
         for source in sorted(told[0])
     }
+
+
+def with_interval(found: Mapping[str, Any]) -> str:
+    """Value and interval of ``Paired`` as a table; the value alone where one document and one seed give none."""
+    value = f"{found['value']:.4f}"
+    alone = found["documents"] <= 1 and found.get("seeds", 1) < 2
+    return value if alone else f"{value}, {found['low']:.4f} to {found['high']:.4f}"
 
 
 def kish(sizes: np.ndarray) -> np.ndarray:

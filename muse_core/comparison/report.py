@@ -13,7 +13,7 @@ import attrs
 
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
-from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired_by_source, read_rows
+from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired_by_source, read_rows, with_interval
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
@@ -215,19 +215,14 @@ def _by_source(report: dict[str, Any]) -> list[str]:
     sources = sorted({source for one in found.values() for source in one})
     weigh = next(iter(found.values()))
     told = ", ".join(f"{source} as {weigh[source]['documents']:.0f}" for source in sources if source in weigh)
-    lines = ["", f"By the source of the text, which weighs for {told} documents of equal size:", ""]
-    lines += [f"| variant | {' | '.join(sources)} |", "|---|" + "---|" * len(sources)]
-    for name, one in found.items():
-        cells = (_with_interval(one[source]) if source in one else "" for source in sources)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _with_interval(found: dict[str, Any]) -> str:
-    """Value and interval; the value alone where one document and one seed give none."""
-    value = f"{found['value']:.4f}"
-    alone = found["documents"] <= 1 and found["seeds"] < 2
-    return value if alone else f"{value}, {found['low']:.4f} to {found['high']:.4f}"
+    rows = [
+        (name, *(with_interval(one[source]) if source in one else "" for source in sources))
+        for name, one in found.items()
+    ]
+    return [
+        "", f"By the source of the text, which weighs for {told} documents of equal size:", "",
+        markdown(Table(columns=("variant", *sources), rows=rows)).rstrip(),
+    ]
 
 
 def _swept(report: dict[str, Any]) -> list[str]:

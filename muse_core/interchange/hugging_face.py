@@ -22,15 +22,15 @@ from muse_core import __version__
 from muse_core.building import build_model, kernel_backends
 from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters
 from muse_core.data.tokenizer import Tokenizer
-from muse_core.data.tokenizers import ByteTokenizer, Numbers
-from muse_core.errors import RecipeError, StorageError
+from muse_core.data.tokenizers import ByteTokenizer
+from muse_core.errors import RecipeError
+from muse_core.interchange.target import filled, require_free, require_text
 from muse_core.interchange.weights import PREFIX
 from muse_core.model.kernels import BoundKernels, marked
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
 from muse_core.recipe.reading import parse
 from muse_core.recipe.resolved import as_table
-from muse_core.storage.disk import storage_errors
 from muse_core.training.setup import Setup
 from muse_core.training.trained import open_trained
 
@@ -45,42 +45,29 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
     Weights are stored in fp32 for either, since the dynamics of layers are computed in it. Raises StorageError when
     ``target`` holds something or cannot be written, RecipeError or StorageError for a run that cannot be opened.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"{target}: exists and is not an empty directory - name a new one")
+    require_free(target)
     setup, at = open_trained(run, device="cpu", step=step, untrained=False, say=say)
-    if isinstance(setup.corpus.tokenizer, Numbers):
-        raise RecipeError(f"{run}: was trained on a task, whose tokens stand for no text, so that there is no "
-                          "tokenizer to export")
+    require_text(setup, run)
     name = DTYPES[dtype] if dtype is not None else setup.precision.dtype
     config = config_of(setup, name, at)
     tokenizer, separator = library_tokenizer(setup.corpus.tokenizer)
-    partial = target.with_name(f".{target.name}.partial")
-    with storage_errors("export into", target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            _write_weights(setup.model, partial / "model.safetensors")
-            files = {
-                "config.json": config,
-                "generation_config.json": {"eos_token_id": config["eos_token_id"],
-                                           "pad_token_id": config["pad_token_id"], "use_cache": True},
-                "tokenizer.json": json.loads(tokenizer.to_str()),
-                "tokenizer_config.json": {
-                    "tokenizer_class": "PreTrainedTokenizerFast",
-                    "eos_token": separator, "pad_token": separator, "padding_side": "left",
-                    "clean_up_tokenization_spaces": False,
-                    "model_input_names": ["input_ids", "attention_mask"],
-                },
-            }
-            for file, content in files.items():
-                (partial / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-            shutil.copyfile(Path(__file__).with_name(CODE), partial / CODE)
-            if target.exists():
-                target.rmdir()
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with filled(target) as partial:
+        _write_weights(setup.model, partial / "model.safetensors")
+        files = {
+            "config.json": config,
+            "generation_config.json": {"eos_token_id": config["eos_token_id"],
+                                       "pad_token_id": config["pad_token_id"], "use_cache": True},
+            "tokenizer.json": json.loads(tokenizer.to_str()),
+            "tokenizer_config.json": {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": separator, "pad_token": separator, "padding_side": "left",
+                "clean_up_tokenization_spaces": False,
+                "model_input_names": ["input_ids", "attention_mask"],
+            },
+        }
+        for file, content in files.items():
+            (partial / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        shutil.copyfile(Path(__file__).with_name(CODE), partial / CODE)
     return sorted(path.name for path in target.iterdir())
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from muse_core.data.kept import newest_folder, read_kept
-from muse_core.data.tokenizers import Numbers
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import RecipeError
 from muse_core.interchange.hugging_face import library_tokenizer
+from muse_core.interchange.target import filled, require_free, require_text
 from muse_core.recipe import read_recipe
-from muse_core.storage.disk import storage_errors
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.trained import open_trained
 
@@ -56,12 +53,9 @@ def export(
     ``target`` holds something or cannot be written, and RecipeError for a model that is no program of torch alone: it
     has operations of its own, or the way it goes depends on values.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"{target}: exists and is not an empty directory - name a new one")
+    require_free(target)
     setup, at = _plain(run, step, say)
-    if isinstance(setup.corpus.tokenizer, Numbers):
-        raise RecipeError(f"{run}: was trained on a task, whose tokens stand for no text, so that there is no "
-                          "tokenizer to export")
+    require_text(setup, run)
     length = length or setup.recipe.train.sequence_length
     program, ids, due = traced(setup.model, setup.corpus.vocabulary_size, length, str(run))
     written = io.BytesIO()  # torch's own writer ends the process where the disk is full
@@ -72,21 +66,11 @@ def export(
         "vocabulary_size": setup.corpus.vocabulary_size, "separator": setup.corpus.tokenizer.separator,
         "separator_token": separator,
     }
-    partial = target.with_name(f".{target.name}.partial")
-    with storage_errors("export into", target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            (partial / PROGRAM).write_bytes(written.getbuffer())
-            _compare(partial / PROGRAM, ids, due, str(run))
-            (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-            (partial / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                target.rmdir()
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with filled(target) as partial:
+        (partial / PROGRAM).write_bytes(written.getbuffer())
+        _compare(partial / PROGRAM, ids, due, str(run))
+        (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+        (partial / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return sorted(path.name for path in target.iterdir())
 
 

@@ -13,7 +13,16 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, Paired, other_text, paired, paired_by_source, read_rows
+from muse_core.comparison.ratio import (
+    FEW_DOCUMENTS,
+    Measured,
+    Paired,
+    other_text,
+    paired,
+    paired_by_source,
+    read_rows,
+    with_interval,
+)
 from muse_core.errors import RecipeError, StorageError
 from muse_core.report.forms import csv_of, latex, markdown
 from muse_core.report.reading import RunRead, read_runs
@@ -81,10 +90,7 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
         else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
     )
     by_source = {key: _numbers(one) for key, one in paired_by_source({0: own}, {0: theirs}, ratio=True).items()}
-    remarks += [
-        f"{key}: {one['value']:.4f}" + (f", {one['low']:.4f} to {one['high']:.4f}" if one["documents"] > 1 else "")
-        for key, one in by_source.items()
-    ]
+    remarks += [f"{key}: {with_interval(one)}" for key, one in by_source.items()]
     return {"run": run.label, **_numbers(found), "verdict": verdict, "by_source": by_source, "remarks": remarks}
 
 

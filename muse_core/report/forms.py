@@ -10,7 +10,6 @@ from typing import Any
 
 from muse_core.report.tables import Table
 
-FORMS = ("csv", "markdown", "latex")
 NUMBER = re.compile(r"[-+−]?[\d,]+(\.\d+)?(e[-+]?\d+)?( to [-+−]?[\d,.]+)?")
 """A cell that is set to the right."""
 LATEX = {

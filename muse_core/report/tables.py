@@ -101,8 +101,7 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
             f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(
-        columns=("run", "state", "held-out bits per byte", "95 % over text", "parameters", "steps",
-                 "tokens/s"),
+        columns=("run", "state", "held-out bits per byte", "95 % over text", "parameters", "steps", "tokens/s"),
         rows=rows,
     )
 

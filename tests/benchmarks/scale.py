@@ -52,8 +52,9 @@ SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "phase2-
 SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
 """Cells in which checkpoints are made and timed."""
 STEP = 200
-PROFILED = 3  # the last steps, whose speed counts for nothing where they are profiled
 """Steps between checkpoints of which the stall is a share."""
+PROFILED = 3
+"""The last steps, whose speed counts for nothing where they are profiled."""
 DENSE_BF16 = {"H100": 989.4e12, "H200": 989.4e12}
 """Operations a second of matrix products without sparsity, by the makers' data sheets (SXM)."""
 

@@ -1,0 +1,45 @@
+"""Where an export goes: a new directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from muse_core.data.tokenizers import Numbers
+from muse_core.errors import RecipeError, StorageError
+from muse_core.storage.disk import storage_errors
+from muse_core.training.setup import Setup
+
+
+def require_free(target: Path) -> None:
+    """Raises StorageError where ``target`` is there and is no empty directory."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{target}: exists and is not an empty directory - name a new one")
+
+
+def require_text(setup: Setup, run: Path) -> None:
+    """Raises RecipeError for the run of a task."""
+    if isinstance(setup.corpus.tokenizer, Numbers):
+        raise RecipeError(f"{run}: was trained on a task, whose tokens stand for no text, so that there is no "
+                          "tokenizer to export")
+
+
+@contextmanager
+def filled(target: Path) -> Iterator[Path]:
+    """A directory beside ``target`` that takes its place at the end, and goes where something is raised within. Raises
+    StorageError where it cannot be written."""
+    partial = target.with_name(f".{target.name}.partial")
+    with storage_errors("export into", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            if target.exists():
+                target.rmdir()
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
