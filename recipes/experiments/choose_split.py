@@ -1,0 +1,56 @@
+"""The first `data.split_seed` of a recipe whose test text has no large family of files that are alike.
+
+    python recipes/experiments/choose_split.py recipes/phase5_10m.toml --most 0.1 \
+        --set 'data={ use = "mix", sources = ["state-of-the-union", { use = "python-library", packages = ["torch"] }] }'
+
+Documents that share much text stay in one split, so that a family of them, such as the character tables of Python's
+library, may make up half of a test text while training text has none of its kind. Printed for each seed: documents and
+bytes of the test text, and the share of the bytes that the largest family has.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from muse_core.data import overlap
+from muse_core.data.documents import divide, spool
+from muse_core.data.sources import cache_folder, open_source
+from muse_core.recipe import read_recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--most", type=float, default=0.1, help="largest family's share of its bytes (default 0.1)")
+    parser.add_argument("--seeds", type=int, default=50, help="seeds that are tried, from 1 on (default 50)")
+    given = parser.parse_args()
+    data = read_recipe(given.recipe, given.set).recipe.data
+    with tempfile.TemporaryDirectory() as folder:
+        documents = spool(open_source(data.source, cache_folder(data.cache)), Path(folder, "text"), lambda *_: None)
+        sizes = [documents.num_bytes(index) for index in range(len(documents))]
+        groups = overlap.group(documents.data, sizes)
+        for seed in range(1, given.seeds + 1):
+            splits, _ = divide(documents, validation=data.validation, test=data.test, seed=seed, groups=groups)
+            share = largest(splits["test"], sizes, groups)
+            size = sum(sizes[index] for index in splits["test"])
+            print(f"{seed}: {len(splits['test'])} documents, {size:,} bytes, largest family {share:.3f}", flush=True)
+            if share <= given.most:
+                return
+    raise SystemExit(f"every seed up to {given.seeds} has a family of more than {given.most} of the test bytes")
+
+
+def largest(split: Sequence[int], sizes: Sequence[int], groups: np.ndarray) -> float:
+    """Share of the bytes of a split that its largest family has; a document alone is a family."""
+    family: Counter[int] = Counter()
+    for index in split:
+        family[int(groups[index])] += sizes[index]
+    return max(family.values()) / sum(family.values())
+
+
+if __name__ == "__main__":
+    main()
