@@ -16,6 +16,8 @@ from muse_core.errors import DataError
 SPLITS = ("train", "validation", "canary", "test")
 CANARY_BYTES = 1 << 20
 REPORT_EVERY = 256
+ONE_SIDED = 0.25
+"""Share of a held-out split's bytes from which on a group of documents that are alike is spoken of."""
 
 Report = Callable[[str, int, "int | None"], None]
 """Called with what is being done, the amount done and the whole amount (None while unknown)."""
@@ -144,7 +146,29 @@ def divide(
         size += documents.num_bytes(chosen)
     if not all(splits.values()):
         raise DataError(_too_few(documents, splits))
+    for name in missing:
+        notices += _one_sided(documents, splits, groups, name)
     return splits, tuple(notices)
+
+
+def _one_sided(
+    documents: Spool, splits: Mapping[str, Sequence[int]], groups: np.ndarray, name: str
+) -> tuple[str, ...]:
+    """What to say where a group of several documents, none of them trained on, has ``ONE_SIDED`` of a split's bytes."""
+    members: dict[int, list[int]] = {}
+    for index in splits[name]:
+        members.setdefault(int(groups[index]), []).append(index)
+    sizes = {group: sum(map(documents.num_bytes, some)) for group, some in members.items()}
+    largest = max(sizes, key=sizes.__getitem__)
+    some, share = members[largest], sizes[largest] / sum(sizes.values())
+    if len(some) < 2 or share < ONE_SIDED or largest in set(groups[list(splits["train"])].tolist()):
+        return ()
+    first = documents.described(min(some))["name"]
+    return (
+        f"{len(some)} of the {len(splits[name])} documents of the {name} text, {share:.0%} of its bytes, share text "
+        f"with each other and none of their kind is trained on (the first is {first}): another data.split_seed "
+        "divides otherwise",
+    )
 
 
 def _held_out(

@@ -1,6 +1,7 @@
 """Documents that share text stay in one split, and what still stands in training text is measured exactly."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -138,3 +139,18 @@ def test_text_that_is_all_alike_is_divided_with_a_notice(make_corpus, tmp_path):
     assert any("test text shares much with training text" in notice for notice in corpus.notices)
     some = make_corpus([*alike, *FAMILIES[:3]], validation=0.1, test=0.1, cache=tmp_path)
     assert any("instead of 4: the others are so alike" in notice for notice in some.notices), some.notices
+
+
+def test_held_out_text_of_one_kind_that_is_not_trained_on_is_told(make_corpus, tmp_path):
+    kind = [FAMILIES[0] + f" copy {number}" for number in range(3)]
+    told = {}
+    for seed in range(12):
+        corpus = make_corpus([*FAMILIES, *kind], seed=seed, validation=0.15, test=0.15, cache=tmp_path)
+        where = {each: split for each, split in divided(corpus).items() if each in (FAMILIES[0], *kind)}
+        told[seed] = (set(where.values()), [notice for notice in corpus.notices if "data.split_seed" in notice])
+    assert {"test"} in [splits for splits, _ in told.values()] and {"train"} in [splits for splits, _ in told.values()]
+    for splits, notices in told.values():
+        held_out = "test" if splits == {"test"} else "validation" if "train" not in splits else None
+        assert len(notices) == (held_out is not None), (splits, notices)
+        for notice in notices:
+            assert f"documents of the {held_out} text" in notice and re.search(r"the first is text (0|4\d)\)", notice)
