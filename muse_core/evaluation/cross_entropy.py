@@ -71,7 +71,9 @@ def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]
     token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
     """
     share = targets_per_token(batch)
-    return {name: value * (like(value, share) if isinstance(share, Tensor) else share) for name, value in losses.items()}
+    if not isinstance(share, Tensor):
+        return {name: value * share for name, value in losses.items()}
+    return {name: value * like(value, share) for name, value in losses.items()}
 
 
 def like(value: Tensor, number: Tensor) -> Tensor:
