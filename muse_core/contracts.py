@@ -105,10 +105,10 @@ class Batch(NamedTuple):
     tokens: Tokens
     extra: Mapping[str, Tensor] = {}
     """(B, …) by name: what a stage's own batches hand to its objective besides."""
-    targets_per_token: float | None = None
+    targets_per_token: float | Tensor | None = None
     """Targets that count over valid tokens, of the whole batch that this is a part of; None: of this batch itself."""
     target_places: Tensor | None = None
-    """(n,) int64: the places of B·N whose labels count, where those are few; None: ``loss_mask`` alone says it."""
+    """(n,) int64: places of B·N, all whose labels count and some more, where those are few; None: all places."""
 
 
 class Result(NamedTuple):

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from muse_core.component import load, walk
 from muse_core.contracts import Batch, State, Tokens
 from muse_core.data.batches import to_device
+from muse_core.evaluation.cross_entropy import like
 from muse_core.metrics.accumulator import MetricAccumulator, Packed, read
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
@@ -115,10 +116,10 @@ def training_step(
     states: list[Any] = [None]
     model.train()
 
-    def gradients(pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
+    def gradients(pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
         with precision():
             result = objective(forward_model, pieces[0], carried[0])
-        (result.total / targets).backward()
+        (result.total / like(result.total, whole)).backward()
         accumulator = MetricAccumulator()
         accumulator.add_result(result, pieces[0].loss_mask.sum())
         return accumulator.packed(), [detached(result.state)]
@@ -130,7 +131,8 @@ def training_step(
         passes = RecordedPasses(gradients, optimizers.names)
 
     def step() -> None:
-        packed, states[:] = passes([batch], [None], rows * length)
+        whole = torch.full((), rows * length, dtype=torch.float64, device=device)
+        packed, states[:] = passes([batch], [None], whole)
         sizes = norms([p.grad for p in parameters if p.grad is not None])
         numbers = read(packed.with_values(gradient_numbers(sizes)).numbers())
         clip(parameters, numbers["gradient_norm"], recipe.train.clip_norm)

@@ -85,6 +85,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
             )
     row |= {
         "parameters": summaries[0][parameter_kind],
+        "state": summaries[0].get("state_numbers"),  # runs of an earlier version do not have it
         "tokens": mean("train_tokens"),
         "seconds": mean("train_seconds"),
         "tokens_per_second": mean("tokens_per_second"),
@@ -139,18 +140,19 @@ def measured_table(report: dict[str, Any]) -> Table:
     """A row for each variant, empty before its first run is done."""
     versus = "difference" if report["measure"] == "accuracy" else "ratio"
     columns = (
-        "variant", report["tuned_key"] or "tuned", report["counted"], "tokens", "training s", "tokens/s", "seeds",
-        report["measure"].replace("_", " "), versus, "interval",
+        "variant", report["tuned_key"] or "tuned", report["counted"], "state", "tokens", "training s", "tokens/s",
+        "seeds", report["measure"].replace("_", " "), versus, "interval",
     )
     rows = []
     for variant in report["arms"]:
         if not variant["seeds"]:
-            rows.append((variant["name"], *[""] * 9))
+            rows.append((variant["name"], *[""] * (len(columns) - 1)))
             continue
         against = variant.get("against_baseline")
         rows.append((
             variant["name"], "" if variant["value"] is None else value_name(variant["value"]),
-            f"{variant['parameters']:,}", f"{variant['tokens']:,.0f}", f"{variant['seconds']:,.1f}",
+            f"{variant['parameters']:,}", "" if variant["state"] is None else f"{variant['state']:,}",
+            f"{variant['tokens']:,.0f}", f"{variant['seconds']:,.1f}",
             f"{variant['tokens_per_second']:,.0f}", str(len(variant["seeds"])), f"{variant['mean']:.4f}",
             *((f"{against['value']:.4f}", f"{against['low']:.4f} to {against['high']:.4f}") if against else ("", "")),
         ))
@@ -160,7 +162,7 @@ def measured_table(report: dict[str, Any]) -> Table:
 def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """``measured_table`` with all digits, and None for what is not known yet."""
     versus = "difference" if report["measure"] == "accuracy" else "ratio"
-    plain = ("parameters", "tokens", "seconds", "tokens_per_second")
+    plain = ("parameters", "state", "tokens", "seconds", "tokens_per_second")
     rows = []
     for variant in report["arms"]:
         against = variant.get("against_baseline") or {}

@@ -58,8 +58,9 @@ def columns(batch: Batch, part: int, parts: int) -> Batch:
     )
 
 
-def targets_per_token(batch: Batch) -> float:
-    """Targets that count over valid tokens, of the batch that this one is a part of."""
+def targets_per_token(batch: Batch) -> float | torch.Tensor:
+    """Targets that count over valid tokens, of the batch that this one is a part of; a tensor if it was moved to a
+    device with its share."""
     if batch.targets_per_token is not None:
         return batch.targets_per_token
     valid = batch.tokens.valid
@@ -76,19 +77,31 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield rows(batch, start, min(start + (size or total), total))
 
 
-FEW = 0.5
-"""Share of labels that count below which a batch says which they are."""
+def target_room(batches: Sequence[Batch]) -> int:
+    """Places to score in each of a step's batches on the host: those of the largest batch, halved as often as they hold
+    the labels that count in any. A few sizes, so that the steps of a task whose targets vary have a few shapes."""
+    most = max(int(batch.loss_mask.numpy().sum()) for batch in batches)
+    room = max(batch.loss_mask.numel() for batch in batches)
+    while most <= room // 2 and room > 1:
+        room //= 2
+    return room
 
 
-def target_places(loss_mask: torch.Tensor) -> torch.Tensor | None:
-    """``Batch.target_places`` of a mask on the host: its places, where there are some and they are few."""
+def target_places(loss_mask: torch.Tensor, room: int) -> torch.Tensor | None:
+    """``Batch.target_places`` of a mask on the host: the places that count, and others up to ``room``; None for all."""
     mask = loss_mask.numpy().ravel()
+    if room >= len(mask):
+        return None
     places = np.flatnonzero(mask)
-    return torch.from_numpy(places) if 0 < len(places) < FEW * len(mask) else None
+    others = np.flatnonzero(~mask)[: room - len(places)]
+    return torch.from_numpy(np.concatenate((places, others)))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``, with the places of labels that count; from pinned memory without waiting."""
+def to_device(batch: Batch, device: torch.device, room: int | None = None) -> Batch:
+    """The batch on ``device``, with the places to score; from pinned memory without waiting.
+
+    ``room``: ``target_room`` of the batches of a step (default: of this one).
+    """
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         if device.type == "cuda":
@@ -96,8 +109,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             return tensor.contiguous().pin_memory().to(device, non_blocking=True)
         return tensor.to(device)
 
-    tokens = batch.tokens
-    places = target_places(batch.loss_mask) if batch.loss_mask.device.type == "cpu" else batch.target_places
+    tokens, places, share = batch.tokens, batch.target_places, batch.targets_per_token
+    if batch.loss_mask.device.type == "cpu":
+        places = target_places(batch.loss_mask, target_room([batch]) if room is None else room)
+    if share is not None:  # filled in, rather than copied; a recorded step reads it where it is
+        share = torch.full((), float(share), dtype=torch.float64, device=device)
     return Batch(
         move(batch.inputs),
         move(batch.labels),
@@ -109,7 +125,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             None if tokens.valid is None else move(tokens.valid),
         ),
         {name: move(value) for name, value in batch.extra.items()},
-        batch.targets_per_token,
+        share,
         None if places is None else move(places),
     )
 

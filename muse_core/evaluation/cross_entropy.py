@@ -71,16 +71,23 @@ def per_counted(losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]
     token means the same whatever part of the labels counts. Where all valid tokens count, nothing changes.
     """
     share = targets_per_token(batch)
-    return {name: value * share for name, value in losses.items()}
+    if not isinstance(share, Tensor):
+        return {name: value * share for name, value in losses.items()}
+    return {name: value * like(value, share) for name, value in losses.items()}
+
+
+def like(value: Tensor, number: Tensor) -> Tensor:
+    """A number of float64 in the precision of a value that it scales, fp32 at least."""
+    return number.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _scored_places(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden vectors (n, …) and labels (n,) int64 of what is scored: the counted places where the batch names them,
-    else all of B·N, with IGNORED where the label does not count."""
-    flat = hidden.flatten(0, 1)
-    if batch.target_places is not None:
-        return flat.index_select(0, batch.target_places), batch.labels.flatten().index_select(0, batch.target_places)
-    return flat, batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
+    """Hidden vectors (n, …) and labels (n,) int64 of what is scored: the places that the batch names, else all of B·N,
+    with IGNORED where the label does not count."""
+    flat, labels = hidden.flatten(0, 1), batch.labels.masked_fill(~batch.loss_mask, IGNORED).flatten()
+    if batch.target_places is None:
+        return flat, labels
+    return flat.index_select(0, batch.target_places), labels.index_select(0, batch.target_places)
 
 
 def _over_all(values: Tensor, batch: Batch) -> Tensor:

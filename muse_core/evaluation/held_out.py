@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from muse_core.comparison.ratio import kish
 from muse_core.contracts import Batch, Result
@@ -57,6 +58,8 @@ class HeldOut:
     bytes: int
     accuracy: float
     """Share of counted tokens whose label has the highest score."""
+    state_numbers: int
+    """What the model carries on after a row of the first batch: two models of unequal state are not equal."""
     rows: Rows = attrs.field(eq=False, repr=False)
     """The same by row, for comparisons in pairs."""
     metrics: Mapping[str, float] = {}
@@ -101,6 +104,7 @@ def held_out(
     sizes: list[np.ndarray] = []
     counts: list[np.ndarray] = []
     correct: list[np.ndarray] = []
+    carried = 0
     accumulator = MetricAccumulator()
     cut = False
     # Ranks among which the weights are divided read every batch together.
@@ -113,6 +117,7 @@ def held_out(
             with precision():
                 output = model(there.inputs, None, there.tokens)
                 losses, right = scored(model, output.hidden, there)
+            carried = carried or numbers_a_row(output.state, len(batch.inputs))
             accumulator.add_result(Result(losses.sum(), {}, output.metrics, None), there.loss_mask.sum())
             nats.append(losses.double().sum(1).cpu().numpy())
             loss_mask = batch.loss_mask.numpy()
@@ -120,7 +125,8 @@ def held_out(
             counts.append(loss_mask.sum(1))
             correct.append(right.sum(1).cpu().numpy())
     numbers = (0.0, {}) if accumulator.tokens is None else accumulator.numbers()
-    parts = ranks.exchange((cut, nats, sizes, counts, correct, numbers))[: ranks.size if step > 1 else 1]
+    own = (cut, nats, sizes, counts, correct, numbers, carried)
+    parts = ranks.exchange(own)[: ranks.size if step > 1 else 1]
     if any(part[0] for part in parts):
         return None
     nats, sizes, counts, correct = (_in_turn([part[place] for part in parts]) for place in range(1, 5))
@@ -142,11 +148,18 @@ def held_out(
         tokens=tokens,
         bytes=total_bytes,
         accuracy=float(np.concatenate(correct).sum() / tokens),
+        state_numbers=parts[0][6],
         rows=Rows(
             nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, correct=np.concatenate(correct)
         ),
         metrics={name: value for name, value in read(combined([part[5] for part in parts])).items() if "/" in name},
     )
+
+
+def numbers_a_row(state: Any, rows: int) -> int:
+    """Numbers of a state of so many rows that belong to one of them, with those that all share."""
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    return sum(one.numel() // rows if one.shape[:1] == (rows,) else one.numel() for one in tensors)
 
 
 def _in_turn(dealt: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:

@@ -22,9 +22,9 @@ from muse_core.model.precision import choose_device
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
 
-Passes = Callable[[Sequence[Batch], Sequence[State], int], tuple[Packed, list[State]]]
-"""Micro-batches on the device, what each starts from, and the number of targets, to numbers and what each ends with.
-Leaves gradients at the weights."""
+Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
+"""Micro-batches on the device, what each starts from, and what their sums are divided by, a float64 scalar there, to
+numbers and what each ends with. Leaves gradients at the weights."""
 PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
@@ -40,7 +40,12 @@ class Form(NamedTuple):
     structure: Any
     leaves: tuple[Any, ...]
     """Shape, strides and type of each tensor; what is no tensor as it is."""
-    targets: int
+
+
+def form_of(*inputs: Any) -> tuple[list[Any], Form]:
+    """Leaves of a step's inputs, and the form of the step."""
+    leaves, structure = pytree.tree_flatten(inputs)
+    return leaves, Form(structure, tuple(map(_told, leaves)))
 
 
 class Recording(NamedTuple):
@@ -71,16 +76,16 @@ class RecordedPasses:
         """Plain steps of each form."""
         self.recordings: dict[int, Recording] = {}
 
-    def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
-        leaves, structure = pytree.tree_flatten((list(pieces), list(carried)))
-        number = self._number_of(Form(structure, tuple(map(_told, leaves)), targets))
+    def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
+        leaves, form = form_of(list(pieces), list(carried), whole)
+        number = self._number_of(form)
         if self.seen[number] < PLAIN:
             self.seen[number] += 1
-            return self.compute(pieces, carried, targets)
+            return self.compute(pieces, carried, whole)
         own = None
         if number not in self.recordings:
             random = torch.cuda.get_rng_state()
-            self.compute(pieces, carried, targets)
+            self.compute(pieces, carried, whole)
             own = self._taken()
             self.recordings[number] = self._record(self.forms[number], leaves)
             torch.cuda.set_rng_state(random)
@@ -103,7 +108,8 @@ class RecordedPasses:
             if len(self.forms) == MOST:
                 raise RecipeError(
                     f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches and of the state that they "
-                    f"start from, numbers of targets, places in the filters' period) cannot all be recorded - {OFF}"
+                    f"start from, shares of targets by halves, places in the filters' period) cannot all be recorded "
+                    f"- {OFF}"
                 )
             self.forms.append(form)
             self.seen.append(0)
@@ -118,12 +124,12 @@ class RecordedPasses:
 
     def _record(self, form: Form, leaves: list[Any]) -> Recording:
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        pieces, carried = pytree.tree_unflatten(given, form.structure)
+        pieces, carried, whole = pytree.tree_unflatten(given, form.structure)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may write a checkpoint meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                packed, proposed = self.compute(pieces, carried, form.targets)
+                packed, proposed = self.compute(pieces, carried, whole)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

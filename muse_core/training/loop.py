@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
-from muse_core.data.batches import Ahead, TrainingData, micro_batches, to_device
+from muse_core.data.batches import Ahead, TrainingData, micro_batches, target_room, to_device
 from muse_core.errors import Halted, RecipeError
+from muse_core.evaluation.cross_entropy import like
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
 from muse_core.metrics.accumulator import MetricAccumulator, Packed, combined, read
@@ -145,15 +146,17 @@ class Loop:
         forward.begin(self.recipe.seed, state.at.step)
         # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        pieces = []
-        for piece in micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch):
-            there = to_device(piece, state.precision.device)
+        whole = torch.full((), targets / forward.parts, dtype=torch.float64, device=state.precision.device)
+        on_host = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
+        room, pieces = target_room(on_host), []
+        for piece in on_host:
+            there = to_device(piece, state.precision.device, room)
             if state.stream_state.streams:
                 offset = piece.tokens.offset % self.stream_period
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
             pieces.append(there)
         carried = [state.stream_state.of(index) for index in range(len(pieces))]
-        packed, proposed = self.passes(pieces, carried, targets)
+        packed, proposed = self.passes(pieces, carried, whole)
         # While the device computes: reading its numbers waits for it.
         read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
         for one in proposed:
@@ -166,9 +169,9 @@ class Loop:
         self.ahead.wait()
         return values
 
-    def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], targets: int) -> tuple[Packed, list[State]]:
-        """Gradients of a step from its micro-batches on the device; the micro-batches' numbers, and what the state is
-        after each. ``carried``: what each starts from."""
+    def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
+        """``cuda_graph.Passes``: gradients of a step from its micro-batches; the micro-batches' numbers, and what the
+        state is after each. ``carried``: what each starts from."""
         state, forward, accumulator = self.state, self.forward, MetricAccumulator()
         proposed: list[State] = []
         for index, there in enumerate(pieces):
@@ -176,7 +179,7 @@ class Loop:
                 with state.precision():
                     result = fault_point("loss", forward(there, carried[index]))
                 forward.ranks.mark("the backward pass")  # in which ranks wait for each other
-                (result.total / (targets / forward.parts)).backward()
+                (result.total / like(result.total, whole)).backward()
             accumulator.add_result(result, there.loss_mask.sum())
             if state.stream_state.streams:
                 proposed.append(detached(result.state))

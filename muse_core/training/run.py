@@ -377,7 +377,7 @@ class Run:
             "held_out_documents": first.documents,
             "held_out_tokens": first.tokens,
             "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
-            "held_out_accuracy": first.accuracy,
+            "held_out_accuracy": first.accuracy, "state_numbers": first.state_numbers,
             **self.judge.references(recipe.evaluate.split).summary(first.loss),
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known if loop else self.so_far.incidents),

@@ -37,6 +37,8 @@ arms = [
     { name = "plain", recipe = "r.toml", set = ["model.block[0].rotary=false"] },
 ]
 """
+KEYS_AND_VALUES = 32 * (16 + 16 + 1)
+"""Of 32 tokens, with the document of each: the state of one layer of attention."""
 LARGER = PLAN.replace('"model.block[0].rotary=false"', '"model.block[1].multiple=8.0"')
 
 
@@ -55,15 +57,16 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     first = call(plan, "-o", out, "--slots", 2)
     assert first.exit_code == 0, first.output
     assert "s (2 of 2 runs)" in first.output
-    report = json.loads((out / "report.json").read_text())
+    report, told = json.loads((out / "report.json").read_text()), (out / "report.md").read_text()
     rotary, plain = report["arms"]
     assert rotary["mean"] != plain["mean"] and rotary["tokens"] == 4 * 2 * 32
+    assert rotary["state"] == plain["state"] == KEYS_AND_VALUES and f"| {KEYS_AND_VALUES:,} |" in told
     found = plain["against_baseline"]
     assert found["value"] == pytest.approx(plain["mean"] / rotary["mean"])
     assert found["low"] < found["value"] < found["high"]
     first, last, held_out = report["watched"]["plain"]["gradient_norm"]
     assert first != last and held_out is None
-    assert not report["left"] and f"{found['value']:.4f}" in (out / "report.md").read_text()
+    assert not report["left"] and f"{found['value']:.4f}" in told
     kept = json.loads((out / "plain/validation-seed-1/held_out.json").read_text())
     assert kept["documents"].keys() == {str(number) for number in kept["document"]}
     assert {one["source"] for one in kept["documents"].values()} == {"state-of-the-union"}

@@ -96,6 +96,19 @@ def test_evaluation_leaves_mode_and_random_state_alone() -> None:
     assert first == held_out(model, [batch(4, 8)], LENGTHS, PRECISION), "dropout acted"
 
 
+@pytest.mark.parametrize("rows", [2, 5])
+def test_the_state_is_counted_for_one_row(rows: int) -> None:
+    """With what all rows share counted once, and of the first batch, since the last may be cut."""
+
+    class Carrying(Bigram):
+        def forward(self, inputs: Tensor, state: Any = None, tokens: Any = None) -> Any:
+            carried = {"memory": [torch.zeros(len(inputs), 2, 7), 3], "shared": torch.zeros(11), "none": None}
+            return SimpleNamespace(**vars(super().forward(inputs)) | {"state": carried})
+
+    assert held_out(Carrying(), [batch(rows, 4), batch(1, 4)], LENGTHS, PRECISION).state_numbers == 2 * 7 + 11
+    assert held_out(Bigram(), [batch(rows, 4)], LENGTHS, PRECISION).state_numbers == 0
+
+
 def test_interruption_gives_nothing_and_an_empty_split_is_an_error() -> None:
     assert held_out(Bigram(), [batch(2, 4)], LENGTHS, PRECISION, interrupted=lambda: True) is None
     with pytest.raises(DataError, match="no tokens"):

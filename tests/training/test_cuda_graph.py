@@ -9,13 +9,16 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from muse_core import fault_injection
 from muse_core.building import construct
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.cuda_graph import MOST, PLAIN, require_recordable, require_same, require_steady
+from muse_core.training.cuda_graph import MOST, PLAIN, form_of, require_recordable, require_same, require_steady
+from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
 from muse_core.training.stop import Stop
 
@@ -115,6 +118,51 @@ def test_a_recording_with_other_gradients_is_refused_by_name() -> None:
         require_same(own, {"a": torch.ones(4)})
 
 
+FEW_TARGETS = {"use": "mqar", "vocabulary": 32, "pairs": 6, "easier": [1, 2, 3]}
+"""A task of which a step has from 4 to 24 targets among 96 tokens."""
+
+
+def test_steps_whose_targets_vary_have_few_forms_and_one_recording_holds_for_all_of_a_form(
+    table: Table, go: Go, losses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as a graph with the first step's inputs and run with those of later ones, as a recording is replayed: a
+    number that Python put into it would be the first step's for ever."""
+    graphs: dict[tuple[Any, ...], Any] = {}
+    targets: dict[tuple[Any, ...], set[float]] = {}
+    told: list[float] = []
+
+    def recorded(self: Loop) -> Any:
+        def passes(pieces: Any, carried: Any, whole: torch.Tensor) -> Any:
+            leaves, form = form_of(list(pieces), list(carried), whole)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            parameters = self.state.optimizers.names
+
+            def step(*given: torch.Tensor) -> list[torch.Tensor]:
+                left = iter(given)
+                inputs = [next(left) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+                self._pass(*pytree.tree_unflatten(inputs, form.structure))
+                found = [parameter.grad for parameter in parameters.values()]
+                self.state.optimizers.zero_grad()
+                return found
+
+            key = (str(form.structure), form.leaves)
+            if key not in graphs:
+                graphs[key] = make_fx(step)(*tensors)
+            targets.setdefault(key, set()).add(whole.item())
+            packed, proposed = self._pass(pieces, carried, whole)
+            for (name, own), found in zip(parameters.items(), graphs[key](*tensors), strict=True):
+                torch.testing.assert_close(found, own.grad, rtol=0, atol=0, msg=name)
+            told.append(packed.numbers()[0])
+            return packed, proposed
+
+        return passes
+
+    monkeypatch.setattr(Loop, "_recorded", recorded)
+    go(table(data=FEW_TARGETS, model={"dropout": 0.0}, train={"steps": 12}))
+    assert len(told) == 12 and set.union(*targets.values()) == set(told)
+    assert len(targets) <= 3 and max(map(len, targets.values())) > 2, targets
+
+
 def final_hash(folder: Path) -> str:
     found = Checkpoints(folder).newest()
     assert found is not None
@@ -154,6 +202,17 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
         assert found == pytest.approx(plain, rel=1e-3)
         return
     assert found == plain
+    assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
+
+
+@GPU
+@pytest.mark.parametrize("train", [{}, {"micro_batch": 4, "precision": "bf16"}], ids=["pieces", "whole"])
+def test_a_recorded_run_of_a_task_whose_targets_vary_has_the_bits_of_a_plain_one(
+    table: Table, go: Go, losses: Any, tmp_path: Path, train: Any
+) -> None:
+    for name, recorded in (("plain", False), ("recorded", True)):
+        go(on_gpu(table, recorded, data=FEW_TARGETS, train=train | {"steps": 20}), name)
+    assert len(losses("plain")) == 20 and losses("recorded") == losses("plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
 
