@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        what = str(error).partition("\n")[0] or "out of memory"
+        # Torch goes on with every process on the device, and with advice on its allocator.
+        what = re.split(r"\n| Process \d| Including non-PyTorch", str(error))[0] or "out of memory"
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
             run = checkpoints.parent

@@ -171,7 +171,10 @@ def test_what_is_not_deterministic_is_a_sentence(recipe: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nSee documentation."),
+    torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 9.80 GiB of which 1.88 MiB is free. "
+        "Process 71 has 66.00 MiB memory in use. Including non-PyTorch memory, this process has 4.31 GiB memory in use."
+    ),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     MemoryError(),
 ], ids=lambda error: type(error).__name__)
@@ -192,6 +195,7 @@ def test_memory_that_runs_out_in_a_step_is_a_sentence_and_the_run_goes_on_later(
     assert ended.exit_code == 2, ended.output
     said = " ".join(ended.output.split())
     assert "does not fit into the memory" in said and "--resume" in said and "Traceback" not in said
+    assert "Process 71" not in said and ("1.88 MiB is free.)" in said) == ("CUDA out" in str(error))
     assert invoke("--resume", tmp_path / "run").exit_code == 0
 
 
