@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -317,6 +318,8 @@ def _written(value: Any) -> str:
         return "{ " + ", ".join(f"{json.dumps(key)} = {_written(one)}" for key, one in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_written, value)) + "]"
+    if isinstance(value, np.generic):  # np.float64 is a float that spells itself otherwise
+        value = value.item()
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -118,7 +119,10 @@ def test_a_recipe_is_built_for_a_loop_of_ones_own(small_recipe: dict[str, Any], 
         built.records()
 
 
-@pytest.mark.parametrize("value", ["zwölf 🦊 \"'\\", 1.5, 3, True, ["a", 1e-9], {"use": "x", "y.z": [1]}])
+@pytest.mark.parametrize(
+    "value",
+    ["zwölf 🦊 \"'\\", 1.5, 3, True, ["a", 1e-9], {"use": "x", "y.z": [1]}, np.float64(1e-3), np.int64(3)],
+)
 def test_overrides_are_written_as_toml(value: Any) -> None:
     from muse_core.api import _written
 

@@ -12,6 +12,7 @@ import numpy as np
 from muse_core.comparison.cells import Cell, cell
 from muse_core.comparison.plan import ComparisonPlan, Read
 from muse_core.comparison.ratio import Measured, other_text
+from muse_core.data.batches import pieces
 from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
@@ -78,12 +79,14 @@ def _text(setup: Setup, plan: ComparisonPlan) -> Evaluated:
     first = length * evaluate.lengths[0]
     weights = np.ones_like(setup.corpus.byte_lengths) if plan.measure != "bits_per_byte" else setup.corpus.byte_lengths
     sizes = [
-        (weights[batch.labels.numpy()] * batch.loss_mask.numpy()).sum(1)
+        weights[batch.labels.numpy()] * batch.loss_mask.numpy()
         for batch in setup.held_out_batches(plan.split, first, rows=64, **where)
     ]
+    documents = setup.held_out_documents(plan.split, first, **where)
+    begins = pieces(documents)
     read = Measured(
-        document=setup.held_out_documents(plan.split, first, **where), above=np.zeros(0),
-        below=np.concatenate(sizes).astype(float),
+        document=documents.ravel()[begins], above=np.zeros(0),
+        below=np.add.reduceat(np.concatenate(sizes).ravel(), begins).astype(float),
     )
     return Evaluated(setup.corpus.tokenizer.digest, setup.corpus.digest, first, read)
 

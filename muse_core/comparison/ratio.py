@@ -42,7 +42,7 @@ class Paired:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Measured:
-    """What a run gave on each evaluated row."""
+    """What a run gave on each document, in one entry or several; every array is (R,)."""
 
     document: np.ndarray
     """(R,) int64."""
@@ -52,6 +52,9 @@ class Measured:
     """(R,) float64: bytes or tokens that they are spread over."""
     sources: Mapping[int, str] = {}
     """Document → the source that it is from; empty where the run does not tell."""
+    exact: bool = True
+    """Whether every token counts for its own document; in runs of earlier versions it does for the document in which
+    the evaluated row begins, which may be of another source."""
 
     def of_source(self, source: str) -> Measured:
         """The rows of the documents of one source."""
@@ -77,13 +80,15 @@ def read_rows(run: Path, measure: str) -> Measured:
         raise StorageError(f"{file}: cannot be read ({error!r}) - remove {run} to repeat this run") from None
     return Measured(
         document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float),
-        sources=sources,
+        sources=sources, exact="by_document" in table,
     )
 
 
 def other_text(own: Measured, theirs: Measured) -> str | None:
     """None where both read as much of every document, so that their rows are of the same text; otherwise what each
     read, in words."""
+    if own.exact != theirs.exact:
+        return "one of them by an earlier version, which counts a row of several documents for the first"
     read = [one.by_document() for one in (own, theirs)]
     if read[0] == read[1]:
         return None
@@ -129,6 +134,8 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
 def paired_by_source(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bool) -> dict[str, Paired]:
     """Source → the comparison on its documents alone, where the text is of several; see ``paired``. Empty where it is
     of one, or a run does not tell."""
+    if not all(one.exact for one in (*variant.values(), *base.values())):
+        return {}
     told = [set(one.sources.values()) for one in (*variant.values(), *base.values())]
     if any(names != told[0] for names in told) or len(told[0]) < 2:
         return {}

@@ -321,6 +321,21 @@ def evaluation_starts(
     return starts[starts < num_labels]
 
 
+def pieces(documents: np.ndarray) -> np.ndarray:
+    """Where the stretches begin that lie in one row and one document: places in (B, N) ``documents``, the document of
+    each token, laid flat. Sums over them are ``np.add.reduceat(numbers.ravel(), places)``."""
+    begins = np.ones(documents.shape, dtype=bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return np.flatnonzero(begins)
+
+
+def documents_of(split: Split, starts: np.ndarray, length: int) -> np.ndarray:
+    """(rows, length) int32: the document of each token of windows that begin at ``starts`` (rows,). What is predicted
+    from a token counts for that token's document, so that each has its own end and no other's text."""
+    places = starts[:, None] + np.arange(length)
+    return (np.searchsorted(split.starts, places, side="right") - 1).astype(np.int32)
+
+
 def read_windows(
     text: Split, starts: np.ndarray, length: int, reset_at_documents: bool, *, origins: np.ndarray | None = None
 ) -> Batch:

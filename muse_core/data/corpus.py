@@ -88,13 +88,13 @@ class Corpus:
     def held_out_documents(
         self, split: str, *, sequence_length: int, max_tokens: int, span: int | None = None
     ) -> np.ndarray:
-        """(rows,) int64: number of the document in which each row of ``held_out`` begins. Rows of one document are not
+        """(rows, N) int32: number of the document of each token of ``held_out``. Tokens of one document are not
         independent."""
-        from muse_core.data.batches import evaluation_starts
+        from muse_core.data.batches import documents_of, evaluation_starts
 
         text = self.split(split)
         starts = evaluation_starts(text, sequence_length=sequence_length, max_tokens=max_tokens, span=span)
-        return np.searchsorted(text.starts, starts, side="right") - 1
+        return documents_of(text, starts, sequence_length)
 
 
 def open_corpus(

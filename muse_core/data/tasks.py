@@ -83,8 +83,9 @@ class TaskCorpus:
     def held_out_documents(
         self, split: str, *, sequence_length: int, max_tokens: int, span: int | None = None
     ) -> np.ndarray:
-        """(rows,) int64: every example is independent and counts as a document."""
-        return np.arange(max(1, max_tokens // sequence_length))
+        """(rows, N) int64: every example is independent and counts as a document."""
+        rows = max(1, max_tokens // sequence_length)
+        return np.broadcast_to(np.arange(rows)[:, None], (rows, sequence_length))
 
 
 def open_task(source: TaskSource, data: Data) -> TaskCorpus:

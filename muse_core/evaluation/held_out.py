@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from muse_core.comparison.ratio import kish
 from muse_core.contracts import Batch, Result
-from muse_core.data.batches import to_device
+from muse_core.data.batches import pieces, to_device
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
 from muse_core.metrics.accumulator import MetricAccumulator, combined, read
@@ -28,8 +28,11 @@ RESAMPLES = 1000
 
 @attrs.frozen(kw_only=True, eq=False)
 class Rows:
-    """What each row of the evaluation batches gave, in their order; every array is (rows,)."""
+    """What the evaluation batches gave in their order, by row and, where a row holds several documents, by document;
+    every array is (pieces,)."""
 
+    document: np.ndarray
+    """int64: the document's number; the row's where none are given."""
     nats: np.ndarray
     """float64: summed over counted tokens."""
     tokens: np.ndarray
@@ -61,7 +64,7 @@ class HeldOut:
     state_numbers: int
     """What the model carries on after a row of the first batch: two models of unequal state are not equal."""
     rows: Rows = attrs.field(eq=False, repr=False)
-    """The same by row, for comparisons in pairs."""
+    """The same by document, for comparisons in pairs."""
     metrics: Mapping[str, float] = {}
     """What the layers measured, reduced as in training."""
 
@@ -97,20 +100,17 @@ def held_out(
     """Read every batch once from a fresh state, by one of the ``ranks`` each. None when ``interrupted`` becomes true on
     the way, on any of them.
 
-    ``byte_lengths`` (V,): UTF-8 bytes of each token. ``documents`` (rows,): the document of each row, None where every
-    row is one of its own. Raises DataError when there is nothing to read.
+    ``byte_lengths`` (V,): UTF-8 bytes of each token. ``documents`` (rows, N): the document of each token, None where
+    every row is one of its own. Raises DataError when there is nothing to read.
     """
-    nats: list[np.ndarray] = []
-    sizes: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    correct: list[np.ndarray] = []
+    found: list[Rows] = []
     carried = 0
     accumulator = MetricAccumulator()
     cut = False
     # Ranks among which the weights are divided read every batch together.
     first, step = (0, 1) if ranks.shards > 1 else (ranks.rank, ranks.size)
     with undisturbed(model), ranks.at_work("an evaluation"):
-        for batch in itertools.islice(batches, first, None, step):
+        for batch, own in itertools.islice(_with_documents(batches, documents), first, None, step):
             if step == ranks.size and (cut := interrupted()):
                 break
             there = to_device(batch, precision.device)
@@ -119,40 +119,39 @@ def held_out(
                 losses, right = scored(model, output.hidden, there)
             carried = carried or numbers_a_row(output.state, len(batch.inputs))
             accumulator.add_result(Result(losses.sum(), {}, output.metrics, None), there.loss_mask.sum())
-            nats.append(losses.double().sum(1).cpu().numpy())
             loss_mask = batch.loss_mask.numpy()
-            sizes.append((byte_lengths[batch.labels.numpy()] * loss_mask).sum(1))
-            counts.append(loss_mask.sum(1))
-            correct.append(right.sum(1).cpu().numpy())
+            begins = pieces(own)
+            of_tokens = {
+                "nats": losses.double().cpu().numpy(), "tokens": loss_mask.astype(np.int64),
+                "bytes": byte_lengths[batch.labels.numpy()] * loss_mask,
+                "correct": right.cpu().numpy().astype(np.int64),
+            }
+            sums = {name: np.add.reduceat(values.ravel(), begins) for name, values in of_tokens.items()}
+            found.append(Rows(document=own.ravel()[begins].astype(np.int64), **sums))
     numbers = (0.0, {}) if accumulator.tokens is None else accumulator.numbers()
-    own = (cut, nats, sizes, counts, correct, numbers, carried)
-    parts = ranks.exchange(own)[: ranks.size if step > 1 else 1]
+    parts = ranks.exchange((cut, found, numbers, carried))[: ranks.size if step > 1 else 1]
     if any(part[0] for part in parts):
         return None
-    nats, sizes, counts, correct = (_in_turn([part[place] for part in parts]) for place in range(1, 5))
-    tokens = int(sum(part.sum() for part in counts))
+    in_turn = _in_turn([part[1] for part in parts])
+    tokens = sum(int(one.tokens.sum()) for one in in_turn)
     if tokens == 0:
         raise DataError("the held-out split has no tokens to score; give it more documents or a larger share")
-    per_row, bytes_per_row = np.concatenate(nats), np.concatenate(sizes)
-    low, high = interval(per_row / math.log(2), bytes_per_row, documents)
-    per_document = np.concatenate(counts)
-    if documents is not None:
-        per_document = np.bincount(np.unique(documents, return_inverse=True)[1], per_document)
-    total_bytes = int(bytes_per_row.sum())
+    rows = _joined(in_turn)
+    low, high = interval(rows.nats / math.log(2), rows.bytes, rows.document)
+    per_document = np.bincount(np.unique(rows.document, return_inverse=True)[1], rows.tokens)
+    total_bytes = int(rows.bytes.sum())
     return HeldOut(
-        loss=float(per_row.sum() / tokens),
-        bits_per_byte=float(per_row.sum() / math.log(2) / max(total_bytes, 1)),
+        loss=float(rows.nats.sum() / tokens),
+        bits_per_byte=float(rows.nats.sum() / math.log(2) / max(total_bytes, 1)),
         low=low,
         high=high,
         documents=float(kish(per_document[per_document > 0])),
         tokens=tokens,
         bytes=total_bytes,
-        accuracy=float(np.concatenate(correct).sum() / tokens),
-        state_numbers=parts[0][6],
-        rows=Rows(
-            nats=per_row, tokens=np.concatenate(counts), bytes=bytes_per_row, correct=np.concatenate(correct)
-        ),
-        metrics={name: value for name, value in read(combined([part[5] for part in parts])).items() if "/" in name},
+        accuracy=float(rows.correct.sum() / tokens),
+        state_numbers=parts[0][3],
+        rows=rows,
+        metrics={name: value for name, value in read(combined([part[2] for part in parts])).items() if "/" in name},
     )
 
 
@@ -162,16 +161,33 @@ def numbers_a_row(state: Any, rows: int) -> int:
     return sum(one.numel() // rows if one.shape[:1] == (rows,) else one.numel() for one in tensors)
 
 
-def _in_turn(dealt: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+def _with_documents(batches: Iterable[Batch], documents: np.ndarray | None) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Every batch with the document of each of its tokens."""
+    first = 0
+    for batch in batches:
+        shape = batch.labels.shape
+        rows = np.arange(first, first + shape[0])
+        own = np.broadcast_to(rows[:, None], shape) if documents is None else documents[rows]
+        assert own.shape == shape, f"documents of {own.shape} for tokens of {tuple(shape)}"
+        yield batch, own
+        first += shape[0]
+
+
+def _joined(found: Sequence[Rows]) -> Rows:
+    names = [field.name for field in attrs.fields(Rows)]
+    return Rows(**{name: np.concatenate([getattr(one, name) for one in found]) for name in names})
+
+
+def _in_turn(dealt: Sequence[Sequence[Rows]]) -> list[Rows]:
     """Batches that were dealt to ranks, in their order again."""
     most = max(map(len, dealt))
     return [of_rank[place] for place in range(most) for of_rank in dealt if place < len(of_rank)]
 
 
 def interval(above: np.ndarray, below: np.ndarray, documents: np.ndarray | None) -> tuple[float, float]:
-    """95 % bootstrap interval of Σ above / Σ below over rows (rows,), resampling documents with all their rows, with a
-    fixed generator; draws of documents in which there is nothing to divide by are left out. Of a single document the
-    rows are resampled: it has no spread of its own."""
+    """95 % bootstrap interval of Σ above / Σ below over rows (rows,) or pieces of rows, resampling documents with all
+    that is theirs, with a fixed generator; draws of documents in which there is nothing to divide by are left out. Of a
+    single document the rows are resampled: it has no spread of its own."""
     if documents is not None:
         assert len(documents) == len(above)
         place = np.unique(documents, return_inverse=True)[1]

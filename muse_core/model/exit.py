@@ -5,7 +5,8 @@ Letters: B batch rows, N tokens of the call, n the most tokens that any row stil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +51,18 @@ class Exits(nn.Module):
         super().__init__()
         self.options = options
         self.depth = context.depth
+        self.open = True
         for site in sites:
             self.add_module(str(site.block), context.exit(site))
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Inside, no token leaves before the last block, so that every layer reads all of them."""
+        before, self.open = self.open, False
+        try:
+            yield
+        finally:
+            self.open = before
 
     def start(self, x: Tensor, tokens: Tokens) -> Present:
         """Every token, before the first block."""
@@ -64,7 +75,7 @@ class Exits(nn.Module):
         routing: Routing = self.get_submodule(str(block))(present.x, present.signals, present.tokens)
         probability = (routing.weight * (routing.expert == HEAD)).sum(-1).to(present.halted.dtype)
         total = present.halted + probability
-        leaves = total >= self.options.threshold
+        leaves = total >= self.options.threshold if self.open else torch.zeros_like(total, dtype=torch.bool)
         share = torch.where(leaves, 1 - present.halted, probability)
         present = _read(present, share, (block + 1) / self.depth)._replace(halted=total)
         kept, reset = stay(present, ~leaves, None if state is None else state["reset"])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import ModelOutput, State
+from muse_core.contracts import ModelOutput, State, Tokens
+from muse_core.errors import MuseError
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
@@ -142,6 +143,29 @@ class ModelSuite(DerivativeSuite):
                 for name, value in runs[0].items():
                     assert_close(runs[1][name], value, f"{name} after {count} tokens were taken back", within=0.0)
 
+    def test_rows_may_end_in_padding(self, case: Case) -> None:
+        """A row gives what it gives without its padding, in which no document starts, and goes on from there; a model
+        with filters may refuse ragged rows."""
+        module: Any = self.lively(case).eval()
+        ids, lengths = self.ids(), torch.tensor([self.length, self.length - 4, 5])
+        tokens = make_tokens(3, self.length, documents=True)
+        valid = torch.arange(self.length) < lengths[:, None]
+        padded = tokens._replace(resets=tokens.resets | ~valid, valid=valid)
+        with torch.no_grad():
+            try:
+                found = module(ids, None, padded)
+            except (MuseError, ValueError):
+                return
+            for row, length in enumerate(lengths.tolist()):
+                one, alone = ids[row : row + 1], slice(row, row + 1)
+                due = module(one[:, :length], None, _of_row(piece_of_tokens(tokens, 0, length), row))
+                assert_close(found.hidden[alone, :length], due.hidden, f"hidden of row {row} beside padding")
+                places = torch.arange(length, length + 3)[None]
+                following = Tokens(places, length % self.periods_lcm)
+                kept = mapped(lambda x, alone=alone: x[alone], found.state)
+                actual, expected = (module(one[:, :3], state, following).hidden for state in (kept, due.state))
+                assert_close(actual, expected, f"what follows the padding of row {row}")
+
     def test_bf16_autocast_stays_near_fp32(self, case: Case) -> None:
         module: Any = self.build(case).eval()
         with torch.no_grad():
@@ -155,3 +179,8 @@ class ModelSuite(DerivativeSuite):
         output = module(self.ids())
         total = weighted({"logits": module.logits(output.hidden)}) + sum(output.losses.values())
         assert_reached(gradients_of(total, module))
+
+
+def _of_row(tokens: Tokens, row: int) -> Tokens:
+    resets = None if tokens.resets is None else tokens.resets[row : row + 1]
+    return tokens._replace(positions=tokens.positions[row : row + 1], resets=resets)

@@ -16,7 +16,7 @@ import torch
 from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
-from muse_core.evaluation.held_out import HeldOut
+from muse_core.evaluation.held_out import HeldOut, Rows
 from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
@@ -25,7 +25,6 @@ from muse_core.metrics.sinks import SinkContext
 from muse_core.model.flops import active_parameters, parameter_count
 from muse_core.plugins.raised import raised
 from muse_core.recipe.resolved import as_table
-from muse_core.recipe.schema import Evaluate
 from muse_core.storage import canonical_json
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
@@ -316,7 +315,7 @@ class Run:
             )
             measured[length] = result
             if len(measured) == 1:
-                self._keep_rows(evaluate, length, result)
+                self._keep_rows(evaluate.split, length, result.rows)
         return measured
 
     def _evaluate(self, stop: Stop, split: str, tokens: int, **how: Any) -> HeldOut | None:
@@ -325,15 +324,14 @@ class Run:
         stop.agree()
         return found
 
-    def _keep_rows(self, evaluate: Evaluate, length: int, result: HeldOut) -> None:
-        """``held_out.json``: what every evaluated sequence gave, for comparisons in pairs, and its documents' names."""
-        span = self.setup.recipe.train.sequence_length * max(evaluate.lengths)
-        documents = self.setup.held_out_documents(evaluate.split, length, tokens=evaluate.final_tokens, span=span)
-        assert len(documents) == len(result.rows.nats)
-        rows = attrs.asdict(result.rows)
-        columns = {"document": documents, "hits": rows.pop("correct")} | rows
-        table = {"split": evaluate.split, "length": length} | {key: value.tolist() for key, value in columns.items()}
-        if described := self.setup.corpus.described.get(evaluate.split):
+    def _keep_rows(self, split: str, length: int, rows: Rows) -> None:
+        """``held_out.json``: what every document gave in each evaluated sequence, for comparisons in pairs, and the
+        documents' names."""
+        columns = attrs.asdict(rows)
+        columns["hits"] = columns.pop("correct")
+        table = {"split": split, "length": length, "by_document": True}
+        table |= {key: value.tolist() for key, value in columns.items()}
+        if described := self.setup.corpus.described.get(split):
             table["documents"] = {number: described[number] for number in sorted(set(table["document"]))}
         self.directory.write("held_out.json", json.dumps(canonical_json.spelled(table), allow_nan=False) + "\n")
 

@@ -116,8 +116,8 @@ class Setup:
         )
 
     def held_out_documents(self, split: str, length: int, *, tokens: int, span: int | None = None) -> np.ndarray:
-        """(rows,) int64: number of the document in which each row of ``held_out_batches`` begins. Rows of one document
-        are not independent; the examples of a task are, and each counts as a document."""
+        """(rows, N) int32: number of the document of each token of ``held_out_batches``. Tokens of one document are not
+        independent; the examples of a task are, and each counts as a document."""
         return self.corpus.held_out_documents(split, sequence_length=length, max_tokens=tokens, span=span)
 
     def evaluate(

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import muse_core
 from muse_core.cli.compare import LEFT, _progress, compare
 from muse_core.comparison import slots as slots_module
 from muse_core.comparison.cells import reported_cells
@@ -140,6 +142,7 @@ def test_a_report_of_text_from_several_sources_has_the_ratio_for_each(plan: Path
         cell.path.mkdir(parents=True)
         nats = [8.0, 10.0, 8.0, 10.0] if cell.variant.name == "plain" else [10.0] * 4
         rows = {"document": [0, 1, 2, 3], "nats": nats, "bytes": [10.0] * 4, "documents": documents}
+        rows["by_document"] = True
         (cell.path / "held_out.json").write_text(json.dumps(rows))
         (cell.path / "summary.json").write_text(json.dumps({
             "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
@@ -247,3 +250,21 @@ def _alive(run: Path) -> list[str]:
         except OSError:
             continue  # it ended meanwhile
     return found
+
+
+def test_runs_with_other_tokenizers_are_compared_on_every_document(tmp_path: Path) -> None:
+    """Documents of a few tokens, of which a row holds several, and other ones in other tokens."""
+    texts = (f"Note {n}: the answer is {n ** 3}, said over {'and ' * (n % 5)}over." for n in range(90))
+    (tmp_path / "notes.txt").write_text("\n\n".join(texts))
+    data = {"use": "files", "paths": [str(tmp_path / "notes.txt")], "documents": "paragraph", "validation": 0.3}
+    found = {}
+    for name, tokenizer in (("bytes", {"use": "bytes"}), ("pairs", {"use": "bpe", "vocabulary": 300})):
+        recipe = tomllib.loads(tiny_recipe(2)) | {"data": data | {"tokenizer": tokenizer}}
+        recipe["evaluate"] = {"final_tokens": 100_000}
+        found[name] = muse_core.train(recipe, run_dir=tmp_path / name, quiet=True)
+    one, base = (json.loads((tmp_path / name / "held_out.json").read_text()) for name in found)
+    sizes = [dict(zip(*np.unique(of["document"], return_counts=True))) for of in (one, base)]
+    assert len(one["tokens"]) != len(base["tokens"]) and sizes[0].keys() == sizes[1].keys()
+    row, _ = muse_core.compare(tmp_path / "bytes", tmp_path / "pairs")
+    ratio = found["bytes"].summary["held_out_bits_per_byte"] / found["pairs"].summary["held_out_bits_per_byte"]
+    assert row["ratio"] == pytest.approx(ratio) and row["low"] < ratio < row["high"]

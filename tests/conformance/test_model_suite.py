@@ -36,17 +36,23 @@ class Right(nn.Module):
         x = inputs if inputs.is_floating_point() else self.embedding(inputs)
         before = torch.zeros_like(x[:, 0]) if state is None else self.given(state["sum"])
         count = x.new_zeros(x.shape[0], 1) if state is None else state["count"]
+        there = self.there(x, tokens)
         hidden = []
         for token in range(x.shape[1]):
+            now = there[:, token, None]
             if tokens is not None and tokens.resets is not None:
-                before, count = (value.masked_fill(tokens.resets[:, token, None], 0.0) for value in (before, count))
-            before, count = before + x[:, token], count + 1
-            hidden.append(before / count.sqrt())
+                starts = tokens.resets[:, token, None] & now
+                before, count = (value.masked_fill(starts, 0.0) for value in (before, count))
+            before, count = before + x[:, token] * now, count + now
+            hidden.append(before / count.clamp(min=1).sqrt())
         mixed = self.mix(self.seen(torch.stack(hidden, dim=1)))
         return self.returned(ModelOutput(mixed, {"sum": before, "count": count}, {}, {}))
 
     def embed(self, ids):
         return self.embedding(ids)
+
+    def there(self, x, tokens):
+        return torch.ones_like(x[..., 0], dtype=torch.bool) if tokens is None or tokens.valid is None else tokens.valid
 
     def given(self, state):
         return state
@@ -64,6 +70,11 @@ class Right(nn.Module):
 class ChangesTheGivenState(Right):
     def given(self, state):
         return state.add_(1.0)
+
+
+class ReadsPadding(Right):
+    def there(self, x, tokens):
+        return torch.ones_like(x[..., 0], dtype=torch.bool)
 
 
 class EmbedsAnotherWay(Right):
@@ -140,6 +151,7 @@ class TestRight(ModelSuite):
 
 CAUGHT = [
     (ChangesTheGivenState, "test_tokens_are_taken_back_bit_by_bit"),
+    (ReadsPadding, "test_rows_may_end_in_padding"),
     (EmbedsAnotherWay, "test_embeddings_of_ids_give_what_the_ids_give"),
     (SeesTheFuture, "test_later_tokens_and_other_rows_do_not_matter"),
     (SeesOtherRows, "test_later_tokens_and_other_rows_do_not_matter"),

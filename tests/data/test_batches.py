@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muse_core.contracts import Batch, Tokens
-from muse_core.data.batches import Ahead, TextData, TrainingData, columns, evaluation_batches
+from muse_core.data.batches import (
+    Ahead,
+    TextData,
+    TrainingData,
+    columns,
+    documents_of,
+    evaluation_batches,
+    evaluation_starts,
+    pieces,
+)
+from muse_core.data.token_files import Split
 from muse_core.errors import DataError
 
 LENGTH = 24
@@ -288,3 +298,26 @@ def test_a_source_that_leaves_the_process_is_heard_of_by_who_waits_for_its_batch
     assert isinstance(ahead._made.exception(timeout=60), SystemExit)
     with pytest.raises(SystemExit):
         ahead.batch(Leaves(), 1, ())
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12), length=st.integers(1, 40), windows=st.integers(1, 3)
+)
+def test_what_is_scored_counts_for_the_document_that_it_stands_in(
+    sizes: list[int], length: int, windows: int
+) -> None:
+    """Of whole text every document is told its own tokens, and the separator that ends it, however windows lie."""
+    starts = np.cumsum([0, *(1 + size for size in sizes[:-1])])
+    tokens = np.concatenate([[0, *[number + 1] * size] for number, size in enumerate(sizes)] + [[0]])
+    split = Split(name="test", tokens=tokens, starts=starts, separator=0, num_bytes=sum(sizes))
+    how = {"sequence_length": length, "span": windows * length}
+    documents = documents_of(split, evaluation_starts(split, **how), length)
+    batches = list(evaluation_batches(split, batch_size=3, **how))
+    labels, counted = (np.concatenate([getattr(one, name).numpy() for one in batches])
+                       for name in ("labels", "loss_mask"))
+    begins = pieces(documents)
+    own = np.bincount(documents.ravel()[begins], np.add.reduceat((counted * (labels > 0)).ravel(), begins))
+    ends = np.bincount(documents.ravel()[begins], np.add.reduceat((counted * (labels == 0)).ravel(), begins))
+    assert own.tolist() == sizes and ends.tolist() == [1] * len(sizes)
+    text = counted & (labels > 0)
+    assert (documents[text] == labels[text] - 1).all()

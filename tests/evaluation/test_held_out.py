@@ -73,8 +73,29 @@ def test_documents_count_by_what_they_weigh() -> None:
     def weight(documents: np.ndarray | None) -> float:
         return held_out(Bigram(), [batch(4, 20, 1)], LENGTHS, PRECISION, documents=documents).documents
 
-    assert weight(None) == weight(np.array([5, 9, 2, 0])) == 4.0
-    assert weight(np.array([3, 3, 3, 8])) == 16 / (9 + 1) and weight(np.zeros(4, int)) == 1.0
+    def rows(*documents: int) -> np.ndarray:
+        return np.broadcast_to(np.array(documents)[:, None], (4, 20))
+
+    assert weight(None) == weight(rows(5, 9, 2, 0)) == 4.0
+    assert weight(rows(3, 3, 3, 8)) == 16 / (9 + 1) and weight(rows(0, 0, 0, 0)) == 1.0
+
+
+def test_each_document_has_what_its_own_tokens_gave_however_rows_are_cut() -> None:
+    """Two rows with parts of three documents each, of which one goes on in the second row."""
+    model, one = Bigram().eval(), batch(2, 20, 1, 0.8)
+    documents = np.stack((np.repeat([0, 1, 2], [5, 3, 12]), np.repeat([2, 3, 4], [7, 12, 1])))
+    rows = held_out(model, [one], LENGTHS, PRECISION, documents=documents).rows
+    assert rows.document.tolist() == [0, 1, 2, 2, 3, 4]
+    with torch.no_grad():
+        each = {
+            "nats": nats(model, one).double().numpy(), "tokens": one.loss_mask.numpy(),
+            "bytes": LENGTHS[one.labels.numpy()] * one.loss_mask.numpy(),
+            "correct": ((model.table(one.inputs).argmax(-1) == one.labels) & one.loss_mask).numpy(),
+        }
+    for name, values in each.items():
+        found = np.bincount(rows.document, getattr(rows, name))
+        due = [values[documents == number].sum() for number in range(5)]
+        assert np.allclose(found, due, rtol=1e-6), name
 
 
 def test_interval_covers_what_fresh_samples_give() -> None:

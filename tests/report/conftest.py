@@ -88,8 +88,8 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
         (path / "report.json").write_text(json.dumps({"parameters": parts, "sample": sample}))
         if finished:
             nats = [factor * size for factor, size in zip(factors, sizes, strict=True)]
-            rows = {"split": split, "length": length, "document": [0, 1, 2, 3], "hits": [0] * 4, "nats": nats,
-                    "tokens": sizes, "bytes": sizes}
+            rows = {"split": split, "length": length, "by_document": True, "document": [0, 1, 2, 3], "hits": [0] * 4,
+                    "nats": nats, "tokens": sizes, "bytes": sizes}
             if sources:
                 rows["documents"] = {number: {"name": f"{number}", "source": of} for number, of in enumerate(sources)}
             (path / "held_out.json").write_text(json.dumps(rows))

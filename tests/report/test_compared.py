@@ -36,6 +36,21 @@ def test_text_of_several_sources_is_compared_by_source_too(made_run):
     assert any(remark.startswith("code: 0.8000, ") for remark in one["remarks"])
 
 
+def test_rows_of_an_earlier_version_tell_nothing_of_sources_and_are_compared_with_their_like(made_run):
+    """There a row of several documents counts for the first, whatever the source of the others."""
+    sources = ("code", "prose", "code", "prose")
+    runs = [made_run(name, factors=of, sources=sources) for name, of in (("old", WORSE), ("older", (1.0,) * 4))]
+    new = made_run("new", sources=sources)
+    for run in runs:
+        table = json.loads((run / "held_out.json").read_text())
+        del table["by_document"]
+        (run / "held_out.json").write_text(json.dumps(table))
+    one = compare_runs(read_runs(runs))["against_baseline"][0]
+    assert one["by_source"] == {} and one["verdict"] == "worse"
+    with pytest.raises(RecipeError, match="one of them by an earlier version"):
+        compare_runs(read_runs([runs[0], new]))
+
+
 @pytest.mark.parametrize("factors, base, verdict", [
     ((1.0,) * 4, WORSE, "better"), (MIXED, (1.0,) * 4, "no difference shown"),
 ])

@@ -19,8 +19,11 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints, Snapshot
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.due import check_due, expected_carry
+from muse_core.training.monitors import MonitorGroup
 from muse_core.training.objectives import NextToken
+from muse_core.training.optimizers import make_optimizers
 from muse_core.training.stop import Stop
+from muse_core.training.train_state import Position, StreamState, TrainState
 from tests.training.conftest import opened
 
 
@@ -195,3 +198,37 @@ def test_a_snapshot_changes_with_nothing_that_training_goes_on_to_change(table: 
     snapshot = state.snapshot()
     kept["seen"].append(2)
     assert snapshot.json["objective"] == {"seen": [1]}
+
+
+def test_a_stream_resumes_whatever_depth_its_tokens_have_reached(table: Any, prepare: Any) -> None:
+    """Zeros leave after the first block and text reaches the last, and the other way round."""
+    exit = {"use": "act", "after": 1, "initial": 0.01}
+    recipe = table(train={"steps": 3, "micro_batch": 4}, data={"order": "streams"})
+    recipe["model"] |= {"depth": 3, "exit": exit, "block": [{"use": "fast-weights", "heads": 2}]}
+    setup = prepare(recipe)
+    model, train = setup.model.eval(), setup.recipe.train
+    batch = setup.training_data().batch(0)
+    zeros = torch.zeros_like(batch.inputs)
+    streams = []
+    model.blocks[0].register_forward_hook(lambda module, given, output: streams.append(output.x))
+    with torch.no_grad():
+        model(zeros, None, batch.tokens)
+        gate = model.exits.get_submodule("0")
+        gate.weight.copy_(2 * torch.nn.functional.rms_norm(streams[0][0].mean(0), gate.weight.shape))
+        gate.bias.fill_(-10)
+        reached = [model(ids, None, batch.tokens) for ids in (zeros, batch.inputs)]
+    assert [one.state["2"] is None for one in reached] == [True, False]
+    for output in reached:
+        state = TrainState(
+            stage=0, train=train, model=model, optimizers=make_optimizers(model, train, lambda name: True),
+            monitors=MonitorGroup([]), objective=NextToken(), precision=setup.precision,
+            stream_state=StreamState(True), at=Position(step=1),
+        )
+        state.stream_state.propose(output.state)
+        state.stream_state.accept()
+        check_due(state, state.snapshot())
+        assert {name for name in expected_carry(state) if name.startswith("carry/0/2/")}
+    broken = dict(state.snapshot().state)
+    del broken[first(broken, "carry/0/2/")]
+    with pytest.raises(StorageError, match="carry/0/2/.* is missing"):
+        check_due(state, attrs.evolve(state.snapshot(), state=broken))

@@ -76,15 +76,16 @@ def test_the_tokens_of_a_task_are_numbers() -> None:
     assert numbers.encode("").dtype == np.int64
 
 
-def test_rows_of_text_know_the_document_in_which_they_begin(table: Any, prepare: Any) -> None:
+def test_tokens_of_held_out_text_know_their_document(table: Any, prepare: Any) -> None:
     setup = prepare(table())
     text, length = setup.corpus.split("validation"), 24
     documents = setup.held_out_documents("validation", length, tokens=2400, span=2 * length)
     batches = setup.held_out_batches("validation", length, rows=7, tokens=2400, span=2 * length)
     rows = np.concatenate([batch.inputs.numpy() for batch in batches])
-    assert len(documents) == len(rows) == 100 and len(set(documents)) > 3
-    whole = np.asarray(text.tokens).astype(np.uint8).tobytes()
+    assert documents.shape == rows.shape == (100, length) and len(np.unique(documents)) > 3
     ends = [*text.starts[1:], len(text.tokens)]
-    for document, row in zip(documents, rows):
-        begin, end = text.starts[document], ends[document]
-        assert whole.find(row.astype(np.uint8).tobytes(), begin, end + length) >= 0
+    for own, row in zip(documents, rows):
+        for begin, end in zip(found := np.r_[0, np.flatnonzero(np.diff(own)) + 1], [*found[1:], length]):
+            document = own[begin]
+            of_document = text.tokens[text.starts[document] : ends[document]].astype(np.uint8).tobytes()
+            assert row[begin:end].astype(np.uint8).tobytes() in of_document

@@ -10,7 +10,7 @@ import torch
 
 from muse_core.comparison.ratio import FEW_DOCUMENTS, Measured, paired
 from muse_core.contracts import Batch
-from muse_core.data.batches import evaluation_starts, to_device
+from muse_core.data.batches import evaluation_starts, pieces, to_device
 from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import scored
 from muse_core.evaluation.held_out import HeldOut, held_out, interval, undisturbed
@@ -19,10 +19,8 @@ from muse_core.evaluation.suites.subject import Subject
 Row = dict[str, Any]
 
 
-def _measured(
-    subject: Subject, length: int, span: int | None = None, *, by_span: bool = False
-) -> tuple[HeldOut, np.ndarray]:
-    """Held-out measures in windows of ``length``, and the document of each row; see ``Subject.windows``."""
+def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[HeldOut, int]:
+    """Held-out measures in windows of ``length``, and how many windows these are; see ``Subject.windows``."""
     setup = subject.setup
     if subject.is_task:
         split = setup.recipe.evaluate.split
@@ -30,25 +28,26 @@ def _measured(
         batches = setup.held_out_batches(split, length, rows=rows, tokens=subject.tokens)
         documents = setup.held_out_documents(split, length, tokens=subject.tokens)
     else:
-        batches, documents = subject.windows(length, span=span, by_span=by_span)
+        batches, documents = subject.windows(length, span=span)
     # What is given as text needs nothing of the run's own.
     sizes = setup.corpus.byte_lengths if subject.is_task else subject.tokenizer.byte_lengths
     found = held_out(setup.model, batches, sizes, setup.precision, documents=documents)
     assert found is not None, "nothing interrupts it"
-    return found, documents
+    return found, len(documents)
 
 
-def _row(subject: Subject, length: int, found: HeldOut, documents: np.ndarray) -> Row:
+def _row(subject: Subject, length: int, found: HeldOut, windows: int) -> Row:
     """``interval_by`` says what was resampled: windows, where there is but one document."""
-    several = len(np.unique(documents)) > 1
+    documents = len(np.unique(found.rows.document))
+    several = documents > 1
     low, high = found.low, found.high
-    alone = len(documents) < 2
+    alone = windows < 2 and not several
     return {
         "text": subject.where, "length": length, "bits_per_byte": found.bits_per_byte,
         "low": None if alone else low, "high": None if alone else high,
         "interval_by": "nothing, there is one window" if alone else "documents" if several else "windows",
         "nats_per_token": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy,
-        "tokens": found.tokens, "bytes": found.bytes, "documents": len(np.unique(documents)),
+        "tokens": found.tokens, "bytes": found.bytes, "documents": documents,
         "few_documents": found.documents < FEW_DOCUMENTS,
     }
 
@@ -57,8 +56,8 @@ def held_out_rows(subject: Subject) -> list[Row]:
     """One row, of the windows that the run's own evaluation reads. For a task bits per byte are bits per counted
     token. Of text also ``words`` and ``word_perplexity``; see ``by_words``."""
     span = subject.length * max(subject.setup.recipe.evaluate.lengths)
-    found, documents = _measured(subject, subject.length, span)
-    row = _row(subject, subject.length, found, documents)
+    found, windows = _measured(subject, subject.length, span)
+    row = _row(subject, subject.length, found, windows)
     if not subject.is_task:
         row |= by_words(found, subject, span)
     return [row]
@@ -86,8 +85,7 @@ def by_words(found: HeldOut, subject: Subject, span: int) -> Row:
 
 def length_rows(subject: Subject) -> list[Row]:
     """One row a length, all of the same text, in windows that start from nothing. ``ratio``: bits per byte over those
-    at the training length, with the interval of ``comparison.ratio.paired`` over documents, those in which stretches of
-    the longest length begin."""
+    at the training length, with the interval of ``comparison.ratio.paired`` over documents."""
     span = subject.length * max(subject.lengths)
     rows: list[Row] = []
     base: Measured | None = None
@@ -97,9 +95,11 @@ def length_rows(subject: Subject) -> list[Row]:
             rows.append({"text": subject.where, "length": length, "skipped":
                          f"the text has {len(subject.split.tokens) - 1} tokens"})
             continue
-        found, documents = _measured(subject, length, span, by_span=True)
-        measured = Measured(document=documents, above=found.rows.nats, below=found.rows.bytes.astype(float))
-        row = _row(subject, length, found, documents)
+        found, windows = _measured(subject, length, span)
+        measured = Measured(
+            document=found.rows.document, above=found.rows.nats, below=found.rows.bytes.astype(float)
+        )
+        row = _row(subject, length, found, windows)
         if base is None:
             base = measured
         else:
@@ -134,6 +134,7 @@ def recall_rows(subject: Subject) -> list[Row]:
     rows = []
     for length in (subject.length, subject.length * max(subject.lengths)):
         batches, documents = subject.windows(length, span=subject.length * max(subject.lengths))
+        first, document = 0, []
         nats: dict[bool, list[np.ndarray]] = {True: [], False: []}
         counts: dict[bool, list[np.ndarray]] = {True: [], False: []}
         with undisturbed(setup.model):
@@ -143,23 +144,27 @@ def recall_rows(subject: Subject) -> list[Row]:
                     output = setup.model(there.inputs, None, there.tokens)
                     losses, _ = scored(setup.model, output.hidden, there)
                 each = torch.as_tensor(losses).double().cpu().numpy()
+                own = documents[first : first + len(each)]
+                first, begins = first + len(each), pieces(own)
+                document.append(own.ravel()[begins])
                 seen, counted = seen_before(batch), batch.loss_mask.numpy()
                 for repeated in (True, False):
                     which = (seen == repeated) & counted
-                    nats[repeated].append((each * which).sum(1))
-                    counts[repeated].append(which.sum(1))
+                    nats[repeated].append(np.add.reduceat((each * which).ravel(), begins))
+                    counts[repeated].append(np.add.reduceat(which.ravel().astype(np.int64), begins))
         total = sum(int(part.sum()) for parts in counts.values() for part in parts)
+        of_pieces = np.concatenate(document)
+        several = len(np.unique(of_pieces)) > 1
         for repeated in (True, False):
             above, below = np.concatenate(nats[repeated]), np.concatenate(counts[repeated])
             tokens = int(below.sum())
-            several = len(np.unique(documents)) > 1
             row: Row = {
                 "text": subject.where, "length": length, "bigram": "seen before" if repeated else "new",
                 "nats_per_token": float(above.sum() / tokens) if tokens else None, "low": None, "high": None,
-                "tokens": tokens, "share": tokens / max(total, 1), "documents": len(np.unique(documents)),
+                "tokens": tokens, "share": tokens / max(total, 1), "documents": len(np.unique(of_pieces)),
             }
             if tokens and several:
-                row["low"], row["high"] = interval(above, below, documents)
+                row["low"], row["high"] = interval(above, below, of_pieces)
             rows.append(row)
     if not any(row["tokens"] for row in rows):
         raise DataError("the text has no tokens to score; give at least two")

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from muse_core.contracts import Batch
-from muse_core.data.batches import evaluation_batches, evaluation_starts
+from muse_core.data.batches import documents_of, evaluation_batches, evaluation_starts
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import Numbers
@@ -116,10 +116,9 @@ class Subject:
         return max(1, (train.micro_batch or train.batch_size) * self.length // length)
 
     def windows(
-        self, length: int, *, span: int | None = None, by_span: bool = False
+        self, length: int, *, span: int | None = None
     ) -> tuple[Iterator[Batch], np.ndarray]:
-        """Batches of the text in windows of ``length``, and the document (rows,) in which each begins, or with
-        ``by_span`` that in which its span does: then windows of any length have the same documents."""
+        """Batches of the text in windows of ``length``, and the document of each of their tokens (rows, N)."""
         split = self.split
         if len(split.tokens) < 2:
             raise DataError("the text is empty; give at least one character")
@@ -128,6 +127,4 @@ class Subject:
             reset_at_documents=self.setup.recipe.data.reset_at_documents,
         )
         starts = evaluation_starts(split, sequence_length=length, max_tokens=self.tokens, span=span)
-        if by_span and span is not None:
-            starts = starts // span * span
-        return batches, np.searchsorted(split.starts, starts, side="right") - 1
+        return batches, documents_of(split, starts, length)

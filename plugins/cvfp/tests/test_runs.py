@@ -21,6 +21,7 @@ from muse_cvfp.fixed_point import Iteration, Slices
 from muse_cvfp.options import ContextFixedOptions, FixedPointOptions
 from muse_cvfp.stream import Stream, sequential
 
+import muse_core
 from muse_core.cli import muse
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows
@@ -280,3 +281,13 @@ def test_the_finished_run_speaks(folder: Path, whole: Path, monkeypatch: pytest.
     monkeypatch.setenv("MUSE_CACHE", str(folder / "cache"))
     said = CliRunner().invoke(muse, ["generate", str(whole), "--prompt", "The state", "--tokens", "5"])
     assert said.exit_code == 0 and said.output.startswith("The state")
+
+
+def test_a_text_shorter_than_asked_for_has_as_many_iterations_and_a_row_of_each(folder: Path, tmp_path: Path) -> None:
+    table = tomllib.loads((folder / "tiny.toml").read_text())
+    (tmp_path / "short.txt").write_text((folder / "text.txt").read_text()[:3000])
+    table["data"]["paths"] = [str(tmp_path / "short.txt")]
+    table["stages"] = [{"use": "fixed-point", "tokens": 6400, "validation_tokens": 64, "iterations": 3}]
+    run = muse_core.train(table, run_dir=tmp_path / "run", quiet=True)
+    found = [row.get("fixed-point/iteration") for row in run.records()]
+    assert found == [None, 1.0, 2.0, 3.0] and run.summary["planned_steps"] == 6, "two slices of 1,600"

@@ -311,18 +311,23 @@ def test_two_writes_multiply_two_maps():
 
 
 @torch.no_grad()
-def test_theta_scales_what_a_token_writes():
-    """β of a token is its own times the mean of (Γ + η) Im θ over the resolvent heads of its group."""
+@pytest.mark.parametrize("writes", [1, 2])
+def test_theta_scales_what_a_token_writes(writes):
+    """β of a token, in either write, is its own times the mean (Γ + η) Im θ of the resolvent heads of its group."""
     signals = {"theta": (4, 2), "broadening": (4,)}
-    options = PLAIN | {"strength": "theta"}
+    own_strength = PLAIN | {"writes": writes}
+    options = own_strength | {"strength": "theta"}
     layer = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64", signals=signals)
     layer, x = layer.double(), make_input(5)
     generator = torch.Generator().manual_seed(1)
     broadening = 0.1 + torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
     share = torch.rand(2, 5, 4, dtype=torch.float64, generator=generator)
     given = {"broadening": broadening, "theta": torch.stack((torch.randn(2, 5, 4), share / broadening), -1)}
-    plain = build_component("memory layer", "fast-weights", PLAIN, width=WIDTH, dtype="float64").double()
+    plain = build_component("memory layer", "fast-weights", own_strength, width=WIDTH, dtype="float64").double()
     plain.load_state_dict(layer.state_dict())
-    own = plain.dynamics.forward
-    plain.dynamics.forward = lambda *a: (own(*a)[0], own(*a)[1] * share.unflatten(-1, (HEADS, 2)).mean(-1))
+    own, shares = plain.dynamics.forward, share.unflatten(-1, (HEADS, 2)).mean(-1)
+    plain.dynamics.forward = lambda *a: (own(*a)[0], own(*a)[1] * shares)
+    if writes == 2:
+        second = plain.second.dynamics.forward
+        plain.second.dynamics.forward = lambda x: second(x) * shares
     torch.testing.assert_close(layer(x, None, given, tokens_of(x)).update, plain(x, None, {}, tokens_of(x)).update)

@@ -10,6 +10,7 @@ import torch
 from muse_koopman.compress import Compress
 from muse_koopman.distil import Imitate, held_out_drift
 from muse_koopman.maps import replace
+from muse_koopman.measure import EDGE, ENERGIES, drift
 from muse_koopman.options import CompressOptions, DistilOptions
 from torch.nn import functional as F
 
@@ -90,3 +91,28 @@ def test_drift_grows_with_epsilon(small: Path) -> None:
     epsilons, drifts = zip(*found)
     assert epsilons[0] < epsilons[1] < epsilons[2]
     assert 0 < drifts[0] < drifts[1] < drifts[2]
+
+
+def test_imitation_of_a_float64_model_is_float64(small: Path) -> None:
+    """A teacher is at no distance from itself, to the rounding of the precision that it has."""
+    opened = muse_core.load(small)
+    model, batch = opened.model.double(), rows(opened.batch(0), 0, 2)
+    with torch.no_grad():
+        found = Imitate(model, OPTIONS).divergence(
+            model, *(model(batch.inputs, None, batch.tokens).hidden + shift for shift in (0.0, 1e-8)), batch
+        )
+        hidden = model(batch.inputs, None, batch.tokens).hidden
+        student, teacher = (
+            F.log_softmax(model.logits(hidden + shift) / 2.0, dim=-1) for shift in (0.0, 1e-8)
+        )
+    due = 4 * (teacher.exp() * (teacher - student)).sum(-1)[batch.loss_mask].sum()
+    assert found.dtype == torch.float64 and float(found) == pytest.approx(float(due), rel=1e-6, abs=1e-15)
+
+
+def test_layers_that_one_of_two_models_leaves_out_have_no_distance() -> None:
+    """As where all tokens leave a student early."""
+    first = {name: torch.tensor([[0.5, 0.5, 0.0]]) for name in ("blocks.0.resolvent", "blocks.1.resolvent")}
+    second = {"blocks.0.resolvent": torch.tensor([[0.0, 0.5, 0.5]])}
+    step = 2 * EDGE / (ENERGIES - 1)
+    assert float(drift(first, second)) == float(drift(second, first)) == step
+    assert drift(first, {}) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from muse_mqar.needle import NAMES, PARTS, library_reference
 
 from muse_core.errors import DataError, RecipeError
@@ -74,3 +75,8 @@ def test_a_sequence_that_is_too_short_is_refused() -> None:
 def test_the_order_of_distances_is_checked() -> None:
     with pytest.raises(RecipeError, match="1 ≤ nearest ≤ farthest"):
         make(distance=[5, 4])
+
+
+def test_no_examples_are_an_empty_batch() -> None:
+    batch = make().examples("test", np.arange(0), 400)
+    assert all(tensor.shape == (0, 400) for tensor in batch[:3]) and batch.loss_mask.dtype == torch.bool

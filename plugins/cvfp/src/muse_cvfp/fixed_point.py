@@ -148,7 +148,8 @@ class FixedPoint:
 
     def settings(self, train: Any) -> Any:
         """``optional_contracts.OwnPlan``: one row of telemetry an iteration, no decay of weights that no data hold."""
-        steps = self.options.iterations * self.options.steps_per_iteration
+        an_iteration = Slices(self.stream, self.options.slice).count  # of a short text fewer than of options.tokens
+        steps = self.options.iterations * an_iteration
         return attrs.evolve(
             train,
             steps=steps,
@@ -158,7 +159,7 @@ class FixedPoint:
             warmup_steps=min(train.warmup_steps, max(1, steps // 10)),
             weight_decay=0.0,
             cuda_graph=False,
-            log_every=self.options.steps_per_iteration,
+            log_every=an_iteration,
         )
 
     def batches(self, run: Path) -> Slices:

@@ -36,13 +36,16 @@ class Gru(nn.Module):
         """``contracts.Model``. State: h (B, W)."""
         x = inputs if inputs.is_floating_point() else self.embedding(inputs)
         h = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state["h"]
+        resets, valid = (None, None) if tokens is None else (tokens.resets, tokens.valid)
+        if resets is not None and valid is not None:
+            resets = resets & valid  # padding starts nothing
         found = []
         for token in range(x.shape[1]):
-            if tokens is not None and tokens.resets is not None:
-                h = h.masked_fill(tokens.resets[:, token, None], 0.0)
+            if resets is not None:
+                h = h.masked_fill(resets[:, token, None], 0.0)
             following = self.cell(x[:, token], h).to(h.dtype)
-            if tokens is not None and tokens.valid is not None:
-                following = torch.where(tokens.valid[:, token, None], following, h)
+            if valid is not None:
+                following = torch.where(valid[:, token, None], following, h)
             h = following
             found.append(h)
         return ModelOutput(torch.stack(found, 1), {"h": h}, {}, {})

@@ -144,10 +144,6 @@ class FixedPointOptions:
         """Tokens of an optimiser step."""
         return min(self.tokens, self.tokens_per_step)
 
-    @property
-    def steps_per_iteration(self) -> int:
-        return -(-self.tokens // self.slice)
-
     def problems(self, recipe: Any) -> Iterable[str]:
         yield from _whose_model(recipe, "fixed-point")
 

@@ -140,14 +140,16 @@ class FastWeights(nn.Module):
             if angle is not None:
                 new_state["angle"] = angle
         log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
-        if self.by_theta:
-            resonance = signals["broadening"] * signals["theta"][..., 1]
-            rate = rate * regrouped(resonance, self.heads, "broadening").clamp(0.0, 1.0).to(rate.dtype)
+        resonance = self.resonance(signals)
+        if resonance is not None:
+            rate = rate * resonance.to(rate.dtype)
         writes, of_writes = Writes(query, key, value, log_decay, rate), tokens
         if self.second is not None:
             written, carried = self.second(x, low, state.get("second"), tokens)
             if carried is not None:
                 new_state["second"] = carried
+            if resonance is not None:
+                written = written._replace(rate=written.rate * resonance.to(written.rate.dtype))
             writes, of_writes = interleaved(writes, written, tokens)
         reading = by_period(
             self.kernel,
@@ -175,6 +177,13 @@ class FastWeights(nn.Module):
             {},
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
+
+    def resonance(self, signals: dict[str, Tensor]) -> Tensor | None:
+        """(Γ + η) Im θ of each head (B, N, H), in [0, 1]; None where β is the token's own."""
+        if not self.by_theta:
+            return None
+        found = signals["broadening"] * signals["theta"][..., 1]
+        return regrouped(found, self.heads, "broadening").clamp(0.0, 1.0)
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side (B, N, H (2K + M)), and the gate's pre-activation (B, N, H M)."""

@@ -69,8 +69,8 @@ class Imitate:
         for row in range(len(hidden)):
             counted = batch.loss_mask[row]
             with torch.no_grad():
-                due = F.log_softmax(self.teacher.logits(taught[row]).float() / temperature, dim=-1)
-            found = F.log_softmax(model.logits(hidden[row]).float() / temperature, dim=-1)
+                due = softened(self.teacher.logits(taught[row]), temperature)
+            found = softened(model.logits(hidden[row]), temperature)
             total = total + F.kl_div(found, due, log_target=True, reduction="none").sum(-1)[counted].sum()
         return temperature**2 * total
 
@@ -79,6 +79,12 @@ class Imitate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert not state
+
+
+def softened(scores: Tensor, temperature: float) -> Tensor:
+    """Logarithms of probabilities (…, V) at a temperature, in fp32 at least."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return F.log_softmax(scores.to(wide) / temperature, dim=-1)
 
 
 class Distil:

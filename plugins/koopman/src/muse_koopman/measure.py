@@ -103,11 +103,10 @@ def _few(tokens: Tokens) -> Tokens:
 
 
 def drift(first: dict[str, Tensor], second: dict[str, Tensor]) -> Tensor | None:
-    """Mean W₁ over layers and heads; None for models without a Hamiltonian."""
-    if not first:
-        return None
+    """Mean W₁ over the layers that tokens of both have reached, and heads; None where there is none, as in models
+    without a Hamiltonian."""
     distances = [
         wasserstein(measure, second[name], energies(measure)).mean()
-        for name, measure in first.items()
+        for name, measure in first.items() if name in second
     ]
-    return torch.stack(distances).mean()
+    return torch.stack(distances).mean() if distances else None

@@ -56,12 +56,13 @@ class Needle:
         """``contracts.TaskSource``. Raises DataError for a length that does not hold needles, questions and the smaller
         distance."""
         rows = [self._row(split, int(index), length) for index in indices]
-        ids, counted = (np.stack(side) if rows else np.zeros((0, length + 1), np.int64) for side in zip(*rows))
+        ids = np.array([row for row, _ in rows], np.int64).reshape(len(rows), length + 1)
+        counted = np.array([answers for _, answers in rows], bool).reshape(ids.shape)
         positions = torch.arange(length).expand(len(rows), length)
         return Batch(
             torch.from_numpy(ids[:, :-1].copy()),
             torch.from_numpy(ids[:, 1:].copy()),
-            torch.from_numpy(counted[:, 1:].astype(bool)),
+            torch.from_numpy(counted[:, 1:].copy()),
             Tokens(positions),
         )
 
