@@ -173,7 +173,7 @@ def test_what_is_not_deterministic_is_a_sentence(recipe: Path, tmp_path: Path, m
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 9.80 GiB of which 1.88 MiB is "
-        "free. Process 71 has 66.00 MiB memory in use. Including non-PyTorch memory, this process has 4.31 GiB memory in use."
+        "free. Process 71 has 66.00 MiB memory in use. Including non-PyTorch memory, this process has 4.31 GiB in use."
     ),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     MemoryError(),
