@@ -121,7 +121,8 @@ def trained(tmp_path: Path, group: Group) -> Callable[..., tuple[dict[int, float
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collectives over GPUs that Python asks for, by step: none where a recording makes them."""
     counts = [0]
-    for name in ("all_reduce", "all_gather_into_tensor"):
+    gather = "all_gather_single" if hasattr(distributed, "all_gather_single") else "all_gather_into_tensor"
+    for name in ("all_reduce", gather):
         real = getattr(distributed, name)
 
         def counted(*given: Any, real: Any = real, **more: Any) -> Any:
