@@ -29,7 +29,7 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
 from muse_core.selftest.reliability.processes import RECIPE
-from muse_core.training.cuda_graph import RecordedPasses, Targets
+from muse_core.training.cuda_graph import RecordedPasses
 from muse_core.training.forward import (
     Clock,
     ReplicatedForward,
@@ -190,34 +190,35 @@ def test_what_ranks_cannot_share_is_refused(recipe: Callable[..., Any]) -> None:
 
 
 def test_ranks_come_to_a_new_form_of_recorded_steps_in_the_same_step() -> None:
-    """Two rows of two processes each of which holds half of the tokens. Where few labels count a batch says which, so
-    that a rank's own inputs can be of a known form while another's are of a new one."""
+    """Four processes, each with half of the tokens of two rows. Where few labels count a batch says which places are
+    scored: as many on every rank, however few of its own count."""
     model = nn.Linear(1, 1)
     forwards, recorders = [], []
     for rank in range(4):
-        sequence = SimpleNamespace(rank=rank % 2, size=2)
-        ranks = SimpleNamespace(size=4, rank=rank, sequence=sequence)
+        ranks = SimpleNamespace(size=4, rank=rank, sequence=SimpleNamespace(rank=rank % 2, size=2))
         forwards.append(SummedForward(model, None, ranks, {}))  # type: ignore[arg-type]
         recorders.append(RecordedPasses(lambda *given: (Packed((), torch.zeros(1)), []), {}))
-    tokens = torch.arange(8).expand(4, 8)
-    numbers, own = [], []
-    for counted in ([0, 1, 6], [0, 1, 7], [0, 9, 6], [0, 5, 6], [0, 1, 6], [0, 2, 7, 30]):
+    tokens, numbers = torch.arange(8).expand(4, 8), []
+    for counted in ([0], [0, 1], [9], [0, 1, 2], [4, 30, 31], []):
         mask = torch.zeros(32, dtype=torch.bool)
         mask[counted] = True
-        mask = mask.view(4, 8)
-        batch = Batch(tokens, tokens, mask, Tokens(tokens))
-        found, shapes = [], []
+        batch = Batch(tokens, tokens, mask.view(4, 8), Tokens(tokens))
+        found = []
         for forward, recorder in zip(forwards, recorders, strict=True):
-            pieces = [to_device(piece, torch.device("cpu")) for piece in micro_batches(forward.own_rows(batch), 1)]
+            own = list(micro_batches(forward.own_rows(batch), 1))
+            room = forward.target_room(batch, own, 1)
+            pieces = [to_device(piece, torch.device("cpu"), room) for piece in own]
             recorder.seen = [0] * len(recorder.seen)  # nothing is recorded here
-            recorder(pieces, [None] * 2, Targets(len(counted), forward.targets_of_pieces(batch, 1)))
+            recorder(pieces, [None] * 2, torch.tensor(1.0))
             found.append(recorder.seen.index(1))
-            shapes.append([None if one.target_places is None else len(one.target_places) for one in pieces])
-        assert len(set(found)) == 1, counted
+            for piece in pieces:
+                scored = piece.loss_mask.flatten() if piece.target_places is None else piece.loss_mask.flatten()[
+                    piece.target_places
+                ]
+                assert scored.sum() == piece.loss_mask.sum(), "no label that counts is left out"
+        assert len(set(found)) == 1, (counted, found)
         numbers.append(found[0])
-        own.append(shapes)
-    assert numbers == [0, 0, 1, 2, 0, 3]
-    assert own[0][3] == own[2][3], "a form that rank 3 knows in the step that is new to others"
+    assert numbers == [0, 1, 0, 2, 1, 0]
 
 
 def test_a_recorded_step_tells_no_time_of_its_forward_pass() -> None:
