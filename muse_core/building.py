@@ -77,6 +77,9 @@ class ModelContext:
     """Told of each block of a list of blocks under its full name once it is there, before the next is made: where many
     processes share a model it is divided then, so that none holds more than one block whole."""
     activation_checkpointing: bool = False
+    recorded: bool = False
+    """Steps are recorded (``train.cuda_graph``), which takes no random state back: what computes activations once more
+    keeps none, and the run is refused where random numbers are drawn."""
     publish_all: bool = False
     """Layers return every signal that they provide, for diagnostics."""
 
@@ -196,6 +199,7 @@ def build_model(
         kernels=kernels,
         memory=None if (memory := memory_of(device)) is None else memory * (1 if divider is None else divider.shards),
         activation_checkpointing=recipe.train.activation_checkpointing,
+        recorded=recipe.train.cuda_graph,
         publish_all=publish_all,
     )
     if divider is None:

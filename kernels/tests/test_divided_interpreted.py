@@ -83,12 +83,18 @@ def test_the_resolvent_of_parts_is_that_of_the_row(constant, parts):
     results, final = causal_resolvent_apply(diagonal, coupling, coupling, energy, values, initial=(theta, y))
     gradients = torch.autograd.grad(loss(results, slice(None)), wanted)
 
+    gathered = []
+
     def run(rank, collect):
+        def counted(value):
+            gathered.append(rank)
+            return collect(value)
+
         own, here = [x.clone().requires_grad_() for x in leaves], slice(rank * size, (rank + 1) * size)
         diagonal, coupling, energy, values, theta, y = own
         coupling = coupling if constant else coupling[..., here]
         results, final = resolvent.apply_to_part(
-            collect, rank, diagonal[..., here], coupling, coupling, energy, values[..., here, :], initial=(theta, y),
+            counted, rank, diagonal[..., here], coupling, coupling, energy, values[..., here, :], initial=(theta, y),
             sizes=chunks,
         )
         return [x.detach() for x in (*results, *final)], torch.autograd.grad(loss(results, here), own)
@@ -98,6 +104,23 @@ def test_the_resolvent_of_parts_is_that_of_the_row(constant, parts):
     assert max(differences(whole, results)) < CLOSE
     assert all(max(differences(one[0][2:], final)) < CLOSE for one in found), "the same state in every process"
     assert max(differences([sum(x) for x in zip(*(one[1] for one in found), strict=True)], gradients)) < CLOSE
+    assert len(gathered) == 4 * parts, "theta's chunks and y's, and the adjoints of both"
+
+
+@pytest.mark.parametrize("parts", (2, 3))
+def test_what_is_gathered_at_once_is_what_is_gathered_apart(parts):
+    """In float64, to the last bit; of chunks of vectors and of matrices."""
+    generator = torch.Generator().manual_seed(parts)
+    factors = torch.randn(parts, 2, 4, 2, generator=generator, dtype=torch.float64)
+    terms = torch.randn(parts, 2, 4, 5, 2, generator=generator, dtype=torch.float64)
+
+    def run(rank, collect):
+        part = resolvent.Part(collect, rank)
+        return part._joined(factors[rank], terms[rank]), part._joined(factors[rank])[0], part._joined(terms[rank])[0]
+
+    for (factor, term), alone, other in on_parts(parts, run):
+        assert torch.equal(factor, alone) and torch.equal(term, other)
+        assert torch.equal(factor, torch.cat(list(factors), 1)) and torch.equal(term, torch.cat(list(terms), 1))
 
 
 @pytest.mark.parametrize("rule, parts, cuts", (("delta", 2, 1), ("delta", 3, 2), ("hebbian", 2, 2)))

@@ -128,7 +128,7 @@ def training_step(
     if recipe.train.cuda_graph:
         require_recordable(recipe, 1)
         require_steady(model, objective)
-        passes = RecordedPasses(gradients, optimizers.names)
+        passes = RecordedPasses(gradients, optimizers.names, recomputes=recipe.train.activation_checkpointing)
 
     def step() -> None:
         whole = torch.full((), rows * length, dtype=torch.float64, device=device)

@@ -77,10 +77,23 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield rows(batch, start, min(start + (size or total), total))
 
 
-def target_room(batches: Sequence[Batch]) -> int:
+def targets_of_pieces(batch: Batch, places: int, sharing: int, size: int | None) -> list[int]:
+    """Labels that count of every micro-batch of at most ``size`` rows, of ``places`` times ``sharing`` processes among
+    which rows and tokens are divided."""
+    counts = batch.loss_mask.numpy().reshape(places, -1, sharing, batch.loss_mask.shape[1] // sharing).sum(-1)
+    starts = range(0, counts.shape[1], size or counts.shape[1])
+    found: list[int] = np.add.reduceat(counts, list(starts), axis=1).ravel().tolist()
+    return found
+
+
+def target_room(batches: Sequence[Batch], most: int | None = None) -> int:
     """Places to score in each of a step's batches on the host: those of the largest batch, halved as often as they hold
-    the labels that count in any. A few sizes, so that the steps of a task whose targets vary have a few shapes."""
-    most = max(int(batch.loss_mask.numpy().sum()) for batch in batches)
+    the labels that count in any. A few sizes, so that the steps of a task whose targets vary have a few shapes.
+
+    ``most``: labels that count in any, where other processes' batches of these sizes are to have the same room.
+    """
+    if most is None:
+        most = max(int(batch.loss_mask.numpy().sum()) for batch in batches)
     room = max(batch.loss_mask.numel() for batch in batches)
     while most <= room // 2 and room > 1:
         room //= 2

@@ -125,7 +125,7 @@ EVENTS: dict[str, Event] = {
         "layer or of the stage, in nats per token, under its name. `<monitor>/<number>`: what a monitor measured. "
         "`ranks/<number>`: of several processes the most memory (`memory_bytes_max`), the rank that took longest from "
         "the step's start to the end of its last forward pass (`slowest`), and seconds of that "
-        "(`forward_seconds_max`, `forward_seconds_min`).",
+        "(`forward_seconds_max`, `forward_seconds_min`), which recorded steps do not tell.",
         plain=True,
     ),
     "eval": Event(

@@ -159,6 +159,7 @@ class Stack(nn.Module):
             raise RecipeError(f"{path}: {sentence}" for path, sentence in laid.problems)
         self.vocabulary_size: int = context.vocabulary_size
         self.activation_checkpointing = context.activation_checkpointing
+        self.keeps_random_state = not context.recorded
         self.periods = periods(options)
         with context.seeded("embedding"):
             self.embedding = nn.Embedding(context.vocabulary_size, options.width)
@@ -205,7 +206,9 @@ class Stack(nn.Module):
         """One block, with its activations recomputed in the backward pass where the recipe says so."""
         passed: BlockOutput
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            passed = checkpoint(block, x, state, signals, tokens, use_reentrant=False)
+            passed = checkpoint(
+                block, x, state, signals, tokens, use_reentrant=False, preserve_rng_state=self.keeps_random_state
+            )
         else:
             passed = block(x, state, signals, tokens)
         return passed

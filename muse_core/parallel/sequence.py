@@ -51,7 +51,10 @@ class Sequence:
 
 def _of_all(value: Tensor, group: Any) -> Tensor:
     found = value.new_empty(dist.get_world_size(group), *value.shape)
-    dist.all_gather(list(found.unbind()), value, group=group)
+    # Into one tensor: over NCCL a list costs a copy more for every process. torch 2.13 has another name for it and
+    # deprecates this one.
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(found.view(-1), value.reshape(-1), group=group)
     return found
 
 

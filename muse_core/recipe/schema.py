@@ -102,8 +102,9 @@ class Train:
     """Use torch.compile."""
     cuda_graph: bool = False
     """Record the forward and backward pass of a step as a CUDA graph and launch it as one: the same numbers to the last
-    bit (to rounding with ``compile``), without the time of the processor between a thousand small kernels. For one
-    process on a GPU, next-token training, and a model in which no value of a tensor decides what is computed."""
+    bit (to rounding with ``compile``), without the time of the processor between a thousand small kernels. On GPUs,
+    of one process or several whose weights are whole; for next-token training and a model in which no value of a tensor
+    decides what is computed."""
     activation_checkpointing: bool = False
     """Recompute activations of each block in the backward pass to save memory."""
     max_seconds: float | None = field(default=None, validator=validators.optional(validators.gt(0.0)))

@@ -2,7 +2,8 @@
 
 What the step computes is not changed by it: a graph launches the kernels that were launched when it was recorded, with
 the same arguments. What follows reads from the device and decides (clipping, verdicts, the update), and is no part of
-it. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+it. Of several processes each records its own, with what it gathers and sums over NCCL inside: all must record and
+launch in the same steps. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch.utils import _pytree as pytree
 
 from muse_core.component import walk
 from muse_core.contracts import Batch, State
-from muse_core.errors import RecipeError
+from muse_core.errors import MuseError, RecipeError
 from muse_core.metrics.accumulator import Key, Packed
 from muse_core.model.precision import choose_device
+from muse_core.parallel.one import ONE, Ranks
+from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
 
@@ -32,10 +35,15 @@ MOST = 4
 NEAR = 1e-2
 """Of a gradient's norm, how far that of the recorded step may be from the plain one's."""
 OFF = "set train.cuda_graph = false"
+DRAWN = (
+    "train.activation_checkpointing computes blocks once more with the random numbers of the first time, whose state a "
+    "recording cannot take back, and this model draws some"
+)
 
 
 class Form(NamedTuple):
-    """What a recording holds for: everything about a step's inputs that is no number in a tensor."""
+    """What a recording holds for: everything about a step's inputs that is no number in a tensor. Of several processes
+    all come to a new one in the same step: nothing in which their inputs differ comes and goes."""
 
     structure: Any
     leaves: tuple[Any, ...]
@@ -66,11 +74,18 @@ class RecordedPasses:
     The first replay is compared with the plain pass from the same inputs. Weights are read where they are, so that
     whatever changes them in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be
     recorded, and for one whose recording computes other gradients.
+
+    ``recomputes``: activations are computed once more in the backward pass. What draws random numbers would draw
+    others then in a recording, and is refused in the first step.
     """
 
-    def __init__(self, compute: Passes, parameters: Mapping[str, nn.Parameter]):
+    def __init__(
+        self, compute: Passes, parameters: Mapping[str, nn.Parameter], ranks: Ranks = ONE, *, recomputes: bool = False
+    ):
         self.compute = compute
         self.parameters = parameters
+        self.ranks = ranks
+        self.recomputes = recomputes
         self.forms: list[Form] = []
         self.seen: list[int] = []
         """Plain steps of each form."""
@@ -81,15 +96,22 @@ class RecordedPasses:
         number = self._number_of(form)
         if self.seen[number] < PLAIN:
             self.seen[number] += 1
-            return self.compute(pieces, carried, whole)
+            return self._plain(pieces, carried, whole)
         own = None
         if number not in self.recordings:
             random = torch.cuda.get_rng_state()
-            self.compute(pieces, carried, whole)
+            plain = self._plain(pieces, carried, whole)
             own = self._taken()
-            self.recordings[number] = self._record(self.forms[number], leaves)
+            if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
+                for name, gradient in own.items():
+                    self.parameters[name].grad = gradient
+                return plain
+            with self.ranks.at_work("the recording of a step"):
+                self._require_all_record(number)
+                self.recordings[number] = self._record(self.forms[number], leaves)
             torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
+        self.ranks.mark("the recorded forward and backward pass")
         for there, new in zip(recording.given, leaves):
             if isinstance(there, Tensor):
                 there.copy_(new)
@@ -101,6 +123,29 @@ class RecordedPasses:
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
         return Packed(recording.keys, recording.values), proposed
+
+    def release(self) -> None:
+        """Forget what was recorded: NCCL ends a communicator when no graph that uses it is left."""
+        for recording in self.recordings.values():
+            recording.graph.reset()
+        self.recordings.clear()
+
+    def _plain(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
+        if not self.recomputes:
+            return self.compute(pieces, carried, whole)
+        before = (torch.get_rng_state(), torch.cuda.get_rng_state())
+        found = self.compute(pieces, carried, whole)
+        if not all(map(torch.equal, before, (torch.get_rng_state(), torch.cuda.get_rng_state()))):
+            raise RecipeError(f"train.cuda_graph: {DRAWN} - {OFF}")
+        return found
+
+    def _require_all_record(self, number: int) -> None:
+        numbers = self.ranks.gather(number)
+        if any(other != number for other in numbers):
+            raise MuseError(
+                f"train.cuda_graph: the processes would record steps of different forms ({numbers}), of which each "
+                f"waits for the others' - {OFF}"
+            )
 
     def _number_of(self, form: Form) -> int:
         """Which form this is, of those that have been."""
@@ -142,6 +187,12 @@ class RecordedPasses:
         return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
 
 
+def finite(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether no entry is a NaN or an infinity. Waits for the device."""
+    flags = [gradient.isfinite().all() for gradient in gradients.values()]
+    return not flags or bool(torch.stack(flags).all())
+
+
 def require_same(own: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> None:
     """Raises RecipeError where gradients of a recorded step are not those of the plain one from the same inputs, within
     ``NEAR`` of their norm: kernels whose sums come in any order differ by their rounding alone."""
@@ -168,11 +219,15 @@ def require_recordable(recipe: Recipe, processes: int) -> None:
         return
     found = []
     if choose_device(train.device).type != "cuda":
-        found.append("it is for a GPU, and this run's device is the CPU")
-    if processes > 1:
-        found.append(f"it is for one process, and this run has {processes}")
-    if train.activation_checkpointing:
-        found.append("train.activation_checkpointing keeps the random state of every block, which waits for the GPU")
+        gloo = f", whose {processes} processes exchange through gloo, which nothing records" if processes > 1 else ""
+        found.append(f"it is for a GPU, and this run's device is the CPU{gloo}")
+    if processes > 1 and sizes_of(recipe.parallel, processes).shard > 1:
+        found.append(
+            "parallel.shard: FSDP2 gathers weights into memory that it takes and gives back in every step, on streams "
+            "of its own, and a recording of that was never shown to be right"
+        )
+    if train.activation_checkpointing and getattr(recipe.model.options, "dropout", 0.0):
+        found.append(f"model.dropout: {DRAWN}")
     routers = [use for use in walk(recipe.model.options) if use.kind == "router"]
     if routers:
         found.append(f"{routers[0].path}: which tokens an expert computes is decided by values of tensors")

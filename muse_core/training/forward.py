@@ -6,15 +6,15 @@ import contextlib
 import gc
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from muse_core.component import walk
 from muse_core.contracts import Batch, ModelOutput, Objective, Result, State, Tokens
-from muse_core.data.batches import columns, rows, targets_per_token
+from muse_core.data.batches import columns, rows, target_room, targets_of_pieces, targets_per_token
 from muse_core.errors import MuseError, RecipeError
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
@@ -22,6 +22,9 @@ from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Recipe
 from muse_core.training.optimizers import norms
 from muse_core.training.shards import own_part
+
+BUCKET = 2**26
+"""Bytes of gradients that are summed over processes at once; so much memory more is used meanwhile."""
 
 
 class Forward:
@@ -49,14 +52,21 @@ class Forward:
         """A context for forward and backward of micro-batch ``index`` of ``count``."""
         return contextlib.nullcontext()
 
+    def target_room(self, batch: Batch, own: Sequence[Batch], micro_batch: int | None) -> int:
+        """``batches.target_room`` of this process's micro-batches of a whole batch."""
+        return target_room(own)
+
+    def sum_gradients(self) -> None:
+        """After the last micro-batch: makes the gradients those of all processes, where the backward pass does not."""
+
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """``optimizers.norms`` of whole gradients."""
         return norms(gradients)
 
-    def telemetry(self) -> tuple[float, int]:
-        """Seconds from the step's start to the end of its last forward pass, and most bytes that tensors took on this
-        rank's GPU so far."""
-        return 0.0, 0
+    def telemetry(self) -> tuple[float | None, int]:
+        """Seconds from the step's start to the end of its last forward pass, where Python saw it end, and most bytes
+        that tensors took on this rank's GPU so far."""
+        return None, 0
 
 
 class _Losses(nn.Module):
@@ -79,7 +89,8 @@ class _Losses(nn.Module):
 
 
 class _SeveralForward(Forward):
-    """By several processes that each have rows or tokens of their own, and of whose gradients torch makes the mean."""
+    """By several processes that each have rows or tokens of their own, and of whose gradients torch makes the mean (or
+    the sum, where ``parts`` is 1)."""
 
     def __init__(self, model: Any, objective: Objective, ranks: Ranks):
         super().__init__(model, objective, ranks)
@@ -90,15 +101,14 @@ class _SeveralForward(Forward):
         self.ranks.seed_step(seed, step)
         self.clock.start()
 
-    def telemetry(self) -> tuple[float, int]:
+    def telemetry(self) -> tuple[float | None, int]:
         device = self.clock.device
         return self.clock.read(), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def own_rows(self, batch: Batch) -> Batch:
         batch = batch._replace(targets_per_token=targets_per_token(batch))  # of the whole batch, as its targets are
         sequence = self.ranks.sequence
-        sharing = 1 if sequence is None else sequence.size
-        count, places = len(batch.inputs), self.ranks.size // sharing
+        count, (places, sharing) = len(batch.inputs), self._shares()
         if count % places:
             raise RecipeError(
                 f"stages: this stage reads batches of its own, of {count} rows, which cannot be divided among {places} "
@@ -107,6 +117,11 @@ class _SeveralForward(Forward):
         size, place = count // places, self.ranks.rank // sharing
         own = rows(batch, place * size, (place + 1) * size)
         return own if sequence is None else columns(own, sequence.rank, sequence.size)
+
+    def _shares(self) -> tuple[int, int]:
+        """Among how many processes the rows of a batch are divided, and the tokens of a row."""
+        sharing = 1 if self.ranks.sequence is None else self.ranks.sequence.size
+        return self.ranks.size // sharing, sharing
 
 
 class ReplicatedForward(_SeveralForward):
@@ -170,6 +185,75 @@ class ReplicatedForward(_SeveralForward):
             yield
 
 
+class SummedForward(_SeveralForward):
+    """Of a copy of the model in every process, for steps that are recorded: gradients are summed by all-reduces behind
+    the last backward pass, which a recording holds as it holds the pass.
+
+    DistributedDataParallel reads its timers in the first ten passes and every hundredth, and renews its buckets in the
+    second; these sums depend on nothing but the gradients, and are the same recorded or not.
+    """
+
+    def __init__(self, model: Any, objective: Objective, ranks: Ranks, parameters: Mapping[str, nn.Parameter]):
+        """``parameters``: by name, those that are trained; ``model`` may be a compiled one."""
+        super().__init__(model, objective, ranks)
+        self.parts = 1
+        self.parameters = parameters
+        self.names: tuple[str, ...] | None = None
+        """Parameters that have gradients, as the first step found."""
+
+    def __call__(self, batch: Batch, state: State) -> Result:
+        self.ranks.mark("forward and backward")
+        result = super().__call__(batch, state)
+        self.clock.lap()
+        return result
+
+    def gradients_of(self, index: int, count: int) -> contextlib.AbstractContextManager[Any]:
+        sequence = self.ranks.sequence
+        return contextlib.nullcontext() if sequence is None else sequence.division()
+
+    def target_room(self, batch: Batch, own: Sequence[Batch], micro_batch: int | None) -> int:
+        """Of the micro-batches of all processes: their steps are of one form, without a word between them."""
+        return target_room(own, max(targets_of_pieces(batch, *self._shares(), micro_batch)))
+
+    def sum_gradients(self) -> None:
+        """Raises RecipeError where ranks have gradients of different parameters in the first step, and MuseError where
+        one has those of others later: their sums would be of different things."""
+        found = {name: one for name, one in self.parameters.items() if one.grad is not None}
+        names = tuple(found)
+        if self.names is None:
+            ranks: Any = self.ranks
+            ranks.agree("parameters with gradients", list(names), "run it as one process")
+            self.names = names
+        elif names != self.names:
+            odd = sorted({*names} ^ {*self.names})[0]
+            raise MuseError(
+                f"{odd} has a gradient in some steps alone: several processes need the same parameters in every step - "
+                "run it as one process, or divide weights (parallel.shard)"
+            )
+        for bucket in buckets(list(found.values())):
+            total = torch.cat([one.grad.reshape(-1) for one in bucket])
+            distributed.all_reduce(torch.view_as_real(total) if total.is_complex() else total)
+            for parameter, part in zip(bucket, total.split([one.numel() for one in bucket]), strict=True):
+                parameter.grad = part.view(parameter.shape)
+
+
+def buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters whose gradients are of one type and fit into ``BUCKET`` bytes, or one that does not."""
+    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(parameter.grad.dtype, []).append(parameter)  # type: ignore[union-attr]
+    for same in kinds.values():
+        bucket: list[nn.Parameter] = []
+        filled = 0
+        for parameter in same:
+            if bucket and filled + parameter.nbytes > BUCKET:
+                yield bucket
+                bucket, filled = [], 0
+            bucket.append(parameter)
+            filled += parameter.nbytes
+        yield bucket
+
+
 class DividedForward(_SeveralForward):
     """Of a model whose weights are divided among processes: torch's FSDP2, see ``shards.divide``."""
 
@@ -186,8 +270,6 @@ class DividedForward(_SeveralForward):
         yield
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        from torch import distributed
-
         squares = norms([own_part(one) for one in gradients]).square()
         if gradients:
             first: Any = gradients[0]
@@ -206,6 +288,9 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
             "do not have in common - run this stage as one process"
         )
     sizes = sizes_of(recipe.parallel, ranks.size)
+    if sizes.shard == 1 and recipe.train.cuda_graph:
+        trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        return SummedForward(compiled(model, recipe.train.compile), objective, ranks, trained)
     if sizes.shard == 1:
         own = all(use.distribution == CORE for use in recipe.stages)  # an objective may use what it likes
         varies = not own or any(use.kind == "router" for use in walk(recipe.model.options))
@@ -262,22 +347,27 @@ def detached(tree: Any) -> Any:
 
 class Clock:
     """Seconds from ``start`` to the last ``lap``, on the device where it is a GPU; ``read`` once the device has come
-    past both."""
+    past both. A lap within a recording counts for nothing: what is replayed tells no time."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._cuda = device.type == "cuda"
-        self._first = self._last = self._now()
+        self._first = self._now()
+        self._last: Any = None
 
     def start(self) -> None:
-        self._first = self._last = self._now()
+        self._first, self._last = self._now(), None
 
     def lap(self) -> None:
-        self._last = self._now()
+        if not (self._cuda and torch.cuda.is_current_stream_capturing()):
+            self._last = self._now()
 
-    def read(self) -> float:
+    def read(self) -> float | None:
+        """None without a lap since the start."""
+        if self._last is None:
+            return None
         if not self._cuda:
-            return self._last - self._first
+            return float(self._last - self._first)
         seconds: float = self._first.elapsed_time(self._last) / 1000
         return seconds
 
@@ -289,13 +379,15 @@ class Clock:
         return event
 
 
-def of_ranks(told: Sequence[tuple[float, int]]) -> dict[str, float]:
+def of_ranks(told: Sequence[tuple[float | None, int]]) -> dict[str, float]:
     """Numbers of the records from every rank's ``telemetry``."""
-    seconds = [one for one, _ in told]
+    seconds = [one for one, _ in told if one is not None]
     memory = max(one for _, one in told)
-    found = {
-        "ranks/slowest": float(seconds.index(max(seconds))),
-        "ranks/forward_seconds_max": max(seconds),
-        "ranks/forward_seconds_min": min(seconds),
-    }
+    found: dict[str, float] = {}
+    if len(seconds) == len(told):
+        found = {
+            "ranks/slowest": float(seconds.index(max(seconds))),
+            "ranks/forward_seconds_max": max(seconds),
+            "ranks/forward_seconds_min": min(seconds),
+        }
     return found | ({"ranks/memory_bytes_max": float(memory)} if memory else {})

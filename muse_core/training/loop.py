@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
-from muse_core.data.batches import Ahead, TrainingData, micro_batches, target_room, to_device
+from muse_core.data.batches import Ahead, TrainingData, micro_batches, to_device
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.cross_entropy import like
 from muse_core.evaluation.held_out import HeldOut
@@ -71,7 +71,10 @@ class Loop:
         """Where ``train.cuda_graph`` asks for it, gradients come from a recording."""
         if not self.recipe.train.cuda_graph:
             return self._pass
-        return RecordedPasses(self._pass, self.state.optimizers.names)
+        return RecordedPasses(
+            self._pass, self.state.optimizers.names, self.forward.ranks,
+            recomputes=self.recipe.train.activation_checkpointing,
+        )
 
     @property
     def done(self) -> bool:
@@ -91,6 +94,13 @@ class Loop:
 
         Raises Halted when a monitor halts or damage cannot be undone.
         """
+        try:
+            self._train()
+        finally:
+            if isinstance(self.passes, RecordedPasses):
+                self.passes.release()
+
+    def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
         parameters = list(state.optimizers.names.values())
         state.model.train()
@@ -148,7 +158,7 @@ class Loop:
         targets = max(int(batch.loss_mask.numpy().sum()), 1)
         whole = torch.full((), targets / forward.parts, dtype=torch.float64, device=state.precision.device)
         on_host = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
-        room, pieces = target_room(on_host), []
+        room, pieces = forward.target_room(batch, on_host, self.recipe.train.micro_batch), []
         for piece in on_host:
             there = to_device(piece, state.precision.device, room)
             if state.stream_state.streams:
@@ -183,6 +193,7 @@ class Loop:
             accumulator.add_result(result, there.loss_mask.sum())
             if state.stream_state.streams:
                 proposed.append(detached(result.state))
+        forward.sum_gradients()
         return accumulator.packed(), proposed
 
     def _of_gradients(self) -> dict[str, Tensor]:

@@ -1,23 +1,27 @@
 """Speed, memory and checkpoints of models of about 125 million parameters, and of one row of a million tokens, on 1, 2
 and 4 GPUs of one host, as a table.
 
-    python tests/benchmarks/scale.py --processes 1 2 4 --out FOLDER [--seconds 230]
+    python tests/benchmarks/scale.py --processes 1 2 4 --repeats 3 --out FOLDER [--seconds 230]
 
 Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several with copies (ddp), with divided weights
 (fsdp) and with two divided copies (hybrid, from four processes on), where the rows of a batch grow with the processes,
 so that equal tokens/s a GPU is a scaling of 1; and one row of ``--row`` tokens whose tokens are divided among the
 processes: as recipes/experiments/million_tokens.toml has it (row), twice as wide (row-wide), and with nothing computed
-again in the backward pass (row-kept). Rows are read as one text, as is usual where a Transformer is measured;
-``--documents`` keeps documents apart by masks, as recipes do. Cells of one process run side by side, one on each GPU.
-A cell that fails or takes longer than ``--limit`` is said and left out; the others are measured. The causality gate,
-which every real run has, is left out. ``--small`` is for a machine without GPUs. ``--profile`` names cells of which the
-operations of the last steps are written, as CELL-PROCESSES.profile.txt, with the time in which no kernel ran.
+again in the backward pass (row-kept). ``recorded``: with ``train.cuda_graph``. Rows are read as one text, as is usual
+where a Transformer is measured; ``--documents`` keeps documents apart by masks, as recipes do. Cells of one process run
+side by side, one on each GPU. A cell that fails or takes longer than ``--limit`` is said and left out; the others are
+measured. ``--repeats`` measures all cells so many times over, one after the other, and the table has the median of
+each, the slowest and the fastest. The causality gate, which every real run has, is left out. ``--small`` is for a
+machine without GPUs. ``--profile`` names cells of which the operations of the last steps are written, as
+CELL-PROCESSES.profile.txt, with the time in which no kernel ran.
+
+Before a cell begins its GPUs are to hold nothing of other processes: where they do it waits for ``--wait`` seconds, and
+what is still there then is said and stands in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import gc
 import json
@@ -28,8 +32,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from scale_processes import EMPTY, Beside, devices, emptied, end
+from scale_table import profiled, read, table
 
 RESOLVENT = {"use": "resolvent", "heads": 64, "potential": ["non-hermitian"]}
 BEGAN = time.monotonic()
@@ -46,36 +52,33 @@ SIZES = {
     "transformer": {"width": 1024, "depth": 10}, "phase2": {"width": 1024, "depth": 7},
     "row": {"width": 256, "depth": 4},  # smaller: what a block keeps for its backward pass is of all tokens
 }
-ROWS = ("row", "row-wide", "row-kept")
-ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", *ROWS)
-SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "phase2-ddp", "phase2-fsdp", *ROWS)
+ROWS = ("row", "row-wide", "row-kept", "row-recorded", "row-kept-recorded")
+ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", "transformer-recorded", "phase2-recorded",
+       *ROWS)
+SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "transformer-ddp-recorded", "phase2-ddp",
+           "phase2-fsdp", "phase2-ddp-recorded", *ROWS)
 SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
 """Cells in which checkpoints are made and timed."""
-STEP = 200
-"""Steps between checkpoints of which the stall is a share."""
 PROFILED = 3
 """The last steps, whose speed counts for nothing where they are profiled."""
-DENSE_BF16 = {"H100": 989.4e12, "H200": 989.4e12}
-"""Operations a second of matrix products without sparsity, by the makers' data sheets (SXM)."""
-
-
 def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    model, _, way = cell.partition("-")
+    model, *ways = cell.split("-")
     small, rows = chosen.small, 2 if chosen.small else chosen.rows
     steps = chosen.steps if model != "row" else chosen.row_steps
     train: dict[str, Any] = {
         "batch_size": rows * processes, "micro_batch": min(rows, chosen.micro or rows),
         "sequence_length": 128 if small else 2048,
-        "compile": way == "compiled",
+        "compile": "compiled" in ways,
     }
-    parallel: dict[str, Any] = {
-        "fsdp": {"data": 1, "shard": "auto"}, "hybrid": {"data": 2, "shard": "auto"}
-    }.get(way, {})
+    parallel: dict[str, Any] = {}
+    if "fsdp" in ways or "hybrid" in ways:
+        parallel = {"data": 2 if "hybrid" in ways else 1, "shard": "auto"}
     if model == "row":
         train = {"batch_size": 1, "sequence_length": 4096 if small else chosen.row,
-                 "activation_checkpointing": way != "kept"}
+                 "activation_checkpointing": "kept" not in ways}
         parallel = {"data": 1, "context": "auto"}
-    sizes = SIZES[model] | ({"width": 2 * SIZES["row"]["width"]} if way == "wide" else {})
+    train["cuda_graph"] = "recorded" in ways
+    sizes = SIZES[model] | ({"width": 2 * SIZES["row"]["width"]} if "wide" in ways else {})
     return {
         "name": f"{cell}-{processes}",
         "data": {"use": "state-of-the-union", "tokenizer": "bytes",
@@ -89,7 +92,7 @@ def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, A
 
 
 def folder_of(cell: str, processes: int, chosen: argparse.Namespace) -> Path:
-    return Path(chosen.out) / f"{cell}-{processes}"
+    return Path(chosen.out) / f"{cell}-{processes}" / f"{chosen.repeat}"
 
 
 def measure(chosen: argparse.Namespace) -> None:
@@ -156,14 +159,19 @@ def measure(chosen: argparse.Namespace) -> None:
     checkpointer.Checkpointer.commit, checkpointer.Checkpointer._write = timed_commit, timed_write
     loop.Loop.run, loop.Loop._gradients = watched_run, profiled_gradients
     with meeting() as ranks:
+        beside = Beside(ranks.launched.local_rank if ranks.size > 1 else 0, chosen.wait)
         for cell in chosen.cells:
             now = cell
+            there = max(ranks.gather(beside.wait()))
+            if there > EMPTY and ranks.rank == 0:
+                print(f"cell {cell} begins beside {there / 2**30:.1f} GiB of other processes", flush=True)
             # Where a cell stood that is ended now: stacks are read while they change, which can end a process.
             faulthandler.dump_traceback_later(max(5.0, limit_of(cell, chosen) - 3))
             folder = folder_of(cell, ranks.size, chosen)
             if ranks.rank == 0:
                 print(f"cell {cell}, {time.monotonic() - BEGAN:.1f} s after the imports", flush=True)
-                (Path(chosen.out) / f"{folder.name}.began").write_text("")
+                folder.parent.mkdir(exist_ok=True)
+                (Path(chosen.out) / f"{cell}-{ranks.size}-{chosen.repeat}.began").write_text("")
             stalls.clear()
             writes.clear()
             if torch.cuda.is_available():
@@ -174,7 +182,7 @@ def measure(chosen: argparse.Namespace) -> None:
             if ranks.rank == 0:
                 found = read(folder, PROFILED if cell in chosen.profile else 0) | {
                     "cell": cell, "processes": ranks.size, "flops": held["flops"],
-                    "write": writes[-1] if writes else None,
+                    "write": writes[-1] if writes else None, "beside": there,
                     "peak": max(one["peak"] for one in parts), "held": max(one["held"] for one in parts),
                     # The first checkpoint is of weights without moments; the second allocates the host's memory.
                     "stall": max(one["stall"] for one in parts) if stalls else None,
@@ -185,32 +193,7 @@ def measure(chosen: argparse.Namespace) -> None:
             torch.compiler.reset()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def profiled(found: Any) -> str:
-    """Operations by their time, and where the device did nothing: from the end of one kernel to the beginning of the
-    next."""
-    from torch.autograd import DeviceType
-
-    here = any(one.device_type == DeviceType.CUDA for one in found.events())
-    key = "self_device_time_total" if here else "self_cpu_time_total"
-    told = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90)
-    kernels = sorted(
-        ((one.time_range.start, one.time_range.end, one.name) for one in found.events()
-         if one.device_type == DeviceType.CUDA and not one.is_user_annotation
-         and not one.name.startswith(("nccl:", "DistributedData"))),
-    )
-    gaps, busy, end, before = [], 0.0, -1.0, ""
-    for began, ended, name in kernels:
-        if end >= 0 and began > end:
-            gaps.append((began - end, before, name))
-        busy += max(0.0, ended - max(began, end))
-        if ended > end:
-            end, before = ended, name
-    lines = [f"{gap / 1e3:8.3f} ms  {one[:70]} -> {other[:70]}" for gap, one, other in sorted(gaps, reverse=True)[:16]]
-    idle = sum(gap for gap, _, _ in gaps)
-    return f"busy {busy / 1e3:.1f} ms, idle {idle / 1e3:.1f} ms between {len(kernels)} kernels of about three steps' " \
-        "passes and two updates; the longest pauses:\n" + "\n".join([*lines, "", told])
+            beside.settle()
 
 
 def limit_of(cell: str, chosen: argparse.Namespace) -> float:
@@ -218,34 +201,22 @@ def limit_of(cell: str, chosen: argparse.Namespace) -> float:
     return chosen.limit * (2 if "compiled" in cell else 1)
 
 
-def read(folder: Path, profiled: int) -> dict[str, Any]:
-    """From the records: the median speed of the last two thirds of the steps, but for the last ``profiled`` of all."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in rows if row["event"] == "train"]
-    summary = json.loads((folder / "summary.json").read_text())
-    last = trained[-1]["step"]
-    late = [row["tokens_per_second"] for row in trained if last // 3 < row["step"] <= last - profiled]
-    tokens = summary["train_tokens"] / summary["steps"]
-    return {
-        "tokens_per_second": median(late), "step": tokens / median(late), "parameters": summary["parameters"],
-        "loss": trained[-1]["loss"],
-    }
-
-
 def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.Namespace) -> None:
     """Measure the cells in one start, or in further ones where a cell ended the start before."""
     left = list(cells)
+    environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
+    environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
     while left and time.monotonic() < chosen.until and not chosen.ended.is_set():
         own = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        given = ["--out", str(chosen.out), "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
+        emptied(gpus, chosen.wait)
+        given = ["--out", str(chosen.out), "--repeat", str(chosen.repeat), "--wait", str(chosen.wait),
+                 "--steps", str(chosen.steps), "--rows", str(chosen.rows), "--row",
                  str(chosen.row), "--row-steps", str(chosen.row_steps), "--optimizer", chosen.optimizer, "--limit",
                  str(chosen.limit), *(["--micro", str(chosen.micro)] if chosen.micro else []),
                  *(f"--{name}" for name in ("small", "unsaved", "documents") if getattr(chosen, name)),
                  *(["--profile", *chosen.profile] if chosen.profile else []), "--measure", "--cells", *left]
         command = [*([sys.executable] if processes == 1 else own), __file__, *given]
-        environment = {"OMP_NUM_THREADS": "4", **os.environ, "MUSE_REPORT": "0"}
-        environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
-        log = Path(chosen.out) / f"log-{processes}-{left[0]}.txt"
+        log = Path(chosen.out) / f"log-{processes}-{left[0]}-{chosen.repeat}.txt"
         with open(log, "w") as said:
             running = subprocess.Popen(
                 command, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -275,41 +246,6 @@ def attend(running: Any, processes: int, cells: list[str], chosen: argparse.Name
     return ""
 
 
-def end(running: Any) -> None:
-    """The process and all that it started, also in sessions of their own, as the launcher's processes are."""
-    members = started_by(running.pid)
-    if running.poll() is None:
-        os.killpg(running.pid, signal.SIGTERM)  # on which torchrun ends its processes
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=6)
-    for member in {*members, *started_by(running.pid), running.pid}:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member, signal.SIGKILL)
-    running.wait()
-
-
-def started_by(process: int) -> set[int]:
-    """Processes that it started, and theirs."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found, new = set(), {process}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return found
-
-
-def devices() -> list[str | None]:
-    """Numbers of the GPUs, in a process of its own: this one holds none."""
-    count = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"], capture_output=True, text=True
-    )
-    visible: list[str | None] = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    return visible or [str(number) for number in range(int(count.stdout or 0))]
-
-
 def side_by_side(cells: list[str], chosen: argparse.Namespace) -> None:
     """Cells of one process, dealt over the GPUs."""
     gpus = devices() or [None]
@@ -321,35 +257,6 @@ def side_by_side(cells: list[str], chosen: argparse.Namespace) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def table(out: Path) -> str:
-    cells = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/cell.json"))}
-    names = ("cell", "M params", "GPUs", "tokens/s", "a GPU, of one", "of ddp", "MFU", "peak GiB",
-             "weights + moments GiB", "of one", "stall s", f"of {STEP} steps", "write s", "loss")
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    order = sorted(cells.values(), key=lambda one: (one["cell"].partition("-")[0], one["processes"], one["cell"]))
-    for one in order:
-        model, processes = one["cell"].partition("-")[0], one["processes"]
-        alone = one["cell"] if model == "row" else model
-        base, copies = cells.get(f"{alone}-1"), cells.get(f"{model}-ddp-{processes}")
-        peak = next((rate for name, rate in DENSE_BF16.items() if name in one["device"]), None)
-        speed = one["tokens_per_second"]
-        ratios = {
-            "one": speed / processes / base["tokens_per_second"] if base else None,
-            "copies": speed / copies["tokens_per_second"] if copies else None,
-            "mfu": speed / processes * one["flops"] / peak if peak else None,
-            "part": one["held"] / base["held"] if base else None,
-            "share": one["stall"] / (STEP * one["step"]) if one["stall"] else None,
-            "stall": one["stall"], "write": one["write"],
-        }
-        told = {name: "-" if value is None else f"{value:.3f}" for name, value in ratios.items()}
-        lines.append(
-            f"| {one['cell']} | {one['parameters'] / 1e6:.1f} | {processes} | {speed:,.0f} | {told['one']} | "
-            f"{told['copies']} | {told['mfu']} | {one['peak'] / 2**30:.2f} | {one['held'] / 2**30:.3f} | "
-            f"{told['part']} | {told['stall']} | {told['share']} | {told['write']} | {one['loss']:.4f} |"
-        )
-    return "\n".join([*lines, "", f"device: {order[0]['device']}" if order else "nothing was measured"])
 
 
 if __name__ == "__main__":
@@ -369,7 +276,10 @@ if __name__ == "__main__":
     asked.add_argument("--small", action="store_true")
     asked.add_argument("--unsaved", action="store_true", help="make no checkpoints")
     asked.add_argument("--profile", nargs="*", default=[], choices=sorted({*ONE, *SEVERAL}))
+    asked.add_argument("--repeats", type=int, default=1, help="times that all cells are measured")
+    asked.add_argument("--wait", type=float, default=60, help="seconds for GPUs that others use to be empty")
     asked.add_argument("--out", type=Path, required=True)
+    asked.add_argument("--repeat", type=int, default=0, help=argparse.SUPPRESS)
     asked.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = asked.parse_args()
     if any((options.row_steps if cell in ROWS else options.steps) < PROFILED + 2 for cell in options.profile):
@@ -381,11 +291,13 @@ if __name__ == "__main__":
         options.out.mkdir(parents=True, exist_ok=True)
         options.until, options.ended = time.monotonic() + options.seconds, threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: options.ended.set())
-        for count in options.processes:
-            here = [cell for cell in options.cells if cell in (ONE if count == 1 else SEVERAL)]
-            here = [cell for cell in here if count > 3 or not cell.endswith("hybrid")]
-            if count == 1:
-                side_by_side(here, options)
-            else:
-                start(count, here, None, options)
+        for number in range(options.repeats):
+            options.repeat = number
+            for count in options.processes:
+                here = [cell for cell in options.cells if cell in (ONE if count == 1 else SEVERAL)]
+                here = [cell for cell in here if count > 3 or not cell.endswith("hybrid")]
+                if count == 1:
+                    side_by_side(here, options)
+                else:
+                    start(count, here, None, options)
         print(table(options.out))

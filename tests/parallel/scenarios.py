@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor
 from muse_core.building import build_model, every_backend
 from muse_core.contracts import Batch, Tokens
 from muse_core.data.batches import columns
-from muse_core.parallel.sequence import Sequence
+from muse_core.parallel.meeting import meeting
+from muse_core.parallel.sizes import Sizes
 from muse_core.plugins import load_plugins
 from muse_core.recipe import read_recipe
 from muse_core.selftest.reliability.processes import (
@@ -38,6 +39,8 @@ from muse_core.selftest.reliability.processes import (
     signalled,
 )
 from muse_core.storage.checkpoint import commit
+from muse_core.training import forward, run
+from muse_core.training.forward import SummedForward
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
 from muse_core.training.shards import Divider, gathered, own_part
@@ -122,13 +125,39 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     ]
     yield "blocks", [Start(instead=divided_as_built(dense))]
     yield "exact", [Start(ranks=3, instead=divided_gradients(mixed))]
+    yield "summed", [Start(arguments=fresh(mixed, "summed"), fault=summing(everywhere))]
+    yield "odd", [Start(arguments=fresh(dense, name), fault=summing(lambda rank: {}, without=step))
+                  for name, step in (("odd-0", 0), ("odd-3", 3))]
     yield "attention", [Start(ranks=2, arguments=fresh(dense, "bad", "--set=parallel.context=2"))]
     yield "three", [Start(ranks=3, arguments=fresh(dense, "bad"))]
 
 
-def gradients(recipe: Any, registry: Any, sequence: Any) -> dict[str, torch.Tensor]:
-    """In float64, of ragged rows in two documents each; with ``sequence`` summed over its processes, which each have a
+def summing(plan: Callable[[int], dict[str, Any]], *, without: int | None = None) -> Callable[[int], dict[str, Any]]:
+    """Gradients are summed as in recorded steps, which a CPU has not; rank 1 loses one of them at a call."""
+
+    def planned(rank: int) -> dict[str, Any]:
+        def make(model: Any, objective: Any, recipe: Any, ranks: Any) -> SummedForward:
+            return SummedForward(model, objective, ranks, dict(model.named_parameters()))
+
+        run.make_forward = make
+        add, calls = SummedForward.sum_gradients, iter(range(1 << 30))
+
+        def losing(self: SummedForward) -> None:
+            if next(calls) == without:
+                next(iter(self.parameters.values())).grad = None
+            add(self)
+
+        if rank == 1:
+            SummedForward.sum_gradients = losing  # type: ignore[method-assign]
+        return plan(rank)
+
+    return planned
+
+
+def gradients(recipe: Any, registry: Any, ranks: Any) -> dict[str, torch.Tensor]:
+    """In float64, of ragged rows in two documents each; with ``ranks`` summed over its processes, which each have a
     part of the tokens."""
+    sequence = None if ranks is None else ranks.sequence
     backends = every_backend(recipe, registry)
     model: Any = build_model(
         recipe, registry, vocabulary_size=257, dtype="float64", backends=backends, sequence=sequence
@@ -141,11 +170,9 @@ def gradients(recipe: Any, registry: Any, sequence: Any) -> dict[str, torch.Tens
         batch = columns(batch, sequence.rank, sequence.size)
     with contextlib.nullcontext() if sequence is None else sequence.division():
         NextToken()(model, batch, None).total.backward()
-    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
-    if sequence is not None:
-        for gradient in found.values():
-            distributed.all_reduce(gradient)
-    return found
+    if ranks is not None:
+        SummedForward(model, NextToken(), ranks, dict(model.named_parameters())).sum_gradients()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
 
 
 def divided_gradients(path: Path) -> Callable[[], None]:
@@ -154,12 +181,13 @@ def divided_gradients(path: Path) -> Callable[[], None]:
     def compare() -> None:
         registry = load_plugins()
         recipe = read_recipe(path, (), registry).recipe
-        distributed.init_process_group("gloo")
-        found = gradients(recipe, registry, Sequence(distributed.group.WORLD))
-        if distributed.get_rank() == 0:
-            whole = gradients(recipe, registry, None)
-            print(max(float((found[name] - due).abs().max() / due.abs().max()) for name, due in whole.items()))
-        distributed.barrier()
+        forward.BUCKET = 4000  # so that there are several, of real and of complex numbers
+        with meeting() as ranks:
+            ranks.join(torch.device("cpu"), Sizes(1, 1, ranks.size))
+            found = gradients(recipe, registry, ranks)
+            if ranks.rank == 0:
+                whole = gradients(recipe, registry, None)
+                print(max(float((found[name] - due).abs().max() / due.abs().max()) for name, due in whole.items()))
 
     return compare
 
@@ -169,10 +197,10 @@ def leaking(*, exact: bool) -> Callable[[int], dict[str, Any]]:
     the checks that all ranks make."""
 
     def plan(rank: int) -> dict[str, Any]:
-        forward = FeedForward.forward
+        compute = FeedForward.forward
 
         def leak(self: Any, x: torch.Tensor, *rest: Any) -> Any:
-            output = forward(self, x, *rest)
+            output = compute(self, x, *rest)
             return output._replace(update=output.update + 0.1 * x.mean(1, keepdim=True))
 
         FeedForward.forward = leak

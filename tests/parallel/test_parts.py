@@ -17,8 +17,9 @@ from torch import nn
 
 from muse_core.cli.run import main
 from muse_core.contracts import Batch, Result, Tokens
+from muse_core.data.batches import micro_batches, to_device
 from muse_core.errors import MuseError, RankLost, RecipeError, StorageError
-from muse_core.metrics.accumulator import Key, combined, read
+from muse_core.metrics.accumulator import Key, Packed, combined, read
 from muse_core.parallel import group
 from muse_core.parallel.environment import launched
 from muse_core.parallel.group import Group
@@ -28,7 +29,15 @@ from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
 from muse_core.recipe.schema import Parallel
 from muse_core.selftest.reliability.processes import RECIPE
-from muse_core.training.forward import ReplicatedForward, _SeveralForward, make_forward
+from muse_core.training.cuda_graph import RecordedPasses
+from muse_core.training.forward import (
+    Clock,
+    ReplicatedForward,
+    SummedForward,
+    _SeveralForward,
+    make_forward,
+    of_ranks,
+)
 from muse_core.training.ranks import join
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import dealt
@@ -178,6 +187,48 @@ def test_what_ranks_cannot_share_is_refused(recipe: Callable[..., Any]) -> None:
     batch = Batch(row, row, row == 0, Tokens(torch.arange(4)[None]))
     with pytest.raises(RecipeError, match="of 1 rows, which cannot be divided among 2"):
         _SeveralForward(model, None, ranks).own_rows(batch)  # type: ignore[arg-type]
+
+
+def test_ranks_come_to_a_new_form_of_recorded_steps_in_the_same_step() -> None:
+    """Four processes, each with half of the tokens of two rows. Where few labels count a batch says which places are
+    scored: as many on every rank, however few of its own count."""
+    model = nn.Linear(1, 1)
+    forwards, recorders = [], []
+    for rank in range(4):
+        ranks = SimpleNamespace(size=4, rank=rank, sequence=SimpleNamespace(rank=rank % 2, size=2))
+        forwards.append(SummedForward(model, None, ranks, {}))  # type: ignore[arg-type]
+        recorders.append(RecordedPasses(lambda *given: (Packed((), torch.zeros(1)), []), {}))
+    tokens, numbers = torch.arange(8).expand(4, 8), []
+    for counted in ([0], [0, 1], [9], [0, 1, 2], [4, 30, 31], []):
+        mask = torch.zeros(32, dtype=torch.bool)
+        mask[counted] = True
+        batch = Batch(tokens, tokens, mask.view(4, 8), Tokens(tokens))
+        found = []
+        for forward, recorder in zip(forwards, recorders, strict=True):
+            own = list(micro_batches(forward.own_rows(batch), 1))
+            room = forward.target_room(batch, own, 1)
+            pieces = [to_device(piece, torch.device("cpu"), room) for piece in own]
+            recorder.seen = [0] * len(recorder.seen)  # nothing is recorded here
+            recorder(pieces, [None] * 2, torch.tensor(1.0))
+            found.append(recorder.seen.index(1))
+            for piece in pieces:
+                scored = piece.loss_mask.flatten() if piece.target_places is None else piece.loss_mask.flatten()[
+                    piece.target_places
+                ]
+                assert scored.sum() == piece.loss_mask.sum(), "no label that counts is left out"
+        assert len(set(found)) == 1, (counted, found)
+        numbers.append(found[0])
+    assert numbers == [0, 1, 0, 2, 1, 0]
+
+
+def test_a_recorded_step_tells_no_time_of_its_forward_pass() -> None:
+    clock = Clock(torch.device("cpu"))
+    clock.start()
+    assert clock.read() is None and of_ranks([(clock.read(), 7), (0.5, 9)]) == {"ranks/memory_bytes_max": 9.0}
+    clock.lap()
+    seconds = clock.read()
+    assert seconds is not None and seconds >= 0
+    assert of_ranks([(seconds, 0), (seconds + 1, 0)])["ranks/slowest"] == 1.0
 
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path: Any) -> None:

@@ -163,6 +163,19 @@ def test_tokens_that_are_divided_give_the_gradients_of_one_process_and_train(
     assert "model.block[0]: attention reads whole rows of tokens" in found["attention"][0]["said"][0]
 
 
+def test_sums_behind_the_passes_give_the_losses_of_one_process(found: dict[str, Any], folder: Path) -> None:
+    """As recorded steps have them; ragged rows with masked targets. A gradient that one rank alone has ends all."""
+    assert codes(found, "summed") == [[0, 0]] and not found["summed"][0]["said"][1]
+    whole, summed = (rows(folder / name, "train") for name in ("mixed-1", "summed"))
+    for name in ("loss", "gradient_norm"):
+        values = [[row[name] for row in train[:5]] for train in (whole, summed)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), name
+    first, later = found["odd"]
+    assert first["codes"] == [2, 2] and "rank 1 does not have rank 0's parameters with gradients" in first["said"][0]
+    assert len(set(later["codes"])) == 1 and later["codes"][0] not in (0, None)
+    assert "has a gradient in some steps alone" in later["said"][1]
+
+
 def test_checkpoints_are_written_by_all_ranks_and_equal_at_the_start(found: dict[str, Any], folder: Path) -> None:
     manifests = {
         name: [json.loads(path.read_text()) for path in sorted((folder / name / "checkpoints").glob("*/MANIFEST.json"))]

@@ -43,9 +43,13 @@ def refusals(registry: Any, recipe: dict[str, Any], processes: int = 1) -> list[
 
 
 def test_a_recipe_that_cannot_be_recorded_is_refused_with_every_reason(table: Table, registry: Any) -> None:
-    recipe = table(model=ROUTED, train={"cuda_graph": True, "activation_checkpointing": True})
+    recipe = table(
+        model=ROUTED, train={"cuda_graph": True, "activation_checkpointing": True},
+        parallel={"data": 1, "shard": "auto"},
+    )
     found = refusals(registry, recipe, processes=2)
-    for words in ("device is the CPU", "this run has 2", "activation_checkpointing", "model.block[1].router"):
+    for words in ("device is the CPU, whose 2 processes exchange through gloo", "parallel.shard: FSDP2",
+                  "model.dropout: train.activation_checkpointing", "model.block[1].router"):
         assert any(words in line for line in found), (words, found)
     assert all("set train.cuda_graph = false" in line for line in found if line.strip())
 

@@ -31,25 +31,26 @@ class Part:
 
     def moebius(self, summary: Tensor, initial: Tensor) -> Tensor:
         """As `moebius_carries`, of the own chunks; `initial` is theta before the first token of all."""
+        (joined,) = self._joined(summary)
         nothing = _ones_at(summary, 8, 0, 6)
-        return self._kept(moebius_carries(self._joined(summary, nothing), initial), summary.shape[1])
+        return self._kept(moebius_carries(_and_last(joined, nothing), initial), summary.shape[1])
 
     def linear(self, factor: Tensor, term: Tensor, initial: Tensor, reverse: bool) -> Tensor:
         """As `linear_carries`, of the own chunks."""
         chunks = factor.shape[1]
+        factor, term = self._joined(factor, term)
         if reverse:
-            found = linear_carries(self._joined(factor), self._joined(term), initial, reverse=True)
-            return self._own(found, chunks)
+            return self._own(linear_carries(factor, term, initial, reverse=True), chunks)
         nothing = _ones_at(factor, 2, 0)
-        factor, term = self._joined(factor, nothing), self._joined(term, torch.zeros_like(nothing))
+        factor, term = _and_last(factor, nothing), _and_last(term, torch.zeros_like(nothing))
         return self._kept(linear_carries(factor, term, initial, reverse=False), chunks)
 
-    def _joined(self, x: Tensor, last: Tensor | None = None) -> Tensor:
-        """(R, C, ...) of every process -> the chunks of all, and one more that is `last`."""
-        x = self.collect(x.contiguous()).transpose(0, 1).flatten(1, 2)
-        if last is not None:
-            x = torch.cat((x, last.expand(len(x), 1, *x.shape[2:])), dim=1)
-        return x.contiguous()
+    def _joined(self, *parts: Tensor) -> list[Tensor]:
+        """(R, C, ...) of every process -> the chunks of all, of every part; they are gathered at once."""
+        flat = [part.flatten(2) for part in parts]
+        widths = [part.shape[2] for part in flat]
+        told = self.collect(torch.cat(flat, dim=-1)).transpose(0, 1).flatten(1, 2)
+        return [one.unflatten(-1, part.shape[2:]) for one, part in zip(told.split(widths, dim=-1), parts, strict=True)]
 
     def _own(self, starts: Tensor, chunks: int) -> Tensor:
         return starts[:, self.rank * chunks : (self.rank + 1) * chunks].contiguous()
@@ -58,6 +59,11 @@ class Part:
         own = self._own(starts, chunks)
         self.before, self.last = own[:, 0].clone(), starts[:, -1].clone()
         return own
+
+
+def _and_last(x: Tensor, last: Tensor) -> Tensor:
+    """(R, C, ..., n) and a further chunk that is `last` (n,)."""
+    return torch.cat((x, last.expand(len(x), 1, *x.shape[2:])), dim=1)
 
 
 def _ones_at(like: Tensor, size: int, *places: int) -> Tensor:
