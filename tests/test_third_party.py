@@ -29,9 +29,12 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a wheel of every distribution and of the example."""
+    """A folder with a wheel of every distribution, those that tox made where it did, and of the example."""
     folder = tmp_path_factory.mktemp("wheels")
-    run(sys.executable, ROOT / ".ci" / "wheels.py", folder, cwd=folder)
+    if made := os.environ.get("MUSE_WHEELS"):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+    else:
+        run(sys.executable, ROOT / ".ci" / "wheels.py", folder, cwd=folder)
     build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
     run(sys.executable, *build, EXAMPLE, cwd=folder)
     return folder
