@@ -110,11 +110,11 @@ def simple(command: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which runs/NAME is a run of two steps, with a cache of its own."""
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which runs/NAME is a run of two steps."""
     folder = tmp_path_factory.mktemp("commands")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUSE_CACHE", str(folder / "cache"))
+        patch.setenv("MUSE_CACHE", str(cache))
         make_run(folder)
         yield folder
 
