@@ -32,9 +32,9 @@ def main() -> None:
     assert len(wheels) == len(distributions()), wheels
     if "--install" in sys.argv[2:]:
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, *map(str, wheels)], check=True)
-        # The version does not change between two runs of tox, so pip would keep yesterday's files.
+        # By force, since the version does not change between two runs of tox: pip would keep yesterday's files.
         subprocess.run([*pip, "--force-reinstall", "--no-deps", "--no-index", *map(str, wheels)], check=True)
+        subprocess.run([*pip, *map(str, wheels)], check=True)  # what they need
 
 
 if __name__ == "__main__":

@@ -56,8 +56,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of encoded text for all tests of the session, for MUSE_CACHE."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache of encoded text for all tests of the session and all workers of pytest-xdist, for MUSE_CACHE: to encode
+    the bundled text takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -72,12 +74,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small_recipe(cache: Path) -> dict[str, Any]:
     """A recipe table: attention and a memory with a neutral filter on real text, trained in a second."""
     return {
         "name": "small",
         "seed": 7,
-        "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(tmp_path_factory.mktemp("cache"))},
+        "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(cache)},
         "model": {
             "width": 32,
             "depth": 1,

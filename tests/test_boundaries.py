@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from muse_core.plugins.discovery import normalised
+
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 HEAVY = ("torch", "datasets", "tokenizers", "matplotlib", "pandas", "pyarrow", "safetensors")
+OPTIONAL = {
+    "fla": "asked for where it is installed",
+    "huggingface_hub": "datasets needs it",
+    "titans_pytorch": "one that muse bench compares with",
+    "triton": "asked for where the kernels' backend is triton",
+}
 
 
 def sources(folder: Path) -> list[Path]:
@@ -100,6 +112,25 @@ def test_plugins_do_not_import_each_other(plugin: Path) -> None:
     own = "muse_" + plugin.name.replace("-", "_")
     for path in sources(plugin / "src"):
         assert packages(path) <= {"muse_core", "muse_kernels", own}, path
+
+
+packages_distributions = functools.cache(metadata.packages_distributions)
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "kernels", *PLUGINS], ids=lambda path: path.name)
+def test_what_is_imported_is_declared(folder: Path) -> None:
+    """By the distribution or by the core, which every plugin needs, wherever in the sources the import stands."""
+    declared = set()
+    for place in {folder, folder if folder.name == "kernels" else ROOT}:
+        project = tomllib.loads((place / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {}).values()
+        for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+            declared.add(normalised(re.split(r"[<>=~!;\[ ]", line)[0]))
+    known = packages_distributions()
+    for path in sources(ROOT / "muse_core" if folder == ROOT else folder / "src"):
+        for name in {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - OPTIONAL.keys():
+            of_project = name.startswith("muse_") or name == "new_plugin"
+            assert of_project or declared & set(map(normalised, known.get(name, [name]))), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)

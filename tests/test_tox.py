@@ -25,14 +25,16 @@ def run(*arguments: object, site: Path | None = None) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("environment", ["py311-torch", "py312-triton"])
+@pytest.mark.parametrize("environment", ["py311-torch", "py312-torch-triton"])
 def test_tox_adds_it_to_an_environment_of_the_matrix(environment: str) -> None:
     pytest.importorskip("tox", reason="pip install tox")
     given = ("-x", f"testenv.deps+={EXAMPLE}", "-k", "deps", "commands", "skip_install")
     shown = run("-m", "tox", "config", "-e", environment, *given)
     deps = shown.partition("deps =")[2].partition("\ncommands")[0].split()
     assert deps[:2] == ["-r", "requirements.txt"] and deps[-1] == str(EXAMPLE), shown
-    assert "python -m pytest" in shown
+    _, *tests = shown.partition("commands =")[2].split("python -m pytest")
+    assert len(tests) == environment.count("-t")
+    assert ("pip install" in tests[0]) == ("triton" in environment), "Triton comes after the tests that need none"
 
 
 def test_the_conformance_tests_take_up_whatever_is_installed(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ N = 40
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def table(cache: Path) -> dict[str, Any]:
     """A memory, and after it a resolvent that it acts on."""
     memory = {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr", "resonance"]}
     mixer = {"use": "resolvent", "heads": 4, "potential": ["non-hermitian", "memory-feedback"]}
     return {
         "name": "diagnosed",
-        "data": {"use": "state-of-the-union", "cache": str(tmp_path_factory.mktemp("cache"))},
+        "data": {"use": "state-of-the-union", "cache": str(cache)},
         "model": {"width": 16, "depth": 2, "block": [memory, mixer, "feed-forward"]},
         "train": {"steps": 2, "batch_size": 2, "sequence_length": N, "precision": "fp32", "device": "cpu"},
         "evaluate": {"tokens": 80, "final_tokens": 80},

@@ -22,6 +22,7 @@ from muse_core.interchange.program import traced
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "how-to" / "export.md"
+SHORT = ["--to", "torch", "--length", "4"]
 
 
 def no_room(path: Path, data: object) -> None:
@@ -49,7 +50,7 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
     assert str(Path(__file__).parents[2]).encode() not in told, "the program names files of this machine"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "write_bytes", no_room)
-        full = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "full"), "--to", "torch"])
+        full = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "full"), *SHORT])
     assert full.exit_code == 3 and "No space left on device - free some space" in full.output
     assert not list(tmp_path.glob("*full*"))
     again = CliRunner().invoke(muse, ["export", str(finished_run), str(tmp_path / "program"), "--to", "torch"])

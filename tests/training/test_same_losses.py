@@ -94,7 +94,7 @@ def here() -> tuple[str, str, str, bool]:
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+def losses(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """Name → losses, now."""
     folder, threads = tmp_path_factory.mktemp("same"), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,9 +103,7 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
         recipe, precision = name.split("-")
         path = folder / f"{name}.toml"
         path.write_text(f'format = 1\nname = "eq"\nseed = 42\n{RECIPES[recipe]}{TRAIN.format(precision=precision)}')
-        done = CliRunner().invoke(
-            main, [str(path), "--run-dir", str(folder / name)], env={"MUSE_CACHE": str(folder / "cache")}
-        )
+        done = CliRunner().invoke(main, [str(path), "--run-dir", str(folder / name)], env={"MUSE_CACHE": str(cache)})
         assert done.exit_code == 0, done.output
         rows = read_rows(Path(folder / name) / "metrics.jsonl")
         found[name] = [row["loss"] for row in rows if row["event"] == "train"]

@@ -1,13 +1,9 @@
-"""Registration and conformance."""
+"""Registration, and conformance of what tests/test_conformance.py does not vary: it takes the defaults."""
 
 import subprocess
 import sys
 
 from muse_core.testing import LayerSuite
-
-
-class TestAttention(LayerSuite):
-    name = "attention"
 
 
 class TestWindow(LayerSuite):
@@ -19,14 +15,6 @@ class TestConvolvedAttention(LayerSuite):
     name = "attention"
     options = {"convolution": 3, "query_key_norm": True, "key_value_heads": 2}
     test_compiles = None  # the defaults compile; a variant costs seconds more
-
-
-class TestConvolution(LayerSuite):
-    name = "convolution"
-
-
-class TestFeedForward(LayerSuite):
-    name = "feed-forward"
 
 
 def test_listing_imports_no_torch():

@@ -1,10 +1,7 @@
-"""The polarisation loss keeps the contract of layers, the monitor that of monitors."""
+"""The polarisation loss keeps the contract of layers, the monitor that of monitors; its defaults are taken by
+tests/test_conformance.py."""
 
 from muse_core.testing import LayerSuite, MonitorSuite
-
-
-class TestPolarisation(LayerSuite):
-    name = "polarisation"
 
 
 class TestWatchingOnly(LayerSuite):

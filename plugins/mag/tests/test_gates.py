@@ -24,7 +24,7 @@ def bench(tmp_path_factory):
     table = {
         "name": "tiny-mag",
         "seed": 3,
-        "data": {"use": "state-of-the-union", "tokenizer": "bytes", "cache": str(tmp_path_factory.mktemp("cache"))},
+        "data": {"use": "state-of-the-union", "tokenizer": "bytes"},
         "model": {"width": 16, "depth": 1, "block": [{"use": "mag", "heads": 2, "window": 8, "memory": MEMORY}]},
         "train": {"batch_size": 2, "sequence_length": 20, "warmup_steps": 2, "precision": "fp32", "device": "cpu"},
         "evaluate": {"tokens": 80, "final_tokens": 80},

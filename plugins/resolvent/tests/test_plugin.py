@@ -1,13 +1,9 @@
-"""Registration and conformance."""
+"""Registration, and conformance of what tests/test_conformance.py does not vary: it takes the defaults."""
 
 import subprocess
 import sys
 
 from muse_core.testing import LayerSuite
-
-
-class TestResolvent(LayerSuite):
-    name = "resolvent"
 
 
 class TestChannels(LayerSuite):

@@ -1,9 +1,9 @@
-"""Registration and conformance."""
+"""Registration and conformance; tests/test_conformance.py takes the layer."""
 
 import subprocess
 import sys
 
-from muse_core.testing import InitializerSuite, LayerSuite
+from muse_core.testing import InitializerSuite
 
 
 class TestZeta(InitializerSuite):
@@ -16,10 +16,6 @@ class TestOrthogonal(InitializerSuite):
 
 class TestRandomSpectrum(InitializerSuite):
     name = "random-spectrum"
-
-
-class TestZetaPositions(LayerSuite):
-    name = "zeta-positions"
 
 
 def test_listing_imports_no_torch():
