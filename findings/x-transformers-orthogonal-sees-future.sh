@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # x-transformers 2.31.10: a Decoder, which is causal, sees the future with orthog_residual=True or with
 # attn_orthog_projected_values=True (also per head): orthog_project takes all tokens of a row as one vector instead of
-# one token after another, so that every output depends on the last token, without a word. Without these options none does.
+# one token after another, so that every output depends on the last token, without a word. Without them none does.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
