@@ -72,8 +72,12 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
 
 
 def _write_weights(model: nn.Module, path: Path) -> None:
-    """Raises OSError where they cannot be written."""
-    weights = {PREFIX + key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    """Raises OSError where they cannot be written. A conjugate or negative that torch has as a mark alone is computed,
+    since save_file writes what lies in memory (findings/safetensors-conjugate-lost.sh)."""
+    weights = {
+        PREFIX + key: value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        for key, value in model.state_dict().items()
+    }
     try:
         save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the system's error as text alone

@@ -20,7 +20,7 @@ from muse_core.cli import muse
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
-from muse_core.interchange.hugging_face import library_tokenizer
+from muse_core.interchange.hugging_face import PREFIX, _write_weights, library_tokenizer
 from muse_core.training.trained import open_trained
 
 PROMPT = "The state of the ünion is ☃ strong."
@@ -155,6 +155,19 @@ def test_a_tokenizer_file_goes_through(trained: Any, tmp_path: Path) -> None:
     setup, _ = open_trained(run)
     assert tokenizer(PROMPT).input_ids == setup.corpus.tokenizer.encode(PROMPT).tolist()
     assert tokenizer.eos_token_id == 319
+
+
+@pytest.mark.parametrize("size", [1, 3])  # of one element, a strided tensor counts as contiguous and keeps its mark
+def test_marked_tensors_are_written_as_their_values(tmp_path: Path, size: int) -> None:
+    model = torch.nn.Module()
+    conjugate = torch.complex(torch.ones(size), torch.arange(1.0, size + 1)).conj()
+    model.register_buffer("conjugate", conjugate)
+    model.register_buffer("imaginary", conjugate.imag)
+    assert conjugate.is_conj() and conjugate.imag.is_neg()
+    _write_weights(model, tmp_path / "model.safetensors")
+    written = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(written[PREFIX + "conjugate"], conjugate)
+    assert torch.equal(written[PREFIX + "imaginary"], conjugate.imag)
 
 
 def test_files_tell_nothing_of_the_machine(trained: Any, tmp_path: Path) -> None:
