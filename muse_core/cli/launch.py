@@ -113,6 +113,7 @@ def resumed(
         if kept is None and setup.corpus.tokenizer.digest == lock.table.get("digests", {}).get("tokenizer"):
             directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
         if longer is not None:
+            Longer.check(directory, setup)
             lengthened = read_recipe(directory.recipe, longer.overrides)
             longer.write(directory, to_toml(lengthened.resolved))
         _start(setup, directory, display, drift, longer=longer, restart=restart, report=report)
