@@ -50,7 +50,7 @@ def read_file(path: Path, *, wanted: str | None, documents: str) -> Texts:
 
 
 def _not_utf8(path: Path) -> str:
-    """Where the first byte stands that is not UTF-8. The exception of a reader tells its place in a block of the text."""
+    """Where the first byte that is not UTF-8 stands; what a reader raises tells its place in a block of the text."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     before, lines = 0, 1
     with _bytes(path) as file:
