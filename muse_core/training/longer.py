@@ -61,8 +61,8 @@ class Longer:
         made = newest_folder(directory.path) != directory.path
         stage = None if made else construct(use, setup)
         if made or hasattr(stage, "settings") or stage.objective(setup.model, setup.training_data) is None:
-            raise RecipeError(f"--steps, --extend: this run's stage {use.name!r} does not train by train.steps, so that "
-                              "it cannot be made longer - start another run from it with init.from")
+            raise RecipeError(f"--steps, --extend: this run's stage {use.name!r} does not train by train.steps, so "
+                              "that it cannot be made longer - start another run from it with init.from")
 
     @property
     def overrides(self) -> list[str]:
