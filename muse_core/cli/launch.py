@@ -23,7 +23,7 @@ from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import check_sizes
 from muse_core.recipe import Checked, read_recipe, to_toml
-from muse_core.recipe.lock import Lock, differences, plugins_named
+from muse_core.recipe.lock import GO_ON, Lock, differences, plugins_named
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
@@ -209,7 +209,7 @@ def _drift(
     found = [str(one) for one in differences(before, now) if one.what not in expected]
     if found and not allow_drift:
         raise RecipeError(
-            ["this is not what the lock says:", *(f"  {one}" for one in found), "go on all the same with --allow-drift"]
+            ["this is not what the lock says:", *(f"  {one}" for one in found), GO_ON]
         )
     for one in found:
         display.say(f"differs from the lock: {one}", "yellow")
