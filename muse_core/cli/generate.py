@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import itertools
+import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def generate(
     "--- sample N, seed S". Memory stays constant where the model's state does.
     """
     let_waiting_threads_sleep()
-    with guarded():
+    with guarded(), _warnings_afterwards():
         from muse_core.errors import RecipeError
         from muse_core.model import generation
         from muse_core.training.trained import open_trained
@@ -82,6 +83,25 @@ def generate(
                 else generation.generate_by_lookup(setup.model, read, draft=lookup, **where)
             )
             _show(tokenizer, itertools.islice(one, tokens), stop)
+
+
+@contextlib.contextmanager
+def _warnings_afterwards() -> Iterator[None]:
+    """What is warned of meanwhile is said behind the text: on a terminal it would stand in the middle of a word."""
+    held: list[str] = []
+
+    class Held(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            held.append(record.getMessage())
+
+    handler, logger = Held(logging.WARNING), logging.getLogger("muse_core")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        for sentence in held:
+            warn(sentence)
 
 
 def _check(temperature: float, top_p: float, stop: tuple[str, ...], lookup: int | None, samples: int) -> None:

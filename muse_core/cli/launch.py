@@ -23,7 +23,7 @@ from muse_core.model.precision import choose_device
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import check_sizes
 from muse_core.recipe import Checked, read_recipe, to_toml
-from muse_core.recipe.lock import Lock, differences, plugins_named
+from muse_core.recipe.lock import GO_ON, Lock, differences, plugins_named
 from muse_core.recipe.schema import Train
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
@@ -113,6 +113,7 @@ def resumed(
         if kept is None and setup.corpus.tokenizer.digest == lock.table.get("digests", {}).get("tokenizer"):
             directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
         if longer is not None:
+            Longer.check(directory, setup)
             lengthened = read_recipe(directory.recipe, longer.overrides)
             longer.write(directory, to_toml(lengthened.resolved))
         _start(setup, directory, display, drift, longer=longer, restart=restart, report=report)
@@ -208,7 +209,7 @@ def _drift(
     found = [str(one) for one in differences(before, now) if one.what not in expected]
     if found and not allow_drift:
         raise RecipeError(
-            ["this is not what the lock says:", *(f"  {one}" for one in found), "go on all the same with --allow-drift"]
+            ["this is not what the lock says:", *(f"  {one}" for one in found), GO_ON]
         )
     for one in found:
         display.say(f"differs from the lock: {one}", "yellow")

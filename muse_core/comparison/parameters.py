@@ -118,10 +118,11 @@ def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:
     if plan.parameters == "any":
         return []
     base = counts[plan.baseline]
+    quieter = "" if plan.parameters == "warn" else ', or say parameters = "warn"'
     return [
         f"variant {name!r} has {count:,} {plan.parameter_kind}, {count / base - 1:+.1%} against {base:,} of the "
         f"baseline {plan.baseline!r}, more than parameter_tolerance = {plan.parameter_tolerance:g} allows - change its "
-        'width, depth or multiples, or say parameters = "warn"'
+        f"width, depth or multiples{quieter}"
         for name, count in counts.items()
         if abs(count / base - 1) > plan.parameter_tolerance
     ]

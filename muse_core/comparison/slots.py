@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import attrs
 
 from muse_core.comparison.cells import FAILED, Cell
+from muse_core.recipe.lock import GO_ON
 from muse_core.training.stop import SIGNALS, Stop
 
 INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
@@ -157,7 +159,7 @@ class Slots:
         elif cell.in_use():
             self._leave(cell)
         else:
-            self._fail(cell, f"exit code {code}: {_last_line(one)}", seconds)
+            self._fail(cell, f"exit code {code}: {_drift(one) or _last_line(one)}", seconds)
 
     def _try_again(self, one: Running, seconds: str) -> None:
         """An attempt that is to go on, unless several in turn brought nothing."""
@@ -192,7 +194,22 @@ class Slots:
 
 def _last_line(one: Running) -> str:
     """Of what this attempt printed."""
+    lines = _printed(one)
+    return lines[-1] if lines else "nothing was printed"
+
+
+def _drift(one: Running) -> str:
+    """What differs from the run's lock, when that ended this attempt; its own advice is an option of muse-run."""
+    lines = _printed(one)
+    if not lines or lines[-1] != GO_ON:
+        return ""
+    differing = itertools.takewhile(lambda line: line.startswith("  "), reversed(lines[:-1]))
+    found = "; ".join(reversed([line.strip() for line in differing]))
+    return f"the run was begun with something else ({found}) - remove {one.cell.path} to begin it anew"
+
+
+def _printed(one: Running) -> list[str]:
+    """Lines of this attempt."""
     log = one.cell.path / "log.txt"
     printed = log.read_bytes()[one.printed :] if log.exists() else b""  # a job that never began has none
-    lines = printed.decode("utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing was printed"
+    return printed.decode("utf-8", errors="replace").strip().splitlines()

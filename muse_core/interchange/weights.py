@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import Checked, to_toml
+from muse_core.recipe.check import check_table
 from muse_core.recipe.reading import read_source
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt
@@ -176,13 +177,15 @@ def import_run(
     given, left = matched(setup.model, theirs, rules, partial=partial)
     whole: dict[str, Any] = kept_weights(setup.model) | given
     table = {key: value for key, value in checked.resolved.items() if key != "init"} | {"stages": [{"use": "evaluate"}]}
-    resolved = to_toml(table)
+    # Read anew, so that recipe and lock have every default of what was put in, as muse-run --resume compares them.
+    checked = attrs.evolve(check_table(table, checked.registry, checked.where), source=checked.source)
+    resolved = to_toml(checked.resolved)
     with RunDirectory.claim(directory, resolved) as claimed:
         try:
-            lock = lock_of(attrs.evolve(checked, resolved=table), setup)
+            lock = lock_of(checked, setup)
             claimed.begin(source=to_toml(checked.source.table), recipe=resolved, lock=to_toml(lock.table),
                           tokenizer=setup.corpus.tokenizer.to_json())
-            adopt(claimed, setup, 0, "import", table, whole)
+            adopt(claimed, setup, 0, "import", checked.resolved, whole)
         except BaseException:
             claimed.withdraw()
             raise

@@ -31,6 +31,8 @@ from muse_core.recipe.writing import normalised
 FORMAT = 1
 BACKGROUND = ("numpy", "torch", "triton")
 """Distributions that the numbers depend on besides plugins."""
+GO_ON = "go on all the same with --allow-drift"
+"""Last line of what is said of differences."""
 
 
 @attrs.frozen(kw_only=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import attrs
 
+from muse_core.building import construct
+from muse_core.data.kept import newest_folder
 from muse_core.errors import RecipeError
 from muse_core.recipe.lock import read_lock
 from muse_core.recipe.schema import Recipe
@@ -13,6 +15,7 @@ from muse_core.recipe.writing import to_toml
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.schedules import Rates
+from muse_core.training.setup import Setup
 
 LENGTH = ("recipe.train.steps", "recipe.train.schedule_steps")
 """The keys of a lock that a longer run changes."""
@@ -49,6 +52,17 @@ class Longer:
         if steps < done:
             raise RecipeError(f"--steps {steps}: the run has done {done} steps - name at least as many")
         return cls(before=train.steps, steps=steps, schedule_steps=None)
+
+    @staticmethod
+    def check(directory: RunDirectory, setup: Setup) -> None:
+        """Raises RecipeError where the run's one stage does not train for ``train.steps`` steps, such as those of
+        ``muse compress`` and ``muse import``: the new length would change nothing."""
+        use = setup.recipe.stages[0]
+        made = newest_folder(directory.path) != directory.path
+        stage = None if made else construct(use, setup)
+        if made or hasattr(stage, "settings") or stage.objective(setup.model, setup.training_data) is None:
+            raise RecipeError(f"--steps, --extend: this run's stage {use.name!r} does not train by train.steps, so "
+                              "that it cannot be made longer - start another run from it with init.from")
 
     @property
     def overrides(self) -> list[str]:

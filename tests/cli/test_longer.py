@@ -98,3 +98,13 @@ def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_plann
     longer = invoke("--resume", stopped, "--extend", 6)
     said = "12 steps instead of 6; the schedule is from here on that of a run of 12 steps"
     assert longer.exit_code == 0 and said in longer.output.replace("\n", " ")
+
+
+def test_a_run_whose_only_stage_trains_nothing_cannot_be_made_longer(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert invoke(recipe, "--run-dir", run, "--set", 'stages=["evaluate"]').exit_code == 0
+    before = {name: (run / name).read_bytes() for name in ("recipe.toml", "muse.lock.toml")}
+    for length in ("--steps", "--extend"):
+        refused = invoke("--resume", run, length, 10)
+        assert refused.exit_code == 2 and "stage 'evaluate' does not train by train.steps" in refused.output
+    assert {name: (run / name).read_bytes() for name in before} == before

@@ -4,6 +4,7 @@ said, and refused where it changes a number. Real processes."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from muse_core.cli.generate import _warnings_afterwards
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe.writing import to_toml
 
@@ -275,6 +277,13 @@ def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     twice = said("--prompt", "the quick", "--temperature", "0", "--stop", stop, "--samples", "2", "--tokens", "1000000")
     assert twice == f"--- sample 1, seed 0\n{ended}--- sample 2, seed 1\n{ended}"
     assert said("--prompt", "", "--temperature", "0")
+
+
+def test_a_warning_stands_behind_the_text_that_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    with _warnings_afterwards():
+        logging.getLogger("muse_core.model.replay").warning("slow: %s", "why")
+        assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "slow: why\n"
 
 
 def test_output_in_a_poorer_encoding(muse: Callable, project: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +85,19 @@ def test_a_plan_runs_once_is_reported_and_goes_on_where_it_was_interrupted(plan:
     assert json.loads(summaries[0].read_text())["held_out_bits_per_byte"] == value
     assert summaries[1].stat().st_mtime_ns == before[1], "a run that was done was repeated"
 
+    summaries[0].unlink()
+    run, other = summaries[0].parent, "0" * 64
+    lock = (run / "muse.lock.toml").read_text()
+    changed = re.sub(r'(?m)^(data = )"[0-9a-f]{64}"', rf'\1"{other}"', lock)
+    assert changed != lock
+    (run / "muse.lock.toml").write_text(changed)
+    drifted = call(plan, "-o", out)
+    said = (run / "failed.txt").read_text()
+    assert drifted.exit_code == 6 and "--allow-drift" not in drifted.output, drifted.output
+    assert "digests.data: the lock says '000" in said and f"remove {run} to begin it anew" in said
+    shutil.rmtree(run)
+    assert call(plan, "-o", out).exit_code == 0 and summaries[0].is_file()
+
 
 def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
     plan.write_text(LARGER)
@@ -91,6 +106,7 @@ def test_variants_of_other_sizes_are_refused_before_anything_runs(plan: Path, tm
     plan.write_text('parameters = "warn"\n' + LARGER)
     warned = call(plan, "-o", tmp_path / "out", "--dry-run")
     assert warned.exit_code == 0 and "warning: variant 'plain'" in warned.output
+    assert "say parameters" in refused.output and "say parameters" not in warned.output
     assert "plain/validation-seed-1: to begin" in warned.output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from muse_core.cli import muse
+from muse_core.cli.run import main as muse_run
 from muse_core.training.trained import open_trained
 
 
@@ -77,6 +79,21 @@ def test_an_exported_run_comes_back(given: Any, tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "hf", tmp_path / "again"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_imported_run_is_finished_by_resuming_it(given: Any, tmp_path: Path) -> None:
+    """Recipe and lock of an import agree with what ``muse-run --resume`` reads, so that it is a run like any other."""
+    recipe, run, weights = given
+    save_file(weights, tmp_path / "theirs.safetensors")
+    imported = tmp_path / "imported"
+    done = called("import", recipe, tmp_path / "theirs.safetensors", imported)
+    assert done.exit_code == 0, done.output
+    longer = CliRunner().invoke(muse_run, ["--resume", str(imported), "--extend", "2"])
+    assert longer.exit_code == 2 and "cannot be made longer" in longer.output, longer.output
+    resumed = CliRunner().invoke(muse_run, ["--resume", str(imported), "--no-report"])
+    assert resumed.exit_code == 0, resumed.output
+    figures = (json.loads((one / "summary.json").read_text())["held_out_bits_per_byte"] for one in (run, imported))
+    assert len(set(figures)) == 1, "the same weights on the same text"
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_left(given: Any, tmp_path: Path) -> None:

@@ -98,7 +98,12 @@ def test_the_fingerprint_follows_content_and_reading_not_the_place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "options", "said"),
     [
-        ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: not UTF-8 \(invalid start byte at byte 5\): convert it"),
+        ("a.txt", b"fine\n\xff\xfe", {}, r"a\.txt.*: not UTF-8 \(invalid start byte at byte 5, line 2\): convert it"),
+        ("a.txt", b"fine\n" * 400_000 + b"caf\xe9!", {"documents": "line"}, r"at byte 2000003, line 400001\)"),
+        ("a.txt", b"x" * ((1 << 20) - 1) + "é".encode() + b"\n\xff", {}, r"at byte 1048578, line 2\)"),
+        ("a.txt", b"fine\ncaf\xe9", {}, r"unexpected end of data at byte 8, line 2\)"),
+        ("a.jsonl", b'{"text": "x"}\n' * 9999 + b'{"text": "\xe9t"}\n', {}, r"at byte 139996, line 10000\)"),
+        ("a.csv.gz", gzip.compress(b"text\n" * 100_000 + b"\xe9t", mtime=0), {}, r"at byte 500000, line 100001\)"),
         ("a.json", b"{not json", {}, r"a\.json, line 1: cannot be read as json"),
         ("a.jsonl", b'{"text": "x"}\n{"te', {}, r"a\.jsonl, line 2: cannot be read as json"),
         ("a.parquet", b"PAR1 nothing", {}, r"a\.parquet: cannot be read as parquet"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import pytest
 from muse_text_sources.hub import Hub
 from muse_text_sources.options import HubOptions
@@ -53,6 +54,26 @@ def test_conversations_are_read_turn_by_turn(tmp_path):
     assert read(tmp_path, split="train_sft", text="messages") == expected
     with pytest.raises(DataError, match=r"several columns of text; .*'messages' \(list\): choose one with data.text"):
         read(tmp_path, split="train_sft")
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path):
+    """Only the rows that the data set names: ``datasets`` leaves files of its cache beside them."""
+    rows = datasets.Dataset.from_dict({"text": [f"row {number}" for number in range(8)], "n": list(range(8))})
+    rows.save_to_disk(tmp_path / "rows")
+    rows.train_test_split(2, shuffle=False).save_to_disk(tmp_path / "splits")
+    datasets.load_from_disk(tmp_path / "splits")["train"].map(lambda row: {"text": row["text"].upper()})
+    assert list((tmp_path / "splits" / "train").glob("cache-*.arrow"))
+    texts = [f"row {number}" for number in range(8)]
+    assert read(tmp_path / "rows") == [(text, None) for text in texts]
+    assert read(tmp_path / "rows", text="text", limit=2) == [(text, None) for text in texts[:2]]
+    assert sorted(read(tmp_path / "splits")) == [(text, "train" if n < 6 else "test") for n, text in enumerate(texts)]
+    with pytest.raises(DataError, match="no column 'body'; there are 'text' \\(str\\), 'n' \\(int\\)"):
+        read(tmp_path / "rows", text="body")
+    with pytest.raises(DataError, match="without configurations - leave out data.configuration"):
+        read(tmp_path / "rows", configuration="small")
+    for path in (tmp_path / "rows", tmp_path / "rows" / "data-00000-of-00001.arrow", tmp_path / "splits"):
+        with pytest.raises(DataError, match='save_to_disk wrote: read it with { use = "hub"'):
+            list(build_component("source", "files", paths=[str(path)]).documents())
 
 
 def test_an_unknown_split_is_refused_with_those_there_are(folder):

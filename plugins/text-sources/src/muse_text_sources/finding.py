@@ -15,6 +15,8 @@ TEXTS = frozenset({".txt", ".md", ".rst"})
 COMPRESSED = frozenset({".gz", ".xz", ".bz2", ".zst"})
 RUN_MARKS = ("muse.lock.toml", "run.lock", "run.lock.holder")
 """A folder with one of these is a run's: its records are not text to learn from, and a run would read itself."""
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+"""Files that ``datasets`` puts into a folder by ``DatasetDict.save_to_disk`` and by ``Dataset.save_to_disk``."""
 MOST_ENTRIES = 250_000
 """Files and folders that one path may make us look at."""
 
@@ -54,6 +56,11 @@ def everything(folder: Path) -> list[Path]:
         raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
 
 
+def saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of ``datasets`` wrote this folder."""
+    return any(all((folder / name).is_file() for name in names) for names in SAVED)
+
+
 def suffix(path: Path) -> str:
     """The suffix that tells the format, beneath that of compression."""
     plain = path.with_suffix("") if path.suffix in COMPRESSED else path
@@ -74,6 +81,10 @@ def _expand(given: str) -> list[Path]:
         raise DataError(f"{given!r} leads to no file: there is no such home directory; write the path") from error
     walk = _Walk()
     try:
+        folder = path if path.is_dir() else path.parent
+        if saved(folder) and (path.is_dir() or suffix(path) == ".arrow"):
+            raise DataError(f"{given!r} is a data set that save_to_disk wrote: read it with {{ use = \"hub\", "
+                            f"name = {str(folder)!r} }}")
         if path.is_dir():
             readable = TEXTS | TABLES.keys()
             files = [file for file in walk.matches(path, ("**", "*")) if suffix(file) in readable]

@@ -15,7 +15,7 @@ from muse_core.contracts import Document
 from muse_core.data.sources import SourceContext, expanded
 from muse_core.errors import DataError
 from muse_text_sources.articles import articles
-from muse_text_sources.finding import TABLES, TEXTS, everything, suffix
+from muse_text_sources.finding import TABLES, TEXTS, everything, saved, suffix
 from muse_text_sources.options import HubOptions
 from muse_text_sources.reading import read_file
 from muse_text_sources.rows import Column, library, read_errors
@@ -75,6 +75,8 @@ class Hub:
             return dict(datasets.load_dataset(
                 name, o.configuration, revision=revision, streaming=True, cache_dir=folder
             ))
+        if saved(Path(name)):
+            return self._saved(datasets, name)
         config = datasets.load_dataset_builder(name, o.configuration, cache_dir=folder).config
         if not _as_files(config):
             return dict(datasets.load_dataset(name, o.configuration, streaming=True, cache_dir=folder))
@@ -82,6 +84,18 @@ class Hub:
         return {
             str(split): _Rows([Path(file) for file in files], o.text, documents)
             for split, files in config.data_files.items()
+        }
+
+    def _saved(self, datasets: Any, name: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        """What ``save_to_disk`` wrote: the rows that it names, not every file there. A set alone is training text."""
+        if self._options.configuration is not None:
+            raise DataError(f"{name}: save_to_disk wrote it without configurations - leave out data.configuration")
+        opened = datasets.load_from_disk(name)
+        splits = dict(opened) if isinstance(opened, datasets.DatasetDict) else {"train": opened}
+        wanted = self._options.text
+        return {
+            str(split): rows.select_columns([wanted]) if wanted in rows.column_names else rows
+            for split, rows in splits.items()
         }
 
     def _chosen(self, splits: Mapping[str, Any]) -> dict[str, str | None]:

@@ -53,8 +53,8 @@ class FilesOptions:
 
 @attrs.frozen(kw_only=True)
 class HubOptions:
-    """A data set of the Hugging Face hub, or a local folder in its form, streamed by ``datasets``. Of its splits train,
-    validation and test are read and stay what they are."""
+    """A data set of the Hugging Face hub, or a local folder in its form or of ``save_to_disk``, streamed by
+    ``datasets``. Of its splits train, validation and test are read and stay what they are."""
 
     name: RecipePathOrName = field(validator=NOT_EMPTY)
     """Name on the hub, as ``wikitext``, or a local folder, relative to the recipe."""

@@ -4,6 +4,7 @@ guessed from a file's beginning would refuse sound files, missing values guessed
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -38,13 +39,33 @@ def read_file(path: Path, *, wanted: str | None, documents: str) -> Texts:
     try:
         yield from READERS[kind](path, place, documents if kind == "text" else wanted)
     except UnicodeDecodeError as error:
+        where = "" if kind == "parquet" else _not_utf8(path)
         raise DataError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert it, or leave it out of data.paths"
+            f"{path}: not UTF-8 ({error.reason}{where}): convert it, or leave it out of data.paths"
         ) from error
     except (*_unreadable(), RecursionError) as error:
         raise DataError(
             f"{place}: cannot be read as {kind} ({error}): repair it, or leave it out of data.paths"
         ) from error
+
+
+def _not_utf8(path: Path) -> str:
+    """Where the first byte that is not UTF-8 stands; what a reader raises tells its place in a block of the text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before, lines = 0, 1
+    with _bytes(path) as file:
+        while block := file.read(BLOCK):
+            held = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                return _spelt(before - held + error.start, lines + block.count(b"\n", 0, max(error.start - held, 0)))
+            before, lines = before + len(block), lines + block.count(b"\n")
+    return _spelt(before - len(decoder.getstate()[0]), lines)
+
+
+def _spelt(byte: int, line: int) -> str:
+    return f" at byte {byte}, line {line}"
 
 
 class _Place:
