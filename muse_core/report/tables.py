@@ -15,6 +15,8 @@ MOST_EVENTS = 200
 """Rows of the table of events; events.jsonl has all."""
 MOST_NUMBERS = 10
 """Numbers of a probe in a cell; metrics.jsonl has all."""
+MOST_SHOWN = 300
+"""Characters of a value in a cell."""
 CORE_MONITOR = "finite"
 """The judge of the core, which every run has."""
 VERDICTS = ("skip", "rollback", "halt")
@@ -154,7 +156,8 @@ def recipe_differences(runs: Sequence[RunRead]) -> Table:
     for key in keys:
         values = [one.get(key, "–") for one in flat]
         if len(set(values)) > 1:
-            rows.append((key, *values))
+            short = [value[:MOST_SHOWN] for value in values]
+            rows.append((key, *(short if len(set(short)) == len(set(values)) else values)))
     return Table(columns=("key", *(run.label for run in runs)), rows=rows, nothing="The recipes are equal.")
 
 
@@ -167,11 +170,16 @@ def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for number, item in enumerate(value):
             yield from flattened(item, f"{path}[{number}]")
     else:
-        yield path, _short(value)
+        yield path, _exactly(value)
 
 
 def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)[:300]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)[:MOST_SHOWN]
+
+
+def _exactly(value: Any) -> str:
+    short = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
 def _numbers(row: dict[str, Any], monitor: str) -> str:

@@ -178,6 +178,8 @@ def test_differing_keys_of_recipes(made_run):
     runs = read_runs([made_run("one"), made_run("two", rate=0.02)])
     assert recipe_differences(runs).rows == [("train.learning_rate", "0.01", "0.02")]
     assert events_table(runs[0]).rows[-1][2] == "rollback"
+    near = read_runs([made_run("three"), made_run("four", rate=0.0100000001)])
+    assert recipe_differences(near).rows == [("train.learning_rate", "0.01", "0.0100000001")]
 
 
 def test_the_state_of_a_run(made_run):
