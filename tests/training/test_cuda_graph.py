@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -61,11 +63,13 @@ def test_nothing_is_refused_that_does_not_ask_for_a_recording(table: Table, regi
 def test_stages_with_plans_of_their_own_record_nothing(table: Table, registry: Any) -> None:
     """Their objectives are not next-token training: a run would end at such a stage with what came before it done."""
     asked = table(train={"cuda_graph": True})
+    text = SimpleNamespace(tokens=np.arange(9), starts=np.zeros(1, np.int64))
+    setup = SimpleNamespace(corpus=SimpleNamespace(split=lambda name: text))
     cvfp = {"model": {"use": "cvfp", "width": 12}, "stages": ["token-embeddings", "fixed-point", "context-fixed"]}
     for more in (cvfp, {"stages": [{"use": "koopman-distil", "teacher": "runs/any"}]}):
         recipe = check_table(asked | more, registry).recipe
         for use in recipe.stages:
-            assert construct(use, None).settings(recipe.train).cuda_graph is False, use.name
+            assert construct(use, setup).settings(recipe.train).cuda_graph is False, use.name
 
 
 def test_a_cpu_run_that_asks_for_a_recording_makes_no_run(table: Table, tmp_path: Path) -> None:
