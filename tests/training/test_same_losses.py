@@ -4,9 +4,9 @@ Each recipe is one of 0.1's in small: phase2_base, transformer_base, moe_mlp and
 below are those that 0.1 gave on a CPU with one thread by its kernel backend `torch`; the layer that was called
 hebbian keeps that name here, since names seed the initial values, and documents are divided as they were then. To the
 last bit they are equal on a machine with the same torch and instructions. Elsewhere rounding differs: there the first
-two (in bf16 the first) are compared to 1e-4 and the others to 1e-2, because AdamW's first steps move every weight by the
-learning rate whatever the size of its gradient, also where that is rounding. With torch 2.6 gradients differ by up to
-6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; on a processor without bf16 arithmetic
+two (in bf16 the first) are compared to 1e-4 and the others to 1e-2, because AdamW's first steps move every weight by
+the learning rate whatever the size of its gradient, also where that is rounding. With torch 2.6 gradients differ by up
+to 6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; on a processor without bf16 arithmetic
 (AVX2, torch 2.13) the second loss in bf16 by up to 8e-4.
 """
 
