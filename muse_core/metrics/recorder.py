@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from muse_core import __version__
+from muse_core.errors import Halted
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.schema import SCHEMA, SHARED
 from muse_core.metrics.sinks import Sinks
@@ -40,6 +41,7 @@ class Telemetry:
         self.sinks = Sinks(self._about_sinks)
         self.stage = 0
         """Number of the stage that rows are written for."""
+        self.last_event = ""
         self._known: dict[int, tuple[list[int], list[float]]] = {}
         """Stage → steps and their perplexities. A resumed run goes through the stages that are done once more."""
         for row in earlier:
@@ -71,6 +73,7 @@ class Telemetry:
         self.sinks.event(row)
 
     def _event(self, row: Mapping[str, Any]) -> None:
+        self.last_event = row["event"]
         self.records.event(row)
         if self.listener is not None:
             self.listener.event(row)
@@ -84,6 +87,17 @@ class Telemetry:
 
     def close(self) -> None:
         self.sinks.close()
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Closes, and writes first why the run is halted where no monitor's verdict did."""
+        try:
+            if isinstance(error, Halted) and self.last_event != "halt":
+                self.event({"event": "halt", "reason": str(error)})
+        finally:
+            self.close()
 
     def _follow(self, step: int, perplexity: float) -> float | None:
         """The difference to the row before ``step``; what was known of this step and later ones is forgotten."""

@@ -89,10 +89,8 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         """Do everything that is left to do; returns the summary. Raises Halted, Interrupted or another MuseError."""
-        try:
+        with self.records:
             return self._go()
-        finally:
-            self.records.close()
 
     def _go(self) -> dict[str, Any]:
         recipe = self.setup.recipe

@@ -15,6 +15,7 @@ from muse_mqar.source import Mqar
 from muse_core.errors import Halted, RecipeError
 from muse_core.evaluation.references import Counts
 from muse_core.metrics.jsonl import read_rows
+from muse_core.report.reading import read_run
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
@@ -66,6 +67,7 @@ def test_halting_is_asked_for_and_leaves_the_summary(table: Table, go: Go, tmp_p
     with pytest.raises(Halted, match=r"after the last step: the held-out loss, .* counts of single training tokens"):
         go(table(train=BROKEN, evaluate=SMALL | {"halt_above": "unigram"}))
     assert (tmp_path / "run" / "summary.json").exists() and events(tmp_path / "run")
+    assert read_run(tmp_path / "run").state == "halted"
 
 
 def test_evaluations_in_training_halt_from_the_step_that_is_asked_for(table: Table, go: Go, tmp_path: Path) -> None:
@@ -74,6 +76,8 @@ def test_evaluations_in_training_halt_from_the_step_that_is_asked_for(table: Tab
         go(table(train=BROKEN, evaluate=SMALL | wanted))
     rows = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "eval"]
     assert rows == [2, 4], "the evaluation that halts is on record"
+    *_, last = read_rows(tmp_path / "run" / "events.jsonl")
+    assert last["event"] == "halt" and "at step 4" in last["reason"] and read_run(tmp_path / "run").state == "halted"
 
 
 TASK = {"use": "mqar", "pairs": 2, "vocabulary": 64}
