@@ -155,13 +155,8 @@ def _one_sided(
     documents: Spool, splits: Mapping[str, Sequence[int]], groups: np.ndarray, name: str
 ) -> tuple[str, ...]:
     """What to say where a group of several documents, none of them trained on, has ``ONE_SIDED`` of a split's bytes."""
-    members: dict[int, list[int]] = {}
-    for index in splits[name]:
-        members.setdefault(int(groups[index]), []).append(index)
-    sizes = {group: sum(map(documents.num_bytes, some)) for group, some in members.items()}
-    largest = max(sizes, key=sizes.__getitem__)
-    some, share = members[largest], sizes[largest] / sum(sizes.values())
-    if len(some) < 2 or share < ONE_SIDED or largest in set(groups[list(splits["train"])].tolist()):
+    some, share = largest_group(documents, splits[name], groups)
+    if len(some) < 2 or share < ONE_SIDED or groups[some[0]] in groups[list(splits["train"])]:
         return ()
     first = documents.described(min(some))["name"]
     return (
@@ -169,6 +164,16 @@ def _one_sided(
         f"with each other and none of their kind is trained on (the first is {first}): another data.split_seed "
         "divides otherwise",
     )
+
+
+def largest_group(documents: Spool, split: Sequence[int], groups: np.ndarray) -> tuple[list[int], float]:
+    """The documents of the group that has most bytes of a split, and its share of them; see ``divide``."""
+    members: dict[int, list[int]] = {}
+    for index in split:
+        members.setdefault(int(groups[index]), []).append(index)
+    sizes = {group: sum(map(documents.num_bytes, some)) for group, some in members.items()}
+    largest = max(sizes, key=sizes.__getitem__)
+    return members[largest], sizes[largest] / sum(sizes.values())
 
 
 def _held_out(

@@ -10,14 +10,10 @@ bytes of the test text, and the share of the bytes that the largest family has; 
 
 import argparse
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from muse_core.data import overlap
-from muse_core.data.documents import divide, spool
+from muse_core.data.documents import divide, largest_group, spool
 from muse_core.data.sources import cache_folder, open_source
 from muse_core.recipe import read_recipe
 
@@ -37,17 +33,9 @@ def main() -> None:
         for seed in range(1, given.seeds + 1):
             splits, _ = divide(documents, validation=data.validation, test=data.test, seed=seed, groups=groups)
             size = sum(sizes[index] for index in splits["test"])
-            shares[seed] = largest(splits["test"], sizes, groups)
+            _, shares[seed] = largest_group(documents, splits["test"], groups)
             print(f"{seed}: {len(splits['test'])} documents, {size:,} bytes, largest family {shares[seed]:.3f}")
         print(f"least at data.split_seed={min(shares, key=shares.__getitem__)}")
-
-
-def largest(split: Sequence[int], sizes: Sequence[int], groups: np.ndarray) -> float:
-    """Share of the bytes of a split that its largest family has; a document alone is a family."""
-    family: Counter[int] = Counter()
-    for index in split:
-        family[int(groups[index])] += sizes[index]
-    return max(family.values()) / sum(family.values())
 
 
 if __name__ == "__main__":
