@@ -3,6 +3,7 @@ on the CPU, before any of them trains."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,20 +11,23 @@ import attrs
 import numpy as np
 
 from muse_core.comparison.cells import Cell, cell
-from muse_core.comparison.plan import ComparisonPlan, Read
+from muse_core.comparison.plan import ComparisonPlan, Read, Value
 from muse_core.comparison.ratio import Measured, other_text
+from muse_core.comparison.runs import Comparison
 from muse_core.data.batches import pieces
 from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
+from muse_core.recipe.lock import read_lock
+from muse_core.training.locking import input_digests, own_digests
 from muse_core.training.setup import Setup, set_up
 
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every variant, naming both, and for a variant that
-    would be measured on other text than the baseline."""
-    counts, problems, texts = {}, [], {}
+    problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant that
+    would be measured on other text than the baseline, and for a finished run that has read what is not there now."""
+    counts, problems, texts, inputs = {}, [], {}, {}
     for variant in read.plan.variants:
         built: dict[str, Setup] = {}
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
@@ -34,6 +38,7 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
                 problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
                 continue
+            inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
             if value is None:
                 texts[variant.name] = _text(setup, read.plan)
                 counts[variant.name] = (
@@ -41,7 +46,7 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                     else sum(parameter.numel() for parameter in setup.model.parameters())
                 )
     if not problems:
-        problems = _other_texts(read.plan, texts)
+        problems = [*_other_texts(read.plan, texts), *_other_inputs(Comparison(read, output), inputs)]
     if problems:
         raise RecipeError(problems)
     return counts
@@ -111,6 +116,30 @@ def _other_texts(plan: ComparisonPlan, texts: dict[str, Evaluated]) -> list[str]
                 "evaluate.final_tokens, in set of the plan"
             )
     return found
+
+
+def _other_inputs(
+    comparison: Comparison, inputs: Mapping[tuple[str, Value | None], Mapping[str, str]]
+) -> list[str]:
+    """A sentence for every finished run whose text, or other input, is not what further runs would read; ``inputs``:
+    their digests now by variant and value."""
+    found = []
+    runs = comparison.runs()
+    for one in (*runs.tuning, *runs.reported):
+        if one.summary() is None:
+            continue
+        now, then = inputs[one.variant.name, one.value], read_lock(one.path / "muse.lock.toml").table.get("digests", {})
+        if other := [key for key in now if key in then and then[key] != now[key]]:
+            found.append(
+                f"{one.path}: read other input than the plan's runs would now ({_named(other)} of its lock), so that "
+                "they could not be compared - bring it back as it was, choose another --output, or remove this folder "
+                "to repeat the run"
+            )
+    return found
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(f"digests.{key}" for key in keys)
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:
