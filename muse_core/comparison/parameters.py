@@ -10,6 +10,7 @@ from typing import NamedTuple
 import attrs
 import numpy as np
 
+from muse_core.building import construct
 from muse_core.comparison.cells import Cell, cell
 from muse_core.comparison.plan import ComparisonPlan, Read, Value
 from muse_core.comparison.ratio import Measured, other_text
@@ -38,6 +39,8 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
                 problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
                 continue
+            if value is None and read.plan.budget is not None:
+                problems += [f"variant {variant.name!r}: {problem}" for problem in _unequal_time(setup)]
             inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
             if value is None:
                 texts[variant.name] = _text(setup, read.plan)
@@ -63,6 +66,25 @@ def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
     setup = attrs.evolve(built[key], recipe=checked.recipe)
     setup.training_data()
     return setup
+
+
+def _unequal_time(setup: Setup) -> list[str]:
+    """A sentence where the recipe does not train once for ``train.steps`` steps with a schedule of as many, which is
+    what a budget of seconds sets."""
+    if setup.recipe.train.schedule_steps is not None:
+        return ["its recipe's train.schedule_steps follows from the budget of seconds - leave it out"]
+    trained = []
+    for use in setup.recipe.stages:
+        stage = construct(use, setup)
+        if hasattr(stage, "settings"):
+            return [f"its stage {use.name!r} has steps of its own, which a budget of seconds does not decide - take it "
+                    "out of stages, or leave the budget out"]
+        if stage.objective(setup.model, setup.training_data) is not None:
+            trained.append(use.name)
+    if len(trained) > 1:
+        return [f"its stages {', '.join(trained)} train for the budget's seconds each - leave one, or leave the budget "
+                "out"]
+    return []
 
 
 class Evaluated(NamedTuple):
