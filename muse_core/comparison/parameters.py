@@ -31,13 +31,16 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
     counts, problems, texts, inputs = {}, [], {}, {}
     for variant in read.plan.variants:
         built: dict[str, Setup] = {}
+        without_value: list[str] = []
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
             setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
             try:
                 setup = _tried(cell(read, output, variant, read.plan.seeds[0], value, tuning=False), built)
             except MuseError as error:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
-                problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
+                # What is wrong with the recipe itself is said once.
+                problems += [f"variant {variant.name!r}{setting}: {one}" for one in found if one not in without_value]
+                without_value = without_value if setting else found
                 continue
             if value is None and read.plan.budget is not None:
                 problems += [f"variant {variant.name!r}: {problem}" for problem in _unequal_time(setup)]

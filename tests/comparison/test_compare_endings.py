@@ -108,6 +108,12 @@ def test_a_plan_is_tried_before_its_first_run(plan: Path, tmp_path: Path, key: s
         assert not (tmp_path / "out").exists()
 
 
+def test_what_is_wrong_with_a_recipe_is_said_once(plan: Path, tmp_path: Path) -> None:
+    tuned(plan, "train.learning_rate", "[1e-3, 3e-3]")
+    refused = call(plan, "-o", tmp_path / "out", "--set", "model.block[0].heds=2")
+    assert refused.exit_code == 2 and refused.output.count("no option 'heds'") == 1, refused.output
+
+
 def test_nothing_to_call_again_for_is_another_exit_code(plan: Path, tmp_path: Path) -> None:
     """Every run fails when it starts, which no trial of the plan foresees."""
     tuned(plan, "train.learning_rate", "[1e-3, 3e-3]")
