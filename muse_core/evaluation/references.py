@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -95,36 +95,32 @@ class Judge:
         does not tell."""
         self._setup = setup
         self._evaluate = setup.recipe.evaluate
-        self._of: dict[str, References] = {}
+        self._of: dict[tuple[str, int], References] = {}
         if self._evaluate.halt_above != "never" and not setup.corpus.is_text and setup.corpus.chance is None:
             raise RecipeError(
                 f"evaluate.halt_above: the task {setup.recipe.data.source.name} tells no chance level - write "
                 '"never", or give its source an attribute chance (nats per counted token)'
             )
 
-    def references(self, split: str) -> References:
-        """On the tokens of this split that the run evaluates on."""
-        if split not in self._of:
-            final = split == self._evaluate.split
-            tokens = self._evaluate.final_tokens if final else self._evaluate.tokens
-            self._of[split] = self._measured(split, tokens)
-        return self._of[split]
+    def references(self) -> References:
+        """On the tokens of the final evaluation."""
+        return self._on(self._evaluate.split, self._evaluate.final_tokens)
 
     def evaluated(self, step: int, loss: float) -> None:
         """After an evaluation in training. Raises Halted from ``evaluate.halt_from`` on."""
         start = self._evaluate.halt_from
         if start is not None and step >= start:
-            self._halt("validation", loss, f"halted at step {step}")
+            self._halt(lambda: self._on("validation", self._evaluate.tokens), loss, f"halted at step {step}")
 
     def ended(self, loss: float) -> None:
         """After the final evaluation. Raises Halted."""
-        self._halt(self._evaluate.split, loss, "halted after the last step")
+        self._halt(self.references, loss, "halted after the last step")
 
-    def _halt(self, split: str, loss: float, when: str) -> None:
+    def _halt(self, ask: Callable[[], References], loss: float, when: str) -> None:
         level = self._evaluate.halt_above
         if level == "never":
             return
-        references = self.references(split)
+        references = ask()
         name = level if level in references.nats else "chance"
         if name in references.not_reached(loss):
             raise Halted(
@@ -136,6 +132,12 @@ class Judge:
     @functools.cached_property
     def _counts(self) -> Counts:
         return Counts(self._setup.corpus.split("train").tokens[:MOST_COUNTED], self._setup.corpus.vocabulary_size)
+
+    def _on(self, split: str, tokens: int) -> References:
+        """On the first ``tokens`` tokens of a split, those of an evaluation."""
+        if (split, tokens) not in self._of:
+            self._of[split, tokens] = self._measured(split, tokens)
+        return self._of[split, tokens]
 
     def _measured(self, split: str, tokens: int) -> References:
         corpus = self._setup.corpus

@@ -95,6 +95,8 @@ def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay
         ("seeds = [1, 2]", "seed = [1, 2]", "p.toml:3: seed: a plan has no key 'seed' - did you mean 'seeds'?"),
         ('baseline = "one"', 'baseline = "none"', "baseline 'none' is not one of the variants one, other"),
         ('name = "other"', 'name = "one"', "two variants are called 'one'"),
+        ('name = "other"', 'name = "report.md"', "a variant is called 'report.md', as is what a comparison writes"),
+        ('name = "other"', 'name = "run.lock"', "a variant is called 'run.lock', as is what a comparison writes"),
         ("seeds = [1, 2]", "seeds = [0, 1]", "seed 0 is both tuned and reported"),
         ("model.depth=3", "model.depth", "arms[1].set: 'model.depth' has no '='"),
         ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),
