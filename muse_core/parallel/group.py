@@ -34,6 +34,8 @@ COLD = 24
 """First marks of the steps, which compile and allocate: their duration says nothing."""
 SIGNALLED = 128
 """Exit codes above it are of signals."""
+PROGRAM = 1
+"""Exit code of a fault of the program, which no sentence explains."""
 BROKEN = ("gloo/", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """Parts of messages of torch that tell of a connection to another process."""
 
@@ -194,11 +196,14 @@ class Group:
     def _failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         if isinstance(error, PeerFailed):
             return False, code
+        if error is not None and broken(error):
+            if lost := self._who_broke_it():
+                return False, lost.code
+            if code == PROGRAM and not isinstance(error, MuseError):
+                return True, RankLost.exit_code
         if error is None and code > SIGNALLED and (found := first_failure(self.store)):
             return False, found.code  # the launcher ends what another's failure left
-        if error is not None and not isinstance(error, MuseError):
-            if any(part in str(error) for part in BROKEN) or isinstance(error, dist.DistError):
-                return self._connection_broke(error)
+        if code == PROGRAM and not isinstance(error, MuseError):
             number = post(self.store, Failure(rank=self.rank, sentence=sentence, code=code))
             found = first_failure(self.store)
             return (True, code) if number == 1 or found is None else (False, found.code)
@@ -222,22 +227,22 @@ class Group:
             while self.rank == 0 and time.monotonic() < deadline and not self.store.check(others):
                 time.sleep(0.05)
 
-    def _connection_broke(self, error: BaseException) -> tuple[bool, int]:
-        """Find out whose end broke a collective."""
+    def _who_broke_it(self) -> Failure | None:
+        """Find out whose end broke a collective, and make it known."""
         deadline = time.monotonic() + 3 * watching.GRACE
         while time.monotonic() < deadline:
             if found := first_failure(self.store):
-                return False, found.code
+                return found
             self.watch.look()
             lost = self.watch.silent_rank(3 * watching.INTERVAL)
             if lost is not None:
                 sentence = f"{self.watch.name(lost)} has died: it gives no sign of life"
-                number = post(self.store, Failure(rank=lost, sentence=sentence, code=RankLost.exit_code))
-                if number == 1:
+                failure = Failure(rank=lost, sentence=sentence, code=RankLost.exit_code)
+                if post(self.store, failure) == 1:
                     print(sentence, file=sys.stderr, flush=True)
-                return False, RankLost.exit_code
+                return failure
             time.sleep(0.2)
-        return True, RankLost.exit_code
+        return None
 
     def close(self) -> None:
         """All have come to their end."""
@@ -245,3 +250,15 @@ class Group:
         self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def broken(error: BaseException) -> bool:
+    """Whether the connection to another process broke, in the core's own code or in that of a plugin, whose name is on
+    what became of it: layers gather from other processes, and optimizers of divided weights do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        told = not isinstance(cause, MuseError) and any(part in str(cause) for part in BROKEN)
+        if told or isinstance(cause, dist.DistError):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
