@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import os
+import pickle
 import re
 import sys
 import time
@@ -34,6 +35,8 @@ COLD = 24
 """First marks of the steps, which compile and allocate: their duration says nothing."""
 SIGNALLED = 128
 """Exit codes above it are of signals."""
+LENGTH = 8
+"""Bytes in which a value's length is told."""
 PROGRAM = 1
 """Exit code of a fault of the program, which no sentence explains."""
 BROKEN = ("gloo/", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
@@ -76,6 +79,8 @@ class Group:
         self._channels = self._steps = 0
         self._slowest, self._moved = 0.0, time.monotonic()
         self._control: Any = None
+        self._room = 4096
+        """Bytes of a value for which ``exchange`` has room, on all ranks alike."""
         try:
             self._rendezvous, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
             self._rendezvous.set_timeout(PATIENCE)
@@ -129,10 +134,24 @@ class Group:
 
     def exchange(self, value: Any) -> list[Any]:
         self.mark("the numbers of a step")
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._control)
+        values = self._exchanged(pickle.dumps(value))
         self.watch.doing = "what follows the numbers of a step"
         return values
+
+    def _exchanged(self, told: bytes) -> list[Any]:
+        """By one gather of as many bytes as the longest value so far took, where torch's of objects takes two, of the
+        lengths first: GPUs stand still meanwhile. Each value stands behind its length; one that does not fit is seen by
+        all, who gather once more."""
+        while True:
+            own = torch.frombuffer(bytearray(len(told).to_bytes(LENGTH) + told[: self._room].ljust(self._room)),
+                                   dtype=torch.uint8)
+            parts = [torch.empty_like(own) for _ in range(self.size)]
+            dist.all_gather(parts, own, group=self._control)
+            found = [part.numpy().tobytes() for part in parts]
+            lengths = [int.from_bytes(one[:LENGTH]) for one in found]
+            if max(lengths) <= self._room:
+                return [pickle.loads(one[LENGTH : LENGTH + length]) for one, length in zip(found, lengths, strict=True)]
+            self._room = 2 * max(lengths)
 
     def first(self, action: Callable[[], T]) -> T:
         with self.at_work("setting up"):
