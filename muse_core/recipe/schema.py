@@ -123,7 +123,7 @@ class Train:
 @attrs.frozen(kw_only=True)
 class Parallel:
     """How a run of several processes divides the work: data × shard × context processes. One "auto" takes those that
-    the others leave; of several the first does and the others are 1."""
+    the others leave; several are refused where processes are left."""
 
     data: int | Literal["auto"] = "auto"
     """Groups of processes that each hold the whole model and read their rows of every batch."""

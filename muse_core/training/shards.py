@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from muse_core.component import walk
 from muse_core.errors import RecipeError
+from muse_core.fault_injection import fault_point
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.storage.checkpoint.tensor_file import fingerprint
@@ -36,7 +37,10 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it, on every process: a collective where it is divided."""
-    return tensor.full_tensor() if is_divided(tensor) else tensor
+    if not is_divided(tensor):
+        return tensor
+    fault_point("gather", None)
+    return tensor.full_tensor()
 
 
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
