@@ -43,8 +43,8 @@ def compile_blocks(model: nn.Module) -> None:
     blocks = [block for _, block in blocks_of(model)]
     if not blocks:
         raise RecipeError(
-            f"train.compile: {type(model).__name__} keeps no list of blocks (nn.ModuleList) to be compiled one by one - "
-            "set train.compile = true (the whole model; not with parallel.shard above 1) or false"
+            f"train.compile: {type(model).__name__} keeps no list of blocks (nn.ModuleList) to be compiled one by "
+            "one - set train.compile = true (the whole model; not with parallel.shard above 1) or false"
         )
     functions: dict[Any, Callable[..., Any]] = {}
     for block in blocks:

@@ -20,7 +20,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Recipe
-from muse_core.training.compilation import compiled, compile_blocks
+from muse_core.training.compilation import compile_blocks, compiled
 from muse_core.training.optimizers import norms
 from muse_core.training.shards import own_part
 
