@@ -95,6 +95,7 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(
         ({"parallel": {"context": 2}, "train": {"sequence_length": 255}}, 2, "train.sequence_length: 255"),
         ({"parallel": {"context": 2, "shard": 2}}, 4, "parallel.context: 2 beside parallel.shard: 2"),
         ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": True}}, 2, "not compiled yet"),
+        ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": "blocks"}}, 2, "not compiled yet"),
         (
             {"parallel": {"context": 2}, "model": {"block": [{"use": "fast-weights", "filters": ["snr"]}]}}, 2,
             "fast-weights applies filters",
