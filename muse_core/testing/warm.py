@@ -3,8 +3,8 @@ seconds of a processor: each has its own pid, environment, working directory, st
 project itself.
 
 ``run`` and ``Popen`` are those of ``subprocess`` for a command ``[sys.executable, "-c" | "-m" | FILE, …]``. What a test
-says about the start of an interpreter (sitecustomize, -X), about what is imported, or about hashes that differ between processes needs
-``subprocess`` itself. Elsewhere than on Linux they start a new interpreter.
+says about the start of an interpreter (sitecustomize, -X), about what is imported, or about hashes that differ between
+processes needs ``subprocess`` itself. Elsewhere than on Linux they start a new interpreter.
 """
 
 from __future__ import annotations
