@@ -9,6 +9,7 @@ processes needs ``subprocess`` itself. Elsewhere than on Linux they start a new 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import inspect
 import json
@@ -41,6 +42,11 @@ class Server:
                 command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
         self._socket = ours
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def start(self, request: Mapping[str, Any], descriptors: list[int]) -> int:
         """The pid of a new child of this process."""
@@ -75,8 +81,8 @@ def _server(environment: Mapping[str, str]) -> Server:
 
 
 class Popen(subprocess.Popen):
-    """``subprocess.Popen`` of a command ``[sys.executable, …]``: see above. No ``shell``, ``preexec_fn``, ``pass_fds``
-    or other user."""
+    """``subprocess.Popen`` of a command ``[sys.executable, …]``: see above. Raises ValueError for another
+    command, ``shell``, ``preexec_fn``, ``pass_fds`` and ``process_group``."""
 
     def _execute_child(self, *given: Any, **named: Any) -> None:
         if not sys.platform.startswith("linux"):
@@ -84,8 +90,9 @@ class Popen(subprocess.Popen):
             return
         of = inspect.signature(super()._execute_child).bind(*given, **named).arguments
         command = [os.fsdecode(word) for word in of["args"]]
-        assert command[0] == sys.executable and not (of["shell"] or of["preexec_fn"] or of["pass_fds"]), command
-        assert command[1] in ("-c", "-m") or not command[1].startswith("-"), command
+        form = command[0] == sys.executable and (command[1:2] in (["-c"], ["-m"]) or not command[1].startswith("-"))
+        if not form or of["shell"] or of["preexec_fn"] or of["pass_fds"] or of["process_group"] not in (-1, None):
+            raise ValueError(f"{command[:3]}: not [sys.executable, -c | -m | FILE, …] alone - start it with subprocess")
         environment = dict(os.environ if of["env"] is None else of["env"])
         request = {
             "arguments": command[1:],

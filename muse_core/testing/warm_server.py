@@ -19,6 +19,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 import types
 from typing import Any
 
@@ -56,11 +57,14 @@ def fork(connection: socket.socket) -> bool:
         connection.sendall(pid)
         return False
     os.close(reading)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         os.write(writing, pid.to_bytes(8, "little"))
         os._exit(0)
     os.close(writing)
+    while os.getppid() == parent:
+        time.sleep(0.0005)
     return True
 
 
@@ -124,7 +128,8 @@ def run(arguments: list[str]) -> None:
         sys.argv[:] = arguments
         main.__dict__["__file__"] = what
         with open(what, "rb") as file:
-            exec(compile(file.read(), what, "exec"), main.__dict__)
+            source = file.read()
+        exec(compile(source, what, "exec"), main.__dict__)
 
 
 def leave(kept: list[types.ModuleType]) -> None:
