@@ -32,7 +32,7 @@ SUBREAPER = 36
 
 
 class Server:
-    """A process to fork from; ends with the last descriptor of its socket, that is with this process."""
+    """A process to fork from; ends with this process."""
 
     def __init__(self, environment: Mapping[str, str]):
         ours, theirs = socket.socketpair()
@@ -41,12 +41,14 @@ class Server:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
-        self._socket = ours
+        self._socket, self._owner = ours, os.getpid()
         atexit.register(self.end)
 
     def end(self) -> None:
-        self._socket.close()
-        self._process.wait()
+        """Whoever else holds the socket; not for a fork of this process, which has the same things to do at its end."""
+        if os.getpid() == self._owner:
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._process.wait()
 
     def start(self, request: Mapping[str, Any], descriptors: list[int]) -> int:
         """The pid of a new child of this process."""
