@@ -19,6 +19,8 @@ MOST_COUNTED = 1 << 22
 """Training tokens that are counted, from the beginning of their shuffled documents."""
 MOST_SCORED = 1 << 20
 """Held-out tokens that are scored under the counts, the first of those that the model is evaluated on."""
+PIECE = 1 << 18
+"""Tokens that are counted at a time, in memory that a processor's cache holds."""
 WEAKEST_FIRST = ("uniform", "unigram", "bigram")
 MEANING = {
     "uniform": "every token of the vocabulary alike",
@@ -65,12 +67,26 @@ class Counts:
 
     def __init__(self, tokens: np.ndarray, vocabulary: int):
         """``tokens`` (N,) ids below V."""
-        ids = np.asarray(tokens).astype(np.int64)
         self.vocabulary = vocabulary
-        self.counted = len(ids)
-        self._single = np.bincount(ids, minlength=vocabulary)
-        self._pairs, self._pair_counts = np.unique(ids[:-1] * vocabulary + ids[1:], return_counts=True)
-        self._before = np.bincount(ids[:-1], minlength=vocabulary)
+        self.counted = len(tokens)
+        self._single = np.zeros(vocabulary, dtype=np.int64)
+        table = np.zeros(vocabulary**2 if vocabulary**2 <= self.counted else 0, dtype=np.int64)
+        pieces = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, self.counted, PIECE):
+            ids = np.asarray(tokens[start:start + PIECE + 1]).astype(np.int64)  # and the first of the next piece
+            self._single += np.bincount(ids[:PIECE], minlength=vocabulary)
+            keys = ids[:-1] * vocabulary + ids[1:]
+            if len(table):
+                table += np.bincount(keys, minlength=vocabulary**2)
+            else:
+                pieces.append(keys)
+        if len(table):
+            self._pairs = np.flatnonzero(table)
+            self._pair_counts = table[self._pairs]
+        else:
+            self._pairs, self._pair_counts = np.unique(np.concatenate(pieces), return_counts=True)
+        self._before = self._single.copy()
+        self._before[tokens[-1:]] -= 1
         self._kinds = np.bincount(self._pairs // vocabulary, minlength=vocabulary)
 
     def nats(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from muse_core.cli.compare import FAILED_RUNS, LEFT, compare
+from muse_core.comparison import slots
 from muse_core.comparison.cells import FAILED, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan, value_name
 from muse_core.comparison.slots import MOST_TRIES, Slots
@@ -180,6 +181,7 @@ def test_attempts_that_bring_nothing_are_bounded(
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"import os, sys\nif '--run-dir' in sys.orig_argv:\n    {end}\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setattr(slots, "subprocess", subprocess)  # an interpreter that starts reads sitecustomize
     said: list[str] = []
     (cell,) = reported_cells(read_plan(plan), tmp_path / "out", {"rotary": None})
     Slots(count=1, gpus=[], say=said.append).work(lambda: [] if cell.settled() else [cell], lambda: None)

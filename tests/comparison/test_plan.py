@@ -18,6 +18,7 @@ from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
+from muse_core.testing.cases import installed
 
 PLANS = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.plan.toml"))
 RECIPE = 'name = "tiny"\n[model]\nblock = ["feed-forward"]\n'
@@ -52,7 +53,7 @@ def test_the_plans_of_the_project_hold_recipes_that_can_be_built(path: Path) -> 
     read = read_plan(path)
     values = {variant.name: None for variant in read.plan.variants}
     for cell in [*tuning_cells(read, Path("x")), *reported_cells(read, Path("x"), values)]:
-        read_recipe(cell.recipe, cell.overrides)
+        read_recipe(cell.recipe, cell.overrides, installed())
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +16,7 @@ import pytest
 from muse_mqar.source import Mqar
 
 from muse_core.errors import Halted, RecipeError
-from muse_core.evaluation.references import Counts, Judge
+from muse_core.evaluation.references import PIECE, Counts, Judge
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import to_toml
 from muse_core.report.reading import read_run
@@ -42,6 +43,26 @@ def test_counts_predict_distributions_and_what_they_are_by_hand() -> None:
     assert np.exp(-single) == pytest.approx([3 / 10, 3 / 10])  # 2 of 6, one added to each of 4
     # 0 is followed twice by 1 and once by 2: two kinds. Nothing is known after 3.
     assert np.exp(-pair) == pytest.approx([(2 + 2 * 0.3) / (3 + 2), 0.3])
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, 2 * PIECE + 7])
+@pytest.mark.parametrize("vocabulary", [3, 600])
+def test_counts_in_pieces_are_those_of_the_whole(count: int, vocabulary: int) -> None:
+    """In a table of all pairs for few tokens, sorted for many."""
+    tokens = (np.random.default_rng(0).zipf(1.2, count) % vocabulary).astype(np.uint16)
+    whole = tokens.astype(np.int64)
+    pairs = np.array([*Counter(zip(whole[:-1].tolist(), whole[1:].tolist())).items()], dtype=object)
+    counts = Counts(tokens, vocabulary)
+    before, after = (np.array([pair[side] for pair, _ in pairs], dtype=np.int64) for side in (0, 1))
+    seen = np.array([number for _, number in pairs], dtype=np.int64)
+    kinds = np.array([(before == first).sum() for first in range(vocabulary)])
+    single = (np.bincount(whole, minlength=vocabulary) + 1) / (count + vocabulary)
+    follow = np.bincount(whole[:-1], minlength=vocabulary)
+    alone, paired = counts.nats(before, after)
+    assert np.exp(-alone) == pytest.approx(single[after])
+    expected = (seen + kinds[before] * single[after]) / (follow + kinds)[before]
+    assert np.exp(-paired) == pytest.approx(expected)
+    assert counts.counted == count
 
 
 def test_a_diverged_run_says_that_it_is_not_better_than_guessing(table: Table, go: Go, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from muse_core.cli.diagnose import diagnose
 from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
+from muse_core.testing import warm
 from muse_core.training.compression import Compression, compress_run, recipe_of, weight_bytes
 
 MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
@@ -33,7 +34,7 @@ MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
 
 def muse(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"MUSE_REPORT": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*MUSE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
+    return warm.run([*MUSE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
 
 
 def tables(run: Path, stage: int = 0) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -
     recipe.write_text(SEVERAL)
     command = [sys.executable, "-m", "muse_core.cli.run", recipe, "--run-dir", tmp_path / "run", "--no-report"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = warm.run(
         [*map(str, command), "--processes", "2"], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
