@@ -182,9 +182,12 @@ def _table(
 
 
 def _homes(key: str, node: Node) -> list[str]:
-    """The one or two places of other tables of a recipe where this key stands; none where there are more."""
-    model = node.diagnostics.registry.find("model", "stack").component.options
-    tables = {(): Recipe, ("model",): model} | {
+    """The one or two places of other tables of a recipe where this key stands; none where there are more, and for what
+    is read without components: a plan, which is no recipe, and [plugins], which says what components there are."""
+    stacks = node.diagnostics.registry.offers("model", "stack")
+    if len(stacks) != 1:
+        return []
+    tables = {(): Recipe, ("model",): stacks[0].component.options} | {
         (name,): one for name, one in types_of(Recipe).items() if attrs.has(one)
     }
     found = [
