@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class MuseError(Exception):
@@ -34,9 +35,14 @@ class DataError(MuseError):
 
 
 class Halted(MuseError):
-    """Stopped by a gate or a monitor."""
+    """Stopped by a gate or a monitor. ``facts``: what the event ``halt`` of the records says, by default the message as
+    its ``reason``."""
 
     exit_code = 4
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.facts = {"reason": message} if facts is None else dict(facts)
 
 
 class PluginError(MuseError):

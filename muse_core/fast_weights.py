@@ -146,12 +146,12 @@ def _run(
 
 def _unpadded(writes: Writes, tokens: Tokens) -> tuple[Writes, Tensor | None]:
     if tokens.valid is None:
-        return writes, tokens.resets
+        return writes, tokens.starts()
     padding = ~tokens.valid[..., None]
     writes = writes._replace(
         log_decay=writes.log_decay.masked_fill(padding, 0.0), rate=writes.rate.masked_fill(padding, 0.0)
     )
-    return writes, None if tokens.resets is None else tokens.resets & tokens.valid
+    return writes, tokens.starts()
 
 
 class Writes(NamedTuple):

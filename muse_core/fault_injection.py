@@ -20,6 +20,7 @@ POINTS = frozenset(
         "commit.after_sync",
         "commit.after_retention",
         "batch",
+        "gather",
         "loss",
         "gradient",
         "post_step",

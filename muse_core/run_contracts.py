@@ -1,8 +1,9 @@
-"""Protocols of what surrounds the model in a run: optimizers, schedules, tokenizers and sinks. ``contracts`` has them
-too, with those of the kinds that compute."""
+"""What surrounds the model in a run: optimizers, schedules, tokenizers, monitors and sinks. ``contracts`` has these
+names too, with those of the kinds that compute."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -71,6 +72,88 @@ class TokenizerMaker(Protocol):
     @staticmethod
     def restore(table: dict[str, Any]) -> Tokenizer:
         """The tokenizer that ``to_json`` described. ValueError, in a sentence, for anything else."""
+        ...
+
+
+class Action(enum.IntEnum):
+    """What a monitor asks for; of several the strongest wins."""
+
+    CONTINUE = 0
+    SKIP = 1
+    ROLLBACK = 2
+    HALT = 3
+
+
+class Remedy(NamedTuple):
+    """What a rollback does besides going back and passing over the data since the onset."""
+
+    margin: int = 0
+    """Least number of steps from target to onset; when no certified checkpoint is so early, the oldest is taken."""
+    older: int = 0
+    """Certified checkpoints to pass over for an older target, as far as there are any."""
+    window: int = 1
+    """Factor on the data that are passed over; the window grows on both sides, never to before the target."""
+    rate: float = 1.0
+    """Factor on the learning rate from then on."""
+    reset_moments: bool = False
+    """Start the optimiser's moments afresh."""
+
+
+class Verdict(NamedTuple):
+    """A monitor's decision with its reason in a sentence."""
+
+    action: Action = Action.CONTINUE
+    reason: str = ""
+    monitor: str = ""
+    onset: int | None = None
+    """First step that the monitor holds responsible; a rollback goes to a certified checkpoint before it."""
+    remedy: Remedy = Remedy()
+    """Of several monitors that ask for a rollback the strongest of each."""
+
+
+class Monitor:
+    """Watches the loop. A subclass overrides what it needs; a class with all of these methods does as well. Judges are
+    pure functions of globally reduced numbers, so ranks never disagree."""
+
+    def __init__(self, options: Any, context: Any) -> None:
+        self.options = options
+        self.name: str = context.name
+        """Its numbers stand in the records as ``<name>/<number>``."""
+
+    def measure(self, moment: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """On device, without synchronisation. Moments, in this order: ``"gradients"`` (values: parameter name →
+        gradient, which may be changed in place); ``"norms"`` (``names``: the P parameter names, ``norms``: (P,) float64
+        2-norms of their gradients as they are now, not finite where a gradient is not); ``"step"`` (no values: the
+        clock). Of several ranks the largest counts (``_min``: the least); each has its part of weights. Default {}."""
+        return {}
+
+    def judge(self, step: int, floats: Mapping[str, float]) -> Verdict:
+        """Before the optimiser step, with every reduced number of this step, the monitor's own under
+        ``<monitor>/<name>``; ``rollbacks`` is how many there were within the last 1,000 steps. By default: go on."""
+        return Verdict()
+
+    def wants_probe(self, step: int, floats: Mapping[str, float]) -> bool:
+        """After ``step`` steps, before a checkpoint: what it changes in ``state_dict`` is in it. By default no."""
+        return False
+
+    def probe(self, model: Any) -> dict[str, float]:
+        """On all ranks, in eval mode under no_grad with the random state kept; the results of rank 0 are judged."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must remember, as JSON. By default nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
+
+
+class VetoesCertification(Protocol):
+    """Optional for monitors: a say in which checkpoints a rollback may go back to."""
+
+    def veto_certification(self, step: int) -> str | None:
+        """Why the checkpoint after ``step`` steps may not be certified, in a sentence, or None. The core itself
+        certifies none with a value that is not finite."""
         ...
 
 

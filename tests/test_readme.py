@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from muse_core.testing import warm
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = ("pyproject.toml", "muse_shift/__init__.py", "muse_shift/layer.py", "test_shift.py")
@@ -41,7 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_plugin_keeps_the_contract(site: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shift.py"]
-    ended = subprocess.run(
+    ended = warm.run(
         pytest_, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stdout

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from muse_core.testing import warm
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "muse-leaky-average"
@@ -17,7 +18,7 @@ def run(*arguments: object, site: Path | None = None) -> str:
     """Output of Python in the root of the repository."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("TOX_", "PYTEST"))}
     environment |= {"PYTHONPATH": str(site)} if site is not None else {}
-    ended = subprocess.run(
+    ended = warm.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
         check=False,
     )

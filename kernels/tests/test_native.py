@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from muse_core.testing import warm
 from muse_kernels import KernelRequest, causal_resolvent_apply, fast_weights, select_backend
 from muse_kernels.compiled import find_compiler, library
 from muse_kernels.testing.fast_weights import draw, results
@@ -22,7 +23,7 @@ print(chosen.backend, chosen.refusals.get("native"))
 
 def asked(**environment: str) -> str:
     environment = os.environ | {"CFLAGS": "-O0"} | environment  # compiled in a second
-    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -97,7 +98,7 @@ def test_processes_that_compile_at_the_same_time_all_have_a_library(tmp_path):
     slow = compiler(tmp_path / "cc", f'eval set -- "$all"; sleep 0.5; exec {shlex.join(find_compiler())} "$@"')
     environment = os.environ | {"CFLAGS": "-O0", "CC": slow, "MUSE_KERNELS_CACHE": str(tmp_path / "cache")}
     processes = [
-        subprocess.Popen([sys.executable, "-c", ASK], env=environment, stdout=subprocess.PIPE, text=True)
+        warm.Popen([sys.executable, "-c", ASK], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     assert [process.communicate()[0].strip() for process in processes] == ["native None"] * 3

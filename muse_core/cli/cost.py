@@ -42,6 +42,7 @@ def cost(
     with guarded():
         from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
         from muse_core.storage.canonical_json import spelled
+        from muse_core.storage.disk import deliver, storage_errors
 
         device_set = [] if device is None else [f'train.device="{device}"']
         opened = [open_target(path, [*overrides, *device_set], vocabulary, warn) for path in targets]
@@ -51,7 +52,8 @@ def cost(
             rows.append({"target": str(target.path), "parameters": target.parameters} | found)
             click.echo(_line(rows[-1]))
             if output is not None:
-                output.write_text(json.dumps(spelled(rows), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+                with storage_errors("write", output):
+                    deliver(output, json.dumps(spelled(rows), indent=2, allow_nan=False) + "\n")
 
         click.echo(f"{opened[0].device_name}, {opened[0].precision.dtype}; {opened[0].versions}")
         if reach is not None:

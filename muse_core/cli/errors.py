@@ -100,7 +100,7 @@ def guarded() -> Iterator[None]:
             raise
         if os.environ.get("MUSE_STRICT", "") not in ("", "0"):
             _say("".join(traceback.format_exception(error)).rstrip())
-        speaks, code = told_to_others(sentence, code, None)
+        speaks, code = told_to_others(sentence, code, error)
         if speaks:
             _say(spoken_by() + sentence)
         drop_what_cannot_be_written()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -100,15 +99,9 @@ def _deliver(text: str, output: str | None) -> None:
         click.echo(text, nl=False)
         return
     from muse_core.errors import StorageError
-    from muse_core.storage.disk import Disk, write_file_atomically
+    from muse_core.storage.disk import deliver
 
-    target = Path(os.path.realpath(output))
     try:
-        if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")  # a pipe or a device
-        else:  # whole or not at all: OUTPUT may be the recipe itself
-            write_file_atomically(Disk(), target, text.encode())
+        deliver(Path(output), text)  # which may be the recipe itself
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(target.with_name(f".{target.name}.tmp"))
         raise StorageError(f"{os.fspath(output)}: cannot be written: {error.strerror}") from None

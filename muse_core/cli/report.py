@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import click
 from muse_core.cli.errors import ended_by_signals, guarded, warn
 from muse_core.cli.threads import let_waiting_threads_sleep
 
-NARROWEST = 110
-"""Columns that a line of several runs takes; narrower terminals wrap it and pipes get it whole."""
+WHOLE = 10_000
+"""Columns of a pipe, which gets lines as long as they are; a terminal, or COLUMNS, wraps within the cells."""
 
 
 @click.command()
@@ -86,8 +87,8 @@ def show(runs: tuple[Path, ...], as_json: bool, form: str | None) -> None:
     line each. A folder stands for the runs in it, nothing for those in the folder runs.
 
     \b
-    The JSON object of a run: path, name, state, steps, planned_steps, summary (null before
-    the end), recipe, digests, train, eval, probe (newest rows), final, events,
+    The JSON object of a run: path, name, state, steps, planned_steps,
+    summary (null before the end), recipe, digests, train, eval, probe (newest rows), final, events,
     sample, files. Numbers that are not finite are "nan", "inf" or "-inf".
     """
     with guarded():
@@ -157,10 +158,12 @@ def _print_several(paths: list[Path]) -> None:
 
     console = Console(highlight=False, markup=False)
     told = runs_table(_read_several(paths))
-    shown = Table(Column(told.columns[0], overflow="fold"), *told.columns[1:], box=None, header_style="dim")
+    columns = [Column(name, overflow="fold") for name in told.columns]
+    shown = Table(*columns, box=None, header_style="dim")
     for row in told.rows:
         shown.add_row(*row)
-    console.width = max(console.width, NARROWEST)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WHOLE
     console.print(shown)
 
 
@@ -171,7 +174,7 @@ def _print(read: Any) -> None:
     from muse_core.report.tables import events_table, key_numbers, monitors_table
 
     console = Console(highlight=False, markup=False)
-    console.print(f"{read.name} in {read.path}", style="bold")
+    console.print(f"{read.name} in {read.path}", style="bold", soft_wrap=True)
     numbers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in key_numbers(read):
         numbers.add_row(name, value)

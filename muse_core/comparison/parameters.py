@@ -3,37 +3,48 @@ on the CPU, before any of them trains."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import attrs
 import numpy as np
 
+from muse_core.building import construct
 from muse_core.comparison.cells import Cell, cell
-from muse_core.comparison.plan import ComparisonPlan, Read
+from muse_core.comparison.plan import ComparisonPlan, Read, Value
 from muse_core.comparison.ratio import Measured, other_text
+from muse_core.comparison.runs import Comparison
 from muse_core.data.batches import pieces
 from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
 from muse_core.recipe import read_recipe
+from muse_core.recipe.lock import read_lock
+from muse_core.training.locking import input_digests, own_digests
 from muse_core.training.setup import Setup, set_up
 
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every variant, naming both, and for a variant that
-    would be measured on other text than the baseline."""
-    counts, problems, texts = {}, [], {}
+    problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant that
+    would be measured on other text than the baseline, and for a finished run that has read what is not there now."""
+    counts, problems, texts, inputs = {}, [], {}, {}
     for variant in read.plan.variants:
         built: dict[str, Setup] = {}
+        without_value: list[str] = []
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
             setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
             try:
                 setup = _tried(cell(read, output, variant, read.plan.seeds[0], value, tuning=False), built)
             except MuseError as error:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
-                problems += [f"variant {variant.name!r}{setting}: {problem}" for problem in found]
+                # What is wrong with the recipe itself is said once.
+                problems += [f"variant {variant.name!r}{setting}: {one}" for one in found if one not in without_value]
+                without_value = without_value if setting else found
                 continue
+            if value is None and read.plan.budget is not None:
+                problems += [f"variant {variant.name!r}: {problem}" for problem in _unequal_time(setup)]
+            inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
             if value is None:
                 texts[variant.name] = _text(setup, read.plan)
                 counts[variant.name] = (
@@ -41,7 +52,7 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
                     else sum(parameter.numel() for parameter in setup.model.parameters())
                 )
     if not problems:
-        problems = _other_texts(read.plan, texts)
+        problems = [*_other_texts(read.plan, texts), *_other_inputs(Comparison(read, output), inputs)]
     if problems:
         raise RecipeError(problems)
     return counts
@@ -58,6 +69,25 @@ def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
     setup = attrs.evolve(built[key], recipe=checked.recipe)
     setup.training_data()
     return setup
+
+
+def _unequal_time(setup: Setup) -> list[str]:
+    """A sentence where the recipe does not train once for ``train.steps`` steps with a schedule of as many, which is
+    what a budget of seconds sets."""
+    if setup.recipe.train.schedule_steps is not None:
+        return ["its recipe's train.schedule_steps follows from the budget of seconds - leave it out"]
+    trained = []
+    for use in setup.recipe.stages:
+        stage = construct(use, setup)
+        if hasattr(stage, "settings"):
+            return [f"its stage {use.name!r} has steps of its own, which a budget of seconds does not decide - take it "
+                    "out of stages, or leave the budget out"]
+        if stage.objective(setup.model, setup.training_data) is not None:
+            trained.append(use.name)
+    if len(trained) > 1:
+        return [f"its stages {', '.join(trained)} train for the budget's seconds each - leave one, or leave the budget "
+                "out"]
+    return []
 
 
 class Evaluated(NamedTuple):
@@ -111,6 +141,30 @@ def _other_texts(plan: ComparisonPlan, texts: dict[str, Evaluated]) -> list[str]
                 "evaluate.final_tokens, in set of the plan"
             )
     return found
+
+
+def _other_inputs(
+    comparison: Comparison, inputs: Mapping[tuple[str, Value | None], Mapping[str, str]]
+) -> list[str]:
+    """A sentence for every finished run whose text, or other input, is not what further runs would read; ``inputs``:
+    their digests now by variant and value."""
+    found = []
+    runs = comparison.runs()
+    for one in (*runs.tuning, *runs.reported):
+        if one.summary() is None:
+            continue
+        now, then = inputs[one.variant.name, one.value], read_lock(one.path / "muse.lock.toml").table.get("digests", {})
+        if other := [key for key in now if key in then and then[key] != now[key]]:
+            found.append(
+                f"{one.path}: read other input than the plan's runs would now ({_named(other)} of its lock), so that "
+                "they could not be compared - bring it back as it was, choose another --output, or remove this folder "
+                "to repeat the run"
+            )
+    return found
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(f"digests.{key}" for key in keys)
 
 
 def departures(plan: ComparisonPlan, counts: dict[str, int]) -> list[str]:

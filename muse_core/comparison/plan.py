@@ -23,6 +23,10 @@ Value = bool | int | float | str
 NAME = validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+OWN_NAMES = ("jobs", "log.txt", "report.csv", "report.json", "report.md", "report.tex", "run.lock", "run.lock.holder")
+"""In the folder of a comparison, besides a folder for each variant."""
+
+
 @attrs.frozen(kw_only=True)
 class Variant:
     """A variant: one of the recipes that are compared."""
@@ -144,6 +148,9 @@ class ComparisonPlan:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two variants are called {twice[0]!r} - give every variant its own name")
+        if taken := [name for name in names if name in OWN_NAMES]:
+            raise ValueError(f"a variant is called {taken[0]!r}, as is what a comparison writes beside the folders of "
+                             "variants - give it another name")
         if self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the variants {', '.join(names)}")
         seeds = self.tune.seeds if self.tune else ()

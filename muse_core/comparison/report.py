@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
-from muse_core.report.forms import csv_of, latex, markdown
+from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
-from muse_core.storage.canonical_json import spelled
 
 
 def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
@@ -264,13 +261,5 @@ def _missing(report: dict[str, Any]) -> list[str]:
 
 def write(report: dict[str, Any], output: Path) -> None:
     """``report.json``, ``report.md``, and its first table as ``report.csv`` and ``report.tex``, in the folder of the
-    comparison."""
-    told = json.dumps(spelled(report), indent=2, allow_nan=False) + "\n"
-    texts = {
-        "report.json": told, "report.md": text_of(report), "report.csv": csv_of(measured_rows(report)),
-        "report.tex": latex(measured_table(report)),
-    }
-    for name, text in texts.items():
-        temporary = output / f".{name}.{os.getpid()}.new"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output / name)
+    comparison. Raises StorageError."""
+    write_forms(output, report, text_of(report), measured_rows(report), measured_table(report))

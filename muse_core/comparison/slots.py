@@ -17,6 +17,7 @@ import attrs
 
 from muse_core.comparison.cells import FAILED, Cell
 from muse_core.recipe.lock import GO_ON
+from muse_core.storage.disk import Disk, storage_errors, write_file_atomically
 from muse_core.training.stop import SIGNALS, Stop
 
 INTERRUPTED = tuple(code for number in SIGNALS for code in (128 + number, -number))
@@ -175,7 +176,9 @@ class Slots:
             self.say(f"{cell.name}: {how} after {seconds}; it goes on from its last checkpoint")
 
     def _fail(self, cell: Cell, reason: str, seconds: str) -> None:
-        (cell.path / FAILED).write_text(reason + "\n", encoding="utf-8")
+        target = cell.path / FAILED
+        with storage_errors("write", target):
+            write_file_atomically(Disk(), target, f"{reason}\n".encode())
         self.say(f"{cell.name}: failed after {seconds}, {reason}")
 
     def _save_all(self) -> None:

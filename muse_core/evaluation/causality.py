@@ -21,6 +21,7 @@ from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
+from muse_core.model.seeding import set_seed
 
 TOLERANCE = 1e-9
 PERTURBATION = 10.0
@@ -119,7 +120,7 @@ def exact_leak(
             states: list[State] = [None, None]
             if variant.carried:
                 for index, rows in enumerate((unchanged, changed)):
-                    torch.manual_seed(SEED)
+                    set_seed(SEED)
                     before = prefix.expand_as(rows).to(device, dtype)
                     states[index] = model(before, None, _tokens(rows, "none")).state
             reference, said_before = _observe(model, unchanged, states[0], _tokens(unchanged, variant.resets))
@@ -198,7 +199,7 @@ def own_precision_leak(
     def hidden(shift: int) -> Tensor:
         changed = ids.clone()
         changed[:, half:] = (ids[:, half:] + shift) % vocabulary_size
-        torch.manual_seed(SEED)
+        set_seed(SEED)
         return model(changed, None, tokens).hidden.detach().double()
 
     with as_called(model, training), precision():
@@ -260,7 +261,7 @@ def _observe(model: Any, x: Tensor, state: State, tokens: Tokens | None) -> tupl
     def keep(name: str, output: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
         said[name] = Seen({key: value.detach() for key, value in tensors_of(output).items()}, inputs[-1])
 
-    torch.manual_seed(SEED)
+    set_seed(SEED)
     with recording(model, keep):
         output = model(x, state, tokens)
     return model.logits(output.hidden).detach(), said

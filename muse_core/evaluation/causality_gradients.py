@@ -17,6 +17,7 @@ from muse_core.contracts import Batch, LayerOutput, Routing
 from muse_core.evaluation.causality import SEED, Leak, as_called
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
+from muse_core.model.seeding import set_seed
 
 
 class Cut(NamedTuple):
@@ -43,7 +44,7 @@ def cuts(batch: Batch) -> list[Cut]:
 def gradient_leak(model: Any, batch: Batch, precision: Precision) -> Leak | None:
     """``batch`` on the run's device. The model's gradients, modes, buffers and random state are left as they were."""
     with as_called(model, True):
-        torch.manual_seed(SEED)
+        set_seed(SEED)
         embedded = model.embed(batch.inputs).detach().requires_grad_()
         with precision():
             hidden = model(embedded, None, batch.tokens).hidden
@@ -96,7 +97,7 @@ def _layer(model: Any, batch: Batch, precision: Precision, cut: Cut) -> str:
     def keep(name: str, output: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
         seen.append((name, inputs[0], tensors_of(output)))
 
-    torch.manual_seed(SEED)
+    set_seed(SEED)
     embedded = model.embed(batch.inputs).detach().requires_grad_()
     with recording(model, keep), precision():
         model(embedded, None, batch.tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -19,6 +19,8 @@ MOST_COUNTED = 1 << 22
 """Training tokens that are counted, from the beginning of their shuffled documents."""
 MOST_SCORED = 1 << 20
 """Held-out tokens that are scored under the counts, the first of those that the model is evaluated on."""
+PIECE = 1 << 18
+"""Tokens that are counted at a time, in memory that a processor's cache holds."""
 WEAKEST_FIRST = ("uniform", "unigram", "bigram")
 MEANING = {
     "uniform": "every token of the vocabulary alike",
@@ -65,12 +67,26 @@ class Counts:
 
     def __init__(self, tokens: np.ndarray, vocabulary: int):
         """``tokens`` (N,) ids below V."""
-        ids = np.asarray(tokens).astype(np.int64)
         self.vocabulary = vocabulary
-        self.counted = len(ids)
-        self._single = np.bincount(ids, minlength=vocabulary)
-        self._pairs, self._pair_counts = np.unique(ids[:-1] * vocabulary + ids[1:], return_counts=True)
-        self._before = np.bincount(ids[:-1], minlength=vocabulary)
+        self.counted = len(tokens)
+        self._single = np.zeros(vocabulary, dtype=np.int64)
+        table = np.zeros(vocabulary**2 if vocabulary**2 <= self.counted else 0, dtype=np.int64)
+        pieces = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, self.counted, PIECE):
+            ids = np.asarray(tokens[start:start + PIECE + 1]).astype(np.int64)  # and the first of the next piece
+            self._single += np.bincount(ids[:PIECE], minlength=vocabulary)
+            keys = ids[:-1] * vocabulary + ids[1:]
+            if len(table):
+                table += np.bincount(keys, minlength=vocabulary**2)
+            else:
+                pieces.append(keys)
+        if len(table):
+            self._pairs = np.flatnonzero(table)
+            self._pair_counts = table[self._pairs]
+        else:
+            self._pairs, self._pair_counts = np.unique(np.concatenate(pieces), return_counts=True)
+        self._before = self._single.copy()
+        self._before[tokens[-1:]] -= 1
         self._kinds = np.bincount(self._pairs // vocabulary, minlength=vocabulary)
 
     def nats(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,36 +111,32 @@ class Judge:
         does not tell."""
         self._setup = setup
         self._evaluate = setup.recipe.evaluate
-        self._of: dict[str, References] = {}
+        self._of: dict[tuple[str, int], References] = {}
         if self._evaluate.halt_above != "never" and not setup.corpus.is_text and setup.corpus.chance is None:
             raise RecipeError(
                 f"evaluate.halt_above: the task {setup.recipe.data.source.name} tells no chance level - write "
                 '"never", or give its source an attribute chance (nats per counted token)'
             )
 
-    def references(self, split: str) -> References:
-        """On the tokens of this split that the run evaluates on."""
-        if split not in self._of:
-            final = split == self._evaluate.split
-            tokens = self._evaluate.final_tokens if final else self._evaluate.tokens
-            self._of[split] = self._measured(split, tokens)
-        return self._of[split]
+    def references(self) -> References:
+        """On the tokens of the final evaluation."""
+        return self._on(self._evaluate.split, self._evaluate.final_tokens)
 
     def evaluated(self, step: int, loss: float) -> None:
         """After an evaluation in training. Raises Halted from ``evaluate.halt_from`` on."""
         start = self._evaluate.halt_from
         if start is not None and step >= start:
-            self._halt("validation", loss, f"halted at step {step}")
+            self._halt(lambda: self._on("validation", self._evaluate.tokens), loss, f"halted at step {step}")
 
     def ended(self, loss: float) -> None:
         """After the final evaluation. Raises Halted."""
-        self._halt(self._evaluate.split, loss, "halted after the last step")
+        self._halt(self.references, loss, "halted after the last step")
 
-    def _halt(self, split: str, loss: float, when: str) -> None:
+    def _halt(self, ask: Callable[[], References], loss: float, when: str) -> None:
         level = self._evaluate.halt_above
         if level == "never":
             return
-        references = self.references(split)
+        references = ask()
         name = level if level in references.nats else "chance"
         if name in references.not_reached(loss):
             raise Halted(
@@ -136,6 +148,12 @@ class Judge:
     @functools.cached_property
     def _counts(self) -> Counts:
         return Counts(self._setup.corpus.split("train").tokens[:MOST_COUNTED], self._setup.corpus.vocabulary_size)
+
+    def _on(self, split: str, tokens: int) -> References:
+        """On the first ``tokens`` tokens of a split, those of an evaluation."""
+        if (split, tokens) not in self._of:
+            self._of[split, tokens] = self._measured(split, tokens)
+        return self._of[split, tokens]
 
     def _measured(self, split: str, tokens: int) -> References:
         corpus = self._setup.corpus

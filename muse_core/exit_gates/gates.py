@@ -19,6 +19,7 @@ from muse_core.exit_gates.persistent import norm_persistent
 from muse_core.exit_gates.rollback import forced_spike
 from muse_core.exit_gates.shards import shard_boundaries
 from muse_core.storage.canonical_json import spelled
+from muse_core.storage.disk import Disk, storage_errors, write_file_atomically
 from muse_core.training.stop import Interrupted
 
 GATES: dict[str, Callable[[Bench], Finding]] = {
@@ -72,7 +73,8 @@ def run_gates(bench: Bench, hear: Hear, gates: dict[str, Callable[[Bench], Findi
     }
     target = Path(bench.folder) / "gates.json"
     told = json.dumps(spelled(report), indent=2, ensure_ascii=False, allow_nan=False)
-    target.write_text(told + "\n", encoding="utf-8")
+    with storage_errors("write", target):
+        write_file_atomically(Disk(), target, f"{told}\n".encode())
     return report
 
 

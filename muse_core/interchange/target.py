@@ -10,7 +10,7 @@ from pathlib import Path
 
 from muse_core.data.tokenizers import Numbers
 from muse_core.errors import RecipeError, StorageError
-from muse_core.storage.disk import storage_errors
+from muse_core.storage.disk import Disk, leftovers, remove_tree, storage_errors, temporary
 from muse_core.training.setup import Setup
 
 
@@ -31,10 +31,11 @@ def require_text(setup: Setup, run: Path) -> None:
 def filled(target: Path) -> Iterator[Path]:
     """A directory beside ``target`` that takes its place at the end, and goes where something is raised within. Raises
     StorageError where it cannot be written."""
-    partial = target.with_name(f".{target.name}.partial")
+    partial = temporary(target)
     with storage_errors("export into", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in leftovers(target):
+            remove_tree(Disk(), left)
         partial.mkdir()
         try:
             yield partial

@@ -41,7 +41,6 @@ class Telemetry:
         self.sinks = Sinks(self._about_sinks)
         self.stage = 0
         """Number of the stage that rows are written for."""
-        self.last_event = ""
         self._known: dict[int, tuple[list[int], list[float]]] = {}
         """Stage → steps and their perplexities. A resumed run goes through the stages that are done once more."""
         for row in earlier:
@@ -73,7 +72,6 @@ class Telemetry:
         self.sinks.event(row)
 
     def _event(self, row: Mapping[str, Any]) -> None:
-        self.last_event = row["event"]
         self.records.event(row)
         if self.listener is not None:
             self.listener.event(row)
@@ -92,10 +90,10 @@ class Telemetry:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Closes, and writes first why the run is halted where no monitor's verdict did."""
+        """Closes, and writes first why the run is halted where it is."""
         try:
-            if isinstance(error, Halted) and self.last_event != "halt":
-                self.event({"event": "halt", "reason": str(error)})
+            if isinstance(error, Halted):
+                self.event({"event": "halt"} | error.facts)
         finally:
             self.close()
 

@@ -143,10 +143,13 @@ def short_convolution(
     initial: Tensor | None = None, resets: Tensor | None = None,
 ) -> Any:
     """Queries, keys and values; see ``muse_kernels.short_convolution``. A process gathers the last inputs of the one
-    before it. Raises ValueError where a process has fewer tokens than the convolution looks back."""
+    before it. Raises RecipeError where a process has fewer tokens than the convolution looks back."""
     memory = len(taps) - 1
     if x.shape[1] < memory:
-        raise ValueError(f"a convolution of {len(taps)} tokens looks back further than the {x.shape[1]} of a process")
+        raise RecipeError(
+            f"parallel.context: a convolution of {len(taps)} tokens looks back further than the {x.shape[1]} of a "
+            "process - take longer rows (train.sequence_length), or fewer processes"
+        )
     nothing = x.new_zeros(x.shape[0], memory, x.shape[2])
     last = gather(carried(nothing, x, Tokens(x[..., 0], 0, resets)).contiguous())
     return kernel(x, taps, heads, key_width, initial=last[rank - 1] if rank else initial, resets=resets)

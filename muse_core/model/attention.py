@@ -67,9 +67,10 @@ def present(x: Tensor, tokens: Tokens) -> Tensor:
 
 def documents(x: Tensor, tokens: Tokens) -> Tensor:
     """(B, N) int: how many documents have started in this call, 0 for the one carried in; padding starts none."""
-    if tokens.resets is None:
+    starts = tokens.starts()
+    if starts is None:
         return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-    return (tokens.resets & present(x, tokens)).long().cumsum(dim=1)
+    return starts.long().cumsum(dim=1)
 
 
 def visible_to(own: Tensor, document: Tensor, slots: int, window: int | None = None) -> Tensor:

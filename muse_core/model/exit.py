@@ -131,12 +131,10 @@ def _handed_on(
 ) -> tuple[Tensor | None, Tensor]:
     """Which of the tokens at ``index`` (B, n) start a document now (B, n), and which rows have a start left (B,)."""
     rows = index.shape[0]
-    if tokens.resets is None and carried is None:
+    starts = tokens.starts()
+    if starts is None and carried is None:
         return None, torch.zeros(rows, dtype=torch.bool, device=index.device)
-    starts = torch.zeros_like(tokens.positions) if tokens.resets is None else tokens.resets.long()
-    if tokens.valid is not None:
-        starts = starts * tokens.valid
-    started = starts.cumsum(1)
+    started = torch.zeros_like(tokens.positions) if starts is None else starts.long().cumsum(1)
     if carried is not None:
         started = started + carried.long()[:, None]
     here = started.gather(1, index)

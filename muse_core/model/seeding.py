@@ -19,9 +19,18 @@ def generator_of(seed: int, name: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed_of(seed, name))
 
 
+def set_seed(seed: int) -> None:
+    """``torch.manual_seed``. Without an accelerator only the CPU's generator: torch would note the seed for a GPU to
+    come, with the stack of the call, and keep the notes; that takes milliseconds each time."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
     """The global CPU generator, which torch's default initialisation uses, seeded for (seed, name) and restored."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, name))
+        set_seed(seed_of(seed, name))
         yield

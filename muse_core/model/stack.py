@@ -149,7 +149,8 @@ class Stack(nn.Module):
 
     ``forward(inputs, state, tokens)``: ``inputs`` are ids (B, N) or embeddings (B, N, D); ``state`` is what the last
     call returned, None at the start. One call over N tokens, calls over pieces with the state carried, and calls token
-    by token agree to 1e-10 in float64.
+    by token agree to 1e-10 in float64. A piece of no tokens, N = 0, changes nothing: no layer is called, the state is
+    returned as it came, and there are neither losses nor metrics.
     """
 
     def __init__(self, options: StackOptions, context: Any):
@@ -186,6 +187,8 @@ class Stack(nn.Module):
         if tokens is None:
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
             tokens = Tokens(positions)
+        if x.shape[1] == 0:
+            return ModelOutput(self.norm(x), state, {}, {})
         if self.exits is not None:
             return self.leaving_early(self.exits, x, state, tokens)
         new_state: dict[str, State] = {}

@@ -10,6 +10,7 @@ import linecache
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -94,7 +95,17 @@ def field_documentation(options: type) -> dict[str, tuple[str, int]]:
     return found
 
 
+_read: weakref.WeakKeyDictionary[type, dict[str, tuple[str, int]]] = weakref.WeakKeyDictionary()
+
+
 def _own_documentation(cls: type) -> dict[str, tuple[str, int]]:
+    """Read once: a class does not change its source, and plugins are loaded for every recipe that is read."""
+    if cls not in _read:
+        _read[cls] = _documentation_in_source(cls)
+    return _read[cls]
+
+
+def _documentation_in_source(cls: type) -> dict[str, tuple[str, int]]:
     body = _definition(cls)
     found = {}
     for statement, following in zip(body.body, [*body.body[1:], None]) if body else ():

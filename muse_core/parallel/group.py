@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import os
+import pickle
 import re
 import sys
 import time
@@ -34,6 +35,10 @@ COLD = 24
 """First marks of the steps, which compile and allocate: their duration says nothing."""
 SIGNALLED = 128
 """Exit codes above it are of signals."""
+LENGTH = 8
+"""Bytes in which a value's length is told."""
+PROGRAM = 1
+"""Exit code of a fault of the program, which no sentence explains."""
 BROKEN = ("gloo/", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """Parts of messages of torch that tell of a connection to another process."""
 
@@ -74,6 +79,8 @@ class Group:
         self._channels = self._steps = 0
         self._slowest, self._moved = 0.0, time.monotonic()
         self._control: Any = None
+        self._room = 4096
+        """Bytes of a value for which ``exchange`` has room, on all ranks alike."""
         try:
             self._rendezvous, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
             self._rendezvous.set_timeout(PATIENCE)
@@ -127,10 +134,24 @@ class Group:
 
     def exchange(self, value: Any) -> list[Any]:
         self.mark("the numbers of a step")
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._control)
+        values = self._exchanged(pickle.dumps(value))
         self.watch.doing = "what follows the numbers of a step"
         return values
+
+    def _exchanged(self, told: bytes) -> list[Any]:
+        """By one gather of as many bytes as the longest value so far took, where torch's of objects takes two, of the
+        lengths first: GPUs stand still meanwhile. Each value stands behind its length; one that does not fit is seen by
+        all, who gather once more."""
+        while True:
+            own = torch.frombuffer(bytearray(len(told).to_bytes(LENGTH) + told[: self._room].ljust(self._room)),
+                                   dtype=torch.uint8)
+            parts = [torch.empty_like(own) for _ in range(self.size)]
+            dist.all_gather(parts, own, group=self._control)
+            found = [part.numpy().tobytes() for part in parts]
+            lengths = [int.from_bytes(one[:LENGTH]) for one in found]
+            if max(lengths) <= self._room:
+                return [pickle.loads(one[LENGTH : LENGTH + length]) for one, length in zip(found, lengths, strict=True)]
+            self._room = 2 * max(lengths)
 
     def first(self, action: Callable[[], T]) -> T:
         with self.at_work("setting up"):
@@ -194,11 +215,14 @@ class Group:
     def _failed(self, sentence: str, code: int, error: BaseException | None) -> tuple[bool, int]:
         if isinstance(error, PeerFailed):
             return False, code
+        if error is not None and broken(error):
+            if lost := self._who_broke_it():
+                return False, lost.code
+            if code == PROGRAM and not isinstance(error, MuseError):
+                return True, RankLost.exit_code
         if error is None and code > SIGNALLED and (found := first_failure(self.store)):
             return False, found.code  # the launcher ends what another's failure left
-        if error is not None and not isinstance(error, MuseError):
-            if any(part in str(error) for part in BROKEN) or isinstance(error, dist.DistError):
-                return self._connection_broke(error)
+        if code == PROGRAM and not isinstance(error, MuseError):
             number = post(self.store, Failure(rank=self.rank, sentence=sentence, code=code))
             found = first_failure(self.store)
             return (True, code) if number == 1 or found is None else (False, found.code)
@@ -222,22 +246,22 @@ class Group:
             while self.rank == 0 and time.monotonic() < deadline and not self.store.check(others):
                 time.sleep(0.05)
 
-    def _connection_broke(self, error: BaseException) -> tuple[bool, int]:
-        """Find out whose end broke a collective."""
+    def _who_broke_it(self) -> Failure | None:
+        """Find out whose end broke a collective, and make it known."""
         deadline = time.monotonic() + 3 * watching.GRACE
         while time.monotonic() < deadline:
             if found := first_failure(self.store):
-                return False, found.code
+                return found
             self.watch.look()
             lost = self.watch.silent_rank(3 * watching.INTERVAL)
             if lost is not None:
                 sentence = f"{self.watch.name(lost)} has died: it gives no sign of life"
-                number = post(self.store, Failure(rank=lost, sentence=sentence, code=RankLost.exit_code))
-                if number == 1:
+                failure = Failure(rank=lost, sentence=sentence, code=RankLost.exit_code)
+                if post(self.store, failure) == 1:
                     print(sentence, file=sys.stderr, flush=True)
-                return False, RankLost.exit_code
+                return failure
             time.sleep(0.2)
-        return True, RankLost.exit_code
+        return None
 
     def close(self) -> None:
         """All have come to their end."""
@@ -245,3 +269,15 @@ class Group:
         self.watch.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def broken(error: BaseException) -> bool:
+    """Whether the connection to another process broke, in the core's own code or in that of a plugin, whose name is on
+    what became of it: layers gather from other processes, and optimizers of divided weights do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        told = not isinstance(cause, MuseError) and any(part in str(cause) for part in BROKEN)
+        if told or isinstance(cause, dist.DistError):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muse_core.fault_injection import fault_point
+
 
 class Sequence:
     """Process ``rank`` of ``size`` holds the ``rank``-th part of every row while it is ``divided``; evaluations, probes
@@ -50,6 +52,7 @@ class Sequence:
 
 
 def _of_all(value: Tensor, group: Any) -> Tensor:
+    fault_point("gather", None)
     found = value.new_empty(dist.get_world_size(group), *value.shape)
     # Into one tensor: over NCCL a list costs a copy more for every process. torch 2.13 has another name for it and
     # deprecates this one.

@@ -24,7 +24,8 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(parallel: Parallel, processes: int) -> Sizes:
-    """``[parallel]`` for so many processes. Raises RecipeError when they do not fit."""
+    """``[parallel]`` for so many processes. Raises RecipeError when they do not fit, and when two sizes could take
+    those that are left."""
     wanted = {"data": parallel.data, "shard": parallel.shard, "context": parallel.context}
     known = 1
     for value in wanted.values():
@@ -36,6 +37,11 @@ def sizes_of(parallel: Parallel, processes: int) -> Sizes:
         raise RecipeError(
             f"parallel: {told} does not make {processes} process{'es' if processes > 1 else ''} - start "
             f"{known}{' or a multiple' if automatic else ''} of them with muse-run --processes, or change [parallel]"
+        )
+    if rest > 1 and len(automatic) > 1:
+        raise RecipeError(
+            f"parallel: {' and '.join(automatic)} are \"auto\", and {rest} processes are left for one of them - give "
+            f"the others a number, as {automatic[0]} = 1"
         )
     found = {key: 1 if value == "auto" else value for key, value in wanted.items()}
     if automatic:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -31,6 +32,8 @@ LONG = 3600.0
 """The same for work that is known to take long, as setting up, compiling, evaluating and writing checkpoints."""
 GRACE = 3.0
 """Seconds in which a process that learns of a failure may end by itself."""
+COLLECTIVES = f"{os.sep}torch{os.sep}distributed{os.sep}"
+"""In the path of every file of torch's distributed parts."""
 LAST_WORDS = 60.0
 """The same for a process that is ending already, as one that draws the report of a halted run."""
 
@@ -64,6 +67,10 @@ class _Seen:
     moved: float = 0.0
     """When its main thread last came further."""
     about: dict[str, Any] = attrs.field(factory=dict)
+    waits: bool = False
+    """Its main thread waits for other processes."""
+    turned: float = 0.0
+    """Since when every sign of life has said so, or the contrary."""
 
 
 class Watch:
@@ -106,7 +113,10 @@ class Watch:
 
     def _run(self) -> None:
         while True:
+            slept = time.monotonic()
             done = self._done.wait(INTERVAL)
+            if time.monotonic() - slept > SILENT / 2:
+                self._woken()
             try:
                 self._say(done)
                 self.failure = self.failure or first_failure(self._store)
@@ -127,10 +137,17 @@ class Watch:
                 self._leave(self.failure)
                 return
 
+    def _woken(self) -> None:
+        """This process itself was stopped, as when all of a run are and go on later: nothing is known of how long the
+        others have been silent."""
+        now = time.monotonic()
+        for seen in self._seen:
+            seen.alive = seen.moved = seen.turned = now
+
     def _say(self, done: bool) -> None:
         self._beat += 1
         about = {"beat": self._beat, "marks": self.marks, "doing": self.doing, "limit": self.limit, "done": done,
-                 "host": socket.gethostname(), "pid": os.getpid()}
+                 "waits": waits(), "host": socket.gethostname(), "pid": os.getpid()}
         self._store.set(f"beat/{self.rank}", json.dumps(about))
 
     def _read(self, ranks: Any) -> None:
@@ -142,6 +159,8 @@ class Watch:
                 seen.beat, seen.alive = about["beat"], now
             if about["marks"] != seen.marks:
                 seen.marks, seen.moved = about["marks"], now
+            if about["waits"] != seen.waits:
+                seen.waits, seen.turned = about["waits"], now
             seen.about = about
 
     def _judge(self) -> None:
@@ -163,11 +182,19 @@ class Watch:
 
     def _stalled(self) -> Failure | None:
         at_work = [(seen.marks, rank) for rank, seen in enumerate(self._seen) if not seen.about.get("done")]
-        if not at_work or min(at_work)[0] == max(at_work)[0]:
+        if not at_work:
             return None
-        rank = min(at_work)[1]
+        rank, began = min(at_work)[1], -math.inf
+        if min(at_work)[0] == max(at_work)[0]:
+            # At one place, within which some wait for others, as where layers gather from all processes.
+            waiting = [self._seen[one].turned for _, one in at_work if self._seen[one].waits]
+            working = [(self._seen[one].turned, one) for _, one in at_work if not self._seen[one].waits]
+            if not waiting or not working:
+                return None
+            turned, rank = min(working)
+            began = max(turned, min(waiting))
         seen = self._seen[rank]
-        for_seconds = time.monotonic() - seen.moved
+        for_seconds = time.monotonic() - max(seen.moved, began)
         if for_seconds <= seen.about.get("limit", LONG):
             return None
         return Failure(rank=rank, code=RankLost.exit_code, sentence=(
@@ -191,6 +218,16 @@ class Watch:
             if stream is not None:
                 stream.flush()
         self._exit(failure.code)
+
+
+def waits() -> bool:
+    """Whether this process's main thread is in a function of torch's that waits for other processes."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if COLLECTIVES in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def post(store: Any, failure: Failure) -> int:

@@ -98,8 +98,9 @@ class Train:
     nothing."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast: bf16 where the processor computes in it, otherwise fp32. Parameters stay fp32."""
-    compile: bool = False
-    """Use torch.compile."""
+    compile: bool | Literal["blocks"] = False
+    """Use torch.compile: for the whole model as one graph (true), or for each kind of block of a model by itself
+    ("blocks"), which takes a fraction of the time that one graph of many blocks takes to compile."""
     cuda_graph: bool = False
     """Record the forward and backward pass of a step as a CUDA graph and launch it as one: the same numbers to the last
     bit (to rounding with ``compile``), without the time of the processor between a thousand small kernels. On GPUs,
@@ -123,7 +124,7 @@ class Train:
 @attrs.frozen(kw_only=True)
 class Parallel:
     """How a run of several processes divides the work: data × shard × context processes. One "auto" takes those that
-    the others leave; of several the first does and the others are 1."""
+    the others leave; several are refused where processes are left."""
 
     data: int | Literal["auto"] = "auto"
     """Groups of processes that each hold the whole model and read their rows of every batch."""

@@ -26,11 +26,12 @@ from muse_core.options.describe import (
 )
 from muse_core.plugins import UnknownComponent
 from muse_core.plugins.discovery import CORE
-from muse_core.plugins.near import suggestion
+from muse_core.plugins.near import near, suggestion
 from muse_core.recipe.nodes import ABSENT, InvalidValue, Node
 from muse_core.recipe.paths import written
 from muse_core.recipe.positions import Path
 from muse_core.recipe.scalars import literal, local_path, number, text, truth, whole
+from muse_core.recipe.schema import Recipe
 from muse_core.recipe.validation import construct, faults_of
 from muse_core.recipe.words import shown
 
@@ -166,7 +167,9 @@ def _table(
     else:
         noun = "key" if label.startswith(("[", "a ")) else "option"
         for key in rest:
-            hint = suggestion(str(key), [*known, *siblings], f"{noun}s")
+            here = [*known, *siblings]
+            homes = [] if owner and near(str(key), here) else _homes(str(key), node)
+            hint = f" - it is {' or '.join(homes)}" if homes else suggestion(str(key), here, f"{noun}s")
             node.diagnostics.report((*node.path, str(key)), f"{label} has no {noun} {str(key)[:64]!r}{hint}")
     for name, what in faults_of(cls, values, owner):
         node.diagnostics.report((*node.path, name), what)
@@ -176,6 +179,22 @@ def _table(
         return construct(cls, values, owner)
     except ValueError as error:
         node.refuse(str(error))
+
+
+def _homes(key: str, node: Node) -> list[str]:
+    """The one or two places of other tables of a recipe where this key stands; none where there are more, and for what
+    is read without components: a plan, which is no recipe, and [plugins], which says what components there are."""
+    stacks = node.diagnostics.registry.offers("model", "stack")
+    if len(stacks) != 1:
+        return []
+    tables = {(): Recipe, ("model",): stacks[0].component.options} | {
+        (name,): one for name, one in types_of(Recipe).items() if attrs.has(one)
+    }
+    found = [
+        ".".join([*path, key]) if path else f"{key} before the first table" for path, cls in tables.items()
+        if path != node.path and any(key_of(one) == key for one in attrs.fields(cls) if not is_inline(one))
+    ]
+    return found if len(found) <= 2 else []
 
 
 def _default(field: attrs.Attribute) -> Any:

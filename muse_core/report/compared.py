@@ -24,11 +24,9 @@ from muse_core.comparison.ratio import (
     with_interval,
 )
 from muse_core.errors import RecipeError, StorageError
-from muse_core.report.forms import csv_of, latex, markdown
+from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
 from muse_core.report.tables import Table, recipe_differences
-from muse_core.storage.canonical_json import spelled
-from muse_core.storage.disk import Disk, write_file_atomically
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
@@ -192,11 +190,4 @@ def write_compared(report: dict[str, Any], folder: Path) -> None:
     table = compared_table(report)
     told = f"Held-out {report['split']} text; {report['test']}."
     below = [f"- {one['run']}: {remark}" for one in report["against_baseline"] for remark in one["remarks"]]
-    texts = {
-        "report.json": json.dumps(spelled(report), indent=2, allow_nan=False) + "\n",
-        "report.md": "\n".join([markdown(table), told, "", *below, ""]),
-        "report.csv": csv_of(compared_rows(report)),
-        "report.tex": latex(table),
-    }
-    for name, text in texts.items():
-        write_file_atomically(Disk(), folder / name, text.encode())
+    write_forms(folder, report, "\n".join([markdown(table), told, "", *below, ""]), compared_rows(report), table)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from muse_core.report.tables import Table
+from muse_core.storage.canonical_json import spelled
+from muse_core.storage.disk import Disk, storage_errors, write_file_atomically
 
 NUMBER = re.compile(r"[-+−]?[\d,]+(\.\d+)?(e[-+]?\d+)?( to [-+−]?[\d,.]+)?")
 """A cell that is set to the right."""
@@ -48,6 +52,20 @@ def latex(table: Table) -> str:
         "% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", line(table.columns), "\\midrule",
         *map(line, table.rows), "\\bottomrule", "\\end{tabular}", "",
     ])
+
+
+def write_forms(
+    folder: Path, report: Mapping[str, Any], page: str, rows: Sequence[Mapping[str, Any]], table: Table
+) -> None:
+    """``report.json``, ``report.md`` with the text ``page``, ``report.csv`` of ``rows`` and ``report.tex`` of
+    ``table``, each of them whole. Raises StorageError for a folder that takes no files."""
+    texts = {
+        "report.json": json.dumps(spelled(report), indent=2, allow_nan=False) + "\n", "report.md": page,
+        "report.csv": csv_of(rows), "report.tex": latex(table),
+    }
+    for name, text in texts.items():
+        with storage_errors("write the report", folder / name):
+            write_file_atomically(Disk(), folder / name, text.encode())
 
 
 def _right(table: Table) -> list[bool]:

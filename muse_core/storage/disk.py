@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +36,9 @@ ADVICE = {
     errno.EMFILE: "this process has too many files open: raise the limit (ulimit -n)",
     errno.ENFILE: "this machine has too many files open: close some programs",
 }
+
+STALE = 3600.0
+"""Seconds after which what a process has left under a temporary name is removed."""
 
 
 class Disk:
@@ -176,14 +181,57 @@ def write_new_file(disk: Disk, path: Path, chunks: Iterable[memoryview | bytes])
 
 
 def write_file_atomically(disk: Disk, path: Path, data: bytes) -> Written:
-    """Replaces a file: after a crash either the old or the new content is there, whole; durable on return."""
-    beside = path.with_name(f".{path.name}.tmp")
-    if os.path.lexists(beside):
-        disk.remove(beside)
-    written = write_new_file(disk, beside, [data])
-    disk.rename(beside, path)
+    """Replaces a file: after a crash either the old or the new content is there, whole; durable on return. Several
+    processes may do so at once: the last one's content stays."""
+    beside = temporary(path)
+    for left in leftovers(path):
+        remove_tree(disk, left)
+    try:
+        written = write_new_file(disk, beside, [data])
+        disk.rename(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(beside)
+        raise
     sync_directory(disk, path.parent)
     return written
+
+
+def temporary(path: Path) -> Path:
+    """Where this process writes what is to take the place of ``path``, a file or a directory: beside it, hidden, and
+    under a name that no other process of this host takes."""
+    return path.with_name(f".{os.getpid()}.{path.name}.tmp")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What ``temporary(path)`` named in processes that were ended before they were done: in one of this process's
+    number, or in one that is no more and has left it for ``STALE`` seconds - it may run on another host."""
+    found = []
+    for left in path.parent.glob(f".[0-9]*.{glob.escape(path.name)}.tmp"):
+        number = left.name[1:].partition(".")[0]
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it at the same moment
+            if left == temporary(path) or (_ended(number) and time.time() - left.lstat().st_mtime > STALE):
+                found.append(left)
+    return found
+
+
+def _ended(number: str) -> bool:
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):  # no number of a process, or one of another user
+        return False
+    return False
+
+
+def deliver(path: Path, text: str) -> None:
+    """Writes a text where a user asks for it: a file whole or not at all, also behind a symbolic link; into a pipe or a
+    device as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_file_atomically(Disk(), Path(os.path.realpath(path)), text.encode())
 
 
 def sync_directory(disk: Disk, path: Path) -> None:

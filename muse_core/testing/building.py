@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ OF_CONTEXT = {
 options."""
 
 
+_converter = functools.cache(make_converter)
+
+
 def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, registry: Registry | None = None) -> Use:
     """A component chosen as a recipe would, with checked options.
 
@@ -43,7 +47,7 @@ def resolve(kind: str, name: str, options: Mapping[str, Any] | None = None, regi
     value = {**(options or {}), "use": name}
     try:
         wanted: Any = Annotated[Use, Kind(kind)]
-        use: Use = make_converter().structure(Node(value, (), diagnostics), wanted)
+        use: Use = _converter().structure(Node(value, (), diagnostics), wanted)
         return use
     except InvalidValue:
         lines = [".".join(map(str, path)) + ": " + what if path else what for path, what in diagnostics.problems]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from muse_core.model.seeding import set_seed
 from muse_core.testing.cases import Case
 from muse_core.testing.modules import ModuleSuite, gradients_of, weighted
 from muse_core.testing.sequences import assert_close
@@ -40,7 +41,7 @@ class ExecutionSuite(ModuleSuite):
         for recompute in (False, True):
             inputs = {name: value.requires_grad_() for name, value in self.inputs(case, module, torch.float64).items()}
             arguments = (case, module, inputs)
-            torch.manual_seed(0)
+            set_seed(0)
             outputs = checkpoint(self.call, *arguments, use_reentrant=False) if recompute else self.call(*arguments)
             total = weighted(outputs)
             if not total.requires_grad:

@@ -11,6 +11,7 @@ from torch import nn
 from muse_core.contracts import Batch, ModelOutput, Result, State, Tokens
 from muse_core.data.batches import rows
 from muse_core.errors import RecipeError
+from muse_core.model.seeding import set_seed
 from muse_core.testing.cases import Case
 from muse_core.testing.sequences import make_tokens
 from muse_core.testing.suite import Suite
@@ -25,7 +26,7 @@ class TokenTable(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        set_seed(0)
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY)
 

@@ -17,6 +17,8 @@ from muse_core.recipe.lock import plugins_named
 from muse_core.recipe.reading import overridden
 from muse_core.recipe.source import RecipeText
 from muse_core.storage.checkpoint import Checkpoints
+from muse_core.storage.checkpoint.tensor_file import tensors_size
+from muse_core.storage.disk import storage_errors
 from muse_core.training.trained import newest_of
 
 COMPRESS, DISTIL = "koopman-compress", "koopman-distil"
@@ -97,12 +99,13 @@ def compress_run(
 
 
 def weight_bytes(run: Path) -> int:
-    """Of the files that hold the weights of a run's newest checkpoint, one of each process that trained it. Raises
-    StorageError."""
+    """Of the weights and buffers in a run's newest checkpoint, without what describes them in its files, of which each
+    process that trained it wrote one. Raises StorageError."""
     found = Checkpoints(newest_folder(run)).newest(quarantine=False)
     if found is None:
         raise StorageError(f"{run}: has no checkpoint that can be used")
-    return sum(file.stat().st_size for file in found[0].path.glob(MODEL_FILES))
+    with storage_errors("read the weights", found[0].path):
+        return sum(map(tensors_size, found[0].path.glob(MODEL_FILES)))
 
 
 def _worse(run: Path, folder: Path) -> str:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from muse_core.component import walk
-from muse_core.contracts import Batch, ModelOutput, Objective, Result, State, Tokens
+from muse_core.contracts import Batch, Objective, Result, State
 from muse_core.data.batches import columns, rows, target_room, targets_of_pieces, targets_per_token
 from muse_core.errors import MuseError, RecipeError
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Recipe
+from muse_core.training.compilation import compile_blocks, compiled
 from muse_core.training.optimizers import norms
 from muse_core.training.shards import own_part
 
@@ -296,46 +297,9 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
         varies = not own or any(use.kind == "router" for use in walk(recipe.model.options))
         varies = varies or getattr(recipe.model.options, "exit", None) is not None
         return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks, varies=varies)
+    if recipe.train.compile:
+        compile_blocks(model)  # what FSDP2 gathers is whole within a block alone
     return DividedForward(model, objective, ranks)
-
-
-def compiled(model: nn.Module, wanted: bool) -> Any:
-    """The model, compiled when ``wanted``; its state has no gradient then."""
-    return torch.compile(WithoutStateGradient(model)) if wanted else model
-
-
-class WithoutStateGradient(nn.Module):
-    """A model whose state is detached, as the loop does with it after every micro-batch.
-
-    Within a compiled graph this matters: a graph's outputs that could have a gradient are given one of zeros, which
-    is written, added to every gradient behind the state and carried through the kernels. Anything but a call is the
-    model's own.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor, state: State = None, tokens: Tokens | None = None) -> ModelOutput:
-        output = self.model(inputs, state, tokens)
-        return ModelOutput(output.hidden, without_gradient(output.state), output.losses, output.metrics)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
-
-
-def without_gradient(state: Any) -> Any:
-    """A state detached. Spelled out for dicts and lists: torch 2.6 compiles no pytree of a subclass."""
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {key: without_gradient(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [without_gradient(value) for value in state]
-    return state
 
 
 def detached(tree: Any) -> Any:

@@ -112,10 +112,10 @@ class Loop:
             batch = fault_point("batch", self.ahead.batch(self.data, at.step, self.incidents.quarantine))
             values = self._gradients(batch)
             verdict = state.monitors.judge(at.step, values, self._warn)
+            if verdict.action is Action.HALT:
+                raise self._halted("at", verdict, values)
             if verdict.action is not Action.CONTINUE:
                 self._note(verdict, values)
-            if verdict.action is Action.HALT:
-                raise Halted(f"halted at step {at.step} by {verdict.monitor}: {verdict.reason}")
             if verdict.action is Action.ROLLBACK:
                 state.stream_state.reject()
                 self.checkpoints.restore(verdict)
@@ -271,8 +271,7 @@ class Loop:
         names = {key.partition("/")[0] for key in probed}
         verdict = self.state.monitors.judge(self.state.at.step, values, self._warn, only=names)
         if verdict.action is Action.HALT:
-            self._note(verdict, values)
-            raise Halted(f"halted after step {self.state.at.step} by {verdict.monitor}: {verdict.reason}")
+            raise self._halted("after", verdict, values)
 
     def _row(self, values: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
         hidden = ("tokens", "bytes", "total", "cross_entropy")
@@ -293,18 +292,22 @@ class Loop:
             "seconds": self.state.at.seconds,
         } | rest
 
+    def _halted(self, when: str, verdict: Verdict, values: Mapping[str, float]) -> Halted:
+        reason = f"halted {when} step {self.state.at.step} by {verdict.monitor}: {verdict.reason}"
+        return Halted(reason, self._facts(verdict, values))
+
+    def _facts(self, verdict: Verdict, values: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "step": self.state.at.step,
+            "monitor": verdict.monitor,
+            "reason": verdict.reason,
+            "onset": verdict.onset,
+            "loss": values["loss"],
+            "gradient_norm": values["gradient_norm"],
+        }
+
     def _note(self, verdict: Verdict, values: Mapping[str, float]) -> None:
-        self.records.event(
-            {
-                "event": verdict.action.name.lower(),
-                "step": self.state.at.step,
-                "monitor": verdict.monitor,
-                "reason": verdict.reason,
-                "onset": verdict.onset,
-                "loss": values["loss"],
-                "gradient_norm": values["gradient_norm"],
-            }
-        )
+        self.records.event({"event": verdict.action.name.lower()} | self._facts(verdict, values))
         self.display.say(
             f"step {self.state.at.step}: {verdict.action.name.lower()} ({verdict.monitor}: {verdict.reason})", "yellow"
         )

@@ -95,7 +95,6 @@ class Run:
     def _go(self) -> dict[str, Any]:
         recipe = self.setup.recipe
         self._say_foreign_rows()
-        already = self.so_far.seconds
         first = self._adopt_latest()
         for notice in self.setup.corpus.notices:
             self.records.event({"event": "notice", "reason": notice})
@@ -110,7 +109,7 @@ class Run:
                 if number < first:
                     continue
                 stage = construct(use, self.setup)
-                loop = self._train(number, use, stage, stop, already) or loop
+                loop = self._train(number, use, stage, stop) or loop
                 stop.agree()
                 if stop.requested:
                     break
@@ -158,7 +157,7 @@ class Run:
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
 
-    def _train(self, number: int, use: Use, stage: Any, stop: Stop, already: float) -> Loop | None:
+    def _train(self, number: int, use: Use, stage: Any, stop: Stop) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""
         setup = self.setup
         self.records.begin(number)
@@ -168,7 +167,7 @@ class Run:
             return None
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at
-        at.seconds = already
+        at.seconds = self.so_far.seconds.get(number, 0.0)
         with setup.ranks.at_work("setting up"):
             to_do = loop.checkpoints.resume()
         if to_do:
@@ -259,6 +258,7 @@ class Run:
         self.setup, self.folder, conversion = adopt(
             self.directory, self.setup, number, use.name, table, weights, partial=partial, trained=self.trained
         )
+        self.judge = Judge(self.setup)  # whose text and tokens may be others
         self.display.say(f"{use.name} made a new architecture: {self.folder}")
         if conversion is not None:
             perplexity = {"perplexity_before": before, "perplexity_after": self._perplexity()}
@@ -288,6 +288,7 @@ class Run:
         if found is None:
             return 0
         number, self.setup, self.folder, self.trained = found
+        self.judge = Judge(self.setup)
         return number + 1
 
     def _ask(self, use: Use, question: Callable[[], Any]) -> Any:
@@ -347,7 +348,7 @@ class Run:
         setup, recipe = self.setup, self.setup.recipe
         first = next(iter(measured.values()))
         trained = loop.progress() if loop else NOTHING_TRAINED | {"planned_steps": recipe.train.steps} | self.trained
-        seconds = loop.state.at.seconds if loop else self.so_far.seconds
+        seconds = loop.state.at.seconds if loop else next(reversed(self.so_far.seconds.values()), 0.0)
         memory = {}
         if setup.precision.device.type == "cuda":
             memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
@@ -374,7 +375,7 @@ class Run:
             "held_out_tokens": first.tokens,
             "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
             "held_out_accuracy": first.accuracy, "state_numbers": first.state_numbers,
-            **self.judge.references(recipe.evaluate.split).summary(first.loss),
+            **self.judge.references().summary(first.loss),
             "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
             "rollbacks": len(loop.incidents.known if loop else self.so_far.incidents),
             "device": str(setup.precision.device),
@@ -389,7 +390,7 @@ class Run:
         """Say and record that the model has not learned what counting gives. Raises Halted where the recipe asks."""
         loss, worse = summary["held_out_loss"], summary["not_better_than"]
         if worse:
-            sentence = f"the model is {self.judge.references(summary['held_out_split']).worse_than(loss)}"
+            sentence = f"the model is {self.judge.references().worse_than(loss)}"
             self.records.event({"event": "not_learned", "step": summary["steps"], "not_better_than": worse,
                                 "loss": loss, "reason": sentence})
             self.display.say(f"warning: {sentence}", "yellow")

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from muse_core.component import walk
 from muse_core.errors import RecipeError
+from muse_core.fault_injection import fault_point
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.storage.checkpoint.tensor_file import fingerprint
+from muse_core.training.compilation import blocks_of
 
 NAMED = "initial values must depend on the seed and on names alone"
 """What to do about ranks that begin with other weights."""
@@ -36,7 +38,10 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it, on every process: a collective where it is divided."""
-    return tensor.full_tensor() if is_divided(tensor) else tensor
+    if not is_divided(tensor):
+        return tensor
+    fault_point("gather", None)
+    return tensor.full_tensor()
 
 
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class Divider:
         from torch.distributed.fsdp import FSDPModule
 
         sizes = sizes_of(recipe.parallel, ranks.size)
-        self.ranks, self.shards, self.compile = ranks, sizes.shard, recipe.train.compile
+        self.ranks, self.shards = ranks, sizes.shard
         # Some weights may be used on one rank and not on another.
         self.data_dependent = any(use.kind == "router" for use in walk(recipe.model.options))
         if self.data_dependent and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
@@ -127,8 +132,6 @@ class Divider:
         from torch.distributed.fsdp import fully_shard
 
         self._read(f"{name}.", block)
-        if self.compile:
-            block.compile()
         fully_shard(block, mesh=self.mesh)
 
     def rest(self, model: nn.Module) -> Any:
@@ -136,10 +139,9 @@ class Divider:
         other weights than rank 0."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        for part, members in model.named_children():
-            for number, block in enumerate(members if isinstance(members, nn.ModuleList) else ()):
-                if not isinstance(block, FSDPModule):
-                    self.block(f"{part}.{number}", block)
+        for name, block in blocks_of(model):
+            if not isinstance(block, FSDPModule):
+                self.block(name, block)
         self._read("", model)
         divided: Any = fully_shard(model, mesh=self.mesh)
         if self.data_dependent:

@@ -18,8 +18,8 @@ class RunSummary:
     """Filled by every row of metrics and events: those of earlier attempts from their files, then each as it comes."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        """Wall clock of the loop over all attempts."""
+        self.seconds: dict[int, float] = {}
+        """Stage → wall clock of its loop over all attempts, the stage that trained last at the end."""
         self.last_step = 0
         """Step of the last row of training."""
         self.probes: dict[str, dict[str, Any]] = {}
@@ -52,7 +52,7 @@ class RunSummary:
             if event == "eval":
                 known.add(row["step"])
         if event == "train":
-            self.seconds = max(self.seconds, row.get("seconds", 0.0))
+            self.seconds[stage] = max(self.seconds.pop(stage, 0.0), row.get("seconds", 0.0))
             self.last_step = row["step"]
         elif event == "probe":
             found: dict[str, dict[str, Any]] = {}

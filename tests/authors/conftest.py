@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from muse_core.cli import muse
 from muse_core.kinds import KINDS
+from muse_core.testing import warm
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,7 +46,7 @@ def python() -> Process:
         if site is not None:
             environment["PYTHONPATH"] = str(site)
         line = [sys.executable, *map(str, arguments)]
-        return subprocess.run(
+        return warm.run(
             line, cwd=cwd, env=environment, input=given, capture_output=True, text=True, timeout=500, check=False
         )
 

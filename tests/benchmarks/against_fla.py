@@ -25,7 +25,7 @@ from torch import nn
 from muse_core.comparison.cost import training_step
 from muse_core.comparison.targets import Target, open_target
 from muse_core.contracts import LayerOutput, Tokens
-from muse_core.training.forward import compiled
+from muse_core.training.compilation import compiled
 
 
 class Layer(nn.Module):

@@ -116,7 +116,10 @@ def main() -> None:
 
     for key in given.inductor:
         setattr(torch._inductor.config, key, True)
-    settings = [*given.set, *(["train.compile=true"] if given.compile else [])]
+    settings = [
+        *given.set, *(["train.compile=true"] if given.compile else []),
+        *(['train.compile="blocks"'] if given.blocks else []),
+    ]
     recorded_from = cuda_graph.PLAIN
     for length in given.lengths or [2048]:
         rows = given.tokens // length
@@ -124,8 +127,6 @@ def main() -> None:
             told = [*settings, *(["train.cuda_graph=true"] if given.recorded else [])]
             target = open_target(path, told, 257, print)
             step, _ = training_step(target.model, target.recipe, target.precision, rows=rows, length=length)
-            for block in target.model.blocks if given.blocks else ():
-                block.compile()
             for recorded in (False, True) if given.recorded else (None,):
                 if recorded is not None:
                     cuda_graph.PLAIN = recorded_from if recorded else sys.maxsize
@@ -135,7 +136,7 @@ def main() -> None:
                 torch.cuda.synchronize()
                 start = time.perf_counter() - began
                 found = measured(step, given.repeats)
-                named = f"{path.stem} {rows} x {length} {' '.join(settings)}{' blocks' * given.blocks}"
+                named = f"{path.stem} {rows} x {length} {' '.join(settings)}"
                 show(named + " recorded" * bool(recorded), found, given.tokens, start, given.kernels)
             del step, target
             torch.cuda.empty_cache()

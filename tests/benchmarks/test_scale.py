@@ -91,13 +91,13 @@ def test_a_cell_that_is_ended_leaves_no_process_behind() -> None:
     assert not lives(child) and running.returncode is not None
 
 
-def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path) -> None:
+def test_two_processes_are_measured_and_stand_in_one_table(tmp_path: Path, cache: Path) -> None:
     """The script reaches into the loop and into checkpoints: what it needs is still there."""
     command = [sys.executable, str(Path(__file__).with_name("scale.py")), "--small", "--processes", "2", "--out",
                str(tmp_path), "--cells", "transformer-fsdp", "row", "--steps", "3", "--row-steps", "5"]
     done = subprocess.run(
         [*command, "--profile", "row"], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(cache)},
     )
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:] if "|" in line]

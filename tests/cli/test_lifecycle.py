@@ -23,6 +23,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.disk import Disk, make_directory
 from muse_core.storage.run_directory import RunDirectory
+from muse_core.testing import warm
 from tests.commands import called
 
 RECIPE = """\
@@ -72,7 +73,7 @@ def start(*arguments: object, before: str = "", **pipes: Any) -> subprocess.Pope
     """The command in a process of its own, after the Python code ``before``."""
     program = f"{before}\nfrom muse_core.cli.run import main\nmain()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes})
+    return warm.Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes})
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], steps: int = 1) -> None:

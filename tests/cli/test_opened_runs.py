@@ -18,6 +18,7 @@ import pytest
 from muse_core.cli.generate import _warnings_afterwards
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe.writing import to_toml
+from muse_core.testing import warm
 
 RECIPE = """\
 format = 1
@@ -56,7 +57,7 @@ def paragraphs(count: int, words: list[str]) -> str:
 
 
 def process(program: str, *arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-c", program, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
         encoding="utf-8", errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
@@ -247,7 +248,7 @@ def test_a_lock_names_every_input(project: Path) -> None:
     (("--prompt", "a", "--lookup", "4"), 2, "--temperature 0"),
 ])
 def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple, code: int, said: str) -> None:
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", MUSE, "generate", str(trained / "run"), *arguments], capture_output=True, timeout=120,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -256,7 +257,7 @@ def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple
 
 def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     def said(*arguments: str, given: str = "") -> str:
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-c", MUSE, "generate", str(trained / "run"), "--tokens", "12", *arguments], input=given,
             capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
+from muse_core.testing import warm
 from muse_core.training import loop
 
 RECIPE = """\
@@ -76,7 +77,7 @@ def invoke() -> Callable[..., Result]:
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    return subprocess.Popen(
+    return warm.Popen(
         [sys.executable, "-c", "from muse_core.cli.run import main; main()", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,8 +1,13 @@
 """A recipe that trains in a moment, for plans to list, and what its runs find around them."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from muse_core.comparison import slots
+from muse_core.testing import warm
 
 ATTENTION = '[{ use = "attention", heads = 2 }, { use = "feed-forward" }]'
 
@@ -33,3 +38,5 @@ final_tokens = 2048
 def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSE_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Runs are processes of their own here too, which need not import torch each.
+    monkeypatch.setattr(slots, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": warm.Popen}))

@@ -135,3 +135,23 @@ def test_budgets_that_cannot_be_kept_are_refused(plan: Path, text: str, words: s
     plan.write_text(text)
     with pytest.raises(RecipeError, match=words):
         read_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('stages = ["train", "train"]', "its stages train, train train for the budget's seconds each"),
+        ('stages = [{ use = "koopman-compress" }, { use = "koopman-distil", teacher = "x", steps = 4 }]',
+         "its stage 'koopman-distil' has steps of its own"),
+        ("train.schedule_steps = 9000", "its recipe's train.schedule_steps follows from the budget"),
+    ],
+)
+def test_recipes_that_a_budget_does_not_decide_are_refused(plan: Path, tmp_path: Path, lines: str, words: str) -> None:
+    """They would train for twice the seconds, for as many steps as ever, or at a rate that does not come to its end."""
+    (tmp_path / "own.toml").write_text(f'extends = "r.toml"\n{lines}\n')
+    plan.write_text(PLAN.replace('"r.toml", set = ["model.depth=6"]', '"own.toml"'))
+    refused = CliRunner().invoke(compare, [str(plan), "-o", str(tmp_path / "out")])
+    assert refused.exit_code == 2 and f"variant 'other': {words}" in refused.output, refused.output
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "own.toml").write_text('extends = "r.toml"\nstages = ["train", "evaluate"]\n')
+    assert CliRunner().invoke(compare, [str(plan), "-o", str(tmp_path / "out"), "--dry-run"]).exit_code == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from muse_core.cli.compare import FAILED_RUNS, LEFT, compare
+from muse_core.comparison import slots
 from muse_core.comparison.cells import FAILED, reported_cells, tuning_cells
 from muse_core.comparison.plan import read_plan, value_name
 from muse_core.comparison.slots import MOST_TRIES, Slots
@@ -108,6 +109,12 @@ def test_a_plan_is_tried_before_its_first_run(plan: Path, tmp_path: Path, key: s
         assert not (tmp_path / "out").exists()
 
 
+def test_what_is_wrong_with_a_recipe_is_said_once(plan: Path, tmp_path: Path) -> None:
+    tuned(plan, "train.learning_rate", "[1e-3, 3e-3]")
+    refused = call(plan, "-o", tmp_path / "out", "--set", "model.block[0].heds=2")
+    assert refused.exit_code == 2 and refused.output.count("no option 'heds'") == 1, refused.output
+
+
 def test_nothing_to_call_again_for_is_another_exit_code(plan: Path, tmp_path: Path) -> None:
     """Every run fails when it starts, which no trial of the plan foresees."""
     tuned(plan, "train.learning_rate", "[1e-3, 3e-3]")
@@ -174,8 +181,29 @@ def test_attempts_that_bring_nothing_are_bounded(
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"import os, sys\nif '--run-dir' in sys.orig_argv:\n    {end}\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setattr(slots, "subprocess", subprocess)  # an interpreter that starts reads sitecustomize
     said: list[str] = []
     (cell,) = reported_cells(read_plan(plan), tmp_path / "out", {"rotary": None})
     Slots(count=1, gpus=[], say=said.append).work(lambda: [] if cell.settled() else [cell], lambda: None)
     assert sum("begins" in text for text in said) == MOST_TRIES
     assert reason in (cell.failure() or "") and f"{MOST_TRIES} times without a new checkpoint" in (cell.failure() or "")
+
+
+def test_runs_after_a_change_of_the_text_are_refused(plan: Path, tmp_path: Path) -> None:
+    """Runs that are done have read the text as it was, and further ones would be held against them."""
+    notes = tmp_path / "notes.txt"
+    texts = [f"Note {n}: the answer is {n ** 3}, said over {'and ' * (n % 5)}over." for n in range(90)]
+    notes.write_text("\n\n".join(texts))
+    own = f'data = {{ use = "files", paths = ["{notes}"], documents = "paragraph", validation = 0.3 }}'
+    (tmp_path / "r.toml").write_text(tiny_recipe(2).replace('data = { use = "state-of-the-union" }', own))
+    out = tmp_path / "out"
+    assert call(plan, "-o", out).exit_code == 0
+    plan.write_text(PLAN.replace("seeds = [1]", "seeds = [1, 2]"))
+    notes.write_text("\n\n".join([*texts, "A note that came later."]))
+    refused = call(plan, "-o", out)
+    done = out / "rotary/validation-seed-1"
+    assert refused.exit_code == 2 and f"{done}: read other input" in refused.output, refused.output
+    assert "digests.data" in refused.output and not (out / "rotary/validation-seed-2").exists()
+    assert call(plan, "-o", out, "--report").exit_code == LEFT
+    notes.write_text("\n\n".join(texts))
+    assert call(plan, "-o", out).exit_code == 0

@@ -18,6 +18,7 @@ from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
+from muse_core.testing.cases import installed
 
 PLANS = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.plan.toml"))
 RECIPE = 'name = "tiny"\n[model]\nblock = ["feed-forward"]\n'
@@ -52,7 +53,7 @@ def test_the_plans_of_the_project_hold_recipes_that_can_be_built(path: Path) -> 
     read = read_plan(path)
     values = {variant.name: None for variant in read.plan.variants}
     for cell in [*tuning_cells(read, Path("x")), *reported_cells(read, Path("x"), values)]:
-        read_recipe(cell.recipe, cell.overrides)
+        read_recipe(cell.recipe, cell.overrides, installed())
 
 
 @torch.no_grad()
@@ -95,6 +96,8 @@ def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay
         ("seeds = [1, 2]", "seed = [1, 2]", "p.toml:3: seed: a plan has no key 'seed' - did you mean 'seeds'?"),
         ('baseline = "one"', 'baseline = "none"', "baseline 'none' is not one of the variants one, other"),
         ('name = "other"', 'name = "one"', "two variants are called 'one'"),
+        ('name = "other"', 'name = "report.md"', "a variant is called 'report.md', as is what a comparison writes"),
+        ('name = "other"', 'name = "run.lock"', "a variant is called 'run.lock', as is what a comparison writes"),
         ("seeds = [1, 2]", "seeds = [0, 1]", "seed 0 is both tuned and reported"),
         ("model.depth=3", "model.depth", "arms[1].set: 'model.depth' has no '='"),
         ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from muse_core.testing import warm
 from muse_core.testing.cases import cases_of, installed
 
 MODULE = """
@@ -30,7 +30,7 @@ def outcome(folder: Path, *, exclude: tuple[str, ...] = (), expected: dict[str, 
     """Exit status and output of pytest for a suite of stages with one passing and one failing test."""
     (folder / "test_suite.py").write_text(MODULE.format(name="TestSuite", exclude=exclude, expected=expected or {}))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "always", "test_suite.py"]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    ended = warm.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     return ended.returncode, ended.stdout
 
 

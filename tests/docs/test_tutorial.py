@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from muse_core.testing import warm
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guide" / "first-plugin.md").read_text(encoding="utf-8")
 INSTALL = "pip install --no-build-isolation -e ."
@@ -68,7 +70,7 @@ def run(folder: Path, *arguments: str, given: str = "") -> str:
         "PYTHONPATH": str(folder / "site"), "PYTHONDONTWRITEBYTECODE": "1", "MUSE_CACHE": str(folder / "cache"),
         "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1",
     }
-    ended = subprocess.run(
+    ended = warm.run(
         [sys.executable, *arguments], cwd=folder, env=environment, input=given, capture_output=True, text=True,
         timeout=300, check=False,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -19,6 +18,7 @@ import muse_core
 from muse_core.cli import muse
 from muse_core.errors import RecipeError
 from muse_core.interchange.program import traced
+from muse_core.testing import warm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "how-to" / "export.md"
@@ -39,7 +39,7 @@ def test_a_program_gives_the_runs_scores_without_muse(finished_run: Path, tmp_pa
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code + more]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = warm.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     row, scores = torch.load(tmp_path / "scores.pt")
     due = muse_core.load(finished_run).logits(row[0].tolist())

@@ -94,6 +94,26 @@ def test_a_document_does_not_see_the_one_before(build: Callable[..., Any]) -> No
     assert (together - alone).abs().max() <= 1e-10
 
 
+def test_a_piece_of_no_tokens_changes_nothing(build: Callable[..., Any]) -> None:
+    model = build(EVERYTHING)
+    ids, tokens = random_tokens(5)
+    with torch.no_grad():
+        first = model(ids[:, :24], None, piece(tokens, 0, 24, 24))
+        nothing = model(ids[:, 24:24], first.state, piece(tokens, 24, 24, 24))
+        assert nothing.state is first.state and model.logits(nothing.hidden).shape == (B, 0, V)
+        rest = model(ids[:, 24:], nothing.state, piece(tokens, 24, N, 24)).hidden
+        assert model(ids[:, :0]).state is None, "the start stays the start"
+        whole = model(ids, None, tokens).hidden
+    assert (torch.cat([first.hidden, nothing.hidden, rest], 1) - whole).abs().max() <= 1e-10
+
+
+def test_a_document_starts_at_valid_tokens_alone() -> None:
+    place = torch.arange(4)[None]
+    resets, valid = torch.tensor([[True, False, True, True]]), torch.tensor([[True, True, True, False]])
+    assert Tokens(place, 0, resets, valid).starts().tolist() == [[True, False, True, False]]
+    assert Tokens(place, 0, resets).starts() is resets and Tokens(place, 0, None, valid).starts() is None
+
+
 def test_rows_do_not_depend_on_their_order(build: Callable[..., Any]) -> None:
     model = build(EVERYTHING)
     ids, tokens = random_tokens(3)

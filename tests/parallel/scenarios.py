@@ -5,7 +5,9 @@ what each rank said, seconds.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import gc
 import json
 import signal
@@ -107,6 +109,11 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
             Start(ranks=ranks, arguments=fresh(mixed, f"mixed-{ranks}", *more), fault=everywhere)
         ]
     yield "one", [Start(ranks=1, arguments=fresh(dense, "one"))]
+    deep = "--set=model.depth=3"
+    yield "compiled", [
+        Start(ranks=1, arguments=fresh(dense, "deep", deep)),
+        Start(arguments=fresh(dense, "compiled", deep, *shards[:2], '--set=train.compile="blocks"'), fault=traced),
+    ]
     halt = '--set=evaluate.halt_above="bigram"'
     yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
     watched = fresh(dense, "canary", "--set=train.steps=40", "--set=train.learning_rate=1e-6",
@@ -185,11 +192,25 @@ def divided_gradients(path: Path) -> Callable[[], None]:
         with meeting() as ranks:
             ranks.join(torch.device("cpu"), Sizes(1, 1, ranks.size))
             found = gradients(recipe, registry, ranks)
+            for most in (9, 90_000, 9):  # numbers of a step that find room, or need more on one rank
+                told = [(rank, "x" * (most * (rank == 1))) for rank in range(ranks.size)]
+                assert ranks.exchange(told[ranks.rank]) == told
             if ranks.rank == 0:
                 whole = gradients(recipe, registry, None)
                 print(max(float((found[name] - due).abs().max() / due.abs().max()) for name, due in whole.items()))
 
     return compare
+
+
+def traced(rank: int) -> dict[str, Any]:
+    """torch.compile traces forward and backward; making C++ of them would take a minute. Each rank says at its end how
+    many graphs there were."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.compile = functools.partial(torch.compile, backend=counter)  # in a process of its own
+    atexit.register(lambda: print(f"graphs: {counter.frame_count}", flush=True))
+    return {}
 
 
 def leaking(*, exact: bool) -> Callable[[int], dict[str, Any]]:

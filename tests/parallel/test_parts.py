@@ -64,7 +64,7 @@ def recipe() -> Callable[..., Any]:
     [
         (Parallel(), 1, Sizes(1, 1, 1)),
         (Parallel(), 6, Sizes(6, 1, 1)),
-        (Parallel(shard="auto"), 4, Sizes(4, 1, 1)),
+        (Parallel(shard="auto", context="auto"), 1, Sizes(1, 1, 1)),
         (Parallel(data=1, shard="auto"), 4, Sizes(1, 4, 1)),
         (Parallel(data="auto", shard=2), 6, Sizes(3, 2, 1)),
         (Parallel(data=2, shard=2, context="auto"), 4, Sizes(2, 2, 1)),
@@ -95,6 +95,7 @@ def test_a_product_that_is_not_the_number_of_processes_is_refused(
         ({"parallel": {"context": 2}, "train": {"sequence_length": 255}}, 2, "train.sequence_length: 255"),
         ({"parallel": {"context": 2, "shard": 2}}, 4, "parallel.context: 2 beside parallel.shard: 2"),
         ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": True}}, 2, "not compiled yet"),
+        ({"parallel": {"context": 2}, "train": {"batch_size": 8, "compile": "blocks"}}, 2, "not compiled yet"),
         (
             {"parallel": {"context": 2}, "model": {"block": [{"use": "fast-weights", "filters": ["snr"]}]}}, 2,
             "fast-weights applies filters",
@@ -110,6 +111,12 @@ def test_a_recipe_that_cannot_be_divided_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         check_sizes(recipe(**tables), processes)
+
+
+def test_two_sizes_that_could_take_what_is_left_are_refused() -> None:
+    """data is "auto" unless a recipe says otherwise: with shard = "auto" alone weights would not be divided."""
+    with pytest.raises(RecipeError, match='data and shard are "auto", and 4 processes are left .* as data = 1$'):
+        sizes_of(Parallel(shard="auto"), 4)
 
 
 def test_sizes_in_a_recipe_are_checked(recipe: Callable[..., Any]) -> None:

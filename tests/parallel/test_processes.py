@@ -122,6 +122,17 @@ def test_divided_weights_train_as_whole_ones_and_go_on_with_any_number_of_ranks(
     assert manifests[0]["states"] == start["states"] and "model-00003.safetensors" in manifests[-1]["files"]
 
 
+def test_divided_weights_train_in_compiled_blocks_as_whole_ones_in_plain_ones(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """Three equal blocks of one graph; the other is that of the check that torch.compile works."""
+    assert codes(found, "compiled") == [[0], [0, 0]], found["compiled"]
+    assert all(said.splitlines()[-1] == "graphs: 2" for said in found["compiled"][1]["said"])
+    whole, divided = rows(folder / "deep", "train"), rows(folder / "compiled", "train")
+    assert [row["loss"] for row in divided] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+    assert len(divided) == 8
+
+
 def test_divided_copies_train_as_one_process_and_go_on_as_one_copy(found: dict[str, Any], folder: Path) -> None:
     """Hybrid sharding: 4 ranks hold two copies of two halves, then 2 ranks one copy."""
     assert codes(found, "hybrid") == [[143] * 4, [0, 0]], json.dumps(found["hybrid"])[-3500:]

@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from muse_core.model.projections import joined
-from muse_core.training.forward import WithoutStateGradient
+from muse_core.training.compilation import WithoutStateGradient
 from muse_core.training.setup import Setup
 
 Table = Callable[..., dict[str, Any]]

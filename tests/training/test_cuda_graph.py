@@ -183,8 +183,8 @@ def on_gpu(table: Table, recorded: bool, **tables: Any) -> dict[str, Any]:
 
 
 @GPU
-@pytest.mark.parametrize("train", [{}, {"precision": "bf16", "optimizer": "muon"}, {"compile": True}],
-                         ids=["fp32", "bf16", "compiled"])
+@pytest.mark.parametrize("train", [{}, {"precision": "bf16", "optimizer": "muon"}, {"compile": True},
+                                   {"compile": "blocks"}], ids=["fp32", "bf16", "compiled", "blocks"])
 @pytest.mark.parametrize("order", ["permuted", "streams"])
 @pytest.mark.parametrize("model", [{}, MEMORY], ids=["attention", "memory"])
 def test_a_recorded_run_has_the_bits_of_a_plain_one(

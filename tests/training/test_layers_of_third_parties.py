@@ -4,7 +4,6 @@ differs; a plugin that raises or exits ends the command with exit code 5."""
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from muse_core.cli.run import main
 from muse_core.contracts import LayerOutput, Tokens
 from muse_core.errors import PluginError
 from muse_core.metrics.jsonl import read_rows
+from muse_core.testing import warm
 from muse_core.training.setup import Setup
 
 Change = Callable[[LayerOutput, Tensor], Any]
@@ -253,7 +253,7 @@ def test_a_layer_that_closes_the_output_and_prints_from_a_thread_ends_nothing(
 ) -> None:
     """A10, in a process of its own, whose streams these are. The layer is named."""
     (tmp_path / "tiny.toml").write_text(textwrap.dedent(RECIPE.format(mode="plays with the streams")))
-    ended = subprocess.run(
+    ended = warm.run(
         [sys.executable, "-m", "muse_core.cli.run", "tiny.toml", "--run-dir", "run"], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(install.site)}, capture_output=True, text=True, timeout=120,
     )

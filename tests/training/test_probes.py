@@ -28,7 +28,9 @@ def test_a_failed_probe_halts_by_option(table: Table, go: Go, tmp_path: Path, ev
     with pytest.raises(Halted, match=f"halted {where} by niah-probe: memory gains") as caught:
         go(table(train={"steps": 4}, monitors=[HARD | {"failure": "halt", "every": every}]))
     assert caught.value.exit_code == 4
-    assert len(events(tmp_path / "run", "halt")) == 1
+    (halt,) = events(tmp_path / "run", "halt")
+    assert halt["step"] == int(where[-1]) and halt["monitor"] == "niah-probe" and "memory gains" in halt["reason"]
+    assert {"onset", "loss", "gradient_norm"} <= set(halt)
 
 
 @pytest.mark.parametrize("every", [3, 4])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import pytest
 from muse_mqar.source import Mqar
 
 from muse_core.errors import Halted, RecipeError
-from muse_core.evaluation.references import Counts
+from muse_core.evaluation.references import PIECE, Counts, Judge
 from muse_core.metrics.jsonl import read_rows
+from muse_core.recipe import to_toml
 from muse_core.report.reading import read_run
+from muse_core.training.setup import Setup
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
@@ -38,6 +43,26 @@ def test_counts_predict_distributions_and_what_they_are_by_hand() -> None:
     assert np.exp(-single) == pytest.approx([3 / 10, 3 / 10])  # 2 of 6, one added to each of 4
     # 0 is followed twice by 1 and once by 2: two kinds. Nothing is known after 3.
     assert np.exp(-pair) == pytest.approx([(2 + 2 * 0.3) / (3 + 2), 0.3])
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, 2 * PIECE + 7])
+@pytest.mark.parametrize("vocabulary", [3, 600])
+def test_counts_in_pieces_are_those_of_the_whole(count: int, vocabulary: int) -> None:
+    """In a table of all pairs for few tokens, sorted for many."""
+    tokens = (np.random.default_rng(0).zipf(1.2, count) % vocabulary).astype(np.uint16)
+    whole = tokens.astype(np.int64)
+    pairs = np.array([*Counter(zip(whole[:-1].tolist(), whole[1:].tolist())).items()], dtype=object)
+    counts = Counts(tokens, vocabulary)
+    before, after = (np.array([pair[side] for pair, _ in pairs], dtype=np.int64) for side in (0, 1))
+    seen = np.array([number for _, number in pairs], dtype=np.int64)
+    kinds = np.array([(before == first).sum() for first in range(vocabulary)])
+    single = (np.bincount(whole, minlength=vocabulary) + 1) / (count + vocabulary)
+    follow = np.bincount(whole[:-1], minlength=vocabulary)
+    alone, paired = counts.nats(before, after)
+    assert np.exp(-alone) == pytest.approx(single[after])
+    expected = (seen + kinds[before] * single[after]) / (follow + kinds)[before]
+    assert np.exp(-paired) == pytest.approx(expected)
+    assert counts.counted == count
 
 
 def test_a_diverged_run_says_that_it_is_not_better_than_guessing(table: Table, go: Go, tmp_path: Path) -> None:
@@ -78,6 +103,45 @@ def test_evaluations_in_training_halt_from_the_step_that_is_asked_for(table: Tab
     assert rows == [2, 4], "the evaluation that halts is on record"
     *_, last = read_rows(tmp_path / "run" / "events.jsonl")
     assert last["event"] == "halt" and "at step 4" in last["reason"] and read_run(tmp_path / "run").state == "halted"
+
+
+def test_evaluations_in_training_are_judged_on_their_own_tokens(
+    table: Table, prepare: Callable[[dict[str, Any]], Setup]
+) -> None:
+    """The final one reads more of the same text."""
+    wanted = {"halt_above": "unigram", "halt_from": 1, "tokens": 240, "final_tokens": 2400}
+    judge = Judge(prepare(table(evaluate=wanted)))
+    of_all = judge.references()
+    of_some = Judge(prepare(table(evaluate=wanted | {"final_tokens": 240}))).references()
+    assert (of_some.scored, of_all.scored) == (240, 2400) and of_some.nats["unigram"] != of_all.nats["unigram"]
+    low, high = sorted(one.nats["unigram"] for one in (of_some, of_all))
+    between = (low + high) / 2
+    for ask, references in ((partial(judge.evaluated, 1), of_some), (judge.ended, of_all)):
+        with pytest.raises(Halted) if between >= references.nats["unigram"] else nullcontext():
+            ask(between)
+
+
+def test_a_run_that_goes_on_with_another_text_is_held_against_that(
+    table: Table, go: Go, prepare: Callable[[dict[str, Any]], Setup], tmp_path: Path
+) -> None:
+    for name, words in (("here", "the ship sails by night "), ("there", "zebra quartz jungle ")):
+        texts = (f"{words * (5 + number % 7)}{number ** 3}" for number in range(60))
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts))
+
+    def recipe(name: str, tokenizer: Any) -> dict[str, Any]:
+        own = {"use": "files", "paths": [str(tmp_path / f"{name}.txt")], "documents": "paragraph"}
+        return table(data=own | {"tokenizer": tokenizer}, train={"steps": 2}, evaluate=SMALL)
+
+    there = recipe("there", {"use": "bpe", "vocabulary": 300})
+    (tmp_path / "second.toml").write_text(to_toml(there))
+    convert = {"use": "convert", "to": str(tmp_path / "second.toml"), "fresh": ["embedding.*"]}
+    staged = recipe("here", "bytes") | {"stages": ["train", convert]}
+    summary, expected = go(staged), Judge(prepare(there)).references()
+    assert summary["references"]["uniform"]["loss"] == pytest.approx(math.log(300))
+    assert summary["references"]["unigram"]["loss"] == expected.nats["unigram"]
+    assert summary["references"]["held_out_tokens_scored"] == summary["held_out_tokens"] == expected.scored
+    again = go(staged)
+    assert again["references"] == summary["references"] and again["not_better_than"] == summary["not_better_than"]
 
 
 TASK = {"use": "mqar", "pairs": 2, "vocabulary": 64}

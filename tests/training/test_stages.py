@@ -4,6 +4,7 @@ recipe and weights, and a resumed run goes on with the stage it was in."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ def test_resumed_run_knows_which_stage_it_was_in(
     whole, pieces = (Checkpoints(tmp_path / name).newest() for name in ("whole", "pieces"))
     assert whole[1].json["stage"] == pieces[1].json["stage"] == 1
     assert whole[1].state_hash() == pieces[1].state_hash()
+
+
+def test_seconds_of_a_resumed_run_are_those_of_its_stage(
+    table: Table, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are too, so that their quotient is a speed: a first stage of an hour made the second one slow."""
+    recipe, seen, file = table(stages=["train", "train"]), [], tmp_path / "run" / "metrics.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "requested", property(lambda self: len(seen) >= 3 or seen.append(1)))
+        go(recipe)
+    hour = [row | {"seconds": row["seconds"] + 3600.0} if row["event"] == "train" else row for row in read_rows(file)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in hour))
+    summary = go(recipe)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for row in read_rows(file):
+        if row["event"] == "train":
+            seconds[row["stage"]].append(row["seconds"])
+    assert min(seconds[0]) >= 3600 > max(seconds[1]) == summary["train_seconds"]
+    assert summary["tokens_per_second"] == summary["train_tokens"] / summary["train_seconds"]
+    assert go(recipe)["train_seconds"] == summary["train_seconds"]
 
 
 def test_evaluate_stage_measures_weights_of_another_run(table: Table, go: Go, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from muse_core.recipe import to_toml
 from muse_core.selftest.promises.runs import events, recipe_table, write_text
 from muse_core.storage.checkpoint import Checkpoints
+from muse_core.testing import warm
 
 pytestmark = pytest.mark.promise("C6")
 
@@ -39,7 +40,7 @@ def recipe(tmp_path):
 def start(*arguments):
     command = [sys.executable, "-c", "from muse_core.cli.run import main; main()", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def ended(process, number, trial):

@@ -192,6 +192,18 @@ def on(rank: int, **plan: Any) -> Callable[[int], dict[str, Any]]:
     return lambda here: plan if here == rank else {}
 
 
+WAYS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "copies": (DENSE, (), ("batch", "loss", "gradient", "post_step")),
+    "divided": (
+        DENSE, ("--set=parallel.data=1", '--set=parallel.shard="auto"', '--set=train.optimizer="muon"'), ("gather",)
+    ),
+    "context": (
+        '{ use = "resolvent", heads = 4 }, { use = "fast-weights", heads = 2 }', ("--set=parallel.context=2",),
+        ("gather",),
+    ),
+}
+"""How the work is divided → block, arguments, and points at which a rank is lost. At "gather" a plugin's layer or an
+optimizer is at work, and the others wait for the rank in the same place."""
 LOSSES: dict[str, tuple[Callable[[Any], Any], set[int | None], str]] = {
     "raises": (fail, {1}, "a planted fault"),
     "dies": (signalled(signal.SIGKILL), {6, -9}, "has died|no sign of life"),
@@ -199,16 +211,19 @@ LOSSES: dict[str, tuple[Callable[[Any], Any], set[int | None], str]] = {
     "is frozen": (signalled(signal.SIGSTOP), {6, None}, "no sign of life"),
 }
 """Kind → what a rank does, the exit codes that its run may end with, and what one of its processes says."""
-POINTS = ("batch", "loss", "gradient", "post_step")
 
 
-def lost(folder: Path, recipe: Path, kind: str, rank: int, point: str, call: int) -> list[str]:
-    """What is wrong with how a run of two ends when one rank is lost at a call of a point. The same loss may come
-    twice, so that its run directory goes with it."""
+def lost(folder: Path, way: str, kind: str, rank: int, point: str, call: int) -> list[str]:
+    """What is wrong with how a run of two ends when one rank is lost at a call of a point; its recipe is
+    ``folder / (way + ".toml")``. The same loss may come twice, so that its run directory goes with it."""
     action, allowed, sentences = LOSSES[kind]
-    name = f"{kind} on rank {rank} at call {call} of {point}"
+    raised = 5 if point == "gather" else 1  # what raises there is the plugin's
+    if kind == "raises":
+        allowed = {raised}
+    name = f"{way}, {kind} on rank {rank} at call {call} of {point}"
+    recipe = str(folder / f"{way}.toml")
     start = Start(
-        arguments=(str(recipe), "--run-dir", str(folder / name), "--no-report", "--set=train.steps=40"),
+        arguments=(recipe, "--run-dir", str(folder / name), "--no-report", "--set=train.steps=40", *WAYS[way][1]),
         fault=on(rank, **{point: at_call(call, action)}), patience=PATIENCE,
     )
     found = run_start(start, folder)
@@ -217,7 +232,7 @@ def lost(folder: Path, recipe: Path, kind: str, rank: int, point: str, call: int
     problems = []
     if found["seconds"] >= GIVE_UP:
         problems.append(f"{name}: not all had ended after {GIVE_UP:.0f} s")
-    if not set(found["codes"]) <= allowed or found["codes"][1 - rank] not in (1, 6):
+    if not set(found["codes"]) <= allowed or found["codes"][1 - rank] not in (raised, 6):
         problems.append(f"{name}: exit codes {found['codes']}, said {said[-500:]!r}")
     if not any(sentence in said for sentence in sentences.split("|")):
         problems.append(f"{name}: nothing was said of it")
@@ -227,15 +242,18 @@ def lost(folder: Path, recipe: Path, kind: str, rank: int, point: str, call: int
 
 
 def experiment(folder: Path, *, losses: int, seed: int) -> list[str]:
-    """Problems of so many losses, by turns of every kind, each of a random rank at a random moment."""
-    recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(cache=folder / "cache", block=DENSE))
-    prepared(folder, recipe)
+    """Problems of so many losses, by turns of every kind and way, each of a random rank at a random moment."""
+    recipes = [folder / f"{way}.toml" for way in WAYS]
+    for recipe, (block, _, _) in zip(recipes, WAYS.values(), strict=True):
+        recipe.write_text(RECIPE.format(cache=folder / "cache", block=block))
+    prepared(folder, *recipes)
     chance = random.Random(seed)
-    kinds, problems = list(LOSSES), []
+    kinds, ways, problems = list(LOSSES), list(WAYS), []
     for number in range(losses):
-        rank, point, call = chance.randrange(2), chance.choice(POINTS), chance.randrange(2, 12)
-        problems += lost(folder, recipe, kinds[number % len(kinds)], rank, point, call)
+        way = ways[number % len(ways)]
+        rank, point, call = chance.randrange(2), chance.choice(WAYS[way][2]), chance.randrange(2, 12)
+        call *= 8 if point == "gather" else 1  # several a step
+        problems += lost(folder, way, kinds[number % len(kinds)], rank, point, call)
     return problems
 
 

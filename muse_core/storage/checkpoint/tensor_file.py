@@ -61,6 +61,12 @@ def file_size(tensors: Mapping[str, Tensor]) -> int:
     return 8 + len(_header(tensors)) + sum(_num_bytes(tensor) for tensor in tensors.values())
 
 
+def tensors_size(path: Path) -> int:
+    """Bytes of a file's tensors, without the header that describes them. Raises OSError."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
 def write_tensors(disk: Disk, path: Path, tensors: Mapping[str, Tensor]) -> tuple[Written, dict[str, Fingerprint]]:
     """Writes a new durable file; tensors may lie on any device, be strided or share memory."""
     fingerprints: dict[str, Fingerprint] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import State
+from muse_core.model.seeding import set_seed
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
 from muse_core.testing.sequences import Sequence, assert_close, document_starts, make_tokens, tokens_on
@@ -118,7 +119,7 @@ class LayerCausality(LayerBase):
         layer, sequence, state = self.called(case, way)
         x = sequence.x.requires_grad_()
         signals = [value.requires_grad_() for value in sequence.signals.values()]
-        torch.manual_seed(0)
+        set_seed(0)
         outputs = output_tensors(run(layer, sequence, state))
         for token in sorted({*self.edges(case), *document_starts(1, self.length)} - {0}):
             early = sum((value[1, :token] ** 2).sum() for value in outputs.values() if value.requires_grad)
@@ -165,7 +166,7 @@ class LayerCausality(LayerBase):
 
     def observe(self, layer: nn.Module, sequence: Sequence, state: State, way: Way) -> dict[str, Tensor]:
         """Its outputs, with gradients enabled as they are in this way of calling it."""
-        torch.manual_seed(0)  # what a layer draws in training must not look like a leak
+        set_seed(0)  # what a layer draws in training must not look like a leak
         with torch.set_grad_enabled(way.training):
             outputs = output_tensors(run(layer, sequence, state))
         return {name: value.detach() for name, value in outputs.items()}

@@ -28,6 +28,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.parallel.one import OneRank
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
+from muse_core.testing import warm
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.trained import open_trained
@@ -94,7 +95,7 @@ def start(folder: Path, *arguments: object, commits: int = 0) -> subprocess.Comp
     """``muse-run`` in a process of its own, killed after so many commits of this process unless 0."""
     command = [sys.executable, "-c", PROGRAM, str(commits), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(folder / "cache")}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return warm.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from muse_koopman.distil import Distil
 from muse_koopman.maps import CompressedEmbedding, CompressedLinear
 from muse_koopman.options import DistilOptions
 from muse_koopman.storage import Int8
+from safetensors.torch import load_file
 
 import muse_core
 from muse_core.cli.compress import compress
@@ -25,6 +26,7 @@ from muse_core.cli.diagnose import diagnose
 from muse_core.cli.report import show
 from muse_core.errors import MuseError, RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
+from muse_core.testing import warm
 from muse_core.training.compression import Compression, compress_run, recipe_of, weight_bytes
 
 MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
@@ -32,7 +34,7 @@ MUSE = [sys.executable, "-c", "from muse_core.cli import muse; muse()"]
 
 def muse(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"MUSE_REPORT": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*MUSE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
+    return warm.run([*MUSE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
 
 
 def tables(run: Path, stage: int = 0) -> dict[str, Any]:
@@ -60,8 +62,11 @@ def factored(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_is_smaller_and_the_table_says_what_became_of_each_map(small: Path, factored: Path) -> None:
     before, after = (weight_bytes(run) for run in (small, factored))
     assert after < before / 1.6
+    state = muse_core.load(small).model.state_dict()
+    assert before == sum(tensor.nbytes for tensor in state.values()), "no byte of the file's header counts"
     found = tables(factored)
     (whole,) = found["compression"]
+    assert before == whole["bytes_uncompressed"] and after == whole["bytes"]
     assert whole["ratio"] >= 1.7 and whole["epsilon"] > 0
     maps = {row["map"]: row for row in found["maps"]}
     assert maps["blocks.0.resolvent.value"]["modes"] == "Schur form"
@@ -230,7 +235,7 @@ def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -
     recipe.write_text(SEVERAL)
     command = [sys.executable, "-m", "muse_core.cli.run", recipe, "--run-dir", tmp_path / "run", "--no-report"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = warm.run(
         [*map(str, command), "--processes", "2"], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
@@ -240,7 +245,8 @@ def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -
     stages = sorted((tmp_path / "run" / "stages").iterdir())
     newest = sorted((stages[0] / "checkpoints").glob("gen-*"))[-1]  # of a stage whose weights two ranks have written
     files = [newest / "model.safetensors", newest / "model-00001.safetensors"]
-    assert weight_bytes(stages[0]) == sum(file.stat().st_size for file in files)
+    tensors = [tensor for file in files for tensor in load_file(file).values()]
+    assert weight_bytes(stages[0]) == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_the_new_recipe_can_be_read_and_holds_no_first_values(factored: Path) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from muse_peers.recurrence import Writing, recurrence
 
+from muse_core.contracts import Tokens
+
 BATCH, HEADS, KEY, VALUE = 2, 3, 4, 5
 
 
@@ -57,7 +59,7 @@ def test_documents_padding_and_pieces(removing, length, early):
     resets = torch.rand(BATCH, length, generator=generator) < 0.1
     valid = torch.arange(length) < torch.tensor([[length], [length - 12]])
     initial = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)
-    output, weights = recurrence(query, writing, initial, resets, valid)
+    output, weights = recurrence(query, writing, initial, Tokens(query, 0, resets, valid).starts(), valid)
     expected, last = definition(query, writing, initial, resets, valid)
     torch.testing.assert_close(weights, last, rtol=1e-10, atol=1e-12)
     kept = valid[..., None, None]

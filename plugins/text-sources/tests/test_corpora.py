@@ -57,6 +57,17 @@ def test_held_out_documents_tell_their_names_and_the_part_of_a_mix(tmp_path):
     assert {one["source"] for one in corpus.described["test"]} == {"files", "state-of-the-union"}
 
 
+def test_parts_of_a_mix_that_are_of_one_kind_are_told_apart(tmp_path):
+    parts = {}
+    for part in ("a", "b", "c"):
+        (tmp_path / f"{part}.txt").write_text("\n".join(f"{part} line {number}" for number in range(60)))
+        parts[part] = {"use": "files", "paths": [str(tmp_path / f"{part}.txt")], "documents": "line"}
+    inner = {"use": "mix", "sources": [parts["b"]]}
+    corpus = corpus_of(tmp_path, "mix", sources=[parts["a"], inner, parts["c"]])
+    told = {(one["source"], os.path.basename(one["name"])[0]) for one in corpus.described["test"]}
+    assert told == {("files", "a"), ("files-2", "b"), ("files-3", "c")}
+
+
 def test_nothing_is_written_outside_the_cache(tmp_path):
     """``datasets`` keeps a cache of its own in the home folder unless it is told otherwise."""
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "line {number}"}}\n' for number in range(10)))

@@ -17,7 +17,7 @@ from muse_core.errors import RecipeError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.metrics.sinks import require_sinks
 from muse_core.recipe import check_table
-from muse_core.testing import PluginSuite
+from muse_core.testing import PluginSuite, warm
 
 RECIPE = """
 format = 2
@@ -61,7 +61,7 @@ def muse_run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO"))}
     environment |= {"HOME": str(folder), "HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1", "MUSE_REPORT": "0"}
     command = [sys.executable, "-m", "muse_core.cli.run", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return warm.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
 def run_with(folder: Path, sink: str) -> subprocess.CompletedProcess[str]:

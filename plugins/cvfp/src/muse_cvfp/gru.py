@@ -36,9 +36,7 @@ class Gru(nn.Module):
         """``contracts.Model``. State: h (B, W)."""
         x = inputs if inputs.is_floating_point() else self.embedding(inputs)
         h = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state["h"]
-        resets, valid = (None, None) if tokens is None else (tokens.resets, tokens.valid)
-        if resets is not None and valid is not None:
-            resets = resets & valid  # padding starts nothing
+        resets, valid = (None, None) if tokens is None else (tokens.starts(), tokens.valid)
         found = []
         for token in range(x.shape[1]):
             if resets is not None:

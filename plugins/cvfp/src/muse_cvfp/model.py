@@ -112,9 +112,7 @@ class Cvfp(nn.Module):
     def contexts(self, x: Tensor, first: Tensor | None = None, tokens: Tokens | None = None) -> Tensor:
         """The recurrence over x (B, N, D): (B, N, D). ``first`` (B, D) is the context before token 0, by default c₀."""
         c = self.start.expand(x.shape[0], -1) if first is None else first
-        resets, valid = (None, None) if tokens is None else (tokens.resets, tokens.valid)
-        if resets is not None and valid is not None:
-            resets = resets & valid  # padding starts nothing
+        resets, valid = (None, None) if tokens is None else (tokens.starts(), tokens.valid)
         found = []
         for token in range(x.shape[1]):
             if resets is not None:

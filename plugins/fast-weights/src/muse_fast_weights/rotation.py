@@ -54,11 +54,10 @@ class Rotation(nn.Module):
         frequency, after = self.dynamics.frequency, None
         with torch.autocast(query.device.type, enabled=False):
             if self.kind == "potential":
-                step, resets = self.dynamics.steps(x), tokens.resets
+                step = self.dynamics.steps(x)
                 if tokens.valid is not None:
                     step = step * tokens.valid[..., None, None]
-                    resets = None if resets is None else resets & tokens.valid
-                angle = turns(step, before, resets)
+                angle = turns(step, before, tokens.starts())
                 after = angle[:, -1]
             elif self.kind == "positions":
                 angle = tokens.positions[..., None, None].to(frequency.dtype) * frequency

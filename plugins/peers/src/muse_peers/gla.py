@@ -69,6 +69,6 @@ class Gla(nn.Module):
         query, key, value, gate = (part.unflatten(-1, (self.heads, -1)) for part in projected)
         writing = Writing(key, value, self.dynamics(x))
         before = None if state is None else state["weights"]
-        read, after = self.recurrence(query * self.key_width**-0.5, writing, before, tokens.resets, tokens.valid)
+        read, after = self.recurrence(query * self.key_width**-0.5, writing, before, tokens.starts(), tokens.valid)
         read = self.gated_norm(read, self.norm.weight, gate, epsilon=self.norm.eps)
         return LayerOutput(self.output(read.flatten(2).to(low.dtype)), {"weights": after})

@@ -83,7 +83,7 @@ class Kda(nn.Module):
         log_decay, rate = self.dynamics(x)
         scaled = key * rate[..., None]
         writing = Writing(scaled, value, log_decay, -key * log_decay.exp(), scaled)
-        read, weights = self.recurrence(query, writing, state.get("weights"), tokens.resets, tokens.valid)
+        read, weights = self.recurrence(query, writing, state.get("weights"), tokens.starts(), tokens.valid)
         dtype = self.norm.weight.dtype
         read = self.norm(read.to(dtype)) * self.gate(low).to(dtype).sigmoid().unflatten(-1, (self.heads, -1))
         update = self.output(read.flatten(2).to(projected.dtype))

@@ -107,7 +107,7 @@ class Mamba3(nn.Module):
             key = self.key_norm(key.to(dtype))[:, :, None] + self.key_bias
             query = self.query_norm(query.to(dtype))[:, :, None] + self.query_bias
             itself = self.skip + change.present * (query * key).sum(-1)
-            resets = tokens.resets if tokens.valid is None or tokens.resets is None else tokens.resets & tokens.valid
+            resets = tokens.starts()
             turned = turns(change.angle, state.get("angle"), resets)
             query, key = rotated(query, turned), rotated(key, turned)
             low = gate.dtype

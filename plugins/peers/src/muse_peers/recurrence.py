@@ -42,8 +42,9 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """W_tᵀ q_t (B, N, H, M) in the value's dtype, and the last W (B, H, K, M), computed in fp32 at least.
 
-    query (B, N, H, K); ``initial`` (B, H, K, M), None for zeros; ``resets`` and ``valid`` (B, N) bool as in
-    ``contracts.Tokens``: a reset forgets W, a token that is not valid leaves it as it is.
+    query (B, N, H, K); ``initial`` (B, H, K, M), None for zeros; ``resets`` (B, N) bool as ``contracts.Tokens.starts``
+    gives them, ``valid`` (B, N) bool as in ``contracts.Tokens``: a reset forgets W, a token that is not valid leaves it
+    as it is.
     """
     length = query.shape[1]
     given = writing.value.dtype
@@ -51,7 +52,6 @@ def recurrence(
     parts = [None if part is None else part.to(dtype) for part in (query, *writing)]
     if valid is not None:
         parts[1:] = [None if part is None else part * valid[..., None, None] for part in parts[1:]]
-        resets = None if resets is None else resets & valid
     chunk = CHUNK if length > CHUNK else 1 << (length - 1).bit_length()
     parts = [None if part is None else _chunks(part, chunk, -length % chunk) for part in parts]
     document = None

@@ -83,7 +83,7 @@ class Rwkv7(nn.Module):
             read, key, values, rate, log_decay = map(self.by_head, (read, key, value, rate, log_decay))
             # The values are those of the projection: they fit its precision, by which a kernel is chosen.
             writing = Writing(key, values.to(low.dtype), log_decay, -removed, removed * rate)
-            answer, weights = self.recurrence(read, writing, state.get("weights"), tokens.resets, tokens.valid)
+            answer, weights = self.recurrence(read, writing, state.get("weights"), tokens.starts(), tokens.valid)
             answer = self.norm(answer.to(dtype).flatten(2).flatten(0, 1)).view_as(value)
             answer = answer + ((read * key * self.bonus).sum(-1, keepdim=True) * values).flatten(2)
         gated = answer * self.gate(mixed["gate"], torch.sigmoid).to(answer.dtype)

@@ -88,7 +88,8 @@ class MixOptions:
     """The documents of several sources, one source after the other; training shuffles them."""
 
     sources: tuple[UseSource, ...] = field(validator=NOT_EMPTY)
-    """The sources, each as it would stand in ``[data]``."""
+    """The sources, each as it would stand in ``[data]``. Comparisons have figures of each, the second ``files`` under
+    ``files-2``."""
 
     @staticmethod
     def examples(folder: Path) -> list[dict[str, Any]]:

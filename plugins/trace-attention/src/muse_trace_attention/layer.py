@@ -56,8 +56,6 @@ class TraceAttention(nn.Module):
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         low = lowered(x)
         query, key, value = self.projected(low, tokens)
-        if tokens.resets is not None and tokens.valid is not None:
-            tokens = tokens._replace(resets=tokens.resets & tokens.valid)
         with torch.autocast(x.device.type, enabled=False):
             bound, kept = self.bound(x, state, signals, tokens)
             initial = None
@@ -65,7 +63,7 @@ class TraceAttention(nn.Module):
                 initial = Carried(state["key"], state["value"], state["visible"], state["squares"])
             traced, final = self.kernel(
                 query, key, value, bound, window=self.options.window, knee=self.options.knee, initial=initial,
-                resets=tokens.resets,
+                resets=tokens.starts(),
             )  # fmt: skip
             kept |= self.carried(key, value, traced, final, state, tokens)
             used, metrics = measured(traced, bound, state, tokens)
@@ -91,7 +89,7 @@ class TraceAttention(nn.Module):
         if self.options.bound == "theory":
             share = grouped(signals["damped_potential"].to(dtype).square(), self.heads)
             earlier = None if state is None else state["potential"]
-            sums = sums_in_documents(share, earlier, tokens.resets)[0].to(dtype)
+            sums = sums_in_documents(share, earlier, tokens.starts())[0].to(dtype)
             kept = {"potential": last_valid(sums, earlier, tokens.valid)}
             return self.options.factor * sums.clamp(min=LEAST).sqrt(), kept
         place = (tokens.positions + 1).to(dtype)[..., None]
@@ -112,11 +110,12 @@ class TraceAttention(nn.Module):
             kept = keys.shape[1]
             before = () if state is None else (state["key"], state["value"], state["visible"])
             running = present(key, tokens)
-            if tokens.resets is not None:
-                later = tokens.resets.flip(1).cumsum(1).flip(1) - tokens.resets.long()
+            starts = tokens.starts()
+            if starts is not None:
+                later = starts.flip(1).cumsum(1).flip(1) - starts.long()
                 running = running & (later == 0)
                 if state is not None:
-                    before = (*before[:2], before[2] & ~tokens.resets.any(1, keepdim=True))
+                    before = (*before[:2], before[2] & ~starts.any(1, keepdim=True))
             slots = [key, value, running]
             if state is not None:
                 slots = [torch.cat((old.to(new.dtype), new), dim=1) for old, new in zip(before, slots, strict=True)]
@@ -175,10 +174,11 @@ def measured(traced: Traced, bound: Tensor, state: State, tokens: Tokens) -> tup
     scale, squares = traced.scale, traced.squares
     before = torch.zeros_like(squares[:, 0]) if state is None else state["squares"]
     before = torch.cat((before[:, None], squares[:, :-1]), dim=1)
-    if tokens.resets is not None:
-        before = before.masked_fill(tokens.resets[..., None], 0.0)
+    starts = tokens.starts()
+    if starts is not None:
+        before = before.masked_fill(starts[..., None], 0.0)
     earlier = None if state is None else state["used"]
-    used = sums_in_documents(scale.square() * (squares - before), earlier, tokens.resets)[0].to(scale.dtype)
+    used = sums_in_documents(scale.square() * (squares - before), earlier, starts)[0].to(scale.dtype)
     norm = used.clamp(min=0).sqrt()
     weight = torch.ones_like(scale[..., 0]) if tokens.valid is None else tokens.valid.to(scale.dtype)
     weight = (weight / weight.sum().clamp(min=1))[..., None] / scale.shape[-1]

@@ -41,14 +41,12 @@ class NewPlugin(nn.Module):
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         query, key, value = self.input(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         log_decay, rate = self.dynamics(x)
-        resets = tokens.resets
         if tokens.valid is not None:  # padding neither forgets nor writes
             log_decay = torch.where(tokens.valid[..., None], log_decay, 0.0)
             rate = torch.where(tokens.valid[..., None], rate, 0.0)
-            resets = None if resets is None else resets & tokens.valid
         before = None if state is None else state["weights"]
         read, weights = self.kernel(
-            unit(query), unit(key), value, log_decay, rate, rule=self.rule, initial=before, resets=resets
+            unit(query), unit(key), value, log_decay, rate, rule=self.rule, initial=before, resets=tokens.starts()
         )
         energy = weights.detach().square().sum((-1, -2)).mean()
         return LayerOutput(self.output(read.flatten(2).to(x.dtype)), {"weights": weights}, metrics={"energy": energy})

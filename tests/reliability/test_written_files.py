@@ -1,0 +1,99 @@
+"""Files that are replaced: whole whoever writes them at the same time, and nothing is left of a writer that failed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from muse_core.errors import StorageError
+from muse_core.interchange.target import filled
+from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
+from muse_core.storage.disk import STALE, deliver, leftovers, temporary, write_file_atomically
+
+WRITES = """
+import sys
+from pathlib import Path
+from muse_core.selftest.reliability.disks import VolatileDisk
+from muse_core.storage.disk import write_file_atomically
+for _ in range(100):
+    write_file_atomically(VolatileDisk(), Path(sys.argv[1]), sys.argv[2].encode() * 10_000)
+"""
+
+
+def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    write_file_atomically(VolatileDisk(), path, b"a" * 10_000)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITES, str(path), text], stderr=subprocess.PIPE) for text in "abc"
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        content = path.read_bytes()
+        assert len(content) == 10_000 and len(set(content)) == 1
+        seen.add(content[:1])
+    assert [writer.communicate()[1] for writer in writers] == [b"", b"", b""] and len(seen) > 1
+    assert [one.name for one in tmp_path.iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path, call: int) -> None:
+    path = tmp_path / "report.md"
+    path.write_text("old")
+    disk = FailingDisk(call, errno.ENOSPC)
+    try:
+        write_file_atomically(disk, path, b"new")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    assert disk.failed is not None or call == 5
+    assert path.read_text() in ("old", "new") and [one.name for one in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_what_an_ended_process_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path, old = tmp_path / "a[b].json", time.time() - STALE - 1
+    names = {"dead and old": ended.pid, "alive and old": os.getppid()}
+    files = {name: tmp_path / f".{number}.{path.name}.tmp" for name, number in names.items()}
+    files["dead and old"].write_text("")
+    assert leftovers(path) == [], "another host's process may be writing it"
+    os.utime(files["dead and old"], (old, old))
+    files["alive and old"].write_text("")
+    os.utime(files["alive and old"], (old, old))
+    temporary(path).write_text("of a process that had this number")
+    for foreign in (".7x.a[b].json.tmp", ".1.other.json.tmp", f".{2**80}.a[b].json.tmp"):
+        (tmp_path / foreign).write_text("")
+        os.utime(tmp_path / foreign, (old, old))
+    write_file_atomically(VolatileDisk(), path, b"{}")
+    left = {one.name for one in tmp_path.iterdir()}
+    assert left == {
+        path.name, files["alive and old"].name, ".7x.a[b].json.tmp", ".1.other.json.tmp", f".{2**80}.a[b].json.tmp"
+    }
+
+
+def test_two_exports_into_one_directory_keep_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "exported"
+    with pytest.raises(StorageError, match="exported: cannot export into"), filled(target) as slow:
+        (slow / "weights").write_text("slow")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", os.getppid)
+            with filled(target) as quick:
+                (quick / "weights").write_text("quick")
+    assert (target / "weights").read_text() == "quick" and [one.name for one in tmp_path.iterdir()] == ["exported"]
+
+
+def test_a_text_is_delivered_behind_a_link_and_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    deliver(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real.json").read_text() == "new"
+    reading, writing = os.pipe()
+    deliver(Path(f"/dev/fd/{writing}"), "through")
+    os.close(writing)
+    with open(reading) as pipe:
+        assert pipe.read() == "through"
