@@ -102,7 +102,8 @@ class _ShiftedSum(torch.autograd.Function):
         span = len(taps)
         total = _shifted(padded, span, 0) * taps[0]
         for lag in range(1, span):
-            total.addcmul_(_within(_shifted(padded, span, lag), document, span, lag), taps[lag])
+            # Not in place: torch 2.11 compiles a forward pass in place to one whose gradient is lost.
+            total = torch.addcmul(total, _within(_shifted(padded, span, lag), document, span, lag), taps[lag])
         return total
 
     @staticmethod

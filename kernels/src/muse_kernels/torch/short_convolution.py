@@ -48,7 +48,8 @@ class _ShiftedSum(torch.autograd.Function):
         span = len(taps)
         output = _shifted(padded, span, 0) * taps[0]
         for lag in range(1, span):
-            output.addcmul_(_within(_shifted(padded, span, lag), document, span, lag), taps[lag])
+            # Not in place: torch 2.11 compiles a forward pass in place to one whose gradient is lost.
+            output = torch.addcmul(output, _within(_shifted(padded, span, lag), document, span, lag), taps[lag])
         return output
 
     @staticmethod

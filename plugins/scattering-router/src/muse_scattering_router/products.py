@@ -53,6 +53,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """torch.stack in another dtype in one pass and one launch."""
+    if torch.compiler.is_compiling():  # one launch as it is; torch 2.11 loses the gradient of what is filled in place
+        return torch.stack(tuple(matrices)).to(dtype)
     stacked = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype, device=matrices[0].device)
     torch._foreach_copy_(list(stacked.unbind()), list(matrices))
     return stacked
