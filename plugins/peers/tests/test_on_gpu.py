@@ -59,7 +59,7 @@ def test_precisions_agree(name):
     x, tokens = sequence()
     layer = built(name, dtype="float64")
     exact = answers(layer.double(), x.double(), tokens)
-    layer = built(name).cuda()
+    layer = built(name, device="cuda")
     single = answers(layer, x.cuda(), moved(tokens))
     low = answers(layer, x.cuda(), moved(tokens), autocast=True)
     errors = [difference(found, exact) for found in (single, low)]
@@ -71,7 +71,7 @@ def test_precisions_agree(name):
 @pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
 def test_kernels_of_fla_agree(name):
     x, tokens = sequence()
-    layer = built(name).cuda()
+    layer = built(name, device="cuda")
     expected = answers(layer, x.cuda(), moved(tokens), autocast=True)
     assert layer.recurrence is recurrence
     layer.recurrence = channel_decay_kernel(name, "fla")
