@@ -1,6 +1,6 @@
-"""torch 2.11 compiles a forward pass of an autograd.Function that changes in place what it returns to a graph whose
-gradient goes to another output, silently (docs/results/peers.md, "Compiled models lost gradients"). Later torch does not,
-so that no number of a CPU's tests shows it: the sources are read instead."""
+"""torch 2.11 compiles a forward pass of an autograd.Function that changes in place what it returns to a graph
+whose gradient goes to another output, silently (docs/results/peers.md, "Compiled models lost gradients"). Later
+torch does not, so that no number of a CPU's tests shows it: the sources are read instead."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_no_forward_pass_of_ours_works_in_place() -> None:
 
 @pytest.mark.parametrize("line", ["y.addcmul_(x, x)", "y += x", "y[0] = x[0]"])
 def test_one_that_does_is_found(line: str) -> None:
-    text = "class F(torch.autograd.Function):\n    def forward(ctx, x):\n        y = x * 1\n        LINE\n        return y\n"
-    text = text.replace("LINE", line)
+    lines = ["y = x * 1", line, "return y"]
+    text = "class F(torch.autograd.Function):\n    def forward(ctx, x):\n" + "".join(f"        {one}\n" for one in lines)
     assert len(in_place(text)) == 1
     assert in_place(text.replace(line, "y = torch.addcmul(y, x, x)")) == []
