@@ -75,7 +75,7 @@ def test_no_gradient_from_earlier_outputs_to_later_tokens(rule, dtype, key_width
 def test_at_other_numbers_of_warps(rule, warps, monkeypatch):
     from muse_kernels.triton.fast_weights import launch
 
-    tuning = launch.tuning_of(torch.bfloat16, rule, 64, 64)
+    tuning = launch.tuning_of(torch.bfloat16, rule, 64, 64, 0)
     kernels = {name: getattr(tuning, name)._replace(warps=warps) for name in tuning._fields if name != "leaf"}
     monkeypatch.setattr(launch, "tuning_of", lambda *_: tuning._replace(**kernels))
     problem = draw(200, heads=1, key_width=64, value_width=64, resets=True)

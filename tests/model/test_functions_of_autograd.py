@@ -38,7 +38,7 @@ def test_no_forward_pass_of_ours_works_in_place() -> None:
 
 @pytest.mark.parametrize("line", ["y.addcmul_(x, x)", "y += x", "y[0] = x[0]"])
 def test_one_that_does_is_found(line: str) -> None:
-    lines = ["y = x * 1", line, "return y"]
-    text = "class F(torch.autograd.Function):\n    def forward(ctx, x):\n" + "".join(f"        {one}\n" for one in lines)
+    head = "class F(torch.autograd.Function):\n    def forward(ctx, x):\n"
+    text = head + "".join(f"        {one}\n" for one in ("y = x * 1", line, "return y"))
     assert len(in_place(text)) == 1
     assert in_place(text.replace(line, "y = torch.addcmul(y, x, x)")) == []

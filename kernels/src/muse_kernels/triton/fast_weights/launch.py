@@ -72,6 +72,15 @@ NARROW = MappingProxyType(
     }
 )
 """Of heads whose values one tile of the gradients holds."""
+DEEP = MappingProxyType(
+    {
+        rule: tuning._replace(forward=Launch(128, 64, 4, 3), ends=Launch(128, 64, 4, 3))
+        for rule, tuning in HALF.items()
+    }
+)
+"""Of heads with more than 64 key columns, where a program may have ``DEEP_MEMORY`` bytes of shared memory (Hopper's has
+232,448, an A100's 166,912): the loads of one chunk stay in flight during the products of another."""
+DEEP_MEMORY = 197_632
 SINGLE = Tuning(
     leaf=16,
     prepare=Launch(128, 0, 4, 1),
@@ -82,11 +91,13 @@ SINGLE = Tuning(
 )
 
 
-def tuning_of(dtype: torch.dtype, rule: str, key_width: int, value_width: int) -> Tuning:
-    """The launches for heads of these widths."""
+def tuning_of(dtype: torch.dtype, rule: str, key_width: int, value_width: int, memory: int) -> Tuning:
+    """The launches for heads of these widths on a device whose programs may have ``memory`` bytes of shared memory."""
     if dtype == torch.float32:
         return SINGLE
-    return (NARROW if max(key_width, value_width) <= 64 else HALF)[rule]
+    if max(key_width, value_width) <= 64:
+        return NARROW[rule]
+    return (DEEP if key_width > 64 and memory >= DEEP_MEMORY else HALF)[rule]
 
 
 class Problem(NamedTuple):

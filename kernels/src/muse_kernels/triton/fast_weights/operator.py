@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ...arguments import Call, Layout, checked
 from ...torch.fast_weights import fast_weights as by_torch
-from ..memory import unit_last_stride
+from ..memory import shared_memory, unit_last_stride
 from . import launch
 from . import pieces as in_pieces
 
@@ -78,7 +78,8 @@ def _problem(
     read: str,
     chunk: int,
 ) -> launch.Problem:
-    tuning = launch.tuning_of(query.dtype, rule, query.shape[-1], value.shape[-1])
+    widths, memory = (query.shape[-1], value.shape[-1]), shared_memory(query.device)
+    tuning = launch.tuning_of(query.dtype, rule, *widths, memory)
     return launch.Problem(
         query, key, value, log_decay, rate, initial, resets, rule == "delta", read == "before", chunk, tuning
     )
