@@ -50,7 +50,7 @@ def test_split_key_tiles_and_long_chunks(rule, leaf, monkeypatch):
     """What bfloat16 runs with: chunks of 64, so that inverses are joined, and several tiles of keys and values."""
     tiles = fast_weights_launch.Launch(keys=16, values=16, warps=4, stages=1)
     whole = tiles._replace(keys=128)
-    tuning = fast_weights_launch.Tuning(leaf, whole, whole, states=tiles, ends=whole, gradients=tiles)
+    tuning = fast_weights_launch.Tuning(leaf, whole, whole, whole, states=tiles, ends=whole, gradients=tiles)
     problem = draw(70, batch=1, heads=1, key_width=32, value_width=32, resets=True, dtype=torch.float32)
     expected = sequential(problem, rule=rule)
     monkeypatch.setattr(fast_weights_launch, "SINGLE", tuning)

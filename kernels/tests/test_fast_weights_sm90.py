@@ -47,6 +47,7 @@ def test_devices_with_less_shared_memory_and_narrow_heads_keep_two_stages():
     for rule in ("hebbian", "delta"):
         deep = launch.tuning_of(torch.bfloat16, rule, 128, 128, launch.DEEP_MEMORY)
         assert deep.forward.stages == deep.ends.stages == 3
+        assert deep._replace(forward=None, ends=None) == launch.HALF[rule]._replace(forward=None, ends=None)
         assert launch.tuning_of(torch.bfloat16, rule, 128, 128, launch.DEEP_MEMORY - 1) == launch.HALF[rule]
         assert launch.tuning_of(torch.bfloat16, rule, 64, 128, launch.DEEP_MEMORY) == launch.HALF[rule]
         assert launch.tuning_of(torch.bfloat16, rule, 64, 64, launch.DEEP_MEMORY) == launch.NARROW[rule]

@@ -28,7 +28,7 @@ class Launch(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """One launch a kernel. Forward, ends and prepare hold the whole key width, prepare no values.
+    """One launch a kernel. Forward, transitions, ends and prepare hold the whole key width, prepare no values.
 
     `leaf` is the width of the blocks inverted by substitution, a power of two from 2 to 16.
     """
@@ -36,6 +36,7 @@ class Tuning(NamedTuple):
     leaf: int
     prepare: Launch
     forward: Launch
+    transitions: Launch
     states: Launch
     ends: Launch
     gradients: Launch
@@ -49,6 +50,7 @@ HALF = MappingProxyType(
             leaf=16,
             prepare=Launch(128, 0, 4, 1),
             forward=Launch(128, 32, 4, 2),
+            transitions=Launch(128, 32, 4, 2),
             states=Launch(64, 64, 4, 3),
             ends=Launch(128, 32, 4, 2),
             gradients=Launch(64, 64, 4, 3),
@@ -57,6 +59,7 @@ HALF = MappingProxyType(
             leaf=2,
             prepare=Launch(128, 0, 4, 1),
             forward=Launch(128, 64, 4, 2),
+            transitions=Launch(128, 64, 4, 2),
             states=Launch(64, 64, 4, 3),
             ends=Launch(128, 32, 4, 2),
             gradients=Launch(128, 64, 8, 2),
@@ -85,6 +88,7 @@ SINGLE = Tuning(
     leaf=16,
     prepare=Launch(128, 0, 4, 1),
     forward=Launch(128, 32, 4, 1),
+    transitions=Launch(128, 32, 4, 1),
     states=Launch(64, 32, 4, 1),
     ends=Launch(128, 32, 4, 1),
     gradients=Launch(64, 32, 4, 1),

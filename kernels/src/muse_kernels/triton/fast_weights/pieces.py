@@ -117,7 +117,7 @@ def carry(factors: Tensor, terms: Tensor, state: Tensor, pieces: int, *, reverse
 
 def _scan_transitions(p: Problem, prepared: Prepared, terms: Tensor, transitions: Tensor) -> None:
     """Launch `transitions_kernel`."""
-    sizes = p.sizes(p.tuning.forward)
+    sizes = p.sizes(p.tuning.transitions)
     columns = sizes["BM"]
     sizes["FULL"] = sizes["FULL"] and sizes["K"] % columns == 0
     transitions_kernel[p.grid(triton.cdiv(sizes["M"], columns) + triton.cdiv(sizes["K"], columns))](
