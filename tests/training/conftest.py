@@ -20,6 +20,7 @@ from muse_core.training.locking import own_digests
 from muse_core.training.monitors import ProbeBudget
 from muse_core.training.run import Run
 from muse_core.training.setup import Setup, set_up
+from muse_core.training.stop import Stop
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +127,40 @@ def losses(tmp_path: Path) -> Callable[[str], dict[int, float]]:
         return {row["step"]: row["loss"] for row in rows if row["event"] == "train"}
 
     return make
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """``with interrupted(5):`` runs within are asked to stop, as by a signal, when they look for the fifth time."""
+
+    @contextlib.contextmanager
+    def within(looks: int) -> Iterator[None]:
+        left = [looks]
+
+        def requested(self: Stop) -> bool:
+            left[0] -= 1
+            return left[0] <= 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stop, "requested", property(requested))
+            yield
+
+    return within
+
+
+@pytest.fixture
+def tangents() -> tuple[Any, list[int]]:
+    """A backend of torch.compile, and how many gradients each backward graph that it was given takes."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    given: list[int] = []
+
+    def forward(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(graph)
+
+    def backward(graph: Any, inputs: Any) -> Any:
+        given.append(sum(node.op == "placeholder" and "tangent" in node.name for node in graph.graph.nodes))
+        return make_boxed_func(graph)
+
+    return aot_autograd(fw_compiler=forward, bw_compiler=backward), given

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 
 from muse_core.model.projections import joined
 from muse_core.training.compilation import WithoutStateGradient
@@ -55,18 +53,9 @@ def test_what_is_no_call_is_the_models_own(model: Any) -> None:
         wrapped.no_such_thing  # noqa: B018
 
 
-def test_a_compiled_backward_pass_is_given_one_gradient(model: Any) -> None:
+def test_a_compiled_backward_pass_is_given_one_gradient(model: Any, tangents: tuple[Any, list[int]]) -> None:
     """That of the hidden states: a state with a gradient of zeros would be one more for each of its tensors."""
-    given: list[int] = []
-
-    def forward(graph: Any, inputs: Any) -> Any:
-        return make_boxed_func(graph)
-
-    def backward(graph: Any, inputs: Any) -> Any:
-        given.append(sum(node.op == "placeholder" and "tangent" in node.name for node in graph.graph.nodes))
-        return make_boxed_func(graph)
-
-    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    backend, given = tangents
     ids = torch.arange(48).view(2, 24)
     torch.compiler.reset()
     torch.compile(WithoutStateGradient(model), backend=backend)(ids).hidden.sum().backward()

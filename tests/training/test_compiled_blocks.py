@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.training.compilation import compiled
 from muse_core.training.setup import Setup
-from muse_core.training.stop import Stop
 
 Table = Callable[..., dict[str, Any]]
 LAYERS = {
@@ -107,18 +104,11 @@ def test_each_kind_of_block_has_a_graph_of_its_own_however_many_there_are(
     assert counter.frame_count == 9
 
 
-def test_a_compiled_block_is_given_one_gradient(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_block_is_given_one_gradient(
+    make: Callable[..., Any], tangents: tuple[Any, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That of the stream: a state with a gradient of zeros would be one more for each of its tensors."""
-    given: list[int] = []
-
-    def forward(graph: Any, inputs: Any) -> Any:
-        return make_boxed_func(graph)
-
-    def backward(graph: Any, inputs: Any) -> Any:
-        given.append(sum(node.op == "placeholder" and "tangent" in node.name for node in graph.graph.nodes))
-        return make_boxed_func(graph)
-
-    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward)
+    backend, given = tangents
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     model = compiled(make(LAYERS["fast-weights"]), "blocks")
     output = model(torch.arange(48).view(2, 24))
@@ -179,7 +169,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 
 def test_a_run_that_is_stopped_goes_on_as_a_plain_one(
-    table: Table, go: Any, losses: Any, counter: Any, monkeypatch: pytest.MonkeyPatch
+    table: Table, go: Any, losses: Any, counter: Any, interrupted: Callable[[int], Any]
 ) -> None:
     """Streams with documents, two kinds of blocks, evaluations and monitors beside them."""
     model = {"dropout": 0.0, "depth": 4, "block": [
@@ -192,14 +182,7 @@ def test_a_run_that_is_stopped_goes_on_as_a_plain_one(
                      evaluate={"every": 2}, monitors=monitors)
 
     go(recipe(False), "plain")
-    stops = {"left": 5}
-
-    def requested(self: Stop) -> bool:
-        stops["left"] -= 1
-        return stops["left"] <= 0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stop, "requested", property(requested))
+    with interrupted(5):
         go(recipe("blocks"), "blocks")
     go(recipe("blocks"), "blocks")
     assert len(losses("plain")) == 8

@@ -22,7 +22,6 @@ from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.cuda_graph import MOST, PLAIN, form_of, require_recordable, require_same, require_steady
 from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
-from muse_core.training.stop import Stop
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
@@ -226,17 +225,10 @@ def test_a_recorded_run_of_a_task_whose_targets_vary_has_the_bits_of_a_plain_one
 
 @GPU
 def test_a_recorded_run_goes_on_as_a_plain_one(
-    table: Table, go: Go, losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Table, go: Go, losses: Any, tmp_path: Path, interrupted: Callable[[int], Any]
 ) -> None:
     """Stopped after five steps and continued."""
-    stops = {"left": 5}
-
-    def requested(self: Stop) -> bool:
-        stops["left"] -= 1
-        return stops["left"] <= 0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stop, "requested", property(requested))
+    with interrupted(5):
         go(on_gpu(table, True), "recorded")
     go(on_gpu(table, True), "recorded")
     go(on_gpu(table, False), "plain")
