@@ -73,3 +73,34 @@ def test_matrices_of_one_shape_are_updated_as_they_are_alone(monkeypatch, half):
     assert len(list(update_rules.bundles(together))) == (4 if half else len(shapes) - 1)
     for one, other, start in zip(together, alone, starts, strict=True):
         assert torch.equal(one, other) and not torch.equal(one, start)
+
+
+def test_a_gpu_takes_as_many_of_one_shape_as_its_memory_is_to_hold():
+    """By tensors without memory: what is no CPU's is bundled alike."""
+    side = int((update_rules.NUMBERS // 4) ** 0.5)
+    shapes = [(side, side)] * 6 + [(8, 12), (2 * side, 4 * side), (8, 12), (12, 8)]
+    matrices = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
+    for matrix in matrices[:-1]:
+        matrix.grad = torch.empty_like(matrix)
+    found = [[tuple(matrix.shape) for matrix in some] for some in update_rules.bundles(matrices)]
+    assert found == [[(side, side)] * 4, [(side, side)] * 2, [(8, 12)] * 2, [(2 * side, 4 * side)]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_matrices_together_are_near_those_alone(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in [(48, 96), (96, 48), (48, 96), (96, 48), (48, 48)]]
+    found = []
+    for most in (1, 8):
+        monkeypatch.setattr(update_rules, "together", lambda matrix, most=most: most)
+        parameters = [torch.nn.Parameter(start.cuda()) for start in starts]
+        stepper = update_rules.Muon(parameters, lr=0.02, momentum=0.9, weight_decay=0.1)
+        drawn = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=drawn).cuda()
+            stepper.step()
+        found.append(parameters)
+    for start, alone, with_others in zip(starts, *found, strict=True):
+        moved = (alone.cpu() - start).norm()
+        assert moved > 0.1 and (alone - with_others).norm().cpu() < 0.02 * moved
