@@ -249,10 +249,37 @@ class _Check:
             holder.load_state_dict(tensors)
             self.generators.load_state_dict(self.random)
 
+    def _order(self) -> dict[str, int]:
+        """Parameter → when the plain model calls the module that it belongs to."""
+        calls: dict[str, int] = {}
+
+        def called(name: str) -> Callable[..., None]:
+            def note(*_: Any) -> None:
+                calls.setdefault(name, len(calls))
+
+            return note
+
+        hooks = [one.register_forward_pre_hook(called(name)) for name, one in self.state.model.named_modules() if name]
+        try:
+            self._pass(lambda name, gradient: None, plain=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = {}
+        for name in self.parameters:
+            owner = name
+            while owner and owner not in calls:  # some are read by the module around them
+                owner = owner.rpartition(".")[0]
+            found[name] = calls.get(owner, -1)
+        return found
+
     def _refusal(
         self, beyond: Sequence[str], distances: Mapping[str, float], sizes: Mapping[str, float],
         allowed: Mapping[str, float],
     ) -> str:
+        order = self._order()
+        nearest = max(beyond, key=lambda name: order[name])
+
         def told(name: str) -> str:
             owner = type(self.state.model.get_submodule(name.rpartition(".")[0])).__name__
             distance, norm = distances[name], f"{sizes[name]:.1e}"
@@ -266,7 +293,7 @@ class _Check:
         more = f"; and {len(beyond) - len(largest)} more" if len(beyond) > len(largest) else ""
         return (
             f"compiled gradients: train.compile changes those of {len(beyond)} of {len(sizes)} parameters: "
-            f"{'; '.join(map(told, largest))}{more}. Gradients flow from the output, and nearest to it is {beyond[-1]}: "
+            f"{'; '.join(map(told, largest))}{more}. Gradients flow from the output, and nearest to it is {nearest}: "
             f"the fault is there or in what reads it. No step was made from them - {OFF}"
         )
 
