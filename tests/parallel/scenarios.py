@@ -21,6 +21,7 @@ import torch
 from muse_baseline.feed_forward import FeedForward
 from muse_rollback.monitor import Rollback
 from torch import distributed
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.tensor import DTensor
 
 from muse_core.building import build_model, every_backend
@@ -212,8 +213,6 @@ def divided_gradients(path: Path) -> Callable[[], None]:
 def traced(rank: int) -> dict[str, Any]:
     """torch.compile traces forward and backward; making C++ of them would take a minute. Each rank says at its end how
     many graphs there were."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
     counter = CompileCounterWithBackend("aot_eager")
     torch.compile = functools.partial(torch.compile, backend=counter)  # in a process of its own
     atexit.register(lambda: print(f"graphs: {counter.frame_count}", flush=True))

@@ -148,7 +148,8 @@ def test_compiled_copies_have_the_bits_of_those_that_were_not_compared_with_the_
     assert codes(found, "compiled copies") == [[0, 0], [0, 0], [4, 4]], found["compiled copies"]
     compared(folder / "checked")
     checked, unchecked = (
-        [(row["loss"], row["gradient_norm"]) for row in rows(folder / name, "train")] for name in ("checked", "unchecked")
+        [(row["loss"], row["gradient_norm"]) for row in rows(folder / name, "train")]
+        for name in ("checked", "unchecked")
     )
     assert checked == unchecked and len(checked) == 3
     assert not [row for row in rows(folder / "unchecked", "gate") if row["gate"] != "causality"]

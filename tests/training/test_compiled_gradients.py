@@ -98,14 +98,20 @@ def _starts_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_starts_at_zero")
-def test_a_gradient_lost_behind_a_projection_that_starts_at_zero_is_found(
-    table: Table, go: Go, faulty: Any
+def test_a_gradient_lost_behind_a_projection_that_starts_at_zero_is_found_and_the_run_goes_on_once_it_is_not(
+    table: Table, go: Go, tmp_path: Path, faulty: Any
 ) -> None:
     """Without noise every gradient before it is zero, compiled and plain."""
     faulty(0.0)
-    block = [{"use": "feed-forward"}]
+    model = {"depth": 1, "dropout": 0.0, "block": [{"use": "feed-forward"}]}
+    recipe = table(model=model, train={"compile": "blocks", "steps": 2})
     with pytest.raises(Halted, match="norms.feed-forward.weight"):
-        go(table(model={"depth": 1, "dropout": 0.0, "block": block}, train={"compile": "blocks"}))
+        go(recipe)
+    faulty(1.0)
+    torch.compiler.reset()
+    assert go(recipe)["steps"] == 2
+    (row,) = gates(tmp_path / "run")
+    assert row["passed"] is True and row["step"] == 0
 
 
 KINDS = {
