@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,10 +31,13 @@ from muse_core.training.train_state import ObjectiveTensors, RandomState, TrainS
 
 NEAR = 1e-2
 """Of a gradient's norm, how far the compiled one may be from the plain one whatever rounding does."""
-FACTOR = 3.0
-"""Times what rounding does to the plain gradient: the compiled one rounds too, in other places."""
-MOVES = 3
-"""Times that weights are moved at most; the largest effect counts."""
+FACTOR = 2.0
+"""Times what rounding does to the plain gradient: the compiled one rounds too, in other places. Right ones
+(phase5 and mamba2 of width 96, bfloat16 on a CPU) were up to 0.8 of it apart, and biases of a few numbers up to 1.4 of
+a single measurement."""
+MOVES = 5
+"""Times that weights are moved at most; the largest effect counts, or that on the median parameter: of a few numbers
+one measurement may be small by chance."""
 NOTHING = 2.0**-23
 """Of the norm of all gradients together, below which nothing is a difference: some are zero but for rounding."""
 ASLEEP, AWAKE = 1e-3, 0.02
@@ -115,10 +119,9 @@ class _Check:
     def agreement(self) -> Agreement:
         sizes, draws = self._keep_plain()
         distances, traced = self._distances(), False
-        allowed = self._allowed(distances, sizes)
-        if draws and _beyond(distances, allowed):
+        if draws and _beyond(distances, self._allowed(distances, sizes, moves=0)):
             distances, traced = self._distances(backend=TRACE), True
-            allowed = self._allowed(distances, sizes)
+        allowed = self._allowed(distances, sizes)
         if beyond := _beyond(distances, allowed):
             raise Halted(self._refusal(beyond, distances, sizes, allowed))
         known = [name for name, size in sizes.items() if 0 < size < math.inf and allowed[name] < size]
@@ -153,20 +156,28 @@ class _Check:
 
         return self._of_all(squares, self._pass(compare, plain=plain, backend=backend))
 
-    def _allowed(self, distances: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
-        """Of each parameter, how far compiled gradients may be from the plain ones. Weights are moved while some are
-        farther."""
+    def _allowed(
+        self, distances: Mapping[str, float], sizes: Mapping[str, float], *, moves: int = MOVES
+    ) -> dict[str, float]:
+        """Of each parameter, how far compiled gradients may be from the plain ones. Weights are moved, up to ``moves``
+        times, while some are farther."""
         finite = {name: size for name, size in sizes.items() if math.isfinite(size)}
         least = NOTHING * math.hypot(*finite.values())
         # What is not finite already is for the monitors that look at every step.
         allowed = {name: max(NEAR * size, least) if name in finite else math.inf for name, size in sizes.items()}
-        for number in range(MOVES):
+        for number in range(moves):
             if not _beyond(distances, allowed):
                 break
             if number == len(self.effects):
                 with self._moved():
                     self.effects.append(self._distances(plain=True))
-            allowed = {name: max(limit, FACTOR * self.effects[number][name]) for name, limit in allowed.items()}
+            effects = self.effects[number]
+            shares = [effects[name] / size for name, size in finite.items() if size and math.isfinite(effects[name])]
+            typical = statistics.median(shares) if shares else 0.0
+            allowed = {
+                name: max(limit, FACTOR * effects[name], FACTOR * typical * finite.get(name, 0.0))
+                for name, limit in allowed.items()
+            }
         return allowed
 
     def _pass(
