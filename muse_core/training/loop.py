@@ -61,7 +61,7 @@ class Loop:
     """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
     checkpoint and it."""
 
-    unchecked: bool = attrs.field(default=attrs.Factory(lambda self: bool(self.recipe.train.compile), takes_self=True))
+    unchecked: bool = attrs.field(default=attrs.Factory(lambda self: self._compiled(), takes_self=True))
     """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
@@ -69,6 +69,9 @@ class Loop:
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
     """The next batch of ``data``."""
+
+    def _compiled(self) -> bool:
+        return bool(self.recipe.train.compile) and self.recipe.train.check_compiled
 
     def _recorded(self) -> Passes:
         """Where ``train.cuda_graph`` asks for it, gradients come from a recording."""

@@ -18,7 +18,6 @@ from muse_core.errors import Halted
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training import loop
-from muse_core.training.loop import Loop
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
@@ -123,22 +122,18 @@ KINDS = {
 @pytest.mark.usefixtures("_starts_at_zero")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_has_the_bits_of_one_that_was_not_checked_also_when_it_was_stopped(
-    table: Table, go: Go, losses: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    interrupted: Callable[[int], Any], kind: str,
+    table: Table, go: Go, losses: Any, tmp_path: Path, interrupted: Callable[[int], Any], kind: str
 ) -> None:
     """Streams with documents and dropout; feed-forward's output starts at zero and is other meanwhile."""
     train, block = KINDS[kind]
-    recipe = table(
-        data={"order": "streams"}, model={"depth": 1, "dropout": 0.1, "block": block}, train=train | {"steps": 5}
-    )
-    with interrupted(3):
-        go(recipe, "checked")
-    go(recipe, "checked")
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_check_compiled", lambda self, *given: None)
+    for name in ("checked", "unchecked"):
+        recipe = table(
+            data={"order": "streams"}, model={"depth": 1, "dropout": 0.1, "block": block},
+            train=train | {"steps": 5, "check_compiled": name == "checked"},
+        )
         with interrupted(3):
-            go(recipe, "unchecked")
-        go(recipe, "unchecked")
+            go(recipe, name)
+        go(recipe, name)
     assert losses("checked") == losses("unchecked") and len(losses("checked")) == 5
     hashes = [Checkpoints(tmp_path / name).newest()[0].state_hash for name in ("checked", "unchecked")]
     assert hashes[0] == hashes[1]
@@ -146,7 +141,8 @@ def test_a_run_has_the_bits_of_one_that_was_not_checked_also_when_it_was_stopped
     first, second = gates(tmp_path / "checked")
     assert first["step"] == 0 < second["step"]
     for row in (first, second):
-        assert row["passed"] is True and not row["traced"]
+        assert row["passed"] is True
+        assert not row["traced"] or kind != "blocks"  # in bf16 rounding alone is enough to ask the trace
         assert row["largest"] <= row["allowed"] < 0.2 and row["unknown"] == 0 < row["parameters"]
 
 
