@@ -101,6 +101,9 @@ class Train:
     compile: bool | Literal["blocks"] = False
     """Use torch.compile: for the whole model as one graph (true), or for each kind of block of a model by itself
     ("blocks"), which takes a fraction of the time that one graph of many blocks takes to compile."""
+    check_compiled: bool = True
+    """Before the first step compare gradients of compiled code with the plain model's, and end the run where they
+    differ by more than rounding does."""
     cuda_graph: bool = False
     """Record the forward and backward pass of a step as a CUDA graph and launch it as one: the same numbers to the last
     bit (to rounding with ``compile``), without the time of the processor between a thousand small kernels. On GPUs,

@@ -53,6 +53,11 @@ class Forward:
         """A context for forward and backward of micro-batch ``index`` of ``count``."""
         return contextlib.nullcontext()
 
+    def apart(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for a forward and backward pass that is no step's: where gradients are those of this process's rows
+        until they are summed, they stay so."""
+        return self.gradients_of(0, 2)
+
     def target_room(self, batch: Batch, own: Sequence[Batch], micro_batch: int | None) -> int:
         """``batches.target_room`` of this process's micro-batches of a whole batch."""
         return target_room(own)
@@ -263,6 +268,9 @@ class DividedForward(_SeveralForward):
         result = super().__call__(batch, state)
         self.clock.lap()
         return result
+
+    def apart(self) -> contextlib.AbstractContextManager[Any]:
+        return self.gradients_of(0, 1)  # of divided weights a process has no gradient before it is summed
 
     @contextlib.contextmanager
     def gradients_of(self, index: int, count: int) -> Iterator[None]:

@@ -23,6 +23,7 @@ from muse_core.metrics.console import Display
 from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.compiled_gradients import DoesNotFit, check_compiled
 from muse_core.training.cuda_graph import Passes, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
 from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
@@ -60,12 +61,17 @@ class Loop:
     """Whether the evaluation that belongs to the present step is still to be made: the attempt before ended between the
     checkpoint and it."""
 
+    unchecked: bool = attrs.field(default=attrs.Factory(lambda self: self._compiled(), takes_self=True))
+    """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
     """The next batch of ``data``."""
+
+    def _compiled(self) -> bool:
+        return bool(self.recipe.train.compile) and self.recipe.train.check_compiled
 
     def _recorded(self) -> Passes:
         """Where ``train.cuda_graph`` asks for it, gradients come from a recording."""
@@ -166,6 +172,8 @@ class Loop:
                 there = there._replace(tokens=there.tokens._replace(offset=offset))
             pieces.append(there)
         carried = [state.stream_state.of(index) for index in range(len(pieces))]
+        if self.unchecked:
+            self._check_compiled(pieces[0], carried[0], whole)
         packed, proposed = self.passes(pieces, carried, whole)
         # While the device computes: reading its numbers waits for it.
         read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
@@ -178,6 +186,23 @@ class Loop:
         values["bytes"] = read_bytes
         self.ahead.wait()
         return values
+
+    def _check_compiled(self, piece: Batch, carried: State, whole: Tensor) -> None:
+        """Raises Halted where compiled code has other gradients than the plain model."""
+        row = {"event": "gate", "gate": "compiled gradients", "step": self.state.at.step}
+        with self.forward.ranks.at_work("the check of compiled gradients"):
+            try:
+                found = check_compiled(self.state, self.forward, piece, carried, whole)
+            except DoesNotFit:
+                self.records.event(row | {"passed": None, "reason": "memory"})
+                self._warn(
+                    "compiled gradients were not checked: the plain model does not fit into the memory with a "
+                    "micro-batch - lower train.micro_batch to have them checked"
+                )
+            else:
+                self.records.event(row | {"passed": True} | attrs.asdict(found))
+                self.display.say(str(found), "green")
+        self.unchecked = False
 
     def _pass(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
         """``cuda_graph.Passes``: gradients of a step from its micro-batches; the micro-batches' numbers, and what the

@@ -68,7 +68,7 @@ def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, A
     train: dict[str, Any] = {
         "batch_size": rows * processes, "micro_batch": min(rows, chosen.micro or rows),
         "sequence_length": 128 if small else 2048,
-        "compile": "compiled" in ways,
+        "compile": "compiled" in ways, "check_compiled": False,
     }
     parallel: dict[str, Any] = {}
     if "fsdp" in ways or "hybrid" in ways:

@@ -21,6 +21,7 @@ import torch
 from muse_baseline.feed_forward import FeedForward
 from muse_rollback.monitor import Rollback
 from torch import distributed
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.tensor import DTensor
 
 from muse_core.building import build_model, every_backend
@@ -43,6 +44,7 @@ from muse_core.selftest.reliability.processes import (
 from muse_core.storage.checkpoint import commit
 from muse_core.training import forward, run
 from muse_core.training.forward import SummedForward
+from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
 from muse_core.training.shards import Divider, gathered, own_part
@@ -113,6 +115,12 @@ def scenarios(folder: Path) -> Iterator[tuple[str, list[Start]]]:
     yield "compiled", [
         Start(ranks=1, arguments=fresh(dense, "deep", deep)),
         Start(arguments=fresh(dense, "compiled", deep, *shards[:2], '--set=train.compile="blocks"'), fault=traced),
+    ]
+    drops = ("--set=train.compile=true", "--set=model.dropout=0.1", "--set=train.steps=3")
+    yield "compiled copies", [
+        Start(arguments=fresh(dense, "checked", *drops), fault=traced),
+        Start(arguments=fresh(dense, "unchecked", *drops), fault=unchecked),
+        Start(arguments=fresh(dense, "lost", *drops), fault=lost_on_rank_1),
     ]
     halt = '--set=evaluate.halt_above="bigram"'
     yield "nan", [Start(arguments=fresh(dense, "nan", halt), fault=on(1, loss=at_call(8, no_number, until=13)))]
@@ -205,12 +213,28 @@ def divided_gradients(path: Path) -> Callable[[], None]:
 def traced(rank: int) -> dict[str, Any]:
     """torch.compile traces forward and backward; making C++ of them would take a minute. Each rank says at its end how
     many graphs there were."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
     counter = CompileCounterWithBackend("aot_eager")
     torch.compile = functools.partial(torch.compile, backend=counter)  # in a process of its own
     atexit.register(lambda: print(f"graphs: {counter.frame_count}", flush=True))
     return {}
+
+
+def unchecked(rank: int) -> dict[str, Any]:
+    """As ``traced``; compiled gradients are compared with nothing."""
+    Loop._check_compiled = lambda self, *given: None
+    return traced(rank)
+
+
+def lost_on_rank_1(rank: int) -> dict[str, Any]:
+    """As ``traced``; one rank's compiler loses the gradients behind feed-forward layers."""
+    compute = FeedForward.forward
+
+    def lose(self: Any, x: torch.Tensor, *rest: Any) -> Any:
+        return compute(self, x.detach() if torch.compiler.is_compiling() else x, *rest)
+
+    if rank == 1:
+        FeedForward.forward = lose
+    return traced(rank)
 
 
 def leaking(*, exact: bool) -> Callable[[int], dict[str, Any]]:

@@ -131,6 +131,31 @@ def test_divided_weights_train_in_compiled_blocks_as_whole_ones_in_plain_ones(
     whole, divided = rows(folder / "deep", "train"), rows(folder / "compiled", "train")
     assert [row["loss"] for row in divided] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
     assert len(divided) == 8
+    compared(folder / "compiled")
+
+
+def compared(run: Path) -> None:
+    """Its compiled gradients were those of the plain model."""
+    row = rows(run, "gate")[-1]
+    assert row["gate"] == "compiled gradients" and row["passed"] is True
+    assert row["largest"] <= row["allowed"] and row["parameters"] > row["unknown"] == 0
+
+
+def test_compiled_copies_have_the_bits_of_those_that_were_not_compared_with_the_plain_model(
+    found: dict[str, Any], folder: Path
+) -> None:
+    """With dropout, and random numbers of each rank's own. A gradient that one rank loses ends all."""
+    assert codes(found, "compiled copies") == [[0, 0], [0, 0], [4, 4]], found["compiled copies"]
+    compared(folder / "checked")
+    checked, unchecked = (
+        [(row["loss"], row["gradient_norm"]) for row in rows(folder / name, "train")]
+        for name in ("checked", "unchecked")
+    )
+    assert checked == unchecked and len(checked) == 3
+    assert not [row for row in rows(folder / "unchecked", "gate") if row["gate"] != "causality"]
+    said = found["compiled copies"][2]["said"]
+    assert "nearest to it is blocks.0.norms.feed-forward.weight" in " ".join(said[0].split())
+    assert not rows(folder / "lost", "train")
 
 
 def test_divided_copies_train_as_one_process_and_go_on_as_one_copy(found: dict[str, Any], folder: Path) -> None:
