@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have one; commands print as into a pipe unless a test sets it
 os.environ.setdefault("MUSE_REPORT", "0")  # a report takes seconds; the tests of reports ask for it
 
 

@@ -60,7 +60,6 @@ def compare(
     nothing is trained: the report has the recipe keys that differ, the curves, the ratio paired by documents with its
     interval, and a verdict.
 
-    \b
     Exit codes: 0 all is done; 75 runs are left, call again; 6 reported runs failed, or every value of a variant's sweep
     did, and another call does nothing without --retry; others as for muse-run.
     """

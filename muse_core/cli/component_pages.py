@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
 from typing import Any
 
+from muse_core.cli.printed import paragraph
 from muse_core.options.describe import Option, options_of, source_of, type_description
 from muse_core.plugins import Registered
 
-WIDTH = 100
+WIDEST = 100
+INDENT = 6 * " "
 
 
 def as_data(row: Registered) -> dict[str, Any]:
@@ -32,16 +33,16 @@ def as_text(row: Registered) -> str:
     page = as_data(row)
     lines = [
         f"{page['name']} ({page['kind']}) from {page['distribution']} {page['version']}",
-        *textwrap.wrap(" ".join(page["help"].split()), WIDTH),
+        *filter(None, [paragraph(page["help"], most=WIDEST)]),
         f"options: {page['source']}",
         f"implementation: {page['implementation']}",
     ]
     for option in page["options"]:
         value = "required" if option["required"] else f"default {_toml(option['default'])}"
         limits = f", {option['range']}" if option["range"] else ""
-        lines += ["", f"  {option['key']}: {option['type']}{limits}; {value}"]
-        lines += textwrap.wrap(" ".join(option["help"].split()), WIDTH, initial_indent=" " * 6,
-                               subsequent_indent=" " * 6)
+        told = f"{option['key']}: {option['type']}{limits}; {value}"
+        lines += ["", paragraph(told, first="  ", rest=INDENT, most=WIDEST)]
+        lines += filter(None, [paragraph(option["help"], first=INDENT, rest=INDENT, most=WIDEST)])
         lines += [f"      {option['source']}"] if option["source"] else []
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.printed import columns, console, paragraph, print_table
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
@@ -63,7 +64,7 @@ def cost(
             for target in opened:
                 report(target, measure_step(target, length, tokens, repeats))
         click.echo()
-        click.echo(_table(rows, str(targets[-1])), nl=False)
+        _print(rows, str(targets[-1]))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -74,33 +75,37 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['target']}, length {row['length']:,}: {told}"
 
 
-def _table(rows: list[dict[str, Any]], reference: str) -> str:
-    """The measured steps and reaches as Markdown."""
-    lines = []
+NAMES = ("target", "parameters", "rows × length", "tokens/s", "against the last", "peak GB", "held by memory layers GB",
+         "by fast weights GB", "state MB")
+
+
+def _print(rows: list[dict[str, Any]], reference: str) -> None:
+    """The measured steps and reaches: within the columns of a terminal, and as Markdown into a pipe."""
+    from muse_core.report.forms import markdown
+    from muse_core.report.tables import Table
+
     steps = [row for row in rows if "length" in row]
     base = {row["length"]: row["tokens_per_second"] for row in steps if row["target"] == reference and "rows" in row}
-    if steps:
-        lines.append(
-            "| target | parameters | rows × length | tokens/s | against the last | peak GB | held by memory layers GB "
-            "| by fast weights GB | state MB |"
-        )
-        lines.append("|---|---|---|---|---|---|---|---|---|")
-    for row in steps:
-        start = f"| {row['target']} | {row['parameters']:,} | "
-        if "rows" not in row:
-            lines.append(f"{start}{row['length']} | {row['failed']} | | | | | |")
-            continue
-        ratio = f"{row['tokens_per_second'] / base[row['length']]:.2f}" if row["length"] in base else ""
-        peak, held, kept = (
-            "" if row[key] is None else f"{row[key] / 1e9:.2f}"
-            for key in ("peak_bytes", "memory_bytes", "fast_weights_bytes")
-        )
-        lines.append(
-            f"{start}{row['rows']} × {row['length']} | {row['tokens_per_second']:,.0f} | {ratio} | {peak} | {held} | "
-            f"{kept} | {row['state_bytes'] / 1e6:.2f} |"
-        )
+    cells = [_cells(row, base) for row in steps]
+    if columns() is None:
+        click.echo(markdown(Table(columns=NAMES, rows=cells)), nl=False)
+    else:
+        print_table(console(), NAMES, cells, numbers=NAMES[1:])
     for row in rows:
         if "reach" in row:
-            lines.append(f"\n{row['target']}, {row['weights']}: gradient reach over {row['tokens']} tokens "
-                         f"{row['reach']:.3g} (median of {row['documents']}; {row['low']:.3g} to {row['high']:.3g})")
-    return "\n".join(lines) + "\n"
+            click.echo("\n" + paragraph(
+                f"{row['target']}, {row['weights']}: gradient reach over {row['tokens']} tokens "
+                f"{row['reach']:.3g} (median of {row['documents']}; {row['low']:.3g} to {row['high']:.3g})"))
+
+
+def _cells(row: dict[str, Any], base: dict[int, float]) -> tuple[str, ...]:
+    """A row of the table; ``base``: tokens per second of the target that others are given against, by length."""
+    if "rows" not in row:
+        return (row["target"], f"{row['parameters']:,}", str(row["length"]), row["failed"], "", "", "", "", "")
+    ratio = f"{row['tokens_per_second'] / base[row['length']]:.2f}" if row["length"] in base else ""
+    peak, held, kept = (
+        "" if row[key] is None else f"{row[key] / 1e9:.2f}"
+        for key in ("peak_bytes", "memory_bytes", "fast_weights_bytes")
+    )
+    return (row["target"], f"{row['parameters']:,}", f"{row['rows']} × {row['length']}",
+            f"{row['tokens_per_second']:,.0f}", ratio, peak, held, kept, f"{row['state_bytes'] / 1e6:.2f}")

@@ -11,10 +11,11 @@ import click
 
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
+from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import let_waiting_threads_sleep
 
-NARROWEST = 100
-"""Columns that a row takes; narrower terminals wrap it and pipes get it whole."""
+NUMBERS = 20
+"""Characters of a smallest, a mean and a largest number in one line where columns are few."""
 
 
 @click.command()
@@ -56,25 +57,19 @@ def diagnose(
             table = {"loss": losses, "rows": rows, "checks": tables}
             print(json.dumps(spelled(table), indent=2, allow_nan=False))
             return
-        from rich.console import Console
-        from rich.table import Table
-
-        console = Console(highlight=False)
-        console.width = max(console.width, NARROWEST)
+        shown = console()
         for layer in dict.fromkeys(layer for _, layer in after):
-            table = Table(layer, "at the start", "trained", box=None, header_style="dim")
-            for (quantity, owner), values in after.items():
-                if owner == layer:
-                    table.add_row(quantity, _told(before[quantity, layer]), _told(values))
-            console.print(table)
-            console.print()
+            rows = [
+                (quantity, _told(before[quantity, layer]), _told(values))
+                for (quantity, owner), values in after.items() if owner == layer
+            ]
+            print_table(shown, (layer, "at the start", "trained"), rows, phrase=NUMBERS)
+            shown.print()
         for title, values in tables.items():
-            table = Table(title, "", box=None, header_style="dim")
-            for name, value in values.items():
-                table.add_row(name, value if isinstance(value, str) else f"{value:.4g}")
-            console.print(table)
-            console.print()
-        console.print(f"loss {start.loss:.4f} nats/token at the start, {now.loss:.4f} trained")
+            told = [(name, value if isinstance(value, str) else f"{value:.4g}") for name, value in values.items()]
+            print_table(shown, (title, ""), told)
+            shown.print()
+        shown.print(f"loss {start.loss:.4f} nats/token at the start, {now.loss:.4f} trained")
 
 
 def _told(values: tuple[float, ...]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.printed import paragraph
 
 if TYPE_CHECKING:
     from muse_core.plugins import Registered, Registry
@@ -38,11 +39,11 @@ def doctor(as_json: bool) -> None:
         for part in ("versions", "extras", "folders", "devices", "processes", "kernels"):
             click.echo(click.style(part, bold=True))
             for name, text in found[part].items():
-                click.echo(f"  {name:<24} {text}")
+                click.echo(paragraph(text, first=f"  {name:<24} ", rest=27 * " "))
         click.echo(click.style("plugins", bold=True))
         click.echo(f"  {found['components']} components of {found['distributions']} distributions")
         for line in (*found["slow"], *found["problems"]):
-            click.echo(f"  {line}")
+            click.echo(paragraph(line, first="  ", rest="      "))
 
 
 def examine() -> dict[str, Any]:

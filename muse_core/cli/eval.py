@@ -11,10 +11,8 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import let_waiting_threads_sleep
-
-NARROWEST = 120
-"""Columns that a row takes; narrower terminals wrap it and pipes get it whole."""
 
 
 @click.command(name="eval")
@@ -89,29 +87,29 @@ def _on_terminal(suite: str) -> None:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.width = max(console.width, NARROWEST)
-    console.print(f"{result['run']} at step {result['step']:,}", style="bold", markup=False)
+    shown = console()
+    shown.print(f"{result['run']} at step {result['step']:,}", style="bold", soft_wrap=True)
     for suite, rows in result["suites"].items():
         few = any(row.get("few_documents") for row in rows)
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        shown = Table(title=suite, title_justify="left", box=None, header_style="dim")
-        for name in columns:
-            shown.add_column(name.replace("_", " "), justify="left" if _words(rows, name) else "right")
-        for row in rows:
-            shown.add_row(*(_told(row[name]) if name in row else "" for name in columns))
-        console.print(shown)
+        print_table(
+            shown,
+            [_title(name) for name in columns],
+            [[_told(row[name]) if name in row else "" for name in columns] for row in rows],
+            title=suite,
+            keys=1 + max(columns.index(name) for name in KEYS if name in columns),
+            numbers=[_title(name) for name in columns if not _words(rows, name)],
+        )
         if few:
-            console.print(FEW, style="dim", soft_wrap=True)
-        console.print()
+            shown.print(FEW, style="dim")
+        shown.print()
 
 
 FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
+KEYS = ("text", "form", "layer", "pairs", "length", "bigram")
+"""What tells rows of a suite apart, at their beginning."""
 INTERVALS = {"low": ("high", "95 % over text, not seeds"), "ratio_low": ("ratio_high", "ratio 95 %")}
 
 
@@ -125,6 +123,10 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         elif name not in ONLY_IN_JSON and name not in [high for high, _ in INTERVALS.values()]:
             short[name] = value
     return short
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _words(rows: list[dict[str, Any]], name: str) -> bool:

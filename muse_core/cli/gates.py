@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.printed import paragraph
 from muse_core.cli.threads import let_waiting_threads_sleep
 
+INDENT = 15 * " "
 COLOURS = {"PASS": "green", "FAIL": "red", "NOT APPLICABLE": "dim"}
 
 
@@ -26,14 +28,18 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
     """Run every exit gate on RECIPE and print its figure with PASS, FAIL or NOT APPLICABLE.
 
     \b
-    fast-weight chunk  kernels.chunk is about the fastest of 8 to 64, and outputs are equal at each
-    finite steps       the training run has no value that is not finite, and nothing intervened
-    ppl_delta          stands in metrics.jsonl and is the difference of the perplexities
+    fast-weight chunk  kernels.chunk is about the fastest of 8 to 64, and all
+                       have equal outputs
+    finite steps       the training run has no value that is not finite, and
+                       nothing intervened
+    ppl_delta          in metrics.jsonl is the difference of the perplexities
     needle overhead    needle probes take less than 1 % of the time
     memory capacity    the kernel recalls within 5 % of 1/sqrt(1 + n/d)
-    memory recall      the trained model recalls more needles than one that ignores the key
+    memory recall      the trained model recalls more needles than one that
+                       ignores the key
     norm_persistent    has an effect, and the recipe has the better setting
-    forced spike       three infinite losses are rolled back to a state equal bit for bit
+    forced spike       three infinite losses are rolled back to a state equal
+                       bit for bit
     shard boundaries   no gradient crosses them, and one reaches persistent memory
 
     Gates that concern something the recipe does not have do not apply and say so. The report is gates.json in the
@@ -66,9 +72,9 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
                 display.say(f"{number}/{len(GATES)} {name} …", "dim")
                 return
             line = Text(f"{finding.outcome:<14} ", style=COLOURS[finding.outcome])
-            line.append(f"{name}  ", style="bold").append(f"({seconds:.1f} s)\n               {finding.figure}")
-            if finding.reason:
-                line.append(f"\n               {finding.reason}")
+            line.append(f"{name}  ", style="bold").append(f"({seconds:.1f} s)")
+            for told in filter(None, (finding.figure, finding.reason)):
+                line.append("\n" + paragraph(told, first=INDENT, rest=INDENT))
             display.console.print(line, soft_wrap=True)
 
         target.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,16 @@ import click
 
 from muse_core.cli import CONTEXT, LazyGroup
 from muse_core.cli.errors import guarded
+from muse_core.cli.printed import WHOLE, columns, paragraph
 
 if TYPE_CHECKING:
     from muse_core.plugins import Registry
 
 NAME_COLUMN = 20
 OWNER_COLUMN = 28
+WIDE = 120
+"""Columns from which on the sentence about a component stands beside its name, not below."""
+INDENT = 6 * " "
 
 
 @click.group(
@@ -136,12 +140,8 @@ def summary(options: type) -> str:
 
 
 def _print_rows(registry: Registry, kind: str | None) -> None:
-    import shutil
-    import sys
-
     from muse_core.kinds import KINDS
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for one in KINDS:
         rows = registry.rows(one)
         if not rows or kind not in (None, one):
@@ -149,15 +149,18 @@ def _print_rows(registry: Registry, kind: str | None) -> None:
         click.echo(click.style(one, bold=True))
         for row in rows:
             owner = f"{row.distribution} {row.version}"
-            line = f"  {row.name:<{NAME_COLUMN}} {owner:<{OWNER_COLUMN}} {summary(row.component.options)}"
-            click.echo(line[:width])
+            head, told = f"  {row.name:<{NAME_COLUMN}} {owner:<{OWNER_COLUMN}} ", summary(row.component.options)
+            if (columns() or WHOLE) < WIDE:
+                click.echo(head.rstrip())
+                head = INDENT
+            click.echo(paragraph(told, first=head, rest=" " * len(head)))
 
 
 def _print_problems(registry: Registry) -> None:
     if registry.problems:
         click.echo(click.style("problems", bold=True))
     for problem in registry.problems:
-        click.echo(f"  {problem}")
+        click.echo(paragraph(str(problem), first="  ", rest=INDENT))
 
 
 def _print_json(data: object) -> None:

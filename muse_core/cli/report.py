@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
+from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import let_waiting_threads_sleep
-
-WHOLE = 10_000
-"""Columns of a pipe, which gets lines as long as they are; a terminal, or COLUMNS, wraps within the cells."""
 
 
 @click.command()
@@ -88,8 +85,10 @@ def show(runs: tuple[Path, ...], as_json: bool, form: str | None) -> None:
 
     \b
     The JSON object of a run: path, name, state, steps, planned_steps,
-    summary (null before the end), recipe, digests, train, eval, probe (newest rows), final, events,
-    sample, files. Numbers that are not finite are "nan", "inf" or "-inf".
+    summary (null before the end), recipe, digests, train, eval, probe (newest
+    rows), final, events, sample, files.
+
+    Numbers that are not finite are "nan", "inf" or "-inf".
     """
     with guarded():
         from muse_core.errors import RecipeError
@@ -151,20 +150,10 @@ def _write_several(paths: list[Path], form: str) -> None:
 
 def _print_several(paths: list[Path]) -> None:
     """A line for each run; one that cannot be read says so."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from muse_core.report.tables import runs_table
 
-    console = Console(highlight=False, markup=False)
     told = runs_table(_read_several(paths))
-    columns = [Column(name, overflow="fold") for name in told.columns]
-    shown = Table(*columns, box=None, header_style="dim")
-    for row in told.rows:
-        shown.add_row(*row)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WHOLE
-    console.print(shown)
+    print_table(console(), told.columns, told.rows)
 
 
 def _print(read: Any) -> None:

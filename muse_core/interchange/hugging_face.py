@@ -26,7 +26,7 @@ from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
 from muse_core.interchange.target import filled, require_free, require_text
 from muse_core.interchange.weights import PREFIX
-from muse_core.model.kernels import BoundKernels, marked
+from muse_core.model.kernels import BoundKernels
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
 from muse_core.recipe.reading import parse
@@ -163,23 +163,6 @@ def library_tokenizer(tokenizer: Tokenizer) -> tuple[Any, str]:
     return found, separator
 
 
-class KernelsOfEitherDevice(BoundKernels):
-    """Binds for the CPU and, where there is one, for the GPU; a call goes by the device of its tensors."""
-
-    def bind(self, operation: str, **more: Any) -> Callable[..., Any]:
-        functions = {}
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            one = BoundKernels(self.backends, device=device, dtype=self.dtype, chunk=self.chunk)
-            functions[device] = one.bind(operation, **more)
-            self.selections |= one.selections
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            device = next(one.device.type for one in (*arguments, *named.values()) if isinstance(one, torch.Tensor))
-            return functions[device](*arguments, **named)
-
-        return marked(call, operation)
-
-
 def model_of(recipe: str, vocabulary_size: int, dtype: Any) -> nn.Module:
     """The model of an exported recipe (TOML), on the CPU, before its weights are loaded.
 
@@ -187,7 +170,7 @@ def model_of(recipe: str, vocabulary_size: int, dtype: Any) -> nn.Module:
     """
     checked = check_table(parse(recipe, "config.json").table, None, "the recipe in config.json")
     name = str(dtype).removeprefix("torch.")
-    kernels = KernelsOfEitherDevice(
+    kernels = BoundKernels(
         kernel_backends(checked.recipe, checked.registry),
         device="cpu",
         dtype="bfloat16" if name == "bfloat16" else "float32",

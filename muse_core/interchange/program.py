@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from muse_core.data.kept import newest_folder, read_kept
 from muse_core.errors import RecipeError
 from muse_core.interchange.hugging_face import library_tokenizer
 from muse_core.interchange.target import filled, require_free, require_text
-from muse_core.recipe import read_recipe
-from muse_core.training.setup import Setup, set_up
 from muse_core.training.trained import open_trained
 
 PROGRAM, TABLE, TOKENIZER = "model.pt2", "program.json", "tokenizer.json"
@@ -54,7 +51,8 @@ def export(
     has operations of its own, or the way it goes depends on values.
     """
     require_free(target)
-    setup, at = _plain(run, step, say)
+    setup, at = open_trained(run, overrides=PLAIN, step=step, untrained=False, say=say)
+    setup.model.requires_grad_(False)  # a reader need not know of no_grad
     require_text(setup, run)
     length = length or setup.recipe.train.sequence_length
     program, ids, due = traced(setup.model, setup.corpus.vocabulary_size, length, str(run))
@@ -72,17 +70,6 @@ def export(
         (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
         (partial / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return sorted(path.name for path in target.iterdir())
-
-
-def _plain(run: Path, step: int | None, say: Callable[[str], None]) -> tuple[Setup, int]:
-    """The run's weights in a model of plain torch operations, and their step."""
-    opened, at = open_trained(run, device="cpu", step=step, untrained=False, say=say)
-    folder = newest_folder(run)
-    checked = read_recipe(folder / "recipe.toml", PLAIN)
-    setup = set_up(checked.recipe, checked.registry, kept=read_kept(folder), read=False)
-    setup.model.load_state_dict(opened.model.state_dict())
-    setup.model.eval().requires_grad_(False)  # a reader need not know of no_grad
-    return setup, at
 
 
 def traced(

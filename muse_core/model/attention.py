@@ -6,13 +6,14 @@ P slots that every query sees.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_core.contracts import Tokens
+from muse_core.contracts import State, Tokens
 
 
 def head_size(width: int, heads: int, *, rotary: bool) -> int:
@@ -149,6 +150,39 @@ def attend_window(
         seen = F.pad(seen, (len(always.key), 0), value=True)
     mixed = attend(queries, near, read, seen, scale)
     return mixed.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :length]
+
+
+def heads_of(
+    parts: Sequence[Tensor], size: int, convolution: nn.Module | None, state: State, tokens: Tokens
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Queries, keys and values (B, N, ·) by heads, (B, N, ·, K), together through the convolution where there is one,
+    and its state."""
+    kept: dict[str, Tensor] = {}
+    if convolution is not None:
+        before = None if state is None else state["convolution"]
+        mixed, kept["convolution"] = convolution(torch.cat(list(parts), dim=-1), before, tokens)
+        parts = mixed.split([part.shape[-1] for part in parts], dim=-1)
+    return [part.unflatten(-1, (-1, size)) for part in parts], kept
+
+
+def normalised(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """x in its dtype, divided in fp32 at least."""
+    return x if norm is None else norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
+SLOTS = ("key", "value", "visible")
+"""Of the state: keys and values of earlier tokens (B, S, G, K), and which of them are seen (B, S)."""
+
+
+def carried_slots(state: State, key: Tensor, value: Tensor, empty: int) -> dict[str, Tensor]:
+    """What a state has of ``SLOTS``, or at the start ``empty`` ones that are not seen."""
+    if state is not None:
+        return {name: state[name] for name in SLOTS}
+    return {
+        "key": key.new_zeros(key.shape[0], empty, *key.shape[2:]),
+        "value": value.new_zeros(value.shape[0], empty, *value.shape[2:]),
+        "visible": torch.zeros(key.shape[0], empty, dtype=torch.bool, device=key.device),
+    }
 
 
 def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Selection of kernels: bound once at build, printed and locked. The one place that selects."""
+"""Selection of kernels: bound once at build, printed and locked; for tensors elsewhere, at the first call with them.
+The one place that selects."""
 
 from __future__ import annotations
 
@@ -103,7 +104,11 @@ def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
 
 class BoundKernels:
     """Binds operations for one device and dtype, and remembers every selection. ``chunk`` is the performance choice of
-    operations that compute tokens in chunks."""
+    operations that compute tokens in chunks.
+
+    A layer may be moved to another device or made double after it is built: a call whose tensors are not what was bound
+    for goes to the backend that serves those (``dispatch``). ``selections`` are of what was bound for.
+    """
 
     def __init__(
         self, backends: Sequence[tuple[str, KernelBackend]], *, device: str, dtype: str, chunk: int | None = None,
@@ -124,13 +129,23 @@ class BoundKernels:
         sizes: Mapping[str, int] | None = None,
         needs: Iterable[str] = ("gradient",),
     ) -> Callable[..., Any]:
-        """The function that will compute ``operation``, with the signature of its muse_kernels namesake without
-        ``backend``, and known to ``operation_of``. Raises RecipeError when no backend serves the request, PluginError
-        when one does not work."""
+        """What will compute ``operation``, with the signature of its muse_kernels namesake without ``backend``, known
+        to ``operation_of``. Raises RecipeError when no backend serves the request, PluginError when one does not work;
+        a call with tensors elsewhere raises the same."""
         request = KernelRequest(operation, self.device, self.dtype, dict(sizes or {}), frozenset(needs))
         selected = select_backend(request, self.backends)
         key = operation + "".join(f" {name}={size}" for name, size in sorted(request.sizes.items()))
         self.selections[key] = selected
+        from muse_core.model.dispatch import DispatchedKernel
+
+        return DispatchedKernel(request, self._function(selected), self._selected)
+
+    def _selected(self, request: KernelRequest) -> Callable[..., Any]:
+        return self._function(select_backend(request, self.backends))
+
+    def _function(self, selected: BackendSelection) -> Callable[..., Any]:
+        """A backend's function, with the arguments that are the same in every call."""
+        operation = selected.operation
         try:
             function = load(selected.implementation)
         except Exception as error:
@@ -144,17 +159,11 @@ class BoundKernels:
             )
         fixed = {"chunk": self.chunk} if self.chunk is not None and operation in CHUNKED else {}
         kernel = partial(function, **fixed)
-        if self.sequence is not None:
-            from muse_core.model.across import across
+        if self.sequence is None:
+            return kernel
+        from muse_core.model.across import across
 
-            return marked(across(kernel, operation, self.sequence), operation)
-        return marked(kernel, operation)
-
-
-def marked(kernel: Callable[..., Any], operation: str) -> Callable[..., Any]:
-    """The kernel itself, which now says what it computes; see ``operation_of``."""
-    kernel.muse_operation = operation  # type: ignore[attr-defined]
-    return kernel
+        return across(kernel, operation, self.sequence)
 
 
 def operation_of(value: object) -> str | None:

@@ -11,18 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
-import torch
 
 from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError, RecipeError
-from muse_core.evaluation.held_out import HeldOut, Rows
+from muse_core.evaluation.held_out import HeldOut
 from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import Records
 from muse_core.metrics.recorder import Telemetry
 from muse_core.metrics.sinks import SinkContext
-from muse_core.model.flops import active_parameters, parameter_count
 from muse_core.plugins.raised import raised
 from muse_core.recipe.resolved import as_table
 from muse_core.storage import canonical_json
@@ -37,6 +35,7 @@ from muse_core.training.loop import Loop, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.ranks import agree_on_weights
+from muse_core.training.results import held_out_table, summary_table
 from muse_core.training.setup import Setup, settle_process
 from muse_core.training.stop import Interrupted, Stop
 from muse_core.training.summary import RunSummary
@@ -57,9 +56,6 @@ def determined(wanted: bool) -> Iterator[None]:
         raise RecipeError(
             f"deterministic: {what} - set deterministic = false, or another kernel backend or layer"
         ) from error
-
-
-NOTHING_TRAINED = {"steps": 0, "accepted_steps": 0, "train_tokens": 0}
 
 
 class Run:
@@ -245,8 +241,7 @@ class Run:
         """Keep what a stage has measured, and go on with the architecture that it has made, if it did either."""
         measured = self._ask(use, lambda: stage.measured() if hasattr(stage, "measured") else {})
         if measured:
-            told = json.dumps(canonical_json.spelled(measured), indent=2, allow_nan=False)
-            self.directory.write(f"evaluation-{number}.json", told + "\n")
+            self._write(f"evaluation-{number}.json", measured)
             self.display.say(f"{use.name}: {', '.join(measured)} in evaluation-{number}.json")
         made = self._ask(use, lambda: stage.finish(self.setup.model))
         if made is None:
@@ -314,7 +309,8 @@ class Run:
             )
             measured[length] = result
             if len(measured) == 1:
-                self._keep_rows(evaluate.split, length, result.rows)
+                names = self.setup.corpus.described.get(evaluate.split)
+                self._write("held_out.json", held_out_table(evaluate.split, length, result.rows, names), indent=None)
         return measured
 
     def _evaluate(self, stop: Stop, split: str, tokens: int, **how: Any) -> HeldOut | None:
@@ -322,17 +318,6 @@ class Run:
         found = self.setup.evaluate(split, tokens, interrupted=lambda: stop.received is not None, **how)
         stop.agree()
         return found
-
-    def _keep_rows(self, split: str, length: int, rows: Rows) -> None:
-        """``held_out.json``: what every document gave in each evaluated sequence, for comparisons in pairs, and the
-        documents' names."""
-        columns = attrs.asdict(rows)
-        columns["hits"] = columns.pop("correct")
-        table = {"split": split, "length": length, "by_document": True}
-        table |= {key: value.tolist() for key, value in columns.items()}
-        if described := self.setup.corpus.described.get(split):
-            table["documents"] = {number: described[number] for number in sorted(set(table["document"]))}
-        self.directory.write("held_out.json", json.dumps(canonical_json.spelled(table), allow_nan=False) + "\n")
 
     def _leave_if_interrupted(self, stop: Stop, loop: Loop | None) -> None:
         if stop.signal is None:
@@ -345,46 +330,16 @@ class Run:
         )
 
     def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:
-        setup, recipe = self.setup, self.setup.recipe
-        first = next(iter(measured.values()))
-        trained = loop.progress() if loop else NOTHING_TRAINED | {"planned_steps": recipe.train.steps} | self.trained
-        seconds = loop.state.at.seconds if loop else next(reversed(self.so_far.seconds.values()), 0.0)
-        memory = {}
-        if setup.precision.device.type == "cuda":
-            memory["peak_memory_bytes"] = torch.cuda.max_memory_allocated(setup.precision.device)
-        spent, saved = (first.metrics.get(f"exit/flops_{what}_sum") for what in ("spent", "saved"))
-        exit = {}
-        if spent is not None and saved is not None:
-            exit = {"held_out_flops_spent": spent, "held_out_flops_saved": saved}
-        summary = {
-            "name": recipe.name,
-            "seed": recipe.seed,
-            "parameters": parameter_count(setup.model),
-            "active_parameters": active_parameters(setup.model),
-            **trained,
-            "stopped_by_time": bool(loop and not loop.done),
-            "train_seconds": seconds,
-            "tokens_per_second": trained["train_tokens"] / seconds if seconds else 0.0,
-            "seconds": time.monotonic() - self.started,
-            "held_out_split": recipe.evaluate.split,
-            "held_out_loss": first.loss,
-            "held_out_perplexity": first.perplexity,
-            "held_out_bits_per_byte": first.bits_per_byte,
-            "held_out_interval": [first.low, first.high],
-            "held_out_documents": first.documents,
-            "held_out_tokens": first.tokens,
-            "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),
-            "held_out_accuracy": first.accuracy, "state_numbers": first.state_numbers,
-            **self.judge.references().summary(first.loss),
-            "held_out_by_length": {str(length): result.bits_per_byte for length, result in measured.items()},
-            "rollbacks": len(loop.incidents.known if loop else self.so_far.incidents),
-            "device": str(setup.precision.device),
-            "precision": setup.precision.dtype,
-            "kernels": {key: chosen.backend for key, chosen in setup.kernels.selections.items()},
-        } | memory | exit | self.so_far.numbers()
-        told = canonical_json.spelled(summary)
-        self.directory.write("summary.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
+        summary = summary_table(
+            self.setup, loop, measured, trained=self.trained, so_far=self.so_far, references=self.judge.references(),
+            seconds=time.monotonic() - self.started,
+        )
+        self._write("summary.json", summary)
         return summary
+
+    def _write(self, name: str, table: Mapping[str, Any], indent: int | None = 2) -> None:
+        told = json.dumps(canonical_json.spelled(table), indent=indent, allow_nan=False)
+        self.directory.write(name, told + "\n")
 
     def _judge_end(self, summary: Mapping[str, Any]) -> None:
         """Say and record that the model has not learned what counting gives. Raises Halted where the recipe asks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,21 @@ def open_trained(
     run: Path,
     *,
     device: str | None = None,
+    overrides: Sequence[str] = (),
     registry: Any = None,
     step: int | None = None,
     untrained: bool = True,
     say: Say = silent,
 ) -> tuple[Setup, int]:
     """The model of a run with the weights of its newest good checkpoint or that of ``step``, in evaluation mode, and
-    their step. Its text is not opened before it is asked for.
+    their step. Its text is not opened before it is asked for. ``overrides``, as ``KEY=VALUE``, choose how it computes.
 
-    ``say`` hears what differs from the run's lock. Raises as ``newest_of``, and RecipeError when what differs changes
-    the model or its tokens.
+    ``say`` hears what differs from the run's lock, other than kernels that were asked for. Raises as ``newest_of``, and
+    RecipeError when what differs changes the model or its tokens.
     """
     folder, _, snapshot = newest_of(run, step=step, untrained=untrained, say=say)
-    setup = _opened(folder, device, registry, say)
+    asked = overrides if device is None else (*overrides, f'train.device="{device}"')
+    setup = _opened(folder, asked, registry, say)
     load_weights(setup.model, snapshot.model)
     setup.model.eval()
     return setup, snapshot.step
@@ -101,7 +103,7 @@ def open_start(run: Path, *, registry: Any = None) -> Setup:
     included. Raises StorageError when there is no run."""
     require_run(run)
     folder = newest_folder(run)
-    setup = _opened(folder, None, registry, silent)
+    setup = _opened(folder, (), registry, silent)
     kept = Checkpoints(folder).at(0) if folder == run and setup.recipe.init.from_ is not None else None
     if kept is not None:
         load_weights(setup.model, kept[1].model)
@@ -111,20 +113,18 @@ def open_start(run: Path, *, registry: Any = None) -> Setup:
     return setup
 
 
-def _opened(folder: Path, device: str | None, registry: Any, say: Say) -> Setup:
+def _opened(folder: Path, overrides: Sequence[str], registry: Any, say: Say) -> Setup:
     """The model of an architecture of a run, compared with its lock."""
     kept = read_kept(folder)
     with plugins_named(kept.lock):
         checked = read_recipe(folder / "recipe.toml", (), registry)
-    wanted = checked
-    if device is not None:
-        wanted = read_recipe(folder / "recipe.toml", [f'train.device="{device}"'], registry)
+    wanted = read_recipe(folder / "recipe.toml", overrides, registry) if overrides else checked
     setup = set_up(wanted.recipe, wanted.registry, kept=kept, read=False)
-    _compare(kept, checked, setup, say)
+    _compare(kept, checked, setup, say, kernels=not any(one.startswith("kernels.") for one in overrides))
     return setup
 
 
-def _compare(kept: Kept, checked: Checked, setup: Setup, say: Say) -> None:
+def _compare(kept: Kept, checked: Checked, setup: Setup, say: Say, *, kernels: bool) -> None:
     folder, lock = kept.folder, kept.lock
     # The file is compared as it stands: defaults that a later version adds are no difference.
     there = checked.source.table
@@ -135,6 +135,8 @@ def _compare(kept: Kept, checked: Checked, setup: Setup, say: Say) -> None:
             [f"{folder}: the run is not what its lock says, so that its weights would mean something else:",
              *(f"  {one}" for one in wrong), "bring the file back as it was"]
         )
+    if not kernels:
+        found = tuple(one for one in found if not one.what.startswith("kernels"))
     if found:
         say(f"{folder}: differs from the run's lock, numbers may differ: " + "; ".join(map(str, found)))
 

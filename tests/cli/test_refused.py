@@ -117,7 +117,6 @@ def test_a_folder_of_runs_is_listed_and_named_where_a_run_is_meant(
         require_run(tmp_path / "runs")
     (tmp_path / "runs" / "c" / "recipe.toml").write_text("damaged =")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)  # workers of pytest-xdist have one
     result = CliRunner().invoke(muse, ["show"])
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and lines[0].split()[:2] == ["run", "state"]

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from muse_core.building import build_model
 from muse_core.cli.cost import cost
 from muse_core.comparison.cost import kept_by, memory_layers, training_cost
+from muse_core.contracts import KernelRequest
 from muse_core.evaluation.reach import gradient_reach
-from muse_core.model.kernels import marked
+from muse_core.model.dispatch import DispatchedKernel
 from muse_core.model.precision import choose_precision
 from muse_core.recipe import check_table
 
@@ -51,10 +52,10 @@ def test_what_fast_weights_keep_is_counted_by_memory_and_not_by_view() -> None:
     def fast_weights(key, value):
         return (key * value).exp()
 
-    layer.kernel = marked(fast_weights, "fast_weights")
+    layer.kernel = kernel = DispatchedKernel(KernelRequest("fast_weights", "cpu", "float32"), fast_weights, None)
     with kept_by("fast_weights", [layer]) as kept:
         alive = [layer.kernel(leaf, memory[:3]), layer.kernel(leaf, memory[4:]), leaf.exp()]
-    assert layer.kernel is fast_weights and len(alive) == 3
+    assert layer.kernel is kernel and len(alive) == 3
     assert sorted(kept.values()) == [3 * 4, 3 * 4, 7 * 4], "two exponentials and one memory; a leaf needs no keeping"
 
 

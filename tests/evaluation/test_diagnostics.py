@@ -53,6 +53,7 @@ def test_signals_and_measures_have_the_documented_keys_and_shapes(setup: Any) ->
     of_heads = ("broadening", "damped_potential", "decay", "lyapunov", "phase", "spectral_shift")
     shapes = {**dict.fromkeys(of_heads, (N, 4)), "theta": (N, 4, 2),
               "memory_before": (N, 2, 8), "gate": (N, 16)}
+    assert [name for name in found.signals if name in of_heads] == sorted(of_heads), "in one order in every process"
     assert {name: tuple(next(iter(layers.values())).shape) for name, layers in found.signals.items()} == shapes
     metrics = {"broadening", "broadening_min", "broadening_max", "decay", "decay_min", "decay_max", "overdamped",
                 "lyapunov", "lyapunov_min", "lyapunov_max",

@@ -18,13 +18,13 @@ from torch import nn
 
 import muse_core
 from muse_core.cli import muse
-from muse_core.contracts import Batch, ModelOutput, Tokens
+from muse_core.contracts import Batch, KernelRequest, ModelOutput, Tokens
 from muse_core.evaluation.needles import FORMS, by_chance, filler, make_row, marked
 from muse_core.evaluation.scoring import Reader
 from muse_core.evaluation.suites import SUITES, evaluate, importance
 from muse_core.evaluation.suites.losses import seen_before
 from muse_core.evaluation.suites.subject import Subject, split_of
-from muse_core.model.kernels import marked as marked_kernel
+from muse_core.model.dispatch import DispatchedKernel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -241,7 +241,8 @@ def test_the_recent_share_of_equal_writes_is_that_of_their_decay() -> None:
     """σ² adds up squares, so that a write t tokens ago counts e^{2 g t}: of n equal ones the last m are
     (1 − e^{2 g m}) / (1 − e^{2 g n})."""
     layer: Any = nn.Identity()
-    layer.kernel = marked_kernel(lambda *writes: (writes[2], torch.zeros(1, 1, 2, 3)), "fast_weights")
+    request = KernelRequest("fast_weights", "cpu", "float32")
+    layer.kernel = DispatchedKernel(request, lambda *writes: (writes[2], torch.zeros(1, 1, 2, 3)), None)
     g, older, recent = -0.1, 6, 4
 
     def write(tokens: int) -> None:

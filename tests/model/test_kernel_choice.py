@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from typing import Any
 
 import pytest
+import torch
 
 from muse_core.contracts import KernelRequest
 from muse_core.errors import PluginError, RecipeError
-from muse_core.model.kernels import BoundKernels, ranked, select_backend
+from muse_core.model.kernels import BoundKernels, operation_of, ranked, select_backend
 
 REQUEST = KernelRequest("fast_weights", "cpu", "float32")
 
@@ -71,3 +74,65 @@ def test_an_implementation_that_cannot_be_used_names_its_backend(reference: Any)
     backend.operations = lambda: {"fast_weights": reference}
     with pytest.raises(PluginError, match="kernel backend 'odd'.*fast_weights"):
         BoundKernels(ranked([("odd", backend)]), device="cpu", dtype="float32").bind("fast_weights")
+
+
+class Served(Backend):
+    """Serves one device and one dtype alone."""
+
+    def __init__(self, device: str, dtype: str, function: str):
+        super().__init__(5, "swirl")
+        self.place, self.function = (device, dtype), function
+
+    def operations(self) -> dict[str, str]:
+        return {"swirl": self.function}
+
+    def refuse(self, request: KernelRequest) -> str | None:
+        return None if (request.device, request.dtype) == self.place else "serves other tensors"
+
+
+SERVED = [
+    ("cpu", Served("cpu", "float32", "torch:add")),
+    ("double", Served("cpu", "float64", "torch:sub")),
+    ("meta", Served("meta", "float32", "torch:outer")),
+]
+
+
+def test_a_call_goes_by_the_device_and_the_precision_of_its_tensors() -> None:
+    """A layer that is moved, or made double, after it was built."""
+    kernels = BoundKernels(SERVED, device="cpu", dtype="float32")
+    swirl, x = kernels.bind("swirl"), torch.ones(3)
+    for _ in range(2):
+        assert torch.equal(swirl(x, x), x + x)
+        assert swirl(x.to("meta"), x.to("meta")).shape == (3, 3)
+        assert torch.equal(swirl(x.double(), other=x.double()), torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(swirl(torch.tensor(2.0, dtype=torch.float64), x), x + 2), "a number is no tensor of float64"
+    assert {key: chosen.backend for key, chosen in kernels.selections.items()} == {"swirl": "cpu"}
+    with pytest.raises(RecipeError, match="swirl on meta in float64: cpu serves other tensors; double serves other"):
+        swirl(x.double().to("meta"), x)
+
+
+def test_a_compiled_call_goes_by_its_tensors_too() -> None:
+    swirl = BoundKernels(SERVED, device="cpu", dtype="float32").bind("swirl")
+    compiled = torch.compile(lambda x: swirl(x, x), backend="eager")
+    assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+    for _ in range(2):
+        assert not compiled(torch.ones(3, dtype=torch.float64)).any()
+    torch.compiler.reset()
+    whole = torch.compile(lambda x: swirl(x, x), backend="eager", fullgraph=True)
+    assert torch.equal(whole(torch.ones(3)), torch.full((3,), 2.0))
+    assert not whole(torch.ones(3, dtype=torch.float64)).any(), "what was selected before is traced"
+
+
+def test_a_model_is_saved_whole_and_copied() -> None:
+    """As torch.save(model) does and copy.deepcopy: what a layer calls goes with it."""
+    layer = torch.nn.Identity()
+    layer.swirl = BoundKernels(SERVED, device="cpu", dtype="float32").bind("swirl")
+    x, written = torch.ones(3), io.BytesIO()
+    layer.swirl(x.to("meta"), x.to("meta"))
+    torch.save(layer, written)
+    written.seek(0)
+    for again in (torch.load(written, weights_only=False), copy.deepcopy(layer)):
+        assert operation_of(again.swirl) == "swirl"
+        assert torch.equal(again.swirl(x, x), x + x)
+        assert torch.equal(again.swirl(x.double(), x.double()), torch.zeros(3, dtype=torch.float64))
+        assert again.swirl(x.to("meta"), x.to("meta")).shape == (3, 3)

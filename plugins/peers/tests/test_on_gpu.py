@@ -67,6 +67,14 @@ def test_precisions_agree(name):
     assert errors[0] < 1e-2 and errors[1] < 0.2
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_a_layer_that_is_built_on_a_cpu_and_moved_computes_the_same(name):
+    x, tokens = sequence()
+    layers = built(name, device="cuda"), built(name).cuda()
+    there, brought = (answers(layer, x.cuda(), moved(tokens)) for layer in layers)
+    assert difference(brought, there) < 1e-5
+
+
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 @pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
 def test_kernels_of_fla_agree(name):

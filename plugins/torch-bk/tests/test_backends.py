@@ -2,17 +2,21 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 from muse_torch_bk.options import NativeOptions, ReferenceOptions, TorchOptions
 from muse_torch_bk.plugin import muse_kernel_backends
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import muse_kernels
 from muse_core.component import load
 from muse_core.contracts import KernelRequest
 from muse_core.errors import RecipeError
 from muse_core.model.kernels import BoundKernels, ranked
+from muse_core.testing.kernel_backends import PROBLEMS
+from muse_kernels.refusals import NATIVE
 
 OPTIONS = {"native": NativeOptions(), "torch": TorchOptions(), "reference": ReferenceOptions()}
 
@@ -61,3 +65,43 @@ def test_one_request_in_two_packages():
     """The core may not import muse_kernels, nor the other way round: each defines what a layer asks for, alike."""
     assert KernelRequest._fields == muse_kernels.KernelRequest._fields
     assert KernelRequest._field_defaults == muse_kernels.KernelRequest._field_defaults
+
+
+class Called(TorchDispatchMode):
+    """The operators that were called, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        self.names.add(function._schema.name)
+        return function(*arguments, **(named or {}))
+
+    def native(self):
+        return any(name.startswith("muse_kernels::native") for name in self.names)
+
+
+def single(value):
+    """An argument in float32 or complex64."""
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return value
+    return value.to(torch.complex64 if value.is_complex() else torch.float32)
+
+
+@pytest.mark.parametrize("operation", PROBLEMS)
+def test_what_was_bound_on_a_cpu_is_not_native_elsewhere(operation, backends):
+    """As in a layer that was built there and moved, to a device that every machine has: its tensors hold no numbers."""
+    native = backends[0][1]
+    for device in ("cuda", "meta", "mps"):
+        assert native.refuse(KernelRequest(operation, device, "float32")) is not None, device
+    bound = BoundKernels(ranked(backends), device="cpu", dtype="float32").bind(operation)
+    problem = {name: single(x) for name, x in next(iter(PROBLEMS[operation](9).values())).items()}
+    with Called() as here:
+        bound(**problem)
+    assert here.native() == (operation in NATIVE)
+    # Operations that turn autocast off go as far as that: torch has no autocast for this device.
+    autocast = suppress(RuntimeError) if operation in ("deep_memory", "fast_weights") else nullcontext()
+    with Called() as there, autocast:
+        bound(**{name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in problem.items()})
+    assert there.names and not there.native()

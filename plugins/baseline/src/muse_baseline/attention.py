@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 from muse_baseline.options import AttentionOptions
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import attend, attend_window, documents, head_size, newest, present, rotate, visible_to
+from muse_core.model.attention import (
+    attend,
+    attend_window,
+    carried_slots,
+    documents,
+    head_size,
+    heads_of,
+    newest,
+    normalised,
+    present,
+    rotate,
+    visible_to,
+)
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
-
-SLOTS = ("key", "value", "visible")
-"""What the state holds of every slot."""
 
 
 class Attention(nn.Module):
@@ -49,7 +58,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         query, key, value, convolved = self.projected(x, state, tokens)
-        state = None if state is None else {name: state[name] for name in SLOTS}
         if self.options.rotary:
             query = rotate(query, tokens.positions, self.options.rotary_base)
             key = rotate(key, tokens.positions, self.options.rotary_base)
@@ -67,31 +75,16 @@ class Attention(nn.Module):
         self, x: Tensor, state: State, tokens: Tokens
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Query (B, N, H, K), key and value (B, N, G, K), convolved and normalised, and the convolution's state."""
-        query, key, value, kept = self.query(x), self.key(x), self.value(x), {}
-        if self.convolution is not None:
-            sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
-            before = None if state is None else state["convolution"]
-            mixed, kept["convolution"] = self.convolution(torch.cat((query, key, value), dim=-1), before, tokens)
-            query, key, value = mixed.split(sizes, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, self.size)) for part in (query, key, value))
-        if self.query_norm is not None and self.key_norm is not None:
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            query, key = self.query_norm(query.to(dtype)), self.key_norm(key.to(dtype))
-            query, key = query.to(value.dtype), key.to(value.dtype)
-        return query, key, value, kept
+        parts = self.query(x), self.key(x), self.value(x)
+        (query, key, value), kept = heads_of(parts, self.size, self.convolution, state, tokens)
+        return normalised(self.query_norm, query), normalised(self.key_norm, key), value, kept
 
     def attend_cached(
         self, query: Tensor, key: Tensor, value: Tensor, state: State, tokens: Tokens
     ) -> tuple[Tensor, State]:
         """Attention to cached slots and the tokens of this call; returns (B, N, H, K) and the new state."""
         window = self.options.window
-        if state is None:
-            slots = window or 0
-            state = {
-                "key": key.new_zeros(key.shape[0], slots, *key.shape[2:]),
-                "value": value.new_zeros(value.shape[0], slots, *value.shape[2:]),
-                "visible": torch.zeros(key.shape[0], slots, dtype=torch.bool, device=key.device),
-            }
+        state = carried_slots(state, key, value, window or 0)
         slots = state["visible"].shape[1]
         own = documents(key, tokens)
         keys = torch.cat((state["key"].to(key.dtype), key), dim=1)

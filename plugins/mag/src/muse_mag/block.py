@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from muse_core.contracts import LayerOutput, State, Tokens
+from muse_core.model.attention import normalised
 from muse_core.model.context import Context
 from muse_core.model.projections import projection
 from muse_mag.options import MagOptions
-from muse_mag.window import WindowAttention, normalised
+from muse_mag.window import WindowAttention
 
 
 class Gate(nn.Module):

@@ -13,15 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import LayerOutput, State, Tokens
-from muse_core.model.attention import Always, attend_window, documents, head_size, newest, present, rotate
+from muse_core.model.attention import (
+    Always,
+    attend_window,
+    carried_slots,
+    documents,
+    head_size,
+    heads_of,
+    newest,
+    normalised,
+    present,
+    rotate,
+)
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_core.model.projections import projection
 from muse_mag.options import SlidingWindowOptions, WindowOptions
 from muse_mag.persistent import PersistentMemory
-
-SLOTS = ("key", "value", "visible")
-"""What the state holds of every slot."""
 
 
 class WindowAttention(nn.Module):
@@ -69,7 +77,7 @@ class WindowAttention(nn.Module):
         if self.options.rotary:
             query = rotate(query, tokens.positions, self.options.rotary_base)
             key = rotate(key, tokens.positions, self.options.rotary_base)
-        slots = self.slots(key, value, state)
+        slots = carried_slots(state, key, value, self.options.window)
         own = documents(key, tokens)
         keys = torch.cat((slots["key"].to(key.dtype), key), dim=1)
         values = torch.cat((slots["value"].to(value.dtype), value), dim=1)
@@ -88,32 +96,11 @@ class WindowAttention(nn.Module):
         last = newest({"key": keys, "value": values, "visible": visible}, self.options.window, tokens.valid)
         return mixed, {**last, "key": last["key"].to(dtype), "value": last["value"].to(dtype), **kept}
 
-    def slots(self, key: Tensor, value: Tensor, state: State) -> dict[str, Tensor]:
-        """The cached slots, empty ones at the start."""
-        if state is not None:
-            return {name: state[name] for name in SLOTS}
-        batch, window = key.shape[0], self.options.window
-        return {
-            "key": key.new_zeros(batch, window, *key.shape[2:]),
-            "value": value.new_zeros(batch, window, *value.shape[2:]),
-            "visible": torch.zeros(batch, window, dtype=torch.bool, device=key.device),
-        }
-
     def projected(self, x: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Query (B, N, H, K), key and value (B, N, G, K), convolved and normalised, and the convolution's state."""
-        query, key, value, kept = self.query(x), self.key(x), self.value(x), {}
-        if self.convolution is not None:
-            sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
-            before = None if state is None else state["convolution"]
-            mixed, kept["convolution"] = self.convolution(torch.cat((query, key, value), dim=-1), before, tokens)
-            query, key, value = mixed.split(sizes, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, self.size)) for part in (query, key, value))
+        parts = self.query(x), self.key(x), self.value(x)
+        (query, key, value), kept = heads_of(parts, self.size, self.convolution, state, tokens)
         return normalised(self.query_norm, query), normalised(self.key_norm, key), value, kept
-
-
-def normalised(norm: nn.Module | None, x: Tensor) -> Tensor:
-    """x in its dtype, divided in fp32 at least."""
-    return x if norm is None else norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 class SlidingWindow(nn.Module):

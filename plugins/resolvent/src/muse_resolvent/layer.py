@@ -166,7 +166,7 @@ class Resolvent(nn.Module):
             measured = metrics(potential, total, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
             mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
         update = mixed if self.channels is not None else self.output(mixed)
-        return LayerOutput(update, kept, {name: found[name] for name in self.publish}, {}, measured)
+        return LayerOutput(update, kept, {name: found[name] for name in sorted(self.publish)}, {}, measured)
 
     def projected(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Values (B, N, H, M) and the gate's pre-activation (B, N, H M); None for what there is not."""
