@@ -10,7 +10,7 @@ from pathlib import Path
 
 from muse_core.data.tokenizers import Numbers
 from muse_core.errors import RecipeError, StorageError
-from muse_core.storage.disk import Disk, leftovers, remove_tree, storage_errors, temporary
+from muse_core.storage.disk import Disk, clear_leftovers, storage_errors, temporary
 from muse_core.training.setup import Setup
 
 
@@ -34,8 +34,7 @@ def filled(target: Path) -> Iterator[Path]:
     partial = temporary(target)
     with storage_errors("export into", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in leftovers(target):
-            remove_tree(Disk(), left)
+        clear_leftovers(Disk(), target)
         partial.mkdir()
         try:
             yield partial

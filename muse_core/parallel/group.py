@@ -275,7 +275,9 @@ def broken(error: BaseException) -> bool:
     """Whether the connection to another process broke, in the core's own code or in that of a plugin, whose name is on
     what became of it: layers gather from other processes, and optimizers of divided weights do."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # ``raise error from error`` makes an error its own cause
+    while cause is not None and not any(cause is one for one in seen):
+        seen.append(cause)
         told = not isinstance(cause, MuseError) and any(part in str(cause) for part in BROKEN)
         if told or isinstance(cause, dist.DistError):
             return True

@@ -76,6 +76,38 @@ def test_what_an_ended_process_left_goes_and_what_another_writes_stays(tmp_path:
     }
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EPERM, "not its owner"), FileNotFoundError(errno.ENOENT, "gone")]
+)
+def test_what_cannot_be_cleared_disturbs_no_writer(tmp_path: Path, error: OSError) -> None:
+    """As what another user's process left in /tmp, or what a second process removes at the same moment."""
+
+    class Refusing(VolatileDisk):
+        def remove(self, path: Path) -> None:
+            if path.name.startswith(f".{ended.pid}."):
+                raise error
+            super().remove(path)
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "report.md"
+    left = tmp_path / f".{ended.pid}.{path.name}.tmp"
+    left.write_text("")
+    os.utime(left, (1.0, 1.0))
+    write_file_atomically(Refusing(), path, b"new")
+    assert path.read_bytes() == b"new" and left.exists()
+
+
+def test_an_interrupt_within_a_write_leaves_nothing(tmp_path: Path) -> None:
+    class Interrupted(VolatileDisk):
+        def rename(self, old: Path, new: Path) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file_atomically(Interrupted(), tmp_path / "report.md", b"new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_exports_into_one_directory_keep_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "exported"
     with pytest.raises(StorageError, match="exported: cannot export into"), filled(target) as slow:
