@@ -42,6 +42,9 @@ def compress(
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
         refuse_several_processes()
+        from muse_core.storage.run_directory import require_run
+
+        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.training.compression import Compression, compress_run
 
         asked = Compression(ratio=ratio, method=method, then=quantize or "none", steps=steps, rounds=rounds)
