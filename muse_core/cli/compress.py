@@ -22,7 +22,7 @@ from muse_core.cli.threads import let_waiting_threads_sleep
               help="Steps of distillation after each round; 0 trains nothing. int8 and int4 have none.")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1, 16),
               help="Reach the ratio in so many rounds, each fitted and distilled.")
-@click.option("--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Directory of the new run [default: runs/<name>-<method>-<time>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of the new run's recipe.")
