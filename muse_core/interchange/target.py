@@ -35,7 +35,7 @@ def filled(target: Path) -> Iterator[Path]:
     """A directory beside ``target`` that takes its place at the end, and goes where something is raised within. Raises
     StorageError where it cannot be written."""
     partial = temporary(target)
-    with storage_errors("export into", target):
+    with storage_errors("write the export", target), _named_as(target, partial):
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(Disk(), target)
         partial.mkdir()
@@ -46,3 +46,15 @@ def filled(target: Path) -> Iterator[Path]:
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _named_as(target: Path, partial: Path) -> Iterator[None]:
+    """A file that could not be written is named by where it was to be, not by where it is made."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename) if isinstance(error.filename, str) else target
+        if named.is_relative_to(partial):
+            error.filename = str(target / named.relative_to(partial))
+        raise

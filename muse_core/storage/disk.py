@@ -24,6 +24,7 @@ from muse_core.errors import StorageError
 ADVICE = {
     errno.ENOSPC: "free some space on that disk",
     errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.EFBIG: "files may not become so large here: raise the limit (ulimit -f), or choose another file system",
     errno.EROFS: "the file system is read-only: choose another directory",
     errno.EACCES: "this user is not permitted to: change the permissions there or choose another directory",
     errno.EPERM: "this user is not permitted to: change the permissions there or choose another directory",
