@@ -189,9 +189,11 @@ def write_file_atomically(disk: Disk, path: Path, data: bytes) -> Written:
     try:
         written = write_new_file(disk, beside, [data])
         disk.rename(beside, path)
-    except BaseException:  # also where Ctrl-C comes in between
+    except BaseException as error:  # also where Ctrl-C comes in between
         with contextlib.suppress(OSError):
             disk.remove(beside)
+        if isinstance(error, OSError) and error.filename == str(beside):
+            error.filename = str(path)  # what a user knows
         raise
     sync_directory(disk, path.parent)
     return written

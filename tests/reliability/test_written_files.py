@@ -14,7 +14,7 @@ import pytest
 from muse_core.errors import StorageError
 from muse_core.interchange.target import filled
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
-from muse_core.storage.disk import STALE, deliver, leftovers, temporary, write_file_atomically
+from muse_core.storage.disk import STALE, Disk, HeldDisk, deliver, leftovers, temporary, write_file_atomically
 
 WRITES = """
 import sys
@@ -96,6 +96,16 @@ def test_what_cannot_be_cleared_disturbs_no_writer(tmp_path: Path, error: OSErro
     os.utime(left, (1.0, 1.0))
     write_file_atomically(Refusing(), path, b"new")
     assert path.read_bytes() == b"new" and left.exists()
+
+
+@pytest.mark.parametrize("kind", [VolatileDisk, HeldDisk])
+def test_a_file_that_cannot_be_made_is_named_by_its_own_name(tmp_path: Path, kind: type[Disk]) -> None:
+    """Its folder is not there; the hidden one under which it is made tells a user nothing."""
+    disk = kind(tmp_path) if kind is HeldDisk else kind()
+    path = tmp_path / "gone" / "report.md"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_file_atomically(disk, path, b"new")
+    assert raised.value.filename == str(path)
 
 
 def test_an_interrupt_within_a_write_leaves_nothing(tmp_path: Path) -> None:
