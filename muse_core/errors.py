@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -55,3 +55,14 @@ class RankLost(MuseError):
     """Another process of the run failed, died or stalled."""
 
     exit_code = 6
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from or while handling, each once: ``raise error from error`` makes one its own
+    cause."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is one for one in found):
+        found.append(cause)
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -22,7 +22,7 @@ from muse_core.cli.threads import let_waiting_threads_sleep
               help="Steps of distillation after each round; 0 trains nothing. int8 and int4 have none.")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1, 16),
               help="Reach the ratio in so many rounds, each fitted and distilled.")
-@click.option("--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Directory of the new run [default: runs/<name>-<method>-<time>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of the new run's recipe.")
@@ -42,6 +42,9 @@ def compress(
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
         refuse_several_processes()
+        from muse_core.storage.run_directory import require_run
+
+        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.training.compression import Compression, compress_run
 
         asked = Compression(ratio=ratio, method=method, then=quantize or "none", steps=steps, rounds=rounds)

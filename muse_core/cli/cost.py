@@ -41,6 +41,14 @@ def cost(
     """
     let_waiting_threads_sleep()
     with guarded():
+        from muse_core.errors import RecipeError
+        from muse_core.storage.run_directory import require_run
+
+        for path in targets:  # before the first is measured, and before torch is imported, which takes seconds
+            if path.is_dir():
+                require_run(path)
+            elif not path.exists():
+                raise RecipeError(f"{path}: no such file or run directory")
         from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
         from muse_core.storage.canonical_json import spelled
         from muse_core.storage.disk import deliver, storage_errors

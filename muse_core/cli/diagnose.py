@@ -36,6 +36,9 @@ def diagnose(
     """
     let_waiting_threads_sleep()
     with guarded():
+        from muse_core.storage.run_directory import require_run
+
+        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.evaluation.diagnostics import diagnose as read
         from muse_core.evaluation.diagnostics import own_checks
         from muse_core.storage.canonical_json import spelled

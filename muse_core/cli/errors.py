@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,12 +14,14 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from muse_core.errors import MuseError, PluginError, StorageError
+from muse_core.errors import MuseError, PluginError, StorageError, causes
 from muse_core.parallel.meeting import spoken_by, told_to_others
 from muse_core.storage.disk import refusal
 from muse_core.training.stop import heeded
 
 INTERRUPTED = 130
+INTERRUPT = re.compile(r"^(\w+: )*KeyboardInterrupt: ", re.MULTILINE)
+"""As pybind11 writes one of its own into an error of torch, alone or at the end of TorchScript's traceback."""
 
 
 @contextlib.contextmanager
@@ -75,7 +78,8 @@ def guarded() -> Iterator[None]:
     """
     _replace_what_cannot_be_written()
     try:
-        yield
+        with _interrupts():
+            yield
     except MuseError as error:
         speaks, code = told_to_others(str(error), error.exit_code, error)
         if speaks and str(error):
@@ -105,6 +109,18 @@ def guarded() -> Iterator[None]:
             _say(spoken_by() + sentence)
         drop_what_cannot_be_written()
         raise SystemExit(code) from None
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raises KeyboardInterrupt for one that came while C++ called Python, as torch does in recorded steps: it arrives
+    as a RuntimeError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if any(isinstance(one, RuntimeError) and INTERRUPT.search(str(one)) for one in causes(error)):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def drop_what_cannot_be_written() -> None:

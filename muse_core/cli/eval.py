@@ -57,8 +57,11 @@ def evaluate(
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.suites import chosen
+        from muse_core.storage.run_directory import require_run
 
-        suites = chosen(names)  # before torch is imported, which takes seconds
+        for run in runs:  # before the first is measured, and before torch is imported, which takes seconds
+            require_run(run)
+        suites = chosen(names)
         from muse_core.evaluation.runs import evaluate_run, table
         from muse_core.storage.canonical_json import spelled
 

@@ -32,7 +32,9 @@ def export(run: Path, directory: Path, form: str, dtype: str | None, length: int
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.errors import RecipeError
+        from muse_core.storage.run_directory import require_run
 
+        require_run(run)  # before torch is imported, which takes seconds
         if form == "torch" and dtype is not None or form == "hf" and length is not None:
             raise RecipeError("--dtype goes with --to hf, and --length with --to torch")
         with contextlib.redirect_stdout(sys.stderr):

@@ -53,6 +53,9 @@ def generate(
     let_waiting_threads_sleep()
     with guarded(), _warnings_afterwards():
         from muse_core.errors import RecipeError
+        from muse_core.storage.run_directory import require_run
+
+        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.model import generation
         from muse_core.training.trained import open_trained
 

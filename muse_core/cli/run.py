@@ -14,6 +14,7 @@ from muse_core.cli.process import outlive_output
 from muse_core.cli.threads import let_waiting_threads_sleep
 from muse_core.errors import RecipeError
 from muse_core.parallel.meeting import agree_on_start, meeting
+from muse_core.storage.run_directory import require_directory
 
 
 @click.command(cls=Answering, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,6 +79,7 @@ def main(
         with meeting() as ranks:
             agree_on_start(ranks, sys.argv[1:], [recipe, locked, None if resume is None else resume / "recipe.toml"])
             if resume is not None:
+                require_directory(resume)  # before torch is imported, which takes seconds
                 from muse_core.cli.launch import resumed
 
                 resumed(
@@ -133,6 +135,8 @@ def _start_processes(
     if locked is not None:
         checked = read_lock(locked).check(overrides)
     else:
+        if resume is not None:
+            require_directory(resume)
         path = recipe if resume is None else resume / "recipe.toml"
         checked = read_recipe(path, overrides)
     check_sizes(checked.recipe, processes)

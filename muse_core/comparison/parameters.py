@@ -36,15 +36,15 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
             setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
             try:
                 setup = _tried(cell(read, output, variant, read.plan.seeds[0], value, tuning=False), built)
+                inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
+                found = _unequal_time(setup) if value is None and read.plan.budget is not None else []
             except MuseError as error:
                 found = error.problems if isinstance(error, RecipeError) else [str(error)]
-                # What is wrong with the recipe itself is said once.
-                problems += [f"variant {variant.name!r}{setting}: {one}" for one in found if one not in without_value]
-                without_value = without_value if setting else found
+            # What is wrong with the recipe itself is said once.
+            problems += [f"variant {variant.name!r}{setting}: {one}" for one in found if one not in without_value]
+            without_value = without_value if setting else found
+            if found:
                 continue
-            if value is None and read.plan.budget is not None:
-                problems += [f"variant {variant.name!r}: {problem}" for problem in _unequal_time(setup)]
-            inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
             if value is None:
                 texts[variant.name] = _text(setup, read.plan)
                 counts[variant.name] = (

@@ -96,7 +96,11 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
             if len(ends) % REPORT_EVERY == 0:
                 report("reading documents", len(ends), None)
     if not ends:
-        raise DataError("the source has no text: every document is empty, or there is none")
+        raise DataError(
+            "the source has no document - check [data]" if not empty else
+            f"the source has no text: its {empty:,} document{'s are' if empty > 1 else ' is'} empty, or without a "
+            f"value in the column, the first of them {first} - check [data]"
+        )
     report("reading documents", len(ends), len(ends))
     left_out = (
         f"{empty:,} of {empty + len(ends):,} documents have no text (empty, or without a value in the column) and were "

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from muse_core.errors import MuseError, RankLost, RecipeError
+from muse_core.errors import MuseError, RankLost, RecipeError, causes
 from muse_core.parallel import watch as watching
 from muse_core.parallel.environment import Launched
 from muse_core.parallel.sequence import Sequence
@@ -274,10 +274,8 @@ class Group:
 def broken(error: BaseException) -> bool:
     """Whether the connection to another process broke, in the core's own code or in that of a plugin, whose name is on
     what became of it: layers gather from other processes, and optimizers of divided weights do."""
-    cause: BaseException | None = error
-    while cause is not None:
-        told = not isinstance(cause, MuseError) and any(part in str(cause) for part in BROKEN)
-        if told or isinstance(cause, dist.DistError):
-            return True
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return False
+    return any(
+        isinstance(cause, dist.DistError)
+        or (not isinstance(cause, MuseError) and any(part in str(cause) for part in BROKEN))
+        for cause in causes(error)
+    )

@@ -32,6 +32,8 @@ SECTIONS = {
 """Sections with pictures: heading, and what is said where there is none."""
 SENTENCE = 60
 """Characters above which a cell holds a sentence."""
+WORD = 20
+"""Characters above which a word, such as a path, may be broken anywhere."""
 
 
 def page(
@@ -124,8 +126,10 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A sentence keeps a width at which it can be read, however narrow the page is."""
-    start = '<td class="sentence">' if len(text) > SENTENCE else "<td>"
+    """A sentence keeps a width at which it can be read, and words stay whole, however narrow the page is."""
+    kinds = {"sentence": len(text) > SENTENCE, "broken": any(len(word) > WORD for word in text.split())}
+    told = " ".join(kind for kind, holds in kinds.items() if holds)
+    start = f'<td class="{told}">' if told else "<td>"
     return f"{start}{_text(text)}</td>"
 
 

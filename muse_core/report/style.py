@@ -24,7 +24,8 @@ figcaption { font-weight: 600; margin-bottom: .3rem; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; min-width: 34rem; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; min-width: 4.5rem; }
+td { overflow-wrap: break-word; min-width: 4.5rem; }
+td.broken { overflow-wrap: anywhere; }
 td.sentence { min-width: 16rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem; overflow-x: auto; font: 13px/1.45 ui-monospace,
   monospace; margin: .5rem 0; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,22 @@ def write_report(runs: Sequence[RunRead], folder: Path, *, before: Sequence[tupl
     text = page(runs, charts, script(), before=before)
     drawn = {chart.name: png(chart) for chart in _all(charts)}
     target = folder / PAGE
+    missing = [one for one in (folder / PICTURES, folder) if not one.exists()]
     with storage_errors("write the report", folder):
         disk = Disk()
-        make_directory(disk, folder / PICTURES)
-        for name, data in drawn.items():
-            write_file_atomically(disk, folder / PICTURES / f"{name}.png", data)
-        for old in (folder / PICTURES).glob("*.png"):
-            if old.stem not in drawn:
-                old.unlink()
-        write_file_atomically(disk, target, text.encode())
+        try:
+            make_directory(disk, folder / PICTURES)
+            for name, data in drawn.items():
+                write_file_atomically(disk, folder / PICTURES / f"{name}.png", data)
+            for old in (folder / PICTURES).glob("*.png"):
+                if old.stem not in drawn:
+                    old.unlink()
+            write_file_atomically(disk, target, text.encode())
+        except BaseException:
+            for one in missing:
+                with contextlib.suppress(OSError):  # it holds pictures that were written
+                    one.rmdir()
+            raise
     return target
 
 

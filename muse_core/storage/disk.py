@@ -24,6 +24,7 @@ from muse_core.errors import StorageError
 ADVICE = {
     errno.ENOSPC: "free some space on that disk",
     errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.EFBIG: "files may not become so large here: raise the limit (ulimit -f), or choose another file system",
     errno.EROFS: "the file system is read-only: choose another directory",
     errno.EACCES: "this user is not permitted to: change the permissions there or choose another directory",
     errno.EPERM: "this user is not permitted to: change the permissions there or choose another directory",
@@ -184,14 +185,15 @@ def write_file_atomically(disk: Disk, path: Path, data: bytes) -> Written:
     """Replaces a file: after a crash either the old or the new content is there, whole; durable on return. Several
     processes may do so at once: the last one's content stays."""
     beside = temporary(path)
-    for left in leftovers(path):
-        remove_tree(disk, left)
+    clear_leftovers(disk, path)
     try:
         written = write_new_file(disk, beside, [data])
         disk.rename(beside, path)
-    except OSError:
+    except BaseException as error:  # also where Ctrl-C comes in between
         with contextlib.suppress(OSError):
             disk.remove(beside)
+        if isinstance(error, OSError) and error.filename == str(beside):
+            error.filename = str(path)  # what a user knows
         raise
     sync_directory(disk, path.parent)
     return written
@@ -213,6 +215,17 @@ def leftovers(path: Path) -> list[Path]:
             if left == temporary(path) or (_ended(number) and time.time() - left.lstat().st_mtime > STALE):
                 found.append(left)
     return found
+
+
+def clear_leftovers(disk: Disk, path: Path) -> None:
+    """Removes ``leftovers(path)``. What stays, as another user's in a folder of all or what another process removes at
+    the same moment, disturbs nothing, unless it is under this process's own name. Raises OSError for that."""
+    for left in leftovers(path):
+        try:
+            remove_tree(disk, left)
+        except OSError:
+            if left == temporary(path):
+                raise
 
 
 def _ended(number: str) -> bool:

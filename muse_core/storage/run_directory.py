@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Sequence
@@ -194,8 +195,8 @@ class RunDirectory:
             if new:
                 missing = [folder for folder in (path, *path.parents) if not folder.exists()]
                 make_directory(disk, path)
-            elif not path.is_dir():
-                raise StorageError(f"{path}: there is no such run directory - name the directory of a run to resume")
+            else:
+                require_directory(path)
         real = Path(os.path.realpath(path))
         lock = RunLock(real, disk)
         if type(disk) is Disk:  # a test's own keeps its behaviour
@@ -233,9 +234,29 @@ def require_run(path: Path, *, asked_by: str = "", to: str = "") -> None:
     if (path / "recipe.toml").is_file():
         return
     before = f"{asked_by}: " if asked_by else ""
-    below = [str(one) for one in reversed(runs_below(path, depth=2))]
-    named = f", such as {', '.join(below[:MOST_NAMED])}" if below else ""
-    raise StorageError(f"{before}{path}: holds no run (it has no recipe.toml) - name the directory of a run{to}{named}")
+    raise StorageError(
+        f"{before}{path}: holds no run (it has no recipe.toml) - name the directory of a run{to}{_such_as(path)}"
+    )
+
+
+def require_directory(path: Path) -> None:
+    """Raises StorageError where there is no directory in which a run could go on; whether it holds one is seen once it
+    is claimed."""
+    if not path.is_dir():
+        raise StorageError(
+            f"{path}: there is no such run directory - name the directory of a run to resume{_such_as(path)}"
+        )
+
+
+def _such_as(path: Path) -> str:
+    """Some runs below a folder, the newest first; where there is none of this name, those beside it of a name like
+    it."""
+    if os.path.lexists(path):
+        named = [str(one) for one in reversed(runs_below(path, depth=2))]
+    else:
+        beside = {one.name: str(one) for one in runs_below(path.parent, depth=1)}
+        named = [beside[name] for name in difflib.get_close_matches(path.name, beside, MOST_NAMED)]
+    return f", such as {', '.join(named[:MOST_NAMED])}" if named else ""
 
 
 def runs_below(path: Path, depth: int) -> list[Path]:

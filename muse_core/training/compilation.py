@@ -39,16 +39,24 @@ def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block, in place, for calls in training mode with gradients: evaluations and probes, whose shapes are
-    others, stay as they were. Blocks that are compiled already stay so. Raises RecipeError where there is none."""
-    blocks = [block for _, block in blocks_of(model)]
+    others, stay as they were. Blocks that are compiled already stay so. Raises RecipeError where there is none, and for
+    one with a ``forward`` of its own, which would be passed over for that of its class."""
+    blocks = dict(blocks_of(model))
     if not blocks:
         raise RecipeError(
             f"train.compile: {type(model).__name__} keeps no list of blocks (nn.ModuleList) to be compiled one by "
             "one - set train.compile = true (the whole model; not with parallel.shard above 1) or false"
         )
     functions: dict[Any, Callable[..., Any]] = {}
-    for block in blocks:
-        if not isinstance(vars(block).get("forward"), CompiledForward):
+    for name, block in blocks.items():
+        own = vars(block).get("forward")
+        if own is not None and not isinstance(own, CompiledForward):
+            raise RecipeError(
+                f"train.compile: {name} has a forward that was set on it and is not its class's, and blocks are "
+                "compiled by their classes - set train.compile = true (the whole model; not with parallel.shard above "
+                "1) or false"
+            )
+        if own is None:
             kind = kind_of(block)
             if kind not in functions:
                 functions[kind] = torch.compile(with_own_code(through, f"block_of_kind_{len(functions)}"))

@@ -184,6 +184,23 @@ def test_exit_codes(error, code, capsys):
     assert capsys.readouterr().err in ("a\n", "interrupted\n")
 
 
+TOLD = "KeyboardInterrupt: <EMPTY MESSAGE>\n\nAt:\n  torch/_library/custom_ops.py(440): backend_impl\n"
+
+
+@pytest.mark.parametrize("through", [None, PluginError("the layer raised")])
+@pytest.mark.parametrize("before", ["", "The operation failed in the TorchScript interpreter.\nRuntimeError: "])
+def test_an_interrupt_that_torch_gives_another_type_is_one(before, through, capsys):
+    """As one arrives that comes while C++ calls Python."""
+    interrupt = RuntimeError(before + TOLD)
+    with pytest.raises(SystemExit) as stopped, guarded():
+        if through is None:
+            raise interrupt
+        raise through from interrupt
+    assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(RuntimeError), guarded():
+        raise RuntimeError("a KeyboardInterrupt: is only told of")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback():
     code = "from muse_core.cli.errors import guarded\nwith guarded(): raise KeyError('x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

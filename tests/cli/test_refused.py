@@ -205,3 +205,33 @@ def test_memory_of_the_processor_that_ran_out_is_a_row_of_the_table(monkeypatch:
     monkeypatch.setattr(targets, "training_cost", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         targets.measure_step(target, 8, None, 1)
+
+
+ASKED = [
+    "eval {run} {gone}", "generate {gone} --prompt a", "diagnose {gone}", "compress {gone}", "export {gone} x",
+    "cost {run} {gone}", "show {gone}", "report {gone}", "compare {gone} {run}",
+]
+
+
+def test_a_run_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    """Before torch is imported, before the first of several is measured, and with the name that was meant."""
+    run_in(tmp_path, "phase2-base")
+    run, gone = tmp_path / "phase2-base", tmp_path / "phase2-bse"
+    program = """
+import sys
+from click.testing import CliRunner
+from muse_core.cli import muse
+from muse_core.cli.run import main
+commands = [(muse, line.split()) for line in sys.argv[2:]] + [(main, ["--resume", sys.argv[1]])]
+for command, arguments in commands:
+    result = CliRunner().invoke(command, arguments)
+    print(result.exit_code, result.stderr.strip(), arguments[0], result.exception)
+print("torch" in sys.modules)
+"""
+    asked = [text.format(run=run, gone=gone) for text in ASKED]
+    done = subprocess.run([sys.executable, "-c", program, str(gone), *asked], capture_output=True, text=True)
+    *lines, imported = done.stdout.splitlines()
+    assert len(lines) == len(asked) + 1 and imported == "False", done.stdout + done.stderr
+    for line in lines:
+        meant = f"such as {run}" if "no such file" not in line else "no such file or run directory"
+        assert line[:2] in ("3 ", "2 ") and f"{gone}: " in line and meant in line, line

@@ -114,8 +114,8 @@ def trained_on_anything(tmp_path_factory):
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ([], "no text"),
-        (["", ""], "no text"),
+        ([], "the source has no document"),
+        (["", ""], "its 2 documents are empty, or without a value in the column, the first of them text 0"),
         (["one"], "has 1 document, too few"),
         (["a", "b", "c"], "has 3 documents, too few"),
         (["fine", "lone surrogate \ud800", "c", "d"], "text 1 is not valid Unicode"),

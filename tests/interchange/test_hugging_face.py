@@ -182,13 +182,18 @@ def test_files_tell_nothing_of_the_machine(trained: Any, tmp_path: Path) -> None
     assert all(path.stat().st_mode & stat.S_IROTH for path in folder.iterdir())
 
 
-def test_refusals_leave_nothing_behind(trained: Any, tmp_path: Path) -> None:
+def test_refusals_leave_nothing_behind(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("mine")
     assert "is not an empty directory" in refused(trained("resolvent"), full)
     assert "holds no run" in refused(tmp_path / "nowhere", tmp_path / "hf")
     assert "has no checkpoint of step 77" in refused(trained("resolvent"), tmp_path / "hf", "--step", 77)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (Path("."), tmp_path / "here"):
+        assert f"{here}: is the working directory, which cannot be exchanged" in refused(trained("resolvent"), here)
+    (tmp_path / "here").rmdir()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "modules") == ["full"]
     assert (full / "mine.txt").read_text() == "mine"
 

@@ -137,6 +137,8 @@ def test_a_connection_that_breaks_in_a_plugins_code_is_no_fault_of_the_plugin() 
     assert broken(reset) and broken(caused(PluginError("optimizer 'muon' raised"), reset))
     assert not broken(caused(PluginError("optimizer 'muon' raised"), ZeroDivisionError("gain")))
     assert not broken(RecipeError("several processes on GPUs need NCCL, and this torch is built without it"))
+    fault = ValueError("raised from itself")
+    assert not broken(caused(fault, fault)) and not broken(caused(PluginError("raised"), fault))
 
 
 def caused(error: Exception, by: Exception) -> Exception:

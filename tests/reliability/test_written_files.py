@@ -14,7 +14,7 @@ import pytest
 from muse_core.errors import StorageError
 from muse_core.interchange.target import filled
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
-from muse_core.storage.disk import STALE, deliver, leftovers, temporary, write_file_atomically
+from muse_core.storage.disk import STALE, Disk, HeldDisk, deliver, leftovers, temporary, write_file_atomically
 
 WRITES = """
 import sys
@@ -76,15 +76,65 @@ def test_what_an_ended_process_left_goes_and_what_another_writes_stays(tmp_path:
     }
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EPERM, "not its owner"), FileNotFoundError(errno.ENOENT, "gone")]
+)
+def test_what_cannot_be_cleared_disturbs_no_writer(tmp_path: Path, error: OSError) -> None:
+    """As what another user's process left in /tmp, or what a second process removes at the same moment."""
+
+    class Refusing(VolatileDisk):
+        def remove(self, path: Path) -> None:
+            if path.name.startswith(f".{ended.pid}."):
+                raise error
+            super().remove(path)
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "report.md"
+    left = tmp_path / f".{ended.pid}.{path.name}.tmp"
+    left.write_text("")
+    os.utime(left, (1.0, 1.0))
+    write_file_atomically(Refusing(), path, b"new")
+    assert path.read_bytes() == b"new" and left.exists()
+
+
+@pytest.mark.parametrize("kind", [VolatileDisk, HeldDisk])
+def test_a_file_that_cannot_be_made_is_named_by_its_own_name(tmp_path: Path, kind: type[Disk]) -> None:
+    """Its folder is not there; the hidden one under which it is made tells a user nothing."""
+    disk = kind(tmp_path) if kind is HeldDisk else kind()
+    path = tmp_path / "gone" / "report.md"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_file_atomically(disk, path, b"new")
+    assert raised.value.filename == str(path)
+
+
+def test_an_interrupt_within_a_write_leaves_nothing(tmp_path: Path) -> None:
+    class Interrupted(VolatileDisk):
+        def rename(self, old: Path, new: Path) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file_atomically(Interrupted(), tmp_path / "report.md", b"new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_exports_into_one_directory_keep_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "exported"
-    with pytest.raises(StorageError, match="exported: cannot export into"), filled(target) as slow:
+    with pytest.raises(StorageError, match="exported: cannot write the export"), filled(target) as slow:
         (slow / "weights").write_text("slow")
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", os.getppid)
             with filled(target) as quick:
                 (quick / "weights").write_text("quick")
     assert (target / "weights").read_text() == "quick" and [one.name for one in tmp_path.iterdir()] == ["exported"]
+
+
+def test_an_export_that_fails_names_the_file_where_it_was_to_be(tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    with pytest.raises(StorageError) as raised, filled(target) as partial:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(partial / "deep" / "model.safetensors"))
+    assert str(raised.value).startswith(f"{target}/deep/model.safetensors: cannot write the export: File too large - ")
+    assert "raise the limit (ulimit -f)" in str(raised.value) and not list(tmp_path.iterdir())
 
 
 def test_a_text_is_delivered_behind_a_link_and_into_a_pipe(tmp_path: Path) -> None:

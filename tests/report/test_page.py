@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from muse_core.report.charts import BEGINNING, MOST_POINTS, all_charts, thinned
 from muse_core.report.page import SECTIONS, _table, page
 from muse_core.report.reading import read_run, read_runs
 from muse_core.report.tables import Table, events_table, key_numbers, monitors_table, recipe_differences
+from muse_core.report.writing import write_report
 
 ALWAYS = {*SECTIONS, "sample", "monitors", "events", "recipe", "lock"}
 
@@ -199,6 +201,19 @@ def test_a_damaged_file_is_named(made_run, name, content):
     (path / name).write_text(content)
     with pytest.raises(StorageError, match=re.escape(f"{path / name}: is ")):
         read_run(path)
+
+
+def test_a_report_that_cannot_be_written_leaves_no_empty_folders(made_run, tmp_path):
+    runs, limits = read_runs([made_run("one")]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "out", tmp_path / "mine"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(StorageError, match=r"cannot write the report: File too large - .*\(ulimit -f\)"):
+                write_report(runs, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "mine").iterdir())
 
 
 def test_a_directory_that_is_no_run_and_a_run_named_twice_are_refused(made_run, tmp_path):

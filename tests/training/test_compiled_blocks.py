@@ -168,6 +168,13 @@ def test_a_model_without_blocks_is_refused() -> None:
         compiled(nn.Linear(2, 2), "blocks")
 
 
+def test_a_forward_that_was_set_on_a_block_is_not_passed_over(make: Callable[..., Any]) -> None:
+    model = make(LAYERS["attention"], depth=2)
+    model.blocks[1].forward = functools.partial(type(model.blocks[1]).forward, model.blocks[1])
+    with pytest.raises(RecipeError, match=r"train.compile: blocks.1 has a forward that was set on it"):
+        compiled(model, "blocks")
+
+
 def test_a_run_that_is_stopped_goes_on_as_a_plain_one(
     table: Table, go: Any, losses: Any, counter: Any, interrupted: Callable[[int], Any]
 ) -> None:

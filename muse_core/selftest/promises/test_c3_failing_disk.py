@@ -49,7 +49,7 @@ def test_every_call_may_fail(tmp_path, calls, error, short):
                 checkpoints.commit(snapshot(step), certified=True)
                 acknowledged = step
         assert raised.value.exit_code == 3
-        assert f"needs {bytes_needed(snapshot(acknowledged + 1))} bytes" in str(raised.value)
+        assert f"needs {bytes_needed(snapshot(acknowledged + 1)):,} bytes" in str(raised.value)
         assert disk.failed is not None
         assert disk.repeated_syncs == []
 

@@ -129,9 +129,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     checkpoints = run_with(tmp_path, (1, 2))
     disk = Full()
     needed = bytes_needed(snapshot(3))
-    with pytest.raises(StorageError, match=f"needs {needed} bytes and 1000 are free - free {needed - 1000} bytes more"):
+    with pytest.raises(StorageError, match=f"needs {needed:,} bytes and 1,000 are free - free {needed - 1000:,} more"):
         Checkpoints(tmp_path, disk=disk).commit(snapshot(3))
-    with pytest.raises(StorageError, match=f"needs {needed} bytes"):
+    with pytest.raises(StorageError, match=f"needs {needed:,} bytes"):
         Checkpoints(tmp_path, disk=disk).check_space(snapshot(3))
     assert not [name for name in disk.names if name.startswith(("write", "mkdir", "rename"))]
     assert numbers(checkpoints) == [2, 1]

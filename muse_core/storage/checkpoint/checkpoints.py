@@ -85,7 +85,7 @@ class Checkpoints:
         try:
             inside(self.directory.parent, self.directory)  # again: it may have been exchanged for a link since
             needed = self._bytes_needed(snapshot)
-            with storage_errors("write a checkpoint", self.directory, f" (it needs {needed} bytes)"):
+            with storage_errors("write a checkpoint", self.directory, f" (it needs {needed:,} bytes)"):
                 number = commit(
                     self.disk,
                     self.ranks,
@@ -107,7 +107,7 @@ class Checkpoints:
     def check_space(self, snapshot: Snapshot) -> int:
         """Bytes that a generation of this snapshot needs; StorageError if the disk or the quota has no room for it."""
         needed = self._bytes_needed(snapshot)
-        with storage_errors("write a checkpoint", self.directory, f" (it needs {needed} bytes)"):
+        with storage_errors("write a checkpoint", self.directory, f" (it needs {needed:,} bytes)"):
             if self.ranks.rank == 0:
                 make_directory(self.disk, self.directory)
                 check_free_space(self.disk, self.directory, needed)

@@ -109,7 +109,7 @@ def check_free_space(disk: Disk, directory: Path, needed: int) -> None:
     free = disk.free_space(directory)
     if free < needed:
         raise StorageError(
-            f"{directory}: a checkpoint needs {needed} bytes and {free} are free - free {needed - free} bytes more, "
+            f"{directory}: a checkpoint needs {needed:,} bytes and {free:,} are free - free {needed - free:,} more, "
             "lower checkpoint.keep, or continue the run on a larger disk"
         )
 
