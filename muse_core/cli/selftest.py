@@ -32,8 +32,8 @@ def selftest(is_long: bool, only: str | None, seed: int | None) -> None:
         for name in names:
             if name not in PROMISES:
                 raise RecipeError(f"--only: there is no promise {name!r}{suggestion(name, PROMISES, 'there are')}")
-        if find_spec("pytest") is None:
-            raise PluginError("the tests need pytest - pip install 'muse-core[test]'")
+        if missing := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
+            raise PluginError(f"the tests need {' and '.join(missing)} - pip install 'muse-core[test]'")
         options = [*(["--long"] if is_long else []), *(["--seed", str(seed)] if seed is not None else [])]
         command = [sys.executable, "-P", "-m", "muse_core.selftest.run", "--only", ",".join(names), *options]
         environment = {key: value for key, value in os.environ.items() if key not in ("MUSE_STRICT", "PYTEST_ADDOPTS")}

@@ -1,5 +1,6 @@
 """What the machine can run is said per backend, and whatever is broken is a line."""
 
+import importlib.util
 import json
 
 import attrs
@@ -90,3 +91,12 @@ def test_folders_that_are_not_there_yet_have_room_in_their_parents(monkeypatch, 
     found = doctor._folders()
     assert found["encoded text"].startswith(f"{tmp_path / 'a' / 'b'}, ") and "GiB free" in found["runs"]
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("absent", [["hypothesis"], ["pytest", "hypothesis"]])
+def test_the_selftest_names_what_it_needs(absent, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+    result = CliRunner().invoke(muse, ["selftest", "--only", "C7"])
+    needed = f"the tests need {' and '.join(absent)} - pip install 'muse-core[test]'\n"
+    assert (result.exit_code, result.stderr) == (5, needed)
