@@ -7,7 +7,8 @@ Cells (``--cells`` chooses): a model on one GPU, plain and compiled; on several 
 (fsdp) and with two divided copies (hybrid, from four processes on), where the rows of a batch grow with the processes,
 so that equal tokens/s a GPU is a scaling of 1; and one row of ``--row`` tokens whose tokens are divided among the
 processes: as recipes/experiments/million_tokens.toml has it (row), twice as wide (row-wide), and with nothing computed
-again in the backward pass (row-kept). ``recorded``: with ``train.cuda_graph``. Rows are read as one text, as is usual
+again in the backward pass (row-kept). ``compiled``: the model as a whole; ``blocks``: block by block; ``recorded``:
+with ``train.cuda_graph``. Rows are read as one text, as is usual
 where a Transformer is measured; ``--documents`` keeps documents apart by masks, as recipes do. Cells of one process run
 side by side, one on each GPU. A cell that fails or takes longer than ``--limit`` is said and left out; the others are
 measured. ``--repeats`` measures all cells so many times over, one after the other, and the table has the median of
@@ -54,7 +55,7 @@ SIZES = {
 }
 ROWS = ("row", "row-wide", "row-kept", "row-recorded", "row-kept-recorded")
 ONE = ("transformer", "phase2", "transformer-compiled", "phase2-compiled", "transformer-recorded", "phase2-recorded",
-       *ROWS)
+       "transformer-blocks-recorded", "phase2-blocks-recorded", *ROWS)
 SEVERAL = ("transformer-ddp", "transformer-fsdp", "transformer-hybrid", "transformer-ddp-recorded", "phase2-ddp",
            "phase2-fsdp", "phase2-ddp-recorded", *ROWS)
 SAVED = ("transformer", "transformer-ddp", "transformer-fsdp")
@@ -68,7 +69,7 @@ def recipe(cell: str, processes: int, chosen: argparse.Namespace) -> dict[str, A
     train: dict[str, Any] = {
         "batch_size": rows * processes, "micro_batch": min(rows, chosen.micro or rows),
         "sequence_length": 128 if small else 2048,
-        "compile": "compiled" in ways, "check_compiled": False,
+        "compile": "blocks" if "blocks" in ways else "compiled" in ways, "check_compiled": False,
     }
     parallel: dict[str, Any] = {}
     if "fsdp" in ways or "hybrid" in ways:
@@ -198,7 +199,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
 def limit_of(cell: str, chosen: argparse.Namespace) -> float:
     """Seconds that a cell may take."""
-    return chosen.limit * (2 if "compiled" in cell else 1)
+    return chosen.limit * (2 if {"compiled", "blocks"} & set(cell.split("-")) else 1)
 
 
 def start(processes: int, cells: list[str], gpus: str | None, chosen: argparse.Namespace) -> None:
