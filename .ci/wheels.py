@@ -21,8 +21,8 @@ def distributions() -> list[Path]:
 
 
 def build(folder: Path, hook: str = "build_wheel") -> list[Path]:
-    """The wheels, as pip asks a build backend for them (``build_wheel`` or ``build_editable``), and all in this process:
-    pip starts several for each, which takes most of the time."""
+    """The wheels, as pip asks a build backend for them by ``build_wheel`` or ``build_editable``, and all in this
+    process: pip starts several for each, which takes most of the time."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.whl"):
