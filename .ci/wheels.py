@@ -20,9 +20,9 @@ def distributions() -> list[Path]:
     return [ROOT, ROOT / "kernels", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
 
-def build(folder: Path) -> list[Path]:
-    """The wheels, as pip asks a build backend for them, and all in this process: pip starts several for each, which
-    takes most of the time."""
+def build(folder: Path, hook: str = "build_wheel") -> list[Path]:
+    """The wheels, as pip asks a build backend for them by ``build_wheel`` or ``build_editable``, and all in this
+    process: pip starts several for each, which takes most of the time."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.whl"):
@@ -31,7 +31,7 @@ def build(folder: Path) -> list[Path]:
         system = tomllib.loads((distribution / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
         backend = importlib.import_module(system["build-backend"])
         with contextlib.chdir(distribution):
-            backend.build_wheel(str(folder))
+            getattr(backend, hook)(str(folder))
     return sorted(folder.glob("*.whl"))
 
 

@@ -47,7 +47,7 @@ def test_equals_the_recursion_over_many_chunks(backend, kind, sites):
 @pytest.mark.parametrize("backend", ("torch", "native"))
 @pytest.mark.parametrize("kind", ("complex", "real", "constant"))
 def test_gradcheck_of_first_and_second_derivatives(backend, kind):
-    p = draw(6, kind, batch=1, width=2)
+    p = draw(4, kind, batch=1, width=2)
     tridiagonal = (p.diagonal, p.lower, p.upper, p.energy)
     left = lambda *x: causal_resolvent_diagonal(*x[:4], initial=x[4], backend=backend)  # noqa: E731
     apply = lambda *x: sum(causal_resolvent_apply(*x[:5], initial=x[5:], backend=backend), ())  # noqa: E731

@@ -57,6 +57,8 @@ def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     yield
+    while STARTED:  # of a test that failed, one would train on for hours
+        STARTED.pop().kill()
 
 
 @pytest.fixture
@@ -69,11 +71,16 @@ def recipe(tmp_path: Path) -> Path:
 invoke = partial(called, main)
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
 def start(*arguments: object, before: str = "", **pipes: Any) -> subprocess.Popen[str]:
     """The command in a process of its own, after the Python code ``before``."""
     program = f"{before}\nfrom muse_core.cli.run import main\nmain()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return warm.Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes})
+    process = warm.Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes})
+    STARTED.append(process)
+    return process
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], steps: int = 1) -> None:

@@ -1,21 +1,27 @@
 """A run stands alone: what is opened later comes from its directory, from any folder, without its text; what differs is
-said, and refused where it changes a number. Real processes."""
+said, and refused where it changes a number."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+from click import Command
+from click.testing import CliRunner
 
+from muse_core.cli import muse as muse_command
 from muse_core.cli.generate import _warnings_afterwards
+from muse_core.cli.run import main as run_command
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe.writing import to_toml
 from muse_core.testing import warm
@@ -49,18 +55,26 @@ final_tokens = 64
 every = 2
 """
 WORDS = "the quick brown fox jumps over the lazy dog and sings of rivers mountains and rain".split()
-RUN, MUSE = "from muse_core.cli.run import main; main()", "from muse_core.cli import muse; muse()"
+MUSE = "from muse_core.cli import muse; muse()"
 
 
 def paragraphs(count: int, words: list[str]) -> str:
     return "\n\n".join(" ".join(words[(i * j + i) % len(words)] for j in range(1, 30)) for i in range(1, count + 1))
 
 
-def process(program: str, *arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return warm.run(
-        [sys.executable, "-c", program, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
-        encoding="utf-8", errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
+def called(command: Command, *arguments: object, folder: Path, **environment: str) -> CompletedProcess[str]:
+    """The command in this process, in a folder."""
+    line = [str(argument) for argument in arguments]
+    with contextlib.chdir(folder):
+        ended = CliRunner(env=environment).invoke(command, line, catch_exceptions=False)
+    return CompletedProcess(line, ended.exit_code, ended.stdout, ended.stderr)
+
+
+def process(*arguments: str, **options: Any) -> CompletedProcess[Any]:
+    """``muse`` in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("env", {})
+    line = [sys.executable, "-c", MUSE, *arguments]
+    return warm.run(line, capture_output=True, timeout=120, env=environment, **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +83,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     (folder / "text.txt").write_text(paragraphs(60, WORDS))
     (folder / "tiny.toml").write_text(RECIPE.format(text=folder / "text.txt"))
-    done = process(RUN, "tiny.toml", "--run-dir", "run", folder=folder, MUSE_CACHE=str(folder / "cache"))
+    done = called(run_command, "tiny.toml", "--run-dir", "run", folder=folder, MUSE_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,13 +95,14 @@ def project(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def muse(project: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def muse(project: Path, tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
     """``muse`` in another folder, with a cache that holds nothing."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return process(MUSE, *arguments, folder=elsewhere, **{"MUSE_CACHE": str(tmp_path / "empty")} | environment)
+    def run(*arguments: object, **environment: str) -> CompletedProcess[str]:
+        empty = {"MUSE_CACHE": str(tmp_path / "empty")}
+        return called(muse_command, *arguments, folder=elsewhere, **empty | environment)
 
     return run
 
@@ -131,7 +146,8 @@ def test_without_its_text_a_run_says_the_same(project: Path, muse: Callable) -> 
 def test_the_same_text_is_read_with_the_runs_tokenizer(project: Path, muse: Callable) -> None:
     measured = muse("diagnose", project / "run", "--json")
     assert measured.returncode == 0, measured.stderr
-    again = process(MUSE, "diagnose", project / "run", "--json", folder=project, MUSE_CACHE=str(project / "cache"))
+    here = {"folder": project, "MUSE_CACHE": str(project / "cache")}
+    again = called(muse_command, "diagnose", project / "run", "--json", **here)
     assert json.loads(measured.stdout) == json.loads(again.stdout)
 
 
@@ -151,7 +167,7 @@ def test_what_is_not_as_the_lock_says(project: Path, muse: Callable) -> None:
     (run / "tokenizer.json").unlink()
     refused = muse(*prompt)
     assert refused.returncode == 3 and "is missing" in refused.stderr
-    resumed = process(RUN, "--resume", run, folder=project, MUSE_CACHE=str(project / "cache"))
+    resumed = called(run_command, "--resume", run, folder=project, MUSE_CACHE=str(project / "cache"))
     assert resumed.returncode == 0, resumed.stderr
     assert muse(*prompt).returncode == 0, "resuming wrote the tokenizer"
     (run / "muse.lock.toml").unlink()
@@ -181,7 +197,7 @@ def test_an_older_checkpoint_is_said_and_step_0_refused(project: Path, muse: Cal
     refused = muse(*prompt, "--step", 7)
     assert refused.returncode == 3 and "no checkpoint of step 7" in refused.stderr
     recipe = ("--set", f"init.from={json.dumps(str(run))}", "--run-dir", project / "second")
-    refused = process(RUN, project / "tiny.toml", *recipe, folder=project, MUSE_CACHE=str(project / "cache"))
+    refused = called(run_command, project / "tiny.toml", *recipe, folder=project, MUSE_CACHE=str(project / "cache"))
     assert refused.returncode == 3 and "init.from" in refused.stderr and "step 0" in refused.stderr
     assert not (project / "second" / "recipe.toml").exists()
 
@@ -193,24 +209,23 @@ def test_init_from_brings_its_tokenizer_along(project: Path, muse: Callable) -> 
     base = (project / "tiny.toml").read_text().replace(', tokenizer = { use = "bpe", vocabulary = 300 }', "")
     base = base.replace(str(tomllib.loads(base)["data"]["paths"][0]), str(other))
     (project / "second.toml").write_text(base + f'\n[init]\nfrom = "{run}"\n')
-    done = process(RUN, "second.toml", "--run-dir", "second", folder=project, MUSE_CACHE=cache)
+    done = called(run_command, "second.toml", "--run-dir", "second", folder=project, MUSE_CACHE=cache)
     assert done.returncode == 0, done.stderr
     assert (project / "second/tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
     digests = tomllib.loads((project / "second/muse.lock.toml").read_text())["digests"]
     assert set(digests) == {"data", "tokenizer", "init"}
     own = ("second.toml", "--set", 'data.tokenizer={ use = "bpe", vocabulary = 300 }')
-    refused = process(RUN, *own, "--run-dir", "third", folder=project, MUSE_CACHE=cache)
+    refused = called(run_command, *own, "--run-dir", "third", folder=project, MUSE_CACHE=cache)
     assert refused.returncode == 2 and "another tokenizer" in refused.stderr and "init.fresh" in refused.stderr
-    done = process(
-        RUN, *own, "--set", 'init.fresh=["embedding.*"]', "--run-dir", "fourth", folder=project, MUSE_CACHE=cache
-    )
+    fresh = ("--set", 'init.fresh=["embedding.*"]', "--run-dir", "fourth")
+    done = called(run_command, *own, *fresh, folder=project, MUSE_CACHE=cache)
     assert done.returncode == 0, done.stderr
     (row,) = [row for row in read_rows(project / "fourth/events.jsonl") if row["event"] == "weights"]
     assert "embedding.weight" in row["initialised_names"]
     # The run that gave weights and tokenizer may go; what it gave is here.
     shutil.rmtree(run)
     assert muse("generate", project / "second", "--prompt", "the", "--tokens", 3).returncode == 0
-    resumed = process(RUN, "--resume", "second", folder=project, MUSE_CACHE=cache)
+    resumed = called(run_command, "--resume", "second", folder=project, MUSE_CACHE=cache)
     assert resumed.returncode == 0, resumed.stderr
 
 
@@ -222,18 +237,18 @@ def test_a_lock_names_every_input(project: Path) -> None:
         (project / "tiny.toml").read_text().replace('name = "tiny"', 'name = "tiny"\nstages = [{ use = "convert", to = '
         f'"{project / "to.toml"}" }}]') + f'\n[init]\nfrom = "{project / "run"}"\n'
     )
-    done = process(RUN, "staged.toml", "--run-dir", "staged", folder=project, MUSE_CACHE=cache)
+    done = called(run_command, "staged.toml", "--run-dir", "staged", folder=project, MUSE_CACHE=cache)
     assert done.returncode == 0, done.stderr
     locked = ("--locked", project / "staged/muse.lock.toml", "--dry-run")
     again = ("--locked", project / "staged/muse.lock.toml", "--run-dir", "again")
     changed = (project / "tiny.toml").read_text().replace("width = 16", "width = 16\nnorm = \"layer\"")
     (project / "to.toml").write_text(changed)
-    refused = process(RUN, *again, folder=project, MUSE_CACHE=cache)
+    refused = called(run_command, *again, folder=project, MUSE_CACHE=cache)
     assert refused.returncode == 2 and "digests.stage_0" in refused.stderr and "digests.init" not in refused.stderr
     damage(project / "run", 3)
-    refused = process(RUN, *again, folder=project, MUSE_CACHE=cache)
+    refused = called(run_command, *again, folder=project, MUSE_CACHE=cache)
     assert refused.returncode == 2 and "digests.init" in refused.stderr
-    assert process(RUN, *locked, folder=project, MUSE_CACHE=cache).returncode == 0
+    assert called(run_command, *locked, folder=project, MUSE_CACHE=cache).returncode == 0
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
@@ -248,20 +263,15 @@ def test_a_lock_names_every_input(project: Path) -> None:
     (("--prompt", "a", "--lookup", "4"), 2, "--temperature 0"),
 ])
 def test_bad_arguments_of_generate_are_sentences(trained: Path, arguments: tuple, code: int, said: str) -> None:
-    done = warm.run(
-        [sys.executable, "-c", MUSE, "generate", str(trained / "run"), *arguments], capture_output=True, timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = process("generate", str(trained / "run"), *arguments)
     assert done.returncode == code and said in done.stderr.decode() and "Traceback" not in done.stderr.decode()
 
 
 def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
-    def said(*arguments: str, given: str = "") -> str:
-        done = warm.run(
-            [sys.executable, "-c", MUSE, "generate", str(trained / "run"), "--tokens", "12", *arguments], input=given,
-            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+    def said(*arguments: str, given: str | None = None) -> str:
+        line = ["generate", str(trained / "run"), "--tokens", "12", *arguments]
+        done = CliRunner().invoke(muse_command, line, input=given, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
         return done.stdout
 
     alone = [said("--prompt", "the quick", "--top-k", "9", "--seed", seed) for seed in ("0", "1")]
@@ -287,7 +297,8 @@ def test_a_warning_stands_behind_the_text_that_is_drawn(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "slow: why\n"
 
 
-def test_output_in_a_poorer_encoding(muse: Callable, project: Path) -> None:
-    done = muse("generate", project / "run", "--prompt", "Γ und θ", "--tokens", 3, PYTHONIOENCODING="ascii")
+def test_output_in_a_poorer_encoding(trained: Path) -> None:
+    prompt = ("generate", str(trained / "run"), "--prompt", "Γ und θ", "--tokens", "3")
+    done = process(*prompt, env={"PYTHONIOENCODING": "ascii"}, text=True)
     assert done.returncode == 0 and done.stdout.startswith("? und ?")
-    assert muse("plugins", "list", PYTHONIOENCODING="latin-1").returncode == 0
+    assert process("plugins", "list", env={"PYTHONIOENCODING": "latin-1"}).returncode == 0

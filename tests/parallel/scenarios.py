@@ -209,6 +209,12 @@ def divided_gradients(path: Path) -> Callable[[], None]:
     return compare
 
 
+def compiled_once() -> None:
+    """What torch.compile imports at its first use takes seconds, of every fork that does not find it here."""
+    torch.compile(lambda x: 2 * x, backend="aot_eager")(torch.ones(2, requires_grad=True)).sum().backward()
+    torch.compiler.reset()
+
+
 def traced(rank: int) -> dict[str, Any]:
     """torch.compile traces forward and backward; making C++ of them would take a minute. Each rank says at its end how
     many graphs there were."""
@@ -323,6 +329,7 @@ if __name__ == "__main__":
     wanted = sys.argv[2:]
     planned = list(scenarios(place))
     prepared(place, place / "experts.toml", place / "mixed.toml")
+    compiled_once()
     found = {
         name: [run_start(start, place) for start in starts]
         for name, starts in planned if not wanted or name in wanted

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from muse_core.metrics.jsonl import read_rows
+from muse_core.testing import warm
 
 PROGRAM = Path(__file__).with_name("scenarios.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -247,7 +248,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
 def test_the_command_starts_its_processes_and_ends_with_their_code(found: dict[str, Any], folder: Path) -> None:
     command = [sys.executable, "-m", "muse_core.cli.run", str(folder / "dense.toml"), "--run-dir"]
     more = ["--no-report", "--processes", "2", "--set", "train.steps=2"]
-    done = subprocess.run(
+    done = warm.run(
         [*command, str(folder / "started"), *more], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
     )
     assert done.returncode == 0, done.stderr
@@ -255,7 +256,7 @@ def test_the_command_starts_its_processes_and_ends_with_their_code(found: dict[s
     losses = [row["loss"] for row in rows(folder / "started", "train")]
     assert losses[0] == pytest.approx(rows(folder / "one", "train")[0]["loss"], rel=1e-6)
     # Refused by the command itself, before a process is started.
-    done = subprocess.run(
+    done = warm.run(
         [*command, str(folder / "other"), *more, "--processes", "3"], capture_output=True, text=True, env=ENVIRONMENT,
         timeout=300,
     )

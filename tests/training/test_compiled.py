@@ -16,6 +16,7 @@ from muse_core.training.setup import Setup
 Table = Callable[..., dict[str, Any]]
 MEMORY = {
     "dropout": 0.0,
+    "depth": 1,
     "block": [
         {"use": "resolvent", "heads": 4},
         {"use": "fast-weights", "heads": 2},

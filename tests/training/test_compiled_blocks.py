@@ -74,8 +74,9 @@ def mapped(state: Any) -> Any:
     return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
 
 
-@pytest.mark.parametrize("documents", [False, True], ids=["whole", "documents"])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "kind, documents", [*((kind, True) for kind in LAYERS), ("fast-weights", False), ("mamba2", False)]
+)
 def test_equal_blocks_share_a_graph_and_compute_what_plain_ones_do(
     make: Callable[..., Any], counter: Any, kind: str, documents: bool
 ) -> None:

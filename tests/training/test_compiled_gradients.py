@@ -131,8 +131,9 @@ def test_a_run_has_the_bits_of_one_that_was_not_checked_also_when_it_was_stopped
             data={"order": "streams"}, model={"depth": 1, "dropout": 0.1, "block": block},
             train=train | {"steps": 5, "check_compiled": name == "checked"},
         )
-        with interrupted(3):
-            go(recipe, name)
+        if name == "checked":
+            with interrupted(3):
+                go(recipe, name)
         go(recipe, name)
     assert losses("checked") == losses("unchecked") and len(losses("checked")) == 5
     hashes = [Checkpoints(tmp_path / name).newest()[0].state_hash for name in ("checked", "unchecked")]

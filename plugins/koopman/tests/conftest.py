@@ -22,7 +22,7 @@ TABLE = {
     },
     "train": {"steps": 60, "batch_size": 8, "sequence_length": 64, "warmup_steps": 5, "precision": "fp32",
               "learning_rate": 5e-3},
-    "evaluate": {"every": 1000, "tokens": 2048, "final_tokens": 4096},
+    "evaluate": {"every": 1000, "tokens": 512, "final_tokens": 1024},
     "checkpoint": {"every": 1000},
 }
 

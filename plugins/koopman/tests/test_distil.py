@@ -78,9 +78,9 @@ def test_drift_grows_with_epsilon(small: Path) -> None:
     changed = ["model.depth=2", 'model.block[0].potential=[{ use = "non-hermitian", scale = 1.0 }]']
     opened, other = (muse_core.build(small / "recipe.toml", changed) for _ in range(2))
     found = []
-    for ratio in (1.7, 2.5, 4.0):
+    for ratio in (1.7, 4.0):
         other.model.load_state_dict(opened.model.state_dict())
-        forms, how = Compress(CompressOptions(method="koopman", ratio=ratio), other.setup).made()
+        forms, how = Compress(CompressOptions(method="koopman", ratio=ratio, tokens=4096), other.setup).made()
         kept = {form.name: other.model.get_submodule(form.name) for form in forms if form.module is not None}
         for form in forms:
             if form.module is not None:
@@ -89,8 +89,8 @@ def test_drift_grows_with_epsilon(small: Path) -> None:
         for name, module in kept.items():
             replace(other.model, name, module)
     epsilons, drifts = zip(*found)
-    assert epsilons[0] < epsilons[1] < epsilons[2]
-    assert 0 < drifts[0] < drifts[1] < drifts[2]
+    assert epsilons[0] < epsilons[1]
+    assert 0 < drifts[0] < drifts[1]
 
 
 def test_imitation_of_a_float64_model_is_float64(small: Path) -> None:

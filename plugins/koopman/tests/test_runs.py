@@ -37,6 +37,11 @@ def muse(*arguments: object) -> subprocess.CompletedProcess[str]:
     return warm.run([*MUSE, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120)
 
 
+def few_tokens(*stages: int) -> list[str]:
+    """Stages that fit their maps on fewer tokens than the command's."""
+    return [f"stages[{stage}].tokens=2048" for stage in stages]
+
+
 def tables(run: Path, stage: int = 0) -> dict[str, Any]:
     return json.loads((run / f"evaluation-{stage}.json").read_text())
 
@@ -53,7 +58,8 @@ def assert_draws_and_is_measured(run: Any) -> None:
 def factored(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By the command, at a ratio of 2 with distillation."""
     folder = tmp_path_factory.mktemp("compressed") / "half"
-    done = muse("compress", small, "--method", "koopman", "--ratio", 1.7, "--steps", 25, "--output", folder)
+    asked = ("--method", "koopman", "--ratio", 1.7, "--steps", 25, "--set", *few_tokens(0))
+    done = muse("compress", small, *asked, "--output", folder)
     assert done.returncode == 0, done.stderr
     assert "times smaller; held-out perplexity" in done.stdout.replace("\n", " ")
     return folder
@@ -102,7 +108,7 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
     due = teacher.logits("The state of the Union")
     sizes, errors = {}, {}
     for method in ("int8", "int4"):
-        folder, sentence = compress_run(small, Compression(method=method), tmp_path / method)
+        folder, sentence = compress_run(small, Compression(method=method), tmp_path / method, few_tokens(0))
         found = muse_core.load(folder)
         assert "times smaller" in sentence
         assert repr(found).split()[1] == repr(teacher).split()[1], "integers are weights too"
@@ -118,7 +124,7 @@ def test_integers_are_stored_and_served(small: Path, tmp_path: Path) -> None:
 
 def test_a_ratio_in_rounds_then_integers_counts_for_the_file(small: Path, tmp_path: Path) -> None:
     asked = Compression(method="whitened", ratio=4.5, then="int8", steps=3, rounds=2)
-    folder, _ = compress_run(small, asked, tmp_path / "out")
+    folder, _ = compress_run(small, asked, tmp_path / "out", few_tokens(0, 2, 4))
     stages = sorted(path.name for path in (folder / "stages").iterdir())
     due = ["koopman-compress", "koopman-distil"] * 2 + ["koopman-compress"]
     assert [name.partition("-")[2] for name in stages] == due
@@ -128,7 +134,8 @@ def test_a_ratio_in_rounds_then_integers_counts_for_the_file(small: Path, tmp_pa
 
 
 def test_pruning_keeps_entries_and_a_bit_for_each_place(small: Path, tmp_path: Path) -> None:
-    folder, _ = compress_run(small, Compression(method="magnitude", ratio=1.7, steps=2), tmp_path / "out")
+    asked = Compression(method="magnitude", ratio=1.7, steps=2)
+    folder, _ = compress_run(small, asked, tmp_path / "out", few_tokens(0))
     whole = muse_core.load(small).model.get_submodule("blocks.0.feed-forward.output").weight
     kept = muse_core.load(folder).model.get_submodule("blocks.0.feed-forward.output").weight
     share = float((kept != 0).float().mean())
@@ -222,6 +229,17 @@ stages = [
 """
 
 
+PAIR = """
+import json, sys
+from pathlib import Path
+from muse_core.selftest.reliability.processes import Start, prepared, run_start
+recipe, folder = map(Path, sys.argv[1:])
+prepared(folder, recipe)
+print(json.dumps(run_start(Start(arguments=(str(recipe), "--run-dir", str(folder / "run"), "--no-report")), folder)))
+"""
+"""Two processes of a run, forked from one."""
+
+
 def test_distillation_needs_whole_weights(small: Path) -> None:
     ranks = SimpleNamespace(shards=2)
     stage = Distil(DistilOptions(teacher=str(small)), SimpleNamespace(ranks=ranks))
@@ -233,12 +251,11 @@ def test_distillation_needs_whole_weights(small: Path) -> None:
 def test_weights_that_ranks_have_parts_of_are_compressed_whole(tmp_path: Path) -> None:
     recipe = tmp_path / "several.toml"
     recipe.write_text(SEVERAL)
-    command = [sys.executable, "-m", "muse_core.cli.run", recipe, "--run-dir", tmp_path / "run", "--no-report"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = warm.run(
-        [*map(str, command), "--processes", "2"], capture_output=True, text=True, env=environment, timeout=120
-    )
+    command = [sys.executable, "-c", PAIR, str(recipe), str(tmp_path)]
+    done = warm.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["codes"] == [0, 0], done.stdout
     factors, integers = (tables(tmp_path / "run", stage)["compression"][0] for stage in (1, 3))
     assert factors["ratio"] >= 1.5 and integers["ratio"] > 4
     assert all(row["error"] < 0.05 for row in tables(tmp_path / "run", 3)["maps"] if "error" in row)
