@@ -108,6 +108,20 @@ def test_the_command_writes_an_overlay_and_says_what_differs(made_run, tmp_path,
     assert "| two | 1,000 | 40 | 50 | 1.0000 | 1 |" in (folder / "report.md").read_text()
 
 
+def test_runs_on_one_document_have_a_ratio_and_nowhere_an_interval(made_run, tmp_path):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    runs = [made_run(name) for name in ("one", "two")]
+    for run in runs:
+        rows = json.loads((run / "held_out.json").read_text())
+        (run / "held_out.json").write_text(json.dumps(rows | {"document": [0] * 4}))
+    done = CliRunner().invoke(muse, ["compare", *map(str, runs), "-o", str(tmp_path / "both")])
+    assert "one: 1.0000 × the bits per byte of two: no verdict" in done.output and "no interval" in done.output
+    written = [(tmp_path / "both" / name).read_text() for name in ("report.md", "report.tex", "report.html")]
+    assert all("1.0000 to 1.0000" not in text for text in written)
+    one, _ = csv.DictReader((tmp_path / "both" / "report.csv").read_text().splitlines())
+    assert (float(one["ratio"]), one["low"], one["high"]) == (1.0, "", "")
+
+
 def test_a_report_removes_its_own_old_pictures_and_nobody_elses(made_run, tmp_path):
     pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
     folder, pictures = tmp_path / "site", tmp_path / "site" / "pictures"
