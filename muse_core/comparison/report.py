@@ -201,10 +201,12 @@ def _measured(report: dict[str, Any]) -> list[str]:
         f"({variant['other_text']}, in {unit}) and is not compared with it."
         for variant in report["arms"] if variant.get("other_text")
     ]
-    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
-        lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
     few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
-    if few and min(few) <= 1:
+    single = bool(few) and min(few) <= 1
+    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
+        lines += ["", "With one seed and one document there is no interval." if single else
+                  "With one seed the interval is of the text alone and knows no spread of training."]
+    if single:
         lines += ["", "The text is one document, which tells of no spread over texts - evaluate on more of them before "
                   "a claim."]
     elif few and min(few) < FEW_DOCUMENTS:
