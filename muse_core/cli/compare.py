@@ -212,6 +212,7 @@ def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
 
 
 def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:
+    from muse_core.comparison.ratio import told_interval
     from muse_core.errors import RecipeError
     from muse_core.report.compared import compare_runs, verdict_table, write_compared
     from muse_core.report.reading import read_runs
@@ -235,9 +236,9 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
         click.echo(f"{row[0]}: {' | '.join(row[1:])}")
     click.echo()
     for one in report["against_baseline"]:
+        within = f" (95 % {told_interval(one)})" if told_interval(one) else ""
         click.echo(
-            f"{one['run']}: {one['value']:.4f} × the bits per byte of {report['baseline']} "
-            f"(95 % {one['low']:.4f} to {one['high']:.4f}): {one['verdict']}"
+            f"{one['run']}: {one['value']:.4f} × the bits per byte of {report['baseline']}{within}: {one['verdict']}"
         )
         for remark in one["remarks"]:
             click.echo(f"  {remark}")

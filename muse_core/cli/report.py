@@ -103,8 +103,7 @@ def show(runs: tuple[Path, ...], as_json: bool, form: str | None) -> None:
         if form:
             _write_several(paths, form)
         elif as_json:
-            tables = [_table(read_run(path)) for path in paths]
-            found = spelled(tables[0] if one else tables)
+            found = spelled(_table(read_run(paths[0])) if one else [_table(read) for read in _read_several(paths)])
             click.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         elif one:
             _print(read_run(paths[0]))

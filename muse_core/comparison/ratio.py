@@ -31,9 +31,9 @@ class Paired:
 
     value: float
     """Geometric mean over seeds of the ratio of means, or mean difference of accuracies."""
-    low: float
-    high: float
-    """95 % interval; see ``paired``."""
+    low: float | None
+    high: float | None
+    """95 % interval; see ``paired``. None for one seed and one document, which tell of no spread."""
     seeds: int
     by_seed: tuple[float, ...]
     documents: float
@@ -103,7 +103,8 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
     the text: the jackknife over documents (Miller 1974), each left out with all its rows in both variants and all
     seeds, times Student's t with the degrees of freedom of ``freedom``. What it covers is measured in
     docs/decisions/intervals.md. With one seed there is only the text, which says nothing
-    of the spread of training; with one document there is only the seeds. Ratios are treated as logarithms.
+    of the spread of training; with one document there is only the seeds; with one of each there is no interval. Ratios
+    are treated as logarithms.
     """
     seeds = sorted(variant)
     assert seeds and seeds == sorted(base)
@@ -114,17 +115,18 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
     sizes = sums[0][1][1]
     effective = float(kish(sizes))
     of_text = of_seeds = 0.0
-    if count > 1:
+    if effective > 1:
         without = _values(sums, np.ones((count, count)) - np.eye(count), ratio).mean(0)
         of_text = float(student(freedom(effective, without))) * math.sqrt((count - 1) * float(without.var()))
     if len(seeds) > 1:
         of_seeds = float(student(np.array(len(seeds) - 1))) * float(values.std(ddof=1)) / math.sqrt(len(seeds))
     mean, half = float(values.mean()), math.hypot(of_text, of_seeds)
     shown = math.exp if ratio else float
+    known = effective > 1 or len(seeds) > 1
     return Paired(
         value=shown(mean),
-        low=shown(mean - half),
-        high=shown(mean + half),
+        low=shown(mean - half) if known else None,
+        high=shown(mean + half) if known else None,
         seeds=len(seeds),
         by_seed=tuple(shown(float(value)) for value in values),
         documents=effective,
@@ -146,11 +148,14 @@ def paired_by_source(variant: dict[int, Measured], base: dict[int, Measured], *,
     }
 
 
+def told_interval(found: Mapping[str, Any]) -> str:
+    """The interval of ``Paired``, as a table, in words; nothing where one document and one seed give none."""
+    return "" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
+
+
 def with_interval(found: Mapping[str, Any]) -> str:
-    """Value and interval of ``Paired`` as a table; the value alone where one document and one seed give none."""
-    value = f"{found['value']:.4f}"
-    alone = found["documents"] <= 1 and found.get("seeds", 1) < 2
-    return value if alone else f"{value}, {found['low']:.4f} to {found['high']:.4f}"
+    """Value and interval of ``Paired`` as a table."""
+    return ", ".join(part for part in (f"{found['value']:.4f}", told_interval(found)) if part)
 
 
 def kish(sizes: np.ndarray) -> np.ndarray:

@@ -11,7 +11,15 @@ import attrs
 
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
-from muse_core.comparison.ratio import FEW_DOCUMENTS, other_text, paired, paired_by_source, read_rows, with_interval
+from muse_core.comparison.ratio import (
+    FEW_DOCUMENTS,
+    other_text,
+    paired,
+    paired_by_source,
+    read_rows,
+    told_interval,
+    with_interval,
+)
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows as records_of
@@ -151,7 +159,7 @@ def measured_table(report: dict[str, Any]) -> Table:
             f"{variant['parameters']:,}", "" if variant["state"] is None else f"{variant['state']:,}",
             f"{variant['tokens']:,.0f}", f"{variant['seconds']:,.1f}",
             f"{variant['tokens_per_second']:,.0f}", str(len(variant["seeds"])), f"{variant['mean']:.4f}",
-            *((f"{against['value']:.4f}", f"{against['low']:.4f} to {against['high']:.4f}") if against else ("", "")),
+            *((f"{against['value']:.4f}", told_interval(against)) if against else ("", "")),
         ))
     return Table(columns=columns, rows=rows)
 
@@ -193,10 +201,15 @@ def _measured(report: dict[str, Any]) -> list[str]:
         f"({variant['other_text']}, in {unit}) and is not compared with it."
         for variant in report["arms"] if variant.get("other_text")
     ]
-    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
-        lines += ["", "With one seed the interval is of the text alone and knows no spread of training."]
     few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
-    if few and min(few) < FEW_DOCUMENTS:
+    single = bool(few) and min(few) <= 1
+    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
+        lines += ["", "With one seed and one document there is no interval." if single else
+                  "With one seed the interval is of the text alone and knows no spread of training."]
+    if single:
+        lines += ["", "The text is one document, which tells of no spread over texts - evaluate on more of them before "
+                  "a claim."]
+    elif few and min(few) < FEW_DOCUMENTS:
         lines += ["", f"The text weighs as {min(few):.0f} documents of equal size; with fewer than {FEW_DOCUMENTS} the "
                   "interval is wide, and rests on few documents - evaluate on more of them before a claim."]
     lines += [

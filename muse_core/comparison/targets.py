@@ -62,7 +62,7 @@ def open_target(path: Path, overrides: Sequence[str], vocabulary: int, say: Say 
         others = [text for text in overrides if not text.startswith("train.device=")]
         if others:
             raise RecipeError(f"--set {others[0]}: {path} is a run, whose recipe stays what it is")
-        device = overrides[0].partition("=")[2].strip('"') if overrides else None
+        device = overrides[-1].partition("=")[2].strip('"') if overrides else None  # as for recipes the last one counts
         setup, step = open_trained(path, device=device, say=say)
         return Target(
             path=path, recipe=setup.recipe, model=setup.model.cpu(), precision=setup.precision,
@@ -113,7 +113,7 @@ def measure_reach(target: Target, length: int) -> dict[str, Any]:
     ratios = torch.cat([gradient_reach(target.model, row[None], target.precision) for row in ids])
     _put_away(target)
     return {
-        "weights": target.weights, "tokens": length, "documents": DOCUMENTS, "reach": float(ratios.median()),
+        "weights": target.weights, "tokens": length, "documents": DOCUMENTS, "reach": float(ratios.quantile(0.5)),
         "low": float(ratios.min()), "high": float(ratios.max()),
     }
 

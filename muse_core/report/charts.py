@@ -129,7 +129,7 @@ def by_layer(runs: Sequence[RunRead], measure: str, title: str, axis: str) -> li
             encoded["strokeDash"] = {"field": "run", "type": "nominal", "title": None, "legend": {"columns": 1}}
         layer_spec = _layer(values, {"type": "line", "strokeWidth": 1.5}, **encoded)
         depths = sorted({point["depth"] for point in values})
-        said = "; ".join(_ends(values, depth, runs) for depth in depths)
+        said = "; ".join(told for run in runs for depth in depths if (told := _ends(values, depth, run, runs)))
         name = re.sub(r"[^a-z0-9]+", "-", f"{measure} {component}".lower()).strip("-")
         charts.append(Chart(name=name, title=f"{title}: {component}", spec=_spec([layer_spec], 240),
                             alt=f"{title} of {component} over steps, a line for each depth. {said}."))
@@ -272,7 +272,7 @@ def _range(points: Sequence[dict[str, Any]]) -> tuple[float, float]:
 def _told(run: RunRead, key: str) -> str:
     """The first and the last number of a run, in words."""
     parts = []
-    for what, rows in (("training", run.train), ("held out", run.evaluations)):
+    for what, rows in (("training", run.train), ("held out", _evaluated(run))):
         points = _points(rows, key)
         if points:
             parts.append(f"{what} {points[0]['y']:.4g} at step {points[0]['x']:,} and {points[-1]['y']:.4g} at step "
@@ -280,9 +280,11 @@ def _told(run: RunRead, key: str) -> str:
     return f"{run.label}: " + (", ".join(parts) or "no number")
 
 
-def _ends(values: Sequence[dict[str, Any]], depth: int, runs: Sequence[RunRead]) -> str:
-    own = [point for point in values if point["depth"] == depth and point["run"] == runs[0].label]
-    return f"depth {depth}: {own[0]['y']:.3g} to {own[-1]['y']:.3g}" if own else f"depth {depth}"
+def _ends(values: Sequence[dict[str, Any]], depth: int, run: RunRead, runs: Sequence[RunRead]) -> str:
+    """The first and the last value of a run's layer, in words; nothing where it has none."""
+    own = [point for point in values if point["depth"] == depth and point["run"] == run.label]
+    who = "" if len(runs) == 1 else f"{run.label}, "
+    return f"{who}depth {depth}: {own[0]['y']:.3g} to {own[-1]['y']:.3g}" if own else ""
 
 
 def _counted(marks: Sequence[dict[str, Any]]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 
 from muse_core.comparison.ratio import (
     FEW_DOCUMENTS,
@@ -21,6 +20,7 @@ from muse_core.comparison.ratio import (
     paired,
     paired_by_source,
     read_rows,
+    told_interval,
     with_interval,
 )
 from muse_core.errors import RecipeError, StorageError
@@ -37,8 +37,8 @@ TEST = (
 def compare(*runs: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Finished runs against the last one, as ``muse compare A B`` holds them: a row for each run, a table for
     ``pandas.DataFrame``. ``ratio`` is that of ``bits_per_byte`` to the last one's, paired by document, ``low`` to
-    ``high`` its 95 % interval; they and ``verdict`` are None for the last one. Nothing is written. Raises as
-    ``compare_runs``."""
+    ``high`` its 95 % interval, None on a text of one document; they and ``verdict`` are None for the last one. Nothing
+    is written. Raises as ``compare_runs``."""
     if len(runs) < 2:
         raise RecipeError("compare takes two or more run directories, each its own argument")
     return compared_rows(compare_runs(read_runs(map(Path, runs))))
@@ -73,8 +73,7 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
     own, theirs = (read_rows(one.path, "bits_per_byte") for one in (run, base))
     _require_same_documents(run, base, own, theirs)
     found = paired({0: own}, {0: theirs}, ratio=True)
-    single = len(np.unique(own.document)) < 2
-    if single:
+    if found.low is None:
         remarks.append("the text is one document, so that there is no interval and no verdict")
     elif found.documents < FEW_DOCUMENTS:
         remarks.append(f"the text weighs as {found.documents:.0f} documents of equal size: with fewer than "
@@ -84,7 +83,7 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
     if not known:
         remarks.append("a run's loss on this text is no finite number, so that there is no verdict")
     verdict = (
-        "no verdict" if single or not known
+        "no verdict" if found.low is None or found.high is None or not known
         else "better" if found.high < 1 else "worse" if found.low > 1 else "no difference shown"
     )
     by_source = {key: _numbers(one) for key, one in paired_by_source({0: own}, {0: theirs}, ratio=True).items()}
@@ -92,7 +91,7 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
     return {"run": run.label, **_numbers(found), "verdict": verdict, "by_source": by_source, "remarks": remarks}
 
 
-def _numbers(found: Paired) -> dict[str, float]:
+def _numbers(found: Paired) -> dict[str, float | None]:
     return {key: value for key, value in attrs.asdict(found).items() if key not in ("by_seed", "seeds")}
 
 
@@ -140,7 +139,7 @@ def _length(run: Path) -> int:
 def verdict_table(report: dict[str, Any]) -> Table:
     """Ratio, interval and verdict of every run against the baseline."""
     rows = [
-        (one["run"], f"{one['value']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}", f"{one['documents']:.1f}",
+        (one["run"], f"{one['value']:.4f}", told_interval(one), f"{one['documents']:.1f}",
          one["verdict"], "; ".join(one["remarks"]))
         for one in report["against_baseline"]
     ]
@@ -171,7 +170,7 @@ def compared_table(report: dict[str, Any]) -> Table:
     rows = []
     for one in compared_rows(report):
         ratio = ("1", "", "") if one["ratio"] is None else (
-            f"{one['ratio']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}", one["verdict"]
+            f"{one['ratio']:.4f}", told_interval(one), one["verdict"]
         )
         rows.append((
             one["run"], f"{one['parameters']:,}", f"{one['steps']:,}", f"{one['tokens_per_second']:,.0f}",

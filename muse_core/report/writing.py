@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ PICTURES = "pictures"
 
 def write_report(runs: Sequence[RunRead], folder: Path, *, before: Sequence[tuple[str, Table]] = ()) -> Path:
     """Writes ``report.html`` and ``pictures/*.png`` into ``folder``; returns the page's path. Nothing is written before
-    everything is drawn. Raises RecipeError without the library and StorageError."""
+    everything is drawn. Pictures of the page that was there go, and no other file. Raises RecipeError without the
+    library and StorageError."""
     charts = all_charts(runs)
     text = page(runs, charts, script(), before=before)
     drawn = {chart.name: png(chart) for chart in _all(charts)}
@@ -37,9 +39,8 @@ def write_report(runs: Sequence[RunRead], folder: Path, *, before: Sequence[tupl
             make_directory(disk, folder / PICTURES)
             for name, data in drawn.items():
                 write_file_atomically(disk, folder / PICTURES / f"{name}.png", data)
-            for old in (folder / PICTURES).glob("*.png"):
-                if old.stem not in drawn:
-                    old.unlink()
+            for name in _pictures_of(target) - drawn.keys():
+                (folder / PICTURES / f"{name}.png").unlink(missing_ok=True)
             write_file_atomically(disk, target, text.encode())
         except BaseException:
             for one in missing:
@@ -78,6 +79,13 @@ def report_of_run(run: Path, setup: Setup | None, step: int, say: Callable[[str]
         say(f"report: {shown(run / PAGE)}")
     except Exception as error:
         say(f"no report was written: {_said(error)}; make it later by muse report {run}")
+
+
+def _pictures_of(page: Path) -> set[str]:
+    """The pictures of a report that was written before; none where there is no page. Raises OSError."""
+    if not page.is_file():
+        return set()
+    return set(re.findall(r'id="picture-([\w-]+)"', page.read_text(encoding="utf-8", errors="replace")))
 
 
 def _said(error: Exception) -> str:

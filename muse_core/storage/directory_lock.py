@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import time
@@ -17,6 +18,9 @@ LOCK, HOLDER = "run.lock", "run.lock.holder"
 PATIENCE_SECONDS = 0.5
 """How long a refused process waits for the holder, which may only just have won the lock, to write who it is."""
 
+ASKED_SECONDS = 0.2
+"""How long a lock that is held is tried again: ``in_use`` in another process holds it for a moment."""
+
 
 class RunLock:
     """An flock that the kernel lets go when its holder dies, however it dies; the holder's name is a file beside it."""
@@ -26,7 +30,7 @@ class RunLock:
         self._lock = FileLock(inside(directory, directory / LOCK), thread_local=False)
         with storage_errors("lock the run directory", directory / LOCK):
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=ASKED_SECONDS, poll_interval=0.01)
             except Timeout:
                 raise StorageError(
                     f"{directory}: in use by {_holder(directory)} - wait for it to end, stop it, or choose another "
@@ -70,16 +74,20 @@ class RunLock:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process holds the lock of a directory at this moment."""
-    file = directory / LOCK
-    if not file.is_file():
-        return False
-    lock = FileLock(file, thread_local=False)
+    """Whether a process holds the lock of a directory at this moment. Asking takes no permission to write, and two who
+    ask do not take each other for the holder. True where a lock file is there and cannot be asked about."""
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
+        handle = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
         return True
-    lock.release()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)  # which lets it go
     return False
 
 

@@ -267,8 +267,16 @@ def runs_below(path: Path, depth: int) -> list[Path]:
         return []
     found = []
     for folder in sorted(folders):
-        if all((folder / name).is_file() for name in ("recipe.toml", "muse.lock.toml")):
+        if all(os.path.isfile(folder / name) for name in ("recipe.toml", "muse.lock.toml")):
             found.append(folder)
         elif depth > 1:
             found += runs_below(folder, depth=depth - 1)
-    return sorted(found, key=lambda run: (run / "muse.lock.toml").stat().st_mtime)
+    return sorted(found, key=_begun)
+
+
+def _begun(run: Path) -> float:
+    """When a run began, in seconds since 1970; 0 where it was taken back meanwhile, as a start that fails is."""
+    try:
+        return (run / "muse.lock.toml").stat().st_mtime
+    except OSError:
+        return 0.0

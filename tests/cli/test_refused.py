@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -106,6 +107,23 @@ def test_weights_that_cannot_be_exported_name_the_systems_reason(
     assert raised.value.errno == 28 and raised.value.filename == str(tmp_path / "w")
 
 
+def test_a_run_that_is_taken_back_while_it_is_listed_disturbs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("runs/a", "runs/b"):
+        run_in(tmp_path, name)
+    is_file = os.path.isfile
+
+    def taken_back(path: str | Path) -> bool:
+        there = is_file(path)
+        if Path(path) == tmp_path / "runs" / "b" / "muse.lock.toml":
+            Path(path).unlink()
+        return there
+
+    monkeypatch.setattr("muse_core.storage.run_directory.os.path.isfile", taken_back)
+    assert [one.name for one in runs_below(tmp_path / "runs", depth=1)] == ["b", "a"]
+
+
 def test_a_folder_of_runs_is_listed_and_named_where_a_run_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +145,9 @@ def test_a_folder_of_runs_is_listed_and_named_where_a_run_is_meant(
     assert [row["planned_steps"] for row in csv.DictReader(table.stdout.splitlines())] == ["60", "60"]
     assert CliRunner().invoke(muse, ["show", "--format", "latex"]).stdout.startswith("% \\usepackage{booktabs}\n")
     assert CliRunner().invoke(muse, ["show", "--format", "csv", "--json"]).exit_code == 2
+    told = CliRunner().invoke(muse, ["show", "--json"])
+    assert told.exit_code == 0 and told.stderr.startswith("runs/c/recipe.toml: is damaged")
+    assert {one["path"] for one in json.loads(told.stdout)} == {"runs/a", "runs/compared/arm/b"}
     damaged = muse_core.runs()[-1]
     assert damaged["run"] == "runs/c" and damaged["state"].startswith("cannot be read: runs/c/recipe.toml: is damaged")
     assert CliRunner().invoke(muse, ["show", "none"]).exit_code == 3

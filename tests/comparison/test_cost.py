@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from muse_core.building import build_model
 from muse_core.cli.cost import cost
 from muse_core.comparison.cost import kept_by, memory_layers, training_cost
+from muse_core.comparison.targets import DOCUMENTS, Target, measure_reach, open_target
 from muse_core.contracts import KernelRequest
+from muse_core.errors import StorageError
 from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.dispatch import DispatchedKernel
 from muse_core.model.precision import choose_precision
@@ -65,6 +67,29 @@ def test_fast_weights_keep_their_inputs_at_least() -> None:
     assert found.fast_weights_bytes is not None and found.fast_weights_bytes >= 3 * 10 * 3 * 16 * 4, "q, k and v"
     recipe, model = build("feed-forward")
     assert training_cost(model, recipe, PRECISION, rows=3, length=10, repeats=1).fast_weights_bytes is None
+
+
+def test_the_median_of_an_even_number_of_reaches_lies_between_the_two_in_the_middle(monkeypatch) -> None:
+    recipe, model = build("feed-forward")
+    target = Target(path=Path("x"), recipe=recipe, model=model, precision=PRECISION, weights="", held_out=None)
+    assert DOCUMENTS % 2 == 0
+    found = iter(torch.arange(1.0, DOCUMENTS + 1, dtype=torch.float64))
+    monkeypatch.setattr("muse_core.comparison.targets.gradient_reach", lambda *_: next(found)[None])
+    told = measure_reach(target, 4)
+    assert (told["low"], told["reach"], told["high"]) == (1.0, (1 + DOCUMENTS) / 2, DOCUMENTS)
+
+
+def test_of_several_devices_a_run_takes_the_last_one_as_a_recipe_does(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def opened(path: Path, *, device: str | None, say: object) -> None:
+        asked.append(device)
+        raise StorageError("enough")
+
+    monkeypatch.setattr("muse_core.comparison.targets.open_trained", opened)
+    with pytest.raises(StorageError, match="enough"):
+        open_target(tmp_path, ['train.device="cpu"', 'train.device="cuda:1"'], 20)
+    assert asked == ["cuda:1"]
 
 
 def test_reach_is_zero_beyond_a_window_and_what_autograd_says_within() -> None:

@@ -201,3 +201,19 @@ def test_a_finished_run_of_another_recipe_is_not_counted(plan, tmp_path: Path) -
     (cell.path / "recipe.toml").write_text(to_toml(read_recipe(cell.recipe, ["seed=9"]).resolved))
     result = CliRunner().invoke(compare, [str(path), "-o", str(tmp_path / "out"), "--report"])
     assert result.exit_code == 3 and "holds a run of another recipe" in result.output
+
+
+@pytest.mark.parametrize("document", [[0, 0], [0, 1]], ids=["one document", "two"])
+def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path: Path, document: list[int]) -> None:
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0].replace("[1, 2]", "[1]"))), tmp_path / "out"
+    for cell, nats in zip(reported_cells(read, out, {"one": None, "other": None}), ([8.0, 9.0], [6.0, 7.0])):
+        finish(cell, sum(nats))
+        told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
+        (cell.path / "summary.json").write_text(
+            json.dumps({"held_out_bits_per_byte": sum(nats) / 20, "device": "cpu"} | told))
+        rows = {"document": document, "nats": nats, "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]}
+        (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
+    text = text_of(compose(read.plan, Comparison(read, out).runs()))
+    line = next(line for line in text.splitlines() if line.startswith("| other"))
+    assert "| 0.7647 |" in line and (" to " in line) == (document == [0, 1])
+    assert ("there is no interval" in text) == (document == [0, 0])

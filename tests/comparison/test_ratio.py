@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from muse_core.comparison.ratio import Measured, paired, paired_by_source
+from muse_core.comparison.ratio import Measured, paired, paired_by_source, with_interval
 
 
 def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise: float) -> Measured:
@@ -58,6 +58,21 @@ def test_by_source_each_has_the_ratio_of_its_own_documents() -> None:
     alone = Measured(document=document, above=below, below=below, sources=dict.fromkeys(range(20), "code"))
     assert paired_by_source({1: own}, {1: untold}, ratio=True) == {}
     assert paired_by_source({1: alone}, {1: alone}, ratio=True) == {}
+
+
+@pytest.mark.parametrize("ratio", [True, False])
+def test_one_seed_and_one_document_give_no_interval(ratio: bool) -> None:
+    """An interval of no width would claim certainty."""
+    def of(above: float, *empty: float) -> Measured:
+        return Measured(document=np.arange(1 + len(empty)), above=np.array([above, *empty]),
+                        below=np.array([10.0, *(0.0 for _ in empty)]))
+
+    for empty in ((), (0.0,)):  # a document of which no byte was read adds nothing
+        found = paired({1: of(9.0, *empty)}, {1: of(10.0, *empty)}, ratio=ratio)
+        assert found.value == pytest.approx(0.9 if ratio else -0.1) and (found.low, found.high) == (None, None)
+    assert with_interval({"value": 0.9, "low": None, "high": None}) == "0.9000"
+    both = paired({1: of(9.0), 2: of(8.0)}, {1: of(10.0), 2: of(10.0)}, ratio=ratio)
+    assert both.low is not None and both.low < both.value < both.high
 
 
 def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:

@@ -14,6 +14,7 @@ from muse_core.cli import muse
 from muse_core.errors import RecipeError, StorageError
 from muse_core.report.compared import compare_runs
 from muse_core.report.reading import read_runs
+from muse_core.report.writing import write_report
 
 WORSE = (1.21, 1.20, 1.19, 1.20)
 MIXED = (1.3, 0.7, 1.2, 0.8)
@@ -105,6 +106,37 @@ def test_the_command_writes_an_overlay_and_says_what_differs(made_run, tmp_path,
     assert float(one["ratio"]) == report["against_baseline"][0]["value"] and two["ratio"] == ""
     assert f"& {report['against_baseline'][0]['value']:.4f} &" in (folder / "report.tex").read_text()
     assert "| two | 1,000 | 40 | 50 | 1.0000 | 1 |" in (folder / "report.md").read_text()
+
+
+def test_runs_on_one_document_have_a_ratio_and_nowhere_an_interval(made_run, tmp_path):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    runs = [made_run(name) for name in ("one", "two")]
+    for run in runs:
+        rows = json.loads((run / "held_out.json").read_text())
+        (run / "held_out.json").write_text(json.dumps(rows | {"document": [0] * 4}))
+    done = CliRunner().invoke(muse, ["compare", *map(str, runs), "-o", str(tmp_path / "both")])
+    assert "one: 1.0000 × the bits per byte of two: no verdict" in done.output and "no interval" in done.output
+    written = [(tmp_path / "both" / name).read_text() for name in ("report.md", "report.tex", "report.html")]
+    assert all("1.0000 to 1.0000" not in text for text in written)
+    one, _ = csv.DictReader((tmp_path / "both" / "report.csv").read_text().splitlines())
+    assert (float(one["ratio"]), one["low"], one["high"]) == (1.0, "", "")
+
+
+def test_a_report_removes_its_own_old_pictures_and_nobody_elses(made_run, tmp_path):
+    pytest.importorskip("vl_convert", reason="drawing needs vl-convert-python")
+    folder, pictures = tmp_path / "site", tmp_path / "site" / "pictures"
+    pictures.mkdir(parents=True)
+    (pictures / "holiday.png").write_bytes(b"mine")
+    both = read_runs([made_run("one"), made_run("two")])
+    write_report(both, folder)
+    assert (pictures / "needles-2.png").is_file() and (pictures / "loss.png").is_file()
+    page = folder / "report.html"
+    page.write_text(page.read_text() + '<p id="picture-../../kept">')
+    (tmp_path / "kept.png").touch()
+    write_report(both[:1], folder)
+    assert (tmp_path / "kept.png").is_file()
+    assert (pictures / "needles.png").is_file() and not (pictures / "needles-2.png").exists()
+    assert (pictures / "holiday.png").read_bytes() == b"mine"
 
 
 def test_python_is_given_the_rows_of_the_command(made_run):

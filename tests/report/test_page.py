@@ -67,6 +67,18 @@ def test_every_section_is_there_and_every_picture_is_described(made_run):
     assert len(ids) == len(set(ids))
 
 
+def test_the_descriptions_of_pictures_tell_what_is_drawn_of_every_run(made_run):
+    both = read_runs([made_run("one"), made_run("two", factors=(2.0,) * 4)])
+    # A run that is shorter than evaluate.every has the held-out point of its end alone.
+    for run in both:
+        run.evaluations.clear()
+    charts = all_charts(both)
+    loss = next(chart for chart in charts["curves"] if chart.name == "loss")
+    assert loss.alt.count("held out 1.5 at step 40 and 1.5 at step 40") == 2
+    decay = next(chart for chart in charts["layers"] if chart.name == "decay-fast-weights")
+    assert all(f"{run}, depth {depth}: 0.0" in decay.alt for run in ("one", "two") for depth in (0, 1))
+
+
 def test_nothing_comes_from_elsewhere_and_the_browser_is_told_so(made_run):
     _, read = drawn(made_run("one"))
     links = [a.get(key, "") for _, a in read.elements for key in ("src", "href", "action", "data", "poster")]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +92,35 @@ def test_a_holder_that_has_not_said_its_name_is_waited_for_less_than_a_second(ru
         (run / "run.lock.holder").unlink()
         with pytest.raises(StorageError, match="a process that has not said its name"):
             RunDirectory.open(run)
+
+
+@pytest.mark.promise("C8")
+def test_one_who_asks_whether_a_run_is_in_use_keeps_nobody_from_it(run, monkeypatch):
+    assert directory_lock.ASKED_SECONDS > 0
+    monkeypatch.setattr(directory_lock, "ASKED_SECONDS", 60.0)  # the timer below may come late
+    asking = os.open(run / "run.lock", os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    assert not directory_lock.in_use(run)
+    timer = threading.Timer(0.05, os.close, [asking])
+    timer.start()
+    with RunDirectory.open(run):
+        assert directory_lock.in_use(run)
+    timer.join()
+    assert not directory_lock.in_use(run)
+
+
+@pytest.mark.promise("C8")
+def test_a_reader_who_may_not_write_sees_that_nobody_holds_a_run(run, monkeypatch):
+    (run / "run.lock").chmod(0o444)
+    monkeypatch.chdir(run)  # pytest's folders above it are root's alone
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        free = not directory_lock.in_use(Path())
+    finally:
+        os.seteuid(user)
+    assert free
 
 
 @pytest.mark.promise("C8")
