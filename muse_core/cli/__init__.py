@@ -8,6 +8,8 @@ from importlib import import_module
 
 import click
 
+from muse_core.commands import Interruptible
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -18,7 +20,8 @@ NOT_HERE = {"run": TRAINING, "train": TRAINING, "resume": TRAINING}
 
 class Answering(click.Command):
     """A command whose --help and --version, which click answers before the body and its guard, say what the output does
-    not take in a sentence, exit code 3."""
+    not take in a sentence, exit code 3. Ctrl-C before the body, as while a subcommand is imported, ends as within it;
+    click would say that it aborted, exit code 1."""
 
     def main(self, *args, **kwargs):
         try:
@@ -29,6 +32,14 @@ class Answering(click.Command):
             drop_what_cannot_be_written()
             with guarded():
                 raise
+
+    def make_context(self, *args, **kwargs):
+        with Interruptible():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context):
+        with Interruptible():
+            return super().invoke(ctx)
 
 
 class LazyGroup(Answering, click.Group):

@@ -8,11 +8,12 @@ import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument()
 @click.option("--ratio", type=float,
               help="How many times smaller the weights become [default: 2, or what int8 and int4 give].")
 @click.option("--method", default="whitened", show_default=True, metavar="NAME",
@@ -42,9 +43,6 @@ def compress(
     let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
         refuse_several_processes()
-        from muse_core.storage.run_directory import require_run
-
-        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.training.compression import Compression, compress_run
 
         asked = Compression(ratio=ratio, method=method, then=quantize or "none", steps=steps, rounds=rounds)

@@ -10,11 +10,12 @@ import click
 
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.printed import columns, console, paragraph, print_table
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
+@run_argument("targets", several=True, recipes=True)
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(min=2),
               help="Tokens of a sequence; may be repeated [default: the recipe's train.sequence_length].")
 @click.option("--tokens", type=click.IntRange(min=1),
@@ -41,14 +42,6 @@ def cost(
     """
     let_waiting_threads_sleep()
     with guarded():
-        from muse_core.errors import RecipeError
-        from muse_core.storage.run_directory import require_run
-
-        for path in targets:  # before the first is measured, and before torch is imported, which takes seconds
-            if path.is_dir():
-                require_run(path)
-            elif not path.exists():
-                raise RecipeError(f"{path}: no such file or run directory")
         from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
         from muse_core.storage.canonical_json import spelled
         from muse_core.storage.disk import deliver, storage_errors

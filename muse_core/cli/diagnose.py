@@ -12,6 +12,7 @@ import click
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
 from muse_core.cli.printed import console, print_table
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 NUMBERS = 20
@@ -19,7 +20,7 @@ NUMBERS = 20
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument()
 @click.option("--text", help="Text to read [default: the beginning of the validation text].")
 @click.option("--text-file", type=click.Path(path_type=Path), metavar="FILE",
               help="UTF-8 file with the text to read; - is the standard input.")
@@ -36,9 +37,6 @@ def diagnose(
     """
     let_waiting_threads_sleep()
     with guarded():
-        from muse_core.storage.run_directory import require_run
-
-        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.evaluation.diagnostics import diagnose as read
         from muse_core.evaluation.diagnostics import own_checks
         from muse_core.storage.canonical_json import spelled

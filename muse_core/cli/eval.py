@@ -12,11 +12,12 @@ import click
 
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.printed import console, print_table
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command(name="eval")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@run_argument("runs", several=True)
 @click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
 @click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
               help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
@@ -57,10 +58,6 @@ def evaluate(
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.evaluation.suites import chosen
-        from muse_core.storage.run_directory import require_run
-
-        for run in runs:  # before the first is measured, and before torch is imported, which takes seconds
-            require_run(run)
         suites = chosen(names)
         from muse_core.evaluation.runs import evaluate_run, table
         from muse_core.storage.canonical_json import spelled

@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--to", "form", type=click.Choice(["hf", "torch"]), default="hf", show_default=True,
               help="hf: Hugging Face transformers. torch: a program that needs torch alone.")
@@ -32,9 +33,6 @@ def export(run: Path, directory: Path, form: str, dtype: str | None, length: int
     let_waiting_threads_sleep()
     with guarded():
         from muse_core.errors import RecipeError
-        from muse_core.storage.run_directory import require_run
-
-        require_run(run)  # before torch is imported, which takes seconds
         if form == "torch" and dtype is not None or form == "hf" and length is not None:
             raise RecipeError("--dtype goes with --to hf, and --length with --to torch")
         with contextlib.redirect_stdout(sys.stderr):

@@ -16,11 +16,12 @@ import click
 
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
+from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument()
 @click.option("--prompt", help='Text to continue; "" starts a document of its own.')
 @click.option("--prompt-file", type=click.Path(path_type=Path, allow_dash=True),
               help="File with the text to continue, in UTF-8; - is the standard input.")
@@ -53,9 +54,6 @@ def generate(
     let_waiting_threads_sleep()
     with guarded(), _warnings_afterwards():
         from muse_core.errors import RecipeError
-        from muse_core.storage.run_directory import require_run
-
-        require_run(run)  # before torch is imported, which takes seconds
         from muse_core.model import generation
         from muse_core.training.trained import open_trained
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -98,10 +97,7 @@ def _deliver(text: str, output: str | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    from muse_core.errors import StorageError
-    from muse_core.storage.disk import deliver
+    from muse_core.storage.disk import deliver, storage_errors
 
-    try:
+    with storage_errors("write", Path(output)):
         deliver(Path(output), text)  # which may be the recipe itself
-    except OSError as error:
-        raise StorageError(f"{os.fspath(output)}: cannot be written: {error.strerror}") from None

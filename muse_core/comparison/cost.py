@@ -24,7 +24,7 @@ from muse_core.metrics.accumulator import MetricAccumulator, Packed, read
 from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
-from muse_core.training.compilation import compiled
+from muse_core.training.compilation import compiled, forget_others
 from muse_core.training.cuda_graph import Passes, RecordedPasses, require_recordable, require_steady
 from muse_core.training.forward import detached
 from muse_core.training.objectives import NextToken
@@ -112,7 +112,7 @@ def training_step(
     optimizers = make_optimizers(model, recipe.train, lambda name: True)
     objective, parameters = NextToken(), list(optimizers.names.values())
     if recipe.train.compile:
-        torch.compiler.reset()  # of an earlier length nothing is kept: a second one would be compiled for any
+        forget_others(model, rows, length)
     forward_model = compiled(model, recipe.train.compile)
     states: list[Any] = [None]
     model.train()

@@ -24,13 +24,14 @@ from muse_core.data.byte_pair import END, BytePairTokenizer, byte_characters
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import ByteTokenizer
 from muse_core.errors import RecipeError
-from muse_core.interchange.target import filled, require_free, require_text
+from muse_core.interchange.target import require_free, require_text
 from muse_core.interchange.weights import PREFIX
 from muse_core.model.kernels import BoundKernels
 from muse_core.recipe import Checked, check_table, to_toml
 from muse_core.recipe.lock import used_distributions
 from muse_core.recipe.reading import parse
 from muse_core.recipe.resolved import as_table
+from muse_core.storage.new_directory import filled
 from muse_core.training.setup import Setup
 from muse_core.training.trained import open_trained
 
@@ -51,7 +52,7 @@ def export(run: Path, target: Path, *, dtype: str | None, step: int | None, say:
     name = DTYPES[dtype] if dtype is not None else setup.precision.dtype
     config = config_of(setup, name, at)
     tokenizer, separator = library_tokenizer(setup.corpus.tokenizer)
-    with filled(target) as partial:
+    with filled(target, "write the export") as partial:
         _write_weights(setup.model, partial / "model.safetensors")
         files = {
             "config.json": config,

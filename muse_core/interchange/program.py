@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from muse_core.errors import RecipeError
 from muse_core.interchange.hugging_face import library_tokenizer
-from muse_core.interchange.target import filled, require_free, require_text
+from muse_core.interchange.target import require_free, require_text
+from muse_core.storage.new_directory import filled
 from muse_core.training.trained import open_trained
 
 PROGRAM, TABLE, TOKENIZER = "model.pt2", "program.json", "tokenizer.json"
@@ -64,7 +65,7 @@ def export(
         "vocabulary_size": setup.corpus.vocabulary_size, "separator": setup.corpus.tokenizer.separator,
         "separator_token": separator,
     }
-    with filled(target) as partial:
+    with filled(target, "write the export") as partial:
         (partial / PROGRAM).write_bytes(written.getbuffer())
         _compare(partial / PROGRAM, ids, due, str(run))
         (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from muse_core.contracts import KernelRequest
 
@@ -40,14 +41,18 @@ class DispatchedKernel:
                 break
         if place == self.place:
             return self.function(*arguments, **named)
-        function = self.elsewhere[place] if place in self.elsewhere else self._selected(place)
-        return function(*arguments, **named)
+        if place in self.elsewhere:
+            return self.elsewhere[place](*arguments, **named)
+        selected = self._selected_between_graphs if torch.compiler.is_compiling() else self._selected
+        return selected(place)(*arguments, **named)
 
-    @torch.compiler.disable
     def _selected(self, place: tuple[str, str]) -> Function:
         device, dtype = place
         self.elsewhere[place] = self.select(self.request._replace(device=device, dtype=dtype))
         return self.elsewhere[place]
+
+    # torch.compiler.disable would import the compiler here and now, which takes as long as torch itself.
+    _selected_between_graphs = _disable_dynamo(_selected)
 
     def __deepcopy__(self, memo: Any) -> DispatchedKernel:
         """A copy of a layer computes by the same functions."""

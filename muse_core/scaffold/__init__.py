@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from muse_core.errors import RecipeError, StorageError
+from muse_core.storage.new_directory import filled
 
 TEMPLATES = Path(__file__).parent
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
@@ -28,13 +29,11 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
     folder = parent / f"muse-{name}"
     if folder.exists():
         raise StorageError(f"{folder} exists already - choose another name, or another folder with --into")
-    try:
+    with filled(folder, "write the plugin") as partial:
         for path, text in rendered(name, kind).items():
-            target = folder / path
+            target = partial / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
     return folder
 
 

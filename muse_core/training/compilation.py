@@ -7,6 +7,7 @@ compilation", https://docs.pytorch.org/tutorials/recipes/regional_compilation.ht
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -27,6 +28,19 @@ def compiled(model: nn.Module, wanted: bool | Literal["blocks"]) -> Any:
         compile_blocks(model)
         return model
     return torch.compile(WithoutStateGradient(model)) if wanted else model
+
+
+_COMPILED: list[Any] = [lambda: None, ()]
+"""The model, by a weak reference, and the rows that this process compiled last."""
+
+
+def forget_others(model: nn.Module, *rows: object) -> None:
+    """Forget what was compiled for another model or other ``rows``, such as their number and length, in an earlier
+    stage or measurement: torch would compile the second length that it sees for rows of any, whose kernels are slower
+    and round otherwise."""
+    if _COMPILED[0]() is not model or _COMPILED[1] != rows:
+        torch.compiler.reset()
+        _COMPILED[:] = weakref.ref(model), rows
 
 
 def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

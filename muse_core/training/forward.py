@@ -20,7 +20,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.plugins.discovery import CORE
 from muse_core.recipe.schema import Recipe
-from muse_core.training.compilation import compile_blocks, compiled
+from muse_core.training.compilation import compile_blocks, compiled, forget_others
 from muse_core.training.optimizers import norms
 from muse_core.training.shards import own_part
 
@@ -288,6 +288,9 @@ class DividedForward(_SeveralForward):
 
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
     """For the processes that a run has. Raises RecipeError for an objective that several processes cannot share."""
+    train = recipe.train
+    if train.compile:
+        forget_others(model, train.batch_size, train.micro_batch, train.sequence_length)
     if ranks.size == 1:
         return Forward(compiled(model, recipe.train.compile), objective)
     if hasattr(objective, "tensors") or hasattr(objective, "finished"):

@@ -139,4 +139,4 @@ def test_what_cannot_be_written_is_refused(arguments, code, sentence, tmp_path) 
 def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     ended = CliRunner().invoke(muse, ["plugins", "new", "wave", "--kind", "layer", "--into", str(tmp_path / "file")])
-    assert ended.exit_code == 3 and "cannot be written: Not a directory" in ended.output
+    assert ended.exit_code == 3 and "cannot write the plugin: File exists - something of" in ended.output

@@ -164,7 +164,7 @@ class TestRecipe:
     def test_fill_into_nowhere_is_exit_3(self, recipe, tmp_path):
         result = run("recipe", "fill", recipe, "-o", tmp_path / "no" / "x.toml")
         assert (result.exit_code, result.stderr) == (
-            3, f"{tmp_path}/no/x.toml: cannot be written: No such file or directory\n")
+            3, f"{tmp_path}/no/x.toml: cannot write: No such file or directory - check the disk and the path\n")
 
     def test_overrides(self, recipe):
         assert "steps = 7\n" in run("recipe", "fill", recipe, "--set", "train.steps=7").stdout

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -302,3 +303,14 @@ def test_output_in_a_poorer_encoding(trained: Path) -> None:
     done = process(*prompt, env={"PYTHONIOENCODING": "ascii"}, text=True)
     assert done.returncode == 0 and done.stdout.startswith("? und ?")
     assert process("plugins", "list", env={"PYTHONIOENCODING": "latin-1"}).returncode == 0
+
+
+def test_what_is_not_compiled_waits_for_no_compiler(trained: Path) -> None:
+    """torch's compiler takes as long to import as torch itself."""
+    program = MUSE.replace("muse()", "muse(standalone_mode=False); import sys; print(*sys.modules)")
+    for arguments in (["generate", "run", "--prompt", "the", "--tokens", "2"],
+                      ["eval", "run", "--suite", "held-out", "--tokens", "64"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=trained, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        modules = done.stdout.splitlines()[-1].split()
+        assert "torch" in modules and "torch._dynamo" not in modules

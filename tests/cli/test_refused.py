@@ -87,12 +87,31 @@ def test_a_recipe_filled_into_itself_survives_a_full_disk(tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(Disk, "write", full)
         result = CliRunner().invoke(muse, ["recipe", "fill", str(recipe), "-o", str(recipe)])
-    assert (result.exit_code, result.stderr) == (3, f"{recipe}: cannot be written: No space left on device\n")
+    said = f"{recipe}: cannot write: No space left on device - free some space on that disk\n"
+    assert (result.exit_code, result.stderr) == (3, said)
     assert recipe.read_text().startswith("# mine") and [one.name for one in tmp_path.iterdir()] == ["x.toml"]
     link = tmp_path / "link.toml"
     link.symlink_to(recipe)
     assert CliRunner().invoke(muse, ["recipe", "fill", str(recipe), "-o", str(link)]).exit_code == 0
     assert link.is_symlink() and "width = 16" in recipe.read_text()
+
+
+@pytest.mark.parametrize("arguments, refused", [
+    (["recipe", "fill", "x.toml", "-o", "filled.toml"], "filled.toml: cannot write"),
+    (["recipe", "upgrade", "x.toml", "-o", "x.toml"], "x.toml: cannot write"),
+    (["recipe", "schema", "-o", "schema.json"], "schema.json: cannot write"),
+    (["plugins", "new", "wave", "--kind", "layer"], "muse-wave: cannot write the plugin"),
+], ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None)
+def test_a_disk_that_takes_nothing_is_told_with_what_to_do(
+    arguments: list[str], refused: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.toml").write_text(RECIPE)
+    command = ["sh", "-c", 'ulimit -f 0; exec "$0" "$@"', sys.executable, "-m", "muse_core", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    advice = "raise the limit (ulimit -f), or choose another file system\n"
+    said = f"{refused}: File too large - files may not become so large here: {advice}"
+    assert (done.returncode, done.stderr) == (3, said)
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"x.toml": RECIPE}
 
 
 def test_weights_that_cannot_be_exported_name_the_systems_reason(

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from muse_core.cli import muse
 from muse_core.cli.run import main
 from muse_core.plugins.discovery import GROUP
 from muse_core.recipe import read_recipe
+from tests.commands import bundled_text, called
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("*.md", "kernels/README.md", "docs/**/*.md", "plugins/*/README.md", "examples/*/README.md")
@@ -135,7 +135,7 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(command: click.Command, arguments: list[str]) -> str:
-    ended = CliRunner().invoke(command, arguments)
+    ended = called(command, *arguments)
     assert ended.exit_code == 0, f"{command.name} {shlex.join(arguments)}\n{ended.output}\n{ended.exception!r}"
     return ended.output
 
@@ -205,7 +205,7 @@ def muse_subcommand(words: list[str]) -> None:
     words = list(dict.fromkeys(words)) if name == "report" else words
     if name == "compare":
         if Path(words[1]).is_file():  # the plan of a page is tested where the page writes it
-            call(muse, [*words, "--dry-run"])
+            call(muse, [*words, "--dry-run", *bundled_text(Path(words[1]))])
         return
     if name == "cost":
         targets = [word for word in words[1:] if re.match(r"(?:recipes|runs|phase2|transformer)", word)]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from muse_core.errors import StorageError
-from muse_core.interchange.target import filled
 from muse_core.selftest.reliability.disks import FailingDisk, VolatileDisk
 from muse_core.storage.disk import STALE, Disk, HeldDisk, deliver, leftovers, temporary, write_file_atomically
+from muse_core.storage.new_directory import filled
 
 WRITES = """
 import sys
@@ -120,18 +120,19 @@ def test_an_interrupt_within_a_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_two_exports_into_one_directory_keep_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "exported"
-    with pytest.raises(StorageError, match="exported: cannot write the export"), filled(target) as slow:
+    refused = pytest.raises(StorageError, match="exported: cannot write the export")
+    with refused, filled(target, "write the export") as slow:
         (slow / "weights").write_text("slow")
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", os.getppid)
-            with filled(target) as quick:
+            with filled(target, "write the export") as quick:
                 (quick / "weights").write_text("quick")
     assert (target / "weights").read_text() == "quick" and [one.name for one in tmp_path.iterdir()] == ["exported"]
 
 
 def test_an_export_that_fails_names_the_file_where_it_was_to_be(tmp_path: Path) -> None:
     target = tmp_path / "exported"
-    with pytest.raises(StorageError) as raised, filled(target) as partial:
+    with pytest.raises(StorageError) as raised, filled(target, "write the export") as partial:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(partial / "deep" / "model.safetensors"))
     assert str(raised.value).startswith(f"{target}/deep/model.safetensors: cannot write the export: File too large - ")
     assert "raise the limit (ulimit -f)" in str(raised.value) and not list(tmp_path.iterdir())

@@ -15,7 +15,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
+from muse_core.parallel.one import ONE
 from muse_core.training.compilation import compiled
+from muse_core.training.forward import make_forward
+from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
 
 Table = Callable[..., dict[str, Any]]
@@ -196,3 +199,23 @@ def test_a_run_that_is_stopped_goes_on_as_a_plain_one(
     assert len(losses("plain")) == 8
     assert losses("blocks") == pytest.approx(losses("plain"), rel=1e-4)
     assert counter.frame_count <= 8, "of each kind one without and one with a state, before the stop and after"
+
+
+@pytest.mark.parametrize("wanted", [True, "blocks"])
+@pytest.mark.parametrize("converted", [False, True], ids=["same model", "another model"])
+def test_each_stage_is_compiled_for_its_own_length(
+    table: Table, prepare: Callable[[dict[str, Any]], Setup], counter: Any, wanted: Any, converted: bool
+) -> None:
+    """torch takes a second length for one of any, and a graph of any length has slower kernels."""
+    model: Any = None
+    for stage, length in enumerate((16, 32, 24)):
+        setup = prepare(table(model={"dropout": 0.0, "depth": 1, "block": LAYERS["attention"]},
+                              train={"compile": wanted, "sequence_length": length}))
+        model = setup.model.train() if converted or model is None else model
+        forward = make_forward(model, NextToken(), setup.recipe, ONE)
+        forward.model(torch.arange(2 * length).view(2, length)).hidden.sum().backward()
+        assert counter.frame_count == stage + 1
+        given = [node.meta["example_value"] for node in counter.graphs[-1].graph.nodes if node.op == "placeholder"]
+        shapes = [tuple(one.shape) for one in given if isinstance(one, torch.Tensor)]
+        assert not [one for one in given if isinstance(one, torch.SymInt)]
+        assert any(length in shape for shape in shapes) and all(type(n) is int for shape in shapes for n in shape)
