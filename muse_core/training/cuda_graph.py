@@ -8,8 +8,9 @@ launch in the same steps. Source: https://docs.pytorch.org/docs/stable/notes/cud
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
 
+T = TypeVar("T")
 Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
 """Micro-batches on the device, what each starts from, and what their sums are divided by, a float64 scalar there, to
 numbers and what each ends with. Leaves gradients at the weights."""
@@ -112,9 +114,8 @@ class RecordedPasses:
             torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
         self.ranks.mark("the recorded forward and backward pass")
-        for there, new in zip(recording.given, leaves):
-            if isinstance(there, Tensor):
-                there.copy_(new)
+        tensors = [place for place, there in enumerate(recording.given) if isinstance(there, Tensor)]
+        torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
             require_same(own, recording.gradients)
@@ -185,6 +186,37 @@ class RecordedPasses:
             ) from error
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
+
+
+class RecordedCalls:
+    """Functions of tensors, recorded when they come for the third time to tensors that are where they were.
+
+    A function reads and writes the tensors that it is called with and what a recording may keep for itself, waits for
+    nothing and draws nothing. What it returns is written over by the next call with these tensors. Tensors in another
+    place, as moments from a checkpoint, are other tensors: a recording is found by addresses and needs not be told.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Counter[Any] = Counter()
+        """Plain calls since the last recording."""
+        self.recordings: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def __call__(self, function: Callable[[], T], tensors: Sequence[Tensor], *constants: Any) -> T:
+        """``function()``, which is the same for the same ``tensors`` and ``constants``."""
+        key = (constants, tuple([(one.data_ptr(), one.stride()) for one in tensors]))
+        if key not in self.recordings:
+            if self.seen[key] < PLAIN:
+                self.seen[key] += 1
+                return function()
+            self.seen.clear()
+            if len(self.recordings) == MOST:
+                del self.recordings[next(iter(self.recordings))]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.recordings[key] = graph, function()
+        graph, found = self.recordings[key]
+        graph.replay()
+        return found
 
 
 def finite(gradients: Mapping[str, Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
-from muse_core.data.batches import Ahead, TrainingData, micro_batches, to_device
-from muse_core.errors import Halted, RecipeError
+from muse_core.data.batches import Ahead, TrainingData
+from muse_core.errors import Halted, MuseError, RecipeError
 from muse_core.evaluation.cross_entropy import like
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
@@ -24,9 +25,10 @@ from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.compiled_gradients import DoesNotFit, check_compiled
-from muse_core.training.cuda_graph import Passes, RecordedPasses
+from muse_core.training.cuda_graph import Passes, RecordedCalls, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
 from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
+from muse_core.training.placed import Placed, place
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
@@ -69,6 +71,8 @@ class Loop:
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
     """The next batch of ``data``."""
+    placed: Placed | None = None
+    """The next batch where its step will read it."""
 
     def _compiled(self) -> bool:
         return bool(self.recipe.train.compile) and self.recipe.train.check_compiled
@@ -100,11 +104,14 @@ class Loop:
 
         Raises Halted when a monitor halts or damage cannot be undone.
         """
+        if isinstance(self.passes, RecordedPasses):
+            self.state.optimizers.record(RecordedCalls())
         try:
             self._train()
         finally:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
+                self.state.optimizers.record(None)
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
@@ -157,35 +164,49 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward = self.state, self.forward
-        if state.at.step + 1 < self.recipe.train.steps:
-            self.ahead.prepare(self.data, state.at.step + 1, self.incidents.quarantine)
+        recorded = isinstance(self.passes, RecordedPasses)
+        if not recorded:
+            self._prepare()
         forward.begin(self.recipe.seed, state.at.step)
-        # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
-        targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        whole = torch.full((), targets / forward.parts, dtype=torch.float64, device=state.precision.device)
-        on_host = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
-        room, pieces = forward.target_room(batch, on_host, self.recipe.train.micro_batch), []
-        for piece in on_host:
-            there = to_device(piece, state.precision.device, room)
-            if state.stream_state.streams:
-                offset = piece.tokens.offset % self.stream_period
-                there = there._replace(tokens=there.tokens._replace(offset=offset))
-            pieces.append(there)
-        carried = [state.stream_state.of(index) for index in range(len(pieces))]
+        here, self.placed = self.placed, None
+        if here is None or here.batch is not batch:
+            here = self._place(batch)
+        carried = [state.stream_state.of(index) for index in range(len(here.pieces))]
         if self.unchecked:
-            self._check_compiled(pieces[0], carried[0], whole)
-        packed, proposed = self.passes(pieces, carried, whole)
-        # While the device computes: reading its numbers waits for it.
-        read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
+            self._check_compiled(here.pieces[0], carried[0], here.whole)
+        packed, proposed = self.passes(here.pieces, carried, here.whole)
+        if recorded:  # not before: a thread that makes a batch would keep this one from launching the passes
+            self._prepare()
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
         of_step = self._of_gradients() | state.monitors.measure("step", {})
-        values = self._of_all(packed.with_values(of_step))
+        packed = packed.with_values(of_step)
+        self._place_next()  # while the device computes: reading its numbers waits for it
+        values = self._of_all(packed)
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
-        values["bytes"] = read_bytes
-        self.ahead.wait()
+        values["bytes"] = here.read_bytes
         return values
+
+    def _prepare(self) -> None:
+        """Begin with the next step's batch."""
+        if self.state.at.step + 1 < self.recipe.train.steps:
+            self.ahead.prepare(self.data, self.state.at.step + 1, self.incidents.quarantine)
+
+    def _place(self, batch: Batch) -> Placed:
+        return place(
+            batch, self.forward, self.state.precision.device, micro_batch=self.recipe.train.micro_batch,
+            period=self.stream_period if self.state.stream_state.streams else None, byte_lengths=self.byte_lengths,
+        )
+
+    def _place_next(self) -> None:
+        """The batch that is made ahead, so that nothing of it is left to do between this step's verdict and the next
+        step's passes. A step that reads another one, as behind a rollback, places that itself."""
+        self.ahead.wait()  # what follows a step may read the same data
+        made = self.ahead.made()
+        if made is not None:
+            with contextlib.suppress(MuseError):  # raised when its step begins
+                self.placed = self._place(made)
 
     def _check_compiled(self, piece: Batch, carried: State, whole: Tensor) -> None:
         """Raises Halted where compiled code has other gradients than the plain model."""

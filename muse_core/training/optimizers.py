@@ -47,6 +47,12 @@ class Optimizers:
             self.state_dict()
             self._checked = True
 
+    def record(self, calls: Callable[..., Any] | None) -> None:
+        """Updates from now on by ``cuda_graph.RecordedCalls``, of those optimisers that can; None: no longer."""
+        for part in self.parts:
+            if hasattr(part, "calls"):
+                part.calls = calls
+
     def zero_grad(self) -> None:
         for parameter in self.names.values():
             parameter.grad = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,30 +80,44 @@ def together(matrix: Tensor) -> int:
 class Muon(torch.optim.Optimizer):
     """W ← (1 − lr·decay) W − lr·√max(1, rows/columns)·NS(g + momentum·(m − g)) with m ← m + (1 − momentum)(g − m).
 
-    Parameters are real matrices. State: ``momentum_buffer``, m. Source: Jordan et al., "Muon: an optimizer for hidden
+    Parameters are real matrices. State: ``momentum_buffer``, m. ``calls``: ``cuda_graph.RecordedCalls``, by which whole
+    matrices are orthogonalised with one launch, or None. Source: Jordan et al., "Muon: an optimizer for hidden
     layers in neural networks", 2024.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.calls: Callable[..., Any] | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update from the gradients as they are; ``closure`` is not used."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
-            for some in bundles(group["params"]):
+            split = list(bundles(group["params"]))
+            recorded = None if self.calls is None else self._recorded(split, momentum)
+            for place, some in enumerate(split):
                 rows, columns = some[0].shape
                 length = -rate * math.sqrt(max(1.0, rows / columns))
                 if is_divided(some[0].grad):
                     self._step_divided(some[0], group, length)
                     continue
-                gradients, means = [p.grad for p in some], [self._mean(p) for p in some]
-                torch._foreach_lerp_(means, gradients, 1 - momentum)
-                wanted = torch._foreach_lerp(gradients, means, momentum)
-                updates = [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted)).unbind()
+                updates = self._updates(some, momentum) if recorded is None else recorded[place]
                 torch._foreach_mul_(some, 1 - rate * group["weight_decay"])
                 torch._foreach_add_(some, updates, alpha=length)
+
+    def _updates(self, some: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        """Of matrices of one shape, with their momentum moved on."""
+        gradients, means = [p.grad for p in some], [self._mean(p) for p in some]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        wanted = torch._foreach_lerp(gradients, means, momentum)
+        return [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted)).unbind()
+
+    def _recorded(self, split: Sequence[Sequence[Tensor]], momentum: float) -> list[Sequence[Tensor]]:
+        """The updates of all matrices, none of them divided. Rates are no part of it: they change with every step."""
+        together = [p for some in split for p in some]
+        read = [p.grad for p in together] + [self._mean(p) for p in together]
+        return self.calls(lambda: [self._updates(some, momentum) for some in split], read, momentum)
 
     def _step_divided(self, parameter: Tensor, group: dict[str, Any], length: float) -> None:
         """Singular vectors are those of the whole matrix: one that is divided is gathered, its update divided again."""
