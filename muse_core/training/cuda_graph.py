@@ -198,7 +198,7 @@ class RecordedCalls:
 
     def __init__(self) -> None:
         self.seen: Counter[Any] = Counter()
-        """Plain calls since the last recording."""
+        """Plain calls; those of long ago are forgotten."""
         self.recordings: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, function: Callable[[], T], tensors: Sequence[Tensor], *constants: Any) -> T:
@@ -206,9 +206,11 @@ class RecordedCalls:
         key = (constants, tuple([(one.data_ptr(), one.stride()) for one in tensors]))
         if key not in self.recordings:
             if self.seen[key] < PLAIN:
+                if len(self.seen) > 4 * MOST:
+                    self.seen.clear()
                 self.seen[key] += 1
                 return function()
-            self.seen.clear()
+            del self.seen[key]
             if len(self.recordings) == MOST:
                 del self.recordings[next(iter(self.recordings))]
             graph = torch.cuda.CUDAGraph()

@@ -105,13 +105,13 @@ class Loop:
         Raises Halted when a monitor halts or damage cannot be undone.
         """
         if isinstance(self.passes, RecordedPasses):
-            self.state.optimizers.record(RecordedCalls())
+            self.state.optimizers.calls = RecordedCalls()
         try:
             self._train()
         finally:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
-                self.state.optimizers.record(None)
+                self.state.optimizers.calls = None
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at

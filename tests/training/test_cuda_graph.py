@@ -19,7 +19,16 @@ from muse_core.building import construct
 from muse_core.errors import RecipeError
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.cuda_graph import MOST, PLAIN, form_of, require_recordable, require_same, require_steady
+from muse_core.training import loop as training_loop
+from muse_core.training.cuda_graph import (
+    MOST,
+    PLAIN,
+    RecordedCalls,
+    form_of,
+    require_recordable,
+    require_same,
+    require_steady,
+)
 from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
 
@@ -251,11 +260,19 @@ def spoil(after: int) -> dict[str, Callable[[Any], Any]]:
 
 
 @GPU
-def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(table: Table, go: Go, losses: Any, tmp_path: Path) -> None:
-    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's."""
+@pytest.mark.parametrize("train", [{"steps": 10}, {"steps": 14, "precision": "bf16", "optimizer": "muon"}],
+                         ids=["adamw", "muon"])
+def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(
+    table: Table, go: Go, losses: Any, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's. Muon's
+    updates are recorded before it and, of other moments, behind it."""
+    made: list[RecordedCalls] = []
+    monkeypatch.setattr(training_loop, "RecordedCalls", lambda: made.append(RecordedCalls()) or made[-1])
     for name, recorded in (("plain", False), ("recorded", True)):
-        with fault_injection.installed(spoil(after=5)):
-            go(on_gpu(table, recorded, train={"steps": 10}), name)
+        with fault_injection.installed(spoil(after=7 if "optimizer" in train else 5)):
+            go(on_gpu(table, recorded, train=train), name)
+    assert [len(one.recordings) for one in made] == [2 if "optimizer" in train else 0]
     assert losses("recorded") == losses("plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
