@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,11 @@ from typing import Any
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
 from muse_core.data.batches import Ahead, TrainingData
-from muse_core.errors import Halted, MuseError, RecipeError
+from muse_core.errors import Halted, MuseError
 from muse_core.evaluation.cross_entropy import like
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
@@ -27,7 +27,7 @@ from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.compiled_gradients import DoesNotFit, check_compiled
 from muse_core.training.cuda_graph import Passes, RecordedCalls, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
-from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
+from muse_core.training.optimizers import clip, step_numbers
 from muse_core.training.placed import Placed, place
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
@@ -67,6 +67,8 @@ class Loop:
     """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
+    calls: RecordedCalls | None = None
+    """Of a recorded run: numbers of gradients, weights and moments by one launch."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
@@ -105,13 +107,13 @@ class Loop:
         Raises Halted when a monitor halts or damage cannot be undone.
         """
         if isinstance(self.passes, RecordedPasses):
-            self.state.optimizers.calls = RecordedCalls()
+            self.calls, self.state.optimizers.calls = RecordedCalls(), RecordedCalls()
         try:
             self._train()
         finally:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
-                self.state.optimizers.calls = None
+                self.calls = self.state.optimizers.calls = None
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
@@ -248,9 +250,12 @@ class Loop:
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
-        sizes = self.forward.norms(list(gradients.values()))
-        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes})
-        return found | gradient_numbers(sizes) | state_numbers(map(own_part, state.optimizers.held()))
+        mine, held = list(gradients.values()), [own_part(one) for one in state.optimizers.held()]
+        numbers = functools.partial(step_numbers, self.forward.norms, mine, held)
+        sizes, of_step = numbers() if self.calls is None else self.calls(numbers, mine + held)
+        # A copy: a monitor may keep them, and a recording writes there in every step.
+        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes.clone()})
+        return found | of_step
 
     def _of_all(self, packed: Packed) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""
@@ -380,19 +385,3 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "tokens": measured.tokens,
         "bytes": measured.bytes,
     } | dict(measured.metrics)
-
-
-def require_compiler(device: torch.device) -> None:
-    """Compile something small, as ``train.compile`` will compile the model. Raises RecipeError where that fails, as
-    without a C++ compiler."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except (RuntimeError, OSError, ImportError, AssertionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = lines[0] if lines else type(error).__name__
-        raise RecipeError(
-            f"train.compile: torch.compile does not work here ({type(error).__name__}: {what}) - install a C++ "
-            "compiler (g++, or name one in CXX), or set train.compile = false"
-        ) from error
-    finally:
-        torch.compiler.reset()

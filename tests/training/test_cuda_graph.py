@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from muse_core import fault_injection
 from muse_core.building import construct
 from muse_core.errors import RecipeError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training import loop as training_loop
@@ -185,6 +186,15 @@ def final_hash(folder: Path) -> str:
     return found[1].state_hash()
 
 
+JUDGED = ("step", "loss", "gradient_norm", "gradient_nonfinite", "state_nonfinite", "rollbacks", "learning_rate")
+
+
+def judged(folder: Path) -> list[list[float]]:
+    """What verdicts are made of, and the rate, by step."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [[row[name] for name in JUDGED] for row in rows if row["event"] == "train"]
+
+
 def on_gpu(table: Table, recorded: bool, **tables: Any) -> dict[str, Any]:
     tables["train"] = {"device": "cuda", "steps": 8, "cuda_graph": recorded} | tables.get("train", {})
     return table(**tables)
@@ -217,7 +227,7 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
         }
         assert found == pytest.approx(plain, rel=1e-3)
         return
-    assert found == plain
+    assert found == plain and judged(tmp_path / "recorded") == judged(tmp_path / "plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
 
@@ -265,14 +275,15 @@ def spoil(after: int) -> dict[str, Callable[[Any], Any]]:
 def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(
     table: Table, go: Go, losses: Any, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's. Muon's
-    updates are recorded before it and, of other moments, behind it."""
+    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's.
+    Numbers of weights and moments and Muon's updates are recorded before it and, of other moments, behind it."""
     made: list[RecordedCalls] = []
     monkeypatch.setattr(training_loop, "RecordedCalls", lambda: made.append(RecordedCalls()) or made[-1])
     for name, recorded in (("plain", False), ("recorded", True)):
         with fault_injection.installed(spoil(after=7 if "optimizer" in train else 5)):
             go(on_gpu(table, recorded, train=train), name)
-    assert [len(one.recordings) for one in made] == [2 if "optimizer" in train else 0]
+    assert judged(tmp_path / "recorded") == judged(tmp_path / "plain")
+    assert [len(one.recordings) for one in made] == [2, 2 if "optimizer" in train else 0]
     assert losses("recorded") == losses("plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
