@@ -44,9 +44,11 @@ def update_statistics(model: nn.Module, metrics: Mapping[str, float], progress: 
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether a module has ``update_statistics``, of its class or its own; where it has none, ``hasattr`` of torch's
-    modules looks through parameters, buffers and submodules."""
-    return hasattr(type(module), "update_statistics") or "update_statistics" in vars(module)
+    """``hasattr``, which takes long to find that one of torch's modules has no ``update_statistics``."""
+    kind: Any = type(module)
+    if kind.__getattr__ is not nn.Module.__getattr__:
+        return hasattr(module, "update_statistics")
+    return hasattr(kind, "update_statistics") or "update_statistics" in vars(module)
 
 
 def within(model: nn.Module) -> Iterator[nn.Module]:

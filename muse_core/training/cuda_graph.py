@@ -203,7 +203,7 @@ class RecordedCalls:
 
     def __call__(self, function: Callable[[], T], tensors: Sequence[Tensor], *constants: Any) -> T:
         """``function()``, which is the same for the same ``tensors`` and ``constants``."""
-        key = (constants, tuple([(one.data_ptr(), one.stride()) for one in tensors]))
+        key = (constants, tuple([(one.data_ptr(), one.shape, one.stride(), one.dtype) for one in tensors]))
         if key not in self.recordings:
             if self.seen[key] < PLAIN:
                 if len(self.seen) > 4 * MOST:
