@@ -67,8 +67,10 @@ class Loop:
     """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
-    calls: RecordedCalls | None = None
-    """Of a recorded run: numbers of gradients, weights and moments by one launch."""
+    calls: tuple[RecordedCalls, RecordedCalls] = attrs.field(
+        factory=lambda: (RecordedCalls("numbers of gradients, weights and moments"), RecordedCalls("Muon's updates"))
+    )
+    """Of steps whose passes are replayed: what is measured by one launch, and what is updated."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
@@ -106,14 +108,14 @@ class Loop:
 
         Raises Halted when a monitor halts or damage cannot be undone.
         """
-        if isinstance(self.passes, RecordedPasses):
-            self.calls, self.state.optimizers.calls = RecordedCalls(), RecordedCalls()
         try:
             self._train()
         finally:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
-                self.calls = self.state.optimizers.calls = None
+                self.state.optimizers.calls = None
+                for calls in self.calls:
+                    calls.recordings.clear()
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
@@ -166,8 +168,8 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward = self.state, self.forward
-        recorded = isinstance(self.passes, RecordedPasses)
-        if not recorded:
+        recorded = self.passes if isinstance(self.passes, RecordedPasses) else None
+        if recorded is None:
             self._prepare()
         forward.begin(self.recipe.seed, state.at.step)
         here, self.placed = self.placed, None
@@ -177,12 +179,14 @@ class Loop:
         if self.unchecked:
             self._check_compiled(here.pieces[0], carried[0], here.whole)
         packed, proposed = self.passes(here.pieces, carried, here.whole)
-        if recorded:  # not before: a thread that makes a batch would keep this one from launching the passes
+        if recorded is not None:  # not before: a thread that makes a batch would keep this one from launching them
             self._prepare()
+        # A plain step is plain in all its parts.
+        measured, state.optimizers.calls = self.calls if recorded is not None and recorded.replayed else (None, None)
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
-        of_step = self._of_gradients() | state.monitors.measure("step", {})
+        of_step = self._of_gradients(measured) | state.monitors.measure("step", {})
         packed = packed.with_values(of_step)
         self._place_next()  # while the device computes: reading its numbers waits for it
         values = self._of_all(packed)
@@ -244,15 +248,15 @@ class Loop:
         forward.sum_gradients()
         return accumulator.packed(), proposed
 
-    def _of_gradients(self) -> dict[str, Tensor]:
-        """Numbers of the step's gradients, and of the weights and moments that they will meet."""
+    def _of_gradients(self, calls: RecordedCalls | None) -> dict[str, Tensor]:
+        """Numbers of the step's gradients, and of the weights and moments that they will meet. ``calls``: by these."""
         state = self.state
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
         mine, held = list(gradients.values()), [own_part(one) for one in state.optimizers.held()]
         numbers = functools.partial(step_numbers, self.forward.norms, mine, held)
-        sizes, of_step = numbers() if self.calls is None else self.calls(numbers, mine + held)
+        sizes, of_step = numbers() if calls is None else calls(numbers, mine + held)
         # A copy: a monitor may keep them, and a recording writes there in every step.
         found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes.clone()})
         return found | of_step

@@ -36,7 +36,7 @@ class Optimizers:
         self.names = names
         self.peaks = [[group["lr"] for group in part.param_groups] for part in parts]
         self.calls: Calls | None = None
-        """Of a recorded run; by these an optimiser that has ``step_recorded`` makes its update."""
+        """Of a step whose passes are replayed; by these an optimiser that has ``step_recorded`` makes its update."""
         self._checked = False
         self._owners = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}
 

@@ -10,9 +10,9 @@ import attrs
 from muse_core.recipe.schema import Train
 
 Calls = Callable[..., Any]
-"""``cuda_graph.RecordedCalls``: ``calls(function, tensors, *constants)`` is what ``function()`` returns, launched as
-one where it is recorded. An optimiser whose ``step_recorded(calls)`` does what its ``step()`` does is asked for that in
-a recorded run."""
+"""``cuda_graph.RecordedCalls``: ``calls(function, read, written)`` is what ``function()`` returns, launched as one
+where it is recorded. An optimiser whose ``step_recorded(calls)`` does what its ``step()`` does is asked for that in
+steps whose passes are replayed."""
 
 DECAYED = ("matrix", "embedding")
 """Roles of parameters with weight decay; vectors and dynamics have none."""

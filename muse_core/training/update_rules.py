@@ -109,10 +109,11 @@ class Muon(torch.optim.Optimizer):
             rate, momentum = group["lr"], group["momentum"]
             split = list(bundles(group["params"]))
             matrices = [p for some in split for p in some]
-            read = [p.grad for p in matrices] + [self._mean(p) for p in matrices]
-            updates = calls(functools.partial(self._all_updates, split, momentum), read, momentum)
-            if matrices:
-                torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+            if not matrices:
+                continue
+            moved = functools.partial(self._all_updates, split, momentum)
+            updates = calls(moved, [p.grad for p in matrices], [self._mean(p) for p in matrices])
+            torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
             for some, of_some in zip(split, updates, strict=True):
                 torch._foreach_add_(some, of_some, alpha=self._length(some[0], rate))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from muse_core.errors import RecipeError
 from muse_core.training import update_rules
 from muse_core.training.cuda_graph import MOST, PLAIN, RecordedCalls
 
@@ -17,7 +18,8 @@ MATRICES = [(48, 96), (96, 48), (48, 96), (64, 64), (96, 48), (8, 3)]
 REST = [(257, 32), (32,), (1,), (7, 3, 2)]
 
 
-def plainly(function: Callable[[], Any], tensors: Sequence[Tensor], *constants: Any) -> Any:
+def plainly(function: Callable[[], Any], read: Sequence[Tensor], written: Sequence[Tensor]) -> Any:
+    assert len(read) == len(written)
     return function()
 
 
@@ -80,7 +82,7 @@ def moved(step: int, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("between", [lambda step, optimizer: None, moved], ids=["steady", "restored"])
 @pytest.mark.parametrize(("make", "shapes"), [(muon, MATRICES), (adam, REST)], ids=["muon", "adamw"])
 def test_on_a_gpu_a_recorded_update_has_the_bits_of_the_plain_one(make: Any, shapes: Any, between: Any) -> None:
-    calls = RecordedCalls()
+    calls = RecordedCalls("updates")
     due = trained(make, shapes, "cuda", None, between=between)
     require_equal(trained(make, shapes, "cuda", calls, between=between), due)
     assert len(calls.recordings) == (0 if make is adam else 1 if between is not moved else 2)
@@ -89,7 +91,7 @@ def test_on_a_gpu_a_recorded_update_has_the_bits_of_the_plain_one(make: Any, sha
 @GPU
 def test_a_recording_is_found_by_where_its_tensors_are() -> None:
     """Each of several places has its own, of which the oldest gives way; what moved is never computed from before."""
-    calls, launched = RecordedCalls(), []
+    calls, launched = RecordedCalls("doubles"), []
     places = [torch.zeros(4, device="cuda") for _ in range(MOST + 1)]
 
     def doubled(one: Tensor) -> Tensor:
@@ -107,5 +109,37 @@ def test_a_recording_is_found_by_where_its_tensors_are() -> None:
         assert calls(lambda: (1 * square).flatten(), [square]).tolist() == [0, 1, 2, 3]
     turned, before = square.T, len(launched)
     assert calls(lambda: (1 * turned).flatten(), [turned]).tolist() == [0, 2, 1, 3], "other strides, another call"
-    assert calls(lambda: doubled(square) + 1, [square], "with another constant").tolist() == [[1, 3], [5, 7]]
+    assert calls(lambda: doubled(square), [square], [square]).tolist() == [[0, 2], [4, 6]], "so is one that writes"
     assert len(launched) == before + 1
+
+
+@GPU
+def test_the_first_replay_moves_on_once_and_is_compared_with_the_plain_call() -> None:
+    calls, number = RecordedCalls("sums"), torch.ones(3, device="cuda")
+    found = [calls(lambda: number.add_(1) + 0, [], [number]).tolist()[0] for _ in range(PLAIN + 3)]
+    assert found == [2.0, 3.0, 4.0, 5.0, 6.0] and len(calls.recordings) == 1
+    step = [0.0]
+
+    def counting() -> Tensor:
+        step[0] += 1.0
+        return number * step[0]
+
+    other = RecordedCalls("products")
+    for _ in range(PLAIN):
+        other(counting, [number])
+    with pytest.raises(RecipeError, match=r"recorded, products are others than plainly .*train\.cuda_graph = false"):
+        other(counting, [number])
+
+
+@GPU
+def test_what_is_no_number_is_not_recorded_and_no_run_records_for_ever() -> None:
+    calls, number = RecordedCalls("products"), torch.full((3,), float("nan"), device="cuda")
+    for _ in range(PLAIN + 2):
+        assert calls(lambda: 2 * number, [number]).isnan().all()
+    assert not calls.recordings
+    kept = []
+    for turn in range(5 * MOST):
+        kept.append(torch.full((3,), float(turn), device="cuda"))
+        for _ in range(PLAIN + 1):
+            assert calls(lambda one=kept[-1]: 2 * one, [kept[-1]]).tolist() == [2.0 * turn] * 3
+    assert not calls.left and len(calls.recordings) == MOST
