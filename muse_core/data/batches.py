@@ -204,6 +204,11 @@ class Ahead:
         if self._key is not None:
             self._made.exception()
 
+    def made(self) -> Batch | None:
+        """The batch that is made ahead, which stays here; waits until it is made. None where there is none, or an
+        error."""
+        return None if self._key is None or self._made.exception() is not None else self._made.result()
+
     def batch(self, data: TrainingData, step: int, quarantine: Sequence[tuple[int, int]]) -> Batch:
         """``data.batch(step, quarantine)``; what was made ahead is handed out once."""
         key, self._key = self._key, None

@@ -33,12 +33,33 @@ def update_statistics(model: nn.Module, metrics: Mapping[str, float], progress: 
     ``metrics`` are those of the model's output: ``blocks.3.fast-weights/energy`` is the layer's own, and
     ``blocks.3.fast-weights/snr/signal_to_noise`` that of the module ``blocks.3.fast-weights.filters.snr``.
     """
+    if not any(map(has_statistics, within(model))):  # in every step, between the device's work of two
+        return
     for name, module in model.named_modules():
-        if module is not model and hasattr(module, "update_statistics"):
+        if module is not model and has_statistics(module):
             own = {}
             for prefix in prefixes(model, name):
                 own |= {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
             module.update_statistics(own, progress)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """``hasattr``, which takes long to find that one of torch's modules has no ``update_statistics``."""
+    kind: Any = type(module)
+    if kind.__getattr__ is not nn.Module.__getattr__:
+        return hasattr(module, "update_statistics")
+    return hasattr(kind, "update_statistics") or "update_statistics" in vars(module)
+
+
+def within(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules in ``model``, in no promised order and a shared one as often as it is held: as ``modules()``, without
+    names."""
+    waiting: list[nn.Module | None] = [*model._modules.values()]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            yield module
+            waiting.extend(module._modules.values())
 
 
 def prefixes(model: nn.Module, name: str) -> Iterator[str]:

@@ -154,3 +154,19 @@ def without_gradient(state: Any) -> Any:
     if isinstance(state, list):
         return [without_gradient(value) for value in state]
     return state
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile something small, as ``train.compile`` will compile the model. Raises RecipeError where that fails, as
+    without a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except (RuntimeError, OSError, ImportError, AssertionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = lines[0] if lines else type(error).__name__
+        raise RecipeError(
+            f"train.compile: torch.compile does not work here ({type(error).__name__}: {what}) - install a C++ "
+            "compiler (g++, or name one in CXX), or set train.compile = false"
+        ) from error
+    finally:
+        torch.compiler.reset()

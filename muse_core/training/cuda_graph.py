@@ -8,8 +8,9 @@ launch in the same steps. Source: https://docs.pytorch.org/docs/stable/notes/cud
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
 
+T = TypeVar("T")
 Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
 """Micro-batches on the device, what each starts from, and what their sums are divided by, a float64 scalar there, to
 numbers and what each ends with. Leaves gradients at the weights."""
@@ -90,8 +92,11 @@ class RecordedPasses:
         self.seen: list[int] = []
         """Plain steps of each form."""
         self.recordings: dict[int, Recording] = {}
+        self.replayed = False
+        """Whether the last step was a recording's, with its gradients where the recording has them."""
 
     def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
+        self.replayed = False
         leaves, form = form_of(list(pieces), list(carried), whole)
         number = self._number_of(form)
         if self.seen[number] < PLAIN:
@@ -112,14 +117,14 @@ class RecordedPasses:
             torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
         self.ranks.mark("the recorded forward and backward pass")
-        for there, new in zip(recording.given, leaves):
-            if isinstance(there, Tensor):
-                there.copy_(new)
+        tensors = [place for place, there in enumerate(recording.given) if isinstance(there, Tensor)]
+        torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
             require_same(own, recording.gradients)
         for name, gradient in recording.gradients.items():
             self.parameters[name].grad = gradient
+        self.replayed = True
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
         return Packed(recording.keys, recording.values), proposed
@@ -187,7 +192,72 @@ class RecordedPasses:
         return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
 
 
-def finite(gradients: Mapping[str, Tensor]) -> bool:
+class RecordedCalls:
+    """A function of tensors, recorded when it comes for the third time to tensors that are where they were.
+
+    It reads and writes the tensors that it is called with, waits for nothing and draws nothing. What it returns is
+    written over by the next call with these tensors. Tensors in another place, as moments from a checkpoint, are other
+    tensors: a recording is found by addresses and needs not be told. The first replay is compared with the plain call
+    from the same inputs. Raises RecipeError for a recording that computes something else.
+    """
+
+    def __init__(self, what: str):
+        """``what``: what the function gives, for messages."""
+        self.what = what
+        self.left = 4 * MOST
+        """Recordings that may be made: of an optimiser that puts its moments elsewhere in every step none helps."""
+        self.seen: Counter[Any] = Counter()
+        """Plain calls; those of long ago are forgotten."""
+        self.recordings: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def __call__(self, function: Callable[[], T], read: Sequence[Tensor], written: Sequence[Tensor] = ()) -> T:
+        """``function()``, which reads ``read`` and ``written`` and changes ``written`` in place."""
+        key = tuple([(one.data_ptr(), one.shape, one.stride(), one.dtype) for one in (*read, *written)])
+        if key not in self.recordings:
+            if self.seen[key] < PLAIN or not self.left:
+                if len(self.seen) > 4 * MOST:
+                    self.seen.clear()
+                self.seen[key] += 1
+                return function()
+            return self._first(key, function, written)
+        graph, made = self.recordings[key]
+        graph.replay()
+        found: T = made
+        return found
+
+    def _first(self, key: Any, function: Callable[[], T], written: Sequence[Tensor]) -> T:
+        before = [one.clone() for one in written]
+        plain = function()
+        due = _tensors(plain, [one.clone() for one in written])
+        if not finite(dict(enumerate(due))):  # nothing to compare a recording with
+            return plain
+        for one, was in zip(written, before, strict=True):
+            one.copy_(was)
+        del self.seen[key]
+        self.left -= 1
+        if len(self.recordings) == MOST:
+            del self.recordings[next(iter(self.recordings))]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = function()
+        graph.replay()
+        for expected, recorded in zip(due, _tensors(found, written), strict=True):
+            distance, size = apart(expected, recorded)
+            if not distance <= NEAR * size:
+                raise RecipeError(
+                    f"train.cuda_graph: recorded, {self.what} are others than plainly ({distance:.1e} apart, where "
+                    f"their norm is {size:.1e}) - {OFF}"
+                )
+        self.recordings[key] = graph, found
+        return found
+
+
+def _tensors(returned: Any, written: Sequence[Tensor]) -> list[Tensor]:
+    """What a call gave and what it changed."""
+    return [*pytree.tree_leaves(returned), *written]
+
+
+def finite(gradients: Mapping[Any, Tensor]) -> bool:
     """Whether no entry is a NaN or an infinity. Waits for the device."""
     flags = [gradient.isfinite().all() for gradient in gradients.values()]
     return not flags or bool(torch.stack(flags).all())
@@ -200,12 +270,19 @@ def require_same(own: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> N
         odd = sorted(own.keys() ^ recorded.keys())[0]
         raise RecipeError(f"train.cuda_graph: recorded or plain, a step has a gradient of {odd} only once - {OFF}")
     for name, expected in own.items():
-        distance, size = (recorded[name] - expected).norm().item(), expected.norm().item()
+        distance, size = apart(expected, recorded[name])
         if not distance <= NEAR * size:
             raise RecipeError(
                 f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one ({distance:.1e} "
                 f"apart, where its norm is {size:.1e}) - {OFF}"
             )
+
+
+def apart(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Norms of the difference and of what is expected. Waits for the device."""
+    if not expected.is_floating_point() and not expected.is_complex():
+        expected, found = expected.double(), found.double()
+    return (found - expected).norm().item(), expected.norm().item()
 
 
 def _told(leaf: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +11,11 @@ from typing import Any
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from muse_core.contracts import Action, Batch, State, Verdict
-from muse_core.data.batches import Ahead, TrainingData, micro_batches, to_device
-from muse_core.errors import Halted, RecipeError
+from muse_core.data.batches import Ahead, TrainingData
+from muse_core.errors import Halted, MuseError
 from muse_core.evaluation.cross_entropy import like
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.fault_injection import fault_point
@@ -24,9 +25,10 @@ from muse_core.metrics.recorder import Telemetry
 from muse_core.recipe.schema import Recipe
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.compiled_gradients import DoesNotFit, check_compiled
-from muse_core.training.cuda_graph import Passes, RecordedPasses
+from muse_core.training.cuda_graph import Passes, RecordedCalls, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
-from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
+from muse_core.training.optimizers import clip, step_numbers
+from muse_core.training.placed import Placed, place
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
@@ -65,10 +67,16 @@ class Loop:
     """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
+    calls: tuple[RecordedCalls, RecordedCalls] = attrs.field(
+        factory=lambda: (RecordedCalls("numbers of gradients, weights and moments"), RecordedCalls("Muon's updates"))
+    )
+    """Of steps whose passes are replayed: what is measured by one launch, and what is updated."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
     """The next batch of ``data``."""
+    placed: Placed | None = None
+    """The next batch where its step will read it."""
 
     def _compiled(self) -> bool:
         return bool(self.recipe.train.compile) and self.recipe.train.check_compiled
@@ -105,6 +113,9 @@ class Loop:
         finally:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
+                self.state.optimizers.calls = None
+                for calls in self.calls:
+                    calls.recordings.clear()
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
@@ -157,35 +168,51 @@ class Loop:
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Forward and backward over this rank's micro-batches; every number of the step, read once."""
         state, forward = self.state, self.forward
-        if state.at.step + 1 < self.recipe.train.steps:
-            self.ahead.prepare(self.data, state.at.step + 1, self.incidents.quarantine)
+        recorded = self.passes if isinstance(self.passes, RecordedPasses) else None
+        if recorded is None:
+            self._prepare()
         forward.begin(self.recipe.seed, state.at.step)
-        # Of the whole batch, on the host: numpy, so that it is no read of a tensor.
-        targets = max(int(batch.loss_mask.numpy().sum()), 1)
-        whole = torch.full((), targets / forward.parts, dtype=torch.float64, device=state.precision.device)
-        on_host = list(micro_batches(forward.own_rows(batch), self.recipe.train.micro_batch))
-        room, pieces = forward.target_room(batch, on_host, self.recipe.train.micro_batch), []
-        for piece in on_host:
-            there = to_device(piece, state.precision.device, room)
-            if state.stream_state.streams:
-                offset = piece.tokens.offset % self.stream_period
-                there = there._replace(tokens=there.tokens._replace(offset=offset))
-            pieces.append(there)
-        carried = [state.stream_state.of(index) for index in range(len(pieces))]
+        here, self.placed = self.placed, None
+        if here is None or here.batch is not batch:
+            here = self._place(batch)
+        carried = [state.stream_state.of(index) for index in range(len(here.pieces))]
         if self.unchecked:
-            self._check_compiled(pieces[0], carried[0], whole)
-        packed, proposed = self.passes(pieces, carried, whole)
-        # While the device computes: reading its numbers waits for it.
-        read_bytes = float(self.byte_lengths[batch.labels.numpy()][batch.loss_mask.numpy()].sum())
+            self._check_compiled(here.pieces[0], carried[0], here.whole)
+        packed, proposed = self.passes(here.pieces, carried, here.whole)
+        if recorded is not None:  # not before: a thread that makes a batch would keep this one from launching them
+            self._prepare()
+        # A plain step is plain in all its parts.
+        measured, state.optimizers.calls = self.calls if recorded is not None and recorded.replayed else (None, None)
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
-        of_step = self._of_gradients() | state.monitors.measure("step", {})
-        values = self._of_all(packed.with_values(of_step))
+        of_step = self._of_gradients(measured) | state.monitors.measure("step", {})
+        packed = packed.with_values(of_step)
+        self._place_next()  # while the device computes: reading its numbers waits for it
+        values = self._of_all(packed)
         values["rollbacks"] = float(self.incidents.recent(state.at.step))
-        values["bytes"] = read_bytes
-        self.ahead.wait()
+        values["bytes"] = here.read_bytes
         return values
+
+    def _prepare(self) -> None:
+        """Begin with the next step's batch."""
+        if self.state.at.step + 1 < self.recipe.train.steps:
+            self.ahead.prepare(self.data, self.state.at.step + 1, self.incidents.quarantine)
+
+    def _place(self, batch: Batch) -> Placed:
+        return place(
+            batch, self.forward, self.state.precision.device, micro_batch=self.recipe.train.micro_batch,
+            period=self.stream_period if self.state.stream_state.streams else None, byte_lengths=self.byte_lengths,
+        )
+
+    def _place_next(self) -> None:
+        """The batch that is made ahead, so that nothing of it is left to do between this step's verdict and the next
+        step's passes. A step that reads another one, as behind a rollback, places that itself."""
+        self.ahead.wait()  # what follows a step may read the same data
+        made = self.ahead.made()
+        if made is not None:
+            with contextlib.suppress(MuseError):  # raised when its step begins
+                self.placed = self._place(made)
 
     def _check_compiled(self, piece: Batch, carried: State, whole: Tensor) -> None:
         """Raises Halted where compiled code has other gradients than the plain model."""
@@ -221,15 +248,18 @@ class Loop:
         forward.sum_gradients()
         return accumulator.packed(), proposed
 
-    def _of_gradients(self) -> dict[str, Tensor]:
-        """Numbers of the step's gradients, and of the weights and moments that they will meet."""
+    def _of_gradients(self, calls: RecordedCalls | None) -> dict[str, Tensor]:
+        """Numbers of the step's gradients, and of the weights and moments that they will meet. ``calls``: by these."""
         state = self.state
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
-        sizes = self.forward.norms(list(gradients.values()))
-        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes})
-        return found | gradient_numbers(sizes) | state_numbers(map(own_part, state.optimizers.held()))
+        mine, held = list(gradients.values()), [own_part(one) for one in state.optimizers.held()]
+        numbers = functools.partial(step_numbers, self.forward.norms, mine, held)
+        sizes, of_step = numbers() if calls is None else calls(numbers, mine + held)
+        # A copy: a monitor may keep them, and a recording writes there in every step.
+        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes.clone()})
+        return found | of_step
 
     def _of_all(self, packed: Packed) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""
@@ -359,19 +389,3 @@ def evaluation_row(measured: HeldOut) -> dict[str, Any]:
         "tokens": measured.tokens,
         "bytes": measured.bytes,
     } | dict(measured.metrics)
-
-
-def require_compiler(device: torch.device) -> None:
-    """Compile something small, as ``train.compile`` will compile the model. Raises RecipeError where that fails, as
-    without a C++ compiler."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except (RuntimeError, OSError, ImportError, AssertionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = lines[0] if lines else type(error).__name__
-        raise RecipeError(
-            f"train.compile: torch.compile does not work here ({type(error).__name__}: {what}) - install a C++ "
-            "compiler (g++, or name one in CXX), or set train.compile = false"
-        ) from error
-    finally:
-        torch.compiler.reset()

@@ -3,6 +3,7 @@ weights and moments before an update."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from muse_core.metrics.accumulator import together
 from muse_core.model.roles import parameter_roles
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Train
-from muse_core.training.rule_context import OptimizerContext
+from muse_core.training.rule_context import Calls, OptimizerContext
 from muse_core.training.shards import divided_as, own_part
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class Optimizers:
         self.parts = tuple(parts)
         self.names = names
         self.peaks = [[group["lr"] for group in part.param_groups] for part in parts]
+        self.calls: Calls | None = None
+        """Of a step whose passes are replayed; by these an optimiser that has ``step_recorded`` makes its update."""
         self._checked = False
         self._owners = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}
 
@@ -42,7 +45,9 @@ class Optimizers:
         for part, peaks in zip(self.parts, self.peaks):
             for group, peak in zip(part.param_groups, peaks):
                 group["lr"] = peak * factor
-            asked(self.use, "updating the weights", part.step)
+            recorded = None if self.calls is None else getattr(part, "step_recorded", None)
+            step = part.step if recorded is None else functools.partial(recorded, self.calls)
+            asked(self.use, "updating the weights", step)
         if not self._checked:  # not first when a checkpoint is due
             self.state_dict()
             self._checked = True
@@ -191,6 +196,14 @@ def state_numbers(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     if not real:
         return {"state_nonfinite": torch.zeros((), dtype=torch.float64)}
     return {"state_nonfinite": (~torch.isfinite(together(torch._foreach_norm(real, 2), real[0].device))).sum()}
+
+
+def step_numbers(
+    norms: Callable[[Sequence[Tensor]], Tensor], gradients: Sequence[Tensor], held: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Norms of gradients as ``norms`` gives them; what is judged of them and of ``held``, the weights and moments."""
+    sizes = norms(gradients)
+    return sizes, gradient_numbers(sizes) | state_numbers(held)
 
 
 @torch.no_grad()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
 from muse_core.recipe.schema import Train
+
+Calls = Callable[..., Any]
+"""``cuda_graph.RecordedCalls``: ``calls(function, read, written)`` is what ``function()`` returns, launched as one
+where it is recorded. An optimiser whose ``step_recorded(calls)`` does what its ``step()`` does is asked for that in
+steps whose passes are replayed."""
 
 DECAYED = ("matrix", "embedding")
 """Roles of parameters with weight decay; vectors and dynamics have none."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from muse_core.contracts import TrainedParameter
 from muse_core.model.precision import computes_bf16
 from muse_core.model.roles import MATRIX
 from muse_core.training.options import AdamWOptions, MuonOptions
-from muse_core.training.rule_context import OptimizerContext
+from muse_core.training.rule_context import Calls, OptimizerContext
 from muse_core.training.shards import divided_as, is_divided, whole
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -93,24 +94,50 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for some in bundles(group["params"]):
-                rows, columns = some[0].shape
-                length = -rate * math.sqrt(max(1.0, rows / columns))
                 if is_divided(some[0].grad):
-                    self._step_divided(some[0], group, length)
+                    self._step_divided(some[0], group)
                     continue
-                gradients, means = [p.grad for p in some], [self._mean(p) for p in some]
-                torch._foreach_lerp_(means, gradients, 1 - momentum)
-                wanted = torch._foreach_lerp(gradients, means, momentum)
-                updates = [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted)).unbind()
+                updates = self._updates(some, momentum)
                 torch._foreach_mul_(some, 1 - rate * group["weight_decay"])
-                torch._foreach_add_(some, updates, alpha=length)
+                torch._foreach_add_(some, updates, alpha=self._length(some[0], rate))
 
-    def _step_divided(self, parameter: Tensor, group: dict[str, Any], length: float) -> None:
+    @torch.no_grad()
+    def step_recorded(self, calls: Calls) -> None:
+        """``step`` of matrices of which none is divided. What the rate has no part in is launched as one; rates change
+        with every step, and a recording would keep the number that it had."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            split = list(bundles(group["params"]))
+            matrices = [p for some in split for p in some]
+            if not matrices:
+                continue
+            moved = functools.partial(self._all_updates, split, momentum)
+            updates = calls(moved, [p.grad for p in matrices], [self._mean(p) for p in matrices])
+            torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+            for some, of_some in zip(split, updates, strict=True):
+                torch._foreach_add_(some, of_some, alpha=self._length(some[0], rate))
+
+    def _all_updates(self, split: Sequence[Sequence[Tensor]], momentum: float) -> list[Sequence[Tensor]]:
+        return [self._updates(some, momentum) for some in split]
+
+    def _updates(self, some: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        """Orthogonalised, of matrices of one shape, with their momentum moved on."""
+        gradients, means = [p.grad for p in some], [self._mean(p) for p in some]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        wanted = torch._foreach_lerp(gradients, means, momentum)
+        return [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted)).unbind()
+
+    def _length(self, matrix: Tensor, rate: float) -> float:
+        """By which an orthogonalised update is added."""
+        rows, columns = matrix.shape
+        return -rate * math.sqrt(max(1.0, rows / columns))
+
+    def _step_divided(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Singular vectors are those of the whole matrix: one that is divided is gathered, its update divided again."""
         mean = self._mean(parameter).lerp_(parameter.grad, 1 - group["momentum"])
         update = newton_schulz(whole(parameter.grad.lerp(mean, group["momentum"])))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(divided_as(update, parameter.grad), alpha=length)
+        parameter.add_(divided_as(update, parameter.grad), alpha=self._length(parameter, group["lr"]))
 
     def _mean(self, parameter: Tensor) -> Tensor:
         """Its momentum m; zero before the first update."""
@@ -119,6 +146,33 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         mean: Tensor = state["momentum_buffer"]
         return mean
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's AdamW by its fused update, of real parameters of one type and device."""
+
+    @torch.no_grad()
+    def step_recorded(self, calls: Calls) -> None:
+        """``step`` by the fused update itself: torch sorts tensors by type and device before it, which takes longer
+        than the update of a small model."""
+        for group in self.param_groups:
+            some = [p for p in group["params"] if p.grad is not None]
+            kept = [self.state[p] for p in some]
+            if not all(kept):  # made by the first step
+                self.step()
+                return
+        for group in self.param_groups:
+            some = [p for p in group["params"] if p.grad is not None]
+            if not some:
+                continue
+            kept, (beta1, beta2) = [self.state[p] for p in some], group["betas"]
+            updates = [state["step"] for state in kept]
+            torch._foreach_add_(updates, 1)
+            torch._fused_adamw_(
+                some, [p.grad for p in some], [state["exp_avg"] for state in kept],
+                [state["exp_avg_sq"] for state in kept], [], updates, lr=group["lr"], beta1=beta1, beta2=beta2,
+                weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+            )
 
 
 class AdamW:
@@ -177,10 +231,11 @@ def adam_of(
     groups = [group for group in groups if group["params"]]
     if not groups:
         return []
-    return [torch.optim.AdamW(
-        groups, lr=context.learning_rate, betas=(options.beta1, options.beta2), eps=options.epsilon,
-        fused=True if all(fused(one.tensor) for one in parameters.values()) else None,
-    )]
+    rest: dict[str, Any] = {"lr": context.learning_rate, "betas": (options.beta1, options.beta2)}
+    if not all(fused(one.tensor) for one in parameters.values()):
+        return [torch.optim.AdamW(groups, eps=options.epsilon, **rest)]
+    alike = len({(one.tensor.dtype, one.tensor.device) for one in parameters.values()}) == 1
+    return [(FusedAdamW if alike else torch.optim.AdamW)(groups, eps=options.epsilon, fused=True, **rest)]
 
 
 def fused(parameter: Tensor) -> bool:

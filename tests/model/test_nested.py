@@ -10,7 +10,7 @@ from torch import nn
 from muse_core.building import build_model
 from muse_core.component import Component, UseFilter
 from muse_core.contracts import LayerOutput, Routing
-from muse_core.model.stack import update_statistics
+from muse_core.model.stack import has_statistics, update_statistics, within
 from muse_core.recipe import check_table
 from muse_core.testing import build_component, registry_with
 
@@ -152,3 +152,28 @@ def test_a_repeated_potential_starts_with_other_values():
     first, second = layer.potentials["hermitian"], layer.potentials["hermitian-2"]
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert one.unique().numel() == 1 or not torch.equal(one, other)
+
+
+class Delegating(nn.Module):
+    """Has what its inner module has."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def test_whoever_has_statistics_is_found_as_by_hasattr():
+    given = nn.Linear(1, 1)
+    given.update_statistics = lambda metrics, progress: None
+    left_out = nn.Module()
+    left_out.register_module("none", None)
+    for module in (Told(), given, Delegating(Told()), Delegating(nn.Identity()), nn.Linear(1, 1), left_out):
+        assert has_statistics(module) == hasattr(module, "update_statistics"), module
+        around = nn.Sequential(left_out, nn.Sequential(nn.Identity(), module))
+        assert {*within(around)} == {*around.modules()} - {around}

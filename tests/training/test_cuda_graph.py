@@ -17,9 +17,19 @@ from torch.utils import _pytree as pytree
 from muse_core import fault_injection
 from muse_core.building import construct
 from muse_core.errors import RecipeError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.training.cuda_graph import MOST, PLAIN, form_of, require_recordable, require_same, require_steady
+from muse_core.training import loop as training_loop
+from muse_core.training.cuda_graph import (
+    MOST,
+    PLAIN,
+    RecordedCalls,
+    form_of,
+    require_recordable,
+    require_same,
+    require_steady,
+)
 from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
 
@@ -176,6 +186,15 @@ def final_hash(folder: Path) -> str:
     return found[1].state_hash()
 
 
+JUDGED = ("step", "loss", "gradient_norm", "gradient_nonfinite", "state_nonfinite", "rollbacks", "learning_rate")
+
+
+def judged(folder: Path) -> list[list[float]]:
+    """What verdicts are made of, and the rate, by step."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [[row[name] for name in JUDGED] for row in rows if row["event"] == "train"]
+
+
 def on_gpu(table: Table, recorded: bool, **tables: Any) -> dict[str, Any]:
     tables["train"] = {"device": "cuda", "steps": 8, "cuda_graph": recorded} | tables.get("train", {})
     return table(**tables)
@@ -208,7 +227,7 @@ def test_a_recorded_run_has_the_bits_of_a_plain_one(
         }
         assert found == pytest.approx(plain, rel=1e-3)
         return
-    assert found == plain
+    assert found == plain and judged(tmp_path / "recorded") == judged(tmp_path / "plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
 
@@ -251,11 +270,20 @@ def spoil(after: int) -> dict[str, Callable[[Any], Any]]:
 
 
 @GPU
-def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(table: Table, go: Go, losses: Any, tmp_path: Path) -> None:
-    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's."""
+@pytest.mark.parametrize("train", [{"steps": 10}, {"steps": 14, "precision": "bf16", "optimizer": "muon"}],
+                         ids=["adamw", "muon"])
+def test_a_rollback_of_a_recorded_run_is_that_of_a_plain_one(
+    table: Table, go: Go, losses: Any, tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are restored where the recording reads them, and moments that it never saw are the optimiser's.
+    Numbers of weights and moments and Muon's updates are recorded before it and, of other moments, behind it."""
+    made: list[RecordedCalls] = []
+    monkeypatch.setattr(training_loop, "RecordedCalls", lambda what: made.append(RecordedCalls(what)) or made[-1])
     for name, recorded in (("plain", False), ("recorded", True)):
-        with fault_injection.installed(spoil(after=5)):
-            go(on_gpu(table, recorded, train={"steps": 10}), name)
+        with fault_injection.installed(spoil(after=7 if "optimizer" in train else 5)):
+            go(on_gpu(table, recorded, train=train), name)
+    assert judged(tmp_path / "recorded") == judged(tmp_path / "plain")
+    assert [4 * MOST - one.left for one in made] == [0, 0, 2, 2 if "optimizer" in train else 0]
     assert losses("recorded") == losses("plain")
     assert final_hash(tmp_path / "recorded") == final_hash(tmp_path / "plain")
 
