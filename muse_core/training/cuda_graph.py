@@ -175,21 +175,29 @@ class RecordedPasses:
     def _record(self, form: Form, leaves: list[Any]) -> Recording:
         given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         pieces, carried, whole = pytree.tree_unflatten(given, form.structure)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may write a checkpoint meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                packed, proposed = self.compute(pieces, carried, whole)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            what = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RecipeError(
-                f"train.cuda_graph: this step cannot be recorded: something in it waits for the GPU, or lets a value "
-                f"of a tensor decide what is computed ({what}) - {OFF}"
-            ) from error
+        graph, (packed, proposed) = captured(
+            lambda: self.compute(pieces, carried, whole), "this step cannot be recorded"
+        )
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         return Recording(graph, given, packed.keys, packed.values, proposed, gradients)
+
+
+def captured(function: Callable[[], T], refusal: str) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of what ``function()`` launches, and what that returned. Raises RecipeError, with ``refusal``, where it
+    cannot be recorded."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads may write a checkpoint meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            return graph, function()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RecipeError(
+            f"train.cuda_graph: {refusal}: something in it waits for the GPU, or lets a value of a tensor decide what "
+            f"is computed ({what}) - {OFF}"
+        ) from error
 
 
 class RecordedCalls:
@@ -237,9 +245,7 @@ class RecordedCalls:
         self.left -= 1
         if len(self.recordings) == MOST:
             del self.recordings[next(iter(self.recordings))]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            found = function()
+        graph, found = captured(function, f"{self.what} cannot be recorded")
         graph.replay()
         for expected, recorded in zip(due, _tensors(found, written), strict=True):
             distance, size = apart(expected, recorded)

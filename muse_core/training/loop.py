@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.compiled_gradients import DoesNotFit, check_compiled
 from muse_core.training.cuda_graph import Passes, RecordedCalls, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
-from muse_core.training.optimizers import clip, step_numbers
+from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
 from muse_core.training.placed import Placed, place
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
@@ -67,10 +66,8 @@ class Loop:
     """Whether gradients of compiled code are still to be compared with those of the plain model."""
     passes: Passes = attrs.field(default=attrs.Factory(lambda self: self._recorded(), takes_self=True))
     """``_pass``, or a recording of it."""
-    calls: tuple[RecordedCalls, RecordedCalls] = attrs.field(
-        factory=lambda: (RecordedCalls("numbers of gradients, weights and moments"), RecordedCalls("Muon's updates"))
-    )
-    """Of steps whose passes are replayed: what is measured by one launch, and what is updated."""
+    updates: RecordedCalls = attrs.field(factory=lambda: RecordedCalls("an optimizer's updates"))
+    """Of steps whose passes are replayed."""
     rates: Rates = attrs.field(default=attrs.Factory(lambda self: Rates(self.recipe.train), takes_self=True))
     """Share of the peak rate by the number of updates."""
     ahead: Ahead = attrs.field(factory=Ahead)
@@ -114,8 +111,7 @@ class Loop:
             if isinstance(self.passes, RecordedPasses):
                 self.passes.release()
                 self.state.optimizers.calls = None
-                for calls in self.calls:
-                    calls.recordings.clear()
+                self.updates.recordings.clear()
 
     def _train(self) -> None:
         train, state, at = self.recipe.train, self.state, self.state.at
@@ -182,11 +178,11 @@ class Loop:
         if recorded is not None:  # not before: a thread that makes a batch would keep this one from launching them
             self._prepare()
         # A plain step is plain in all its parts.
-        measured, state.optimizers.calls = self.calls if recorded is not None and recorded.replayed else (None, None)
+        state.optimizers.calls = self.updates if recorded is not None and recorded.replayed else None
         for one in proposed:
             state.stream_state.propose(one)
         # Outside the passes, which may be recorded: weights, moments and the clock of probes are read as they are now.
-        of_step = self._of_gradients(measured) | state.monitors.measure("step", {})
+        of_step = self._of_gradients() | state.monitors.measure("step", {})
         packed = packed.with_values(of_step)
         self._place_next()  # while the device computes: reading its numbers waits for it
         values = self._of_all(packed)
@@ -248,18 +244,15 @@ class Loop:
         forward.sum_gradients()
         return accumulator.packed(), proposed
 
-    def _of_gradients(self, calls: RecordedCalls | None) -> dict[str, Tensor]:
-        """Numbers of the step's gradients, and of the weights and moments that they will meet. ``calls``: by these."""
+    def _of_gradients(self) -> dict[str, Tensor]:
+        """Numbers of the step's gradients, and of the weights and moments that they will meet."""
         state = self.state
         fault_point("gradient", state.model)
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
-        mine, held = list(gradients.values()), [own_part(one) for one in state.optimizers.held()]
-        numbers = functools.partial(step_numbers, self.forward.norms, mine, held)
-        sizes, of_step = numbers() if calls is None else calls(numbers, mine + held)
-        # A copy: a monitor may keep them, and a recording writes there in every step.
-        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes.clone()})
-        return found | of_step
+        sizes = self.forward.norms(list(gradients.values()))
+        found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes})
+        return found | gradient_numbers(sizes) | state_numbers(map(own_part, state.optimizers.held()))
 
     def _of_all(self, packed: Packed) -> dict[str, float]:
         """The numbers of the step, and whether it is to be the last, as all ranks have them."""

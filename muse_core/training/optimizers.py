@@ -198,14 +198,6 @@ def state_numbers(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     return {"state_nonfinite": (~torch.isfinite(together(torch._foreach_norm(real, 2), real[0].device))).sum()}
 
 
-def step_numbers(
-    norms: Callable[[Sequence[Tensor]], Tensor], gradients: Sequence[Tensor], held: Sequence[Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Norms of gradients as ``norms`` gives them; what is judged of them and of ``held``, the weights and moments."""
-    sizes = norms(gradients)
-    return sizes, gradient_numbers(sizes) | state_numbers(held)
-
-
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], norm: float, limit: float) -> None:
     """Scale all gradients so that the global norm, already read as ``norm``, is at most ``limit``; direction kept."""
