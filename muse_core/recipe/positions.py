@@ -20,14 +20,17 @@ MAX_ITEMS = 4096
 Path = tuple[str | int, ...]
 """Key path from the root; integers are indices of arrays."""
 
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*+)*+")
+# Possessive repetitions are of single characters alone: those of groups go wrong before Python 3.11.5 (gh-100061,
+# gh-106052). No group can match in two ways, so that a string without an end is given up in time that grows with its
+# length.
+_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*")
 _SPACE = re.compile(r"[ \t]*+")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]++")
 _SCALAR = re.compile(r"[^,\[\]{}#\n\"']++")
 _STRINGS = (
-    re.compile(r'"""(?:[^"\\]|\\.|"(?!""))*+"""("{0,2}+)', re.DOTALL),
-    re.compile(r"'''(?:[^']|'(?!''))*+'''('{0,2}+)", re.DOTALL),
-    re.compile(r'"(?:[^"\\\n]|\\[^\n])*+"'),
+    re.compile(r'"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"""("{0,2}+)', re.DOTALL),
+    re.compile(r"'''[^']*+(?:'(?!'')[^']*+)*'''('{0,2}+)", re.DOTALL),
+    re.compile(r'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*"'),
     re.compile(r"'[^'\n]*+'"),
 )
 _ESCAPES = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))", re.DOTALL)

@@ -159,3 +159,13 @@ def calls_of(text):
     finally:
         sys.setprofile(None)
     return calls
+
+
+def test_keys_behind_strings_of_several_lines_have_lines() -> None:
+    """Python 3.11.2, which Debian 12 has, lost what came behind them: its re is wrong about possessive groups."""
+    assert positions('a = ["""\n"x""", 0]\nb = 1') == {("a",): 1, ("a", 0): 1, ("a", 1): 2, ("b",): 3}
+    assert positions("a = '''\nx '' y'''''\nb = 1 # 2\nc = \"x\\\"\"\nd = 3") == {
+        ("a",): 1, ("b",): 3, ("c",): 4, ("d",): 5
+    }
+    for opened, rest in (('"""', 'x"'), ('"""', '\\"'), ("'''", "x'"), ('"', "\\n")):
+        assert positions("a = " + opened + rest * 50_000) == {("a",): 1}
