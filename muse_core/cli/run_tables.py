@@ -8,7 +8,7 @@ from typing import Any
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
-from muse_core.report.tables import weighs_as
+from muse_core.report.tables import interval_over, weighs_as
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 
@@ -91,7 +91,7 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
     rows = {
         **_steps(summary, directory.path),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte "
-        f"(95 % over documents, not seeds: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
+        f"({interval_over(summary)}: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",

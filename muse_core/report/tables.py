@@ -34,6 +34,12 @@ class Table:
     """Said below."""
 
 
+def interval_over(summary: Mapping[str, Any]) -> str:
+    """What a run's interval is over: documents, or the rows of the only one."""
+    rows = summary.get("held_out_documents") == 1
+    return f"95 % over {'rows of one document' if rows else 'documents'}, not seeds"
+
+
 def weighs_as(summary: Mapping[str, Any]) -> str:
     """The documents behind a run's interval, where they are so few that it is narrower than it should be."""
     documents = summary.get("held_out_documents")  # runs of an earlier version do not have it
@@ -74,7 +80,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     return [
         *numbers,
         ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
-        ("95 % over documents, not seeds", f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
+        (interval_over(summary), f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         *_counts(summary),
         ("parameters", f"{summary['parameters']:,}"),

@@ -115,4 +115,4 @@ def _worse(run: Path, folder: Path) -> str:
     before, after = old.get("held_out_perplexity"), new.get("held_out_perplexity")
     if not same or not isinstance(before, float) or not isinstance(after, float):
         return ""
-    return f"; held-out perplexity {before:.3f} to {after:.3f} ({after / before - 1:+.1%})"
+    return f"; held-out perplexity {before:.3f} to {after:.3f} ({after / before - 1:+z.1%})"

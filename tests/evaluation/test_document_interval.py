@@ -11,7 +11,7 @@ import pytest
 from muse_core.cli.eval import FEW, _on_terminal, _show
 from muse_core.evaluation.held_out import interval
 from muse_core.evaluation.suites import evaluate
-from muse_core.report.tables import weighs_as
+from muse_core.report.tables import interval_over, weighs_as
 
 
 def test_more_rows_of_the_same_documents_do_not_narrow_the_interval() -> None:
@@ -37,6 +37,11 @@ def test_few_documents_are_told_beside_the_interval() -> None:
     assert weighs_as({}) == "" and weighs_as({"held_out_documents": 40.0}) == ""
     assert weighs_as({"held_out_documents": 1.2}) == ", too narrow: the text weighs as 1 document of equal size"
     assert weighs_as({"held_out_documents": 6.3}).endswith("weighs as 6 documents of equal size")
+
+
+def test_the_interval_of_a_single_document_is_said_to_be_of_its_rows() -> None:
+    assert interval_over({"held_out_documents": 1.0}) == "95 % over rows of one document, not seeds"
+    assert interval_over({"held_out_documents": 1.2}) == interval_over({}) == "95 % over documents, not seeds"
 
 
 def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,7 +185,8 @@ def test_what_counting_reaches_stands_beside_the_run(made_run):
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
     numbers = dict(key_numbers(read_run(path)))
     assert numbers["counts reach"] == "unigram 4.5000, bigram 3.5000" and numbers["not better than"] == "bigram"
-    assert numbers["95 % over documents, not seeds"].endswith("too narrow: the text weighs as 1 document of equal size")
+    told = numbers["95 % over rows of one document, not seeds"]
+    assert told.endswith("too narrow: the text weighs as 1 document of equal size")
 
 
 def test_differing_keys_of_recipes(made_run):
