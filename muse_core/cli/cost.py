@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +14,14 @@ from muse_core.cli.printed import columns, console, paragraph, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
 
+if TYPE_CHECKING:
+    from muse_core.comparison.targets import Target
+
 
 @click.command()
 @run_argument("targets", several=True, recipes=True)
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(min=2),
-              help="Tokens of a sequence; may be repeated [default: the recipe's train.sequence_length].")
+              help="Tokens of a sequence; may be repeated [default: the first recipe's train.sequence_length].")
 @click.option("--tokens", type=click.IntRange(min=1),
               help="Tokens of a training step, in rows of --length [default: one row].")
 @click.option("--vocabulary", default=257, show_default=True, type=click.IntRange(min=2),
@@ -42,7 +46,7 @@ def cost(
     """
     let_waiting_threads_sleep()
     with guarded():
-        from muse_core.comparison.targets import Target, measure_reach, measure_step, open_target
+        from muse_core.comparison.targets import measure_reach, measure_step, open_target
         from muse_core.storage.canonical_json import spelled
         from muse_core.storage.disk import deliver, storage_errors
 
@@ -57,7 +61,7 @@ def cost(
                 with storage_errors("write", output):
                     deliver(output, json.dumps(spelled(rows), indent=2, allow_nan=False) + "\n")
 
-        click.echo(f"{opened[0].device_name}, {opened[0].precision.dtype}; {opened[0].versions}")
+        click.echo(_computed_on(opened))
         if reach is not None:
             for target in opened:
                 report(target, measure_reach(target, reach))
@@ -66,6 +70,16 @@ def cost(
                 report(target, measure_step(target, length, tokens, repeats))
         click.echo()
         _print(rows, str(targets[-1]))
+
+
+def _computed_on(targets: Sequence[Target]) -> str:
+    """Device and type of numbers: one line, or one for each where targets differ, with the targets that it is of."""
+    found: dict[str, list[str]] = {}
+    for target in targets:
+        found.setdefault(f"{target.device_name}, {target.precision.dtype}", []).append(str(target.path))
+    if len(found) == 1:
+        return f"{next(iter(found))}; {targets[0].versions}"
+    return "\n".join([targets[0].versions, *(f"{told}: {', '.join(paths)}" for told, paths in found.items())])
 
 
 def _line(row: dict[str, Any]) -> str:

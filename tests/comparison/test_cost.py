@@ -121,3 +121,19 @@ def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path) -> Non
     assert "a.toml, length 8: " in result.output and "None" not in result.output, "progress is for people"
     assert "| 4 × 8 |" in result.output and "gradient reach over 12 tokens" in result.output
     assert CliRunner().invoke(cost, [str(tmp_path / "none.toml")]).exit_code == 2
+
+
+def test_each_kind_of_numbers_is_named_with_the_targets_that_it_is_of(tmp_path: Path) -> None:
+    """On one kind of device bf16 and fp32 are speeds of two kinds too."""
+    for name, precision in (("a", "fp32"), ("b", "bf16"), ("c", "fp32")):
+        (tmp_path / f"{name}.toml").write_text(
+            f'name = "{name}"\n[model]\nwidth = 16\ndepth = 1\nblock = ["feed-forward"]\n[train]\n'
+            f'device = "cpu"\nprecision = "{precision}"\n'
+        )
+    targets = [str(tmp_path / f"{name}.toml") for name in "abc"]
+    options = ["--length", "8", "--repeats", "1"]
+    both = CliRunner().invoke(cost, [*targets, *options], catch_exceptions=False).output
+    assert f"cpu, float32: {targets[0]}, {targets[2]}\n" in both
+    assert f"cpu, bfloat16: {targets[1]}\n" in both and f"torch {torch.__version__}\n" in both
+    one = CliRunner().invoke(cost, [targets[0], targets[2], *options], catch_exceptions=False).output
+    assert one.startswith(f"cpu, float32; torch {torch.__version__}\n")
