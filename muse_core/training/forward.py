@@ -292,7 +292,7 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
     if train.compile:
         forget_others(model, train.batch_size, train.micro_batch, train.sequence_length)
     if ranks.size == 1:
-        return Forward(compiled(model, recipe.train.compile), objective)
+        return Forward(compiled(model, train.compile), objective)
     if hasattr(objective, "tensors") or hasattr(objective, "finished"):
         # Every rank would keep and judge what its own rows give, and a checkpoint holds what rank 0 has.
         raise RecipeError(
@@ -300,15 +300,15 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
             "do not have in common - run this stage as one process"
         )
     sizes = sizes_of(recipe.parallel, ranks.size)
-    if sizes.shard == 1 and recipe.train.cuda_graph:
+    if sizes.shard == 1 and train.cuda_graph:
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        return SummedForward(compiled(model, recipe.train.compile), objective, ranks, trained)
+        return SummedForward(compiled(model, train.compile), objective, ranks, trained)
     if sizes.shard == 1:
         own = all(use.distribution == CORE for use in recipe.stages)  # an objective may use what it likes
         varies = not own or any(use.kind == "router" for use in walk(recipe.model.options))
         varies = varies or getattr(recipe.model.options, "exit", None) is not None
-        return ReplicatedForward(compiled(model, recipe.train.compile), objective, ranks, varies=varies)
-    if recipe.train.compile:
+        return ReplicatedForward(compiled(model, train.compile), objective, ranks, varies=varies)
+    if train.compile:
         compile_blocks(model)  # what FSDP2 gathers is whole within a block alone
     return DividedForward(model, objective, ranks)
 
