@@ -18,6 +18,7 @@ from muse_core.contracts import ModelOutput, State, Tokens
 from muse_core.errors import RecipeError
 from muse_core.model.stack import BlockOutput
 
+MIXED = "triton.mix_order_reduction"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -27,7 +28,17 @@ def compiled(model: nn.Module, wanted: bool | Literal["blocks"]) -> Any:
     if wanted == "blocks":
         compile_blocks(model)
         return model
-    return torch.compile(WithoutStateGradient(model)) if wanted else model
+    return torch.compile(WithoutStateGradient(model), options=compiler_options()) if wanted else model
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """Options of torch's compiler, without what makes wrong code: torch 2.10 and all later ones that were looked at (to
+    2.14.1) may sum two ways in one kernel, and lose such a sum where a graph puts it beside others, as the gradient of
+    stacked vectors does: what is read there is whatever the memory held (https://github.com/pytorch/pytorch/issues/193061).
+    None where torch does not do so yet."""
+    from torch._inductor import config  # takes a second, which a run that compiles nothing need not spend
+
+    return {MIXED: False} if hasattr(config.triton, MIXED.rpartition(".")[2]) else None
 
 
 _COMPILED: list[Any] = [lambda: None, ()]
@@ -73,7 +84,9 @@ def compile_blocks(model: nn.Module) -> None:
         if own is None:
             kind = kind_of(block)
             if kind not in functions:
-                functions[kind] = torch.compile(with_own_code(through, f"block_of_kind_{len(functions)}"))
+                functions[kind] = torch.compile(
+                    with_own_code(through, f"block_of_kind_{len(functions)}"), options=compiler_options()
+                )
             block.forward = CompiledForward(block, functions[kind])
 
 

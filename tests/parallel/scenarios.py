@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import gc
 import json
 import signal
@@ -219,7 +218,8 @@ def traced(rank: int) -> dict[str, Any]:
     """torch.compile traces forward and backward; making C++ of them would take a minute. Each rank says at its end how
     many graphs there were."""
     counter = CompileCounterWithBackend("aot_eager")
-    torch.compile = functools.partial(torch.compile, backend=counter)  # in a process of its own
+    compile_with = torch.compile
+    torch.compile = lambda function, **_: compile_with(function, backend=counter)  # in a process of its own
     atexit.register(lambda: print(f"graphs: {counter.frame_count}", flush=True))
     return {}
 

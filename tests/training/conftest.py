@@ -29,6 +29,17 @@ def registry() -> Any:
 
 
 @pytest.fixture
+def compiled_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """``compiled_by(backend)``: of torch's compiler a backend, which has no options."""
+    compile_with = torch.compile
+
+    def set_backend(backend: Any) -> None:
+        monkeypatch.setattr(torch, "compile", lambda function, **_: compile_with(function, backend=backend))
+
+    return set_backend
+
+
+@pytest.fixture
 def table(cache: Path) -> Callable[..., dict[str, Any]]:
     """A recipe as a table; ``train`` and other tables are merged into it."""
 

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
+from torch._inductor.graph import GraphLowering
 
+from muse_core.contracts import ModelOutput
 from muse_core.model.projections import joined
-from muse_core.training.compilation import WithoutStateGradient
+from muse_core.training.compilation import WithoutStateGradient, compiled
 from muse_core.training.setup import Setup
 
 Table = Callable[..., dict[str, Any]]
@@ -45,6 +48,36 @@ def test_the_state_alone_loses_its_gradient(model: Any) -> None:
         assert torch.equal(one, other)
     assert torch.equal(plain.hidden, bare.hidden) and bare.hidden.requires_grad
     assert plain.metrics.keys() == bare.metrics.keys()
+
+
+@pytest.mark.skipif(not hasattr(config.triton, "mix_order_reduction"), reason="torch before 2.10 makes none")
+@pytest.mark.parametrize("wanted", [True, "blocks"])
+def test_no_kernel_sums_in_two_orders(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
+    """torch loses the sum of such a kernel that stands beside others in one tensor
+    (https://github.com/pytorch/pytorch/issues/193061). They are made for a GPU alone and for many tokens, so that here
+    it is asked whether the compiler may make one: of a forward and of a backward pass."""
+    graphs, may = GraphLowering.codegen, []
+
+    def codegen(self: Any) -> Any:
+        may.append(config.triton.mix_order_reduction)
+        return graphs(self)
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(8, 8, bias=False)])  # a product is called and no C++ made for it
+
+        def forward(self, x: Any, state: Any = None, tokens: Any = None) -> Any:
+            return ModelOutput(self.blocks[0](x), {}, {}, {})
+
+    monkeypatch.setattr(GraphLowering, "codegen", codegen)
+    assert config.triton.mix_order_reduction is True
+    torch.compiler.reset()
+    x = torch.randn(4, 8, requires_grad=True)
+    with config.patch(force_disable_caches=True):
+        compiled(Blocks(), wanted)(x).hidden.sum().backward()
+    assert x.grad is not None and may == [False, False]
+    assert config.triton.mix_order_reduction is True
 
 
 def test_what_is_no_call_is_the_models_own(model: Any) -> None:

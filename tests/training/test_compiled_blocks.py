@@ -39,10 +39,10 @@ def _forgets() -> Iterator[None]:
 
 
 @pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+def counter(compiled_by: Callable[[Any], None]) -> CompileCounterWithBackend:
     """Counts graphs. Forward and backward are traced as always; making C++ of them would take a minute."""
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    compiled_by(counter)
     return counter
 
 
@@ -109,11 +109,11 @@ def test_each_kind_of_block_has_a_graph_of_its_own_however_many_there_are(
 
 
 def test_a_compiled_block_is_given_one_gradient(
-    make: Callable[..., Any], tangents: tuple[Any, list[int]], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Any], tangents: tuple[Any, list[int]], compiled_by: Callable[[Any], None]
 ) -> None:
     """That of the stream: a state with a gradient of zeros would be one more for each of its tensors."""
     backend, given = tangents
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    compiled_by(backend)
     model = compiled(make(LAYERS["fast-weights"]), "blocks")
     output = model(torch.arange(48).view(2, 24))
     output.hidden.sum().backward()

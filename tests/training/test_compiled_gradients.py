@@ -3,7 +3,6 @@ that, and a compiler that changes a gradient ends the run."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,10 @@ class Scaled(torch.autograd.Function):
 
 
 @pytest.fixture(autouse=True)
-def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _traced(compiled_by: Callable[[Any], None]) -> Iterator[None]:
     """Forward and backward are traced as always; making C++ of them would take a minute."""
     torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled_by("aot_eager")
     yield
     torch.compiler.reset()
 
@@ -148,7 +147,7 @@ def test_a_run_has_the_bits_of_one_that_was_not_checked_also_when_it_was_stopped
 
 
 def test_of_code_that_draws_other_random_numbers_the_trace_is_compared(
-    table: Table, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: Any
+    table: Table, go: Go, tmp_path: Path, compiled_by: Callable[[Any], None], faulty: Any
 ) -> None:
     """As torch's own compiler does."""
 
@@ -161,7 +160,7 @@ def test_of_code_that_draws_other_random_numbers_the_trace_is_compared(
 
         return run
 
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=other_numbers))
+    compiled_by(other_numbers)
     recipe = table(model={"depth": 1, "dropout": 0.5}, train={"compile": "blocks", "steps": 1})
     go(recipe)
     (row,) = gates(tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -181,10 +180,10 @@ def test_loss_falls_on_real_text(table: Table, go: Go, losses: Any) -> None:
 
 @pytest.mark.parametrize("option", ["compile", "activation_checkpointing"])
 def test_compiled_and_recomputed_models_learn_the_same(
-    table: Table, go: Go, losses: Any, monkeypatch: pytest.MonkeyPatch, option: str
+    table: Table, go: Go, losses: Any, compiled_by: Callable[[Any], None], option: str
 ) -> None:
     """torch.compile traces forward and backward here as always; making C++ of them would take a minute."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled_by("aot_eager")
     recipe = {"dropout": 0.0, "depth": 1} if option == "compile" else MEMORY
     go(table(train={"steps": 3}, model=recipe), "plain")
     go(table(train={"steps": 3, option: True}, model=recipe), "other")
