@@ -41,7 +41,7 @@ def _forgets() -> Iterator[None]:
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     """Counts graphs. Forward and backward are traced as always; making C++ of them would take a minute."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager_default_partitioner")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     return counter
 

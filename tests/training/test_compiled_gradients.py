@@ -21,6 +21,7 @@ from muse_core.training import loop
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
+BACKEND = "aot_eager_default_partitioner"
 
 
 class Scaled(torch.autograd.Function):
@@ -40,7 +41,7 @@ class Scaled(torch.autograd.Function):
 def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forward and backward are traced as always; making C++ of them would take a minute."""
     torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=BACKEND))
     yield
     torch.compiler.reset()
 

@@ -184,7 +184,7 @@ def test_compiled_and_recomputed_models_learn_the_same(
     table: Table, go: Go, losses: Any, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     """torch.compile traces forward and backward here as always; making C++ of them would take a minute."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager_default_partitioner"))
     recipe = {"dropout": 0.0, "depth": 1} if option == "compile" else MEMORY
     go(table(train={"steps": 3}, model=recipe), "plain")
     go(table(train={"steps": 3, option: True}, model=recipe), "other")
