@@ -209,7 +209,7 @@ def test_each_stage_is_compiled_for_its_own_length(
     """torch takes a second length for one of any, and a graph of any length has slower kernels."""
     model: Any = None
     for stage, length in enumerate((16, 32, 24)):
-        setup = prepare(table(model={"dropout": 0.0, "depth": 1, "block": LAYERS["attention"]},
+        setup = prepare(table(model={"dropout": 0.0, "depth": 1, "block": ["feed-forward"]},
                               train={"compile": wanted, "sequence_length": length}))
         model = setup.model.train() if converted or model is None else model
         forward = make_forward(model, NextToken(), setup.recipe, ONE)
