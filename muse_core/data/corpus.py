@@ -318,9 +318,7 @@ def _encode(
             documents, validation=data.validation, test=data.test, seed=seed, groups=groups
         )
         held_out = {"validation": [*chosen["canary"], *chosen["validation"]], "test": chosen["test"]}
-        in_training = {
-            name: overlap.shared_bytes(documents.data, some, chosen["train"]) for name, some in held_out.items()
-        }
+        in_training = overlap.shared_bytes(documents.data, held_out, chosen["train"])
         if tokenizer is None:
             report("making the tokenizer", 0, None)
             tokenizer = tokenizers.make_tokenizer(data.tokenizer, (documents.text(i) for i in chosen["train"]))

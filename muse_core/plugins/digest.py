@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from muse_core.plugins.registry import Registry
 
@@ -35,22 +34,23 @@ def package_digest(packages: Iterable[str]) -> str:
     total = hashlib.sha256()
     for package in sorted(packages):
         for name, file in _files(package):
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            with open(file, "rb") as opened:
+                content = hashlib.sha256(opened.read()).hexdigest()
             total.update(f"{name}\0{content}\n".encode())
     return total.hexdigest()
 
 
-def _files(package: str) -> list[tuple[str, Path]]:
+def _files(package: str) -> list[tuple[str, str]]:
+    """Name below its package, with slashes, and path of each file, sorted by name."""
     found = importlib.util.find_spec(package)
     if found is None:
         raise ModuleNotFoundError(f"package {package!r} is not installed", name=package)
     if not found.submodule_search_locations:
-        return [(package, Path(found.origin or ""))]
+        return [(package, found.origin or "")]
     files = []
     for root in found.submodule_search_locations:
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if name not in IGNORED)
-            for name in names:
-                file = Path(folder, name)
-                files.append((f"{package}/{file.relative_to(root).as_posix()}", file))
+            below = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+            files += [(f"{package}/{below}{name}", os.path.join(folder, name)) for name in names]
     return sorted(files)

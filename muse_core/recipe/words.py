@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -27,6 +28,9 @@ def clipped(text: str, length: int = 40) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
 def has_control_characters(text: str) -> bool:
     """Whether a text holds what a recipe refuses: control characters other than tab and new line, lone surrogates."""
-    return any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text)
+    return _CONTROL.search(text) is not None

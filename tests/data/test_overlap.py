@@ -20,9 +20,12 @@ def grouped(*texts):
     return overlap.group(data.__getitem__, [len(one) for one in data]).tolist()
 
 
-def share(held_out, train):
+def share(held_out, train, sets=None):
+    """Of all held-out texts, or of each set of their numbers."""
     data = [np.frombuffer(one, dtype=np.uint8) for one in (*held_out, *train)]
-    return overlap.shared_bytes(data.__getitem__, range(len(held_out)), range(len(held_out), len(data)))
+    asked = sets or {"all": range(len(held_out))}
+    found = overlap.shared_bytes(data.__getitem__, asked, range(len(held_out), len(data)))
+    return found if sets else found["all"]
 
 
 def by_hand(held_out, train):
@@ -76,7 +79,9 @@ def test_the_share_is_that_of_a_search_by_hand(pieces, draw):
     sources = [text(seed, 500) for seed in range(4)]
     texts = [sources[which][begin : begin + length] for which, begin, length in pieces]
     cut = draw.draw(st.integers(1, len(texts)))
-    assert share(texts[:cut], texts[cut:]) == by_hand(texts[:cut], texts[cut:])
+    found = share(texts[:cut], texts[cut:], {"all": range(cut), "last": [cut - 1], "none": []})
+    whole, last = by_hand(texts[:cut], texts[cut:]), by_hand(texts[cut - 1 : cut], texts[cut:])
+    assert found == {"all": whole, "last": last, "none": 0.0}
 
 
 def test_blocks_and_the_end_of_a_document_are_no_border(monkeypatch):

@@ -41,7 +41,7 @@ def _forgets() -> Iterator[None]:
 @pytest.fixture
 def counter(compiled_by: Callable[[Any], None]) -> CompileCounterWithBackend:
     """Counts graphs. Forward and backward are traced as always; making C++ of them would take a minute."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager_default_partitioner")
     compiled_by(counter)
     return counter
 
@@ -209,7 +209,7 @@ def test_each_stage_is_compiled_for_its_own_length(
     """torch takes a second length for one of any, and a graph of any length has slower kernels."""
     model: Any = None
     for stage, length in enumerate((16, 32, 24)):
-        setup = prepare(table(model={"dropout": 0.0, "depth": 1, "block": LAYERS["attention"]},
+        setup = prepare(table(model={"dropout": 0.0, "depth": 1, "block": ["feed-forward"]},
                               train={"compile": wanted, "sequence_length": length}))
         model = setup.model.train() if converted or model is None else model
         forward = make_forward(model, NextToken(), setup.recipe, ONE)

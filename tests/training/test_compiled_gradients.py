@@ -20,6 +20,7 @@ from muse_core.training import loop
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
+BACKEND = "aot_eager_default_partitioner"
 
 
 class Scaled(torch.autograd.Function):
@@ -39,7 +40,7 @@ class Scaled(torch.autograd.Function):
 def _traced(compiled_by: Callable[[Any], None]) -> Iterator[None]:
     """Forward and backward are traced as always; making C++ of them would take a minute."""
     torch.compiler.reset()
-    compiled_by("aot_eager")
+    compiled_by(BACKEND)
     yield
     torch.compiler.reset()
 

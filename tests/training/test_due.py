@@ -4,6 +4,7 @@ any of it is loaded."""
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,12 +103,23 @@ def checkpointer_of(loop: Any, tmp_path: Path) -> Checkpointer:
     )
 
 
+@pytest.fixture
+def three_steps(table: Any, go: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The recipe of a run of three steps in ``tmp_path / "run"``, trained once for all tests of a process."""
+    kept, recipe = tmp_path_factory.getbasetemp() / "three-steps", table(train={"steps": 3})
+    if kept.exists():
+        shutil.copytree(kept, tmp_path / "run")
+    else:
+        go(recipe)
+        shutil.copytree(tmp_path / "run", kept)
+    return recipe
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_every_part_is_checked_before_any_is_loaded(
-    what: str, table: Any, go: Any, loop_of: Any, tmp_path: Path
+    what: str, three_steps: dict[str, Any], loop_of: Any, tmp_path: Path
 ) -> None:
-    recipe = table(train={"steps": 3})
-    go(recipe)
+    recipe = three_steps
     damage, said = WRONG[what]
     loop = loop_of(recipe)
     generation, snapshot = Checkpoints(tmp_path / "run").newest()
@@ -121,9 +133,8 @@ def test_every_part_is_checked_before_any_is_loaded(
 
 
 def test_another_optimisers_moments_are_named_with_what_to_do(
-    table: Any, go: Any, loop_of: Any, tmp_path: Path
+    three_steps: dict[str, Any], table: Any, loop_of: Any, tmp_path: Path
 ) -> None:
-    go(table(train={"steps": 3}))
     loop = loop_of(table(train={"steps": 3, "optimizer": "muon"}))
     generation, snapshot = Checkpoints(tmp_path / "run").newest()
     with pytest.raises(StorageError, match=r"another optimiser: Muon keeps momentum_buffer.*init\.from"):

@@ -183,7 +183,7 @@ def test_compiled_and_recomputed_models_learn_the_same(
     table: Table, go: Go, losses: Any, compiled_by: Callable[[Any], None], option: str
 ) -> None:
     """torch.compile traces forward and backward here as always; making C++ of them would take a minute."""
-    compiled_by("aot_eager")
+    compiled_by("aot_eager_default_partitioner")
     recipe = {"dropout": 0.0, "depth": 1} if option == "compile" else MEMORY
     go(table(train={"steps": 3}, model=recipe), "plain")
     go(table(train={"steps": 3, option: True}, model=recipe), "other")

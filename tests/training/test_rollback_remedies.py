@@ -63,7 +63,7 @@ def asked(folder: Path, monitor: Asks, steps: int = 1000) -> Iterator[Any]:
 
 
 def incident_of(folder: Path, remedy: Remedy, doubtful: tuple[int, ...] = ()) -> dict[str, Any]:
-    with asked(folder, Asks(14, remedy, doubtful)) as loop:
+    with asked(folder, Asks(14, remedy, doubtful), steps=18) as loop:
         loop.run()
     (incident,) = events(folder / "run", "incident")
     return incident
