@@ -37,7 +37,7 @@ def recorded(patch, module: str, launches) -> dict:
 def norms(place) -> None:
     x, gate = torch.empty(8, 2048, 512, dtype=torch.complex64), torch.empty(8, 2048, 512, dtype=torch.bfloat16)
     gradient = torch.empty(8, 2048, 1152, dtype=torch.bfloat16)[..., :1024]
-    place._forward._init_fn(x, torch.empty(1024), gate, 1e-6)
+    place._forward._init_fn(x, torch.empty(1024), gate, torch.empty(8, 2048, 128, dtype=gate.dtype), 1e-6)
     place._backward._init_fn(gradient, x, torch.empty(1024), gate, 1e-6)
 
 
