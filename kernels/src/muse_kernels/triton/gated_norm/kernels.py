@@ -23,8 +23,8 @@ def row_block(
     x, gate, gradient, block, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner, gradient_outer,
     gradient_inner, COMPLEX: tl.constexpr, GATE: tl.constexpr, BACK: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """x (R, F), or (R, 2 F) as pairs, the gate and both parts of the gradient (R, F) as memory has them; zero outside,
-    and x in the place of what is not there."""
+    """x (R, F), or (R, 2 F) as pairs, the gate and, going BACK, both parts of the gradient (R, F) as memory has them; zero
+    outside. Another stands in the place of what is not there."""
     row, outer, within = row_numbers(block, inner, R)
     columns = tl.arange(0, F)[None, :]
     here = (row < rows) & (columns < width)
@@ -34,15 +34,18 @@ def row_block(
         found = tl.load(x + 2 * start + pairs, mask=(row < rows) & (pairs < 2 * width), other=0.0)
     else:
         found = tl.load(x + start + columns, mask=here, other=0.0)
-    g, gr, gi = found, found, found
+    g = found
     if GATE:
         g = tl.load(gate + outer * gate_outer + within * gate_inner + columns, mask=here, other=0.0)
     if BACK:
         at = gradient + outer * gradient_outer + within * gradient_inner + columns
         gr = tl.load(at, mask=here, other=0.0)
+        gi = gr
         if COMPLEX:
             gi = tl.load(at + width, mask=here, other=0.0)
-    return found, g, gr, gi
+        return found, g, gr, gi
+    else:
+        return found, g
 
 
 @triton.jit
@@ -90,20 +93,20 @@ def gated_norm_kernel(
     features = width * (2 if COMPLEX else 1)
     first, programs = tl.program_id(0), tl.num_programs(0)
     if AHEAD:
-        next_x, next_g, _, _ = row_block(
+        held = row_block(
             x, gate, x, first, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner, 0, 0,
             COMPLEX, GATE, False, R, F,
         )  # fmt: skip
     for block in range(first, tl.cdiv(rows, R), programs):
         if AHEAD:
-            raw, g = next_x, next_g
+            raw, g = held
         following = block + programs if AHEAD else block
-        next_x, next_g, _, _ = row_block(
+        held = row_block(
             x, gate, x, following, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner, 0, 0,
             COMPLEX, GATE, False, R, F,
         )  # fmt: skip
         if not AHEAD:
-            raw, g = next_x, next_g
+            raw, g = held
         row, outer, within = row_numbers(block, inner, R)
         here = (row < rows) & (columns < width)
         yr, yi = parts(raw, COMPLEX, R, F)
@@ -140,20 +143,20 @@ def gated_norm_backward_kernel(
     # Summed over the rows of a block at the end alone: until then nothing moves between threads.
     sum_r, sum_i = tl.zeros((R, F), tl.float32), tl.zeros((R, F), tl.float32)
     if AHEAD:
-        next_x, next_g, next_r, next_i = row_block(
+        held = row_block(
             x, gate, gradient, first, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner, gradient_outer,
             gradient_inner, COMPLEX, GATE, True, R, F,
         )  # fmt: skip
     for block in range(first, tl.cdiv(rows, R), programs):
         if AHEAD:
-            raw, g, gr, gi = next_x, next_g, next_r, next_i
+            raw, g, gr, gi = held
         following = block + programs if AHEAD else block
-        next_x, next_g, next_r, next_i = row_block(
+        held = row_block(
             x, gate, gradient, following, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner,
             gradient_outer, gradient_inner, COMPLEX, GATE, True, R, F,
         )  # fmt: skip
         if not AHEAD:
-            raw, g, gr, gi = next_x, next_g, next_r, next_i
+            raw, g, gr, gi = held
         row = (block * R + tl.arange(0, R)[:, None]).to(tl.int64)
         here = (row < rows) & (columns < width)
         nr, ni = parts(raw, COMPLEX, R, F)
