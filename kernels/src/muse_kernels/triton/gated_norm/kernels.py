@@ -23,8 +23,8 @@ def row_block(
     x, gate, gradient, block, rows, inner, width, x_outer, x_inner, gate_outer, gate_inner, gradient_outer,
     gradient_inner, COMPLEX: tl.constexpr, GATE: tl.constexpr, BACK: tl.constexpr, R: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """x (R, F), or (R, 2 F) as pairs, the gate and, going BACK, both parts of the gradient (R, F) as memory has them; zero
-    outside. Another stands in the place of what is not there."""
+    """x (R, F), or (R, 2 F) as pairs, the gate and, going BACK, both parts of the gradient (R, F) as memory has them;
+    zero outside. Another stands in the place of what is not there."""
     row, outer, within = row_numbers(block, inner, R)
     columns = tl.arange(0, F)[None, :]
     here = (row < rows) & (columns < width)

@@ -21,7 +21,7 @@ HIGHEST = 2**31 - 2**17
 
 class Tile(NamedTuple):
     """So many numbers at once in a program, where a row is not longer, on this many warps; so many programs at most,
-    each of which has a share of the gain's gradient. ``ahead``: the next block is loaded before this one is computed."""
+    each of which has a share of the gain's gradient. ``ahead``: a block is loaded before the last is computed."""
 
     numbers: int
     warps: int
@@ -84,8 +84,8 @@ def _lying(x: Tensor) -> Lying:
 
 
 def _rows(x: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], list[Tensor | None], list[int]]:
-    """(Rows, inner rows of an outer one, width) of x; the tensors, and all their strides. Where one stride is enough for
-    each, rows are outer ones alone, and no number of a row is divided."""
+    """(Rows, inner rows of an outer one, width) of x; the tensors, and all their strides. Where one stride is enough
+    for each, rows are outer ones alone, and no number of a row is divided."""
     width = x.shape[-1]
     rows, inner = x.numel() // max(width, 1), x.shape[-2] if x.ndim > 2 else 1
     lying = [None if one is None else _lying(one) for one in (x, *others)]
@@ -97,9 +97,7 @@ def _rows(x: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], list
 
 
 @torch.library.custom_op("muse_kernels::gated_norm", mutates_args=())
-def _forward(
-    x: Tensor, weight: Tensor | None, gate: Tensor | None, behind: Tensor | None, epsilon: float
-) -> Tensor:
+def _forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, behind: Tensor | None, epsilon: float) -> Tensor:
     output = _result(x, gate, behind)
     if output.numel():
         run_forward(output, x, weight, gate, behind, epsilon, FORWARD[x.is_complex()])
