@@ -13,8 +13,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 # By Triton 3.7.1: registers as found, instructions with a tenth to spare. None spills.
 CEILINGS = {
-    "gated_norm_kernel": (54, 850),
-    "gated_norm_backward_kernel": (128, 1320),
+    "gated_norm_kernel": (120, 800),
+    "gated_norm_backward_kernel": (61, 415),
     "short_convolution_kernel": (116, 590),
     "short_convolution_backward_kernel": (168, 1500),
     "one_row_kernel": (72, 352),
