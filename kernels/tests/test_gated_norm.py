@@ -40,6 +40,23 @@ def test_without_the_gain_or_the_gate(place, absent):
 
 
 @EVERYWHERE
+@pytest.mark.parametrize("pairs, shape, more", ((True, (3, 4, 6), 5), (False, (65, 16), 16), (True, (7, 33), 1)))
+def test_lays_more_features_behind(place, pairs, shape, more):
+    function, dtype, device, tolerance = place
+    leaves = draw(*shape, pairs=pairs)
+    leaves.append(torch.randn(*shape[:-1], more, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+
+    def laid(function):
+        return lambda x, weight, gate, behind: function(x, weight, gate, behind=behind)
+
+    assert_near(results(laid(function), leaves, dtype, device), results(laid(reference), leaves, **DOUBLE), tolerance)
+    wide = [*leaves[:3], torch.cat((leaves[3], leaves[3]), dim=-1)]
+    sliced = lambda x, weight, gate, behind: function(x, weight, gate, behind=behind[..., more:])  # noqa: E731
+    defined = lambda x, weight, gate, behind: reference(x, weight, gate, behind=behind[..., more:])  # noqa: E731
+    assert_near(results(sliced, wide, dtype, device), results(defined, wide, **DOUBLE), tolerance)
+
+
+@EVERYWHERE
 def test_any_strides_and_no_rows(place):
     """Features of a wider tensor, heads before tokens, and a gradient that lies inside a wider one."""
     function, dtype, device, tolerance = place
@@ -128,5 +145,7 @@ def test_errors_name_the_argument():
         public(x, weight[:5], gate)
     with pytest.raises(ValueError, match=r"gate must be \(3, 8\) as x, got \(2, 8\)"):
         public(x, weight, gate[:2])
+    with pytest.raises(ValueError, match=r"real, \(3, 'E'\) beside x \(3, 8\), got torch.float64 \(2, 4\)"):
+        public(x, weight, gate, behind=gate[:2, :4])
     with pytest.raises(ValueError, match="x must be floating or complex"):
         public(x.long(), weight, gate)

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 # By Triton 3.7.1: registers as found, instructions with a tenth to spare. None spills.
 CEILINGS = {
-    "gated_norm_kernel": (54, 850),
-    "gated_norm_backward_kernel": (128, 1320),
+    "gated_norm_kernel": (120, 800),
+    "gated_norm_backward_kernel": (61, 415),
     "short_convolution_kernel": (116, 590),
     "short_convolution_backward_kernel": (168, 1500),
     "one_row_kernel": (72, 352),
@@ -37,7 +37,7 @@ def recorded(patch, module: str, launches) -> dict:
 def norms(place) -> None:
     x, gate = torch.empty(8, 2048, 512, dtype=torch.complex64), torch.empty(8, 2048, 512, dtype=torch.bfloat16)
     gradient = torch.empty(8, 2048, 1152, dtype=torch.bfloat16)[..., :1024]
-    place._forward._init_fn(x, torch.empty(1024), gate, 1e-6)
+    place._forward._init_fn(x, torch.empty(1024), gate, torch.empty(8, 2048, 128, dtype=gate.dtype), 1e-6)
     place._backward._init_fn(gradient, x, torch.empty(1024), gate, 1e-6)
 
 

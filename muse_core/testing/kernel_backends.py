@@ -29,7 +29,7 @@ SIZES = {"key": 4, "value": 5}
 HALVED = {
     "deep_memory": ("query", "key", "value"),
     "fast_weights": ("query", "key", "value"),
-    "gated_norm": ("x", "gate"),
+    "gated_norm": ("x", "gate", "behind"),
     "short_convolution": ("x",),
     "trace_attention": ("query", "key", "value"),
 }
@@ -255,6 +255,7 @@ def _gated(tokens: int) -> dict[str, Arguments]:
         "complex": {"x": token, "weight": normal(10), "gate": normal(2, tokens, 5)},
         "no gate": {"x": heads, "weight": normal(5), "gate": None},
         "no gain": {"x": token, "weight": None, "gate": normal(2, tokens, 5)},
+        "more behind": {"x": token, "weight": normal(10), "gate": normal(2, tokens, 5), "behind": normal(2, tokens, 3)},
     }
 
 

@@ -324,7 +324,9 @@ def in_double(*tensors: Tensor | None) -> bool:
     return any(x is not None and x.dtype in (torch.float64, torch.complex128) for x in tensors)
 
 
-def check_gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> torch.dtype:
+def check_gated_norm(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, behind: Tensor | None = None
+) -> torch.dtype:
     """The dtype of the result; ValueError naming the argument and the shapes where they do not fit."""
     if x.ndim < 1 or not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"gated_norm: x must be floating or complex (..., F), got {x.dtype} {tuple(x.shape)}")
@@ -333,6 +335,11 @@ def check_gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None) -> t
         raise ValueError(f"gated_norm: weight must be ({features},) beside x {tuple(x.shape)}, {tuple(weight.shape)}")
     if gate is not None and gate.shape != x.shape:
         raise ValueError(f"gated_norm: gate must be {tuple(x.shape)} as x, got {tuple(gate.shape)}")
+    if behind is not None and (behind.shape[:-1] != x.shape[:-1] or behind.is_complex()):
+        raise ValueError(
+            f"gated_norm: behind must be real, {(*x.shape[:-1], 'E')} beside x {tuple(x.shape)}, got {behind.dtype} "
+            f"{tuple(behind.shape)}"
+        )
     return x.real.dtype if gate is None else gate.dtype
 
 

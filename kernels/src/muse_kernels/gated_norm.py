@@ -8,8 +8,9 @@ from .request import KernelRequest
 
 
 def gated_norm(
-    x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6, backend: str = "auto"
-) -> Tensor:
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6, behind: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:  # fmt: skip
     """x over its root mean square along the last axis, times a gain, times SiLU of a gate.
 
     Args:
@@ -17,11 +18,12 @@ def gated_norm(
         weight: the gain, (F,), or (2F,) for complex x; None leaves x as it is.
         gate: what SiLU opens, (..., F) real, the same for both parts of a complex number; None opens fully.
         epsilon: added to the mean square.
+        behind: (..., E) real, more features that are laid behind the others as they are, so that a product reads both.
         backend: "auto", "triton", "native", "torch" or "reference".
 
-    Returns (..., F) or, for complex x, (..., 2F), in the gate's dtype, in x's real one without a gate; computed in
-    float64 where one of the three is of double precision, otherwise in float32. ValueError names the argument and the
-    shapes that do not fit. Source: Zhang and Sennrich 2019.
+    Returns (..., F) or, for complex x, (..., 2F), and E more with `behind`, in the gate's dtype, in x's real one
+    without a gate; computed in float64 where x, the gain or the gate is of double precision, otherwise in float32.
+    ValueError names the argument and the shapes that do not fit. Source: Zhang and Sennrich 2019.
     """
     request = KernelRequest(
         "gated_norm",
@@ -29,4 +31,6 @@ def gated_norm(
         "float64" if in_double(x, weight, gate) else "float32",
         {"features": x.shape[-1] * (2 if x.is_complex() else 1)},
     )
-    return implementation("gated_norm", select_backend(request, backend).backend)(x, weight, gate, epsilon=epsilon)
+    return implementation("gated_norm", select_backend(request, backend).backend)(
+        x, weight, gate, epsilon=epsilon, behind=behind
+    )

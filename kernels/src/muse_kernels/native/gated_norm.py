@@ -13,10 +13,12 @@ BLOCK = 64
 """Rows that share one sum of the weight's gradient, and that one thread works on."""
 
 
-def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
+def gated_norm(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6, behind: Tensor | None = None
+) -> Tensor:
     """As `muse_kernels.gated_norm` on a CPU; half precision is computed in float32. Second derivatives recompute by
     torch operations."""
-    dtype = check_gated_norm(x, weight, gate)
+    dtype = check_gated_norm(x, weight, gate, behind)
     computed = torch.float64 if in_double(x, weight, gate) else torch.float32
     if x.is_complex():
         x = x.to(torch.complex128 if computed == torch.float64 else torch.complex64)
@@ -24,7 +26,8 @@ def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon
         x = x.to(computed)
     gate = gate if gate is None or _half(gate, computed) else gate.to(computed)
     weight = None if weight is None else weight.to(computed)
-    return _forward(x, weight, gate, epsilon).to(dtype)
+    found = _forward(x, weight, gate, epsilon).to(dtype)
+    return found if behind is None else torch.cat((found, behind.to(dtype)), dim=-1)
 
 
 def _half(x: Tensor, computed: torch.dtype) -> bool:

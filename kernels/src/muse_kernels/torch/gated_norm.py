@@ -7,9 +7,13 @@ from torch.nn import functional as F
 from ..arguments import check_gated_norm, in_double
 
 
-def gated_norm(x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6) -> Tensor:
+def gated_norm(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, *, epsilon: float = 1e-6, behind: Tensor | None = None
+) -> Tensor:
     """One pass an operation; arguments, results and errors as `muse_kernels.gated_norm`."""
-    dtype = check_gated_norm(x, weight, gate)
+    dtype = check_gated_norm(x, weight, gate, behind)
+    if behind is not None:
+        return torch.cat((gated_norm(x, weight, gate, epsilon=epsilon), behind.to(dtype)), dim=-1)
     both = x.is_complex()
     if both:
         x = torch.cat((x.real, x.imag), dim=-1)

@@ -181,12 +181,11 @@ class Resolvent(nn.Module):
 
     def features(self, y: Tensor | None, gate: Tensor | None, theta: Tensor, phases: dict[str, Tensor]) -> Tensor:
         """What the output matrix reads, (B, N, F), in the precision of its product, which the gate has."""
-        features = [] if y is None else [self.read_values(y, gate)]
-        features.append(theta)
-        if self.reads_phase:
-            features += self.phase_features(phases)
-        dtype = features[0].dtype if gate is None else gate.dtype
-        return torch.cat([feature.to(dtype).flatten(2) for feature in features], dim=-1)
+        others = [theta, *self.phase_features(phases)] if self.reads_phase else [theta]
+        dtype = theta.dtype if gate is None else gate.dtype  # y is of the precision of theta
+        behind = [feature.to(dtype).flatten(2) for feature in others]
+        behind = behind[0] if len(behind) == 1 else torch.cat(behind, dim=-1)
+        return behind if y is None else self.read_values(y, gate, behind)
 
     def hamiltonian(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """``optional_contracts.HasHamiltonian``: V and Γ (B, N, H), and |l| (H,)."""
@@ -235,10 +234,10 @@ class Resolvent(nn.Module):
         kept = {name: last_valid(stored(x), None if state is None else state[name], valid) for name, x in last.items()}
         return theta, y, kept
 
-    def read_values(self, y: Tensor, gate: Tensor | None) -> Tensor:
+    def read_values(self, y: Tensor, gate: Tensor | None, behind: Tensor) -> Tensor:
         """Complex (B, N, H, M) → (B, N, 2 H M): real parts, then imaginary parts, of unit mean square times a learned
-        gain, both times SiLU of the gate (B, N, H M)."""
-        return self.gated_norm(y.flatten(2), None if self.norm is None else self.norm.weight, gate)
+        gain, both times SiLU of the gate (B, N, H M); and behind them what is so laid, (B, N, E)."""
+        return self.gated_norm(y.flatten(2), None if self.norm is None else self.norm.weight, gate, behind=behind)
 
     def read_phase(
         self, theta: Tensor, sites: Sites, state: State, tokens: Tokens
