@@ -16,10 +16,14 @@ from muse_core.comparison.plan import ComparisonPlan, Read, Value
 from muse_core.comparison.ratio import Measured, other_text
 from muse_core.comparison.runs import Comparison
 from muse_core.data.batches import pieces
+from muse_core.data.corpus import Corpus
+from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import MuseError, RecipeError
 from muse_core.model.flops import active_parameters
-from muse_core.recipe import read_recipe
+from muse_core.plugins.registry import Registry
+from muse_core.recipe.check import check_source
 from muse_core.recipe.lock import read_lock
+from muse_core.recipe.reading import read_source
 from muse_core.training.locking import input_digests, own_digests
 from muse_core.training.setup import Setup, set_up
 
@@ -29,13 +33,13 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
     problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant that
     would be measured on other text than the baseline, and for a finished run that has read what is not there now."""
     counts, problems, texts, inputs = {}, [], {}, {}
+    trial = Trial(read.plan)
     for variant in read.plan.variants:
-        built: dict[str, Setup] = {}
         without_value: list[str] = []
         for value in (None, *(read.plan.tune.values if read.plan.tune else ())):
             setting = "" if value is None or read.plan.tune is None else f" with {read.plan.tune.key}={value!r}"
             try:
-                setup = _tried(cell(read, output, variant, read.plan.seeds[0], value, tuning=False), built)
+                setup = trial.set_up(cell(read, output, variant, read.plan.seeds[0], value, tuning=False))
                 inputs[variant.name, value] = own_digests(setup) | input_digests(setup.recipe, setup.registry)
                 found = _unequal_time(setup) if value is None and read.plan.budget is not None else []
             except MuseError as error:
@@ -46,7 +50,7 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
             if found:
                 continue
             if value is None:
-                texts[variant.name] = _text(setup, read.plan)
+                texts[variant.name] = trial.evaluated(setup)
                 counts[variant.name] = (
                     active_parameters(setup.model) if read.plan.count == "active"
                     else sum(parameter.numel() for parameter in setup.model.parameters())
@@ -58,17 +62,40 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
     return counts
 
 
-def _tried(one: Cell, built: dict[str, Setup]) -> Setup:
-    """The set-up of a run, taken from ``built`` where only its training differs, with everything made that its first
-    step needs. Raises MuseError."""
-    checked = read_recipe(one.recipe, (*one.overrides, "train.device=cpu"))
-    key = repr([(name, part) for name, part in checked.resolved.items() if name not in ("train", "seed", "evaluate")])
-    if key not in built:
-        built.clear()  # one model at a time
-        built[key] = set_up(checked.recipe, checked.registry)
-    setup = attrs.evolve(built[key], recipe=checked.recipe)
-    setup.training_data()
-    return setup
+class Trial:
+    """Sets runs of a plan up; plugins of one [plugins] table are loaded once, and text of one [data] is opened once."""
+
+    def __init__(self, plan: ComparisonPlan):
+        self._plan = plan
+        self._registries: dict[str, Registry] = {}
+        self._corpora: dict[str, Corpus | TaskCorpus] = {}
+        self._evaluated: dict[str, Evaluated] = {}
+        self._built: dict[str, Setup] = {}
+
+    def set_up(self, one: Cell) -> Setup:
+        """The set-up of a run, that of the run before where only its training differs, with everything made that its
+        first step needs. Raises MuseError."""
+        source = read_source(one.recipe, (*one.overrides, "train.device=cpu"))
+        listed = repr(source.table.get("plugins"))
+        checked = check_source(source, self._registries.get(listed))
+        self._registries[listed] = checked.registry
+        parts = ((name, part) for name, part in checked.resolved.items() if name not in ("train", "seed", "evaluate"))
+        key, data = repr([one.variant.name, *parts]), repr(checked.recipe.data)
+        if key not in self._built:
+            self._built.clear()  # one model at a time
+            self._built[key] = set_up(checked.recipe, checked.registry, corpus=self._corpora.get(data))
+            self._corpora[data] = self._built[key].corpus
+        setup = attrs.evolve(self._built[key], recipe=checked.recipe)
+        setup.training_data()
+        return setup
+
+    def evaluated(self, setup: Setup) -> Evaluated:
+        """What the reported runs of this set-up are measured on."""
+        recipe = setup.recipe
+        key = repr((recipe.data, recipe.evaluate, recipe.train.sequence_length))
+        if key not in self._evaluated:
+            self._evaluated[key] = _text(setup, self._plan)
+        return self._evaluated[key]
 
 
 def _unequal_time(setup: Setup) -> list[str]:

@@ -295,27 +295,29 @@ def settle_process(recipe: Recipe) -> None:
 
 def set_up(
     recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True,
-    ranks: Ranks = ONE,
+    ranks: Ranks = ONE, corpus: Corpus | TaskCorpus | None = None,
 ) -> Setup:
     """Prepare text and build the model. Changes nothing of the process, as its seed. Raises RecipeError, DataError or
     PluginError.
 
     ``kept``: what a run of this recipe keeps; text is encoded by its tokenizer, and without ``read`` not opened before
-    it is asked for.
+    it is asked for. ``corpus``: that of the recipe's [data], where it is open already.
     """
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
-    corpus: Corpus | TaskCorpus | KeptCorpus
-    if kept is not None and not read:
-        corpus = KeptCorpus(recipe.data, kept)
+    text: Corpus | TaskCorpus | KeptCorpus
+    if corpus is not None:
+        text = corpus
+    elif kept is not None and not read:
+        text = KeptCorpus(recipe.data, kept)
     else:
         # The first encodes what the others then find in the cache.
-        corpus = ranks.first(lambda: open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept))
+        text = ranks.first(lambda: open_corpus(recipe.data, seed=recipe.data.split_seed, report=report, kept=kept))
     with memory_errors():
         model, kernels = build_model(
-            recipe, registry, vocabulary_size=corpus.vocabulary_size, device=device, dtype=precision.dtype,
+            recipe, registry, vocabulary_size=text.vocabulary_size, device=device, dtype=precision.dtype,
             sequence=ranks.sequence, divider=Divider(recipe, ranks, device) if ranks.shards > 1 else None,
         )
     return Setup(
-        recipe=recipe, registry=registry, precision=precision, corpus=corpus, model=model, kernels=kernels, ranks=ranks
+        recipe=recipe, registry=registry, precision=precision, corpus=text, model=model, kernels=kernels, ranks=ranks
     )

@@ -42,7 +42,7 @@ COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:cd \S+ && )?(?:{PROGRAMS})(?= |$)")
 CODE = re.compile(r"^```[^\n]*\n(.*?)^```$|((?:^ {4}[^\n]*\n|^\n(?= {4}))+)", flags=re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`((?:muse|muse-run) [^`]+)`(?!`)")
 TINY = [
-    "data.tokenizer=bytes", "model.depth=2", "model.width=32", "train.steps=2", "train.batch_size=2",
+    "data.tokenizer=bytes", "model.depth=1", "model.width=32", "train.steps=2", "train.batch_size=2",
     "train.sequence_length=96", "train.micro_batch=2", "train.warmup_steps=1", "train.device=cpu",
     "evaluate.tokens=512", "evaluate.final_tokens=512", "evaluate.every=2", "model.block[0].heads=4", "monitors=[]",
     "initializers=[]",
@@ -212,7 +212,9 @@ def muse_subcommand(words: list[str]) -> None:
         small = ["--length", "32", "--tokens", "32", "--repeats", "1", "--device", "cpu", "--vocabulary", "16"]
         reach = ["--reach", "32"] if "--reach" in words else []
         whole = any(target.startswith("runs/") or " at = " in Path(target).read_text("utf-8") for target in targets)
-        call(muse, ["cost", *targets, *small, *reach, *([] if whole else ["--set", "model.depth=1"])])
+        shallow = [] if whole else ["--set", "model.depth=1"]
+        narrow = [] if any(target.startswith("runs/") for target in targets) else ["--set", "model.width=96"]
+        call(muse, ["cost", *targets, *small, *reach, *shallow, *narrow])
         return
     if name == "eval":
         words = [word.replace("book.txt", "plugins/mqar/README.md") for word in words] + ["--tokens=512", "--samples=1"]

@@ -268,6 +268,7 @@ def divided_as_built(path: Path) -> Callable[[], None]:
     held while it was built, relative to those of the whole model."""
 
     def build() -> None:
+        gc.freeze()  # what was made before is nothing of the model, and to look through it takes seconds
         registry = load_plugins()
         changes = ['model.depth=8', 'parallel.data=1', 'parallel.shard="auto"',
                    'initializers=[{ use = "scaled", match = "blocks.*.feed-forward.*", factor = 3.0 }]']
@@ -330,6 +331,8 @@ if __name__ == "__main__":
     planned = list(scenarios(place))
     prepared(place, place / "experts.toml", place / "mixed.toml")
     compiled_once()
+    gc.collect()
+    gc.freeze()  # otherwise the collector of every fork copies what they share
     found = {
         name: [run_start(start, place) for start in starts]
         for name, starts in planned if not wanted or name in wanted
