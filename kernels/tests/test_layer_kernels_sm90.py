@@ -11,14 +11,16 @@ sm90 = pytest.importorskip("muse_kernels.testing.sm90")
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels do not compile")
 
-# By Triton 3.7.1: registers as found, instructions with a tenth to spare. None spills.
+# By Triton 3.7.1: registers as found, instructions with a tenth to spare. None spills, but for SPILLED.
 CEILINGS = {
     "gated_norm_kernel": (120, 800),
     "gated_norm_backward_kernel": (61, 415),
-    "short_convolution_kernel": (116, 590),
-    "short_convolution_backward_kernel": (168, 1500),
+    "short_convolution_kernel": (56, 1100),
+    "short_convolution_backward_kernel": (128, 4360),
     "one_row_kernel": (72, 352),
 }
+SPILLED = {"short_convolution_backward_kernel": 280}
+"""Bytes of a thread's stack, of a kernel that is held to fewer registers than it would take."""
 BETWEEN = (72, 800)
 """Of one_row_kernel with all that may stand around a product."""
 
@@ -43,9 +45,16 @@ def norms(place) -> None:
 
 def convolutions(place) -> None:
     x, taps = torch.empty(8, 2048, 1536, dtype=torch.bfloat16), torch.empty(4, 1536)
-    document = torch.empty(8, 2048, dtype=torch.int32)
-    parts = place._forward._init_fn(x, taps, None, document, 8, 64)
-    place._backward._init_fn(*parts, x, taps, None, document, 8, 64)
+    resets = torch.empty(8, 2048, dtype=torch.bool)
+    parts = place._forward._init_fn(x, taps, None, resets, 8, 64)
+    place._backward._init_fn(*parts, x, taps, None, resets, 8, 64)
+
+
+def convolutions_alone(place) -> None:
+    x, taps = torch.empty(8, 2048, 384, dtype=torch.bfloat16), torch.empty(4, 384)
+    resets = torch.empty(8, 2048, dtype=torch.bool)
+    parts = place._forward._init_fn(x, taps, None, resets, 0, 64)
+    place._backward._init_fn(*parts, x, taps, None, resets, 0, 64)
 
 
 def integers(place) -> None:
@@ -65,11 +74,13 @@ def many_rows(place) -> None:
         x, taps, initial = torch.empty(batch, tokens, 24), torch.empty(4, 24), torch.empty(batch, 3, 24)
         parts = place._forward._init_fn(x, taps, initial, None, 2, 4)
         place._backward._init_fn(*parts, x, taps, initial, None, 2, 4)
+        place._backward._init_fn(*place._forward._init_fn(x, taps, initial, None, 0, 64), x, taps, initial, None, 0, 64)
 
 
 MODULES = [
     ("muse_kernels.triton.gated_norm.operator", norms),
     ("muse_kernels.triton.short_convolution.operator", convolutions),
+    ("muse_kernels.triton.short_convolution.operator", convolutions_alone),
     ("muse_kernels.triton.int8_product.operator", integers),
     ("muse_kernels.triton.int8_product.operator", integers_between),
 ]
@@ -89,5 +100,5 @@ def test_ceilings(monkeypatch, module, launches):
         if not sm90.COUNTS_HOLD:
             continue
         registers, instructions = BETWEEN if launches is integers_between else CEILINGS[name]
-        assert found.stack == 0 and found.registers <= registers, f"{name}: {found}"
+        assert found.stack <= SPILLED.get(name, 0) and found.registers <= registers, f"{name}: {found}"
         assert instructions / 3 <= found.instructions <= instructions, f"{name}: {found}"

@@ -1,18 +1,20 @@
-"""The short convolution against its definition in float64, on every backend that can run here."""
+"""Short convolutions against their definition in float64, on every backend that can run here."""
 
 from importlib import import_module
 
 import pytest
 import torch
 
-from muse_kernels import dispatch, select_backend
+from muse_kernels import causal_convolution, dispatch, select_backend
 from muse_kernels import short_convolution as public
+from muse_kernels.reference import causal_convolution as sums
 from muse_kernels.reference import short_convolution as reference
 from muse_kernels.testing.places import assert_near, functions, results
 from muse_kernels.torch import short_convolution as by_torch
 
 DOUBLE = {"dtype": torch.float64, "device": "cpu"}
 EVERYWHERE = pytest.mark.parametrize("place", functions("short_convolution"))
+ALONE = pytest.mark.parametrize("place", functions("causal_convolution"))
 
 
 def convolved(function, heads: int, key_width: int):
@@ -50,11 +52,12 @@ def test_equals_its_definition(place, heads, key_width, value_width, span, token
 
 @EVERYWHERE
 @pytest.mark.parametrize("carried", (False, True))
-def test_more_rows_than_an_axis_takes(place, carried, monkeypatch):
-    """Two rows where an axis takes one program, of several blocks of tokens and groups of channels."""
+def test_several_blocks_of_stretches_in_a_program(place, carried, monkeypatch):
+    """Two rows of several stretches, and groups of channels, where one program takes all tokens of a group."""
     function, dtype, device, tolerance = place
     if dtype == torch.float32:
-        monkeypatch.setattr(import_module("muse_kernels.triton.short_convolution.operator"), "MOST_OF_AN_AXIS", 1)
+        place = import_module("muse_kernels.triton.short_convolution.operator")
+        monkeypatch.setattr(place, "BACKWARD", place.BACKWARD._replace(programs=1))
     leaves = draw(150, 201, 3, carried)
     starts = torch.rand(2, 150, generator=torch.Generator().manual_seed(2)) < 0.1
     expected = results(convolved(reference, 3, 20), leaves, **DOUBLE, resets=starts)
@@ -110,6 +113,71 @@ def test_strides_of_the_other_operands(place):
     for resets in (starts.T, starts.T[:1].expand(2, 6)):
         expected = results(apart(reference, resets), leaves, **DOUBLE)
         assert_near(results(apart(function, resets), leaves, dtype, device), expected, tolerance)
+
+
+@ALONE
+@pytest.mark.parametrize("resets", (False, True))
+@pytest.mark.parametrize("carried", (False, True))
+@pytest.mark.parametrize("channels, span, tokens", ((70, 4, 150), (16, 4, 2), (33, 7, 20), (5, 2, 1)))
+def test_alone_equals_its_definition(place, channels, span, tokens, carried, resets):
+    function, dtype, device, tolerance = place
+    leaves = draw(tokens, channels, span, carried)
+    starts = torch.rand(2, tokens, generator=torch.Generator().manual_seed(2)) < 0.3 if resets else None
+
+    def of(function):
+        return lambda x, taps, initial, resets: function(x, taps, initial=initial, resets=resets)
+
+    expected = results(of(sums), leaves, **DOUBLE, resets=starts)
+    assert_near(results(of(function), leaves, dtype, device, resets=starts), expected, tolerance)
+
+
+@ALONE
+def test_alone_second_derivative_strides_one_tap_and_no_rows(place):
+    function, dtype, device, tolerance = place
+    starts = torch.tensor([[False, False, True, False, False], [True] + [False] * 4])
+
+    def penalty(function, dtype, device):
+        leaves = [x.to(device, dtype).requires_grad_() for x in draw(5, 20, 3)]
+        y = function(*leaves[:2], initial=leaves[2], resets=starts.to(device))
+        first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+    assert_near(penalty(function, dtype, device), penalty(sums, **DOUBLE), 20 * tolerance)
+    x, taps, _ = (t if t is None else t.to(device, dtype) for t in draw(6, 24, 1, carried=False))
+    wide = torch.cat((x, x), dim=-1)[..., 24:].transpose(0, 1).contiguous().transpose(0, 1)
+    assert_near([function(wide, taps)], [x * taps], tolerance)
+    assert function(x[:0], taps).shape == (0, 6, 24)
+
+
+@ALONE
+def test_alone_in_a_compiled_graph(place):
+    """Gradients through what a compiler makes of what stands around it, in one graph."""
+    _, dtype, device, tolerance = place
+    function = import_module(f"muse_kernels.{'triton' if dtype == torch.float32 else 'torch'}").causal_convolution
+    leaves = [t.to(device, dtype).requires_grad_() for t in draw(9, 24, 4)]
+    resets = torch.zeros(2, 9, dtype=torch.bool, device=device)
+    resets[0, 3] = True
+
+    def around(x, taps, initial):
+        return function(x.exp(), taps, initial=initial, resets=resets).sin()
+
+    compiled = torch.compile(around, fullgraph=True, backend="aot_eager")
+    found, due = (call(*leaves) for call in (compiled, around))
+    assert_near(
+        [found, *torch.autograd.grad(found.square().sum(), leaves)],
+        [due, *torch.autograd.grad(due.square().sum(), leaves)],
+        tolerance,
+    )
+
+
+def test_alone_errors_name_the_argument():
+    x, taps, initial = draw(6, 24, 3)
+    with pytest.raises(ValueError, match=r"causal_convolution: taps must be \(S, 24\)"):
+        causal_convolution(x, taps[:, :5])
+    with pytest.raises(ValueError, match=r"causal_convolution: initial must be \(2, 2, 24\), got \(2, 1, 24\)"):
+        causal_convolution(x, taps, initial=initial[:, :1])
+    with pytest.raises(ValueError, match="span up to 16 wide, not 17"):
+        select_backend(dispatch.KernelRequest("causal_convolution", "cuda", "bfloat16", {"span": 17}), "triton")
 
 
 def test_queries_and_keys_have_length_one():

@@ -138,12 +138,12 @@ def fast_weights(
     return over_parts(own, gather, rank, Writes(*writes), rule=rule, initial=initial, resets=resets, read=read)
 
 
-def short_convolution(
-    kernel: Callable[..., Any], gather: Gather, rank: int, x: Tensor, taps: Tensor, heads: int, key_width: int, *,
+def convolution(
+    kernel: Callable[..., Any], gather: Gather, rank: int, x: Tensor, taps: Tensor, *sizes: int,
     initial: Tensor | None = None, resets: Tensor | None = None,
 ) -> Any:
-    """Queries, keys and values; see ``muse_kernels.short_convolution``. A process gathers the last inputs of the one
-    before it. Raises RecipeError where a process has fewer tokens than the convolution looks back."""
+    """What ``muse_kernels.short_convolution`` or ``causal_convolution`` returns. A process gathers the last inputs of
+    the one before it. Raises RecipeError where a process has fewer tokens than the convolution looks back."""
     memory = len(taps) - 1
     if x.shape[1] < memory:
         raise RecipeError(
@@ -152,7 +152,7 @@ def short_convolution(
         )
     nothing = x.new_zeros(x.shape[0], memory, x.shape[2])
     last = gather(carried(nothing, x, Tokens(x[..., 0], 0, resets)).contiguous())
-    return kernel(x, taps, heads, key_width, initial=last[rank - 1] if rank else initial, resets=resets)
+    return kernel(x, taps, *sizes, initial=last[rank - 1] if rank else initial, resets=resets)
 
 
 def _first_tied(found: Any, tied: Callable[[Tensor], Tensor]) -> Any:
@@ -169,7 +169,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "causal_resolvent_diagonal": causal_resolvent_diagonal,
     "causal_resolvent_apply": causal_resolvent_apply,
     "fast_weights": fast_weights,
-    "short_convolution": short_convolution,
+    "causal_convolution": convolution,
+    "short_convolution": convolution,
     "gated_norm": unchanged,
 }
 

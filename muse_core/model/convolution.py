@@ -66,10 +66,21 @@ class PlainConvolution(nn.Module):
     """y_t = Σ_{lag < S} tap_lag ⊙ x_{t−lag} (+ bias), over tokens of the same document; nothing is normalised."""
 
     def __init__(
-        self, channels: int, span: int, generator: torch.Generator, taps: Taps = "identity", bias: bool = False
+        self,
+        channels: int,
+        span: int,
+        generator: torch.Generator,
+        bind: Callable[..., Any],
+        taps: Taps = "identity",
+        bias: bool = False,
     ):
+        """``bind`` is ``context.kernels.bind``: a backend's ``causal_convolution`` computes, or the function below."""
         super().__init__()
         self.span = span
+        self.kernel = bind(
+            "causal_convolution", sizes={"span": span}, needs=("gradient", "resets"),
+            otherwise="muse_core.model.convolution:causal_convolution",
+        )  # fmt: skip
         self.taps = first_taps(channels, span, generator, taps)
         self.bias = None
         if bias:
@@ -78,15 +89,24 @@ class PlainConvolution(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """x (B, N, C) → y (B, N, C) in x's dtype, and the state: the last S − 1 inputs, at least fp32."""
-        memory = self.span - 1
-        before = x.new_zeros(x.shape[0], memory, x.shape[2]) if state is None else state.to(x.dtype)
-        padded = torch.cat((before, x), dim=1)
-        # Carried inputs belong to the document that goes on: those of an earlier one were zeroed.
-        document = None if tokens.resets is None else nn.functional.pad(tokens.resets.cumsum(1), (memory, 0))
-        total = _ShiftedSum.apply(padded, torch.stack(list(self.taps)).to(x.dtype), document)
+        total = self.kernel(x, torch.stack(list(self.taps)), initial=state, resets=tokens.resets).to(x.dtype)
         if self.bias is not None:
             total = total + self.bias.to(x.dtype)
-        return total, carried(before, x, tokens)
+        if state is None:
+            state = x.new_zeros(x.shape[0], self.span - 1, x.shape[2])
+        return total, carried(state, x, tokens)
+
+
+def causal_convolution(
+    x: Tensor, taps: Tensor, *, initial: Tensor | None = None, resets: Tensor | None = None
+) -> Tensor:
+    """As ``muse_kernels.causal_convolution``, by torch operations."""
+    memory = len(taps) - 1
+    before = x.new_zeros(x.shape[0], memory, x.shape[2]) if initial is None else initial.to(x.dtype)
+    # Carried inputs belong to the document that goes on: those of an earlier one were zeroed.
+    document = None if resets is None else nn.functional.pad(resets.cumsum(1), (memory, 0))
+    total: Tensor = _ShiftedSum.apply(torch.cat((before, x), dim=1), taps.to(x.dtype), document)
+    return total
 
 
 class _ShiftedSum(torch.autograd.Function):

@@ -3,6 +3,7 @@ The one place that selects."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -102,6 +103,21 @@ def ranked(backends: Iterable[tuple[str, KernelBackend]]) -> ByRank:
     return ByRank(sorted(found, key=lambda item: (-item[1].rank, item[0])))
 
 
+class _Core:
+    """Stands behind all backends, for one operation that the core has an implementation of."""
+
+    rank = -sys.maxsize
+
+    def __init__(self, operation: str, implementation: str):
+        self.offered = {operation: implementation}
+
+    def operations(self) -> dict[str, str]:
+        return self.offered
+
+    def refuse(self, request: KernelRequest) -> str | None:
+        return None
+
+
 class BoundKernels:
     """Binds operations for one device and dtype, and remembers every selection. ``chunk`` is the performance choice of
     operations that compute tokens in chunks.
@@ -128,20 +144,26 @@ class BoundKernels:
         *,
         sizes: Mapping[str, int] | None = None,
         needs: Iterable[str] = ("gradient",),
+        otherwise: str | None = None,
     ) -> Callable[..., Any]:
         """What will compute ``operation``, with the signature of its muse_kernels namesake without ``backend``, known
         to ``operation_of``. Raises RecipeError when no backend serves the request, PluginError when one does not work;
-        a call with tensors elsewhere raises the same."""
+        a call with tensors elsewhere raises the same.
+
+        ``otherwise``, as "module:function", computes what no backend serves, as the backend ``core``."""
         request = KernelRequest(operation, self.device, self.dtype, dict(sizes or {}), frozenset(needs))
-        selected = select_backend(request, self.backends)
+        backends = self.backends
+        if otherwise is not None:
+            backends = type(backends)((*backends, ("core", _Core(operation, otherwise))))
+        selected = select_backend(request, backends)
         key = operation + "".join(f" {name}={size}" for name, size in sorted(request.sizes.items()))
         self.selections[key] = selected
         from muse_core.model.dispatch import DispatchedKernel
 
-        return DispatchedKernel(request, self._function(selected), self._selected)
+        return DispatchedKernel(request, self._function(selected), partial(self._selected, backends))
 
-    def _selected(self, request: KernelRequest) -> Callable[..., Any]:
-        return self._function(select_backend(request, self.backends))
+    def _selected(self, backends: Sequence[tuple[str, KernelBackend]], request: KernelRequest) -> Callable[..., Any]:
+        return self._function(select_backend(request, backends))
 
     def _function(self, selected: BackendSelection) -> Callable[..., Any]:
         """A backend's function, with the arguments that are the same in every call."""

@@ -27,6 +27,7 @@ SIZES = {"key": 4, "value": 5}
 """Head sizes of the fast-weights problems."""
 
 HALVED = {
+    "causal_convolution": ("x",),
     "deep_memory": ("query", "key", "value"),
     "fast_weights": ("query", "key", "value"),
     "gated_norm": ("x", "gate", "behind"),
@@ -277,6 +278,12 @@ def _convolved(tokens: int) -> dict[str, Arguments]:
     }
 
 
+def _summed(tokens: int) -> dict[str, Arguments]:
+    """Those of the short convolution, without its heads."""
+    heads = {"heads", "key_width"}
+    return {name: {k: v for k, v in one.items() if k not in heads} for name, one in _convolved(tokens).items()}
+
+
 def _traced(tokens: int) -> dict[str, Arguments]:
     generator = torch.Generator().manual_seed(8)
 
@@ -297,6 +304,7 @@ def _traced(tokens: int) -> dict[str, Arguments]:
 
 
 PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
+    "causal_convolution": _summed,
     "resolvent_diagonal": _resolvent,
     "causal_resolvent_diagonal": _carried,
     "causal_resolvent_apply": _applied,

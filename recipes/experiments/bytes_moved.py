@@ -22,7 +22,7 @@ from muse_core.model.kernels import operation_of
 
 ROWS, LENGTH = 8, 1024
 KERNELS = ("fast_weights", "causal_resolvent_apply", "causal_resolvent_diagonal")
-PASSES = ("gated_norm", "short_convolution")
+PASSES = ("causal_convolution", "gated_norm", "short_convolution")
 
 
 def size(x: object) -> int:

@@ -37,6 +37,27 @@ def test_equal_ranks_with_disjoint_operations_both_serve() -> None:
     assert {key: chosen.backend for key, chosen in kernels.selections.items()} == {"fast_weights": "a", "swirl": "b"}
 
 
+OWN = "muse_core.model.convolution:causal_convolution"
+
+
+@pytest.mark.parametrize("order", [ranked, tuple])
+def test_what_the_core_has_itself_is_served_behind_every_backend(order: Any) -> None:
+    offered = {"swirl": Backend(0, "swirl"), "elsewhere": Backend(-5, "causal_convolution", answer="is for GPUs")}
+    kernels = BoundKernels(order(offered.items()), device="cpu", dtype="float32")
+    function = kernels.bind("causal_convolution", otherwise=OWN)
+    chosen = kernels.selections["causal_convolution"]
+    refused = {("swirl", "does not have it"), ("elsewhere", "is for GPUs")}
+    assert (chosen.backend, chosen.implementation, set(chosen.refused)) == ("core", OWN, refused)
+    x, taps = torch.randn(1, 3, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
+    expected = torch.stack((x[:, 0], x[:, 0] + x[:, 1], x[:, 1] + x[:, 2]), 1)
+    torch.testing.assert_close(function(x, taps), expected)  # of another precision than what was bound for
+    serving = BoundKernels(order([("a", Backend(-5, "causal_convolution"))]), device="cpu", dtype="float32")
+    serving.bind("causal_convolution", otherwise=OWN)
+    assert serving.selections["causal_convolution"].backend == "a"
+    with pytest.raises(RecipeError, match="swirl does not have it"):
+        kernels.bind("causal_convolution")
+
+
 def test_equal_ranks_where_one_refuses_are_no_tie() -> None:
     backends = ranked([("a", Backend(5, "fast_weights", answer="is for GPUs")), ("b", Backend(5, "fast_weights"))])
     assert select_backend(REQUEST, backends).backend == "b"

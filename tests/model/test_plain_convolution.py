@@ -8,13 +8,15 @@ import torch
 from muse_core.contracts import Tokens
 from muse_core.model import convolution
 from muse_core.model.convolution import PlainConvolution
+from muse_core.model.kernels import BoundKernels
 
 
 @pytest.mark.parametrize("resets", [None, [0, 3, 4]], ids=["one document", "several"])
 @pytest.mark.parametrize("span", [1, 4])
 def test_gradients_are_those_of_the_formula(resets: list[int] | None, span: int) -> None:
     rows, length, channels = 2, 7, 3
-    layer = PlainConvolution(channels, span, torch.Generator().manual_seed(0), bias=True).double()
+    kernels = BoundKernels([], device="cpu", dtype="float64")
+    layer = PlainConvolution(channels, span, torch.Generator().manual_seed(0), kernels.bind, bias=True).double()
     starts = None
     if resets is not None:
         starts = torch.zeros(rows, length, dtype=torch.bool)

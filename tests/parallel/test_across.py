@@ -152,10 +152,10 @@ def test_a_convolution_over_divided_tokens_is_that_of_one_process() -> None:
         return (x[:, here], taps, H, K), {"resets": resets[:, here]}
 
     whole = muse_kernels.short_convolution(x, taps, H, K, resets=resets, backend="torch")
-    found = on_parts(2, across.short_convolution, _torch("short_convolution"), given)
+    found = on_parts(2, across.convolution, _torch("short_convolution"), given)
     compare(whole, [torch.cat(parts, 1) for parts in zip(*found, strict=True)], [x, taps])
     with pytest.raises(RecipeError, match="looks back further than the 2 of a process - take longer rows"):
-        across.short_convolution(lambda: None, lambda x: x, 0, x[:, :2], taps, H, K)
+        across.convolution(lambda: None, lambda x: x, 0, x[:, :2], taps, H, K)
 
 
 def test_an_operation_without_such_a_form_is_refused() -> None:

@@ -17,7 +17,7 @@ from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .request import KernelRequest
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
-from .short_convolution import short_convolution
+from .short_convolution import causal_convolution, short_convolution
 from .trace_arguments import Carried, Traced
 from .trace_attention import trace_attention
 
@@ -27,6 +27,7 @@ __all__ = [
     "DeepMemoryState",
     "KernelRequest",
     "Traced",
+    "causal_convolution",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "select_backend",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 OPERATIONS = (
+    "causal_convolution",
     "resolvent_diagonal",
     "causal_resolvent_diagonal",
     "causal_resolvent_apply",

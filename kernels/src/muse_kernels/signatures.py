@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .arguments import Tridiagonal, check_resolvent, check_short_convolution
+from .arguments import Tridiagonal, check_convolution, check_resolvent, check_short_convolution
 
 
 def diagonal_of(solve: Callable[[Tridiagonal], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -56,6 +56,18 @@ def convolution_of(compute: Callable[..., tuple[Tensor, ...]]) -> Callable[..., 
         return query, key, value
 
     return _called(short_convolution, compute)
+
+
+def causal_of(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A backend's `causal_convolution`: `compute` of x, taps, initial and resets gives y (B, N, C)."""
+
+    def causal_convolution(
+        x: Tensor, taps: Tensor, *, initial: Tensor | None = None, resets: Tensor | None = None
+    ) -> Tensor:
+        check_convolution("causal_convolution", x, taps, initial, resets)
+        return compute(x, taps, initial, resets)
+
+    return _called(causal_convolution, compute)
 
 
 def _called(function: Callable, compute: Callable) -> Callable:

@@ -5,10 +5,11 @@ from .deep_memory import deep_memory
 from .fast_weights import fast_weights
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
-from .short_convolution import short_convolution
+from .short_convolution import causal_convolution, short_convolution
 from .trace_attention import trace_attention
 
 __all__ = [
+    "causal_convolution",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "deep_memory",

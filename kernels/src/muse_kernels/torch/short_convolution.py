@@ -1,4 +1,4 @@
-"""The short convolution by plain torch operations.
+"""Short convolutions by plain torch operations.
 
 Shapes: B batch, N tokens, C channels, S span of the convolution in tokens.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..arguments import documents, unit_length
-from ..signatures import convolution_of
+from ..signatures import causal_of, convolution_of
 
 
 @convolution_of
@@ -21,20 +21,32 @@ def short_convolution(
     return of_documents(x, taps, initial, documents(resets), heads, key_width)
 
 
+@causal_of
+def causal_convolution(x: Tensor, taps: Tensor, initial: Tensor | None, resets: Tensor | None) -> Tensor:
+    """Arguments, results and errors as `muse_kernels.causal_convolution`."""
+    return sum_of_documents(x, taps, initial, documents(resets))
+
+
 def of_documents(
     x: Tensor, taps: Tensor, initial: Tensor | None, document: Tensor | None, heads: int, key_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `short_convolution`, of the number of each token's document (B, N) instead of the resets."""
+    convolved = F.silu(sum_of_documents(x, taps, initial, document))
+    both, value = convolved.split((2 * heads * key_width, x.shape[2] - 2 * heads * key_width), dim=-1)
+    query, key = unit_length(both.unflatten(-1, (2 * heads, -1))).chunk(2, dim=-2)
+    return query, key, value.unflatten(-1, (heads, -1))
+
+
+def sum_of_documents(x: Tensor, taps: Tensor, initial: Tensor | None, document: Tensor | None) -> Tensor:
+    """As `causal_convolution`, of the number of each token's document (B, N) instead of the resets."""
     memory = len(taps) - 1
     if initial is None:
         initial = x.new_zeros(x.shape[0], memory, x.shape[2])
     if document is not None:
         document = F.pad(document, (memory, 0))
     padded = torch.cat((initial.to(x.dtype), x), dim=1)
-    convolved = F.silu(_ShiftedSum.apply(padded, taps.to(x.dtype), document))
-    both, value = convolved.split((2 * heads * key_width, x.shape[2] - 2 * heads * key_width), dim=-1)
-    query, key = unit_length(both.unflatten(-1, (2 * heads, -1))).chunk(2, dim=-2)
-    return query, key, value.unflatten(-1, (heads, -1))
+    total: Tensor = _ShiftedSum.apply(padded, taps.to(x.dtype), document)
+    return total
 
 
 class _ShiftedSum(torch.autograd.Function):

@@ -7,7 +7,7 @@ from .fast_weights.part import fast_weights_of_part
 from .gated_norm import gated_norm
 from .resolvent import causal_resolvent_apply, causal_resolvent_diagonal, resolvent_diagonal
 from .resolvent.part_of_apply import apply_to_part
-from .short_convolution import short_convolution
+from .short_convolution import causal_convolution, short_convolution
 from .trace_attention import trace_attention
 
 # How each computes a part of the tokens, of which other processes have the others.
@@ -15,6 +15,7 @@ causal_resolvent_apply.divided = apply_to_part
 fast_weights.divided = fast_weights_of_part
 
 __all__ = [
+    "causal_convolution",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
     "deep_memory",

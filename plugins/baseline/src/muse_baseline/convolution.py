@@ -16,7 +16,7 @@ class Convolution(nn.Module):
 
     def __init__(self, options: ConvolutionOptions, context: Context):
         super().__init__()
-        self.mix = PlainConvolution(context.width, options.span, context.generator, "small")
+        self.mix = PlainConvolution(context.width, options.span, context.generator, context.kernels.bind, "small")
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         update, kept = self.mix(lowered(x), None if state is None else state["inputs"], tokens)

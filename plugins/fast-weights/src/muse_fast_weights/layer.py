@@ -99,6 +99,7 @@ class FastWeights(nn.Module):
                 options.convolution,
                 options.taps,
                 generator,
+                context.kernels.bind,
             )
         self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})

@@ -5,7 +5,8 @@ Shapes: B batch, N tokens, D width, H heads, K key width, M value width, S span 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,13 @@ class SecondWrite(nn.Module):
         span: int,
         taps: Taps,
         generator: torch.Generator,
+        bind: Callable[..., Any],
     ):
-        """``rate``: x (B, N, D) → β (B, N, H)."""
+        """``rate``: x (B, N, D) → β (B, N, H). ``bind`` is ``context.kernels.bind``."""
         super().__init__()
         self.key, self.value, self.dynamics, self.heads = key, value, rate, heads
         channels = key.out_features + value.out_features
-        self.convolution = PlainConvolution(channels, span, generator, taps) if span else None
+        self.convolution = PlainConvolution(channels, span, generator, bind, taps) if span else None
 
     def forward(self, x: Tensor, low: Tensor, state: State, tokens: Tokens) -> tuple[Written, State]:
         """``low``: x in the precision of matrix products."""

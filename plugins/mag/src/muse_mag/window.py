@@ -52,7 +52,7 @@ class WindowAttention(nn.Module):
         self.convolution = self.query_norm = self.key_norm = self.persistent = None
         if options.convolution:
             channels = (self.heads + 2 * self.groups) * self.size
-            self.convolution = PlainConvolution(channels, options.convolution, context.generator)
+            self.convolution = PlainConvolution(channels, options.convolution, context.generator, context.kernels.bind)
         if options.query_key_norm:
             self.query_norm = nn.RMSNorm(self.size, eps=1e-6)
             self.key_norm = nn.RMSNorm(self.size, eps=1e-6)

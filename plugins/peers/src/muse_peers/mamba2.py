@@ -57,7 +57,9 @@ class Mamba2(nn.Module):
         )
         self.input = projection(width, 2 * self.inner + 2 * self.states, generator)
         channels = self.inner + 2 * self.states
-        self.convolution = PlainConvolution(channels, options.convolution, generator, "uniform", bias=True)
+        self.convolution = PlainConvolution(
+            channels, options.convolution, generator, context.kernels.bind, "uniform", bias=True
+        )
         self.dynamics = Dynamics(width, self.heads, generator)
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(self.inner, eps=1e-5)

@@ -58,7 +58,9 @@ class RgLru(nn.Module):
         inner = options.inner(width)
         self.gate = projection(width, inner, generator)
         self.input = projection(width, inner, generator)
-        self.convolution = PlainConvolution(inner, options.convolution, generator, "uniform", bias=True)
+        self.convolution = PlainConvolution(
+            inner, options.convolution, generator, context.kernels.bind, "uniform", bias=True
+        )
         self.gates, self.forgetting = None, None
         if options.recurrence:
             self.gates = BlockGates(inner, options.heads, generator)

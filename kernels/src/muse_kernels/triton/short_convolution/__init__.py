@@ -1,5 +1,5 @@
-"""The short convolution by Triton kernels."""
+"""Short convolutions by Triton kernels."""
 
-from .operator import short_convolution
+from .operator import causal_convolution, short_convolution
 
-__all__ = ["short_convolution"]
+__all__ = ["causal_convolution", "short_convolution"]

@@ -1,10 +1,11 @@
-"""Kernels of the short convolution: a program walks through T stretches of tokens side by side, a token of each at a
-time, of G channels: the K of one head where those are a query or a key, whose length it needs.
+"""Kernels of short convolutions: a program walks through T stretches of tokens side by side, U tokens of each a turn,
+of G channels: the K of one head where those are a query or a key, whose length it needs.
 
-It keeps what the last S tokens were (backward: and gave), so that every number is read once. The numbers of the next
-token are on their way while those of one are used. All rows have as many stretches, of `length` tokens but for their
-last. Channel groups are numbered through: queries, keys, then the values in groups of G. The S - 1 inputs before the
-first token come from `initial`. What lies in an earlier document than the token that reads it counts as zero.
+It keeps what the last S - 1 tokens were and, backward, what their gradients lack of the tokens behind them, so that
+every number is read once; what a turn reads is loaded before any of it is used. All rows have as many stretches, of
+`length` tokens, whole turns, but for their last. Channel groups are numbered through: queries, keys, then the values in
+groups of G; a convolution alone has values only. The S - 1 inputs before the first token come from `initial`. What lies
+before the start of the document of the token that reads it counts as zero: a token may look back `reach` tokens.
 """
 
 import triton
@@ -12,63 +13,29 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(group, groups, lane, M_ALL, K: tl.constexpr, G: tl.constexpr):
+def locate(part, groups, lane, M_ALL, K: tl.constexpr, G: tl.constexpr):
     """First channel of a group, and which of its lanes hold one."""
-    is_value = group >= 2 * groups
-    first = tl.where(is_value, 2 * groups * K + (group - 2 * groups) * G, group * K)
-    limit = tl.where(is_value, M_ALL - (group - 2 * groups) * G, K)
+    is_value = part >= 2 * groups
+    first = tl.where(is_value, 2 * groups * K + (part - 2 * groups) * G, part * K)
+    limit = tl.where(is_value, M_ALL - (part - 2 * groups) * G, K)
     return first + lane, lane < limit
 
 
 @triton.jit
-def stretch_of(block, rows, stretches, length, tokens, reach, T: tl.constexpr):
-    """Of a program's T stretches (T, 1): batch row, first token, the one behind the last, and the one behind the last
-    that `reach` more tokens may be read of. What is no stretch has no tokens."""
+def stretch_of(block, rows, stretches, length, tokens, T: tl.constexpr):
+    """Of a program's T stretches (T, 1): batch row, first token, and how many the row has from there on. What is no
+    stretch has none."""
     number = block * T + tl.arange(0, T)[:, None]
-    live = number < rows * stretches
     start = number % stretches * length
-    end = tl.where(live, tl.minimum(start + length, tokens), start)
-    limit = tl.where(live, tl.minimum(start + (length + reach), tokens), 0)
-    return (number // stretches).to(tl.int64), start, end, limit, live
+    left = tl.where(number < rows * stretches, tokens - start, 0)
+    return tl.minimum(number // stretches, rows - 1).to(tl.int64), start, left
 
 
 @triton.jit
-def load_inputs(
-    x, x_n, initial, channel, channels, now, limit, live, held, INITIAL: tl.constexpr, S: tl.constexpr
-):  # fmt: skip
-    """(T, G): the inputs at token `now` (T, 1) of rows that `x` (T, 1) and `initial` (T, 1) point to; zero from `limit`
-    on, and before the first token those of `initial`, or zero."""
-    y = tl.load(x + now.to(tl.int64) * x_n + channel, mask=(now >= 0) & (now < limit) & held, other=0.0)
-    if INITIAL:
-        before = live & (now < 0) & held
-        at = (now + (S - 1)).to(tl.int64) * channels + channel
-        y = y.to(tl.float32) + tl.load(initial + at, mask=before, other=0.0).to(tl.float32)
-    return y
-
-
-@triton.jit
-def load_document(document, now, limit, like, RESETS: tl.constexpr):
-    """(T, 1): which document the token is of; the first one before the first token."""
-    if RESETS:
-        return tl.load(document + now, mask=(now >= 0) & (now < limit), other=0)
-    else:
-        return like
-
-
-@triton.jit
-def load_before(
-    x, x_n, initial, document, channel, channels, start, limit, live, held, INITIAL: tl.constexpr,
-    RESETS: tl.constexpr, S: tl.constexpr,
-):  # fmt: skip
-    """The inputs (T, G) and documents (T, 1) of the tokens before `start`, the last one first: S each, though what
-    stands last is not used."""
-    inputs, documents = (), ()
-    for lag in tl.static_range(1, S + 1):
-        now = start - (lag if lag < S else S - 1)
-        seen = load_inputs(x, x_n, initial, channel, channels, now, limit, live, held, INITIAL, S)
-        inputs = inputs + (seen.to(tl.float32),)
-        documents = documents + (load_document(document, now, limit, start, RESETS),)
-    return inputs, documents
+def sigmoid(y):
+    """1 / (1 + exp(-y)) as the square of a reciprocal root: a division takes five times as many instructions."""
+    root = tl.rsqrt(1.0 + tl.exp2(y * -1.4426950408889634))
+    return root * root
 
 
 @triton.jit
@@ -81,157 +48,277 @@ def load_gains(taps, channel, channels, held, S: tl.constexpr):
 
 
 @triton.jit
-def pushed(new, ring, S: tl.constexpr):
-    """The ring with `new` in front and without its last."""
-    found = (new,)
-    for k in tl.static_range(S - 1):
-        found = found + (ring[k],)
-    return found
+def load_before(
+    x, x_step, initial, resets, channels, start, left, held, INITIAL: tl.constexpr, RESETS: tl.constexpr,
+    S: tl.constexpr,
+):  # fmt: skip
+    """The S - 1 inputs (T, G) before token `start`, which `x` (T, G), `initial` (T, G) and `resets` (T, 1) point to,
+    the last one first, and how far the token before `start` may look back (T, 1)."""
+    inputs, reach = (), tl.full(start.shape, S - 1, tl.int32)
+    for back in tl.static_range(1, S):
+        inside = (start >= back) & (left > 0) & held
+        y = tl.load(x - back * x_step, mask=inside, other=0.0).to(tl.float32)
+        if INITIAL:
+            before = (start < back) & (left > 0) & held
+            y += tl.load(initial + (S - 1 - back) * channels, mask=before, other=0.0).to(tl.float32)
+        inputs = inputs + (y,)
+    if RESETS:
+        for place in tl.static_range(1, S):
+            inside = (start >= S - place) & (left > 0)
+            reach = reached(reach, tl.load(resets - (S - place), mask=inside, other=False), S)
+    return inputs, reach
 
 
 @triton.jit
-def same_document(documents, LAG: tl.constexpr, READER: tl.constexpr, value, RESETS: tl.constexpr):
-    """value where the tokens LAG and READER steps ago are of one document, else zero."""
+def reached(reach, starts, S: tl.constexpr):
+    """How far a token may look back, from that of the token before and from whether a document starts with it."""
+    return tl.where(starts, 0, tl.minimum(reach + 1, S - 1))
+
+
+@triton.jit
+def readable(reach, LAG: tl.constexpr, value, RESETS: tl.constexpr):
+    """value where the token may look back that far, else zero."""
     if RESETS:
-        return tl.where(documents[LAG] == documents[READER], value, 0.0)
+        return tl.where(reach >= LAG, value, 0.0)
     else:
         return value
 
 
 @triton.jit
-def convolved(gains, inputs, documents, RESETS: tl.constexpr, S: tl.constexpr):
+def pushed(new, ring, S: tl.constexpr):
+    """The last S - 1 with `new` in front and without the last of `ring`."""
+    found = ()
+    if S > 1:
+        found = (new,)
+    for place in tl.static_range(S - 2):
+        found = found + (ring[place],)
+    return found
+
+
+@triton.jit
+def convolved(gains, read, S: tl.constexpr):
     """Sum over lags of gain times input."""
-    y = gains[0] * inputs[0]
+    y = gains[0] * read[0]
     for lag in tl.static_range(1, S):
-        y += gains[lag] * same_document(documents, lag, 0, inputs[lag], RESETS)
+        y += gains[lag] * read[lag]
     return y
 
 
 @triton.jit
-def short_convolution_kernel(
-    x, x_b, x_n, taps, initial, document, query, key, value, tokens, rows, stretches, length, groups, M_ALL, shortest,
-    INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
+def walk_forward(
+    x, x_step, resets, output, y_step, left, length, held, gains, inputs, reach, shortest, RESETS: tl.constexpr,
+    ACTIVE: tl.constexpr, UNIT: tl.constexpr, S: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
-    """Queries, keys (B, N, H K) and values (B, N, H M), contiguous; `groups` is H, M_ALL is H M."""
-    group = tl.program_id(0)
+    """The results of T stretches, whose first tokens x, resets and output point to."""
+    left = tl.minimum(left, length)
+    for _turn in range(0, length, U):
+        seen, starts = (), ()
+        for step in tl.static_range(U):
+            seen = seen + (tl.load(x + step * x_step, mask=(step < left) & held, other=0.0),)
+            if RESETS:
+                starts = starts + (tl.load(resets + step, mask=step < left, other=False),)
+        for step in tl.static_range(U):
+            now = seen[step].to(tl.float32)
+            if RESETS:
+                reach = reached(reach, starts[step], S)
+            read = (now,)
+            for lag in tl.static_range(1, S):
+                read = read + (readable(reach, lag, inputs[lag - 1], RESETS),)
+            y = convolved(gains, read, S)
+            if ACTIVE:
+                y = y * sigmoid(y)
+            if UNIT:
+                y = y * tl.rsqrt(tl.maximum(tl.sum(y * y, axis=1, keep_dims=True), shortest * shortest))
+            tl.store(output + step * y_step, y, mask=(step < left) & held)
+            inputs = pushed(now, inputs, S)
+        x += U * x_step
+        output += U * y_step
+        if RESETS:
+            resets += U
+        left -= U
+
+
+@triton.jit
+def short_convolution_kernel(
+    x, x_b, x_n, taps, initial, resets, query, key, value, tokens, rows, stretches, length, groups, parts, M_ALL,
+    shortest, INITIAL: tl.constexpr, RESETS: tl.constexpr, ACTIVE: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """Queries, keys (B, N, H K) and values (B, N, H M), contiguous; `groups` is H, M_ALL is H M, and `parts` how many
+    channel groups there are. Without ACTIVE the sums alone, of values."""
+    part, block = tl.program_id(0) % parts, tl.program_id(0) // parts
     lane = tl.arange(0, G)[None, :]
     channels = 2 * groups * K + M_ALL
-    channel, held = locate(group, groups, lane, M_ALL, K, G)
-    if group < groups:
-        output, width, column = query, groups * K, group * K
-    elif group < 2 * groups:
-        output, width, column = key, groups * K, (group - groups) * K
+    channel, held = locate(part, groups, lane, M_ALL, K, G)
+    if part < groups:
+        output, width, column = query, groups * K, part * K
+    elif part < 2 * groups:
+        output, width, column = key, groups * K, (part - groups) * K
     else:
-        output, width, column = value, M_ALL, (group - 2 * groups) * G
+        output, width, column = value, M_ALL, (part - 2 * groups) * G
     gains = load_gains(taps, channel, channels, held, S)
-    for block in range(tl.program_id(1), tl.cdiv(rows * stretches, T), tl.num_programs(1)):
-        batch, start, end, limit, live = stretch_of(block, rows, stretches, length, tokens, 0, T)
-        x_row = x + batch * x_b
-        initial_row, document_row = initial, document
-        if INITIAL:
-            initial_row = initial + batch * ((S - 1) * channels)
-        if RESETS:
-            document_row = document + batch * tokens
-        inputs, documents = load_before(
-            x_row, x_n, initial_row, document_row, channel, channels, start, limit, live, held, INITIAL, RESETS, S
-        )
-        now = start
-        seen = load_inputs(x_row, x_n, initial_row, channel, channels, now, limit, live, held, INITIAL, S)
-        for _step in range(0, length):
-            inputs = pushed(seen.to(tl.float32), inputs, S)
-            documents = pushed(load_document(document_row, now, limit, start, RESETS), documents, S)
-            seen = load_inputs(x_row, x_n, initial_row, channel, channels, now + 1, limit, live, held, INITIAL, S)
-            y = convolved(gains, inputs, documents, RESETS, S)
-            y = y * tl.sigmoid(y)
-            if group < 2 * groups:
-                y = y * (1.0 / tl.maximum(tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True)), shortest))
-            at = (batch * tokens + now) * width + column + lane
-            tl.store(output + at, y, mask=(now < end) & held)
-            now += 1
+    x_step, y_step = tl.cast(x_n, tl.int64), tl.cast(width, tl.int64)
+    batch, start, left = stretch_of(block, rows, stretches, length, tokens, T)
+    x = x + (batch * x_b + start * x_step + channel)
+    output = output + ((batch * tokens + start) * y_step + column + lane)
+    if INITIAL:
+        initial = initial + ((batch * (S - 1) + start) * channels + channel)
+    if RESETS:
+        resets = resets + (batch * tokens + start)
+    inputs, reach = load_before(x, x_step, initial, resets, channels, start, left, held, INITIAL, RESETS, S)
+    if ACTIVE and part < 2 * groups:
+        walk_forward(
+            x, x_step, resets, output, y_step, left, length, held, gains, inputs, reach, shortest, RESETS, True, True,
+            S, U,
+        )  # fmt: skip
+    else:
+        walk_forward(
+            x, x_step, resets, output, y_step, left, length, held, gains, inputs, reach, shortest, RESETS, ACTIVE,
+            False, S, U,
+        )  # fmt: skip
 
 
 @triton.jit
 def unit_gradient(g, y, shortest):
     """Gradient of y from that of y over its length, or over `shortest` where it is shorter."""
-    length = tl.sqrt(tl.sum(y * y, axis=1, keep_dims=True))
+    square = tl.sum(y * y, axis=1, keep_dims=True)
     along = tl.sum(g * y, axis=1, keep_dims=True)
-    inverse = 1.0 / tl.maximum(length, shortest)
-    # Divided once a token and multiplied for every number of it.
-    turned = tl.where(length > shortest, along * inverse * inverse, 0.0)
+    least = shortest * shortest
+    inverse = tl.rsqrt(tl.maximum(square, least))
+    turned = tl.where(square > least, along * inverse * inverse, 0.0)
     return (g - y * turned) * inverse
 
 
 @triton.jit
-def short_convolution_backward_kernel(
-    x, x_b, x_n, taps, initial, document, to_query, query_b, query_n, to_key, key_b, key_n, to_value, value_b, value_n,
-    dx, dinitial, to_taps, tokens, rows, stretches, length, groups, M_ALL, shortest,
-    INITIAL: tl.constexpr, RESETS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr,
+def turn_back(
+    x, x_step, incoming, g_step, resets, dx, dx_step, dinitial, channels, own, left, carries, held, gains, inputs,
+    reach, pending, sums, shortest, COUNTED: tl.constexpr, INITIAL: tl.constexpr, RESETS: tl.constexpr,
+    ACTIVE: tl.constexpr, UNIT: tl.constexpr, S: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
-    """dx (B, N, C) contiguous, dinitial (B, S - 1, C), and the taps' gradient by shares, (programs, S, C).
+    """U tokens of each stretch, behind the `own` that were walked before; its row has `left` more (T, 1).
 
-    A stretch ends with the S - 1 tokens behind it, whose gradients reach its last ones.
+    `pending` is what the gradients of the last S - 1 tokens have so far; the one S - 1 before a token is complete with
+    it, and stored where it is of the stretch, or before the first of a row (`carries`). COUNTED adds to the sums.
     """
-    group = tl.program_id(0)
+    seen, given, starts = (), (), ()
+    for step in tl.static_range(U):
+        inside = (step < left) & held
+        seen = seen + (tl.load(x + step * x_step, mask=inside, other=0.0),)
+        given = given + (tl.load(incoming + step * g_step, mask=inside, other=0.0),)
+        if RESETS:
+            starts = starts + (tl.load(resets + step, mask=step < left, other=False),)
+    for step in tl.static_range(U):
+        now, g = seen[step].to(tl.float32), given[step].to(tl.float32)
+        if RESETS:
+            reach = reached(reach, starts[step], S)
+        read = (now,)
+        for lag in tl.static_range(1, S):
+            read = read + (readable(reach, lag, inputs[lag - 1], RESETS),)
+        if ACTIVE:
+            y = convolved(gains, read, S)
+            share = sigmoid(y)
+            y = y * share
+            if UNIT:
+                g = unit_gradient(g, y, shortest)
+            g = g * (share + (y - y * share))
+        if COUNTED:
+            new = ()
+            for lag in tl.static_range(S):
+                new = new + (sums[lag] + g * read[lag],)
+            sums = new
+        inputs = pushed(now, inputs, S)
+        found = (gains[0] * g,)
+        for lag in tl.static_range(1, S):
+            found = found + (pending[lag - 1] + gains[lag] * readable(reach, lag, g, RESETS),)
+        back = step - (S - 1)
+        tl.store(dx + back * dx_step, found[S - 1], mask=(own + back >= 0) & (back < left) & held)
+        if INITIAL:
+            at = dinitial + (own + step) * channels
+            tl.store(at, found[S - 1], mask=(own + back < 0) & carries & held)
+        pending = ()
+        for lag in tl.static_range(S - 1):
+            pending = pending + (found[lag],)
+    return inputs, reach, pending, sums
+
+
+@triton.jit
+def walk_back(
+    x, x_step, incoming, g_step, resets, dx, dx_step, dinitial, channels, start, left, length, held, gains, inputs,
+    reach, sums, shortest, INITIAL: tl.constexpr, RESETS: tl.constexpr, ACTIVE: tl.constexpr, UNIT: tl.constexpr,
+    S: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """The sums of T stretches and, stored, their gradients. A stretch ends with the S - 1 tokens behind it, whose
+    gradients reach its last ones."""
+    carries, pending = (start == 0) & (left > 0), ()
+    for _lag in tl.static_range(S - 1):
+        pending = pending + (tl.zeros(inputs[0].shape, tl.float32),)
+    for own in range(0, length, U):
+        inputs, reach, pending, sums = turn_back(
+            x, x_step, incoming, g_step, resets, dx, dx_step, dinitial, channels, own, left, carries, held, gains,
+            inputs, reach, pending, sums, shortest, True, INITIAL, RESETS, ACTIVE, UNIT, S, U,
+        )  # fmt: skip
+        x += U * x_step
+        incoming += U * g_step
+        dx += U * dx_step
+        if RESETS:
+            resets += U
+        left -= U
+    if S > 1:
+        inputs, reach, pending, sums = turn_back(
+            x, x_step, incoming, g_step, resets, dx, dx_step, dinitial, channels, length, left, carries, held,
+            gains, inputs, reach, pending, sums, shortest, False, INITIAL, RESETS, ACTIVE, UNIT, S, S - 1,
+        )  # fmt: skip
+    return sums
+
+
+@triton.jit
+def short_convolution_backward_kernel(
+    x, x_b, x_n, taps, initial, resets, to_query, query_b, query_n, to_key, key_b, key_n, to_value, value_b, value_n,
+    dx, dinitial, to_taps, tokens, rows, stretches, length, groups, parts, programs, M_ALL, shortest,
+    INITIAL: tl.constexpr, RESETS: tl.constexpr, ACTIVE: tl.constexpr, S: tl.constexpr, K: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """dx (B, N, C) contiguous, dinitial (B, S - 1, C), and the taps' gradient by shares of `programs` a channel group,
+    (programs, S, C)."""
+    part, share = tl.program_id(0) % parts, tl.program_id(0) // parts
     lane = tl.arange(0, G)[None, :]
     channels = 2 * groups * K + M_ALL
-    channel, held = locate(group, groups, lane, M_ALL, K, G)
-    if group < groups:
-        incoming, incoming_b, incoming_n, column = to_query, query_b, query_n, group * K
-    elif group < 2 * groups:
-        incoming, incoming_b, incoming_n, column = to_key, key_b, key_n, (group - groups) * K
+    channel, held = locate(part, groups, lane, M_ALL, K, G)
+    if part < groups:
+        incoming, incoming_b, incoming_n, column = to_query, query_b, query_n, part * K
+    elif part < 2 * groups:
+        incoming, incoming_b, incoming_n, column = to_key, key_b, key_n, (part - groups) * K
     else:
-        incoming, incoming_b, incoming_n, column = to_value, value_b, value_n, (group - 2 * groups) * G
+        incoming, incoming_b, incoming_n, column = to_value, value_b, value_n, (part - 2 * groups) * G
     gains, sums = load_gains(taps, channel, channels, held, S), ()
     for _lag in tl.static_range(S):
         sums = sums + (tl.zeros((T, G), tl.float32),)
-    for block in range(tl.program_id(1), tl.cdiv(rows * stretches, T), tl.num_programs(1)):
-        batch, start, end, limit, live = stretch_of(block, rows, stretches, length, tokens, S - 1, T)
-        x_row, g_row = x + batch * x_b, incoming + batch * incoming_b + column
-        initial_row, document_row = initial, document
+    x_step, g_step = tl.cast(x_n, tl.int64), tl.cast(incoming_n, tl.int64)
+    dx_step = tl.cast(channels, tl.int64)
+    for block in range(share, tl.cdiv(rows * stretches, T), programs):
+        batch, start, left = stretch_of(block, rows, stretches, length, tokens, T)
+        x_at = x + (batch * x_b + start * x_step + channel)
+        g_at = incoming + (batch * incoming_b + start * g_step + column + lane)
+        dx_at = dx + ((batch * tokens + start) * dx_step + channel)
+        initial_at, dinitial_at, resets_at = initial, dinitial, resets
         if INITIAL:
-            initial_row = initial + batch * ((S - 1) * channels)
+            initial_at = initial + ((batch * (S - 1) + start) * channels + channel)
+            dinitial_at = dinitial + ((batch * (S - 1) + start) * channels + channel)
         if RESETS:
-            document_row = document + batch * tokens
-        inputs, documents = load_before(
-            x_row, x_n, initial_row, document_row, channel, channels, start, limit, live, held, INITIAL, RESETS, S
+            resets_at = resets + (batch * tokens + start)
+        inputs, reach = load_before(
+            x_at, x_step, initial_at, resets_at, channels, start, left, held, INITIAL, RESETS, S
         )
-        gradients = ()
-        for _lag in tl.static_range(S):
-            gradients = gradients + (tl.zeros((T, G), tl.float32),)
-        now = start
-        seen = load_inputs(x_row, x_n, initial_row, channel, channels, now, limit, live, held, INITIAL, S)
-        given = tl.load(g_row + now.to(tl.int64) * incoming_n + lane, mask=(now < limit) & held, other=0.0)
-        # S tokens at a time, so that the kept ones come round and nothing moves between registers.
-        for _round in range(0, tl.cdiv(length + S - 1, S)):
-            for _step in tl.static_range(S):
-                inputs = pushed(seen.to(tl.float32), inputs, S)
-                documents = pushed(load_document(document_row, now, limit, start, RESETS), documents, S)
-                g = given.to(tl.float32)
-                ahead = now + 1
-                seen = load_inputs(x_row, x_n, initial_row, channel, channels, ahead, limit, live, held, INITIAL, S)
-                given = tl.load(g_row + ahead.to(tl.int64) * incoming_n + lane, mask=(ahead < limit) & held, other=0.0)
-                y = convolved(gains, inputs, documents, RESETS, S)
-                share = tl.sigmoid(y)
-                if group < 2 * groups:
-                    g = unit_gradient(g, y * share, shortest)
-                g = g * share * (1.0 + y * (1.0 - share))
-                gradients = pushed(g, gradients, S)
-                counted = tl.where(now < end, g, 0.0)
-                new = ()
-                for lag in tl.static_range(S):
-                    new = new + (sums[lag] + counted * same_document(documents, lag, 0, inputs[lag], RESETS),)
-                sums = new
-                # All that reads the token S - 1 steps ago is known.
-                d = gains[0] * gradients[S - 1]
-                for lag in tl.static_range(1, S):
-                    d += gains[lag] * same_document(documents, S - 1 - lag, S - 1, gradients[S - 1 - lag], RESETS)
-                token = now - (S - 1)
-                at = (batch * tokens + token) * channels + channel
-                tl.store(dx + at, d, mask=(token >= start) & (token < end) & held)
-                if INITIAL:
-                    at = (batch * (S - 1) + (token + (S - 1))) * channels + channel
-                    tl.store(dinitial + at, d, mask=live & (token < 0) & held)
-                now = ahead
-    shares = to_taps + tl.program_id(1).to(tl.int64) * S * channels
+        if ACTIVE and part < 2 * groups:
+            sums = walk_back(
+                x_at, x_step, g_at, g_step, resets_at, dx_at, dx_step, dinitial_at, channels, start, left, length, held,
+                gains, inputs, reach, sums, shortest, INITIAL, RESETS, True, True, S, U,
+            )  # fmt: skip
+        else:
+            sums = walk_back(
+                x_at, x_step, g_at, g_step, resets_at, dx_at, dx_step, dinitial_at, channels, start, left, length, held,
+                gains, inputs, reach, sums, shortest, INITIAL, RESETS, ACTIVE, False, S, U,
+            )  # fmt: skip
+    shares = to_taps + tl.cast(share, tl.int64) * S * channels
     for lag in tl.static_range(S):
         tl.store(shares + lag * channels + channel, tl.sum(sums[lag], axis=0, keep_dims=True), mask=held)
