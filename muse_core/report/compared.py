@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
 
 
 def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
-    remarks = _require_comparable(run, base)
+    remarks = [*_require_comparable(run, base), *_gone_on(run), *_gone_on(base)]
     own, theirs = (read_rows(one.path, "bits_per_byte") for one in (run, base))
     _require_same_documents(run, base, own, theirs)
     found = paired({0: own}, {0: theirs}, ratio=True)
@@ -89,6 +89,12 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
     by_source = {key: _numbers(one) for key, one in paired_by_source({0: own}, {0: theirs}, ratio=True).items()}
     remarks += [f"{key}: {with_interval(one)}" for key, one in by_source.items()]
     return {"run": run.label, **_numbers(found), "verdict": verdict, "by_source": by_source, "remarks": remarks}
+
+
+def _gone_on(run: RunRead) -> Iterator[str]:
+    """Of a run that was extended and has not come to its new end, which keeps the numbers of its earlier one."""
+    if run.state != "done":
+        yield f"{run.label} has gone on since ({run.state}): its figures are of its end at step {run.summary['steps']:,}"
 
 
 def _numbers(found: Paired) -> dict[str, float | None]:

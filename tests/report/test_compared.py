@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import muse_core
 from muse_core.cli import muse
 from muse_core.errors import RecipeError, StorageError
+from muse_core.metrics.jsonl import Records
 from muse_core.report.compared import compare_runs
 from muse_core.report.reading import read_runs
 from muse_core.report.writing import write_report
@@ -89,6 +90,16 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_of_the_same_bytes(made_r
 def test_an_unfinished_run_is_refused(made_run):
     with pytest.raises(StorageError, match="is not finished .unfinished. - go on with muse-run --resume"):
         compare_runs(read_runs([made_run("one", finished=False), made_run("two")]))
+
+
+def test_a_run_that_has_gone_on_is_compared_by_its_earlier_end_and_said_to_be(made_run):
+    """By ``--extend``: until the new end its summary is that of the old one."""
+    one, two = made_run("one"), made_run("two")
+    before = compare_runs(read_runs([one, two]))["against_baseline"][0]["remarks"]
+    assert not any("gone on" in remark for remark in before)
+    Records(two).event({"event": "interrupted", "signal": "SIGTERM", "stage": 0, "step": 60})
+    found = compare_runs(read_runs([one, two]))["against_baseline"][0]["remarks"]
+    assert "two has gone on since (interrupted): its figures are of its end at step 40" in found
 
 
 def test_the_command_writes_an_overlay_and_says_what_differs(made_run, tmp_path, monkeypatch):
