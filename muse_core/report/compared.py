@@ -94,7 +94,8 @@ def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
 def _gone_on(run: RunRead) -> Iterator[str]:
     """Of a run that was extended and has not come to its new end, which keeps the numbers of its earlier one."""
     if run.state != "done":
-        yield f"{run.label} has gone on since ({run.state}): its figures are of its end at step {run.summary['steps']:,}"
+        step = run.summary["steps"]
+        yield f"{run.label} has gone on since ({run.state}): its figures are of its end at step {step:,}"
 
 
 def _numbers(found: Paired) -> dict[str, float | None]:
