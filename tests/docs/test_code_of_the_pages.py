@@ -198,10 +198,8 @@ def muse_run(words: list[str], synopsis: bool) -> None:
 
 def muse_subcommand(words: list[str]) -> None:
     name = words[0]
-    if not parsed(muse, "muse", words) or name in SLOW:
-        return
-    if "--serve" in words or "--prompt-file" in words:
-        return  # it serves until it is stopped, or reads a file of the reader
+    if not parsed(muse, "muse", words) or name in SLOW or {"--serve", "--prompt-file"} & {*words}:
+        return  # slow, serves until it is stopped, or reads a file of the reader
     words = list(dict.fromkeys(words)) if name == "report" else words
     if name == "compare":
         if Path(words[1]).is_file():  # the plan of a page is tested where the page writes it
@@ -210,11 +208,11 @@ def muse_subcommand(words: list[str]) -> None:
     if name == "cost":
         targets = [word for word in words[1:] if re.match(r"(?:recipes|runs|phase2|transformer)", word)]
         small = ["--length", "32", "--tokens", "32", "--repeats", "1", "--device", "cpu", "--vocabulary", "16"]
-        reach = ["--reach", "32"] if "--reach" in words else []
-        whole = any(target.startswith("runs/") or " at = " in Path(target).read_text("utf-8") for target in targets)
-        shallow = [] if whole else ["--set", "model.depth=1"]
-        narrow = [] if any(target.startswith("runs/") for target in targets) else ["--set", "model.width=96"]
-        call(muse, ["cost", *targets, *small, *reach, *shallow, *narrow])
+        runs = any(target.startswith("runs/") for target in targets)
+        small += [] if runs else ["--set", "model.width=96"]
+        whole = runs or any(" at = " in Path(target).read_text("utf-8") for target in targets)
+        small += [] if whole else ["--set", "model.depth=1"]
+        call(muse, ["cost", *targets, *small, *(["--reach", "32"] if "--reach" in words else [])])
         return
     if name == "eval":
         words = [word.replace("book.txt", "plugins/mqar/README.md") for word in words] + ["--tokens=512", "--samples=1"]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .arguments import Tridiagonal, check_convolution, check_resolvent, check_short_convolution
+from .arguments import Tridiagonal, check_resolvent
+from .convolution_arguments import check_convolution, check_short_convolution
 
 
 def diagonal_of(solve: Callable[[Tridiagonal], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
