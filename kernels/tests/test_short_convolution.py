@@ -26,6 +26,24 @@ def convolved(function, heads: int, key_width: int):
     return call
 
 
+def alone(function):
+    """As `convolved`, of a convolution without heads."""
+
+    def call(x, taps, initial, resets=None):
+        return (function(x, taps, initial=initial, resets=resets),)
+
+    return call
+
+
+def of_a_penalty(call, dtype, device):
+    """Gradients of the squares of gradients, where a document starts within a row."""
+    starts = torch.tensor([[False, False, True, False, False], [True] + [False] * 4])
+    leaves = [x.to(device, dtype).requires_grad_() for x in draw(5, 20, 3)]
+    outputs = call(*leaves, starts.to(device))
+    first = torch.autograd.grad(sum(y.pow(3).sum() for y in outputs), leaves, create_graph=True)
+    return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+
 def draw(tokens: int, channels: int, span: int, carried: bool = True) -> list[torch.Tensor | None]:
     random = torch.Generator().manual_seed(0)
 
@@ -123,26 +141,15 @@ def test_alone_equals_its_definition(place, channels, span, tokens, carried, res
     function, dtype, device, tolerance = place
     leaves = draw(tokens, channels, span, carried)
     starts = torch.rand(2, tokens, generator=torch.Generator().manual_seed(2)) < 0.3 if resets else None
-
-    def of(function):
-        return lambda x, taps, initial, resets: function(x, taps, initial=initial, resets=resets)
-
-    expected = results(of(sums), leaves, **DOUBLE, resets=starts)
-    assert_near(results(of(function), leaves, dtype, device, resets=starts), expected, tolerance)
+    expected = results(alone(sums), leaves, **DOUBLE, resets=starts)
+    assert_near(results(alone(function), leaves, dtype, device, resets=starts), expected, tolerance)
 
 
 @ALONE
 def test_alone_second_derivative_strides_one_tap_and_no_rows(place):
     function, dtype, device, tolerance = place
-    starts = torch.tensor([[False, False, True, False, False], [True] + [False] * 4])
-
-    def penalty(function, dtype, device):
-        leaves = [x.to(device, dtype).requires_grad_() for x in draw(5, 20, 3)]
-        y = function(*leaves[:2], initial=leaves[2], resets=starts.to(device))
-        first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
-        return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-
-    assert_near(penalty(function, dtype, device), penalty(sums, **DOUBLE), 20 * tolerance)
+    expected = of_a_penalty(alone(sums), **DOUBLE)
+    assert_near(of_a_penalty(alone(function), dtype, device), expected, 20 * tolerance)
     x, taps, _ = (t if t is None else t.to(device, dtype) for t in draw(6, 24, 1, carried=False))
     wide = torch.cat((x, x), dim=-1)[..., 24:].transpose(0, 1).contiguous().transpose(0, 1)
     assert_near([function(wide, taps)], [x * taps], tolerance)
@@ -197,15 +204,8 @@ def test_second_derivative_by_differences(carried):
 @EVERYWHERE
 def test_second_derivative(place):
     function, dtype, device, tolerance = place
-    starts = torch.tensor([[False, False, True, False, False], [True] + [False] * 4])
-
-    def penalty(function, dtype, device):
-        leaves = [x.to(device, dtype).requires_grad_() for x in draw(5, 20, 3)]
-        outputs = convolved(function, 2, 3)(*leaves, starts.to(device))
-        first = torch.autograd.grad(sum(y.pow(3).sum() for y in outputs), leaves, create_graph=True)
-        return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-
-    assert_near(penalty(function, dtype, device), penalty(reference, **DOUBLE), 20 * tolerance)
+    expected = of_a_penalty(convolved(reference, 2, 3), **DOUBLE)
+    assert_near(of_a_penalty(convolved(function, 2, 3), dtype, device), expected, 20 * tolerance)
 
 
 def test_a_second_derivative_is_the_torch_backends_too():

@@ -22,6 +22,9 @@ from muse_core.training.run import Run
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.stop import Stop
 
+TRACERS = "aot_eager_default_partitioner"
+"""A backend of torch's compiler that traces forward and backward and makes no code of them."""
+
 
 @pytest.fixture(scope="session")
 def registry() -> Any:

@@ -20,6 +20,7 @@ from muse_core.training.compilation import compiled
 from muse_core.training.forward import make_forward
 from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup
+from tests.training.conftest import TRACERS
 
 Table = Callable[..., dict[str, Any]]
 LAYERS = {
@@ -41,7 +42,7 @@ def _forgets() -> Iterator[None]:
 @pytest.fixture
 def counter(compiled_by: Callable[[Any], None]) -> CompileCounterWithBackend:
     """Counts graphs. Forward and backward are traced as always; making C++ of them would take a minute."""
-    counter = CompileCounterWithBackend("aot_eager_default_partitioner")
+    counter = CompileCounterWithBackend(TRACERS)
     compiled_by(counter)
     return counter
 

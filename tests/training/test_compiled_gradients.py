@@ -17,10 +17,10 @@ from muse_core.errors import Halted
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training import loop
+from tests.training.conftest import TRACERS
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
-BACKEND = "aot_eager_default_partitioner"
 
 
 class Scaled(torch.autograd.Function):
@@ -40,7 +40,7 @@ class Scaled(torch.autograd.Function):
 def _traced(compiled_by: Callable[[Any], None]) -> Iterator[None]:
     """Forward and backward are traced as always; making C++ of them would take a minute."""
     torch.compiler.reset()
-    compiled_by(BACKEND)
+    compiled_by(TRACERS)
     yield
     torch.compiler.reset()
 

@@ -18,6 +18,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.stop import Stop
+from tests.training.conftest import TRACERS
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]
@@ -183,7 +184,7 @@ def test_compiled_and_recomputed_models_learn_the_same(
     table: Table, go: Go, losses: Any, compiled_by: Callable[[Any], None], option: str
 ) -> None:
     """torch.compile traces forward and backward here as always; making C++ of them would take a minute."""
-    compiled_by("aot_eager_default_partitioner")
+    compiled_by(TRACERS)
     recipe = {"dropout": 0.0, "depth": 1} if option == "compile" else MEMORY
     go(table(train={"steps": 3}, model=recipe), "plain")
     go(table(train={"steps": 3, option: True}, model=recipe), "other")
