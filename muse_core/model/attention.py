@@ -135,8 +135,12 @@ def attend_window(
         return F.pad(slots, (0, 0) * (slots.ndim - 2) + (0, padding)) if padding else slots
 
     def spans(slots: Tensor) -> Tensor:
-        """(B, W + N, …) → (B blocks, W + block, …)."""
-        return padded(slots).unfold(1, window + block, block).movedim(-1, 2).flatten(0, 1)
+        """(B, W + N, …) → (B blocks, W + block, …): each block behind the one before it. By joining and not by
+        ``unfold``, whose gradient torch's compiler adds up number by number, with atomic additions."""
+        if blocks == 1:
+            return slots
+        parts = padded(slots).unflatten(1, (blocks + 1, block))
+        return torch.cat((parts[:, :-1], parts[:, 1:]), dim=2).flatten(0, 1)
 
     queries = padded(query).unflatten(1, (blocks, block)).flatten(0, 1)
     numbers = padded(own).unflatten(1, (blocks, block)).flatten(0, 1)
