@@ -12,12 +12,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 
 from muse_core.errors import MuseError, PluginError, StorageError, causes
 from muse_core.parallel.meeting import spoken_by, told_to_others
 from muse_core.storage.disk import refusal
-from muse_core.training.stop import heeded
+from muse_core.training.stop import Heard, Interrupted, heeded
 
 INTERRUPTED = 130
 INTERRUPT = re.compile(r"^(\w+: )*KeyboardInterrupt: ", re.MULTILINE)
@@ -28,22 +27,39 @@ INTERRUPT = re.compile(r"^(\w+: )*KeyboardInterrupt: ", re.MULTILINE)
 def ended_by_signals() -> Iterator[None]:
     """SIGTERM, SIGHUP and SIGUSR1 end the body with 128 + their number, its ``finally`` clauses run; training then
     takes the signals over. After the body they end in the same way until the interpreter shuts down, which they do not
-    disturb: a command never ends by the default action of a signal."""
+    disturb: a command never ends by the default action of a signal. Ctrl-C stays a KeyboardInterrupt.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        speaks, code = told_to_others("terminated", 128 + number, None)
-        if speaks:
-            _say("terminated")
-        raise SystemExit(code)
-
+    What the body raises after a signal that did not end it (`Heard`) is a consequence of it and ends as the signal does.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [one for one in heeded() if one != signal.SIGINT]
-    before = {one: signal.signal(one, end) for one in numbers}
-    atexit.register(_ignore, numbers)
+    said: list[int] = []
+
+    def end(number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        speaks, code = told_to_others("terminated", 128 + number, None)
+        if speaks and not said:
+            said.append(number)
+            _say("terminated")
+        raise SystemExit(code)
+
+    heard = Heard(end)
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    numbers = [one for one in heeded() if one != signal.SIGINT or plain]
+    before = {one: signal.signal(one, heard) for one in numbers}
+    atexit.register(_ignore, [one for one in numbers if one != signal.SIGINT])
     try:
         yield
+        if heard.received is not None:
+            end(heard.received)
+    except Interrupted:
+        raise
+    except Exception:
+        if heard.received is None:
+            raise
+        end(heard.received)
     finally:
         for one, handler in before.items():
             if handler not in (signal.SIG_DFL, None):

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from muse_core.errors import MuseError
@@ -29,6 +29,20 @@ class Interrupted(MuseError):
         self.exit_code = 128 + number
 
 
+class Heard:
+    """A handler that raises by ``answer`` and remembers the first signal: what it raises can be lost, since torch clears
+    every error of an import that its C++ makes, and the command would go on with half of a library."""
+
+    def __init__(self, answer: Callable[[int], None]):
+        self.received: int | None = None
+        self.answer = answer
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+        self.answer(number)
+
+
 class Stop:
     """A context that turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 into a flag, and knows the time limit. A SIGHUP that is
     ignored, as under nohup, stays ignored."""
@@ -47,7 +61,9 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in heeded():
-                self._previous[number] = signal.signal(number, self._receive)
+                self._previous[number] = before = signal.signal(number, self._receive)
+                if isinstance(before, Heard) and before.received is not None:  # and did not end the command
+                    self.received, self._since = before.received, time.monotonic()
         return self
 
     def __exit__(self, *exception: object) -> None:
