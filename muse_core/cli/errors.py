@@ -29,7 +29,7 @@ def ended_by_signals() -> Iterator[None]:
     takes the signals over. After the body they end in the same way until the interpreter shuts down, which they do not
     disturb: a command never ends by the default action of a signal. Ctrl-C stays a KeyboardInterrupt.
 
-    What the body raises after a signal that did not end it (`Heard`) is a consequence of it and ends as the signal does.
+    What the body raises after a signal that did not end it (`Heard`) follows from that and ends as the signal does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -30,7 +30,7 @@ class Interrupted(MuseError):
 
 
 class Heard:
-    """A handler that raises by ``answer`` and remembers the first signal: what it raises can be lost, since torch clears
+    """A handler that raises by ``answer`` and remembers the first signal: what it raises can be lost, since torch drops
     every error of an import that its C++ makes, and the command would go on with half of a library."""
 
     def __init__(self, answer: Callable[[int], None]):
