@@ -93,8 +93,8 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
 
 def _of_planned(run: RunRead) -> str:
     """Steps of a run that has not ended."""
-    planned = run.recipe.get("train", {}).get("steps")
-    return f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+    steps, planned = run.progress
+    return f"{steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
 
 
 def runs_table(runs: Sequence[RunRead]) -> Table:
@@ -105,7 +105,7 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
         interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
         rows.append((
             run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}" if s else "", interval,
-            f"{s['parameters']:,}" if s else "", f"{run.steps:,}" if s else _of_planned(run),
+            f"{s['parameters']:,}" if s else "", f"{run.progress[0]:,}" if s else _of_planned(run),
             f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(
