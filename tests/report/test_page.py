@@ -158,6 +158,16 @@ def test_the_axis_of_a_curve_is_that_of_the_values_after_the_beginning(made_run)
     assert low < min(later) and max(later) < high < max(p["y"] for p in values)
 
 
+def test_a_run_that_ended_early_is_within_the_axis(made_run):
+    """All its steps are of the first twentieth of the longer run."""
+    long, short = read_runs([made_run("one"), made_run("two")])
+    rows = [{"x": 1, "bits_per_byte": 9.5}, {"x": 2, "bits_per_byte": 9.0}]
+    early = attrs.evolve(short, train=rows, evaluations=[], summary={}, events=[])
+    low, high = all_charts([long, early])["curves"][0].spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    alone, _ = all_charts([long])["curves"][0].spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert high > 9.5 and abs(low - alone) < 0.5
+
+
 def test_steps_of_a_later_stage_go_on_from_those_before(tmp_path, made_run):
     path = made_run("one")
     records = Records(path)
@@ -181,6 +191,12 @@ def test_steps_of_a_run_of_several_stages_are_not_held_against_the_plan_of_one(m
     assert [(row["steps"], row["planned_steps"]) for row in map(listing.row, runs)] == [(5, 5), (45, None)]
     assert [row[5] for row in runs_table(runs).rows] == ["5", "45"]
     assert dict(key_numbers(runs[1]))["steps"] == "45"
+    drawn_points = [
+        [point for layer in all_charts([run])["curves"][0].spec["layer"] for point in layer["data"]["values"]]
+        for run in runs
+    ]
+    ends = [[point["x"] for point in points if point["series"] == "held out"][-1] for points in drawn_points]
+    assert ends == [45, 40], "what the run ended with stands at its end"
     assert json.loads(CliRunner().invoke(muse, ["show", str(paths[1]), "--json"]).stdout)["planned_steps"] is None
     alone = read_run(made_run("three", finished=False))
     assert alone.progress == (40, 40), "of one stage both are known before its end"
