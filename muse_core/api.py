@@ -138,8 +138,11 @@ class Opened:
     ) -> list[dict[str, Any]]:
         """The rows of ``muse eval``, a table for ``pandas.DataFrame``: ``suites`` in a list or apart by commas, by
         default all that the run allows; ``texts`` are documents to read in place of its held-out text. Raises
-        RecipeError for an unknown suite and DataError for text that cannot be used."""
+        RecipeError for an unknown suite, DataError for text that cannot be used and TypeError for one text in place of
+        several."""
         names = chosen(suites if suites is None or isinstance(suites, str) else ",".join(suites))
+        if isinstance(texts, str):  # whose characters would be documents
+            raise TypeError("texts are several documents: give one text in a list, as texts=[text]")
         given = None if texts is None else [one for one in texts if one.strip()]
         if given == []:
             raise DataError("the texts are empty; give at least one character")

@@ -100,6 +100,8 @@ def test_records_and_rows_are_tables_for_pandas(run: Any) -> None:
     frame = pandas.DataFrame(run.evaluate(["held-out"], tokens=1280))
     assert frame.bits_per_byte[0] == pytest.approx(run.summary["held_out_bits_per_byte"], rel=1e-6)
     assert frame.suite.tolist() == ["held-out"] and frame.step.tolist() == [10]
+    with pytest.raises(TypeError, match=r"texts=\[text\]"):
+        run.evaluate("held-out", texts="one text, and no list of its characters")
 
 
 def test_a_recipe_is_built_for_a_loop_of_ones_own(small_recipe: dict[str, Any], tmp_path: Path) -> None:

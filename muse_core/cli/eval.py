@@ -98,7 +98,7 @@ def _show(result: dict[str, Any]) -> None:
             [_title(name) for name in columns],
             [[_told(row[name]) if name in row else "" for name in columns] for row in rows],
             title=suite,
-            keys=1 + max(columns.index(name) for name in KEYS if name in columns),
+            keys=1 + max((columns.index(name) for name in KEYS if name in columns), default=0),
             numbers=[_title(name) for name in columns if not _words(rows, name)],
         )
         if few:

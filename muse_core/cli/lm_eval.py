@@ -36,6 +36,9 @@ def harness(arguments: tuple[str, ...]) -> None:
         except ModuleNotFoundError as error:
             if error.name != "lm_eval":
                 raise
+            if "--help" in arguments:  # which is lm_eval's own, where it is there
+                print(click.get_current_context().get_help())
+                return
             raise RecipeError(
                 'lm_eval is not installed; install it with: pip install "muse-core[lm-eval]"'
             ) from None

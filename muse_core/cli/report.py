@@ -115,9 +115,10 @@ def _table(read: Any) -> dict[str, Any]:
     def newest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         return {key: value for key, value in rows[-1].items() if key != "x"} if rows else None
 
+    steps, planned = read.progress
     return {
-        "path": str(read.path), "name": read.name, "state": read.state, "steps": read.steps,
-        "planned_steps": read.recipe.get("train", {}).get("steps"), "summary": read.summary or None,
+        "path": str(read.path), "name": read.name, "state": read.state, "steps": steps, "planned_steps": planned,
+        "summary": read.summary or None,
         "recipe": read.recipe, "digests": read.lock.get("digests", {}), "train": newest(read.train),
         "eval": newest(read.evaluations), "probe": newest(read.probes), "final": read.finals,
         "events": [{key: value for key, value in row.items() if key != "x"} for row in read.events],

@@ -8,7 +8,7 @@ from typing import Any
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
-from muse_core.report.tables import interval_over, weighs_as
+from muse_core.report.tables import interval_over, of_task, weighs_as
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 
@@ -65,7 +65,16 @@ def _beside_counts(summary: dict[str, Any]) -> dict[str, str]:
     """What the simplest predictors reach on the same text."""
     found = {name: part for name, part in summary["references"].items() if name in MEANING}
     told = ", ".join(f"{name} {part['bits_per_byte']:.4f}" for name, part in found.items())
-    return {"baselines": f"{told} bits/byte"} if told else {}
+    return {"baselines": f"{told} {_unit(summary)}"} if told else {}
+
+
+def _unit(summary: dict[str, Any]) -> str:
+    return "bits/token" if of_task(summary) else "bits/byte"
+
+
+def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
+    """What a task is about."""
+    return {"accuracy": f"{summary['held_out_accuracy']:.4f} of the labels that count"} if of_task(summary) else {}
 
 
 def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
@@ -90,7 +99,8 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
     low, high = summary["held_out_interval"]
     rows = {
         **_steps(summary, directory.path),
-        "held out": f"{summary['held_out_bits_per_byte']:.4f} bits/byte "
+        **_accuracy(summary),
+        "held out": f"{summary['held_out_bits_per_byte']:.4f} {_unit(summary)} "
         f"({interval_over(summary)}: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
         f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
         **_in_training(summary),

@@ -56,6 +56,14 @@ class Tune:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"values: {twice[0]} is there twice - name every value once")
+        _once(self.seeds)
+
+
+def _once(seeds: tuple[int, ...]) -> None:
+    """A run that counts twice would be taken for two. Raises ValueError."""
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ValueError(f"seeds: {twice[0]} is there twice - name every seed once")
 
 
 @attrs.frozen(kw_only=True)
@@ -153,6 +161,7 @@ class ComparisonPlan:
                              "variants - give it another name")
         if self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the variants {', '.join(names)}")
+        _once(self.seeds)
         seeds = self.tune.seeds if self.tune else ()
         if self.tune and self.split == "test" and set(seeds) & set(self.seeds):
             raise ValueError(

@@ -14,7 +14,7 @@ from muse_core.data.options import OfRunOptions
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import Bytes, ByteTokenizer, from_json, given
 from muse_core.errors import RecipeError, StorageError
-from muse_core.recipe.lock import Lock, read_lock
+from muse_core.recipe.lock import Lock, not_as_made, read_lock
 from muse_core.storage.disk import read_file, storage_errors
 from muse_core.storage.run_directory import require_run
 
@@ -65,7 +65,8 @@ def read_kept(folder: Path) -> Kept:
     """The lock and the tokenizer in the folder of an architecture of a run, compared with each other.
 
     Runs made before the tokenizer was kept are opened where it is that of bytes, which has one form. Raises
-    StorageError when one is missing, damaged or does not belong to the other.
+    StorageError when one is missing, damaged or does not belong to the other, RecipeError when the plugin that made the
+    tokenizer is not here.
     """
     lock = lock_in(folder)
     due = lock.table.get("digests", {}).get("tokenizer")
@@ -87,7 +88,10 @@ def read_kept(folder: Path) -> Kept:
     try:
         tokenizer = from_json(data.decode(), chosen=_named_by(lock))
     except ValueError as error:
-        raise StorageError(f"{path}: is not a tokenizer that this version knows: {error}") from error
+        problem = f"{path}: is not a tokenizer that this version knows: {error}"
+        if sentence := not_as_made(lock):  # the recipe, which would name the plugins, is read with the tokenizer
+            raise RecipeError([sentence, problem]) from error
+        raise StorageError(problem) from error
     return Kept(folder=folder, lock=lock, tokenizer=tokenizer, tokenizer_digest=due)
 
 

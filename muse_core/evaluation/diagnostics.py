@@ -55,9 +55,12 @@ def diagnose(
     ``run``: a run directory, or a ``Setup``, whose weights are taken as they are. ``text``: by default the beginning of
     the validation text; at most ``tokens`` tokens of either are read. ``weights`` "start": those that the run's recipe
     begins with. Raises StorageError when there is no run or no checkpoint of a trained step, DataError for a text of
-    fewer than two tokens or another than the run's.
+    fewer than two tokens or another than the run's, and for a run on a task without a text.
     """
     setup = _opened(run, weights)
+    if text is None and not setup.corpus.is_text:
+        raise DataError("the run's data is a task, which has no validation text: give a text with --text, or tokens by "
+                        "their numbers where they stand for no text, as --text '1 2 3'")
     if text is None:
         ids = [int(token) for token in setup.corpus.split("validation").tokens[:tokens]]
     else:

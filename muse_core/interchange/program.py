@@ -123,6 +123,7 @@ def _inline_autocast(graph: fx.GraphModule) -> None:
         if node.op != "call_function" or node.target is not wrapped:
             continue
         body, arguments = graph.get_submodule(node.args[4].target), node.args[5:]
+        _inline_autocast(body)  # one within it is named as a part of it
         inputs = [one for one in body.graph.nodes if one.op == "placeholder"]
         with graph.graph.inserting_before(node):
             results = graph.graph.graph_copy(body.graph, dict(zip(inputs, arguments, strict=True)))

@@ -45,6 +45,8 @@ class Display:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)
+        self.of_text = True
+        """Whether bits per byte are of bytes; in a task they are the loss in bits."""
         self._bar: Progress | None = None
         self._task = None
         self._started = time.monotonic()
@@ -87,7 +89,7 @@ class Display:
 
     def _numbers(self, row: Mapping[str, float]) -> str:
         parts = [f"loss {row['loss']:.4f}"]
-        if math.isfinite(row.get("bits_per_byte", math.nan)):
+        if self.of_text and math.isfinite(row.get("bits_per_byte", math.nan)):
             parts.append(f"{row['bits_per_byte']:.3f} bits/byte")
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
         return "  ".join(parts)

@@ -146,9 +146,9 @@ def attend_window(
     numbers = padded(own).unflatten(1, (blocks, block)).flatten(0, 1)
     seen, near, read = visible_to(numbers, spans(document), window, window), spans(keys), spans(values)
     if always is not None:
-        # Of contiguous parts alone a GPU joins several numbers at a time.
+        # Of contiguous parts alone a GPU joins several numbers at a time. len() would fix the rows of a torch program.
         near, read = (
-            torch.cat((first.to(slots.dtype).expand(len(slots), -1, -1, -1).contiguous(), slots), dim=1)
+            torch.cat((first.to(slots.dtype).expand(slots.shape[0], -1, -1, -1).contiguous(), slots), dim=1)
             for first, slots in ((always.key, near), (always.value, read))
         )
         seen = F.pad(seen, (len(always.key), 0), value=True)

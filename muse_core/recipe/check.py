@@ -91,13 +91,14 @@ def check_source(
     registry = registry.only(listed.allow, listed.deny)
     table, renamed = upgraded(source.table, registry)
     source = attrs.evolve(source, table=table)
-    diagnostics = Diagnostics(registry, versions=versions or {}, folder=source.folder)
+    with_tokenizer = _with_tokenizer_of_init(source)
+    diagnostics = Diagnostics(registry, versions=versions or {}, folder=with_tokenizer.folder)
     installed = dict.fromkeys(loaded.plugin.distribution for loaded in registry.plugins)
     for index, name in enumerate(listed.allow or ()):
         if normalised(name) not in installed:
             hint = suggestion(name, installed, "installed")
             diagnostics.report(("plugins", "allow", index), f"{name[:64]!r} is not installed{hint}")
-    recipe = _structured(_with_tokenizer_of_init(source), converter, diagnostics, Recipe)
+    recipe = _structured(with_tokenizer, converter, diagnostics, Recipe)
     diagnostics.problems.extend(across(recipe))
     _raise(source, diagnostics)
     resolved = as_table(recipe, registry)
@@ -105,13 +106,15 @@ def check_source(
 
 
 def _with_tokenizer_of_init(source: RecipeText) -> RecipeText:
-    """The source with the tokenizer of ``init.from`` where it names none: weights belong to their tokenizer."""
+    """The source with the tokenizer of ``init.from`` where it names none: weights belong to their tokenizer. Its path
+    is relative to what ``init.from`` is relative to."""
     init, data = source.table.get("init"), source.table.get("data", {})
     run = init.get("from") if isinstance(init, Mapping) else None
     if not isinstance(run, str) or not isinstance(data, Mapping) or "tokenizer" in data:
         return source
     table = {**source.table, "data": {**data, "tokenizer": {"use": "run", "from": run}}}
-    return attrs.evolve(source, table=table)
+    places = {**source.places, ("data", "tokenizer"): source.place(("init", "from"))}
+    return attrs.evolve(source, table=table, places=places)
 
 
 def _plugins_table(source: RecipeText, converter: Any) -> Plugins:

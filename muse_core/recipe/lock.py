@@ -79,15 +79,20 @@ def plugins_named(lock: Lock) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        made = [(str(row.get("name")), str(row.get("version"))) for row in lock.table.get("plugins", [])
-                if row.get("used", True)]
-        here = {name: _version(name) for name, _ in made}
-        missing = [f"{name} {version} ({f'here {here[name]}' if here[name] else 'not installed here'})"
-                   for name, version in made if here[name] != version]
-        if not missing:
+        sentence = not_as_made(lock)
+        if not sentence:
             raise
-        sentence = f"{lock.where}: the run was made with {', '.join(missing)} - install what made it"
         raise RecipeError([sentence, *error.problems]) from None
+
+
+def not_as_made(lock: Lock) -> str:
+    """The plugins that made a run and are not here, or in another version, in a sentence; empty where all are here."""
+    made = [(str(row.get("name")), str(row.get("version"))) for row in lock.table.get("plugins", [])
+            if row.get("used", True)]
+    here = {name: _version(name) for name, _ in made}
+    missing = [f"{name} {version} ({f'here {here[name]}' if here[name] else 'not installed here'})"
+               for name, version in made if here[name] != version]
+    return f"{lock.where}: the run was made with {', '.join(missing)} - install what made it" if missing else ""
 
 
 def make_lock(

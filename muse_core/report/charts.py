@@ -49,17 +49,19 @@ NARROW = 360
 def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) -> Chart | None:
     """Training and held-out values over steps with the events of the runs; None without any value."""
     single = len(runs) == 1
-    train, held_out, marks = [], [], []
+    train, held_out, marks, within = [], [], [], []
     for run in runs:
+        before = len(train), len(held_out)
         for rows, into, what in ((run.train, train, "training"), (_evaluated(run), held_out, "held out")):
             into += [
                 {"x": point["x"], "y": point["y"], "series": what if single else run.label} | point["more"]
                 for point in thinned(_points(rows, key))
             ]
+        within += _after_beginning([*train[before[0] :], *held_out[before[1] :]])
         marks += _marks(run, single)
     if not train and not held_out:
         return None
-    low, top = _range([*train, *held_out])
+    low, top = _range(within)
     y = {"field": "y", "type": "quantitative", "title": axis, "scale": {"domain": [low, top], "zero": False}}
     names = ["training", "held out"] if single else [run.label for run in runs]
     color = _color(list(dict.fromkeys([*names, *(mark["series"] for mark in marks)])))
@@ -227,7 +229,7 @@ def _evaluated(run: RunRead) -> list[dict[str, Any]]:
     """The evaluations in training, and that of the end where none was made at the last step: a run shorter than
     ``evaluate.every`` has no other."""
     end = run.summary
-    if end.get("held_out_split") != "validation" or end.get("steps") != run.steps or not run.steps:
+    if end.get("held_out_split") != "validation" or end.get("steps") != run.progress[0] or not run.steps:
         return run.evaluations
     if any(row["x"] == run.steps for row in run.evaluations):
         return run.evaluations
@@ -259,10 +261,14 @@ def _marks(run: RunRead, single: bool) -> list[dict[str, Any]]:
     ][-MOST_MARKS:]
 
 
-def _range(points: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Of the values after the first steps, which lie far above, with a margin."""
-    end = max(point["x"] for point in points)
-    after = [point for point in points if point["x"] > BEGINNING * end] or points
+def _after_beginning(points: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Of a run those after the first steps, which lie far above."""
+    end = max((point["x"] for point in points), default=0)
+    return [point for point in points if point["x"] > BEGINNING * end] or points
+
+
+def _range(after: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Of the values, with a margin."""
     low = min(min(point["y"], point.get("low", point["y"])) for point in after)
     high = max(max(point["y"], point.get("high", point["y"])) for point in after)
     margin = 0.04 * (high - low) or 0.04 * abs(high) or 1.0

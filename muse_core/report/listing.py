@@ -45,9 +45,10 @@ def row(run: RunRead) -> dict[str, Any]:
     """The numbers of a run, None for what it does not have yet."""
     summary = run.summary
     low, high = summary.get("held_out_interval", (None, None))
+    steps, planned = run.progress
     return {
-        "run": run.label, "name": run.name, "state": run.state, "seed": run.recipe.get("seed"), "steps": run.steps,
-        "planned_steps": run.recipe.get("train", {}).get("steps"),
+        "run": run.label, "name": run.name, "state": run.state, "seed": run.recipe.get("seed"), "steps": steps,
+        "planned_steps": planned,
         **{key: summary.get(key) for key in SUMMARY[:2]}, "low": low, "high": high,
         **{key: summary.get(key) for key in SUMMARY[2:]},
     }

@@ -147,7 +147,7 @@ def _note(name: str, runs: Iterable[RunRead]) -> str:
     if name == "curves":
         several = ("Thin lines are training, thick ones with points held-out text; dashed ones mark events of the run "
                    "of their colour. ") if len(list(runs)) > 1 else ""
-        return f"<p>{several}The first twentieth of the steps may lie above the picture.</p>"
+        return f"<p>{several}The first twentieth of a run's steps may lie above the picture.</p>"
     return ""
 
 

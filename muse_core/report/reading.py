@@ -62,6 +62,17 @@ class RunRead:
         stops = (row for row in self.events if row["event"] == "interrupted" and "x" in row)
         return max((row["x"] for row in (*self.train, *stops)), default=0)
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Steps, and how many are planned. Of several stages, each of which plans its own: once the run has ended those
+        of the last one, as its summary has them; before that the steps of all, and None."""
+        stages = [stage.get("use") if isinstance(stage, dict) else stage for stage in self.recipe.get("stages", ())]
+        if len([stage for stage in stages if stage != "evaluate"]) < 2:
+            return self.steps, self.recipe.get("train", {}).get("steps")
+        if self.summary and self.state in ("done", "halted"):
+            return self.summary["steps"], self.summary["planned_steps"]
+        return self.steps, None
+
 
 def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunRead:
     """Reads a run directory, which is not changed; ``own``: the caller holds its lock. Raises StorageError for one that

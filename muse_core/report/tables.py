@@ -40,6 +40,11 @@ def interval_over(summary: Mapping[str, Any]) -> str:
     return f"95 % over {'rows of one document' if rows else 'documents'}, not seeds"
 
 
+def of_task(summary: Mapping[str, Any]) -> bool:
+    """Whether it is of a task, in which what is called bits per byte is bits per counted token."""
+    return "unigram" not in summary.get("references", {"unigram": {}})  # runs of an earlier version have none
+
+
 def weighs_as(summary: Mapping[str, Any]) -> str:
     """The documents behind a run's interval, where they are so few that it is narrower than it should be."""
     documents = summary.get("held_out_documents")  # runs of an earlier version do not have it
@@ -77,9 +82,12 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
         ("training tokens", f"{summary['train_tokens']:,}"),
         ("tokens per second", f"{summary['tokens_per_second']:,.0f}"),
     ]
+    task = of_task(summary)
+    accuracy = [("held-out accuracy", f"{summary['held_out_accuracy']:.4f}")] if task else []
     return [
         *numbers,
-        ("held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
+        *accuracy,
+        ("held-out bits per token" if task else "held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
         (interval_over(summary), f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         *_counts(summary),
@@ -93,8 +101,8 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
 
 def _of_planned(run: RunRead) -> str:
     """Steps of a run that has not ended."""
-    planned = run.recipe.get("train", {}).get("steps")
-    return f"{run.steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
+    steps, planned = run.progress
+    return f"{steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else "")
 
 
 def runs_table(runs: Sequence[RunRead]) -> Table:
@@ -105,7 +113,7 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
         interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
         rows.append((
             run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}" if s else "", interval,
-            f"{s['parameters']:,}" if s else "", f"{run.steps:,}" if s else _of_planned(run),
+            f"{s['parameters']:,}" if s else "", f"{run.progress[0]:,}" if s else _of_planned(run),
             f"{s['tokens_per_second']:,.0f}" if s else "",
         ))
     return Table(

@@ -302,9 +302,10 @@ class Loop:
         self.evaluation_due = False
         if measured is not None:
             self.records.metrics({"event": "eval", "step": self.state.at.step} | evaluation_row(measured))
+            bits, accuracy = f"{measured.bits_per_byte:.3f} bits/byte", f"accuracy {measured.accuracy:.4f}"
             self.display.say(
                 f"step {self.state.at.step}/{self.recipe.train.steps}  held out: loss {measured.loss:.4f}  "
-                f"{measured.bits_per_byte:.3f} bits/byte"
+                f"{bits if self.display.of_text else accuracy}"
             )
             self.judge_evaluation(self.state.at.step, measured.loss)
         if self.stop.interrupted:

@@ -76,6 +76,7 @@ class Run:
         self.recorded = self.so_far.last_step
         """Last step in the metrics of earlier attempts."""
         self.display = display
+        display.of_text = setup.corpus.is_text
         self.folder = directory.path
         """Where the checkpoints of the present architecture are."""
         self.trained: dict[str, int] = {}

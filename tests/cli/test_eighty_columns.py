@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from muse_core.cli import muse
+from muse_core.cli.eval import _show
 from muse_core.cli.printed import print_table
 from muse_core.cli.run import main
 
@@ -103,3 +104,10 @@ def test_text_wraps_between_words_and_a_long_name_within() -> None:
     lines = printed(40, ["name", "skipped"], [["q" * 50, reason]]).splitlines()
     assert max(map(len, lines)) <= 40
     assert "".join(lines).count("q") == 50 and set(reason.split()) <= set(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("reason", ["no layer", "needs text, and the run's data is a task: " + "leave it out " * 9])
+def test_a_suite_that_was_left_out_says_why(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no column that tells rows apart."""
+    _show({"run": "runs/a", "step": 1, "suites": {"importance": [{"skipped": reason}]}})
+    assert set(reason.split()) < set(capsys.readouterr().out.split())

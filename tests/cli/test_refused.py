@@ -275,3 +275,11 @@ print("torch" in sys.modules)
     for line in lines:
         meant = f"such as {run}" if "no such file" not in line else "no such file or run directory"
         assert line[:2] in ("3 ", "2 ") and f"{gone}: " in line and meant in line, line
+
+
+def test_without_lm_eval_its_help_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    told, short = (CliRunner().invoke(muse, ["lm-eval", one]) for one in ("--help", "-h"))
+    assert told.exit_code == 0 and told.output == short.output and "pip install" in told.output
+    asked = CliRunner().invoke(muse, ["lm-eval", "--tasks", "x"])
+    assert asked.exit_code == 2 and asked.stderr.startswith("lm_eval is not installed; install it with: pip")

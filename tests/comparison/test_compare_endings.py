@@ -95,6 +95,17 @@ def test_different_values_have_different_names_and_equal_ones_are_refused(plan: 
         read_plan(plan)
 
 
+def test_a_seed_counts_once(plan: Path) -> None:
+    """Two equal runs would be taken for two that agree, and the interval would be too narrow."""
+    written = plan.read_text()
+    plan.write_text(written.replace("seeds = [1]", "seeds = [1, 2, 1]"))
+    with pytest.raises(RecipeError, match="seeds: 1 is there twice - name every seed once"):
+        read_plan(plan)
+    plan.write_text(written + '\n[tune]\nkey = "train.learning_rate"\nvalues = [1e-3]\nseeds = [0, 0]\n')
+    with pytest.raises(RecipeError, match="seeds: 0 is there twice"):
+        read_plan(plan)
+
+
 @pytest.mark.parametrize(
     "key, values, said",
     [("train.warmup_steps", "[2.0, 5]", "whole number"), ("train.optimizer", '["adamw", "adamm"]', "adamm"),

@@ -191,6 +191,7 @@ def test_the_two_parts_of_the_loss_make_the_whole(subject: Subject) -> None:
         total = sum(row["share"] * row["nats_per_token"] for row in parts)
         assert total == pytest.approx(whole[length], rel=1e-6)
         assert all(row["low"] <= row["nats_per_token"] <= row["high"] for row in parts)
+    assert len(rows_of(attrs.evolve(subject, lengths=(1,)), "recall")) == 2, "one length is measured once"
 
 
 def test_ratios_over_length_are_to_the_training_length(subject: Subject) -> None:

@@ -64,7 +64,9 @@ class InTwoResults(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = ids.float()
         with torch.autocast("cpu", enabled=False):
-            one, two = x.sin(), x.cos()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                one = x.sin()
+            two = x.cos()
             doubled = torch.mul(x, 2, out=torch.empty_like(x))
         with torch.autocast("cpu", enabled=False):
             x.mean()
@@ -76,6 +78,22 @@ def test_regions_without_autocast_are_part_of_the_program(tmp_path: Path) -> Non
     torch.export.save(program, tmp_path / "x.pt2")
     assert "autocast" not in str(program.graph)
     torch.testing.assert_close(torch.export.load(tmp_path / "x.pt2").module()(ids), due)
+
+
+def test_layers_leave_the_number_of_rows_open() -> None:
+    """Of a program of torch any number of rows is asked, also beyond what a layer computes at once."""
+    block = [
+        {"use": "sliding-window", "heads": 2, "window": 4}, {"use": "gla", "heads": 2}, "mamba3",
+        {"use": "atlas", "heads": 2, "chunk": 4},
+    ]
+    built = muse_core.build({
+        "name": "x", "model": {"width": 16, "depth": 1, "block": block}, "kernels": {"backend": ["torch"]},
+        "train": {"sequence_length": 8, "precision": "fp32", "device": "cpu"},
+    })
+    program, ids, due = traced(built.model.eval(), 257, 8, "runs/x")
+    with torch.no_grad():
+        found = program.module()(ids.repeat(3, 1))
+    torch.testing.assert_close(found, due.repeat(3, 1, 1))
 
 
 class ByValues(nn.Module):

@@ -1,12 +1,14 @@
 """The lock says what a run's numbers depend on, and a difference is named."""
 
 import copy
+import hashlib
 import subprocess
 
 import attrs
 import pytest
 
-from muse_core.errors import RecipeError
+from muse_core.data.kept import read_kept
+from muse_core.errors import RecipeError, StorageError
 from muse_core.model.kernels import BackendSelection
 from muse_core.plugins import load_plugins
 from muse_core.plugins.digest import distribution_digest, package_digest
@@ -124,6 +126,22 @@ def test_a_run_that_cannot_be_read_here_names_the_plugins_that_made_it(checked):
     with pytest.raises(RecipeError) as refused:
         changed(lock, "recipe", "model", "block", value=["roller"]).check(registry=checked.registry)
     assert str(refused.value).count("\n") == 0, "nothing is missing"
+
+
+def test_a_run_whose_tokenizer_is_of_a_plugin_that_is_not_here_names_the_plugin(checked, tmp_path):
+    described = '{"kind": "syllables"}'
+    lock = lock_of(checked, digests={"data": "abc", "tokenizer": hashlib.sha256(described.encode()).hexdigest()})
+    (tmp_path / "tokenizer.json").write_text(described)
+    (tmp_path / "muse.lock.toml").write_text(to_toml(lock.table))
+    with pytest.raises(StorageError, match=r"tokenizer.json: is not a tokenizer .* no tokenizer 'syllables'"):
+        read_kept(tmp_path)
+    elsewhere = changed(lock, "plugins", plugin(lock, "example-wave"), "name", value="tokens-of-others")
+    (tmp_path / "muse.lock.toml").write_text(to_toml(elsewhere.table))
+    with pytest.raises(RecipeError) as refused:
+        read_kept(tmp_path)
+    first, second = str(refused.value).splitlines()
+    assert "the run was made with tokens-of-others 1.0.0 (not installed here) - install" in first
+    assert "there is no tokenizer 'syllables'" in second
 
 
 def test_the_plugin_of_a_chosen_kernel_counts_as_used(checked, install, layer_source):

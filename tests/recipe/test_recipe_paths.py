@@ -50,6 +50,16 @@ def test_f11_paths_of_the_command_line_are_relative_to_the_working_directory(pro
     assert recipe.data.source.options.paths == (str(here / "a.txt"), "/absolute/a.txt")
 
 
+def test_f11_the_tokenizer_of_a_run_is_where_its_weights_are(project):
+    """The run of ``init.from`` is one, whoever names it and whoever writes [data]."""
+    base = project / "recipes" / "base.toml"
+    base.write_text(base.read_text().replace("tokenizer = {", "# {"))
+    for changes in ([], ['data={use="files",paths=["a.txt"]}'], ['init.from="run"']):
+        for path in (base, project / "over.toml"):
+            recipe = read_recipe(path, changes).recipe
+            assert recipe.data.tokenizer.name == "run" and recipe.data.tokenizer.options.from_ == recipe.init.from_
+
+
 def test_f11_the_resolved_recipe_means_the_same_everywhere(project, tmp_path, monkeypatch):
     checked = read_recipe(project / "over.toml")
     (tmp_path / "run").mkdir()

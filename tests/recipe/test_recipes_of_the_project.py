@@ -53,4 +53,5 @@ def test_starts_with_what_it_shows_its_cost_and_what_to_expect(path: Path) -> No
         line[2:] + " " for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ).lower()
     assert path.read_text(encoding="utf-8").startswith("# ")
+    assert "\nformat = 1" not in path.read_text(encoding="utf-8"), "of the version before"
     assert "control" in comment or ("cost" in comment and ("expect" in comment or "result" in comment))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -11,13 +12,16 @@ from html.parser import HTMLParser
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
+from muse_core.cli import muse
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import Records
+from muse_core.report import listing
 from muse_core.report.charts import BEGINNING, MOST_POINTS, all_charts, thinned
 from muse_core.report.page import SECTIONS, _table, page
 from muse_core.report.reading import read_run, read_runs
-from muse_core.report.tables import Table, events_table, key_numbers, monitors_table, recipe_differences
+from muse_core.report.tables import Table, events_table, key_numbers, monitors_table, recipe_differences, runs_table
 from muse_core.report.writing import write_report
 
 ALWAYS = {*SECTIONS, "sample", "monitors", "events", "recipe", "lock"}
@@ -154,12 +158,48 @@ def test_the_axis_of_a_curve_is_that_of_the_values_after_the_beginning(made_run)
     assert low < min(later) and max(later) < high < max(p["y"] for p in values)
 
 
+def test_a_run_that_ended_early_is_within_the_axis(made_run):
+    """All its steps are of the first twentieth of the longer run."""
+    long, short = read_runs([made_run("one"), made_run("two")])
+    rows = [{"x": 1, "bits_per_byte": 9.5}, {"x": 2, "bits_per_byte": 9.0}]
+    early = attrs.evolve(short, train=rows, evaluations=[], summary={}, events=[])
+    low, high = all_charts([long, early])["curves"][0].spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    alone, _ = all_charts([long])["curves"][0].spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    assert high > 9.5 and abs(low - alone) < 0.5
+
+
 def test_steps_of_a_later_stage_go_on_from_those_before(tmp_path, made_run):
     path = made_run("one")
     records = Records(path)
     records.metrics({"event": "train", "stage": 1, "step": 5, "loss": 1.0, "perplexity": 2.0, "bits_per_byte": 1.0})
     records.close()
     assert read_run(path).train[-1]["x"] == 45
+
+
+def test_steps_of_a_run_of_several_stages_are_not_held_against_the_plan_of_one(made_run):
+    """One stage has 40 steps, the next 5 of 5; ``train.steps`` is not the plan of both."""
+    stages = "stages = [\"pairs\", { use = \"train\" }, \"evaluate\"]\n"
+    paths = [made_run("one"), made_run("two", finished=False)]
+    for path in paths:
+        recipe = path / "recipe.toml"
+        recipe.write_text(stages + recipe.read_text().replace("steps = 40", "steps = 5"))
+        with contextlib.closing(Records(path)) as records:
+            records.metrics({"event": "train", "stage": 1, "step": 5, "loss": 1.0, "perplexity": 2.0})
+    file = paths[0] / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": 5, "planned_steps": 5}))
+    runs = read_runs(paths)
+    assert [(row["steps"], row["planned_steps"]) for row in map(listing.row, runs)] == [(5, 5), (45, None)]
+    assert [row[5] for row in runs_table(runs).rows] == ["5", "45"]
+    assert dict(key_numbers(runs[1]))["steps"] == "45"
+    drawn_points = [
+        [point for layer in all_charts([run])["curves"][0].spec["layer"] for point in layer["data"]["values"]]
+        for run in runs
+    ]
+    ends = [[point["x"] for point in points if point["series"] == "held out"][-1] for points in drawn_points]
+    assert ends == [45, 40], "what the run ended with stands at its end"
+    assert json.loads(CliRunner().invoke(muse, ["show", str(paths[1]), "--json"]).stdout)["planned_steps"] is None
+    alone = read_run(made_run("three", finished=False))
+    assert alone.progress == (40, 40), "of one stage both are known before its end"
 
 
 def test_long_curves_are_thinned_and_keep_their_last_point():

@@ -102,7 +102,9 @@ def punctual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def opened(setup: Setup, folder: Path, recipe: dict[str, Any]) -> Iterator[Run]:
+def opened(
+    setup: Setup, folder: Path, recipe: dict[str, Any], display: Display | None = None
+) -> Iterator[Run]:
     """A run in ``folder``, new or continued."""
     text = to_toml({"name": recipe["name"]})
     if (folder / "recipe.toml").exists():
@@ -116,7 +118,7 @@ def opened(setup: Setup, folder: Path, recipe: dict[str, Any]) -> Iterator[Run]:
     records = Records(folder)
     try:
         with directory:
-            yield Run(setup, directory, records, Display(Console(quiet=True)))
+            yield Run(setup, directory, records, display or Display(Console(quiet=True)))
     finally:
         records.close()
 

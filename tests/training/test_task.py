@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from muse_core import fault_injection
+from muse_core.cli.run_tables import report_summary
 from muse_core.data.tasks import Numbers
 from muse_core.errors import DataError, RecipeError
+from muse_core.evaluation.diagnostics import diagnose
+from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import read_rows
+from muse_core.report.reading import read_run
+from muse_core.report.tables import key_numbers
+from tests.training.conftest import opened
 
 TASK = {"data": {"use": "mqar", "vocabulary": 32, "pairs": 2}, "train": {"sequence_length": 16}}
 
@@ -34,6 +43,25 @@ def test_a_run_trains_on_fresh_examples_and_reports_accuracy(task: Any, go: Any,
     assert summary["held_out_accuracy"] == sum(kept["hits"]) / 20
     assert summary["held_out_loss"] == pytest.approx(sum(kept["nats"]) / 20)
     assert losses()[1] != losses()[2]
+
+
+def test_what_a_task_prints_is_its_accuracy_and_no_bits_per_byte(
+    task: Any, prepare: Any, tmp_path: Path
+) -> None:
+    recipe = task | {"evaluate": {"every": 2, "tokens": 160, "final_tokens": 160}}
+    said = io.StringIO()
+    display = Display(Console(file=said, width=200))
+    with opened(prepare(recipe), tmp_path / "run", recipe, display) as run:
+        summary = run.go()
+        report_summary(summary, run.directory, display)
+    told = said.getvalue()
+    assert "step 2/" in told and "bits/byte" not in told and "baselines  chance" in told
+    evaluations = task["train"]["steps"] // 2 - 1  # the last is the final one
+    assert len(re.findall(r"held out: loss \d\.\d{4}  accuracy [01]\.\d{4}\n", told)) == evaluations
+    assert f"accuracy   {summary['held_out_accuracy']:.4f} of the labels that count" in told
+    numbers = dict(key_numbers(read_run(tmp_path / "run")))
+    assert numbers["held-out accuracy"] == f"{summary['held_out_accuracy']:.4f}"
+    assert "held-out bits per byte" not in numbers and "held-out bits per token" in numbers
 
 
 def test_three_losses_that_are_no_number_are_rolled_back(task: Any, go: Any, losses: Any, tmp_path: Path) -> None:
@@ -63,6 +91,10 @@ def test_batches_are_functions_of_step_and_seed(task: Any, prepare: Any) -> None
 def test_what_a_task_does_not_have_is_said(task: Any, prepare: Any) -> None:
     with pytest.raises(DataError, match="a task has no validation text"):
         prepare(task).corpus.split("validation")
+    setup = prepare(task)
+    with pytest.raises(DataError, match="is a task, which has no validation text: give a text with --text"):
+        diagnose(setup)
+    assert math.isfinite(diagnose(setup, "1 2 3 4").loss)
     with pytest.raises(RecipeError, match="data.order: a task has separate examples"):
         prepare(task | {"data": task["data"] | {"order": "streams"}})
 

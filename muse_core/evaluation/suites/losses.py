@@ -132,7 +132,7 @@ def recall_rows(subject: Subject) -> list[Row]:
     and the others, which it must know (Arora et al. 2023, "Zoology")."""
     setup = subject.setup
     rows = []
-    for length in (subject.length, subject.length * max(subject.lengths)):
+    for length in sorted({subject.length, subject.length * max(subject.lengths)}):
         batches, documents = subject.windows(length, span=subject.length * max(subject.lengths))
         first, document = 0, []
         nats: dict[bool, list[np.ndarray]] = {True: [], False: []}

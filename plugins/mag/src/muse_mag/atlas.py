@@ -147,7 +147,8 @@ class Atlas(nn.Module):
     @torch.no_grad()
     def measures(self, state: dict, gates: Gates) -> dict[str, Tensor]:
         start = self.dynamics.weights[0]
-        moved = (state["first"]["weights"] - start).square().sum() / len(state["first"]["weights"])
+        weights = state["first"]["weights"]
+        moved = (weights - start).square().sum() / weights.shape[0]  # len() would fix the rows of a program of torch
         found = {"moved": (moved / start.square().sum()).sqrt(), "rate": gates.rate.mean()}
         if gates.log_momentum is not None:
             found["momentum"] = gates.log_momentum.exp().mean()

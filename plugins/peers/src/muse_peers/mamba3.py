@@ -126,7 +126,7 @@ class Mamba3(nn.Module):
             read = change.log_decay.exp()[..., None] * read.to(dtype) + itself[..., None] * value.to(dtype)
             read = read.flatten(2) * F.silu(gate.to(dtype))
         last = {
-            name: carried(state.get(name, part.new_zeros(len(part), 1, part.shape[-1])), part, tokens)
+            name: carried(state.get(name, part.new_zeros(part.shape[0], 1, part.shape[-1])), part, tokens)
             for name, part in (("key", key.flatten(2)), ("value", value.flatten(2)))
         }
         return LayerOutput(self.output(read.to(low)), {"weights": weights, "angle": turned[:, -1], **last})

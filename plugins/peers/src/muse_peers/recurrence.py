@@ -22,6 +22,7 @@ CHUNK = 64
 """Tokens of a chunk at most, a power of two."""
 AT_ONCE = 2**23
 """Numbers N H K of the rows that are computed together; what is kept for their gradients is tens of times as much."""
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not tell
 
 
 class Writing(NamedTuple):
@@ -70,6 +71,8 @@ def recurrence(
 
 def _by_rows(parts: list[Tensor | None], document: Tensor | None) -> tuple[Tensor, ...]:
     """``_chunk`` of some rows at a time, computed again backward where there are many numbers."""
+    if _is_exporting():  # a program is for any number of rows, and has no backward pass
+        return _chunk(*parts, document)
     log_decay = parts[3]
     rows = max(1, AT_ONCE // max(1, log_decay[0].numel()))
     pieces = zip(*([None] * -(-len(log_decay) // rows) if x is None else x.split(rows) for x in (*parts, document)))
