@@ -42,7 +42,8 @@ def python() -> Process:
         *arguments: object, cwd: Path, site: Path | None = None, given: str = ""
     ) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "MUSE_"))}
-        environment |= {"OMP_NUM_THREADS": "1", "MUSE_CACHE": str(cwd / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"MUSE_CACHE": str(cwd / "cache"), "MUSE_REPORT": "0"}
         if site is not None:
             environment["PYTHONPATH"] = str(site)
         line = [sys.executable, *map(str, arguments)]

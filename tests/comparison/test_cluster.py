@@ -53,7 +53,7 @@ call = partial(called, compare)
 @installed
 def test_jobs_stop_when_asked_and_further_ones_go_on_to_the_report(plan: Path, tmp_path: Path) -> None:
     """The first call's time is up while its jobs train; the second's jobs go on from what they saved."""
-    (tmp_path / "r.toml").write_text(tiny_recipe(600, BLOCK))
+    (tmp_path / "r.toml").write_text(tiny_recipe(600, BLOCK) + "every = 600\n")
     out, said = tmp_path / "out", []
     cells = reported_cells(read_plan(plan), out, {"narrow": None, "wide": None})
     metrics = [cell.path / "metrics.jsonl" for cell in cells]
