@@ -71,11 +71,22 @@ class UnknownComponent(LookupError):
     """No component, several, or a broken one stands behind a name. The message says what to do."""
 
 
+def _by_name(registry: Registry) -> dict[str, list[Registered]]:
+    """What is offered under each name: a recipe asks several times for each of its components."""
+    found: dict[str, list[Registered]] = {}
+    for row in registry.rows():
+        found.setdefault(row.name, []).append(row)
+    return found
+
+
 @attrs.frozen
 class Registry:
     """Every installed plugin, loaded or not."""
 
     plugins: tuple[Loaded, ...]
+    _named: dict[str, list[Registered]] = attrs.field(
+        init=False, repr=False, eq=False, default=attrs.Factory(_by_name, takes_self=True)
+    )
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -85,7 +96,10 @@ class Registry:
 
     def rows(self, kind: str | None = None) -> tuple[Registered, ...]:
         """Components of a kind, or of all kinds, in the order of kinds, names and distributions."""
-        return _in_order(row for row in self._offered() if kind in (None, row.kind))
+        found = [
+            row for loaded in self.plugins if not loaded.excluded for row in loaded.rows if kind in (None, row.kind)
+        ]
+        return tuple(sorted(found, key=lambda row: (KINDS.index(row.kind), row.name, row.distribution)))
 
     def only(self, allow: Iterable[str] | None = None, deny: Iterable[str] = ()) -> Registry:
         """The same without the distributions that the lists leave out; the core always stays."""
@@ -98,13 +112,10 @@ class Registry:
         """Every component of this name that may stand where ``kind`` is asked for. Asking for a layer also finds
         memory layers; asking for a memory layer finds no other layer."""
         name, _, distribution = name.partition("@")
-        # Put in order once only those are left that answer: a recipe asks several times for each of its components.
-        return _in_order(
-            row for row in self._offered() if _answers(row, kind, name) and distribution in ("", row.distribution)
+        return tuple(
+            row for row in self._named.get(name, ())
+            if _answers(row, kind, name) and distribution in ("", row.distribution)
         )
-
-    def _offered(self) -> Iterable[Registered]:
-        return (row for loaded in self.plugins if not loaded.excluded for row in loaded.rows)
 
     def find(self, kind: str, name: str) -> Registered:
         """The component of this name, which may be ``name@distribution``.
@@ -183,10 +194,6 @@ class Registry:
                     what=f"offers a {row.kind} {row.name!r} like {first.distribution} {first.version}",
                     advice=f"recipes must write {row.reference!r} or {first.reference!r}",
                 )
-
-
-def _in_order(rows: Iterable[Registered]) -> tuple[Registered, ...]:
-    return tuple(sorted(rows, key=lambda row: (KINDS.index(row.kind), row.name, row.distribution)))
 
 
 def _answers(row: Registered, kind: str, name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def found(folder: Path) -> dict[str, Any]:
     kept = folder / "found.json"
     with FileLock(folder / "found.lock"):
         if not kept.exists():
-            done = subprocess.run(
+            done = warm.run(
                 [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, env=ENVIRONMENT,
                 timeout=900,
             )
