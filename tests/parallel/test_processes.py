@@ -16,7 +16,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.testing import warm
 
 PROGRAM = Path(__file__).with_name("scenarios.py")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,14 @@ SHALLOW = ["--set", "model.depth=2"]
 """Two equal blocks at full width say of a stack what all of them say."""
 FRESH = ["--set", "init.from="]
 """For recipes that begin with a run, which is not here."""
-CHANGES = {"phase2_from_phase1": FRESH, "phase2_256x4": BYTES, "phase2_512x6": [*BYTES, *SHALLOW],
-           "phase2_1024x12": [*BYTES, *SHALLOW], "cvfp_base": BYTES,
-           "cvfp_768": [*BYTES, "--set", "train.sequence_length=32"]}  # its network is called once a token
+CHANGES = {
+    "phase2_from_phase1": FRESH,
+    "phase2_256x4": BYTES,
+    "phase2_512x6": [*BYTES, *SHALLOW],
+    "phase2_1024x12": [*BYTES, *SHALLOW],
+    "cvfp_base": BYTES,
+    "cvfp_768": [*BYTES, "--set", "train.sequence_length=32"],
+}  # its network is called once a token
 
 LARGER = ("phase2_512x6", "phase2_1024x12")
 """The layers of phase2_256x4 in other sizes."""
