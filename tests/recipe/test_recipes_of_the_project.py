@@ -26,8 +26,8 @@ CHANGES = {
     "phase2_512x6": [*BYTES, *SHALLOW],
     "phase2_1024x12": [*BYTES, *SHALLOW],
     "cvfp_base": BYTES,
-    "cvfp_768": [*BYTES, "--set", "train.sequence_length=32"],
-}  # its network is called once a token
+    "cvfp_768": [*BYTES, "--set", "train.sequence_length=32"],  # its network is called once a token
+}
 
 LARGER = ("phase2_512x6", "phase2_1024x12")
 """The layers of phase2_256x4 in other sizes."""
