@@ -71,11 +71,22 @@ class UnknownComponent(LookupError):
     """No component, several, or a broken one stands behind a name. The message says what to do."""
 
 
+def _by_name(registry: Registry) -> dict[str, list[Registered]]:
+    """What is offered under each name: a recipe asks several times for each of its components."""
+    found: dict[str, list[Registered]] = {}
+    for row in registry.rows():
+        found.setdefault(row.name, []).append(row)
+    return found
+
+
 @attrs.frozen
 class Registry:
     """Every installed plugin, loaded or not."""
 
     plugins: tuple[Loaded, ...]
+    _named: dict[str, list[Registered]] = attrs.field(
+        init=False, repr=False, eq=False, default=attrs.Factory(_by_name, takes_self=True)
+    )
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -102,7 +113,7 @@ class Registry:
         memory layers; asking for a memory layer finds no other layer."""
         name, _, distribution = name.partition("@")
         return tuple(
-            row for row in self.rows()
+            row for row in self._named.get(name, ())
             if _answers(row, kind, name) and distribution in ("", row.distribution)
         )
 

@@ -61,7 +61,7 @@ BROKEN = {
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_and_what_is_right_is_not_blamed(written, muse_check, tmp_path) -> None:
+def test_what_is_wrong_is_said_and_what_is_right_is_not_blamed(written, checked, tmp_path) -> None:
     """All of them and a bundled plugin in one process."""
     folders = []
     for kind, file, old, new, _, _ in BROKEN.values():
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_and_what_is_right_is_not_blamed(written, muse_che
         assert text.count(old) == 1, f"{old!r} in {path}"
         path.write_text(text.replace(old, new), encoding="utf-8")
         folders.append(folder)
-    ended = muse_check(*folders, "gradient-safety", cwd=tmp_path)
+    ended = checked(*folders, "gradient-safety", cwd=tmp_path)
     assert ended.returncode == 5, ended.stdout + ended.stderr
     for title, (*_, check, complaint) in BROKEN.items():
         told = re.findall(rf"FAILED  {re.escape(check)}\n((?: {{10}}.*\n)*)", ended.stdout)
@@ -82,8 +82,8 @@ def test_what_is_wrong_is_said_and_what_is_right_is_not_blamed(written, muse_che
     assert re.search(r"^\d+ checks passed, \d+ failed in \d+ s\n\Z", ended.stdout, re.MULTILINE), ended.stdout
 
 
-def test_a_plugin_without_a_component_of_the_kind_fails(written, muse_check, tmp_path) -> None:
-    ended = muse_check("--kind", "memory-layer", written["source"], cwd=tmp_path)
+def test_a_plugin_without_a_component_of_the_kind_fails(written, checked, tmp_path) -> None:
+    ended = checked("--kind", "memory-layer", written["source"], cwd=tmp_path)
     assert ended.returncode == 5
     assert ended.stderr == "muse-our-source 0.1.0 has no memory layer to check\n"
 
@@ -94,8 +94,8 @@ def check(*arguments: object) -> tuple[int, str]:
     return ended.exit_code, ended.output
 
 
-def test_a_name_that_is_nothing_is_refused(muse_check, tmp_path) -> None:
-    ended = muse_check("fast-weigts", cwd=tmp_path)
+def test_a_name_that_is_nothing_is_refused(checked, tmp_path) -> None:
+    ended = checked("fast-weigts", cwd=tmp_path)
     assert ended.returncode == 5
     assert ended.stderr == (
         "nothing installed is named 'fast-weigts', nor is it the folder of a plugin - did you mean 'fast-weights'?\n"
@@ -156,8 +156,8 @@ def test_layers_are_checked_on_the_device_that_is_asked_for() -> None:
     "device, said",
     [("nowhere", "--device: 'nowhere' is not a valid device"), ("cuda:99", "--device: 'cuda:99' ")],
 )
-def test_a_device_that_is_not_here_is_said(muse_check, tmp_path, device: str, said: str) -> None:
-    ended = muse_check("feed-forward", "--device", device, cwd=tmp_path)
+def test_a_device_that_is_not_here_is_said(checked, tmp_path, device: str, said: str) -> None:
+    ended = checked("feed-forward", "--device", device, cwd=tmp_path)
     assert ended.returncode == 2 and ended.stderr.startswith(said), ended.stderr
 
 

@@ -26,6 +26,7 @@ from muse_core.comparison.plan import read_plan
 from muse_core.comparison.ratio import Measured
 from muse_core.comparison.runs import Comparison
 from muse_core.comparison.slots import Slots
+from muse_core.testing import warm
 from muse_core.training.stop import Stop
 from tests.commands import called
 from tests.comparison.conftest import tiny_recipe
@@ -239,7 +240,7 @@ def test_a_terminated_comparison_leaves_no_run_behind(plan: Path, tmp_path: Path
     long = ("--set", "train.steps=1000000")
     start = "from muse_core.cli import muse; muse()"
     command = [sys.executable, "-c", start, "compare", str(plan), "-o", str(tmp_path / "out"), *long]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = tmp_path / "out/rotary/validation-seed-1/metrics.jsonl"
     patience = time.monotonic() + 120
     while not (metrics.is_file() and '"train"' in metrics.read_text()):

@@ -23,6 +23,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import Disk
+from muse_core.testing import warm
 from tests.commands import called
 from tests.comparison.conftest import tiny_recipe
 
@@ -53,7 +54,7 @@ def test_ctrl_c_at_a_terminal_saves_every_run(plan: Path, tmp_path: Path) -> Non
     """A terminal signals the whole foreground group, ``timeout`` the process besides."""
     long = ("--set", "train.steps=1000000", "--set", "checkpoint.every=1000000")
     command = [sys.executable, "-c", "from muse_core.cli import muse; muse()", "compare"]
-    process = subprocess.Popen(
+    process = warm.Popen(
         [*command, str(plan), "-o", str(tmp_path / "out"), *long], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
     )

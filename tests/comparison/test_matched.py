@@ -9,13 +9,15 @@ import pytest
 from muse_core.building import build_model
 from muse_core.plugins import load_plugins
 from muse_core.recipe import read_recipe
+from tests.commands import without_random_values
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def parameters(recipe: str) -> int:
     checked = read_recipe(ROOT / "recipes" / f"{recipe}.toml", (), load_plugins())
-    model, _ = build_model(checked.recipe, checked.registry, vocabulary_size=257)
+    with without_random_values():
+        model, _ = build_model(checked.recipe, checked.registry, vocabulary_size=257)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -68,7 +68,7 @@ def run(folder: Path, *arguments: str, given: str = "") -> str:
     """Output of Python in the folder, with the plugin installed."""
     environment = os.environ | {
         "PYTHONPATH": str(folder / "site"), "PYTHONDONTWRITEBYTECODE": "1", "MUSE_CACHE": str(folder / "cache"),
-        "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
     }
     ended = warm.run(
         [sys.executable, *arguments], cwd=folder, env=environment, input=given, capture_output=True, text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.testing import warm
 
 PROGRAM = Path(__file__).with_name("scenarios.py")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def found(folder: Path) -> dict[str, Any]:
     kept = folder / "found.json"
     with FileLock(folder / "found.lock"):
         if not kept.exists():
-            done = subprocess.run(
+            done = warm.run(
                 [sys.executable, str(PROGRAM), str(folder)], capture_output=True, text=True, env=ENVIRONMENT,
                 timeout=900,
             )

@@ -6,13 +6,13 @@ The experiment runs in a process of its own, whose children it kills.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 import pytest
 
 from muse_core.fault_injection import POINTS
 from muse_core.selftest.reliability import kills
+from muse_core.testing import warm
 
 pytestmark = pytest.mark.promise("C1")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.promise("C1")
 def test_kills_lose_nothing_and_a_fifth_of_them_hits_a_commit(trial):
     number = trial.size(150, 1000)
     command = [sys.executable, "-m", kills.__name__, "--kills", str(number), "--seed", str(trial.seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=trial.size(500, 3600))
+    done = warm.run(command, capture_output=True, text=True, timeout=trial.size(500, 3600))
     summary = (
         r"seed \d+: (\d+) kills, (\d+) inside a commit, (\d+) runs finished, 0 problems\n"
         r"(\d+) kills at named points of a commit, 0 problems\n"

@@ -6,7 +6,6 @@ Stopped after every single step and compared at each, it is by induction equal h
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -17,6 +16,7 @@ from muse_core.data.batches import rows
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, losses, recipe_table, train, write_text
 from muse_core.selftest.reliability import stops
 from muse_core.storage.checkpoint import Checkpoints
+from muse_core.testing import warm
 
 pytestmark = pytest.mark.promise("C5")
 
@@ -73,7 +73,7 @@ def test_two_processes_that_are_stopped_end_in_the_same_bits(trial):
     saved. The experiment runs in a process of its own, which forks the others."""
     number = trial.size(4, 40)
     command = [sys.executable, "-m", stops.__name__, "--runs", str(number), "--seed", str(trial.seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=trial.size(400, 4000))
+    done = warm.run(command, capture_output=True, text=True, timeout=trial.size(400, 4000))
     assert re.fullmatch(r"seed \d+: \d+ runs of several processes stopped twice, 0 problems\n", done.stdout), (
         done.stdout + done.stderr
     )
