@@ -13,6 +13,7 @@ to 6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; o
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from click.testing import CliRunner
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
 
-MADE_WITH = ("2.13.0", "x86_64", "AVX512", True)
-"""torch, machine, instructions and bf16 arithmetic of the processor that the losses were computed with."""
+MADE_WITH = ("2.13.0", "x86_64", "AuthenticAMD", "AVX512", True)
+"""torch, machine, maker, instructions and bf16 arithmetic of the processor that the losses were computed with."""
 TEXT = 'data = { use = "state-of-the-union", tokenizer = "bytes", near_duplicates = "apart" }'
 POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 DELTA = '[[model.block]]\nuse = "hebbian"\nname = "hebbian"\nrule = "delta"\n'
@@ -89,9 +90,14 @@ of itself from the first step on, and moe's fourth loss by its last bit; which s
 traced. A task's loss is the mean over the labels that count, which are scored alone since."""
 
 
-def here() -> tuple[str, str, str, bool]:
+def here() -> tuple[str, str, str, str, bool]:
     bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.__version__.partition("+")[0], platform.machine(), torch.backends.cpu.get_cpu_capability(), bf16
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    maker = re.search(r"^vendor_id\s*: (.*)$", told, re.MULTILINE)  # MKL takes other ways for others' processors
+    return (
+        torch.__version__.partition("+")[0], platform.machine(), maker[1] if maker else "",
+        torch.backends.cpu.get_cpu_capability(), bf16,
+    )
 
 
 @pytest.fixture(scope="module")
