@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from muse_kernels import causal_resolvent_apply, causal_resolvent_diagonal, fast_weights, resolvent_diagonal
 
 ROWS = 2
-SHORT, LONG = 1_024, 16_384
+SHORT, LONG = 1_024, 4_096
 VIEWS = {f"aten::{x}" for x in ("alias", "as_strided", "detach", "expand", "select", "slice", "unflatten", "view")}
 
 
@@ -28,8 +28,8 @@ def applied(sites: int) -> torch.Tensor:
 
 
 def remembered(tokens: int) -> torch.Tensor:
-    q, k, v = (torch.randn(1, tokens // 16, 1, 4).requires_grad_() for _ in range(3))
-    gates = torch.zeros(1, tokens // 16, 1)
+    q, k, v = (torch.randn(1, tokens // 8, 1, 4).requires_grad_() for _ in range(3))
+    gates = torch.zeros(1, tokens // 8, 1)
     return fast_weights(q, k, v, gates, gates + 0.5, backend="torch")[0]
 
 
@@ -57,5 +57,6 @@ def count(function, sites: int) -> tuple[int, int, int]:
 def test_work_and_memory_are_linear(function):
     for what, short, long in zip(("work", "widest", "kept"), count(function, SHORT), count(function, LONG)):
         exponent = math.log(long / short) / math.log(LONG / SHORT)
-        assert exponent <= 1.1, f"{what}: {short} to {long}, exponent {exponent:.2f}"
+        # A quadratic term that is a twentieth of the work at LONG shows.
+        assert exponent <= 1.03, f"{what}: {short} to {long}, exponent {exponent:.2f}"
         assert what != "work" or exponent > 0.7, f"the count saw nothing grow: {short} to {long}"

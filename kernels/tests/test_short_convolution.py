@@ -17,6 +17,14 @@ EVERYWHERE = pytest.mark.parametrize("place", functions("short_convolution"))
 ALONE = pytest.mark.parametrize("place", functions("causal_convolution"))
 
 
+@pytest.fixture
+def poisoned():
+    """Memory that an operation allocates and does not write reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def convolved(function, heads: int, key_width: int):
     """Of the tensors alone, and of resets."""
 
@@ -59,7 +67,7 @@ def draw(tokens: int, channels: int, span: int, carried: bool = True) -> list[to
 @pytest.mark.parametrize(
     "heads, key_width, value_width, span, tokens", ((2, 5, 7, 4, 150), (1, 16, 16, 4, 2), (3, 4, 33, 2, 3))
 )
-def test_equals_its_definition(place, heads, key_width, value_width, span, tokens, carried, resets):
+def test_equals_its_definition(place, heads, key_width, value_width, span, tokens, carried, resets, poisoned):
     function, dtype, device, tolerance = place
     leaves = draw(tokens, heads * (2 * key_width + value_width), span, carried)
     starts = torch.rand(2, tokens, generator=torch.Generator().manual_seed(2)) < 0.3 if resets else None
@@ -76,10 +84,10 @@ def test_several_blocks_of_stretches_in_a_program(place, carried, monkeypatch):
     if dtype == torch.float32:
         place = import_module("muse_kernels.triton.short_convolution.operator")
         monkeypatch.setattr(place, "BACKWARD", place.BACKWARD._replace(programs=1))
-    leaves = draw(150, 201, 3, carried)
-    starts = torch.rand(2, 150, generator=torch.Generator().manual_seed(2)) < 0.1
-    expected = results(convolved(reference, 3, 20), leaves, **DOUBLE, resets=starts)
-    assert_near(results(convolved(function, 3, 20), leaves, dtype, device, resets=starts), expected, tolerance)
+    leaves = draw(70, 114, 3, carried)
+    starts = torch.rand(2, 70, generator=torch.Generator().manual_seed(2)) < 0.1
+    expected = results(convolved(reference, 2, 20), leaves, **DOUBLE, resets=starts)
+    assert_near(results(convolved(function, 2, 20), leaves, dtype, device, resets=starts), expected, tolerance)
 
 
 @EVERYWHERE
@@ -137,7 +145,7 @@ def test_strides_of_the_other_operands(place):
 @pytest.mark.parametrize("resets", (False, True))
 @pytest.mark.parametrize("carried", (False, True))
 @pytest.mark.parametrize("channels, span, tokens", ((70, 4, 150), (16, 4, 2), (33, 7, 20), (5, 2, 1)))
-def test_alone_equals_its_definition(place, channels, span, tokens, carried, resets):
+def test_alone_equals_its_definition(place, channels, span, tokens, carried, resets, poisoned):
     function, dtype, device, tolerance = place
     leaves = draw(tokens, channels, span, carried)
     starts = torch.rand(2, tokens, generator=torch.Generator().manual_seed(2)) < 0.3 if resets else None

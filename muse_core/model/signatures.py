@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -21,7 +22,7 @@ def mismatch(kind: str, implementation: type) -> str | None:
     if kind == "source" and hasattr(implementation, "examples"):
         protocol, methods = TASK_SOURCE
     for name in methods:
-        expected = ["options", "context"] if name == "__init__" else _parameters(getattr(protocol, name))
+        expected = ["options", "context"] if name == "__init__" else _parameters(protocol, name)
         method = getattr(implementation, name, None)
         if method is None or (name == "__call__" and "__call__" not in dir(implementation)):
             return f"{implementation.__qualname__} has no method {name}({', '.join(expected)})"
@@ -31,8 +32,10 @@ def mismatch(kind: str, implementation: type) -> str | None:
     return None
 
 
-def _parameters(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "self"]
+@functools.cache
+def _parameters(protocol: type, method: str) -> list[str]:
+    """Of a protocol's method: as many components are built, as often are they asked for."""
+    return [name for name in inspect.signature(getattr(protocol, method)).parameters if name != "self"]
 
 
 def _difference(title: str, expected: list[str], method: Any) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import functools
 import re
 from importlib import metadata
 
@@ -66,12 +68,13 @@ def discover() -> tuple[Discovered, ...]:
 
 
 def _discovered(entry: metadata.EntryPoint, api: int) -> Discovered:
-    described = entry.dist.metadata  # parsed anew at every access
-    name = normalised(described["Name"])
-    refusal, advice = _metadata_refusal(entry, name, described.get_all("Requires-Dist") or [], api)
+    text = entry.dist.read_text("METADATA") or entry.dist.read_text("PKG-INFO") or ""
+    written, version, requires = _described(text.partition("\n\n")[0])
+    name = normalised(written)
+    refusal, advice = _metadata_refusal(entry, name, requires, api)
     return Discovered(
         distribution=name,
-        version=described["Version"],
+        version=version,
         entry_point=entry.name,
         module=entry.value,
         api=api,
@@ -80,8 +83,15 @@ def _discovered(entry: metadata.EntryPoint, api: int) -> Discovered:
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def _described(headers: str) -> tuple[str, str, tuple[str, ...]]:
+    """Name, version and dependencies of a distribution; every recipe that is read asks for those of all plugins."""
+    described = email.message_from_string(headers)
+    return described["Name"], described["Version"], tuple(described.get_all("Requires-Dist") or ())
+
+
 def _metadata_refusal(
-    entry: metadata.EntryPoint, name: str, requires: list[str], api: int
+    entry: metadata.EntryPoint, name: str, requires: tuple[str, ...], api: int
 ) -> tuple[str | None, str]:
     if api != API_VERSION:
         return (
@@ -95,7 +105,7 @@ def _metadata_refusal(
     return _core_refusal(requires, name)
 
 
-def _core_refusal(requires: list[str], name: str) -> tuple[str | None, str]:
+def _core_refusal(requires: tuple[str, ...], name: str) -> tuple[str | None, str]:
     """Whether the distribution's dependencies admit this muse-core."""
     minor = ".".join(__version__.split(".")[:2])
     for line in requires:

@@ -134,6 +134,8 @@ def _rows(
     seen: dict[tuple[str, str], str] = {}
     for kind, hook in HOOK_OF_KIND.items():
         own = [impl for impl in getattr(manager.hook, hook).get_hookimpls() if impl.plugin is module]
+        if not own:
+            continue
         collected = _guarded(lambda own=own: [row for impl in own for row in impl.function()], f"{hook} raised", report)
         for row in collected or ():
             if _sound(row, kind, hook, report) and _first(row, kind, seen, report):

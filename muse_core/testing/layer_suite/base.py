@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from muse_core.component import grids, provided
 from muse_core.contracts import LayerOutput, State
 from muse_core.errors import MuseError
+from muse_core.plugins import Registry
 from muse_core.testing.building import resolve
 from muse_core.testing.cases import Case
 from muse_core.testing.execution import DerivativeSuite
@@ -21,6 +22,9 @@ from muse_core.testing.signals import needed_shapes
 
 PERIOD = 8
 """What the suite sets the option ``period`` to, so that short sequences have several."""
+
+_read: dict[tuple[int, str, str, str], tuple[Registry, Any]] = {}
+"""Options of a case, which each of its tests asks for several times. The registry is kept, so that its id stays."""
 
 
 class LayerBase(DerivativeSuite):
@@ -62,10 +66,15 @@ class LayerBase(DerivativeSuite):
         return found
 
     def options_of(self, case: Case) -> Any:
-        try:
-            return resolve(case.kind, case.name, self.with_period(case).options, self.registry()).options
-        except MuseError:
-            return super().build(case)
+        case, registry = self.with_period(case), self.registry()
+        key = id(registry), case.kind, case.name, repr(case.options)
+        if key not in _read:
+            try:
+                options = resolve(case.kind, case.name, case.options, registry).options
+            except MuseError:
+                return super().build(case)
+            _read[key] = registry, options
+        return _read[key][1]
 
     def period(self, case: Case) -> int | None:
         """Tokens of the grid that the case acts on, or of its period."""

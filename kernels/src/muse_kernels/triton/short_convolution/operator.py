@@ -139,20 +139,20 @@ def _backward(
     span, values = len(taps), channels - 2 * heads * key_width
     dx = x.new_empty(x.shape)
     dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
-    made = x.new_empty if x.numel() else x.new_zeros
-    shares = made((BACKWARD.programs, span, channels), dtype=torch.float32)
+    shares, programs = x.new_empty((BACKWARD.programs, span, channels), dtype=torch.float32), 0
     if x.numel():
-        layout, sizes, _ = _laid(BACKWARD, batch, tokens, values, span, heads, key_width)
+        layout, sizes, blocks = _laid(BACKWARD, batch, tokens, values, span, heads, key_width)
+        programs = min(blocks, BACKWARD.programs)
         given, taps = unit_last_stride(x), taps.contiguous()
         initial, resets = (None if one is None else one.contiguous() for one in (initial, resets))
         gradients = [unit_last_stride(g) for g in ((to_query, to_key, to_value) if heads else (to_value,) * 3)]
         steps = [item for g in gradients for item in (g, *g.stride()[:2])]
         with torch.cuda.device_of(x):
-            short_convolution_backward_kernel[(layout.parts * BACKWARD.programs,)](
+            short_convolution_backward_kernel[(layout.parts * programs,)](
                 given, *given.stride()[:2], taps, initial, resets, *steps, dx, dinitial, shares, tokens, batch,
-                *layout, BACKWARD.programs, values, SHORTEST, INITIAL=initial is not None, RESETS=resets is not None,
-                **sizes,
+                *layout, programs, values, SHORTEST, INITIAL=initial is not None, RESETS=resets is not None, **sizes,
             )  # fmt: skip
+    shares[programs:].zero_()  # of programs that few tokens leave nothing to do
     return dx, shares, dinitial
 
 
