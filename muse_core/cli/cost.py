@@ -117,10 +117,15 @@ def _cells(row: dict[str, Any], base: dict[int, float]) -> tuple[str, ...]:
     """A row of the table; ``base``: tokens per second of the target that others are given against, by length."""
     if "rows" not in row:
         return (row["target"], f"{row['parameters']:,}", str(row["length"]), row["failed"], "", "", "", "", "")
-    ratio = f"{row['tokens_per_second'] / base[row['length']]:.2f}" if row["length"] in base else ""
+    ratio = _short(row["tokens_per_second"] / base[row["length"]]) if row["length"] in base else ""
     peak, held, kept = (
-        "" if row[key] is None else f"{row[key] / 1e9:.2f}"
+        "" if row[key] is None else _short(row[key] / 1e9)
         for key in ("peak_bytes", "memory_bytes", "fast_weights_bytes")
     )
     return (row["target"], f"{row['parameters']:,}", f"{row['rows']} × {row['length']}",
-            f"{row['tokens_per_second']:,.0f}", ratio, peak, held, kept, f"{row['state_bytes'] / 1e6:.2f}")
+            f"{row['tokens_per_second']:,.0f}", ratio, peak, held, kept, _short(row["state_bytes"] / 1e6))
+
+
+def _short(number: float) -> str:
+    """With two decimals, or two digits where there would be none but zeros."""
+    return f"{number:.2f}" if number >= 0.095 or not number else f"{number:.2g}"

@@ -118,6 +118,10 @@ def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path) -> Non
     assert reach["a.toml"] > 0 and reach["b.toml"] == 0, "feed-forward layers pass nothing on"
     tables = [line.count("|") for line in result.output.splitlines() if line.startswith("|")]
     assert len(tables) == 6 and len(set(tables)) == 1, "a heading and a rule above four rows of as many cells"
+    state = {Path(line.split("|")[1].strip()).name: float(line.split("|")[-2])
+             for line in result.output.splitlines() if line.startswith("|") and ".toml" in line}
+    held = next(row["state_bytes"] for row in rows if row["target"].endswith("a.toml") and row.get("length") == 16)
+    assert state["b.toml"] == 0 and state["a.toml"] == pytest.approx(held / 1e6, rel=0.05), "of few bytes not 0.00"
     assert "a.toml, length 8: " in result.output and "None" not in result.output, "progress is for people"
     assert "| 4 × 8 |" in result.output and "gradient reach over 12 tokens" in result.output
     assert CliRunner().invoke(cost, [str(tmp_path / "none.toml")]).exit_code == 2
