@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -52,18 +52,15 @@ class Tune:
     """Seeds of these runs; the value with the best mean is taken."""
 
     def __attrs_post_init__(self) -> None:
-        names = [value_name(value) for value in self.values]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"values: {twice[0]} is there twice - name every value once")
-        _once(self.seeds)
+        _once("value", [value_name(value) for value in self.values])
+        _once("seed", self.seeds)
 
 
-def _once(seeds: tuple[int, ...]) -> None:
+def _once(what: str, given: Sequence[str | int]) -> None:
     """A run that counts twice would be taken for two. Raises ValueError."""
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    twice = sorted({one for one in given if given.count(one) > 1})
     if twice:
-        raise ValueError(f"seeds: {twice[0]} is there twice - name every seed once")
+        raise ValueError(f"{what}s: {twice[0]} is there twice - name every {what} once")
 
 
 @attrs.frozen(kw_only=True)
@@ -161,7 +158,7 @@ class ComparisonPlan:
                              "variants - give it another name")
         if self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the variants {', '.join(names)}")
-        _once(self.seeds)
+        _once("seed", self.seeds)
         seeds = self.tune.seeds if self.tune else ()
         if self.tune and self.split == "test" and set(seeds) & set(self.seeds):
             raise ValueError(
