@@ -51,13 +51,15 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
     single = len(runs) == 1
     train, held_out, marks, within = [], [], [], []
     for run in runs:
-        before = len(train), len(held_out)
+        own = []
         for rows, into, what in ((run.train, train, "training"), (_evaluated(run), held_out, "held out")):
-            into += [
+            points = [
                 {"x": point["x"], "y": point["y"], "series": what if single else run.label} | point["more"]
                 for point in thinned(_points(rows, key))
             ]
-        within += _after_beginning([*train[before[0] :], *held_out[before[1] :]])
+            into += points
+            own += points
+        within += _after_beginning(own)
         marks += _marks(run, single)
     if not train and not held_out:
         return None
