@@ -1,4 +1,4 @@
-"""Linear maps without bias: their first values, and several that read one input."""
+"""Linear maps without bias: their first values, several that read one input, and the one that scores a vocabulary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:
     One product where all are torch's linear maps, so that x is read once; another module in the place of one, as a
     compressed map, is called, and so are maps on which somebody has set a hook.
     """
-    if all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in maps):
+    if all(plain(one) for one in maps):
         return F.linear(x, torch.cat([one.weight for one in maps]))
     return torch.cat([one(x) for one in maps], dim=-1)
 
@@ -33,3 +33,31 @@ def each(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     if x.is_cuda and all(isinstance(one, nn.Linear) for one in maps):
         return joined(x, maps).split([one.out_features for one in maps], dim=-1)
     return tuple(one(x) for one in maps)
+
+
+def plain(one: nn.Module) -> bool:
+    """Whether the map is torch's own and nobody has set a hook on it, so that its weight says all that it does."""
+    return type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks
+
+
+ALIGNED = 8
+"""The kernels of Hopper's tensor cores take rows of scores whose length is a multiple of so many numbers, 16 bytes of
+bf16. For other lengths cuBLAS has those of the cores before, which take about twice as long."""
+FEW = 4
+"""So many vectors for each row of the matrix make its copy cheap beside the product."""
+
+
+def scores(x: Tensor, weight: Tensor) -> Tensor:
+    """x (…, n) times the transpose of ``weight`` (m, n): (…, m).
+
+    A vocabulary of bytes has 257 entries: on a GPU, and for many vectors, the product is that of `aligned`.
+    """
+    if x.is_cuda and len(weight) % ALIGNED and x.numel() >= FEW * weight.numel():
+        return aligned(x, weight)
+    return F.linear(x, weight)
+
+
+def aligned(x: Tensor, weight: Tensor) -> Tensor:
+    """As `scores`, by a product with rows of zeros behind the matrix up to a multiple of 8, and what they give cut
+    off."""
+    return F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % ALIGNED)))[..., : len(weight)]

@@ -22,6 +22,7 @@ from muse_core.model.kernels import BoundKernels
 from muse_core.model.options import StackOptions
 from muse_core.model.plan import Site, periods, plan
 from muse_core.model.precision import product_dtype
+from muse_core.model.projections import plain, scores
 from muse_core.model.states import said, unstorable
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
@@ -281,7 +282,9 @@ class Stack(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, N, D) → scores (B, N, vocabulary)."""
-        return hidden @ self.embedding.weight.T if self.head is None else self.head(hidden)
+        if self.head is None:
+            return scores(hidden, self.embedding.weight)
+        return scores(hidden, self.head.weight) if plain(self.head) else self.head(hidden)
 
     def update_statistics(self, metrics: dict[str, float], progress: float) -> None:
         """Hand each component its own reduced measures, once per accepted optimiser step."""

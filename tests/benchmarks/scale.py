@@ -45,7 +45,7 @@ BLOCKS = {
     "phase2": [
         RESOLVENT,
         {"use": "fast-weights", "rule": "delta", "heads": 16},
-        {"use": "feed-forward"},
+        {"use": "feed-forward", "multiple": 2.617},  # as many parameters as the Transformer, 0.1 % more
     ],
     "row": [RESOLVENT | {"heads": 8}, {"use": "fast-weights", "rule": "delta", "heads": 4}, {"use": "feed-forward"}],
 }

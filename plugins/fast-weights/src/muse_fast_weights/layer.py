@@ -188,16 +188,8 @@ class FastWeights(nn.Module):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side (B, N, H (2K + M)), and the gate's pre-activation (B, N, H M)."""
-        maps = [self.query, self.key, self.value]
-        if self.gate is None:
-            return joined(x, maps), None
-        if not x.is_cuda:  # one product more is cheaper on a CPU than weights laid end to end
-            return joined(x, maps), self.gate(x)
-        width = self.heads * self.value_width
-        together = joined(x, [*maps, self.gate])
-        # Split and not sliced: the gradient of a slice is as long as what it was cut from.
-        writes, gate = together.split([together.shape[-1] - width, width], dim=-1)
-        return writes, gate
+        # The gate by itself: joined to the others, their gradients would have to be copied together.
+        return joined(x, (self.query, self.key, self.value)), None if self.gate is None else self.gate(x)
 
 
 @torch.no_grad()
