@@ -35,6 +35,9 @@ def assert_near(problem, tolerance, **options):
     "tokens, key_width, value_width, resets, read",
     [
         (1024, 128, 128, False, "after"),
+        (1024, 128, 256, False, "after"),
+        (333, 96, 192, True, "after"),
+        (333, 128, 512, True, "before"),
         (1024, 64, 64, False, "after"),
         (333, 64, 64, True, "before"),
         (333, 64, 80, True, "before"),

@@ -45,6 +45,13 @@ def test_equals_the_recursion_at_any_length(rule, tokens):
     assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), CLOSE)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("value_width", (136, 512))
+def test_values_wider_than_any_tile(rule, value_width):
+    problem = draw(18, batch=1, heads=1, key_width=16, value_width=value_width, resets=True, dtype=torch.float32)
+    assert_close(results(problem, fast_weights, rule=rule), sequential(problem, rule=rule), CLOSE)
+
+
 @pytest.mark.parametrize("rule, leaf", [("hebbian", 2), ("delta", 2), ("delta", 4)])
 def test_split_key_tiles_and_long_chunks(rule, leaf, monkeypatch):
     """What bfloat16 runs with: chunks of 64, so that inverses are joined, and several tiles of keys and values."""
@@ -171,8 +178,9 @@ def test_auto_takes_the_kernels():
 def test_refusals():
     with pytest.raises(ValueError, match="backend torch for float64"):
         draw(4).run(fast_weights)
-    with pytest.raises(ValueError, match="up to 128 wide, got K=129, M=3"):
-        draw(4, key_width=129, dtype=torch.float32).run(fast_weights)
+    for key, value in ((129, 3), (3, 513)):
+        with pytest.raises(ValueError, match=f"keys up to 128 and values up to 512 wide, got K={key}, M={value}"):
+            draw(4, key_width=key, value_width=value, dtype=torch.float32).run(fast_weights)
 
 
 @pytest.mark.parametrize("rule", RULES)

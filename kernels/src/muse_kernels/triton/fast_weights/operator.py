@@ -10,15 +10,16 @@ from ..memory import shared_memory, unit_last_stride
 from . import launch
 from . import pieces as in_pieces
 
-WIDEST = 128
+WIDEST_KEY, WIDEST_VALUE = 128, 512
+"""A program holds all key columns of a head and a tile of its value columns."""
 
 
 @checked
 def fast_weights(call: Call, layout: Layout) -> tuple[Tensor, Tensor]:
     """Chunkwise fast weights on the GPU; arguments, results and errors as `muse_kernels.fast_weights`.
 
-    bfloat16 or float32 inputs, products of the former accumulated in float32; K and M up to 128. The chunk becomes
-    a power of two from 16 to 64 (16 in float32). A second derivative recomputes by torch operations.
+    bfloat16 or float32 inputs, products of the former accumulated in float32; K up to 128 and M up to 512. The chunk
+    becomes a power of two from 16 to 64 (16 in float32). A second derivative recomputes by torch operations.
     """
     operands, pieces = _prepared(call, layout)
     output, final, *_ = _forward(*operands, pieces)
@@ -30,10 +31,10 @@ def _prepared(call: Call, layout: Layout) -> tuple[tuple, int]:
     query, key, value, log_decay, rate, rule, initial, resets, read, chunk = call
     if layout.state_dtype == torch.float64:
         raise ValueError("fast_weights: the triton kernels compute in float32; use backend torch for float64")
-    if max(layout.key_width, layout.value_width) > WIDEST:
+    if layout.key_width > WIDEST_KEY or layout.value_width > WIDEST_VALUE:
         raise ValueError(
-            f"fast_weights: the triton kernels hold heads up to {WIDEST} wide, got K={layout.key_width}, "
-            f"M={layout.value_width}; use backend torch"
+            f"fast_weights: the triton kernels hold keys up to {WIDEST_KEY} and values up to {WIDEST_VALUE} wide, got "
+            f"K={layout.key_width}, M={layout.value_width}; use backend torch"
         )
     query, key, value = (unit_last_stride(x.to(layout.output_dtype)) for x in (query, key, value))
     if layout.output_dtype != torch.float32:
