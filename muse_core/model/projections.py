@@ -35,6 +35,22 @@ def each(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     return tuple(one(x) for one in maps)
 
 
+def widened(x: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
+    """What linear maps of few outputs make of x (…, n), side by side along the last axis, in fp32 at least.
+
+    For rates and decays, of which exponentials are taken. Of x in half precision the product is in half precision, as
+    published layers compute it, and the bias is added in fp32; a product in fp32 would read and keep a copy of x in
+    fp32.
+    """
+    weight = torch.cat([one.weight for one in maps])
+    bias = None if maps[0].bias is None else torch.cat([one.bias for one in maps])
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.finfo(x.dtype).bits >= 32:
+            return F.linear(x, weight, bias)
+        found = F.linear(x, weight.to(x.dtype)).to(torch.promote_types(weight.dtype, torch.float32))
+        return found if bias is None else found + bias
+
+
 def plain(one: nn.Module) -> bool:
     """Whether the map is torch's own and nobody has set a hook on it, so that its weight says all that it does."""
     return type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from muse_core.model.projections import aligned, plain, scores
+from muse_core.model.projections import aligned, plain, scores, widened
 
 
 @pytest.mark.parametrize("classes", [1, 8, 257])
@@ -55,3 +55,27 @@ def test_a_map_with_a_hook_or_of_another_class_is_not_plain():
     assert not plain(linear)
     with_hook.remove()
     assert plain(linear)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_of_half_precision_the_product_is_rounded_and_the_bias_is_not(bias):
+    generator = torch.Generator().manual_seed(0)
+    maps = [nn.Linear(64, 3, bias=bias), nn.Linear(64, 2, bias=bias)]
+    for one in maps:
+        nn.init.normal_(one.weight, std=1 / 8, generator=generator)
+        if bias:
+            nn.init.constant_(one.bias, -9.0 + 2**-12)  # bf16 would take it for -9
+    x = torch.randn(2, 7, 64, generator=generator)
+    single = widened(x, maps)
+    torch.testing.assert_close(single, torch.cat([one(x) for one in maps], dim=-1), rtol=0, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = widened(x.bfloat16(), maps)
+    assert half.dtype == single.dtype == torch.float32
+    weight = torch.cat([one.weight for one in maps])
+    product = F.linear(x.bfloat16(), weight.bfloat16())
+    assert product.dtype == torch.bfloat16
+    due = product.float() + (torch.cat([one.bias for one in maps]) if bias else 0)
+    assert torch.equal(half, due)
+    assert (half - single).abs().max() < 0.02
+    half.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for one in maps for parameter in one.parameters())

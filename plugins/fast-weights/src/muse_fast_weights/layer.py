@@ -17,7 +17,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined, projection
+from muse_core.model.projections import joined, projection, widened
 from muse_fast_weights.options import FastWeightsOptions
 from muse_fast_weights.rotation import Rotation
 from muse_fast_weights.second_write import SecondWrite, interleaved
@@ -140,7 +140,7 @@ class FastWeights(nn.Module):
             query, key, angle = self.rotation(query, key, x, shift, state.get("angle"), tokens)
             if angle is not None:
                 new_state["angle"] = angle
-        log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
+        log_decay, rate = self.dynamics(low, signals["decay"] if self.use_signal else None)
         resonance = self.resonance(signals)
         if resonance is not None:
             rate = rate * resonance.to(rate.dtype)
@@ -272,15 +272,13 @@ class Dynamics(nn.Module):
                 self.decay.bias.copy_(learned.expm1().log())
 
     def forward(self, x: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, N, D), ``decay`` Γ ≥ 0 (B, N, heads of another layer) or None → g and β, each (B, N, H)."""
+        """x (B, N, D), as matrix products take it; ``decay`` Γ ≥ 0 (B, N, heads of another layer) or None → g and β,
+        each (B, N, H)."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.decay is None:
+                x = x.to(torch.promote_types(x.dtype, torch.float32))
                 return -regrouped(decay, self.heads).to(x.dtype) - self.base_decay, self.strength(self.rate(x))
-            # One product, so that x is read once.
-            weight = torch.cat((self.decay.weight, self.rate.weight))
-            bias = torch.cat((self.decay.bias, self.rate.bias))
-            forgetting, writing = F.linear(x, weight, bias).chunk(2, dim=-1)
+            forgetting, writing = widened(x, (self.decay, self.rate)).chunk(2, dim=-1)
             # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
             # gradient (aot_eager: "view size is not compatible").
             forgotten = F.logsigmoid(-forgetting)

@@ -14,7 +14,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import joined, projection
+from muse_core.model.projections import joined, projection, widened
 from muse_peers.initial import log_amplitude, step_bias
 from muse_peers.options import GatedDeltaNetOptions
 
@@ -34,11 +34,9 @@ class Dynamics(nn.Module):
         self.bias = step_bias(heads, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) → g ≤ 0 and β, each (B, N, H)."""
+        """x (B, N, D), as matrix products take it → g ≤ 0 and β, each (B, N, H)."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            both = F.linear(x, torch.cat((self.decay.weight, self.rate.weight)))
-            forgetting, writing = both.chunk(2, dim=-1)
+            forgetting, writing = widened(x, (self.decay, self.rate)).chunk(2, dim=-1)
             # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's gradient.
             decay = self.log_amplitude.exp() * F.logsigmoid(-(forgetting + self.bias))
             return decay, self.most * torch.sigmoid(writing)
@@ -86,7 +84,7 @@ class GatedDeltaNet(nn.Module):
         reading = by_period(
             self.kernel,
             [],
-            Writes(query, key, value, *self.dynamics(x)),
+            Writes(query, key, value, *self.dynamics(low)),
             state.get("memory"),
             tokens,
             rule="delta",
