@@ -17,6 +17,12 @@ class TestConvolvedAttention(LayerSuite):
     test_compiles = None  # the defaults compile; a variant costs seconds more
 
 
+class TestConvolvedFeedForward(LayerSuite):
+    name = "feed-forward"
+    options = {"convolution": 3}
+    test_compiles = None
+
+
 def test_listing_imports_no_torch():
     code = "import sys, muse_baseline.plugin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -57,9 +57,13 @@ class FeedForwardOptions:
     """Hidden units as a multiple of the width, rounded to a multiple of 8."""
     activation: Literal["swiglu", "gelu", "relu-squared"] = "swiglu"
     """swiglu has a third map, a gate; 8/3 then costs as many parameters as 4 without."""
+    convolution: int = field(default=0, validator=[validators.ge(0), validators.le(64)])
+    """Tokens that a short causal convolution of what the layer reads spans; it begins as what it reads, with noise. 0
+    leaves it out. A layer "convolution" before this one is the same with a norm and an update of its own."""
 
-    def undivided(self) -> None:
-        """Tokens of a row may lie on several processes."""
+    def undivided(self) -> str | None:
+        """Tokens of a row may lie on several processes, where each is treated by itself."""
+        return "with a convolution reads the tokens before" if self.convolution else None
 
 
 @frozen(kw_only=True)
