@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from muse_core.comparison.backends import backends_of, unlike
 from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
 from muse_core.comparison.ratio import (
@@ -96,6 +97,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         "tokens_per_second": mean("tokens_per_second"),
         "mean": mean(f"held_out_{plan.measure}"),
         "device": sorted({summary["device"] for summary in summaries}),
+        "kernels": backends_of(cell.path for cell in own.values()),
         "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
     }
     common = sorted(own.keys() & base.keys())
@@ -217,7 +219,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
         "train.max_seconds."
         for variant in report["arms"] if variant.get("cut_short")
     ]
-    return lines
+    computed = {variant["name"]: variant["kernels"] for variant in report["arms"] if variant.get("kernels")}
+    return lines + [f"\n{sentence}" for sentence in unlike(computed)]
 
 
 def _by_source(report: dict[str, Any]) -> list[str]:

@@ -219,3 +219,29 @@ def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path
     line = next(line for line in text.splitlines() if line.startswith("| other"))
     assert "| 0.7647 |" in line and (" to " in line) == (document == [0, 1])
     assert ("there is no interval" in text) == (document == [0, 0])
+
+
+def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0])), tmp_path / "out"
+    told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
+    cells = reported_cells(read, out, {"one": None, "other": None})
+    for cell in cells:
+        finish(cell, 1.0)
+
+    def computed(**backends: str) -> None:
+        for cell in cells:
+            (cell.path / "summary.json").write_text(
+                json.dumps({"held_out_bits_per_byte": 1.0, "device": "cuda"} | told))
+            rows = {"document": [0], "nats": [1.0], "hits": [0], "bytes": [1], "tokens": [1], "by_document": True}
+            (cell.path / "held_out.json").write_text(json.dumps(rows))
+            kernels = [("fast_weights key=128 value=256", backends[cell.variant.name]), ("gated_norm", "triton")]
+            table = {"format": 1, "recipe": {"seed": 1}, "kernels": [dict(request=r, backend=b) for r, b in kernels]}
+            (cell.path / "muse.lock.toml").write_text(to_toml(table))
+
+    computed(one="triton", other="torch")
+    report = compose(read.plan, Comparison(read, out).runs())
+    assert report["arms"][1]["kernels"] == {"fast_weights": ["torch"], "gated_norm": ["triton"]}
+    assert "fast_weights is computed by triton in one, by torch in other: their times compare" in text_of(report)
+    assert "gated_norm is" not in text_of(report)
+    computed(one="triton", other="triton")
+    assert "is computed by" not in text_of(compose(read.plan, Comparison(read, out).runs()))
