@@ -35,16 +35,19 @@ def each(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     return tuple(one(x) for one in maps)
 
 
-def widened(x: Tensor, maps: Sequence[nn.Linear]) -> Tensor:
-    """What linear maps of few outputs make of x (…, n), side by side along the last axis, in fp32 at least.
+def widened(x: Tensor, maps: Sequence[nn.Module]) -> Tensor:
+    """What maps of few outputs make of x (…, n), side by side along the last axis, in fp32 at least.
 
     For rates and decays, of which exponentials are taken. Of x in half precision the product is in half precision, as
     published layers compute it, and the bias is added in fp32; a product in fp32 would read and keep a copy of x in
-    fp32.
+    fp32. Another module in the place of a linear map of torch's is called with such a copy.
     """
-    weight = torch.cat([one.weight for one in maps])
-    bias = None if maps[0].bias is None else torch.cat([one.bias for one in maps])
     with torch.autocast(x.device.type, enabled=False):
+        if not all(plain(one) for one in maps):
+            single = x.to(torch.promote_types(x.dtype, torch.float32))
+            return torch.cat([one(single) for one in maps], dim=-1)
+        weight = maps[0].weight if len(maps) == 1 else torch.cat([one.weight for one in maps])
+        bias = None if maps[0].bias is None else torch.cat([one.bias for one in maps])
         if torch.finfo(x.dtype).bits >= 32:
             return F.linear(x, weight, bias)
         found = F.linear(x, weight.to(x.dtype)).to(torch.promote_types(weight.dtype, torch.float32))

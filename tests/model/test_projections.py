@@ -79,3 +79,15 @@ def test_of_half_precision_the_product_is_rounded_and_the_bias_is_not(bias):
     assert (half - single).abs().max() < 0.02
     half.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for one in maps for parameter in one.parameters())
+
+
+def test_another_module_in_the_place_of_a_map_is_called_in_single_precision():
+    class Other(nn.Module):
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            return 2 * x[..., :2]
+
+    x, linear = torch.randn(3, 64), nn.Linear(64, 2)
+    found = widened(x.bfloat16(), [linear, Other()])
+    single = x.bfloat16().float()
+    torch.testing.assert_close(found, torch.cat((linear(single), 2 * single[:, :2]), dim=-1), rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from muse_core.fast_weights import Writes, by_period
 from muse_core.model.context import Context
 from muse_core.model.convolution import PlainConvolution
 from muse_core.model.precision import lowered
-from muse_core.model.projections import projection
+from muse_core.model.projections import projection, widened
 from muse_peers.initial import log_amplitude, step_bias
 from muse_peers.options import Mamba2Options
 
@@ -29,11 +29,10 @@ class Dynamics(nn.Module):
         self.bias = step_bias(heads, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) → g ≤ 0 and Δ ≥ 0, each (B, N, H)."""
+        """x (B, N, D), as matrix products take it → g ≤ 0 and Δ ≥ 0, each (B, N, H)."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
             # softplus; torch 2.13 miscompiles its backward pass for the strides of a kernel's gradient.
-            step = -F.logsigmoid(-(self.step(x) + self.bias))
+            step = -F.logsigmoid(-(widened(x, (self.step,)) + self.bias))
             return -self.log_amplitude.exp() * step, step
 
 
@@ -78,7 +77,7 @@ class Mamba2(nn.Module):
         reading = by_period(
             self.kernel,
             [],
-            Writes(query, key, value, *self.dynamics(x)),
+            Writes(query, key, value, *self.dynamics(low)),
             state.get("memory"),
             tokens,
             rule="hebbian",

@@ -17,7 +17,7 @@ from muse_core.model.angles import turns
 from muse_core.model.context import Context
 from muse_core.model.convolution import carried
 from muse_core.model.precision import lowered
-from muse_core.model.projections import projection
+from muse_core.model.projections import projection, widened
 from muse_peers.initial import step_bias
 from muse_peers.options import Mamba3Options
 
@@ -48,11 +48,10 @@ class Dynamics(nn.Module):
         self.bias = step_bias(heads, generator)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Change:
-        """x (B, N, D); where ``valid`` (B, N) is false nothing changes."""
+        """x (B, N, D), as matrix products take it; where ``valid`` (B, N) is false nothing changes."""
         heads = self.heads
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            step, decay, share, angle = self.projection(x).split((heads, heads, heads, self.pairs), dim=-1)
+            step, decay, share, angle = widened(x, (self.projection,)).split((heads, heads, heads, self.pairs), dim=-1)
             # softplus; torch 2.13 miscompiles its backward pass for the strides of a kernel's gradient.
             step, decay = -F.logsigmoid(-(step + self.bias)), -F.logsigmoid(-decay)
             share, angle = share.sigmoid(), math.pi * angle.tanh()
@@ -99,9 +98,10 @@ class Mamba3(nn.Module):
         """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
         state = {} if state is None else state
         sizes = (self.inner, self.inner, self.states, self.states)
-        gate, value, key, query = self.input(lowered(x)).split(sizes, dim=-1)
+        low = lowered(x)
+        gate, value, key, query = self.input(low).split(sizes, dim=-1)
         value = value.unflatten(-1, (self.heads, -1))
-        change = self.dynamics(x, tokens.valid)
+        change = self.dynamics(low, tokens.valid)
         with torch.autocast(x.device.type, enabled=False):
             dtype = change.angle.dtype
             key = self.key_norm(key.to(dtype))[:, :, None] + self.key_bias
