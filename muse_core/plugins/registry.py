@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 from muse_core.component import Component
-from muse_core.kinds import KINDS, NAMESPACE
+from muse_core.kinds import KINDS, NAMESPACE, with_article
 from muse_core.plugins.bundled import providers
 from muse_core.plugins.discovery import CORE, Discovered, normalised
 from muse_core.plugins.near import near, suggestion
@@ -129,7 +129,7 @@ class Registry:
         if offers:
             owners = " and ".join(f"{row.distribution} {row.version}" for row in offers)
             choices = " or ".join(repr(row.reference) for row in offers)
-            raise UnknownComponent(f"{owners} both offer a {kind} {name!r} - write use = {choices}")
+            raise UnknownComponent(f"{owners} both offer {with_article(kind)} {name!r} - write use = {choices}")
         raise UnknownComponent(self._missing(kind, name))
 
     def reference(self, kind: str, name: str, distribution: str) -> str:
@@ -191,7 +191,7 @@ class Registry:
                     distribution=row.distribution,
                     version=row.version,
                     entry_point=row.entry_point,
-                    what=f"offers a {row.kind} {row.name!r} like {first.distribution} {first.version}",
+                    what=f"offers {with_article(row.kind)} {row.name!r} like {first.distribution} {first.version}",
                     advice=f"recipes must write {row.reference!r} or {first.reference!r}",
                 )
 
