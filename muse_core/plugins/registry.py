@@ -84,6 +84,8 @@ class Registry:
     """Every installed plugin, loaded or not."""
 
     plugins: tuple[Loaded, ...]
+    preferred: frozenset[str] = frozenset()
+    """Distributions that a bare name means where several offer it: those that a run was made with."""
     _named: dict[str, list[Registered]] = attrs.field(
         init=False, repr=False, eq=False, default=attrs.Factory(_by_name, takes_self=True)
     )
@@ -106,16 +108,22 @@ class Registry:
         return Registry(tuple(
             attrs.evolve(loaded, excluded=loaded.excluded or exclusion(loaded.plugin.distribution, allow, deny))
             for loaded in self.plugins
-        ))
+        ), self.preferred)
+
+    def preferring(self, distributions: Iterable[str]) -> Registry:
+        """The same where a bare name that several distributions offer is that of one of these, if one alone does."""
+        return attrs.evolve(self, preferred=frozenset(normalised(name) for name in distributions))
 
     def offers(self, kind: str, name: str) -> tuple[Registered, ...]:
         """Every component of this name that may stand where ``kind`` is asked for. Asking for a layer also finds
         memory layers; asking for a memory layer finds no other layer."""
         name, _, distribution = name.partition("@")
-        return tuple(
+        found = tuple(
             row for row in self._named.get(name, ())
             if _answers(row, kind, name) and distribution in ("", row.distribution)
         )
+        meant = tuple(row for row in found if normalised(row.distribution) in self.preferred)
+        return meant if len(meant) == 1 else found
 
     def find(self, kind: str, name: str) -> Registered:
         """The component of this name, which may be ``name@distribution``.
