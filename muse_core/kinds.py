@@ -97,3 +97,8 @@ KINDS = tuple(row.name for row in ROWS)
 BY_NAME = {row.name: row for row in ROWS}
 NAMESPACE = {row.name: row.namespace or row.name for row in ROWS}
 """Kinds that share names: a memory layer is a layer, so a recipe asks for either with ``use`` in a block."""
+
+
+def with_article(kind: str) -> str:
+    """The name of a kind as a sentence has it: ``an optimizer``, ``a layer``."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

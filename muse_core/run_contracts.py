@@ -38,7 +38,8 @@ class Optimizer(Protocol):
     def kept(self, optimizer: TorchOptimizer, parameter: Tensor) -> Mapping[str, Tensor]:
         """What ``optimizer.state[parameter]`` holds once ``optimizer`` has updated the parameter: name → a tensor of
         that shape, type and device, the parameter itself where they are its own. Tensors only, and everything that an
-        update depends on besides the gradient and the groups: checkpoints keep this and nothing else."""
+        update depends on besides the gradient and the groups: checkpoints keep this and nothing else. It is asked
+        before the first update too, when the state is empty, so it answers by the parameter, not by what is held."""
         ...
 
 

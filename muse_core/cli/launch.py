@@ -98,11 +98,11 @@ def resumed(
         overrides = [] if device is None else [f'train.device="{device}"']
         lock = lock_in(directory.path)
         with plugins_named(lock):
-            checked = read_recipe(directory.recipe, overrides)
+            checked = read_recipe(directory.recipe, overrides, made_with=lock.made_with)
         longer = None
         if steps is not None or extend is not None:
             longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
-            checked = read_recipe(directory.recipe, [*longer.overrides, *overrides])
+            checked = read_recipe(directory.recipe, [*longer.overrides, *overrides], checked.registry)
         check_sizes(checked.recipe, ranks.size)
         kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
         setup = _set_up(checked, display, kept, ranks)
@@ -114,7 +114,7 @@ def resumed(
             directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
         if longer is not None:
             Longer.check(directory, setup)
-            lengthened = read_recipe(directory.recipe, longer.overrides)
+            lengthened = read_recipe(directory.recipe, longer.overrides, checked.registry)
             longer.write(directory, to_toml(lengthened.resolved))
         _start(setup, directory, display, drift, longer=longer, restart=restart, report=report)
 

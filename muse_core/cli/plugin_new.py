@@ -20,6 +20,7 @@ def new(name: str, kind: str, into: Path) -> None:
     with guarded():
         from muse_core.cli.kinds import read_kind
         from muse_core.errors import RecipeError
+        from muse_core.kinds import with_article
         from muse_core.plugins import load_plugins
         from muse_core.scaffold import write_plugin
 
@@ -28,10 +29,11 @@ def new(name: str, kind: str, into: Path) -> None:
         if offers:
             taken = offers[0]
             raise RecipeError(
-                f"NAME: {name!r} is a {taken.kind} of {taken.distribution} {taken.version} - choose another name"
+                f"NAME: {name!r} is {with_article(taken.kind)} of {taken.distribution} {taken.version} - "
+                "choose another name"
             )
         folder = write_plugin(name, kind, into)
-        click.echo(f"wrote {folder}: a {kind} that works. Now")
+        click.echo(f"wrote {folder}: {with_article(kind)} that works. Now")
         click.echo(f"    muse plugins check {folder}")
         click.echo(f"    pip install -e {folder}")
         click.echo(f"    muse-run {folder / 'recipe.toml'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -134,9 +135,9 @@ def listing(registry: Registry, kind: str | None) -> dict:
 
 
 def summary(options: type) -> str:
-    """First sentence of a component's help."""
+    """First sentence of a component's help; "et al." and a number or a small letter behind a point end none."""
     text = " ".join((options.__doc__ or "").split())
-    return text.partition(". ")[0].rstrip(".")
+    return re.split(r"(?<!et al)\. (?=[^a-z0-9])", text, maxsplit=1)[0].rstrip(".")
 
 
 def _print_rows(registry: Registry, kind: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import attrs
 from muse_core.comparison.plan import ComparisonPlan, Read, Value, Variant, value_name, value_text
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
+from muse_core.recipe.lock import not_as_made, read_lock
 from muse_core.storage.canonical_json import numbers
 from muse_core.storage.directory_lock import in_use
 
@@ -78,13 +80,20 @@ class Cell:
         try:
             found = read_recipe(file).resolved  # read anew, so that options that came since have their defaults
         except RecipeError as error:
-            raise StorageError(f"{file}: cannot be read as a recipe any more - remove {self.path}:\n{error}") from None
+            raise StorageError(f"{file}: cannot be read as a recipe here - {self._remedy()}:\n{error}") from None
         if to_toml(found) != to_toml(read_recipe(self.recipe, self.overrides).resolved):
             raise StorageError(
                 f"{self.path}: holds a run of another recipe than the plan now asks for - choose another --output, or "
                 "remove this folder to repeat the run"
             )
         return True
+
+    def _remedy(self) -> str:
+        """What to do about a run whose recipe is refused here: nobody should remove one that a plugin would open."""
+        lacking = ""
+        with contextlib.suppress(RecipeError):  # without its lock nothing is known of what made it
+            lacking = not_as_made(read_lock(self.path / "muse.lock.toml"))
+        return lacking or f"choose another --output, or remove {self.path} to repeat the run"
 
 
 def tuning_cells(read: Read, output: Path, steps: Mapping[str, int] | None = None) -> list[Cell]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
@@ -122,9 +123,9 @@ def exact_leak(
                 for index, rows in enumerate((unchanged, changed)):
                     set_seed(SEED)
                     before = prefix.expand_as(rows).to(device, dtype)
-                    states[index] = model(before, None, _tokens(rows, "none")).state
-            reference, said_before = _observe(model, unchanged, states[0], _tokens(unchanged, variant.resets))
-            together, said = _observe(model, changed, states[1], _tokens(changed, variant.resets))
+                    states[index] = model(before, None, document_tokens(rows, "none")).state
+            reference, said_before = _observe(model, unchanged, states[0], document_tokens(unchanged, variant.resets))
+            together, said = _observe(model, changed, states[1], document_tokens(changed, variant.resets))
         for row, position in ((0, length), *enumerate(tried, 1)):
             kind = "later token" if row else "other row"
             outputs = together[row], reference[row]
@@ -153,8 +154,8 @@ def as_called(model: nn.Module, training: bool) -> Iterator[None]:
                     value.copy_(buffers[name])
 
 
-def _tokens(x: Tensor, resets: str) -> Tokens:
-    """About x (B, N, D): one document in a row, or two with a start in the middle."""
+def document_tokens(x: Tensor, resets: str) -> Tokens:
+    """About x (B, N, …): one document in a row, or two with a start in the middle; ``resets`` as in ``Variant``."""
     count, length = x.shape[:2]
     positions = torch.arange(length, device=x.device).expand(count, -1)
     if resets == "none":
@@ -177,13 +178,15 @@ def own_precision_leak(
     ids: Tensor | None = None,
     tokens: Tokens | None = None,
     training: bool = False,
+    period: int | None = None,
 ) -> Leak | None:
     """Check the model as it will run: change the later half of the ids; outputs before must keep their bits. Where a
     repeat with the same input already differs, or tokens are routed (data-dependent shapes), the allowance is the
     difference of the repeat plus rounding.
 
     ``ids`` (B, N) and ``tokens`` of a batch; by default two rows of ``length`` random ids in one document each.
-    ``training``: in training mode with gradients enabled and one random state for all passes.
+    ``training``: in training mode with gradients enabled and one random state for all passes. ``period``: from the
+    state that a first call with the same ids returned; ``tokens`` then stand behind it in a stream of this period.
 
     Rounding may also decide a router's tie otherwise, which moves a token by more than rounding, but to one of few
     places. A routed model is therefore run with several later halves, and a token has moved when no two of them agree.
@@ -195,12 +198,16 @@ def own_precision_leak(
     half = ids.shape[1] // 2
     if not half:
         return None  # rows of one token have no earlier one
+    state: State = None
+    if period is not None:
+        with as_called(model, training), precision():
+            state, tokens = carried(model, ids, tokens, period)
 
     def hidden(shift: int) -> Tensor:
         changed = ids.clone()
         changed[:, half:] = (ids[:, half:] + shift) % vocabulary_size
         set_seed(SEED)
-        return model(changed, None, tokens).hidden.detach().double()
+        return model(changed, state, tokens).hidden.detach().double()
 
     with as_called(model, training), precision():
         first, again = hidden(0), hidden(0)
@@ -216,9 +223,10 @@ def own_precision_leak(
             for shift in (0, 1):
                 changed = ids.clone()
                 changed[:, half:] = (ids[:, half:] + shift) % vocabulary_size
-                said.append(_observe(model, changed, None, tokens)[1])
+                said.append(_observe(model, changed, state, tokens)[1])
+        ways = ["in training"] * training + ["with carried state"] * (period is not None)
         return Leak(
-            kind="own precision, in training" if training else "own precision",
+            kind=", ".join(["own precision", *ways]),
             layer=_first_layer(
                 said[1], said[0], [(row, row) for row in range(len(ids))], half, 2**-7 if allowed else 0.0
             ),
@@ -227,6 +235,16 @@ def own_precision_leak(
             size=difference.max().item(),
         )
     return None
+
+
+def carried(model: Any, inputs: Tensor, tokens: Tokens | None, period: int) -> tuple[State, Tokens]:
+    """The state after ``inputs`` (B, N, …), without its history, and ``tokens`` as of the same tokens once more behind
+    them, in a stream of this period."""
+    set_seed(SEED)
+    state = pytree.tree_map_only(Tensor, Tensor.detach, model(inputs, None, tokens).state)
+    if tokens is None:
+        tokens = Tokens(torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[:2]))
+    return state, tokens._replace(offset=(tokens.offset + inputs.shape[1]) % period)
 
 
 @torch.no_grad()

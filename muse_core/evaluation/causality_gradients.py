@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from muse_core.contracts import Batch, LayerOutput, Routing
-from muse_core.evaluation.causality import SEED, Leak, as_called
+from muse_core.contracts import Batch, LayerOutput, Routing, State
+from muse_core.evaluation.causality import SEED, Leak, as_called, carried
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
 from muse_core.model.seeding import set_seed
@@ -41,13 +41,19 @@ def cuts(batch: Batch) -> list[Cut]:
     return found + ([Cut(row, middle)] if middle is not None else [])
 
 
-def gradient_leak(model: Any, batch: Batch, precision: Precision) -> Leak | None:
-    """``batch`` on the run's device. The model's gradients, modes, buffers and random state are left as they were."""
+def gradient_leak(model: Any, batch: Batch, precision: Precision, *, period: int | None = None) -> Leak | None:
+    """``batch`` on the run's device. The model's gradients, modes, buffers and random state are left as they were.
+    ``period``: from the state that a first call with the batch returned, in a stream of this period."""
     with as_called(model, True):
+        state: State = None
+        if period is not None:
+            with precision():
+                state, tokens = carried(model, batch.inputs, batch.tokens, period)
+            batch = batch._replace(tokens=tokens)
         set_seed(SEED)
         embedded = model.embed(batch.inputs).detach().requires_grad_()
         with precision():
-            hidden = model(embedded, None, batch.tokens).hidden
+            hidden = model(embedded, state, batch.tokens).hidden
         for cut in cuts(batch):
             found = _gradient(hidden, embedded, cut)
             if found is not None:
@@ -55,11 +61,11 @@ def gradient_leak(model: Any, batch: Batch, precision: Precision) -> Leak | None
                 kind = "other row" if row != cut.row else "later token"
                 return Leak(
                     kind=kind,
-                    layer=_layer(model, batch, precision, cut),
+                    layer=_layer(model, batch, state, precision, cut),
                     position=token,
                     affected=cut.token - 1,
                     size=size,
-                    how="gradients on the first batch, in training",
+                    how="gradients on the first batch, in training" + ", with carried state" * (period is not None),
                 )
     return None
 
@@ -90,7 +96,7 @@ def _weighted(value: Tensor) -> Tensor:
     return (value.float().flatten() * weights).sum()
 
 
-def _layer(model: Any, batch: Batch, precision: Precision, cut: Cut) -> str:
+def _layer(model: Any, batch: Batch, state: State, precision: Precision, cut: Cut) -> str:
     """The first layer or router whose own output before the cut has a gradient to its own input at or after it."""
     seen: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
@@ -100,7 +106,7 @@ def _layer(model: Any, batch: Batch, precision: Precision, cut: Cut) -> str:
     set_seed(SEED)
     embedded = model.embed(batch.inputs).detach().requires_grad_()
     with recording(model, keep), precision():
-        model(embedded, None, batch.tokens)
+        model(embedded, state, batch.tokens)
     for name, x, values in seen:
         if not x.requires_grad or x.shape[:2] != batch.inputs.shape:
             continue

@@ -18,7 +18,7 @@ import pluggy
 from muse_core.component import Component
 from muse_core.errors import PluginError
 from muse_core.hookspecs import HOOK_OF_KIND, PROJECT, Hooks
-from muse_core.kinds import NAMESPACE
+from muse_core.kinds import NAMESPACE, with_article
 from muse_core.options.check import documentation_faults, placement_faults, structural_faults
 from muse_core.plugins.discovery import Discovered, discover
 from muse_core.plugins.near import suggestion
@@ -183,7 +183,8 @@ def _sound(row: object, kind: str, hook: str, report: Callable[..., None]) -> bo
 def _first(row: Component, kind: str, seen: dict[tuple[str, str], str], report: Callable[..., None]) -> bool:
     key = (NAMESPACE[kind], row.name)
     if key in seen:
-        report(f"offers {row.name!r} twice, as a {seen[key]} and as a {kind}", "a name stands once per kind")
+        both = f"as {with_article(seen[key])} and as {with_article(kind)}"
+        report(f"offers {row.name!r} twice, {both}", "a name stands once per kind")
         return False
     seen[key] = kind
     return True

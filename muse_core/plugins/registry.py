@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 from muse_core.component import Component
-from muse_core.kinds import KINDS, NAMESPACE
+from muse_core.kinds import KINDS, NAMESPACE, with_article
 from muse_core.plugins.bundled import providers
 from muse_core.plugins.discovery import CORE, Discovered, normalised
 from muse_core.plugins.near import near, suggestion
@@ -84,6 +84,8 @@ class Registry:
     """Every installed plugin, loaded or not."""
 
     plugins: tuple[Loaded, ...]
+    preferred: frozenset[str] = frozenset()
+    """Distributions that a bare name means where several offer it: those that a run was made with."""
     _named: dict[str, list[Registered]] = attrs.field(
         init=False, repr=False, eq=False, default=attrs.Factory(_by_name, takes_self=True)
     )
@@ -106,16 +108,22 @@ class Registry:
         return Registry(tuple(
             attrs.evolve(loaded, excluded=loaded.excluded or exclusion(loaded.plugin.distribution, allow, deny))
             for loaded in self.plugins
-        ))
+        ), self.preferred)
+
+    def preferring(self, distributions: Iterable[str]) -> Registry:
+        """The same where a bare name that several distributions offer is that of one of these, if one alone does."""
+        return attrs.evolve(self, preferred=frozenset(normalised(name) for name in distributions))
 
     def offers(self, kind: str, name: str) -> tuple[Registered, ...]:
         """Every component of this name that may stand where ``kind`` is asked for. Asking for a layer also finds
         memory layers; asking for a memory layer finds no other layer."""
         name, _, distribution = name.partition("@")
-        return tuple(
+        found = tuple(
             row for row in self._named.get(name, ())
             if _answers(row, kind, name) and distribution in ("", row.distribution)
         )
+        meant = tuple(row for row in found if normalised(row.distribution) in self.preferred)
+        return meant if len(meant) == 1 else found
 
     def find(self, kind: str, name: str) -> Registered:
         """The component of this name, which may be ``name@distribution``.
@@ -129,7 +137,7 @@ class Registry:
         if offers:
             owners = " and ".join(f"{row.distribution} {row.version}" for row in offers)
             choices = " or ".join(repr(row.reference) for row in offers)
-            raise UnknownComponent(f"{owners} both offer a {kind} {name!r} - write use = {choices}")
+            raise UnknownComponent(f"{owners} both offer {with_article(kind)} {name!r} - write use = {choices}")
         raise UnknownComponent(self._missing(kind, name))
 
     def reference(self, kind: str, name: str, distribution: str) -> str:
@@ -191,7 +199,7 @@ class Registry:
                     distribution=row.distribution,
                     version=row.version,
                     entry_point=row.entry_point,
-                    what=f"offers a {row.kind} {row.name!r} like {first.distribution} {first.version}",
+                    what=f"offers {with_article(row.kind)} {row.name!r} like {first.distribution} {first.version}",
                     advice=f"recipes must write {row.reference!r} or {first.reference!r}",
                 )
 

@@ -51,14 +51,19 @@ class Checked:
 
 
 def read_recipe(
-    path: str | os.PathLike[str], overrides: Iterable[str] = (), registry: Registry | None = None
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    registry: Registry | None = None,
+    *,
+    made_with: Iterable[str] = (),
 ) -> Checked:
     """Read and check a recipe file with ``--set`` overrides such as ``"train.steps=100"``.
 
-    Plugins are loaded as the recipe's [plugins] table says unless a registry is given. Raises RecipeError with every
-    problem, one line each: ``file:line: key.path: what - what to do``.
+    Plugins are loaded as the recipe's [plugins] table says unless a registry is given. ``made_with``: of a run's
+    recipe, the distributions that its lock says it was made with; a name that another one offers too means theirs.
+    Raises RecipeError with every problem, one line each: ``file:line: key.path: what - what to do``.
     """
-    return check_source(read_source(path, overrides), registry)
+    return check_source(read_source(path, overrides), registry, made_with=made_with)
 
 
 def read_table(path: str | os.PathLike[str], cls: type[T]) -> T:
@@ -78,17 +83,21 @@ def check_table(table: Mapping[str, Any], registry: Registry | None = None, wher
 
 
 def check_source(
-    source: RecipeText, registry: Registry | None = None, versions: Mapping[str, str] | None = None
+    source: RecipeText,
+    registry: Registry | None = None,
+    versions: Mapping[str, str] | None = None,
+    made_with: Iterable[str] = (),
 ) -> Checked:
     """Check a table that was read. ``versions``: distributions that it was written for, when they are known; options
-    of another version pass through their class's ``upgrade(table, from_version)``."""
+    of another version pass through their class's ``upgrade(table, from_version)``. ``made_with`` as in
+    ``read_recipe``."""
     if "arms" in source.table and "model" not in source.table:
         raise RecipeError(f"{source.where}: this is a plan of a comparison - run it with muse compare {source.where}")
     converter = make_converter()
     listed = _plugins_table(source, converter)
     if registry is None:
         registry = load_plugins(allow=listed.allow, deny=listed.deny)
-    registry = registry.only(listed.allow, listed.deny)
+    registry = registry.only(listed.allow, listed.deny).preferring([*registry.preferred, *made_with])
     table, renamed = upgraded(source.table, registry)
     source = attrs.evolve(source, table=table)
     with_tokenizer = _with_tokenizer_of_init(source)

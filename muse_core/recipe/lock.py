@@ -60,6 +60,12 @@ class Lock:
     where: str
     """The file, for messages."""
 
+    @property
+    def made_with(self) -> tuple[str, ...]:
+        """The distributions that the run's components are of."""
+        rows = self.table.get("plugins", [])
+        return tuple(str(row["name"]) for row in rows if "name" in row and row.get("used", True))
+
     def check(self, overrides: Iterable[str] = (), registry: Registry | None = None) -> Checked:
         """The recipe in the lock, checked here, with ``--set`` overrides. Options that another version of a plugin
         wrote pass through its ``upgrade``. Raises RecipeError."""
@@ -69,7 +75,7 @@ class Lock:
         }
         source = RecipeText(copy.deepcopy(self.table["recipe"]), f"{self.where} [recipe]", {})
         with plugins_named(self):
-            return check_source(overridden(source, overrides), registry, versions)
+            return check_source(overridden(source, overrides), registry, versions, self.made_with)
 
 
 @contextlib.contextmanager

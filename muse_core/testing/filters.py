@@ -71,8 +71,9 @@ class FilterSuite(ExecutionSuite):
     def test_returns_weights_state_and_metrics(self, case: Case) -> None:
         module, moment = self.build(case), self.moments(torch.float32)[0]
         weights, state, metrics = module(moment.before, moment.after, moment.period, None)
-        assert weights.shape == moment.after.shape and weights.dtype == moment.after.dtype
-        assert torch.isfinite(weights).all()
+        given, found = ((tuple(one.shape), one.dtype) for one in (moment.after, weights))
+        assert found == given, f"weights are {found} where {given} are given"
+        assert torch.isfinite(weights).all(), "weights are not finite"
         for path, value in leaves(state).items():
             assert not value.is_complex(), f"{path} is complex; store a trailing axis of 2"
             assert not value.is_floating_point() or value.dtype.itemsize >= 4, f"{path} is {value.dtype}"
@@ -84,7 +85,9 @@ class FilterSuite(ExecutionSuite):
         module, moment = self.build(case), self.moments(torch.float32)[0]
         nothing = Period(moment.period.log_decay, torch.zeros_like(moment.period.write_scale), moment.period.reset)
         weights, _, metrics = module(torch.zeros_like(moment.before), torch.zeros_like(moment.after), nothing, None)
-        assert torch.isfinite(weights).all() and all(torch.isfinite(value) for value in metrics.values())
+        assert torch.isfinite(weights).all(), "empty weights become something that is not finite"
+        for name, value in metrics.items():
+            assert torch.isfinite(value), f"metric {name} of empty weights is {value}"
 
     def test_rows_do_not_see_each_other(self, case: Case) -> None:
         module = self.lively(case).eval()
@@ -129,14 +132,15 @@ class FilterSuite(ExecutionSuite):
         total = torch.stack([value.square().sum() for value in weights]).sum()
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         for gradient in torch.autograd.grad(total, [*after, *parameters]):
-            assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+            assert torch.isfinite(gradient).all(), "a gradient is not finite"
+            assert gradient.abs().max() > 0, "no gradient reaches the weights after a period, or a parameter"
 
     def test_stays_fp32_under_autocast(self, case: Case) -> None:
         module, moments = self.build(case).eval(), self.moments(torch.float32)
         expected, _, _ = apply(module, moments)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found, _, _ = apply(module, moments)
-        assert found[-1].dtype == torch.float32
+        assert found[-1].dtype == torch.float32, f"weights are {found[-1].dtype} under autocast"
         assert_close(found[-1], expected[-1], "weights under autocast", within=1e-4)
 
 

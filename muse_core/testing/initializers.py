@@ -27,8 +27,9 @@ class InitializerSuite(Suite):
     @pytest.mark.parametrize("shape", SHAPES, ids=["tall", "wide", "square", "row", "large"])
     def test_returns_the_same_shape_finite_and_alive(self, case: Case, shape: tuple[int, ...], role: str) -> None:
         value = self.filled(case, shape, role=role)
-        assert value.shape == shape and value.dtype == torch.float32
-        assert torch.isfinite(value).all()
+        assert value.shape == shape, f"gave {tuple(value.shape)} for a parameter of {shape}"
+        assert value.dtype == torch.float32, f"gave {value.dtype} for a parameter in float32"
+        assert torch.isfinite(value).all(), "values are not finite"
         assert value.norm() > 1e-3, "values near zero make a dead branch"
 
     def test_depends_on_the_generator_alone(self, case: Case) -> None:

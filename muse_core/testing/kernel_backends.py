@@ -46,7 +46,8 @@ class KernelBackendSuite(Suite):
     tokens = 11
 
     def test_has_a_rank(self, case: Case) -> None:
-        assert isinstance(self.build(case).rank, int)
+        rank = self.build(case).rank
+        assert isinstance(rank, int), f"rank is {rank!r}, not a whole number"
 
     def test_answers_every_request(self, case: Case) -> None:
         """None or a sentence, whatever is asked, also what it cannot know."""
@@ -109,7 +110,9 @@ class KernelBackendSuite(Suite):
                 given = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in rounded.items()}
                 expected = results(reference, double, gradients)
                 actual = results(load(implementation), given, gradients)
-                assert actual.keys() == expected.keys()
+                assert actual.keys() == expected.keys(), (
+                    f"{operation}, {name}: returns {sorted(actual)} where {sorted(expected)} are due"
+                )
                 for what, value in expected.items():
                     assert actual[what].shape == value.shape, f"{operation}, {name}, {what}: another shape"
                     if not value.numel():

@@ -63,9 +63,11 @@ class ModelSuite(DerivativeSuite):
         module = self.build(case)
         output = module(self.ids())
         assert isinstance(output, ModelOutput), f"forward returned {type(output).__name__}, not contracts.ModelOutput"
-        assert output.hidden.shape[:2] == (3, self.length) and torch.isfinite(output.hidden).all()
-        logits = module.logits(output.hidden)
-        assert logits.shape == (3, self.length, module.vocabulary_size)
+        shape = tuple(output.hidden.shape)
+        assert shape[:2] == (3, self.length), f"hidden is {shape} for ids of {(3, self.length)}"
+        assert torch.isfinite(output.hidden).all(), "hidden is not finite"
+        logits, due = module.logits(output.hidden), (3, self.length, module.vocabulary_size)
+        assert logits.shape == due, f"logits are {tuple(logits.shape)} where {due} are due"
         for path, value in leaves(output.state).items():
             assert not value.is_complex(), f"{path} is complex"
         for name, value in (*output.losses.items(), *output.metrics.items()):
@@ -75,7 +77,8 @@ class ModelSuite(DerivativeSuite):
         module: Any = self.build(case).eval()
         with torch.no_grad():
             embedded = module.embed(self.ids())
-            assert embedded.is_floating_point() and embedded.shape[:2] == (3, self.length)
+            found = f"embed gave {tuple(embedded.shape)} in {embedded.dtype} for ids of {(3, self.length)}"
+            assert embedded.is_floating_point() and embedded.shape[:2] == (3, self.length), found
             assert_close(module(embedded).hidden, module(self.ids()).hidden, "hidden of embeddings")
 
     def test_later_tokens_and_other_rows_do_not_matter(self, case: Case) -> None:
@@ -96,7 +99,10 @@ class ModelSuite(DerivativeSuite):
         logits = module.logits(module(x).hidden)
         for token in (1, 8, self.length - 1):
             (gradient,) = torch.autograd.grad(logits[1, :token].square().sum(), x, retain_graph=True)
-            assert not gradient[1, token:].any() and not gradient[[0, 2]].any()
+            assert not gradient[1, token:].any(), (
+                f"not causal: logits before token {token} have a gradient to it or later ones"
+            )
+            assert not gradient[[0, 2]].any(), f"not causal: logits before token {token} have a gradient to other rows"
 
     def test_pieces_give_what_the_whole_gives(self, case: Case) -> None:
         module: Any = self.lively(case).eval()

@@ -41,7 +41,7 @@ class ModuleSuite(Suite):
         assert torch.equal(torch.random.get_rng_state(), before), "building moved torch's global generator"
         torch.rand(7)
         second = self.build(case, seed=3).state_dict()
-        assert first.keys() == second.keys()
+        assert first.keys() == second.keys(), "two builds have other parameters"
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} differs between two builds with the same seed"
 

@@ -67,7 +67,7 @@ class MonitorSuite(Suite):
         for step in range(5):
             monitor.judge(step, self.floats(monitor, step))
         verdict = monitor.judge(5, self.floats(monitor, 5, damaged=True))
-        assert isinstance(verdict.action, Action)
+        assert isinstance(verdict.action, Action), f"the verdict's action is {verdict.action!r}, not an Action"
         assert verdict.action == Action.CONTINUE or verdict.reason, "an intervention needs its reason in a sentence"
 
     def test_state_dict_is_all_that_a_judge_remembers(self, case: Case) -> None:
@@ -80,13 +80,15 @@ class MonitorSuite(Suite):
         other.load_state_dict(copy.deepcopy(state))
         for step in range(10, 20):
             expected = monitor.judge(step, self.floats(monitor, step, damaged=step in damaged))
-            assert other.judge(step, self.floats(other, step, damaged=step in damaged)) == expected
-        assert other.state_dict() == monitor.state_dict()
+            found = other.judge(step, self.floats(other, step, damaged=step in damaged))
+            assert found == expected, f"restored, it says {found} where {expected} was said: state outside state_dict()"
+        assert other.state_dict() == monitor.state_dict(), "restored, it remembers something else"
 
     def test_says_whether_it_wants_to_probe(self, case: Case) -> None:
         monitor = self.build(case)
         for step in (0, 1, 50, 100):
-            assert monitor.wants_probe(step, self.floats(monitor, step)) in (True, False)
+            wants = monitor.wants_probe(step, self.floats(monitor, step))
+            assert wants in (True, False), f"wants_probe gave {wants!r}, neither True nor False"
 
 
 def measured_by(monitor: Any, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ class OptimizerSuite(Suite):
         gradients(model, 1)
         model.inner.weight.grad = None
         optimizers.step(1.0)
-        assert torch.equal(model.inner.weight, before["inner.weight"])
+        assert torch.equal(model.inner.weight, before["inner.weight"]), "a parameter without a gradient moves"
 
     def test_keeps_what_it_says_it_keeps(self, case: Case) -> None:
         model = EveryRole()
@@ -96,7 +96,9 @@ class OptimizerSuite(Suite):
         due = {key: (value.shape, value.dtype) for key, value in optimizers.expected_tensors().items()}
         assert optimizers.state_dict() == {}, "it keeps something before the first update"
         self.updated(model, optimizers, range(2))
-        assert {key: (value.shape, value.dtype) for key, value in optimizers.state_dict().items()} == due
+        held = {key: (value.shape, value.dtype) for key, value in optimizers.state_dict().items()}
+        others = sorted(key for key in held | due if held.get(key) != due.get(key))
+        assert not others, f"kept() says other names, shapes or types than are held: {others}"
 
     def test_state_put_back_gives_the_same_updates_to_the_last_bit(self, case: Case) -> None:
         model, other = EveryRole(), EveryRole()
@@ -128,7 +130,8 @@ class OptimizerSuite(Suite):
         torch.random.set_rng_state(before)
 
     def test_descends(self, case: Case) -> None:
-        """The squared distance to fixed values falls to less than a half within 100 updates."""
+        """The squared distance to fixed values falls to less than a half within 2,000 updates: a rule of signs may well
+        take a tenth of the recipe's rate."""
         model, target = EveryRole(), {name: torch.zeros_like(value) for name, value in EveryRole().named_parameters()}
         optimizers = self.optimizers(case, model)
 
@@ -136,8 +139,11 @@ class OptimizerSuite(Suite):
             return sum((value - target[name]).square().sum() for name, value in model.named_parameters())
 
         start = float(distance().detach())
-        for _ in range(100):
+        for _ in range(2_000):
             optimizers.zero_grad()
             distance().backward()
             optimizers.step(1.0)
-        assert float(distance().detach()) < start / 2
+            if float(distance().detach()) < start / 2:
+                return
+        reached = float(distance().detach()) / start
+        raise AssertionError(f"a squared distance is {reached:.3g} of what it was after 2,000 updates downhill")

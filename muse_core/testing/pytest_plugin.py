@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         suite = getattr(item, "cls", None)
         if suite is None or not getattr(suite, "conformance", False):
             continue
-        assert isinstance(item, pytest.Function)
+        assert isinstance(item, pytest.Function), "a suite's items are functions"
         unknown = [name for name in suite.expected_failures if not hasattr(suite, name.partition("[")[0])]
         if unknown:
             raise pytest.UsageError(f"{suite.__name__}.expected_failures names no test: {', '.join(unknown)}")

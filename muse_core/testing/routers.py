@@ -57,15 +57,18 @@ class RouterSuite(ExecutionSuite):
         routing = route(self.build(case), self.sequence(case, torch.float32))
         assert isinstance(routing, Routing), f"forward returned {type(routing).__name__}, not contracts.Routing"
         expert, weight = routing.expert, routing.weight
-        assert expert.shape == weight.shape and expert.shape[:2] == (3, self.length)
-        assert not expert.is_floating_point() and expert.min() >= -1 and expert.max() < self.destinations(case)
+        shapes = f"expert is {tuple(expert.shape)} and weight {tuple(weight.shape)} for tokens {(3, self.length)}"
+        assert expert.shape == weight.shape and expert.shape[:2] == (3, self.length), shapes
+        assert not expert.is_floating_point(), f"expert is {expert.dtype}, not whole numbers"
+        assert expert.min() >= -1 and expert.max() < self.destinations(case), "an expert that there is not"
         assert (weight[expert < 0] == 0).all(), "an unused slot has a weight"
-        assert (weight >= 0).all() and torch.isfinite(weight).all()
+        assert (weight >= 0).all() and torch.isfinite(weight).all(), "a weight is negative or not finite"
         assert (expert >= 0).any(dim=-1).all(), "a token has no expert"
         chosen = expert.sort(dim=-1).values
         twice = (chosen[..., 1:] == chosen[..., :-1]) & (chosen[..., 1:] >= 0)
         assert not twice.any(), "a token has one expert twice"
-        assert routing.logits.shape == (3, self.length, self.destinations(case))
+        due = (3, self.length, self.destinations(case))
+        assert routing.logits.shape == due, f"logits are {tuple(routing.logits.shape)} where {due} are due"
         for name, loss in routing.losses.items():
             assert loss.shape == () and torch.isfinite(loss), f"loss {name} is not a finite scalar"
 
@@ -102,7 +105,7 @@ class RouterSuite(ExecutionSuite):
         gradients = gradients_of(total, module)
         alive = [gradient for gradient in gradients.values() if gradient is not None and gradient.abs().max() > 0]
         assert alive or not gradients, "no parameter has a gradient"
-        assert all(torch.isfinite(gradient).all() for gradient in alive)
+        assert all(torch.isfinite(gradient).all() for gradient in alive), "a gradient is not finite"
 
 
 def route(module: nn.Module, sequence: Sequence) -> Routing:

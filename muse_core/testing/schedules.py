@@ -31,7 +31,9 @@ class ScheduleSuite(Suite):
     def test_gives_shares_also_beyond_the_span(self, case: Case, span: tuple[int, int]) -> None:
         steps, warmup = span
         rates = self.rates(case, steps, warmup)  # which raises for a number that is no share
-        assert all(isinstance(rates(updates), float) for updates in range(3 * steps))
+        for updates in range(3 * steps):
+            share = rates(updates)
+            assert isinstance(share, float), f"the share after {updates} updates is {share!r}, not a float"
 
     def test_is_a_function_of_the_number_of_updates(self, case: Case) -> None:
         rates, other = self.rates(case, 400, 40), self.rates(case, 400, 40)
@@ -58,6 +60,6 @@ class ScheduleSuite(Suite):
     def test_a_longer_span_shares_the_rates_that_it_says(self, case: Case) -> None:
         for steps, more in itertools.product((10, 57, 400), (1, 13, 400)):
             rates, longer = self.rates(case, steps, 5), self.rates(case, steps + more, 5)
-            assert 0 <= rates.unchanged_until <= steps
+            assert 0 <= rates.unchanged_until <= steps, f"unchanged_until is {rates.unchanged_until} of {steps} updates"
             for updates in range(rates.unchanged_until):
                 assert rates(updates) == longer(updates), f"at update {updates} of {steps} a longer span differs"

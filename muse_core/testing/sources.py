@@ -34,7 +34,8 @@ class SourceSuite(Suite):
         assert documents, "no document"
         for document in documents:
             assert isinstance(document, Document), f"{type(document).__name__} is not a contracts.Document"
-            assert isinstance(document.text, str) and isinstance(document.name, str) and document.name
+            assert isinstance(document.text, str), f"the text of {document.name!r} is a {type(document.text).__name__}"
+            assert isinstance(document.name, str) and document.name, f"a document's name is {document.name!r}"
             assert document.split in SPLITS, f"split {document.split!r} of {document.name}"
         assert any(document.text.strip() for document in documents), "every document is empty"
 
@@ -47,8 +48,8 @@ class SourceSuite(Suite):
 
     def test_the_fingerprint_is_stable(self, case: Case) -> None:
         fingerprint = self.build(case).fingerprint()
-        assert isinstance(fingerprint, str) and fingerprint
-        assert self.build(case).fingerprint() == fingerprint
+        assert isinstance(fingerprint, str) and fingerprint, f"the fingerprint is {fingerprint!r}, not a text"
+        assert self.build(case).fingerprint() == fingerprint, "another instance has another fingerprint"
 
     def examples(self, case: Case, split: str, indices: range) -> Batch:
         source = self.build(case)

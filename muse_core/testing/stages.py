@@ -64,7 +64,9 @@ class StageSuite(Suite):
 
     def test_says_which_parameters_train(self, case: Case) -> None:
         stage = self.build(case)
-        assert all(stage.trainable(name) in (True, False) for name, _ in TokenTable().named_parameters())
+        for name, _ in TokenTable().named_parameters():
+            trains = stage.trainable(name)
+            assert trains in (True, False), f"trainable({name!r}) gave {trains!r}, neither True nor False"
 
     def test_the_objective_is_a_sum_over_counted_tokens(self, case: Case) -> None:
         stage, model = self.build(case), TokenTable()
@@ -74,13 +76,13 @@ class StageSuite(Suite):
         batch = self.batch()
         result = objective(model, batch, None)
         assert isinstance(result, Result), f"the objective returned {type(result).__name__}, not contracts.Result"
-        assert result.total.shape == () and torch.isfinite(result.total)
+        assert result.total.shape == () and torch.isfinite(result.total), "the total is not a finite scalar"
         for name, value in (*result.losses.items(), *result.metrics.items()):
             assert value.shape == () and not value.requires_grad, f"{name} is not a detached scalar"
         parts = sum(objective(model, rows(batch, row, row + 1), None).total for row in range(3))
         assert abs(parts - result.total) <= 1e-4 * abs(result.total), "micro-batches do not add up to the batch"
         gradients = torch.autograd.grad(result.total, list(model.parameters()), allow_unused=True)
-        assert any(gradient is not None and gradient.any() for gradient in gradients)
+        assert any(gradient is not None and gradient.any() for gradient in gradients), "no parameter has a gradient"
 
     def test_the_objective_has_a_state_dict(self, case: Case) -> None:
         objective = self.objective(self.build(case), TokenTable())

@@ -50,11 +50,12 @@ class TokenizerSuite(Suite):
         tokenizer = self.tokenizer(case)
         for text in self.texts():
             assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode(), f"{text[:40]!r} comes back changed"
-            assert tokenizer.decode(tokenizer.encode(text)) == text
+            assert tokenizer.decode(tokenizer.encode(text)) == text, f"decode changes {text[:40]!r}"
 
     def test_counts_every_byte_once(self, case: Case) -> None:
         tokenizer = self.tokenizer(case)
-        assert len(tokenizer.pieces) == tokenizer.vocabulary_size
+        pieces = len(tokenizer.pieces)
+        assert pieces == tokenizer.vocabulary_size, f"{pieces} pieces of {tokenizer.vocabulary_size} tokens"
         for text in self.texts():
             ids = tokenizer.encode(text)
             assert np.issubdtype(ids.dtype, np.integer) and ids.ndim == 1, f"ids are {ids.dtype} of {ids.ndim} axes"
@@ -63,7 +64,9 @@ class TokenizerSuite(Suite):
 
     def test_text_never_holds_the_separator(self, case: Case) -> None:
         tokenizer = self.tokenizer(case)
-        assert not any((tokenizer.encode(text) == tokenizer.separator).any() for text in self.texts())
+        for text in self.texts():
+            found = (tokenizer.encode(text) == tokenizer.separator).any()
+            assert not found, f"{text[:40]!r} has the separator among its tokens"
 
     def test_a_text_has_the_same_tokens_beside_others(self, case: Case) -> None:
         tokenizer, texts = self.tokenizer(case), self.texts()
@@ -71,15 +74,17 @@ class TokenizerSuite(Suite):
             assert np.array_equal(ids, tokenizer.encode(text)), "its tokens depend on the texts beside it"
 
     def test_the_same_text_gives_the_same_tokenizer(self, case: Case) -> None:
-        assert self.tokenizer(case).digest == self.tokenizer(case).digest
+        assert self.tokenizer(case).digest == self.tokenizer(case).digest, "two made of one text have other digests"
 
     def test_is_read_again_from_a_runs_directory(self, case: Case) -> None:
         tokenizer = self.tokenizer(case)
         described = tokenizer.to_json()
         assert isinstance(json.loads(described).get("kind"), str), "to_json names no kind"
         again = tokenizers.from_json(described, self.registry())
-        assert again.digest == tokenizer.digest and again.separator == tokenizer.separator
-        assert [bytes(piece) for piece in again.pieces] == [bytes(piece) for piece in tokenizer.pieces]
+        assert again.digest == tokenizer.digest, "read again, it has another digest"
+        assert again.separator == tokenizer.separator, "read again, it has another separator"
+        pieces = [[bytes(piece) for piece in one.pieces] for one in (again, tokenizer)]
+        assert pieces[0] == pieces[1], "read again, it has other pieces"
         for text in self.texts():
             assert np.array_equal(again.encode(text), tokenizer.encode(text)), "it cuts otherwise once it is read again"
 

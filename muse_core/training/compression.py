@@ -70,8 +70,9 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
         raise StorageError(f"{run}: has not finished, so that its weights are not what it was to give - go on with "
                            f"muse-run --resume {run}")
     teacher = run.resolve()
-    with plugins_named(lock_in(folder)):
-        table = dict(read_recipe(folder / "recipe.toml").resolved)
+    lock = lock_in(folder)
+    with plugins_named(lock):
+        table = dict(read_recipe(folder / "recipe.toml", made_with=lock.made_with).resolved)
     name = "-".join([str(table["name"]), asked.method, *([] if asked.then == "none" else [asked.then])])
     table |= {
         "name": name[:64],

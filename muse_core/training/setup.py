@@ -24,7 +24,7 @@ from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, PluginError, RecipeError
-from muse_core.evaluation.causality import TOLERANCES, Leak, exact_leak, own_precision_leak
+from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
@@ -238,30 +238,49 @@ class Setup:
         return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
 
     def _own_leak(self, batch: Batch) -> Leak | None:
-        """In the run's own precision: random ids in one document, and the first batch, also as the loop calls it."""
+        """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
+        loop calls it, and from carried state; the last in training too where the loop carries one."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
-        tokens = batch.tokens
-        few = tokens._replace(
-            positions=tokens.positions[:2, :length],
-            resets=None if tokens.resets is None else tokens.resets[:2, :length],
-            valid=None if tokens.valid is None else tokens.valid[:2, :length],
-        )
+        two, inside = self._two_rows(batch, length)
+        tokens = two.tokens
         routed = any(use.kind == "router" for use in walk(self.recipe.model.options))
         vocabulary = self.corpus.vocabulary_size
-        real = {"ids": batch.inputs[:2, :length], "tokens": few}
-        for more in ({}, real | {"training": True}):
+        real = {"ids": two.inputs, "tokens": tokens}
+        read = real if inside else real | {"tokens": document_tokens(two.inputs, "inside")}
+        behind = real | {"period": self.stream_period}
+        ways: list[dict[str, Any]] = [{}, read, real | {"training": True}, behind]
+        if self.recipe.data.order == "streams":
+            ways.append(behind | {"training": True})
+        for more in ways:
             leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=routed, **more)
             if leak is not None:
                 return leak
         return None
 
-    def _gradient_leak(self, batch: Batch) -> Leak | None:
-        """On two rows of the first batch, one with a document start where there is one."""
+    def _two_rows(self, batch: Batch, length: int) -> tuple[Batch, bool]:
+        """Two rows of a batch, up to ``length`` tokens, one with a document start after token 0 where there is such a
+        row; and whether there is."""
         resets = batch.tokens.resets
-        with_start = [] if resets is None else resets[:, 1:].any(1).nonzero().flatten().tolist()
-        first = min(with_start[0] if with_start else 0, max(0, len(batch.inputs) - 2))
+        starts = [] if resets is None else resets[:, 1:length].any(1).nonzero().flatten().tolist()
+        first = min(starts[0] if starts else 0, max(0, len(batch.inputs) - 2))
+        two = rows(batch, first, first + 2)
+        told = two.tokens
+        tokens = told._replace(
+            positions=told.positions[:, :length],
+            resets=None if told.resets is None else told.resets[:, :length],
+            valid=None if told.valid is None else told.valid[:, :length],
+        )
+        return two._replace(inputs=two.inputs[:, :length], tokens=tokens), bool(starts)
+
+    def _gradient_leak(self, batch: Batch) -> Leak | None:
+        """On two rows of the first batch, one with a document start where there is one; where the loop carries state,
+        behind themselves too."""
+        two, _ = self._two_rows(batch, batch.inputs.shape[1])
         with embeds(self.model):
-            return gradient_leak(self.model, rows(batch, first, first + 2), self.precision)
+            leak = gradient_leak(self.model, two, self.precision)
+            if leak is None and self.recipe.data.order == "streams":
+                leak = gradient_leak(self.model, two, self.precision, period=self.stream_period)
+            return leak
 
 
 def exact_check(model: Use, device: torch.device) -> tuple[torch.device, torch.dtype]:

@@ -117,8 +117,8 @@ def _opened(folder: Path, overrides: Sequence[str], registry: Any, say: Say) -> 
     """The model of an architecture of a run, compared with its lock."""
     kept = read_kept(folder)
     with plugins_named(kept.lock):
-        checked = read_recipe(folder / "recipe.toml", (), registry)
-    wanted = read_recipe(folder / "recipe.toml", overrides, registry) if overrides else checked
+        checked = read_recipe(folder / "recipe.toml", (), registry, made_with=kept.lock.made_with)
+    wanted = checked if not overrides else read_recipe(folder / "recipe.toml", overrides, checked.registry)
     setup = set_up(wanted.recipe, wanted.registry, kept=kept, read=False)
     _compare(kept, checked, setup, say, kernels=not any(one.startswith("kernels.") for one in overrides))
     return setup

@@ -192,8 +192,21 @@ def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds a run of another recipe"):
         cell.started()
     (cell.path / "recipe.toml").write_text("name = 3")
-    with pytest.raises(StorageError, match="cannot be read as a recipe any more"):
+    with pytest.raises(StorageError, match="cannot be read as a recipe here - choose another --output, or remove"):
         cell.started()
+
+
+def test_a_run_whose_plugin_is_gone_asks_for_the_plugin_and_not_to_be_removed(plan, tmp_path: Path) -> None:
+    cell = tuning_cells(read_plan(plan()), tmp_path / "out")[0]
+    cell.path.mkdir(parents=True)
+    (cell.path / "recipe.toml").write_text('format = 2\nname = "x"\nmodel = { block = ["of-others"] }\n')
+    plugin = {"name": "muse-of-others", "version": "1.0", "digest": "0"}
+    lock = {"format": 1, "recipe": {"name": "x"}, "plugins": [plugin]}
+    (cell.path / "muse.lock.toml").write_text(to_toml(lock))
+    with pytest.raises(StorageError) as refused:
+        cell.started()
+    assert "muse-of-others 1.0 (not installed here) - install what made it" in str(refused.value)
+    assert "there is no" in str(refused.value) and "remove" not in str(refused.value)
 
 
 def test_a_finished_run_of_another_recipe_is_not_counted(plan, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import subprocess
 import attrs
 import pytest
 
+from muse_core.component import walk
 from muse_core.data.kept import read_kept
 from muse_core.errors import RecipeError, StorageError
 from muse_core.model.kernels import BackendSelection
 from muse_core.plugins import load_plugins
 from muse_core.plugins.digest import distribution_digest, package_digest
-from muse_core.recipe import check_table, to_toml
+from muse_core.recipe import check_table, read_recipe, to_toml
 from muse_core.recipe.lock import Difference, Lock, differences, make_lock, read_lock, source_commit, used_distributions
 
 TABLE = {"name": "x", "seed": 3, "data": {"use": "pages"}, "model": {"block": ["wave"]}}
@@ -126,6 +127,22 @@ def test_a_run_that_cannot_be_read_here_names_the_plugins_that_made_it(checked):
     with pytest.raises(RecipeError) as refused:
         changed(lock, "recipe", "model", "block", value=["roller"]).check(registry=checked.registry)
     assert str(refused.value).count("\n") == 0, "nothing is missing"
+
+
+def test_a_run_means_the_plugins_that_made_it_where_another_has_their_names(checked, install, layer_source, tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(checked.resolved))
+    install("example-twin", layer_source("wave", "example_twin_plugin"))
+    names = ["example-pages", "example-wave", "example-twin"]
+    both, lock = load_plugins(strict=False, allow=names), lock_of(checked)
+    with pytest.raises(RecipeError, match="example-twin 1.0.0 and example-wave 1.0.0 both offer a layer 'wave'"):
+        read_recipe(file, registry=both)
+    read = read_recipe(file, registry=both, made_with=lock.made_with)
+    again = lock.check(registry=both)
+    assert read.recipe == again.recipe == checked.recipe and read.resolved == checked.resolved
+    assert {use.distribution for use in walk(read.recipe.model.options)} == {"example-wave"}
+    with pytest.raises(RecipeError, match="both offer"):
+        read_recipe(file, registry=both, made_with=names)
 
 
 def test_a_run_whose_tokenizer_is_of_a_plugin_that_is_not_here_names_the_plugin(checked, tmp_path):

@@ -76,6 +76,13 @@ LEAKS: dict[str, Callable[..., Tensor | None]] = {
     "the last token": lambda layer, x, state, tokens: x[:, -1:].expand_as(x),
     "magnitude 1e-6": lambda layer, x, state, tokens: 1e-5 * shifted(x),
     "with carried state only": lambda layer, x, state, tokens: None if state is None else shifted(x),
+    "with carried state, over more than 64 tokens": lambda layer, x, state, tokens: (
+        None if state is None or x.shape[1] <= 64 else shifted(x)
+    ),
+    "as held-out text is read, over more than 64 tokens": lambda layer, x, state, tokens: (
+        None if layer.training or tokens.resets is None or not tokens.resets[:, 1:].any() or x.shape[1] <= 64
+        else shifted(x)
+    ),
     "through dropout": dropout_by_the_future,
     "another row": lambda layer, x, state, tokens: x.roll(1, 0),
 }
@@ -87,16 +94,41 @@ def setup(table: Callable[..., Any], prepare: Callable[[Any], Setup]) -> Setup:
     return prepare(table(model={"width": 32, "depth": 2, "block": BLOCK}, train=train))
 
 
+IN_STREAMS: dict[str, Callable[..., Tensor | None]] = {
+    "in training with carried state": lambda layer, x, state, tokens: (
+        None if state is None or not layer.training else shifted(x).detach()
+    ),
+    "in training with carried state, too small for values": lambda layer, x, state, tokens: (
+        None if state is None or not layer.training else 1e-9 * shifted(x)
+    ),
+}
+"""Where rows read on from one step to the next, so that training carries a state."""
+
+
 @pytest.mark.parametrize("name", LEAKS)
 def test_every_leak_is_refused_before_training_and_named(setup: Setup, name: str, monkeypatch: Any) -> None:
+    refused_and_named(setup, LEAKS[name], monkeypatch)
+
+
+@pytest.mark.parametrize("name", IN_STREAMS)
+def test_a_leak_behind_a_carried_state_is_refused_where_training_carries_one(
+    table: Callable[..., Any], prepare: Callable[[Any], Setup], name: str, monkeypatch: Any
+) -> None:
+    model, train = {"width": 32, "depth": 2, "block": BLOCK}, {"sequence_length": 96, "batch_size": 4}
+    setup = prepare(table(model=model, train=train, data={"order": "streams"}))
+    refused_and_named(setup, IN_STREAMS[name], monkeypatch)
+
+
+def refused_and_named(setup: Setup, leak: Callable[..., Tensor | None], monkeypatch: Any) -> None:
+    """The gate refuses the run with this leak in a layer, before it trains, by the layer's name."""
     block = setup.model.blocks[1]
 
     def leaky(model: Any) -> Any:
         inner = model.blocks[1]
-        inner.add_module("attention", Leaky(inner.get_submodule("attention"), LEAKS[name]))
+        inner.add_module("attention", Leaky(inner.get_submodule("attention"), leak))
         return model
 
-    block.add_module("attention", Leaky(block.get_submodule("attention"), LEAKS[name]))
+    block.add_module("attention", Leaky(block.get_submodule("attention"), leak))
     from muse_core.training import setup as module
 
     build = module.build_model

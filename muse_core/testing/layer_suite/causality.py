@@ -48,6 +48,14 @@ WAYS = (
     Way("train, carried state", training=True, resets="false", carried=True),
 )
 
+FAR_WAYS = (
+    Way("eval"),
+    Way("train, documents start inside", training=True, resets="inside"),
+    Way("eval, documents start inside", resets="inside"),
+    Way("eval, carried state", resets="false", carried=True),
+)
+"""Those of a long sequence."""
+
 
 class LayerCausality(LayerBase):
     def edges(self, case: Case) -> list[int]:
@@ -74,6 +82,23 @@ class LayerCausality(LayerBase):
         for what, token, changed in self.perturbations([FAR // 2 + 1, FAR + 2], sequence):
             for name, value in self.observe(layer, changed, state, way).items():
                 self.unmoved(value[1, :token], base[name][1, :token], f"{name} before {what} depends on it", way)
+
+    @pytest.mark.parametrize("way", FAR_WAYS, ids=[way.name for way in FAR_WAYS])
+    def test_a_change_of_all_that_follows_reaches_no_earlier_token(self, case: Case, way: Way) -> None:
+        """Over as many tokens, whichever later one an output looks at. The changes are smaller, for the writes of many
+        large ones overflow."""
+        layer, sequence, state = self.called(case, way, length=FAR + 3)
+        base, token = self.observe(layer, sequence, state, way), FAR // 2 + 1
+        generator = torch.Generator().manual_seed(7)
+        changed = attrs.evolve(
+            sequence, x=sequence.x.clone(), signals={key: value.clone() for key, value in sequence.signals.items()}
+        )
+        for target in (changed.x, *changed.signals.values()):
+            noise = torch.randn(target[:, token:].shape, generator=generator, dtype=torch.float64)
+            target[:, token:] += noise.to(target)
+        for name, value in self.observe(layer, changed, state, way).items():
+            what = f"{name} before token {token} depends on later ones"
+            self.unmoved(value[:, :token], base[name][:, :token], what, way)
 
     def called(self, case: Case, way: Way, *, length: int | None = None) -> tuple[nn.Module, Sequence, State]:
         """A lively layer, a sequence and the state to call it with in this way."""

@@ -26,7 +26,7 @@ class LayerContract(LayerBase):
         assert isinstance(step, LayerOutput), f"forward returned {type(step).__name__}, not contracts.LayerOutput"
         assert step.update.shape == sequence.x.shape, f"update is {tuple(step.update.shape)}"
         assert step.update.dtype == dtype, f"update is {step.update.dtype} for x in {dtype}"
-        assert torch.isfinite(step.update).all()
+        assert torch.isfinite(step.update).all(), "the update is not finite"
         if self.adds_nothing(case):
             assert not step.update.any(), "adds_nothing promises a zero update"
         else:
@@ -53,7 +53,8 @@ class LayerContract(LayerBase):
 
     def test_returns_only_the_signals_that_are_asked_for(self, case: Case) -> None:
         layer = self.build(case, publish=frozenset())
-        assert run(layer, self.sequence(case, dtype=torch.float32)).signals == {}
+        published = sorted(run(layer, self.sequence(case, dtype=torch.float32)).signals)
+        assert not published, f"publishes {published} where context.publish asks for none"
 
     def test_what_is_nested_gets_its_metrics_back(self, case: Case) -> None:
         """A nested component with ``update_statistics`` is told what stands under its module's name, no more."""

@@ -1,4 +1,4 @@
-"""Registers the schedule.."""
+"""Registers the schedule."""
 
 from __future__ import annotations
 
