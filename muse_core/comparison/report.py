@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
-from muse_core.metrics.jsonl import read_rows as records_of
+from muse_core.metrics.jsonl import own_rows as records_of
+from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
+from muse_core.storage.canonical_json import numbers
 
 
 def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[floa
     rows of training or probes; None where there is nothing of the kind."""
     moments: tuple[dict[str, list[float]], ...] = ({}, {}, {})
     for cell in cells:
-        rows = list(records_of(cell.path / "metrics.jsonl"))
+        rows = [numbers(row) for row in standing(records_of(cell.path / "metrics.jsonl"))]
         trained = [row for row in rows if row.get("event") in ("train", "probe")]
         final = [row for row in rows if row.get("event") == "final"][:1]
         for found, part in zip(moments, (trained[::-1], trained, final)):
@@ -133,6 +136,8 @@ def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[floa
 def _reduced(pattern: str, values: list[float] | None) -> float | None:
     if not values:
         return None
+    if any(map(math.isnan, values)):
+        return math.nan
     if pattern.endswith("_min"):
         return min(values)
     return max(values) if pattern.endswith("_max") else sum(values) / len(values)

@@ -14,6 +14,7 @@ import attrs
 
 from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import own_rows
+from muse_core.metrics.standing import standing
 from muse_core.storage import canonical_json
 from muse_core.storage.directory_lock import in_use
 from muse_core.storage.disk import read_file, storage_errors
@@ -58,16 +59,21 @@ class RunRead:
 
     @property
     def steps(self) -> int:
-        """Of the newest row of training, or where it was interrupted behind that row."""
-        stops = (row for row in self.events if row["event"] == "interrupted" and "x" in row)
-        return max((row["x"] for row in (*self.train, *stops)), default=0)
+        """Of the newest row, or where the run was interrupted, halted or ended behind it."""
+        last = (row for row in self.events[-1:] if row["event"] in ("interrupted", "halt") and "x" in row)
+        ended = [self.summary["steps"]] if self._one_stage and self.state == "done" else []
+        return max([*ended, *(row["x"] for row in (*self.train, *self.evaluations, *last))], default=0)
+
+    @property
+    def _one_stage(self) -> bool:
+        stages = [stage.get("use") if isinstance(stage, dict) else stage for stage in self.recipe.get("stages", ())]
+        return len([stage for stage in stages if stage != "evaluate"]) < 2
 
     @property
     def progress(self) -> tuple[int, int | None]:
         """Steps, and how many are planned. Of several stages, each of which plans its own: once the run has ended those
         of the last one, as its summary has them; before that the steps of all, and None."""
-        stages = [stage.get("use") if isinstance(stage, dict) else stage for stage in self.recipe.get("stages", ())]
-        if len([stage for stage in stages if stage != "evaluate"]) < 2:
+        if self._one_stage:
             return self.steps, self.recipe.get("train", {}).get("steps")
         if self.summary and self.state in ("done", "halted"):
             return self.summary["steps"], self.summary["planned_steps"]
@@ -80,14 +86,14 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
     require_run(path)
     recipe, recipe_text = _toml(path / "recipe.toml")
     lock, lock_text = _toml(path / "muse.lock.toml") if (path / "muse.lock.toml").is_file() else ({}, "")
-    rows = [canonical_json.numbers(row) for row in own_rows(path / "metrics.jsonl")]
     events = [canonical_json.numbers(row) for row in own_rows(path / "events.jsonl")]
+    rows = [canonical_json.numbers(row) for row in standing(own_rows(path / "metrics.jsonl"), events)]
     starts = _starts(rows)
     summary = _json(path / "summary.json")
     return RunRead(
         path=path,
         label=label or path.resolve().name,
-        state=_stopped(summary, events) if own or not in_use(path) else "running",
+        state=_stopped(summary, events, rows) if own or not in_use(path) else "running",
         recipe=recipe,
         recipe_text=recipe_text,
         lock=lock,
@@ -149,15 +155,17 @@ def _x(row: dict[str, Any], starts: dict[int, int]) -> int:
 
 
 def _by_step(rows: list[dict[str, Any]], event: str, starts: dict[int, int]) -> list[dict[str, Any]]:
-    """The rows of an event in the order of their steps, of rows with the same step the last; ``x`` is the step."""
-    found = {_x(row, starts): row for row in rows if row["event"] == event}
-    return [found[x] | {"x": x} for x in sorted(found)]
+    """The rows of an event; ``x`` is the step."""
+    return [row | {"x": _x(row, starts)} for row in rows if row["event"] == event]
 
 
-def _stopped(summary: dict[str, Any], events: list[dict[str, Any]]) -> str:
+def _stopped(summary: dict[str, Any], events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """A run that was gone on with keeps the summary of its earlier end until its next one."""
     last = events[-1]["event"] if events else ""
-    return {"interrupted": "interrupted", "halt": "halted"}.get(last, "done" if summary else "unfinished")
+    kinds = [row["event"] for row in rows]
+    gone_on = "final" in kinds and "train" in kinds[kinds.index("final"):]
+    ended = "done" if summary and not gone_on else "unfinished"
+    return {"interrupted": "interrupted", "halt": "halted"}.get(last, ended)
 
 
 def _toml(path: Path) -> tuple[dict[str, Any], str]:
