@@ -27,6 +27,8 @@ from muse_core.evaluation.scoring import Reader, score
 from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.metrics.console import Display
+from muse_core.metrics.finished import NAME as SUMMARY
+from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows
 from muse_core.metrics.schema import EVENTS
 from muse_core.metrics.standing import standing
@@ -167,14 +169,10 @@ class Opened:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json of the run; what is not finite is a float again. Raises StorageError when there is none yet."""
-        file = self._run / "summary.json"
-        try:
-            found: dict[str, Any] = numbers(json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise StorageError(f"{file}: is not there - the run has not finished") from None
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{file}: cannot be read ({error})") from error
-        return found
+        file = self._run / SUMMARY
+        if not file.exists():
+            raise StorageError(f"{file}: is not there - the run has not finished")
+        return dict(read_summary(self._run))
 
     def records(self, event: str = "train") -> list[dict[str, Any]]:
         """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``, with

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import attrs
 import numpy as np
 
 from muse_core.errors import StorageError
+from muse_core.storage.canonical_json import numbers
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
@@ -68,20 +70,33 @@ class Measured:
 
 
 def read_rows(run: Path, measure: str) -> Measured:
-    """The rows of a finished run. Raises StorageError where it has none."""
+    """The rows of a finished run. Raises StorageError where it has none, or some of another kind than runs write."""
     file = run / "held_out.json"
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        above = table["hits" if measure == "accuracy" else "nats"]
-        below = table["bytes" if measure == "bits_per_byte" else "tokens"]
+        document = np.array([operator.index(number) for number in table["document"]], np.int64)
+        above = _floats(table["hits" if measure == "accuracy" else "nats"])
+        below = _floats(table["bytes" if measure == "bits_per_byte" else "tokens"])
         # Runs of earlier versions do not tell what their documents are called.
         sources = {int(number): str(one["source"]) for number, one in table.get("documents", {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{file}: cannot be read ({error!r}) - remove {run} to repeat this run") from None
-    return Measured(
-        document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float),
-        sources=sources, exact="by_document" in table,
-    )
+        if not 0 < len(document) == len(above) == len(below):
+            raise ValueError(f"{len(document)} documents, {len(above)} numerators and {len(below)} denominators")
+        if not (np.isfinite(below) & (below >= 0)).all() or below.sum() == 0:
+            raise ValueError("there is nothing to divide by")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise StorageError(
+            f"{file}: cannot be read ({error!r}) - restore it from a copy, or remove summary.json: muse-run --resume "
+            f"{run} measures the run again"
+        ) from None
+    return Measured(document=document, above=above, below=below, sources=sources, exact="by_document" in table)
+
+
+def _floats(column: object) -> np.ndarray:
+    """Numbers as JSON has them, NaN and infinities as texts. Raises TypeError for other values."""
+    values = numbers(column)
+    if not isinstance(values, list) or not all(type(one) in (int, float) for one in values):
+        raise TypeError("a column holds something else than numbers")
+    return np.array(values, float)
 
 
 def other_text(own: Measured, theirs: Measured) -> str | None:

@@ -24,6 +24,7 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
+from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
@@ -80,7 +81,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
     if not own:
         return row
-    summaries = [cell.summary() or {} for cell in own.values()]
+    summaries = [read_summary(cell.path) for cell in own.values()]
 
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from muse_core.errors import StorageError
+from muse_core.metrics.finished import NAME, SHOWN, Summary, read_summary
 from muse_core.metrics.jsonl import own_rows
 from muse_core.metrics.standing import standing
 from muse_core.storage import canonical_json
@@ -41,7 +42,7 @@ class RunRead:
     recipe_text: str
     lock: dict[str, Any]
     lock_text: str
-    summary: dict[str, Any]
+    summary: Summary
     """Empty before the end."""
     train: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -89,7 +90,9 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
     events = [canonical_json.numbers(row) for row in own_rows(path / "events.jsonl")]
     rows = [canonical_json.numbers(row) for row in standing(own_rows(path / "metrics.jsonl"), events)]
     starts = _starts(rows)
-    summary = _json(path / "summary.json")
+    summary = read_summary(path)
+    if (path / NAME).is_file():
+        summary.require(SHOWN)
     return RunRead(
         path=path,
         label=label or path.resolve().name,
