@@ -203,6 +203,14 @@ def _measured(report: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
         seconds = f"{report['budget_seconds']:g} s"
         lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
+    base = next(variant for variant in report["arms"] if variant["name"] == report["baseline"])
+    for variant in report["arms"]:
+        paired_seeds = variant.get("against_baseline", {}).get("seeds")
+        if paired_seeds is not None and paired_seeds < max(len(variant["seeds"]), len(base["seeds"])):
+            lines.append(
+                f"\n{variant['name']} has the seeds {_seeds(variant)} and {report['baseline']} {_seeds(base)}: the "
+                f"{versus} is over the {paired_seeds} that both have, the other columns over those of each."
+            )
     unit = "bytes" if report["measure"] == "bits_per_byte" else "tokens"
     lines += [
         f"\n{variant['name']} was evaluated on another stretch of text than {report['baseline']} "
@@ -211,7 +219,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
     ]
     few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
     single = bool(few) and min(few) <= 1
-    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
+    pairs = [variant["against_baseline"]["seeds"] for variant in report["arms"] if variant.get("against_baseline")]
+    if 1 in (*pairs, *(len(variant["seeds"]) for variant in report["arms"])):
         lines += ["", "With one seed and one document there is no interval." if single else
                   "With one seed the interval is of the text alone and knows no spread of training."]
     if single:
@@ -227,6 +236,10 @@ def _measured(report: dict[str, Any]) -> list[str]:
     ]
     computed = {variant["name"]: variant["kernels"] for variant in report["arms"] if variant.get("kernels")}
     return lines + [f"\n{sentence}" for sentence in unlike(computed)]
+
+
+def _seeds(variant: dict[str, Any]) -> str:
+    return ", ".join(map(str, variant["seeds"]))
 
 
 def _by_source(report: dict[str, Any]) -> list[str]:
