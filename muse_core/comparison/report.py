@@ -15,6 +15,7 @@ from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
 from muse_core.comparison.ratio import (
     FEW_DOCUMENTS,
+    Measured,
     other_text,
     paired,
     paired_by_source,
@@ -106,7 +107,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     }
     common = sorted(own.keys() & base.keys())
     if common and name != plan.baseline:
-        rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
+        rows = [{seed: _rows_of(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
         other = next((read for seed in common if (read := other_text(rows[0][seed], rows[1][seed]))), None)
         if other is None:
             ratio = plan.measure != "accuracy"
@@ -115,6 +116,10 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         else:
             row["other_text"] = other
     return row
+
+
+def _rows_of(run: Path, measure: str) -> Measured:
+    return read_rows(run, measure, read_summary(run)[f"held_out_{measure}"])
 
 
 def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[float | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path
         finish(cell, sum(nats))
         told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
         (cell.path / "summary.json").write_text(
-            json.dumps({"held_out_bits_per_byte": sum(nats) / 20, "device": "cpu"} | told))
+            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
         rows = {"document": document, "nats": nats, "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]}
         (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
     text = text_of(compose(read.plan, Comparison(read, out).runs()))
@@ -255,7 +256,7 @@ def test_a_ratio_over_fewer_seeds_than_the_means_beside_it_says_so(plan, tmp_pat
         finish(cell, sum(nats))
         told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
         (cell.path / "summary.json").write_text(
-            json.dumps({"held_out_bits_per_byte": sum(nats) / 20, "device": "cpu"} | told))
+            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
         rows = {"document": [0, 1], "nats": nats, "bytes": [10, 10], "tokens": [10, 10], "by_document": True}
         (cell.path / "held_out.json").write_text(json.dumps(rows))
     apart, alone = "the ratio is over the", "With one seed the interval is of the text alone"

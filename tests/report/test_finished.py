@@ -4,6 +4,7 @@ them, and nothing is counted from them."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,20 @@ def test_rows_that_are_none_are_named_and_not_compared(made_run, changes: dict) 
 def test_losses_that_are_not_finite_are_rows_all_the_same(made_run) -> None:
     run = made_run("one")
     edit(run / "held_out.json", nats=[1.0, "nan", "inf", 2])
-    assert read_rows(run, "bits_per_byte").above.tolist()[2:] == [float("inf"), 2.0]
+    assert read_rows(run, "bits_per_byte", math.nan).above.tolist()[2:] == [float("inf"), 2.0]
+    edit(run / "held_out.json", nats=[1.0, 1.0, "inf", 2])
+    assert read_rows(run, "bits_per_byte", math.inf).above.tolist()[2:] == [float("inf"), 2.0]
+
+
+def test_rows_of_another_end_than_the_summary_are_not_compared(made_run) -> None:
+    """Extended, and killed between the two files of its new end."""
+    whole, run = made_run("whole"), made_run("extended")
+    bits = read_summary(run)["held_out_bits_per_byte"]
+    rows = read_rows(run, "bits_per_byte", bits)
+    assert rows.above.sum() / math.log(2) / rows.below.sum() == pytest.approx(bits)
+    read_rows(run, "accuracy", 0.0)
+    edit(run / "held_out.json", nats=[0.9 * nats for nats in rows.above])
+    for pair in ((run, whole), (whole, run)):
+        found = CliRunner().invoke(muse, ["compare", *map(str, pair)])
+        assert found.exit_code == 3
+        assert "held_out.json: its rows have 0.9 bits per byte and summary.json 1," in found.output
