@@ -25,6 +25,8 @@ MADE = "report.json"
 """File with what the report shows and no other file of a run holds; see ``contents``."""
 SILENT = ("gate", "notice", "incident", "schema", "weights", "drift")
 """Events that interrupt nothing: they are listed, and not marked in curves."""
+SAMPLE = ("step", "prompt", "text", "temperature", "seed")
+"""Keys of a sample."""
 MAX_BYTES = 64 * 2**20
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -107,7 +109,7 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
         probes=_by_step(rows, "probe", starts),
         finals=[row for row in rows if row["event"] == "final"],
         events=[row | ({"x": _x(row, starts)} if "step" in row else {}) for row in events],
-        made=_json(path / MADE),
+        made=_content(path / MADE),
         needle_maps=_needle_maps(path),
     )
 
@@ -193,9 +195,45 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _content(file: Path) -> dict[str, Any]:
+    """``report.json`` as ``contents`` makes it."""
+    found = _json(file)
+    sample, times = found.get("sample"), found.get("times", {})
+    drawn = isinstance(sample, dict) and set(SAMPLE) <= sample.keys() and isinstance(sample["step"], int)
+    sound = (
+        _counted(found.get("parameters", []), "parameters")
+        and (sample is None or drawn)
+        and isinstance(times, dict) and _counted(times.get("rows", []), "seconds")
+        and isinstance(times.get("tokens", 0), int)
+    )
+    if not sound:
+        raise StorageError(f"{file}: is damaged (it is not what a report of this run holds) - remove it: muse report "
+                           "--model makes it anew")
+    return found
+
+
+def _counted(rows: object, key: str) -> bool:
+    """Whether these are rows of components with a number ``key`` each."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and "component" in row and finite(row, key) is not None
+        and ("bytes" not in row or finite(row, "bytes") is not None) for row in rows
+    )
+
+
 def _needle_maps(path: Path) -> list[dict[str, Any]]:
+    """Of the suites in evaluation files; what another stage has written there in another shape is passed over."""
     found = []
     for file in sorted(path.glob("evaluation-*.json")):
-        rows = _json(file).get("suites", {}).get("needles", [])
-        found += [row for row in rows if isinstance(row, dict) and {"form", "length", "by_depth"} <= row.keys()]
+        suites = _json(file).get("suites")
+        rows = suites.get("needles") if isinstance(suites, dict) else None
+        found += [row for row in rows if _is_map(row)] if isinstance(rows, list) else []
     return found
+
+
+def _is_map(row: object) -> bool:
+    if not isinstance(row, dict) or not {"form", "length", "by_depth"} <= row.keys():
+        return False
+    shares = row["by_depth"]
+    return finite(row, "length") is not None and isinstance(shares, list) and all(
+        finite({"share": share}, "share") is not None for share in shares
+    )

@@ -107,3 +107,29 @@ def test_rows_of_another_end_than_the_summary_are_not_compared(made_run) -> None
         found = CliRunner().invoke(muse, ["compare", *map(str, pair)])
         assert found.exit_code == 3
         assert "held_out.json: its rows have 0.9 bits per byte and summary.json 1," in found.output
+
+
+@pytest.mark.parametrize("changes", [
+    {"parameters": 3}, {"parameters": [{"component": "x"}]}, {"parameters": [{"component": "x", "parameters": "many"}]},
+    {"sample": "text"}, {"sample": {"step": 1}},
+    {"sample": {"step": "x", "prompt": "", "text": "", "temperature": 1, "seed": 0}},
+    {"times": []}, {"times": {"rows": [3]}}, {"times": {"tokens": "many"}},
+])
+def test_the_content_of_a_report_is_checked_before_it_is_drawn(made_run, tmp_path: Path, changes: dict) -> None:
+    run = made_run("one")
+    edit(run / "report.json", **changes)
+    found = CliRunner().invoke(muse, ["report", str(run), "-o", str(tmp_path / "out")])
+    assert found.exit_code == 3 and "report.json: is damaged" in found.output and "--model" in found.output
+
+
+@pytest.mark.parametrize("suites", [
+    [], 3, {"needles": 3}, {"needles": [3]}, {"needles": [{"form": "a", "length": "x", "by_depth": [0.5]}]},
+    {"needles": [{"form": "a", "length": 64, "by_depth": 3}]},
+    {"needles": [{"form": "a", "length": 64, "by_depth": ["x"]}]},
+])
+def test_an_evaluation_of_another_shape_is_no_needle_map(made_run, suites: object) -> None:
+    run = made_run("one")
+    sound = {"form": "single", "length": 64, "by_depth": [0.0, 1.0]}
+    (run / "evaluation-0.json").write_text(json.dumps({"suites": suites}))
+    (run / "evaluation-1.json").write_text(json.dumps({"suites": {"needles": [sound]}}))
+    assert read_run(run).needle_maps == [sound]
