@@ -188,7 +188,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         with storage_errors("read", path):
             found = canonical_json.numbers(json.loads(read_file(path, limit=MAX_BYTES)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: is damaged ({error}) - restore it from a copy, or remove it") from None
     if not isinstance(found, dict):
         raise StorageError(f"{path}: is no JSON object - restore it from a copy, or remove it")

@@ -233,8 +233,8 @@ def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Pat
         for cell in cells:
             (cell.path / "summary.json").write_text(
                 json.dumps({"held_out_bits_per_byte": 1.0, "device": "cuda"} | told))
-            rows = {"document": [0], "nats": [1.0], "hits": [0], "bytes": [1], "tokens": [1], "by_document": True}
-            (cell.path / "held_out.json").write_text(json.dumps(rows))
+            rows = {"document": [0], "nats": [math.log(2)], "hits": [0], "bytes": [1], "tokens": [1]}
+            (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
             kernels = [("fast_weights key=128 value=256", backends[cell.variant.name]), ("gated_norm", "triton")]
             table = {"format": 1, "recipe": {"seed": 1}, "kernels": [dict(request=r, backend=b) for r, b in kernels]}
             (cell.path / "muse.lock.toml").write_text(to_toml(table))

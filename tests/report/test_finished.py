@@ -19,6 +19,12 @@ from muse_core.metrics.finished import SHOWN, Summary, read_summary
 from muse_core.report.reading import read_run
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a comparison that should have been refused may write."""
+    monkeypatch.chdir(tmp_path)
+
+
 def edit(file: Path, **changes: Any) -> None:
     """Sets keys of a JSON object; a key that is set to Ellipsis is left out."""
     table = json.loads(file.read_text()) | changes
