@@ -27,8 +27,11 @@ from muse_core.evaluation.scoring import Reader, score
 from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.metrics.console import Display
-from muse_core.metrics.jsonl import read_rows
+from muse_core.metrics.finished import NAME as SUMMARY
+from muse_core.metrics.finished import read_summary
+from muse_core.metrics.jsonl import own_rows
 from muse_core.metrics.schema import EVENTS
+from muse_core.metrics.standing import standing
 from muse_core.model.flops import parameter_count
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
@@ -166,25 +169,19 @@ class Opened:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json of the run; what is not finite is a float again. Raises StorageError when there is none yet."""
-        file = self._run / "summary.json"
-        try:
-            found: dict[str, Any] = numbers(json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise StorageError(f"{file}: is not there - the run has not finished") from None
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{file}: cannot be read ({error})") from error
-        return found
+        file = self._run / SUMMARY
+        if not file.exists():
+            raise StorageError(f"{file}: is not there - the run has not finished")
+        return dict(read_summary(self._run))
 
     def records(self, event: str = "train") -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``. Of
-        repeated steps the last row counts; what is not finite is a float again. Raises ValueError for another event."""
+        """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``, with
+        ``stage`` and ``step``. Steps that a rollback or a resumption took back are left out; what is not finite is a
+        float again. Raises ValueError for another event."""
         if event not in EVENTS:
             raise ValueError(f"event must be one of {', '.join(EVENTS)}, not {event!r}")
-        rows: dict[Any, dict[str, Any]] = {}
-        for row in read_rows(self._run / "metrics.jsonl"):
-            if row.get("event") == event:
-                rows[row.get("step"), row.get("length")] = numbers(row)
-        return list(rows.values())
+        rows = standing(own_rows(self._run / "metrics.jsonl"), own_rows(self._run / "events.jsonl"))
+        return [numbers(row) for row in rows if row["event"] == event]
 
     def report(self) -> Path:
         """Draw ``report.html`` and its pictures in the run's directory, with a sample of these weights, as ``muse

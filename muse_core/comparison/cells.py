@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from muse_core.comparison.plan import ComparisonPlan, Read, Value, Variant, value_name, value_text
 from muse_core.errors import RecipeError, StorageError
+from muse_core.metrics.finished import NAME as SUMMARY
+from muse_core.metrics.finished import Summary, read_summary
 from muse_core.recipe import read_recipe, to_toml
 from muse_core.recipe.lock import not_as_made, read_lock
-from muse_core.storage.canonical_json import numbers
 from muse_core.storage.directory_lock import in_use
 
 FAILED = "failed.txt"
@@ -41,16 +40,9 @@ class Cell:
     def name(self) -> str:
         return f"{self.variant.name}/{self.path.name}"
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """What the finished run reports; None before. Raises StorageError for a file that is not one."""
-        file = self.path / "summary.json"
-        if not file.is_file():
-            return None
-        try:
-            found: dict[str, Any] = numbers(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{file}: cannot be read ({error}) - remove {self.path} to repeat this run") from None
-        return found
+        return read_summary(self.path) if (self.path / SUMMARY).is_file() else None
 
     def failure(self) -> str | None:
         """Why the run failed, when it did; a run that was finished since has not."""

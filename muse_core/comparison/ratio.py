@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import attrs
 import numpy as np
 
 from muse_core.errors import StorageError
+from muse_core.storage.canonical_json import numbers
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """97.5 % quantiles of Student's t with 1, 2, … degrees of freedom."""
 NORMAL = 1.96
+SAME = 1e-6
+"""Relative difference that sums in another order, and the digits of a file, may make."""
 FEW_DOCUMENTS = 40
 """Below so many documents of equal size a report says that more of them would narrow the interval."""
 
@@ -67,21 +71,42 @@ class Measured:
         return dict(zip(documents.tolist(), np.bincount(place, self.below).tolist(), strict=True))
 
 
-def read_rows(run: Path, measure: str) -> Measured:
-    """The rows of a finished run. Raises StorageError where it has none."""
+def read_rows(run: Path, measure: str, mean: float) -> Measured:
+    """The rows of a finished run. Raises StorageError where it has none, some of another kind than runs write, or such
+    as do not have the ``mean`` of the run's summary: a run that was extended and died while it measured has rows of its
+    new end beside the summary of its old one."""
     file = run / "held_out.json"
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        above = table["hits" if measure == "accuracy" else "nats"]
-        below = table["bytes" if measure == "bits_per_byte" else "tokens"]
+        document = np.array([operator.index(number) for number in table["document"]], np.int64)
+        above = _floats(table["hits" if measure == "accuracy" else "nats"])
+        below = _floats(table["bytes" if measure == "bits_per_byte" else "tokens"])
         # Runs of earlier versions do not tell what their documents are called.
         sources = {int(number): str(one["source"]) for number, one in table.get("documents", {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{file}: cannot be read ({error!r}) - remove {run} to repeat this run") from None
-    return Measured(
-        document=np.array(table["document"]), above=np.array(above, float), below=np.array(below, float),
-        sources=sources, exact="by_document" in table,
-    )
+        if not 0 < len(document) == len(above) == len(below):
+            raise ValueError(f"{len(document)} documents, {len(above)} numerators and {len(below)} denominators")
+        if not (np.isfinite(below) & (below >= 0)).all() or below.sum() == 0:
+            raise ValueError("there is nothing to divide by")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise StorageError(
+            f"{file}: cannot be read ({error!r}) - restore it from a copy, or remove summary.json: muse-run --resume "
+            f"{run} measures the run again"
+        ) from None
+    found = float(above.sum() / below.sum()) / (math.log(2) if measure == "bits_per_byte" else 1)
+    if not np.isclose(found, mean, rtol=SAME, equal_nan=True):
+        raise StorageError(
+            f"{file}: its rows have {found:.6g} {measure.replace('_', ' ')} and summary.json {mean:.6g}, so that one "
+            f"of them is not of this end of the run - remove summary.json: muse-run --resume {run} measures it again"
+        )
+    return Measured(document=document, above=above, below=below, sources=sources, exact="by_document" in table)
+
+
+def _floats(column: object) -> np.ndarray:
+    """Numbers as JSON has them, NaN and infinities as texts. Raises TypeError for other values."""
+    values = numbers(column)
+    if not isinstance(values, list) or not all(type(one) in (int, float) for one in values):
+        raise TypeError("a column holds something else than numbers")
+    return np.array(values, float)
 
 
 def other_text(own: Measured, theirs: Measured) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from muse_core.comparison.cells import Cell, scores_by_value, sweepless
 from muse_core.comparison.plan import ComparisonPlan, Value, value_name
 from muse_core.comparison.ratio import (
     FEW_DOCUMENTS,
+    Measured,
     other_text,
     paired,
     paired_by_source,
@@ -23,9 +25,12 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
-from muse_core.metrics.jsonl import read_rows as records_of
+from muse_core.metrics.finished import read_summary
+from muse_core.metrics.jsonl import own_rows as records_of
+from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
+from muse_core.storage.canonical_json import numbers
 
 
 def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     row: dict[str, Any] = {"name": name, "value": value, "seeds": sorted(own)}
     if not own:
         return row
-    summaries = [cell.summary() or {} for cell in own.values()]
+    summaries = [read_summary(cell.path) for cell in own.values()]
 
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)
@@ -102,7 +107,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     }
     common = sorted(own.keys() & base.keys())
     if common and name != plan.baseline:
-        rows = [{seed: read_rows(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
+        rows = [{seed: _rows_of(cells[seed].path, plan.measure) for seed in common} for cells in (own, base)]
         other = next((read for seed in common if (read := other_text(rows[0][seed], rows[1][seed]))), None)
         if other is None:
             ratio = plan.measure != "accuracy"
@@ -113,12 +118,16 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     return row
 
 
+def _rows_of(run: Path, measure: str) -> Measured:
+    return read_rows(run, measure, read_summary(run)[f"held_out_{measure}"])
+
+
 def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[float | None]]:
     """Pattern → [first, last, held out] over all runs, reduced over layers by the suffix of the name. First and last of
     rows of training or probes; None where there is nothing of the kind."""
     moments: tuple[dict[str, list[float]], ...] = ({}, {}, {})
     for cell in cells:
-        rows = list(records_of(cell.path / "metrics.jsonl"))
+        rows = [numbers(row) for row in standing(records_of(cell.path / "metrics.jsonl"))]
         trained = [row for row in rows if row.get("event") in ("train", "probe")]
         final = [row for row in rows if row.get("event") == "final"][:1]
         for found, part in zip(moments, (trained[::-1], trained, final)):
@@ -133,6 +142,8 @@ def _watched(plan: ComparisonPlan, cells: Iterable[Cell]) -> dict[str, list[floa
 def _reduced(pattern: str, values: list[float] | None) -> float | None:
     if not values:
         return None
+    if any(map(math.isnan, values)):
+        return math.nan
     if pattern.endswith("_min"):
         return min(values)
     return max(values) if pattern.endswith("_max") else sum(values) / len(values)
@@ -197,6 +208,14 @@ def _measured(report: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
         seconds = f"{report['budget_seconds']:g} s"
         lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
+    base = next(variant for variant in report["arms"] if variant["name"] == report["baseline"])
+    for variant in report["arms"]:
+        paired_seeds = variant.get("against_baseline", {}).get("seeds")
+        if paired_seeds is not None and paired_seeds < max(len(variant["seeds"]), len(base["seeds"])):
+            lines.append(
+                f"\n{variant['name']} has the seeds {_seeds(variant)} and {report['baseline']} {_seeds(base)}: the "
+                f"{versus} is over the {paired_seeds} that both have, the other columns over those of each."
+            )
     unit = "bytes" if report["measure"] == "bits_per_byte" else "tokens"
     lines += [
         f"\n{variant['name']} was evaluated on another stretch of text than {report['baseline']} "
@@ -205,7 +224,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
     ]
     few = [variant["against_baseline"]["documents"] for variant in report["arms"] if variant.get("against_baseline")]
     single = bool(few) and min(few) <= 1
-    if any(len(variant["seeds"]) == 1 for variant in report["arms"]):
+    pairs = [variant["against_baseline"]["seeds"] for variant in report["arms"] if variant.get("against_baseline")]
+    if 1 in (*pairs, *(len(variant["seeds"]) for variant in report["arms"])):
         lines += ["", "With one seed and one document there is no interval." if single else
                   "With one seed the interval is of the text alone and knows no spread of training."]
     if single:
@@ -221,6 +241,10 @@ def _measured(report: dict[str, Any]) -> list[str]:
     ]
     computed = {variant["name"]: variant["kernels"] for variant in report["arms"] if variant.get("kernels")}
     return lines + [f"\n{sentence}" for sentence in unlike(computed)]
+
+
+def _seeds(variant: dict[str, Any]) -> str:
+    return ", ".join(map(str, variant["seeds"]))
 
 
 def _by_source(report: dict[str, Any]) -> list[str]:

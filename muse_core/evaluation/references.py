@@ -126,24 +126,25 @@ class Judge:
         """After an evaluation in training. Raises Halted from ``evaluate.halt_from`` on."""
         start = self._evaluate.halt_from
         if start is not None and step >= start:
-            self._halt(lambda: self._on("validation", self._evaluate.tokens), loss, f"halted at step {step}")
+            self._halt(lambda: self._on("validation", self._evaluate.tokens), loss, f"halted at step {step}", step)
 
     def ended(self, loss: float) -> None:
         """After the final evaluation. Raises Halted."""
         self._halt(self.references, loss, "halted after the last step")
 
-    def _halt(self, ask: Callable[[], References], loss: float, when: str) -> None:
+    def _halt(self, ask: Callable[[], References], loss: float, when: str, step: int | None = None) -> None:
         level = self._evaluate.halt_above
         if level == "never":
             return
         references = ask()
         name = level if level in references.nats else "chance"
         if name in references.not_reached(loss):
-            raise Halted(
+            reason = (
                 f"{when}: the held-out loss, {loss:.4f} nats per token, is not below {references.nats[name]:.4f}, that "
                 f"of {MEANING[name]} (evaluate.halt_above) - lower train.learning_rate, or look at the records for "
                 "when it rose"
             )
+            raise Halted(reason, {"reason": reason} | ({} if step is None else {"step": step}))
 
     @functools.cached_property
     def _counts(self) -> Counts:

@@ -72,6 +72,8 @@ class Telemetry:
         self.sinks.event(row)
 
     def _event(self, row: Mapping[str, Any]) -> None:
+        if "step" in row:  # which is counted in its stage
+            row = {"stage": self.stage} | row
         self.records.event(row)
         if self.listener is not None:
             self.listener.event(row)

@@ -70,7 +70,9 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
 
 def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
     remarks = [*_require_comparable(run, base), *_gone_on(run), *_gone_on(base)]
-    own, theirs = (read_rows(one.path, "bits_per_byte") for one in (run, base))
+    own, theirs = (
+        read_rows(one.path, "bits_per_byte", one.summary["held_out_bits_per_byte"]) for one in (run, base)
+    )
     _require_same_documents(run, base, own, theirs)
     found = paired({0: own}, {0: theirs}, ratio=True)
     if found.low is None:

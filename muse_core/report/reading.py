@@ -13,7 +13,9 @@ from typing import Any
 import attrs
 
 from muse_core.errors import StorageError
+from muse_core.metrics.finished import NAME, SHOWN, Summary, read_summary
 from muse_core.metrics.jsonl import own_rows
+from muse_core.metrics.standing import standing
 from muse_core.storage import canonical_json
 from muse_core.storage.directory_lock import in_use
 from muse_core.storage.disk import read_file, storage_errors
@@ -23,6 +25,8 @@ MADE = "report.json"
 """File with what the report shows and no other file of a run holds; see ``contents``."""
 SILENT = ("gate", "notice", "incident", "schema", "weights", "drift")
 """Events that interrupt nothing: they are listed, and not marked in curves."""
+SAMPLE = ("step", "prompt", "text", "temperature", "seed")
+"""Keys of a sample."""
 MAX_BYTES = 64 * 2**20
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -40,7 +44,7 @@ class RunRead:
     recipe_text: str
     lock: dict[str, Any]
     lock_text: str
-    summary: dict[str, Any]
+    summary: Summary
     """Empty before the end."""
     train: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -58,16 +62,21 @@ class RunRead:
 
     @property
     def steps(self) -> int:
-        """Of the newest row of training, or where it was interrupted behind that row."""
-        stops = (row for row in self.events if row["event"] == "interrupted" and "x" in row)
-        return max((row["x"] for row in (*self.train, *stops)), default=0)
+        """Of the newest row, or where the run was interrupted, halted or ended behind it."""
+        last = (row for row in self.events[-1:] if row["event"] in ("interrupted", "halt") and "x" in row)
+        ended = [self.summary["steps"]] if self._one_stage and self.state == "done" else []
+        return max([*ended, *(row["x"] for row in (*self.train, *self.evaluations, *last))], default=0)
+
+    @property
+    def _one_stage(self) -> bool:
+        stages = [stage.get("use") if isinstance(stage, dict) else stage for stage in self.recipe.get("stages", ())]
+        return len([stage for stage in stages if stage != "evaluate"]) < 2
 
     @property
     def progress(self) -> tuple[int, int | None]:
         """Steps, and how many are planned. Of several stages, each of which plans its own: once the run has ended those
         of the last one, as its summary has them; before that the steps of all, and None."""
-        stages = [stage.get("use") if isinstance(stage, dict) else stage for stage in self.recipe.get("stages", ())]
-        if len([stage for stage in stages if stage != "evaluate"]) < 2:
+        if self._one_stage:
             return self.steps, self.recipe.get("train", {}).get("steps")
         if self.summary and self.state in ("done", "halted"):
             return self.summary["steps"], self.summary["planned_steps"]
@@ -80,14 +89,16 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
     require_run(path)
     recipe, recipe_text = _toml(path / "recipe.toml")
     lock, lock_text = _toml(path / "muse.lock.toml") if (path / "muse.lock.toml").is_file() else ({}, "")
-    rows = [canonical_json.numbers(row) for row in own_rows(path / "metrics.jsonl")]
     events = [canonical_json.numbers(row) for row in own_rows(path / "events.jsonl")]
+    rows = [canonical_json.numbers(row) for row in standing(own_rows(path / "metrics.jsonl"), events)]
     starts = _starts(rows)
-    summary = _json(path / "summary.json")
+    summary = read_summary(path)
+    if (path / NAME).is_file():
+        summary.require(SHOWN)
     return RunRead(
         path=path,
         label=label or path.resolve().name,
-        state=_stopped(summary, events) if own or not in_use(path) else "running",
+        state=_stopped(summary, events, rows) if own or not in_use(path) else "running",
         recipe=recipe,
         recipe_text=recipe_text,
         lock=lock,
@@ -98,7 +109,7 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
         probes=_by_step(rows, "probe", starts),
         finals=[row for row in rows if row["event"] == "final"],
         events=[row | ({"x": _x(row, starts)} if "step" in row else {}) for row in events],
-        made=_json(path / MADE),
+        made=_content(path / MADE),
         needle_maps=_needle_maps(path),
     )
 
@@ -149,15 +160,17 @@ def _x(row: dict[str, Any], starts: dict[int, int]) -> int:
 
 
 def _by_step(rows: list[dict[str, Any]], event: str, starts: dict[int, int]) -> list[dict[str, Any]]:
-    """The rows of an event in the order of their steps, of rows with the same step the last; ``x`` is the step."""
-    found = {_x(row, starts): row for row in rows if row["event"] == event}
-    return [found[x] | {"x": x} for x in sorted(found)]
+    """The rows of an event; ``x`` is the step."""
+    return [row | {"x": _x(row, starts)} for row in rows if row["event"] == event]
 
 
-def _stopped(summary: dict[str, Any], events: list[dict[str, Any]]) -> str:
+def _stopped(summary: dict[str, Any], events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """A run that was gone on with keeps the summary of its earlier end until its next one."""
     last = events[-1]["event"] if events else ""
-    return {"interrupted": "interrupted", "halt": "halted"}.get(last, "done" if summary else "unfinished")
+    kinds = [row["event"] for row in rows]
+    gone_on = "final" in kinds and "train" in kinds[kinds.index("final"):]
+    ended = "done" if summary and not gone_on else "unfinished"
+    return {"interrupted": "interrupted", "halt": "halted"}.get(last, ended)
 
 
 def _toml(path: Path) -> tuple[dict[str, Any], str]:
@@ -175,16 +188,52 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         with storage_errors("read", path):
             found = canonical_json.numbers(json.loads(read_file(path, limit=MAX_BYTES)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: is damaged ({error}) - restore it from a copy, or remove it") from None
     if not isinstance(found, dict):
         raise StorageError(f"{path}: is no JSON object - restore it from a copy, or remove it")
     return found
 
 
+def _content(file: Path) -> dict[str, Any]:
+    """``report.json`` as ``contents`` makes it."""
+    found = _json(file)
+    sample, times = found.get("sample"), found.get("times", {})
+    drawn = isinstance(sample, dict) and set(SAMPLE) <= sample.keys() and isinstance(sample["step"], int)
+    sound = (
+        _counted(found.get("parameters", []), "parameters")
+        and (sample is None or drawn)
+        and isinstance(times, dict) and _counted(times.get("rows", []), "seconds")
+        and isinstance(times.get("tokens", 0), int)
+    )
+    if not sound:
+        raise StorageError(f"{file}: is damaged (it is not what a report of this run holds) - remove it: muse report "
+                           "--model makes it anew")
+    return found
+
+
+def _counted(rows: object, key: str) -> bool:
+    """Whether these are rows of components with a number ``key`` each."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and "component" in row and finite(row, key) is not None
+        and ("bytes" not in row or finite(row, "bytes") is not None) for row in rows
+    )
+
+
 def _needle_maps(path: Path) -> list[dict[str, Any]]:
+    """Of the suites in evaluation files; what another stage has written there in another shape is passed over."""
     found = []
     for file in sorted(path.glob("evaluation-*.json")):
-        rows = _json(file).get("suites", {}).get("needles", [])
-        found += [row for row in rows if isinstance(row, dict) and {"form", "length", "by_depth"} <= row.keys()]
+        suites = _json(file).get("suites")
+        rows = suites.get("needles") if isinstance(suites, dict) else None
+        found += [row for row in rows if _is_map(row)] if isinstance(rows, list) else []
     return found
+
+
+def _is_map(row: object) -> bool:
+    if not isinstance(row, dict) or not {"form", "length", "by_depth"} <= row.keys():
+        return False
+    shares = row["by_depth"]
+    return finite(row, "length") is not None and isinstance(shares, list) and all(
+        finite({"share": share}, "share") is not None for share in shares
+    )

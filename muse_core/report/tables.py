@@ -150,7 +150,7 @@ def events_table(run: RunRead) -> Table:
     for event in run.events[-MOST_EVENTS:]:
         when = finite(event, "time")
         told = {key: value for key, value in event.items()
-                if key not in ("event", "time", "step", "x", "sequence", "attempt", "reason", "monitor")}
+                if key not in ("event", "time", "stage", "step", "x", "sequence", "attempt", "reason", "monitor")}
         rows.append((
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when is not None else "",
             f"{event['step']:,}" if "step" in event else "", str(event["event"]), str(event.get("monitor", "")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import attrs
 
 from muse_core.data.kept import lock_in, newest_folder
 from muse_core.errors import RecipeError, StorageError
+from muse_core.metrics.finished import read_summary
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.lock import plugins_named
@@ -111,7 +111,7 @@ def weight_bytes(run: Path) -> int:
 
 def _worse(run: Path, folder: Path) -> str:
     """How the perplexity moved, where both runs read the same held-out text."""
-    old, new = (json.loads((one / "summary.json").read_text(encoding="utf-8")) for one in (run, folder))
+    old, new = map(read_summary, (run, folder))
     same = all(old.get(key) == new.get(key) for key in ("held_out_split", "held_out_tokens"))
     before, after = old.get("held_out_perplexity"), new.get("held_out_perplexity")
     if not same or not isinstance(before, float) or not isinstance(after, float):

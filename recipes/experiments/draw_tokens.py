@@ -8,11 +8,11 @@ docs/decisions/intervals.md. The picture needs muse-core[report].
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from muse_core.comparison.ratio import paired, read_rows
+from muse_core.metrics.finished import read_summary
 from muse_core.report.charts import SCHEMA, Chart
 from muse_core.report.drawing import svg
 
@@ -34,9 +34,13 @@ def points(comparisons: list[Path]) -> list[dict[str, Any]]:
             seeds = sorted(runs[0].keys() & runs[1].keys())
             if not seeds:
                 continue
-            rows = [{seed: read_rows(of[seed], "bits_per_byte") for seed in seeds} for of in runs]
+            told = [[read_summary(of[seed]) for seed in seeds] for of in runs]
+            rows = [
+                {seed: read_rows(of[seed], "bits_per_byte", one["held_out_bits_per_byte"])
+                 for seed, one in zip(seeds, each, strict=True)}
+                for of, each in zip(runs, told, strict=True)
+            ]
             ratio = paired(rows[0], rows[1], ratio=True)
-            told = [[json.loads((of[seed] / "summary.json").read_text()) for seed in seeds] for of in runs]
             means = [sum(each["held_out_bits_per_byte"] for each in of) / len(seeds) for of in told]
             found.append(
                 {"pair": f"{one} / {other}", "tokens": told[0][0]["train_tokens"], "seeds": len(seeds), "means": means}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -144,7 +145,7 @@ def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: P
         (cell.path / "held_out.json").write_text(json.dumps({"document": [0, 1], "nats": nats, "bytes": size}))
         (cell.path / "summary.json").write_text(json.dumps({
             "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
-            "held_out_bits_per_byte": sum(nats) / sum(size), "stopped_by_time": False,
+            "held_out_bits_per_byte": sum(nats) / math.log(2) / sum(size), "stopped_by_time": False,
         }))
     done = call(plan, "-o", out, "--report")
     assert done.exit_code == 0, done.output
@@ -163,7 +164,7 @@ def test_a_report_of_text_from_several_sources_has_the_ratio_for_each(plan: Path
         (cell.path / "held_out.json").write_text(json.dumps(rows))
         (cell.path / "summary.json").write_text(json.dumps({
             "parameters": 9, "train_tokens": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "device": "cpu",
-            "held_out_bits_per_byte": sum(nats) / 40, "stopped_by_time": False,
+            "held_out_bits_per_byte": sum(nats) / math.log(2) / 40, "stopped_by_time": False,
         }))
     done = call(plan, "-o", out, "--report")
     assert done.exit_code == 0, done.output

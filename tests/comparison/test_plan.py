@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,7 @@ def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path
         finish(cell, sum(nats))
         told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
         (cell.path / "summary.json").write_text(
-            json.dumps({"held_out_bits_per_byte": sum(nats) / 20, "device": "cpu"} | told))
+            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
         rows = {"document": document, "nats": nats, "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]}
         (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
     text = text_of(compose(read.plan, Comparison(read, out).runs()))
@@ -245,8 +246,8 @@ def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Pat
         for cell in cells:
             (cell.path / "summary.json").write_text(
                 json.dumps({"held_out_bits_per_byte": 1.0, "device": "cuda"} | told))
-            rows = {"document": [0], "nats": [1.0], "hits": [0], "bytes": [1], "tokens": [1], "by_document": True}
-            (cell.path / "held_out.json").write_text(json.dumps(rows))
+            rows = {"document": [0], "nats": [math.log(2)], "hits": [0], "bytes": [1], "tokens": [1]}
+            (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
             kernels = [("fast_weights key=128 value=256", backends[cell.variant.name]), ("gated_norm", "triton")]
             table = {"format": 1, "recipe": {"seed": 1}, "kernels": [dict(request=r, backend=b) for r, b in kernels]}
             (cell.path / "muse.lock.toml").write_text(to_toml(table))
@@ -258,3 +259,26 @@ def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Pat
     assert "gated_norm is" not in text_of(report)
     computed(one="triton", other="triton")
     assert "is computed by" not in text_of(compose(read.plan, Comparison(read, out).runs()))
+
+
+def test_a_ratio_over_fewer_seeds_than_the_means_beside_it_says_so(plan, tmp_path: Path) -> None:
+    """One run of each variant failed, of different seeds: one pair is left, which knows no spread of training."""
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0].replace("[1, 2]", "[1, 2, 3]"))), tmp_path / "out"
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        nats = [8.0 + cell.seed, 9.0]
+        finish(cell, sum(nats))
+        told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
+        (cell.path / "summary.json").write_text(
+            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
+        rows = {"document": [0, 1], "nats": nats, "bytes": [10, 10], "tokens": [10, 10], "by_document": True}
+        (cell.path / "held_out.json").write_text(json.dumps(rows))
+    apart, alone = "the ratio is over the", "With one seed the interval is of the text alone"
+    text = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert apart not in text and alone not in text
+    missing = {("one", 1), ("other", 2)}
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        if (cell.variant.name, cell.seed) in missing:
+            (cell.path / "summary.json").unlink()
+            (cell.path / "failed.txt").write_text("exit code 4: it diverged\n")
+    text = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert f"other has the seeds 1, 3 and one 2, 3: {apart} 1 that both have" in text and alone in text

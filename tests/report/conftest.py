@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,13 +88,14 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
         parts = [{"component": "fast-weights", "parameters": 750}, {"component": "embedding", "parameters": 250}]
         (path / "report.json").write_text(json.dumps({"parameters": parts, "sample": sample}))
         if finished:
-            nats = [factor * size for factor, size in zip(factors, sizes, strict=True)]
+            nats = [factor * size * math.log(2) for factor, size in zip(factors, sizes, strict=True)]
             rows = {"split": split, "length": length, "by_document": True, "document": [0, 1, 2, 3], "hits": [0] * 4,
                     "nats": nats, "tokens": sizes, "bytes": sizes}
             if sources:
                 rows["documents"] = {number: {"name": f"{number}", "source": of} for number, of in enumerate(sources)}
             (path / "held_out.json").write_text(json.dumps(rows))
-            (path / "summary.json").write_text(json.dumps(summary(sum(nats) / sum(sizes), held_out_split=split)))
+            bits = sum(nats) / math.log(2) / sum(sizes)
+            (path / "summary.json").write_text(json.dumps(summary(bits, held_out_split=split)))
         return path
 
     return make

@@ -248,7 +248,9 @@ def test_the_state_of_a_run(made_run):
     assert read_run(made_run("two", finished=False)).state == "unfinished"
 
 
-@pytest.mark.parametrize("name, content", [("recipe.toml", "a = ["), ("summary.json", "{"), ("report.json", "[]")])
+@pytest.mark.parametrize("name, content", [
+    ("recipe.toml", "a = ["), ("summary.json", "{"), ("report.json", "[]"), ("report.json", "[" * 100_000),
+])
 def test_a_damaged_file_is_named(made_run, name, content):
     path = made_run("one")
     (path / name).write_text(content)
