@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from muse_core.building import build_model
 from muse_core.cli.compare import compare
-from muse_core.comparison.cells import chosen_values, reported_cells, sweepless, tuning_cells
+from muse_core.comparison.cells import chosen_values, reported_cells, scores_by_value, sweepless, tuning_cells
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, text_of
 from muse_core.comparison.runs import Comparison
@@ -245,3 +245,94 @@ def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Pat
     assert "gated_norm is" not in text_of(report)
     computed(one="triton", other="triton")
     assert "is computed by" not in text_of(compose(read.plan, Comparison(read, out).runs()))
+def ended(cell, documents: list[int], rows: dict[str, list[float]], **more: float) -> None:
+    """A finished run and what it found of every document."""
+    cell.path.mkdir(parents=True)
+    told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
+    (cell.path / "summary.json").write_text(json.dumps({"device": "cpu"} | told | more))
+    (cell.path / "held_out.json").write_text(json.dumps({"document": documents, "by_document": True} | rows))
+
+
+@pytest.mark.parametrize("measure", ["loss", "bits_per_byte", "accuracy"])
+def test_a_report_compares_the_seeds_that_both_have_in_what_the_plan_measures(plan, tmp_path: Path, measure) -> None:
+    text = f'measure = "{measure}"\n' + PLAN.partition("[tune]")[0].replace("[1, 2]", "[1, 2, 3]")
+    read, out = read_plan(plan(text)), tmp_path / "out"
+    means, nats = {"one": [], "other": []}, {"one": [], "other": []}
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        if (cell.variant.name, cell.seed) == ("one", 3):
+            continue
+        of_rows = [float(len(nats[cell.variant.name]) + place + 3) for place in range(2)]
+        nats[cell.variant.name].append(sum(of_rows) + (cell.variant.name == "other"))
+        means[cell.variant.name].append(0.1 * sum(of_rows))
+        of_rows[1] += cell.variant.name == "other"
+        rows = {"nats": of_rows, "hits": [one + 1 for one in of_rows], "bytes": [20, 30], "tokens": [10, 30]}
+        ended(cell, [4, 7], rows, **{f"held_out_{measure}": means[cell.variant.name][-1], "train_seconds": cell.seed})
+    one, other = compose(read.plan, Comparison(read, out).runs())["arms"]
+    assert one["seeds"] == [1, 2] and other["seeds"] == [1, 2, 3]
+    assert one["mean"] == pytest.approx(sum(means["one"]) / 2)
+    assert other["mean"] == pytest.approx(sum(means["other"]) / 3)
+    assert (one["seconds"], other["seconds"]) == (1.5, 2.0) and "against_baseline" not in one
+    pairs = list(zip(nats["other"], nats["one"]))
+    due = [(mine - theirs) / 40 if measure == "accuracy" else mine / theirs for mine, theirs in pairs]
+    assert other["against_baseline"]["by_seed"] == pytest.approx(tuple(due))
+
+
+@pytest.mark.parametrize(("measure", "key"), [("loss", "tokens"), ("bits_per_byte", "bytes")])
+def test_one_seed_on_other_text_is_enough_to_compare_none(plan, tmp_path: Path, measure: str, key: str) -> None:
+    """As many tokens in all, of which one document has one more and one has one less."""
+    read, out = read_plan(plan(f'measure = "{measure}"\n' + PLAN.partition("[tune]")[0])), tmp_path / "out"
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        read_of = [9, 11] if (cell.variant.name, cell.seed) == ("other", 2) else [10, 10]
+        rows = {"nats": [1.0, 2.0], "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]} | {key: read_of}
+        ended(cell, [4, 7], rows, **{f"held_out_{measure}": 0.1})
+    _, other = compose(read.plan, Comparison(read, out).runs())["arms"]
+    assert "against_baseline" not in other and other["other_text"] == "20 of 2 documents and 20 of 2 documents"
+
+
+def test_runs_of_which_one_counts_rows_for_their_first_document_are_not_compared(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0].replace("[1, 2]", "[1]"))), tmp_path / "out"
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        rows = {"nats": [1.0, 2.0], "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]}
+        ended(cell, [4, 7], rows, held_out_bits_per_byte=0.1)
+        if cell.variant.name == "other":
+            (cell.path / "held_out.json").write_text(json.dumps({"document": [4, 7]} | rows))
+    _, other = compose(read.plan, Comparison(read, out).runs())["arms"]
+    assert "an earlier version" in other["other_text"]
+
+
+def test_watched_metrics_are_reduced_by_their_names_from_first_to_last(plan, tmp_path: Path) -> None:
+    text = 'watch = ["*/rate", "*/decay_min", "*/decay_max"]\n' + PLAN.partition("[tune]")[0]
+    read, out = read_plan(plan(text)), tmp_path / "out"
+    for cell in reported_cells(read, out, {"one": None}):
+        ended(cell, [0], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]}, held_out_bits_per_byte=0.1)
+        rows = [
+            {"event": event, "sequence": number, "attempt": 1, "step": number,
+             **{f"{layer}/{name}": value + 10 * number + 100 * cell.seed + 1000 * (layer == "b")
+                for layer in "ab" for name, value in (("rate", 1.0), ("decay_min", 2.0), ("decay_max", 3.0))}}
+            for number, event in enumerate(("train", "probe", "train", "eval", "final"))
+        ]
+        (cell.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compose(read.plan, Comparison(read, out).runs())["watched"]["one"]
+    assert found["*/rate"] == [1 + 10 * n + 150 + 500 for n in (0, 2, 4)], "means over layers and seeds"
+    assert found["*/decay_min"] == [2 + 10 * n + 100 for n in (0, 2, 4)]
+    assert found["*/decay_max"] == [3 + 10 * n + 1200 for n in (0, 2, 4)]
+
+
+def test_a_value_is_judged_by_its_mean_over_all_seeds_of_the_sweep(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN + "seeds = [0, 5]\n")), tmp_path / "out"
+    sweep = [cell for cell in tuning_cells(read, out) if cell.variant.name == "one"]
+    scores = {(1e-3, 0): 1.0, (1e-3, 5): 3.0, (2e-3, 0): 1.9, (2e-3, 5): 1.9}
+    for cell in sweep[:3]:
+        finish(cell, scores[cell.value, cell.seed])
+    assert dict(scores_by_value(read.plan, sweep)).keys() == {1e-3}, "a value with a run to come has no mean"
+    finish(sweep[3], scores[sweep[3].value, sweep[3].seed])
+    assert chosen_values(read.plan, sweep)["one"] == 2e-3
+
+
+def test_a_run_that_was_finished_after_it_failed_has_not_failed(plan, tmp_path: Path) -> None:
+    cell = tuning_cells(read_plan(plan()), tmp_path / "out")[0]
+    cell.path.mkdir(parents=True)
+    (cell.path / "failed.txt").write_text("exit code 4: it diverged\n")
+    assert cell.settled() and cell.failure() == "exit code 4: it diverged"
+    (cell.path / "summary.json").write_text('{"held_out_bits_per_byte": 2.0}')
+    assert cell.settled() and cell.failure() is None

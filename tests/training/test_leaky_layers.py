@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Batch, LayerOutput, Tokens
+from muse_core.contracts import Batch, LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
+from muse_core.evaluation.causality import exact_leak
 from muse_core.evaluation.causality_gradients import cuts, gradient_leak
 from muse_core.training.setup import Setup
 
@@ -79,6 +80,41 @@ LEAKS: dict[str, Callable[..., Tensor | None]] = {
     "through dropout": dropout_by_the_future,
     "another row": lambda layer, x, state, tokens: x.roll(1, 0),
 }
+
+
+class Called(nn.Module):
+    """A model that shows every token the next one where it is ``called`` so."""
+
+    def __init__(self, called: Callable[[Any, Any, Tokens], bool]):
+        super().__init__()
+        self.gain, self.called = nn.Parameter(torch.ones(1, dtype=torch.float64)), called
+
+    def forward(self, x: Tensor, state: Any, tokens: Tokens) -> ModelOutput:
+        seen = shifted(x) if self.called(self, state, tokens) else 0
+        return ModelOutput(self.gain * (x + seen), {"last": x[:, -1]}, {}, {})
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+CALLED: dict[str, Callable[[Any, Any, Tokens], bool]] = {
+    "without document starts": lambda model, state, tokens: tokens.resets is None and not model.training,
+    "with resets all False": lambda model, state, tokens: (
+        tokens.resets is not None and not tokens.resets.any() and state is None
+    ),
+    "with a document start inside": lambda model, state, tokens: (
+        tokens.resets is not None and bool(tokens.resets.any()) and not model.training
+    ),
+    "in training": lambda model, state, tokens: model.training and torch.is_grad_enabled(),
+    "with carried state": lambda model, state, tokens: state is not None,
+}
+
+
+@pytest.mark.parametrize("how", CALLED)
+def test_the_exact_check_alone_finds_a_leak_in_each_way_of_calling(how: str) -> None:
+    leak = exact_leak(Called(CALLED[how]), 4, ())
+    assert leak is not None and leak.how == how
+    assert exact_leak(Called(lambda *_: False), 4, ()) is None
 
 
 @pytest.fixture
