@@ -81,6 +81,13 @@ def test_steps_of_the_first_third_do_not_count(plan: Path, tmp_path: Path) -> No
     assert seconds_a_step(cell.path) == pytest.approx(0.05), "four of seven rows are of kernels that compile"
 
 
+def test_each_row_from_the_first_third_on_counts_once(plan: Path, tmp_path: Path) -> None:
+    """0.3, 0.2 and 0.1 s a step from step 4 of 12 on; between attempts a clock may go back, which tells no time."""
+    cell = measuring_cells(read_plan(plan), tmp_path / "out")[0]
+    measured(cell, [(1, 1.0), (4, 4.0), (6, 4.6), (8, 5.0), (9, 0.5), (12, 0.8)])
+    assert seconds_a_step(cell.path) == pytest.approx(0.2)
+
+
 def test_a_measurement_without_rows_is_refused(plan: Path, tmp_path: Path) -> None:
     cell = measuring_cells(read_plan(plan), tmp_path / "out")[0]
     measured(cell, [(1, 1.0)])

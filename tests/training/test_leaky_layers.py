@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from muse_core.contracts import Batch, LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
-from muse_core.evaluation.causality import exact_leak
+from muse_core.evaluation.causality import _moved, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import cuts, gradient_leak
+from muse_core.model.precision import choose_precision
 from muse_core.training.setup import Setup
 
 BLOCK = [{"use": "attention", "heads": 2}, {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}]
@@ -87,11 +88,13 @@ class Called(nn.Module):
 
     def __init__(self, called: Callable[[Any, Any, Tokens], bool]):
         super().__init__()
-        self.gain, self.called = nn.Parameter(torch.ones(1, dtype=torch.float64)), called
+        self.called, self.share = called, nn.Parameter(torch.full((1,), 1e-12, dtype=torch.float64))
+        self.factor = 1.0
 
     def forward(self, x: Tensor, state: Any, tokens: Tokens) -> ModelOutput:
-        seen = shifted(x) if self.called(self, state, tokens) else 0
-        return ModelOutput(self.gain * (x + seen), {"last": x[:, -1]}, {}, {})
+        """The share, which is next to nothing, is woken by the check."""
+        seen = self.share * self.factor * shifted(x) if self.called(self, state, tokens) else 0 * self.share
+        return ModelOutput(x + seen, {"last": x[:, -1]}, {}, {})
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -115,6 +118,50 @@ def test_the_exact_check_alone_finds_a_leak_in_each_way_of_calling(how: str) -> 
     leak = exact_leak(Called(CALLED[how]), 4, ())
     assert leak is not None and leak.how == how
     assert exact_leak(Called(lambda *_: False), 4, ()) is None
+
+
+def test_an_output_that_is_no_number_or_rounds_is_judged_as_what_it_is() -> None:
+    """In every precision: what is no number counts as moved, and rounding in proportion to a large value does not."""
+    damaged = Called(lambda *_: True)
+    damaged.factor = float("nan")
+    assert exact_leak(damaged, 4, ()) is not None
+    large = torch.tensor([[1e6], [1.0]], dtype=torch.float64)
+    assert not _moved(large * (1 + 1e-12), large) and _moved(large * (1 + 1e-8), large)
+    assert _moved(large[:1], large) and _moved(large, large[:1]), "a token is missing"
+
+
+class Deciding(nn.Module):
+    """A model of which one early token's output depends on ``decided`` of the first token of the later half."""
+
+    def __init__(self, decided: Callable[[int], float]):
+        super().__init__()
+        self.decided = decided
+
+    def forward(self, ids: Tensor, state: Any, tokens: Any) -> ModelOutput:
+        hidden = torch.zeros(*ids.shape, 2)
+        hidden[0, 3] = self.decided(int(ids[0, ids.shape[1] // 2]))
+        return ModelOutput(hidden, None, {}, {})
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize(
+    ("decided", "routed", "leaks"),
+    [
+        (lambda token: token % 2, True, False),
+        (lambda token: token % 2, False, True),
+        (lambda token: token, True, True),
+        (lambda token: token, False, True),
+        (lambda token: float("nan") if token else 0.0, False, True),
+        (lambda token: 1.0, False, False),
+    ],
+    ids=["tie of a router", "tie without a router", "leak of a router", "leak", "no number", "nothing"],
+)
+def test_a_tie_of_a_router_has_two_sides_and_a_leak_has_more(decided: Any, routed: bool, leaks: bool) -> None:
+    precision = choose_precision(torch.device("cpu"), "fp32")
+    found = own_precision_leak(Deciding(decided), 50, 12, precision, routed=routed, ids=torch.zeros(1, 12).long())
+    assert (found is not None) == leaks and (found is None or found.affected == 3)
 
 
 @pytest.fixture
