@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from muse_core.building import build_model
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, scores_by_value, sweepless, tuning_cells
+from muse_core.comparison.parameters import departures
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, text_of
 from muse_core.comparison.runs import Comparison
@@ -43,7 +45,7 @@ def plan(tmp_path: Path):
     return write
 
 
-def finish(cell, score: float) -> None:
+def finish(cell, score: float | str) -> None:
     cell.path.mkdir(parents=True)
     (cell.path / "summary.json").write_text(json.dumps({"held_out_bits_per_byte": score}))
 
@@ -158,7 +160,7 @@ def test_a_value_whose_run_gave_no_number_is_not_chosen(plan, tmp_path: Path) ->
     read = read_plan(plan())
     sweep = tuning_cells(read, tmp_path / "out")
     for cell in sweep:
-        finish(cell, float("nan") if cell.value == 1e-3 or cell.variant.name == "other" else 2.0)
+        finish(cell, "nan" if cell.value == 1e-3 or cell.variant.name == "other" else 2.0)  # as runs write it
     assert chosen_values(read.plan, sweep) == {"one": 2e-3}
     assert sweepless(read.plan, sweep) == ["other"]
 
@@ -336,3 +338,12 @@ def test_a_run_that_was_finished_after_it_failed_has_not_failed(plan, tmp_path: 
     assert cell.settled() and cell.failure() == "exit code 4: it diverged"
     (cell.path / "summary.json").write_text('{"held_out_bits_per_byte": 2.0}')
     assert cell.settled() and cell.failure() is None
+
+
+def test_a_variant_departs_that_is_larger_or_smaller_than_the_tolerance_allows(plan) -> None:
+    read = read_plan(plan("parameter_tolerance = 0.1\n" + PLAN)).plan
+    for count, shown in ((89, "-11.0%"), (111, "+11.0%")):
+        (said,) = departures(read, {"one": 100, "other": count})
+        assert shown in said and "'other'" in said
+    assert departures(read, {"one": 100, "other": 91}) == departures(read, {"one": 100, "other": 109}) == []
+    assert departures(attrs.evolve(read, parameters="any"), {"one": 100, "other": 900}) == []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muse_core.contracts import Batch, LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import _moved, exact_leak, own_precision_leak
-from muse_core.evaluation.causality_gradients import cuts, gradient_leak
+from muse_core.evaluation.causality_gradients import Cut, _weighted, _wrong, cuts, gradient_leak
 from muse_core.model.precision import choose_precision
 from muse_core.training.setup import Setup
 
@@ -229,6 +229,26 @@ def test_the_check_leaves_the_model_as_it_was(setup: Setup) -> None:
     assert setup.model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in setup.model.state_dict().items())
     assert all(parameter.grad is None for parameter in setup.model.parameters())
+
+
+def test_outputs_before_a_cut_may_have_gradients_to_what_is_before_it_in_their_row_alone() -> None:
+    cut = Cut(1, 3)
+    allowed = torch.zeros(2, 5, 4)
+    allowed[1, :3] = -1.0
+    assert _wrong(allowed, cut) is None
+    for row, token in ((0, 0), (0, 4), (1, 3)):
+        for value in (-2.0, 2.0, float("nan")):
+            gradient = allowed.clone()
+            gradient[row, token, 3] = value
+            found = _wrong(gradient, cut)
+            assert found is not None and found[:2] == (row, token)
+
+
+def test_no_gradients_cancel_in_what_is_followed() -> None:
+    """As those of a normalised output would, whose numbers add up to nothing."""
+    value = torch.zeros(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(_weighted(value), value)
+    assert gradient.min() > 0 and len(gradient.unique()) == 12
 
 
 def test_one_cut_is_at_a_document_start() -> None:
