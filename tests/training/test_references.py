@@ -16,7 +16,7 @@ import pytest
 from muse_mqar.source import Mqar
 
 from muse_core.errors import Halted, RecipeError
-from muse_core.evaluation.references import Counts, Judge
+from muse_core.evaluation.references import Counts, Judge, References
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import to_toml
 from muse_core.report.reading import read_run
@@ -43,6 +43,13 @@ def test_counts_predict_distributions_and_what_they_are_by_hand() -> None:
     assert np.exp(-single) == pytest.approx([3 / 10, 3 / 10])  # 2 of 6, one added to each of 4
     # 0 is followed twice by 1 and once by 2: two kinds. Nothing is known after 3.
     assert np.exp(-pair) == pytest.approx([(2 + 2 * 0.3) / (3 + 2), 0.3])
+
+
+def test_a_loss_that_is_no_number_or_only_as_good_reaches_nothing() -> None:
+    of = References(nats={"uniform": 5.5, "unigram": 3.0, "bigram": 2.0}, bits_per_byte={}, counted=9, scored=9)
+    assert of.not_reached(math.nan) == of.not_reached(math.inf) == of.not_reached(5.5) == [*of.nats]
+    assert of.not_reached(3.0) == ["unigram", "bigram"] and of.not_reached(1.9) == []
+    assert "not better than every token of the vocabulary alike" in of.worse_than(math.nan)
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 1001, 2007])
