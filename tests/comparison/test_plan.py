@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,11 +15,11 @@ from click.testing import CliRunner
 from muse_core.building import build_model
 from muse_core.cli.compare import compare
 from muse_core.comparison.cells import chosen_values, reported_cells, scores_by_value, sweepless, tuning_cells
-from muse_core.comparison.parameters import departures
+from muse_core.comparison.parameters import _text, departures
 from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose, text_of
 from muse_core.comparison.runs import Comparison
-from muse_core.contracts import Tokens
+from muse_core.contracts import Batch, Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 from muse_core.testing.cases import installed
@@ -338,6 +340,31 @@ def test_a_run_that_was_finished_after_it_failed_has_not_failed(plan, tmp_path: 
     assert cell.settled() and cell.failure() == "exit code 4: it diverged"
     (cell.path / "summary.json").write_text('{"held_out_bits_per_byte": 2.0}')
     assert cell.settled() and cell.failure() is None
+
+
+@pytest.mark.parametrize(("measure", "due"), [("loss", [2.0, 1.0, 1.0]), ("bits_per_byte", [6.0, 0.0, 9.0])])
+def test_variants_are_tried_on_the_text_that_they_will_be_measured_on(plan, measure: str, due: list[float]) -> None:
+    """The plan's split; counted labels or their bytes by document and row."""
+    asked = []
+    labels, mask = torch.tensor([[3, 3, 0], [9, 9, 9]]), torch.tensor([[True, True, True], [False, False, True]])
+
+    def held_out_batches(split: str, length: int, **more: int) -> list[Batch]:
+        asked.append((split, length, more["tokens"], more["span"]))
+        return [Batch(labels, labels, mask, None)]
+
+    def held_out_documents(split: str, length: int, **more: int) -> np.ndarray:
+        asked.append((split, length, more["tokens"], more["span"]))
+        return np.array([[4, 4, 5], [5, 5, 5]])
+
+    evaluate = SimpleNamespace(final_tokens=60, lengths=(1, 4))
+    setup = SimpleNamespace(
+        recipe=SimpleNamespace(evaluate=evaluate, train=SimpleNamespace(sequence_length=3)),
+        corpus=SimpleNamespace(byte_lengths=np.arange(10), tokenizer=SimpleNamespace(digest="t"), digest="d"),
+        held_out_batches=held_out_batches, held_out_documents=held_out_documents,
+    )
+    found = _text(setup, read_plan(plan(f'split = "test"\nmeasure = "{measure}"\n' + PLAN)).plan)
+    assert asked == [("test", 3, 60, 12)] * 2 and found[:3] == ("t", "d", 3)
+    assert found.rows.document.tolist() == [4, 5, 5] and found.rows.below.tolist() == due
 
 
 def test_a_variant_departs_that_is_larger_or_smaller_than_the_tolerance_allows(plan) -> None:

@@ -101,6 +101,16 @@ def test_state_put_back_gives_the_same_next_update_to_the_last_bit(optimizer: ob
         assert torch.equal(a, b), name
 
 
+def test_state_of_before_the_first_update_takes_all_moments_away() -> None:
+    """A rollback to the start, where a checkpoint has none."""
+    model = Small()
+    optimizers = make_optimizers(model, Train(optimizer=chosen("optimizer", "muon")), everything)
+    updated(model, optimizers, 0)
+    assert optimizers.state_dict()
+    optimizers.load_state_dict({})
+    assert optimizers.state_dict() == {} and len(list(optimizers.held())) == 4
+
+
 def test_untrained_parameters_are_left_out() -> None:
     model = Small()
     train = Train(optimizer=chosen("optimizer", "adamw"))

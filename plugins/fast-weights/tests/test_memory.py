@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from muse_fast_weights.layer import regrouped
+from muse_fast_weights.layer import Dynamics, regrouped
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
@@ -35,6 +35,17 @@ def parts(layer, x):
     log_decay = -F.softplus(layer.dynamics.decay(x)) - layer.dynamics.base_decay
     rate = torch.sigmoid(layer.dynamics.rate(x))
     return query / query.norm(dim=-1, keepdim=True), key / key.norm(dim=-1, keepdim=True), value, log_decay, rate
+
+
+def test_a_decay_that_is_a_signal_is_added_to_the_base_decay():
+    layer = Dynamics(
+        WIDTH, HEADS, torch.Generator().manual_seed(0), initial_decay=(0.01, 0.1), base_decay=0.25, initial_rate=0.5,
+        replaced=None, own_decay=False, most_rate=2.0,
+    ).double()
+    x, decay = make_input(5), torch.rand(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_decay, rate = layer(x, decay)
+    torch.testing.assert_close(log_decay, -(0.25 + decay.unflatten(-1, (HEADS, 2)).mean(-1)))
+    torch.testing.assert_close(rate, 2 * torch.sigmoid(layer.rate(x)))
 
 
 @pytest.mark.parametrize("rule", RULES)
