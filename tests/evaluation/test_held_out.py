@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from functools import partial
+from operator import eq
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import Batch, Tokens
+from muse_core.data.batches import micro_batches
 from muse_core.errors import DataError
 from muse_core.evaluation import cross_entropy as module
 from muse_core.evaluation.cross_entropy import cross_entropy, scored
@@ -83,11 +87,13 @@ def test_documents_count_by_what_they_weigh() -> None:
     assert weight(rows(3, 3, 3, 8)) == 16 / (9 + 1) and weight(rows(0, 0, 0, 0)) == 1.0
 
 
-def test_each_document_has_what_its_own_tokens_gave_however_rows_are_cut() -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+def test_each_document_has_what_its_own_tokens_gave_however_rows_are_cut(rows_at_once: int) -> None:
     """Two rows with parts of three documents each, of which one goes on in the second row."""
     model, one = Bigram().eval(), batch(2, 20, 1, 0.8)
     documents = np.stack((np.repeat([0, 1, 2], [5, 3, 12]), np.repeat([2, 3, 4], [7, 12, 1])))
-    rows = held_out(model, [one], LENGTHS, PRECISION, documents=documents).rows
+    batches = micro_batches(one, rows_at_once)
+    rows = held_out(model, batches, LENGTHS, PRECISION, documents=documents).rows
     assert rows.document.tolist() == [0, 1, 2, 2, 3, 4]
     with torch.no_grad():
         each = {
@@ -172,34 +178,52 @@ class Dealt:
         return [one or value for one in self.told]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+class Carrying(Bigram):
+    """With a state, whose first axis is that of rows, and something that all rows share."""
+
+    def forward(self, inputs: Tensor, state: Any = None, tokens: Any = None) -> Any:
+        carried = {"memory": torch.zeros(len(inputs), 2, inputs.shape[1]), "shared": torch.zeros(11)}
+        return SimpleNamespace(**vars(super().forward(inputs)) | {"state": carried})
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
 def test_processes_that_share_the_batches_find_what_one_finds(size: int) -> None:
-    """Documents reach over rows and batches; ranks read every second or third batch, the last of them one less."""
+    """Documents reach over rows and batches; each rank reads every second, third or fifth batch, the last one less or
+    none."""
     batches = [batch(2, 6, seed) for seed in range(4)]
     documents = np.sort(np.random.default_rng(0).integers(6, size=48)).reshape(8, 6)
 
     def read(ranks: Any = ONE, **more: Any) -> HeldOut | None:
-        return held_out(Bigram(), batches, LENGTHS, PRECISION, documents=documents, ranks=ranks, **more)
+        return held_out(Carrying(), batches, LENGTHS, PRECISION, documents=documents, ranks=ranks, **more)
 
     one = read()
+    assert one is not None and one.state_numbers == 2 * 6 + 11
 
-    def of_all(shards: int, **more: Any) -> list[HeldOut | None]:
+    def of_all(shards: int, cut: int | None = None) -> list[HeldOut | None]:
         told: list[Any] = [None] * size
         for _ in range(2):
-            found = [read(Dealt(rank, told, shards), **more) for rank in range(size)]
+            found = [read(Dealt(rank, told, shards), interrupted=partial(eq, rank, cut)) for rank in range(size)]
         return found
 
     assert of_all(1) == [one] * size, "each reads its own batches"
     assert of_all(size) == [one] * size, "with divided weights all read every batch together"
-    answers = iter([False] * (size - 1) + [True] * 99)
-    assert of_all(1, interrupted=lambda: next(answers)) == [None] * size
-    assert of_all(size, interrupted=lambda: True) == [one] * size, "one that left would be waited for"
+    for all_of_it in (*of_all(1), *of_all(size)):
+        for name, values in attrs.asdict(one.rows).items():
+            assert np.array_equal(getattr(all_of_it.rows, name), values), name
+    for rank in range(min(size, len(batches))):
+        assert of_all(1, cut=rank) == [None] * size, "one was interrupted"
+        assert of_all(size, cut=rank) == [one] * size, "one that left would be waited for"
 
 
 def test_the_interval_is_of_resampled_documents_by_the_quantiles_of_95_percent() -> None:
     """By hand from the same draws: of documents where there are two or more, without those in which nothing counts."""
-    above, below = np.array([3.0, 1.0, 4.0, 1.0, 5.0]), np.array([2.0, 1.0, 0.0, 0.0, 2.0])
-    for documents, sums in (([7, 7, 7, 9, 9], [[8.0, 6.0], [3.0, 2.0]]), ([0, 0, 1, 1, 2], [[4, 5, 5], [3, 0, 2]])):
+    few = np.array([3.0, 1.0, 4.0, 1.0, 5.0]), np.array([2.0, 1.0, 0.0, 0.0, 2.0])
+    several = np.random.default_rng(1).random((2, 30)) + 0.5
+    for above, below, documents, sums in (
+        (*few, [7, 7, 7, 9, 9], [[8.0, 6.0], [3.0, 2.0]]),
+        (*few, [0, 0, 1, 1, 2], [[4, 5, 5], [3, 0, 2]]),
+        (*several, np.arange(30), several),
+    ):
         counted = np.array(sums)
         draws = np.random.default_rng(0).multinomial(counted.shape[1], [1 / counted.shape[1]] * counted.shape[1], 1000)
         totals = draws @ counted.T

@@ -123,6 +123,26 @@ def test_rate_and_fresh_moments_hold_from_then_on_and_after_a_kill(tmp_path: Pat
     assert len(events(tmp_path / "run", "incident")) == 1
 
 
+def test_a_step_is_saved_once_after_the_folder_was_checked_and_the_records_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint without the rows before it would resume behind what is known of the run."""
+    with asked(tmp_path, Asks(99, Remedy())) as loop:
+        keeper, done = loop.checkpoints, []
+        monkeypatch.setattr(keeper, "check", lambda: done.append("checked"))
+        monkeypatch.setattr(keeper.records, "sync", lambda: done.append("synced"))
+        monkeypatch.setattr(keeper.checkpoints, "commit", lambda *_, **more: done.append(more["certified"]))
+        keeper.commit()
+        assert done == [], "the start is saved already"
+        for certified, weight in ((True, 1.0), (False, float("inf"))):
+            done.clear()
+            loop.state.at.step += 1
+            next(loop.state.model.parameters()).data.fill_(weight)
+            keeper.commit()
+            keeper.commit()
+            assert done == ["checked", "synced", certified]
+
+
 def test_strongest_of_each_part_wins() -> None:
     merged = strongest_remedy([Remedy(margin=3, rate=0.5), Remedy(older=1, window=4), Remedy(reset_moments=True)])
     assert merged == Remedy(margin=3, older=1, window=4, rate=0.5, reset_moments=True)
