@@ -143,6 +143,30 @@ def test_a_step_is_saved_once_after_the_folder_was_checked_and_the_records_are_o
             assert done == ["checked", "synced", certified]
 
 
+def test_a_rollback_is_on_disk_before_it_acts_and_leaves_nothing_of_what_it_undoes(tmp_path: Path) -> None:
+    """The steps from 8 on are done again, with a checkpoint of step 12 that is theirs in place of the one before."""
+    seen: dict[str, Any] = {}
+
+    def abandoned() -> list[int]:
+        return [one.step for one in Checkpoints(tmp_path / "run").generations() if one.abandoned]
+
+    def decided(incident: Incident) -> Incident:
+        seen["decided"] = len(events(tmp_path / "run", "incident")), abandoned()
+        return incident
+
+    def restored(state: Any) -> Any:
+        left = [name for name, parameter in state.optimizers.names.items() if parameter.grad is not None]
+        seen["restored"] = left, abandoned()
+        return state
+
+    plan = {"rollback": decided, "restored": restored}
+    with asked(tmp_path, Asks(14, Remedy(margin=2))) as loop, fault_injection.installed(plan):
+        loop.run()
+    assert seen == {"decided": (1, []), "restored": ([], [12])}
+    alive = [one.step for one in Checkpoints(tmp_path / "run").generations() if not one.abandoned]
+    assert alive == [24, 20, 16, 12, 8]
+
+
 def test_strongest_of_each_part_wins() -> None:
     merged = strongest_remedy([Remedy(margin=3, rate=0.5), Remedy(older=1, window=4), Remedy(reset_moments=True)])
     assert merged == Remedy(margin=3, older=1, window=4, rate=0.5, reset_moments=True)
