@@ -17,7 +17,9 @@ from muse_core.data.batches import (
     documents_of,
     evaluation_batches,
     evaluation_starts,
+    micro_batches,
     pieces,
+    rows,
 )
 from muse_core.data.token_files import Split
 from muse_core.errors import DataError
@@ -250,6 +252,25 @@ def test_parts_of_every_row_know_where_they_lie(numbered, offset):
     assert torch.equal(torch.cat([part.tokens.positions for part in parts], 1), batch.tokens.positions)
     with pytest.raises(DataError, match="cannot be divided by token"):
         columns(batch._replace(extra={"context": batch.inputs}), 0, 3)
+
+
+def test_micro_batches_are_the_rows_of_the_batch_in_all_its_parts(numbered):
+    """Each knows what share of the whole batch's tokens counts, and where on the periods' grid it lies."""
+    batch = training(numbered).batch(0)
+    shape, length = batch.inputs.shape, torch.arange(LENGTH)
+    valid, resets = length < torch.arange(LENGTH - 5, LENGTH + 1)[:, None], torch.rand(shape) < 0.3
+    tokens = Tokens(batch.tokens.positions + length, 16, resets, valid)
+    batch = batch._replace(tokens=tokens, loss_mask=valid & (batch.inputs % 2 == 0), extra={"more": torch.rand(shape)})
+    parts = list(micro_batches(batch, 4))
+    assert [len(part.inputs) for part in parts] == [4, 2]
+    for name in ("inputs", "labels", "loss_mask"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
+    for name in ("positions", "resets", "valid"):
+        assert torch.equal(torch.cat([getattr(part.tokens, name) for part in parts]), getattr(tokens, name)), name
+    assert torch.equal(torch.cat([part.extra["more"] for part in parts]), batch.extra["more"])
+    share = int(batch.loss_mask.sum()) / int(valid.sum())
+    assert [(part.tokens.offset, part.targets_per_token) for part in parts] == [(16, share)] * 2
+    assert rows(batch, 0, 2).targets_per_token == share
 
 
 class Counted(TrainingData):

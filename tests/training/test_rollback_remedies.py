@@ -156,13 +156,13 @@ def test_a_rollback_is_on_disk_before_it_acts_and_leaves_nothing_of_what_it_undo
 
     def restored(state: Any) -> Any:
         left = [name for name, parameter in state.optimizers.names.items() if parameter.grad is not None]
-        seen["restored"] = left, abandoned()
+        seen["restored"] = left, state.optimizers.state_dict(), abandoned()
         return state
 
     plan = {"rollback": decided, "restored": restored}
-    with asked(tmp_path, Asks(14, Remedy(margin=2))) as loop, fault_injection.installed(plan):
+    with asked(tmp_path, Asks(14, Remedy(margin=2, reset_moments=True))) as loop, fault_injection.installed(plan):
         loop.run()
-    assert seen == {"decided": (1, []), "restored": ([], [12])}
+    assert seen == {"decided": (1, []), "restored": ([], {}, [12])}
     alive = [one.step for one in Checkpoints(tmp_path / "run").generations() if not one.abandoned]
     assert alive == [24, 20, 16, 12, 8]
 
