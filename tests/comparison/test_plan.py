@@ -249,6 +249,8 @@ def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Pat
     assert "gated_norm is" not in text_of(report)
     computed(one="triton", other="triton")
     assert "is computed by" not in text_of(compose(read.plan, Comparison(read, out).runs()))
+
+
 def ended(cell, documents: list[int], rows: dict[str, list[float]], **more: float) -> None:
     """A finished run and what it found of every document."""
     cell.path.mkdir(parents=True)
