@@ -1,6 +1,7 @@
 """Batches are functions of the step; what they say about documents is true."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from muse_core.contracts import Batch, Tokens
 from muse_core.data.batches import (
     Ahead,
+    TaskData,
     TextData,
     TrainingData,
     columns,
@@ -216,6 +218,30 @@ def test_evaluation_is_the_same_each_time_and_takes_a_sample_of_all_documents(nu
     assert torch.equal(torch.cat([batch.tokens.positions for batch in read(1)]), everything[0].tokens.positions[:1])
     places = split.tokens.astype(np.int64)[: 10 * LENGTH].reshape(10, LENGTH).tolist()
     assert sum(row in places for row in whole[:10].tolist()) < 5, "not just the beginning"
+
+
+def test_more_tokens_than_there_are_read_the_text_once(numbered):
+    split = numbered.split("validation")
+    every = evaluation_starts(split, sequence_length=5, span=10)
+    for most in (len(split.tokens), 10**9):
+        assert evaluation_starts(split, sequence_length=5, span=10, max_tokens=most).tolist() == every.tolist()
+    assert len(set(every.tolist())) == len(every)
+
+
+def test_a_task_is_trained_on_examples_of_its_own_seed_that_nothing_else_reads():
+    """And no seed's are another's, however long it trains."""
+    class Asked:
+        def examples(self, split, numbers, length):
+            asked.append((split, numbers.tolist(), length))
+
+    asked = []
+    for seed in (0, 1):
+        data = TaskData(SimpleNamespace(source=Asked()), seed=seed, batch_size=3, sequence_length=7)
+        for step in (0, 2**30):
+            data.batch(step)
+        data.batch(1, quarantine=[(1, 4)])
+    firsts = [0, 3 * 2**30, 12, 2**32, 2**32 + 3 * 2**30, 2**32 + 12]
+    assert asked == [("train", [first, first + 1, first + 2], 7) for first in firsts]
 
 
 def test_lengths_that_share_a_span_score_the_same_tokens(numbered):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muse_core.errors import RecipeError
+from muse_core.errors import PluginError, RecipeError
 from muse_core.recipe.schema import Train
 from muse_core.testing.building import chosen
 from muse_core.training import update_rules
@@ -118,6 +118,14 @@ def test_untrained_parameters_are_left_out() -> None:
     assert set(names) == {"inner.weight", "inner.bias"}
     with pytest.raises(RecipeError, match="nothing to train"):
         make_optimizers(model, train, lambda name: False)
+
+
+def test_a_parameter_that_two_optimisers_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be updated twice a step."""
+    build = update_rules.AdamW.build
+    monkeypatch.setattr(update_rules.AdamW, "build", lambda self, parameters: build(self, parameters) * 2)
+    with pytest.raises(PluginError, match=r"did not put embedding\.weight into exactly one group of one optimiser"):
+        make_optimizers(Small(), Train(optimizer=chosen("optimizer", "adamw")), everything)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
