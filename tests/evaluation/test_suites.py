@@ -231,9 +231,9 @@ def test_the_share_filtered_and_the_ratio_are_those_of_the_filter(subject: Subje
 
 def test_words_are_counted_in_the_text_whatever_its_windows_and_tokens(subject: Subject) -> None:
     """Windows end within words; the perplexity of a word is e to the nats of the whole text over their number."""
-    texts = [f"Word{number} follows  other words\nover{number} lines" for number in range(40)]
+    texts = [f"Word{number} follows  other words\nover{number} lines" for number in range(120)]  # several spans
     (row,) = rows_of(attrs.evolve(subject, own=split_of(texts, subject.tokenizer), tokens=1 << 20), "held-out")
-    assert row["words"] == 40 * (6 + 1) and row["tokens"] == row["bytes"] + len(texts)
+    assert row["words"] == 120 * (6 + 1) and row["tokens"] == row["bytes"] + len(texts)
     due = math.exp(row["nats_per_token"] * row["tokens"] / row["words"])
     assert row["word_perplexity"] == pytest.approx(due, rel=1e-6)
 
