@@ -194,6 +194,14 @@ def test_the_two_parts_of_the_loss_make_the_whole(subject: Subject) -> None:
     assert len(rows_of(attrs.evolve(subject, lengths=(1,)), "recall")) == 2, "one length is measured once"
 
 
+def test_a_part_of_the_loss_is_of_counted_labels_alone_and_of_one_document_has_no_interval(subject: Subject) -> None:
+    own = attrs.evolve(subject, own=split_of(["again and again " * 20], subject.tokenizer), lengths=(1,))
+    (whole,), parts = rows_of(own, "held-out"), rows_of(own, "recall")
+    assert whole["tokens"] % subject.length and sum(row["tokens"] for row in parts) == whole["tokens"]
+    nats = [row["tokens"] * row["nats_per_token"] for row in (*parts, whole)]
+    assert sum(nats[:2]) == pytest.approx(nats[2]) and all(row["low"] is row["high"] is None for row in parts)
+
+
 def test_ratios_over_length_are_to_the_training_length(subject: Subject) -> None:
     first, *rest = rows_of(subject, "length")
     assert "ratio" not in first and len(rest) == 3
