@@ -271,7 +271,7 @@ def test_a_report_compares_the_seeds_that_both_have_in_what_the_plan_measures(pl
         nats[cell.variant.name].append(sum(of_rows) + (cell.variant.name == "other"))
         means[cell.variant.name].append(0.1 * sum(of_rows))
         of_rows[1] += cell.variant.name == "other"
-        rows = {"nats": of_rows, "hits": [one + 1 for one in of_rows], "bytes": [20, 30], "tokens": [10, 30]}
+        rows = {"nats": of_rows, "hits": [2 * one for one in of_rows], "bytes": [20, 30], "tokens": [10, 30]}
         ended(cell, [4, 7], rows, **{f"held_out_{measure}": means[cell.variant.name][-1], "train_seconds": cell.seed})
     one, other = compose(read.plan, Comparison(read, out).runs())["arms"]
     assert one["seeds"] == [1, 2] and other["seeds"] == [1, 2, 3]
@@ -279,7 +279,7 @@ def test_a_report_compares_the_seeds_that_both_have_in_what_the_plan_measures(pl
     assert other["mean"] == pytest.approx(sum(means["other"]) / 3)
     assert (one["seconds"], other["seconds"]) == (1.5, 2.0) and "against_baseline" not in one
     pairs = list(zip(nats["other"], nats["one"]))
-    due = [(mine - theirs) / 40 if measure == "accuracy" else mine / theirs for mine, theirs in pairs]
+    due = [2 * (mine - theirs) / 40 if measure == "accuracy" else mine / theirs for mine, theirs in pairs]
     assert other["against_baseline"]["by_seed"] == pytest.approx(tuple(due))
 
 

@@ -22,6 +22,7 @@ from muse_core.training.optimizers import make_optimizers
 from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup
 from muse_core.training.stop import Stop
+from muse_core.training.train_state import StreamState
 from tests.training.conftest import TRACERS
 
 Table = Callable[..., dict[str, Any]]
@@ -205,6 +206,25 @@ def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
     (incident,) = events(tmp_path / "run", "incident")
     assert (incident["onset"], incident["step"], incident["target"], incident["data"]) == (4, 6, 3, [4, 7])
     assert all(math.isfinite(loss) for loss in losses().values())
+
+
+@pytest.mark.parametrize("calls", [{8}, set(range(8, 14))], ids=["skipped", "rolled back"])
+def test_of_a_damaged_step_no_stream_carries_anything(table: Table, go: Go, tmp_path: Path, calls: set[int]) -> None:
+    """A step has two micro-batches, each of which carries one state."""
+    with fault_injection.installed(poison(calls)):
+        go(table(data={"order": "streams"}))
+    found = Checkpoints(tmp_path / "run").newest()[1].state
+    assert {name.split("/")[1] for name in found if name.startswith("carry/")} == {"0", "1"}
+
+
+def test_carried_states_come_back_in_their_order() -> None:
+    """Of more than ten micro-batches, too."""
+    kept, other = StreamState(True), StreamState(True)
+    for number in range(12):
+        kept.propose({"x": torch.full((2,), float(number))})
+    kept.accept()
+    other.load_state_dict(kept.state_dict())
+    assert [other.of(number)["x"].tolist() for number in range(12)] == [[float(number)] * 2 for number in range(12)]
 
 
 def test_run_that_keeps_breaking_halts_after_three_rollbacks(table: Table, go: Go, tmp_path: Path) -> None:

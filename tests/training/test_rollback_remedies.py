@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from muse_core import fault_injection
 from muse_core.component import Use
@@ -15,6 +16,7 @@ from muse_core.contracts import Action, Remedy, Verdict
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, recipe_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.monitors import MonitorGroup, strongest_remedy
+from muse_core.training.objectives import NextToken
 from muse_core.training.train_state import WINDOW, Incident, Incidents
 
 GO_ON = Verdict()
@@ -165,6 +167,22 @@ def test_a_rollback_is_on_disk_before_it_acts_and_leaves_nothing_of_what_it_undo
     assert seen == {"decided": (1, []), "restored": ([], {}, [12])}
     alive = [one.step for one in Checkpoints(tmp_path / "run").generations() if not one.abandoned]
     assert alive == [24, 20, 16, 12, 8]
+
+
+def test_what_an_objective_draws_as_it_is_loaded_leaves_the_random_state_that_was_saved(tmp_path: Path) -> None:
+    class Draws(NextToken):
+        def tensors(self) -> dict[str, torch.Tensor]:
+            return {"x": torch.zeros(1)}
+
+        def load_tensors(self, tensors: Any, device: Any) -> None:
+            torch.rand(3)
+
+    with asked(tmp_path, Asks(99, Remedy())) as loop:
+        loop.state.objective = Draws()
+        snapshot = loop.state.snapshot()
+        due = torch.rand(2)
+        loop.state.load(snapshot)
+        assert torch.equal(torch.rand(2), due)
 
 
 def test_strongest_of_each_part_wins() -> None:
