@@ -209,10 +209,15 @@ def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
 
 
 @pytest.mark.parametrize("calls", [{8}, set(range(8, 14))], ids=["skipped", "rolled back"])
-def test_of_a_damaged_step_no_stream_carries_anything(table: Table, go: Go, tmp_path: Path, calls: set[int]) -> None:
+def test_of_a_damaged_step_no_stream_carries_anything(
+    table: Table, go: Go, tmp_path: Path, losses: Any, monkeypatch: pytest.MonkeyPatch, calls: set[int]
+) -> None:
     """A step has two micro-batches, each of which carries one state."""
+    accept, taken = StreamState.accept, []
+    monkeypatch.setattr(StreamState, "accept", lambda self: (taken.append(len(self._proposed)), accept(self)))
     with fault_injection.installed(poison(calls)):
-        go(table(data={"order": "streams"}))
+        go(table(data={"order": "streams"}, train={"log_every": 3}))
+    assert taken and set(taken) == {2} and sorted(losses()) == [1, 3, 6, 8]
     found = Checkpoints(tmp_path / "run").newest()[1].state
     assert {name.split("/")[1] for name in found if name.startswith("carry/")} == {"0", "1"}
 

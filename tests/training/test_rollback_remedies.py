@@ -198,3 +198,10 @@ def test_rollbacks_are_counted_within_a_window() -> None:
         )
     assert [incidents.recent(step) for step in (20, WINDOW + 9, WINDOW + 10, WINDOW + 20)] == [2, 2, 1, 0]
     assert incidents.rate == 0.25
+
+
+def test_rollbacks_of_other_stages_do_not_count_and_the_last_to_a_generation_decides() -> None:
+    made = {"event": "incident", "step": 5, "onset": 5, "target": 0, "data": [5, 6], "generation": 2, "through": 3}
+    rows = [made | {"stage": stage, "reset_moments": fresh} for stage, fresh in ((0, True), (1, False), (1, True))]
+    assert [one.reset_moments for one in Incidents(1, [{"event": "skip", "stage": 1}, *rows]).known] == [False, True]
+    assert Incidents(1, rows).resets(2) and not Incidents(1, rows[:2]).resets(2) and not Incidents(1, rows).resets(9)
