@@ -376,9 +376,6 @@ def _beside_identity(
 def _decayed(writes: Writes, resets: Tensor | None, read: str) -> _Read:
     """The hebbian case: e^{Σg} q_t and e^{Σg}, zero once a document has started."""
     log_decay = writes.log_decay.to(state_dtype(writes))
-    if resets is not None:
-        # From a reset on nothing of the start is left; its own decay would only enlarge the exponents beside it.
-        log_decay = log_decay.masked_fill(resets[..., None], 0.0)
     total = log_decay.cumsum(1)
     factor = (total if read == "after" else total - log_decay).exp()
     across = total[:, -1].exp()

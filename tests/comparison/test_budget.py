@@ -16,6 +16,7 @@ from muse_core.comparison.plan import read_plan
 from muse_core.comparison.report import compose
 from muse_core.comparison.runs import Comparison
 from muse_core.errors import RecipeError, StorageError
+from muse_core.recipe import read_recipe
 from tests.comparison.conftest import tiny_recipe
 
 PLAN = """\
@@ -79,6 +80,30 @@ def test_steps_of_the_first_third_do_not_count(plan: Path, tmp_path: Path) -> No
     compiling = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     measured(cell, [*compiling, (6, 4.1), (8, 4.2), (12, 4.4)])
     assert seconds_a_step(cell.path) == pytest.approx(0.05), "four of seven rows are of kernels that compile"
+
+
+def test_what_is_measured_is_the_run_that_will_be_trained(plan: Path, tmp_path: Path) -> None:
+    """With the plan's settings and the variant's, of which the later holds; ended by nothing but its steps."""
+    plan.write_text('set = ["train.batch_size=7", "model.depth=2", \'evaluate.halt_above="bigram"\']\n' + PLAN)
+    read = read_plan(plan)
+    one, other = (read_recipe(cell.recipe, cell.overrides).recipe for cell in measuring_cells(read, tmp_path / "out"))
+    assert one.train.batch_size == other.train.batch_size == 7
+    assert one.model.options.depth == 2 and other.model.options.depth == 6
+    assert one.train.steps == other.train.steps == 12 and one.train.log_every == 1
+    assert one.evaluate.halt_above == "never" and one.evaluate.split == "validation" and one.seed == 0
+
+
+def test_a_run_that_no_time_is_left_for_makes_one_step(plan: Path, tmp_path: Path) -> None:
+    read, out = read_plan(plan), tmp_path / "out"
+    measured(measuring_cells(read, out)[0], [(1, 1.0), (6, 3.0), (12, 6.0)])
+    assert steps_in_time(read, out) == {"one": 1}, "0.2 s at half a second a step"
+
+
+def test_each_row_from_the_first_third_on_counts_once(plan: Path, tmp_path: Path) -> None:
+    """0.3, 0.2 and 0.1 s a step from step 4 of 12 on; between attempts a clock may go back, which tells no time."""
+    cell = measuring_cells(read_plan(plan), tmp_path / "out")[0]
+    measured(cell, [(1, 1.0), (4, 4.0), (6, 4.6), (8, 5.0), (9, 0.5), (12, 0.8)])
+    assert seconds_a_step(cell.path) == pytest.approx(0.2)
 
 
 def test_a_measurement_without_rows_is_refused(plan: Path, tmp_path: Path) -> None:

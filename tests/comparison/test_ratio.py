@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from muse_core.comparison.ratio import Measured, paired, paired_by_source, with_interval
+from muse_core.comparison.ratio import Measured, paired, paired_by_source, student, with_interval
 
 
 def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise: float) -> Measured:
@@ -46,6 +46,30 @@ def test_of_one_document_the_interval_is_students_over_the_seeds() -> None:
     assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-4)
 
 
+def test_text_and_seeds_add_as_independent_errors_do() -> None:
+    """Of documents of equal size the jackknife of a mean difference is its standard error, the spread over √4; all
+    deviate equally, so that four documents count, with three degrees of freedom."""
+    def run(mean: float, spread: float) -> Measured:
+        above = 10 * (mean + spread * np.array([1.0, -1.0, 1.0, -1.0]))
+        return Measured(document=np.arange(4), above=above, below=np.full(4, 10.0))
+
+    found = paired({1: run(0.2, 0.1), 2: run(0.3, 0.3)}, {1: run(0, 0), 2: run(0, 0)}, ratio=False)
+    of_text = 3.182 * 0.2 * math.sqrt(4 / 3) / math.sqrt(4)
+    of_seeds = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)
+    assert found.value == pytest.approx(0.25) and found.by_seed == pytest.approx((0.2, 0.3))
+    assert found.high - found.value == pytest.approx(math.hypot(of_text, of_seeds), rel=1e-9)
+    assert found.value - found.low == pytest.approx(math.hypot(of_text, of_seeds), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (5, 2.571), (10, 2.228), (15, 2.131), (20, 2.086), (30, 2.042), (60, 2.000),
+     (120, 1.980), (1e9, 1.960)],
+)
+def test_quantiles_are_those_of_published_tables(freedom: float, quantile: float) -> None:
+    assert float(student(np.array(freedom))) == pytest.approx(quantile, abs=6e-4)
+
+
 def test_by_source_each_has_the_ratio_of_its_own_documents() -> None:
     document, below = np.repeat(np.arange(20), 3), np.full(60, 100.0)
     sources = {number: "code" if number % 2 else "prose" for number in range(20)}
@@ -71,8 +95,9 @@ def test_one_seed_and_one_document_give_no_interval(ratio: bool) -> None:
         found = paired({1: of(9.0, *empty)}, {1: of(10.0, *empty)}, ratio=ratio)
         assert found.value == pytest.approx(0.9 if ratio else -0.1) and (found.low, found.high) == (None, None)
     assert with_interval({"value": 0.9, "low": None, "high": None}) == "0.9000"
-    both = paired({1: of(9.0), 2: of(8.0)}, {1: of(10.0), 2: of(10.0)}, ratio=ratio)
-    assert both.low is not None and both.low < both.value < both.high
+    for empty in ((), (0.0,)):
+        both = paired({1: of(9.0, *empty), 2: of(8.0, *empty)}, {1: of(10.0, *empty), 2: of(10.0, *empty)}, ratio=ratio)
+        assert both.low is not None and both.low < both.value < both.high
 
 
 def test_hard_and_easy_text_cancels_because_it_is_the_same_in_both_arms() -> None:

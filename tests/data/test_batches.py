@@ -1,6 +1,7 @@
 """Batches are functions of the step; what they say about documents is true."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 from muse_core.contracts import Batch, Tokens
 from muse_core.data.batches import (
     Ahead,
+    TaskData,
     TextData,
     TrainingData,
     columns,
     documents_of,
     evaluation_batches,
     evaluation_starts,
+    micro_batches,
     pieces,
+    rows,
 )
 from muse_core.data.token_files import Split
 from muse_core.errors import DataError
@@ -216,6 +220,30 @@ def test_evaluation_is_the_same_each_time_and_takes_a_sample_of_all_documents(nu
     assert sum(row in places for row in whole[:10].tolist()) < 5, "not just the beginning"
 
 
+def test_more_tokens_than_there_are_read_the_text_once(numbered):
+    split = numbered.split("validation")
+    every = evaluation_starts(split, sequence_length=5, span=10)
+    for most in (len(split.tokens), 3 * len(split.tokens)):
+        assert evaluation_starts(split, sequence_length=5, span=10, max_tokens=most).tolist() == every.tolist()
+    assert len(set(every.tolist())) == len(every)
+
+
+def test_a_task_is_trained_on_examples_of_its_own_seed_that_nothing_else_reads():
+    """And no seed's are another's, however long it trains."""
+    class Asked:
+        def examples(self, split, numbers, length):
+            asked.append((split, numbers.tolist(), length))
+
+    asked = []
+    for seed in (0, 1):
+        data = TaskData(SimpleNamespace(source=Asked()), seed=seed, batch_size=3, sequence_length=7)
+        for step in (0, 2**30):
+            data.batch(step)
+        data.batch(1, quarantine=[(1, 4)])
+    firsts = [0, 3 * 2**30, 12, 2**32, 2**32 + 3 * 2**30, 2**32 + 12]
+    assert asked == [("train", [first, first + 1, first + 2], 7) for first in firsts]
+
+
 def test_lengths_that_share_a_span_score_the_same_tokens(numbered):
     split = numbered.split("train")
 
@@ -250,6 +278,25 @@ def test_parts_of_every_row_know_where_they_lie(numbered, offset):
     assert torch.equal(torch.cat([part.tokens.positions for part in parts], 1), batch.tokens.positions)
     with pytest.raises(DataError, match="cannot be divided by token"):
         columns(batch._replace(extra={"context": batch.inputs}), 0, 3)
+
+
+def test_micro_batches_are_the_rows_of_the_batch_in_all_its_parts(numbered):
+    """Each knows what share of the whole batch's tokens counts, and where on the periods' grid it lies."""
+    batch = training(numbered).batch(0)
+    shape, length = batch.inputs.shape, torch.arange(LENGTH)
+    valid, resets = length < torch.arange(LENGTH - 5, LENGTH + 1)[:, None], torch.rand(shape) < 0.3
+    tokens = Tokens(batch.tokens.positions + length, 16, resets, valid)
+    batch = batch._replace(tokens=tokens, loss_mask=valid & (batch.inputs % 2 == 0), extra={"more": torch.rand(shape)})
+    parts = list(micro_batches(batch, 4))
+    assert [len(part.inputs) for part in parts] == [4, 2]
+    for name in ("inputs", "labels", "loss_mask"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
+    for name in ("positions", "resets", "valid"):
+        assert torch.equal(torch.cat([getattr(part.tokens, name) for part in parts]), getattr(tokens, name)), name
+    assert torch.equal(torch.cat([part.extra["more"] for part in parts]), batch.extra["more"])
+    share = int(batch.loss_mask.sum()) / int(valid.sum())
+    assert [(part.tokens.offset, part.targets_per_token) for part in parts] == [(16, share)] * 2
+    assert rows(batch, 0, 2).targets_per_token == share
 
 
 class Counted(TrainingData):

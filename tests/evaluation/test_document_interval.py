@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from muse_core.cli.eval import FEW, _on_terminal, _show
-from muse_core.evaluation.held_out import interval
+from muse_core.evaluation.held_out import HeldOut, Rows, interval
 from muse_core.evaluation.suites import evaluate
+from muse_core.evaluation.suites.losses import _row
 from muse_core.report.tables import interval_over, weighs_as
 
 
@@ -42,6 +44,21 @@ def test_few_documents_are_told_beside_the_interval() -> None:
 def test_the_interval_of_a_single_document_is_said_to_be_of_its_rows() -> None:
     assert interval_over({"held_out_documents": 1.0}) == "95 % over rows of one document, not seeds"
     assert interval_over({"held_out_documents": 1.2}) == interval_over({}) == "95 % over documents, not seeds"
+
+
+def test_a_row_says_what_its_interval_rests_on_and_whether_that_is_little() -> None:
+    def row(documents: list[int], windows: int, weight: float = 50.0) -> dict[str, Any]:
+        parts = {name: np.ones(len(documents)) for name in ("nats", "tokens", "bytes", "correct")}
+        rows = Rows(document=np.array(documents), **parts)
+        found = HeldOut(loss=1.0, bits_per_byte=1.0, low=0.9, high=1.1, documents=weight, tokens=9, bytes=9,
+                        accuracy=0.5, state_numbers=0, rows=rows)
+        return _row(SimpleNamespace(where="a text"), 8, found, windows)
+
+    told = [(one["low"], one["high"], one["interval_by"]) for one in (row([3], 1), row([3, 3], 2), row([3, 4], 1))]
+    assert told == [(None, None, "nothing, there is one window"), (0.9, 1.1, "windows"), (0.9, 1.1, "documents")]
+    many = [*range(100)]
+    few = [row(many, 9, weight)["few_documents"] for weight in (39.9, 40.0)]
+    assert few == [True, False] and row(many, 9)["documents"] == 100, "of unequal documents many may be few"
 
 
 def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:

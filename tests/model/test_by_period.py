@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from muse_core.contracts import Tokens
-from muse_core.fast_weights import FEWEST_AT_ONCE, Writes, by_period, stretches
+from muse_core.fast_weights import FEWEST_AT_ONCE, Writes, by_period, combined, stretches
 from muse_kernels.torch.fast_weights import fast_weights
 
 BATCH, HEADS, KEY, VALUE = 3, 2, 4, 5
@@ -220,3 +220,10 @@ def test_ragged_rows_are_refused_beside_filters():
     tokens = Tokens(torch.zeros(BATCH, 5), 0, None, torch.ones(BATCH, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="right-padded rows"):
         by_period(fast_weights, [("mixing", Mixing())], make_writes(5), None, tokens, rule="hebbian", period=4)
+
+
+def test_a_suffix_says_how_measures_of_periods_are_made_one():
+    periods = [{name: torch.tensor(value + place) for place, name in enumerate(("share", "a_sum", "a_min", "a_max"))}
+               for value in (1.0, 5.0, 3.0)]
+    found = {name: value.item() for name, value in combined(periods).items()}
+    assert found == {"share": 3.0, "a_sum": 12.0, "a_min": 3.0, "a_max": 8.0} and combined([]) == {}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muse_core.building import build_model
+from muse_core.model import generation
 from muse_core.model.generation import Stream, generate, generate_batch, generate_by_lookup, sample
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
@@ -35,6 +36,17 @@ def test_most_likely_tokens_are_those_of_whole_passes(model: Any) -> None:
         with torch.no_grad():
             assert token == int(model.logits(model(torch.tensor([text])).hidden)[0, -1].argmax())
         text.append(token)
+
+
+def test_a_long_prompt_is_read_in_pieces_as_it_is_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filters act after every fourth token of the stream, wherever the pieces are cut."""
+    monkeypatch.setattr(generation, "PREFILL", 3)
+    prompt = torch.tensor([[1, 5, 3, 7, 2, 9, 4, 0, 6, 8]])
+    stream = Stream(model, stream_period=4)
+    with torch.no_grad():
+        due = model.logits(model(prompt).hidden)
+        torch.testing.assert_close(stream.prefill(prompt[:, :8]), due[:, 7])
+        torch.testing.assert_close(stream.read(prompt[:, 8:]), due[:, 8:])
 
 
 def test_seed_decides_what_is_drawn(model: Any) -> None:

@@ -50,6 +50,31 @@ def test_gradients_are_those_of_the_formula(resets: list[int] | None, span: int)
     assert torch.autograd.gradgradcheck(by_layer, given)
 
 
+def test_pieces_of_any_length_and_ragged_rows_carry_what_the_document_goes_on_from():
+    rows, length, span = 3, 9, 4
+    kernels = BoundKernels([], device="cpu", dtype="float64")
+    draw = torch.Generator().manual_seed(0)
+    layer = PlainConvolution(2, span, draw, kernels.bind).double()
+    x = torch.randn(rows, length, 2, generator=draw, dtype=torch.float64)
+    starts = torch.zeros(rows, length, dtype=torch.bool)
+    starts[0, [0, 5]] = starts[1, [2, 3, 8]] = True
+
+    def read(part, state, resets, valid=None):
+        return layer(part, state, Tokens(torch.zeros(part.shape[:2]), resets=resets, valid=valid))
+
+    whole, last = read(x, None, starts)
+    for cut in range(1, length):
+        first, state = read(x[:, :cut], None, starts[:, :cut])
+        second, after = read(x[:, cut:], state, starts[:, cut:])
+        torch.testing.assert_close(torch.cat((first, second), 1), whole)
+        torch.testing.assert_close(after, last)
+        shorter = torch.tensor([cut, length, min(cut + 2, length)])
+        _, ragged = read(x, None, starts, torch.arange(length) < shorter[:, None])
+        for row, real in enumerate(shorter.tolist()):
+            alone = read(x[row : row + 1, :real], None, starts[row : row + 1, :real])[1]
+            torch.testing.assert_close(ragged[row : row + 1], alone)
+
+
 def test_its_copy_in_the_kernels_computes_the_same():
     """docs/decisions/convolutions-twice.md"""
     ours, theirs = convolution, pytest.importorskip("muse_kernels.torch.short_convolution")

@@ -134,6 +134,21 @@ def test_every_parameter_receives_gradient_at_the_start(build: Callable[..., Any
     assert not dead
 
 
+def test_in_training_a_share_of_an_update_is_dropped_and_the_rest_makes_up_for_it(build: Callable[..., Any]) -> None:
+    model = build([{"use": "feed-forward"}], model={"dropout": 0.25})
+    updates: list[Tensor] = []
+    model.blocks[0].get_submodule("feed-forward").register_forward_hook(lambda *call: updates.append(call[2].update))
+    x = torch.zeros(4, 50, 12, dtype=torch.float64)
+    x += torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = Tokens(torch.arange(50).expand(4, -1))
+    for training in (False, True):
+        added = model.blocks[0].train(training)(x, None, {}, tokens).x - x
+        kept = added != 0
+        assert (0.7 < kept.double().mean() < 0.8) if training else kept.all()
+        scale = 1 / 0.75 if training else 1.0
+        torch.testing.assert_close(added, torch.where(kept, scale * updates[-1], 0.0))
+
+
 def test_signals_flow_into_the_potential(build: Callable[..., Any]) -> None:
     """memory-feedback reads what the memory of the block before answered; without one before, it contributes zero."""
     block = [EVERYTHING[1], {"use": "resolvent", "heads": 3, "potential": ["non-hermitian", "memory-feedback"]}]

@@ -294,16 +294,16 @@ def test_a_stop_of_one_rank_is_one_of_all() -> None:
 def test_numbers_of_ranks_are_one() -> None:
     loss, share = Key("total", per_token=True), Key("a/mean", per_token=True)
     count, least, most = (Key(f"a/{name}", per_token=False) for name in ("x_sum", "x_min", "x_max"))
-    norm, flag = Key("norm", per_token=False, added=False), Key("flag", per_token=False, added=False)
+    norm, flag, whole = (Key(name, per_token=False, added=False) for name in ("norm", "flag", "of_step_sum"))
     parts = [
-        (3.0, {loss: 6.0, share: 3.0, count: 1.0, least: 2.0, most: math.nan, norm: 1.5, flag: 0.0}),
-        (1.0, {loss: 2.0, share: 5.0, count: 2.0, least: 1.0, most: 7.0, norm: 1.5, flag: 1.0}),
+        (3.0, {loss: 6.0, share: 3.0, count: 1.0, least: 2.0, most: math.nan, norm: 1.5, flag: 0.0, whole: 3.0}),
+        (1.0, {loss: 2.0, share: 5.0, count: 2.0, least: 1.0, most: 7.0, norm: 1.5, flag: 1.0, whole: 3.0}),
     ]
     for several in (parts, parts[::-1]):
         found = read(combined(several))
         assert found["tokens"] == 4 and found["loss"] == 2 and found["a/mean"] == 2
         assert found["a/x_sum"] == 3 and found["a/x_min"] == 1 and math.isnan(found["a/x_max"])
-        assert found["norm"] == 1.5 and found["flag"] == 1
+        assert found["norm"] == 1.5 and found["flag"] == 1 and found["of_step_sum"] == 3
 
 
 def test_tensors_are_dealt_evenly_and_each_once() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muse_core.contracts import Batch, LayerOutput, Tokens
+from muse_core.contracts import Batch, LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
-from muse_core.evaluation.causality_gradients import cuts, gradient_leak
+from muse_core.evaluation.causality import _moved, exact_leak, own_precision_leak
+from muse_core.evaluation.causality_gradients import Cut, _weighted, _wrong, cuts, gradient_leak
+from muse_core.model.precision import choose_precision
 from muse_core.training.setup import Setup
 
 BLOCK = [{"use": "attention", "heads": 2}, {"use": "fast-weights", "heads": 2, "period": 8, "filters": ["snr"]}]
@@ -86,6 +88,87 @@ LEAKS: dict[str, Callable[..., Tensor | None]] = {
     "through dropout": dropout_by_the_future,
     "another row": lambda layer, x, state, tokens: x.roll(1, 0),
 }
+
+
+class Called(nn.Module):
+    """A model that shows every token the next one where it is ``called`` so."""
+
+    def __init__(self, called: Callable[[Any, Any, Tokens], bool]):
+        super().__init__()
+        self.called, self.share = called, nn.Parameter(torch.full((1,), 1e-12, dtype=torch.float64))
+        self.factor = 1.0
+
+    def forward(self, x: Tensor, state: Any, tokens: Tokens) -> ModelOutput:
+        """The share, which is next to nothing, is woken by the check."""
+        seen = self.share * self.factor * shifted(x) if self.called(self, state, tokens) else 0 * self.share
+        return ModelOutput(x + seen, {"last": x[:, -1]}, {}, {})
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+CALLED: dict[str, Callable[[Any, Any, Tokens], bool]] = {
+    "without document starts": lambda model, state, tokens: tokens.resets is None and not model.training,
+    "with resets all False": lambda model, state, tokens: (
+        tokens.resets is not None and not tokens.resets.any() and state is None
+    ),
+    "with a document start inside": lambda model, state, tokens: (
+        tokens.resets is not None and bool(tokens.resets.any()) and not model.training
+    ),
+    "in training": lambda model, state, tokens: model.training and torch.is_grad_enabled(),
+    "with carried state": lambda model, state, tokens: state is not None,
+}
+
+
+@pytest.mark.parametrize("how", CALLED)
+def test_the_exact_check_alone_finds_a_leak_in_each_way_of_calling(how: str) -> None:
+    leak = exact_leak(Called(CALLED[how]), 4, ())
+    assert leak is not None and leak.how == how
+    assert exact_leak(Called(lambda *_: False), 4, ()) is None
+
+
+def test_an_output_that_is_no_number_or_rounds_is_judged_as_what_it_is() -> None:
+    """In every precision: what is no number counts as moved, and rounding in proportion to a large value does not."""
+    damaged = Called(lambda *_: True)
+    damaged.factor = float("nan")
+    assert exact_leak(damaged, 4, ()) is not None
+    large = torch.tensor([[1e6], [1.0]], dtype=torch.float64)
+    assert not _moved(large * (1 + 1e-12), large) and _moved(large * (1 + 1e-8), large)
+    assert _moved(large[:1], large) and _moved(large, large[:1]), "a token is missing"
+
+
+class Deciding(nn.Module):
+    """A model of which one early token's output depends on ``decided`` of the first token of the later half."""
+
+    def __init__(self, decided: Callable[[int], float]):
+        super().__init__()
+        self.decided = decided
+
+    def forward(self, ids: Tensor, state: Any, tokens: Any) -> ModelOutput:
+        hidden = torch.zeros(*ids.shape, 2)
+        hidden[0, 3] = self.decided(int(ids[0, ids.shape[1] // 2]))
+        return ModelOutput(hidden, None, {}, {})
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize(
+    ("decided", "routed", "leaks"),
+    [
+        (lambda token: token % 2, True, False),
+        (lambda token: token % 2, False, True),
+        (lambda token: token, True, True),
+        (lambda token: token, False, True),
+        (lambda token: float("nan") if token else 0.0, False, True),
+        (lambda token: 1.0, False, False),
+    ],
+    ids=["tie of a router", "tie without a router", "leak of a router", "leak", "no number", "nothing"],
+)
+def test_a_tie_of_a_router_has_two_sides_and_a_leak_has_more(decided: Any, routed: bool, leaks: bool) -> None:
+    precision = choose_precision(torch.device("cpu"), "fp32")
+    found = own_precision_leak(Deciding(decided), 50, 12, precision, routed=routed, ids=torch.zeros(1, 12).long())
+    assert (found is not None) == leaks and (found is None or found.affected == 3)
 
 
 @pytest.fixture
@@ -178,6 +261,26 @@ def test_the_check_leaves_the_model_as_it_was(setup: Setup) -> None:
     assert setup.model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in setup.model.state_dict().items())
     assert all(parameter.grad is None for parameter in setup.model.parameters())
+
+
+def test_outputs_before_a_cut_may_have_gradients_to_what_is_before_it_in_their_row_alone() -> None:
+    cut = Cut(1, 3)
+    allowed = torch.zeros(2, 5, 4)
+    allowed[1, :3] = -1.0
+    assert _wrong(allowed, cut) is None
+    for row, token in ((0, 0), (0, 4), (1, 3)):
+        for value in (-2.0, 2.0, float("nan")):
+            gradient = allowed.clone()
+            gradient[row, token, 3] = value
+            found = _wrong(gradient, cut)
+            assert found is not None and found[:2] == (row, token)
+
+
+def test_no_gradients_cancel_in_what_is_followed() -> None:
+    """As those of a normalised output would, whose numbers add up to nothing."""
+    value = torch.zeros(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(_weighted(value), value)
+    assert gradient.min() > 0 and len(gradient.unique()) == 12
 
 
 def test_one_cut_is_at_a_document_start() -> None:

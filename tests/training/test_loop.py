@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muse_core import fault_injection
-from muse_core.contracts import Result
+from muse_core.contracts import Batch, Result
 from muse_core.errors import Halted
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.checkpointer import Checkpointer
+from muse_core.training.optimizers import make_optimizers
+from muse_core.training.schedules import Rates
+from muse_core.training.setup import Setup
 from muse_core.training.stop import Stop
+from muse_core.training.train_state import StreamState
 from tests.training.conftest import TRACERS
 
 Table = Callable[..., dict[str, Any]]
@@ -134,6 +139,49 @@ def test_non_finite_step_is_skipped_before_the_optimiser(
     assert event["step"] == 2 and event["monitor"] == "finite"
 
 
+def test_steps_are_those_of_a_plain_loop_over_whole_batches(
+    table: Table, go: Go, prepare: Callable[[Any], Setup], tmp_path: Path
+) -> None:
+    """With labels that do not count, unequally many in the micro-batches, clipped gradients, and a skipped step in the
+    warm-up, after which rates go on where they were."""
+    train = {"steps": 7, "clip_norm": 0.3, "warmup_steps": 4, "weight_decay": 0.1, "learning_rate": 1e-2}
+    recipe = table(model={"dropout": 0.0}, train=train, checkpoint={"every": 100})
+
+    def masked(batch: Batch) -> Batch:
+        return batch._replace(loss_mask=batch.loss_mask & (batch.inputs % 3 > 0))
+
+    with fault_injection.installed({"batch": masked} | poison({4})):
+        summary = go(recipe)
+    setup = prepare(recipe)
+    model, data, size = setup.model.train(), setup.training_data(), setup.corpus.byte_lengths
+    optimizers, rates = make_optimizers(model, setup.recipe.train, lambda name: True), Rates(setup.recipe.train)
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
+    accepted = tokens = 0
+    for step, row in enumerate(rows):
+        batch = masked(data.batch(step))
+        if step != 2:
+            counted, hidden = batch.loss_mask, model(batch.inputs, None, batch.tokens).hidden
+            loss = F.cross_entropy(model.logits(hidden)[counted], batch.labels[counted])
+            loss.backward()
+            norm = torch.stack([p.grad.double().norm() for p in model.parameters()]).norm().item()
+            assert norm > 0.3, "or else nothing is clipped"
+            for parameter in model.parameters():
+                parameter.grad.mul_(0.3 / norm)
+            optimizers.step(rates(accepted))
+            optimizers.zero_grad()
+            told = {"loss": loss.item(), "perplexity": loss.exp().item(), "gradient_norm": norm}
+            told["bits_per_byte"] = loss.item() * counted.sum().item() / math.log(2) / size[batch.labels[counted]].sum()
+            told["learning_rate"] = 1e-2 * rates(accepted)
+            assert {key: row[key] for key in told} == pytest.approx(told, rel=1e-4)
+            accepted, tokens = accepted + 1, tokens + int(counted.sum())
+        assert (row["step"], row["accepted"]) == (step + 1, accepted)
+    assert (summary["steps"], summary["accepted_steps"], summary["train_tokens"]) == (7, 6, tokens)
+    assert summary["tokens_per_second"] == pytest.approx(tokens / summary["train_seconds"])
+    found = Checkpoints(tmp_path / "run").newest()[1].model
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_non_finite_gradient_behind_a_finite_loss_is_caught(table: Table, go: Go, tmp_path: Path) -> None:
     seen = {"calls": -1}
 
@@ -158,6 +206,30 @@ def test_three_damaged_steps_roll_back_and_their_data_are_passed_over(
     (incident,) = events(tmp_path / "run", "incident")
     assert (incident["onset"], incident["step"], incident["target"], incident["data"]) == (4, 6, 3, [4, 7])
     assert all(math.isfinite(loss) for loss in losses().values())
+
+
+@pytest.mark.parametrize("calls", [{8}, set(range(8, 14))], ids=["skipped", "rolled back"])
+def test_of_a_damaged_step_no_stream_carries_anything(
+    table: Table, go: Go, tmp_path: Path, losses: Any, monkeypatch: pytest.MonkeyPatch, calls: set[int]
+) -> None:
+    """A step has two micro-batches, each of which carries one state."""
+    accept, taken = StreamState.accept, []
+    monkeypatch.setattr(StreamState, "accept", lambda self: (taken.append(len(self._proposed)), accept(self)))
+    with fault_injection.installed(poison(calls)):
+        go(table(data={"order": "streams"}, train={"log_every": 3}))
+    assert taken and set(taken) == {2} and sorted(losses()) == [1, 3, 6, 8]
+    found = Checkpoints(tmp_path / "run").newest()[1].state
+    assert {name.split("/")[1] for name in found if name.startswith("carry/")} == {"0", "1"}
+
+
+def test_carried_states_come_back_in_their_order() -> None:
+    """Of more than ten micro-batches, too."""
+    kept, other = StreamState(True), StreamState(True)
+    for number in range(12):
+        kept.propose({"x": torch.full((2,), float(number))})
+    kept.accept()
+    other.load_state_dict(kept.state_dict())
+    assert [other.of(number)["x"].tolist() for number in range(12)] == [[float(number)] * 2 for number in range(12)]
 
 
 def test_run_that_keeps_breaking_halts_after_three_rollbacks(table: Table, go: Go, tmp_path: Path) -> None:

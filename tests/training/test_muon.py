@@ -25,6 +25,12 @@ def test_singular_vectors_stay_and_values_become_nearly_one(rows, columns, scale
     torch.testing.assert_close(core, core.diagonal().diag(), rtol=0, atol=1e-9)
 
 
+def test_nothing_stays_nothing():
+    """As the gradient of experts that no token has reached."""
+    for shape in ((3, 2), (2, 2, 3)):
+        assert torch.equal(update_rules.newton_schulz(torch.zeros(shape)), torch.zeros(shape))
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (8, 8)])
 def test_in_bf16_it_is_the_optimiser_of_torch(monkeypatch, shape):

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from muse_mqar.source import Mqar
 
+from muse_core.contracts import Batch
 from muse_core.errors import Halted, RecipeError
-from muse_core.evaluation.references import Counts, Judge
+from muse_core.evaluation.references import Counts, Judge, References
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import to_toml
 from muse_core.report.reading import read_run
@@ -43,6 +46,39 @@ def test_counts_predict_distributions_and_what_they_are_by_hand() -> None:
     assert np.exp(-single) == pytest.approx([3 / 10, 3 / 10])  # 2 of 6, one added to each of 4
     # 0 is followed twice by 1 and once by 2: two kinds. Nothing is known after 3.
     assert np.exp(-pair) == pytest.approx([(2 + 2 * 0.3) / (3 + 2), 0.3])
+
+
+def test_a_loss_that_is_no_number_or_only_as_good_reaches_nothing() -> None:
+    of = References(nats={"uniform": 5.5, "unigram": 3.0, "bigram": 2.0}, bits_per_byte={}, counted=9, scored=9)
+    assert of.not_reached(math.nan) == of.not_reached(math.inf) == of.not_reached(5.5) == [*of.nats]
+    assert of.not_reached(3.0) == ["unigram", "bigram"] and of.not_reached(1.9) == []
+    assert "not better than every token of the vocabulary alike" in of.worse_than(math.nan)
+
+
+def test_what_is_scored_are_the_labels_that_count_and_their_bytes() -> None:
+    lengths, train = np.array([0, 1, 2, 5]), np.array([0, 1, 2, 1, 2, 3, 0, 1])
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    inputs, labels = torch.tensor([[0, 1, 2], [3, 0, 1]]), torch.tensor([[1, 2, 3], [0, 1, 2]])
+    asked: dict[str, Any] = {}
+
+    def held_out_batches(split: str, length: int, **more: Any) -> list[Batch]:
+        asked.update(more, split=split, length=length)
+        return [Batch(inputs[:1], labels[:1], mask[:1], None), Batch(inputs[1:], labels[1:], mask[1:], None)]
+
+    corpus = SimpleNamespace(is_text=True, vocabulary_size=4, byte_lengths=lengths,
+                             split=lambda name: SimpleNamespace(tokens=train))
+    evaluate = SimpleNamespace(halt_above="never", split="test", final_tokens=40, lengths=(1, 4))
+    recipe = SimpleNamespace(evaluate=evaluate, train=SimpleNamespace(sequence_length=3))
+    found = Judge(SimpleNamespace(corpus=corpus, recipe=recipe, held_out_batches=held_out_batches)).references()
+    assert asked == {"split": "test", "length": 3, "rows": 64, "tokens": 40, "span": 12}
+    counts, before, after = Counts(train, 4), np.array([0, 1, 2, 3, 1]), np.array([1, 2, 3, 0, 2])
+    size = lengths[after].sum()
+    assert size != lengths[before].sum()
+    single, pair = counts.nats(before, after)
+    for name, nats in {"uniform": np.full(5, math.log(4)), "unigram": single, "bigram": pair}.items():
+        assert found.nats[name] == pytest.approx(nats.mean())
+        assert found.bits_per_byte[name] == pytest.approx(nats.sum() / math.log(2) / size)
+    assert (found.counted, found.scored) == (8, 5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 1001, 2007])

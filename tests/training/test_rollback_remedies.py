@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from muse_core import fault_injection
 from muse_core.component import Use
@@ -15,6 +16,7 @@ from muse_core.contracts import Action, Remedy, Verdict
 from muse_core.selftest.promises.runs import StopAfter, events, loop_of, recipe_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.monitors import MonitorGroup, strongest_remedy
+from muse_core.training.objectives import NextToken
 from muse_core.training.train_state import WINDOW, Incident, Incidents
 
 GO_ON = Verdict()
@@ -107,20 +109,80 @@ def test_rate_and_fresh_moments_hold_from_then_on_and_after_a_kill(tmp_path: Pat
     def die(incident: Incident) -> Incident:
         raise Killed
 
-    remedy = Remedy(rate=0.25, reset_moments=True)
+    remedy = Remedy(margin=2, rate=0.25, reset_moments=True)  # from 14 to 8, past the checkpoint of step 12
     with asked(tmp_path, Asks(14, remedy)) as loop, fault_injection.installed({"rollback": die}), pytest.raises(Killed):
         loop.run()
     monitor = Asks(14, remedy)
     with asked(tmp_path, monitor, steps=1) as loop:
-        assert loop.state.at.step == 12 and loop.incidents.rate == 0.25
+        assert loop.state.at.step == 8 and loop.incidents.rate == 0.25
         assert not any(part.state for part in loop.state.optimizers.parts)
         peak = loop.state.optimizers.peaks[0][0]
         loop.run()
         assert loop.state.optimizers.parts[0].param_groups[0]["lr"] < 0.25 * peak
         assert monitor.rollbacks == [1.0]
     with asked(tmp_path, monitor) as loop:
-        assert loop.state.at.step == 13 and any(part.state for part in loop.state.optimizers.parts)
+        assert loop.state.at.step == 9 and any(part.state for part in loop.state.optimizers.parts)
     assert len(events(tmp_path / "run", "incident")) == 1
+
+
+def test_a_step_is_saved_once_after_the_folder_was_checked_and_the_records_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint without the rows before it would resume behind what is known of the run."""
+    with asked(tmp_path, Asks(99, Remedy())) as loop:
+        keeper, done = loop.checkpoints, []
+        monkeypatch.setattr(keeper, "check", lambda: done.append("checked"))
+        monkeypatch.setattr(keeper.records, "sync", lambda: done.append("synced"))
+        monkeypatch.setattr(keeper.checkpoints, "commit", lambda *_, **more: done.append(more["certified"]))
+        keeper.commit()
+        assert done == [], "the start is saved already"
+        for certified, weight in ((True, 1.0), (False, float("inf"))):
+            done.clear()
+            loop.state.at.step += 1
+            next(loop.state.model.parameters()).data.fill_(weight)
+            keeper.commit()
+            keeper.commit()
+            assert done == ["checked", "synced", certified]
+
+
+def test_a_rollback_is_on_disk_before_it_acts_and_leaves_nothing_of_what_it_undoes(tmp_path: Path) -> None:
+    """The steps from 8 on are done again, with a checkpoint of step 12 that is theirs in place of the one before."""
+    seen: dict[str, Any] = {}
+
+    def abandoned() -> list[int]:
+        return [one.step for one in Checkpoints(tmp_path / "run").generations() if one.abandoned]
+
+    def decided(incident: Incident) -> Incident:
+        seen["decided"] = len(events(tmp_path / "run", "incident")), abandoned()
+        return incident
+
+    def restored(state: Any) -> Any:
+        left = [name for name, parameter in state.optimizers.names.items() if parameter.grad is not None]
+        seen["restored"] = left, state.optimizers.state_dict(), abandoned()
+        return state
+
+    plan = {"rollback": decided, "restored": restored}
+    with asked(tmp_path, Asks(14, Remedy(margin=2, reset_moments=True))) as loop, fault_injection.installed(plan):
+        loop.run()
+    assert seen == {"decided": (1, []), "restored": ([], {}, [12])}
+    alive = [one.step for one in Checkpoints(tmp_path / "run").generations() if not one.abandoned]
+    assert alive == [24, 20, 16, 12, 8]
+
+
+def test_what_an_objective_draws_as_it_is_loaded_leaves_the_random_state_that_was_saved(tmp_path: Path) -> None:
+    class Draws(NextToken):
+        def tensors(self) -> dict[str, torch.Tensor]:
+            return {"x": torch.zeros(1)}
+
+        def load_tensors(self, tensors: Any, device: Any) -> None:
+            torch.rand(3)
+
+    with asked(tmp_path, Asks(99, Remedy())) as loop:
+        loop.state.objective = Draws()
+        snapshot = loop.state.snapshot()
+        due = torch.rand(2)
+        loop.state.load(snapshot)
+        assert torch.equal(torch.rand(2), due)
 
 
 def test_strongest_of_each_part_wins() -> None:
@@ -136,3 +198,10 @@ def test_rollbacks_are_counted_within_a_window() -> None:
         )
     assert [incidents.recent(step) for step in (20, WINDOW + 9, WINDOW + 10, WINDOW + 20)] == [2, 2, 1, 0]
     assert incidents.rate == 0.25
+
+
+def test_rollbacks_of_other_stages_do_not_count_and_the_last_to_a_generation_decides() -> None:
+    made = {"event": "incident", "step": 5, "onset": 5, "target": 0, "data": [5, 6], "generation": 2, "through": 3}
+    rows = [made | {"stage": stage, "reset_moments": fresh} for stage, fresh in ((0, True), (1, False), (1, True))]
+    assert [one.reset_moments for one in Incidents(1, [{"event": "skip", "stage": 1}, *rows]).known] == [False, True]
+    assert Incidents(1, rows).resets(2) and not Incidents(1, rows[:2]).resets(2) and not Incidents(1, rows).resets(9)

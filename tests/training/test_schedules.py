@@ -42,6 +42,7 @@ def test_cosine_warms_up_to_the_peak_and_ends_at_the_final_rate(steps: int, warm
     if steps > warmup + 1:
         assert math.isclose(factors[warmup], 1.0) and math.isclose(factors[-1], final, abs_tol=1e-12)
         assert all(a >= b - 1e-12 for a, b in zip(factors[warmup:], factors[warmup + 1 :]))
+        assert factor(steps) == factor(3 * steps) == factors[-1], "it does not rise again"
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -104,11 +104,7 @@ def length_rows(subject: Subject) -> list[Row]:
             base = measured
         else:
             ratio = paired({0: measured}, {0: base}, ratio=True)
-            several = row["documents"] > 1
-            row |= {
-                "ratio": ratio.value, "ratio_low": ratio.low if several else None,
-                "ratio_high": ratio.high if several else None,
-            }
+            row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
         rows.append(row)
     return rows
 

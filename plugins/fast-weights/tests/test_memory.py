@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from muse_fast_weights.layer import regrouped
+from muse_fast_weights.layer import Dynamics, _measures, regrouped
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
@@ -35,6 +35,17 @@ def parts(layer, x):
     log_decay = -F.softplus(layer.dynamics.decay(x)) - layer.dynamics.base_decay
     rate = torch.sigmoid(layer.dynamics.rate(x))
     return query / query.norm(dim=-1, keepdim=True), key / key.norm(dim=-1, keepdim=True), value, log_decay, rate
+
+
+def test_a_decay_that_is_a_signal_is_added_to_the_base_decay():
+    layer = Dynamics(
+        WIDTH, HEADS, torch.Generator().manual_seed(0), initial_decay=(0.01, 0.1), base_decay=0.25, initial_rate=0.5,
+        replaced=None, own_decay=False, most_rate=2.0,
+    ).double()
+    x, decay = make_input(5), torch.rand(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_decay, rate = layer(x, decay)
+    torch.testing.assert_close(log_decay, -(0.25 + decay.unflatten(-1, (HEADS, 2)).mean(-1)))
+    torch.testing.assert_close(rate, 2 * torch.sigmoid(layer.rate(x)))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -240,6 +251,11 @@ def test_first_taps(kind):
         assert taps.abs().max() <= 0.5 and taps[1:].std() == pytest.approx(0.5 / 3**0.5, rel=0.1)
 
 
+def as_pairs(x):
+    """(…, K // 2) complex: the entries p and K // 2 + p of x (…, K)."""
+    return torch.view_as_complex(torch.stack(x[..., : 2 * (KEY // 2)].chunk(2, -1), -1))
+
+
 @pytest.mark.parametrize("kind", ["positions", "spectral-shift"])
 @torch.no_grad()
 def test_a_rotation_makes_answers_depend_on_the_difference_of_angles(kind):
@@ -261,6 +277,10 @@ def test_a_rotation_makes_answers_depend_on_the_difference_of_angles(kind):
     by_head = None if signals is None else regrouped(shift, HEADS, "spectral_shift")
     turned = layer.rotation(query, key, x, by_head, None, tokens_of(x))[0]
     torch.testing.assert_close(turned.norm(dim=-1), query.norm(dim=-1))
+    angle = torch.arange(9.0)[None, :, None].double() if by_head is None else torch.pi * by_head
+    frequency = torch.logspace(0, -3, KEY // 2).double()  # from 1 to a thousandth
+    expected = as_pairs(query) * torch.polar(torch.ones(()).double(), angle[..., None] * frequency)
+    torch.testing.assert_close(as_pairs(turned), expected.expand_as(as_pairs(turned)), rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
@@ -278,11 +298,38 @@ def test_a_potential_turns_keys_by_its_sum_since_the_document_started():
     potential = layer.rotation.dynamics.potential(x)
     angle = torch.cat((potential[:, :4].cumsum(1), potential[:, 4:].cumsum(1)), 1)[..., None]
     angle = angle * layer.rotation.dynamics.frequency
-    pairs = torch.view_as_complex(torch.stack(query[..., : 2 * (KEY // 2)].chunk(2, -1), -1))
-    expected = pairs * torch.polar(torch.ones_like(angle), angle)
-    torch.testing.assert_close(found[..., : KEY // 2], expected.real)
-    torch.testing.assert_close(found[..., KEY // 2 : 2 * (KEY // 2)], expected.imag)
+    expected = as_pairs(query) * torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(as_pairs(found), expected)
     torch.testing.assert_close(after, angle[:, -1].remainder(2 * torch.pi))
+    valid = torch.arange(9) < torch.tensor([[9], [6]])
+    ragged = layer.rotation(query, query, x, None, None, given._replace(valid=valid))[2]
+    torch.testing.assert_close(ragged, torch.stack((angle[0, -1], angle[1, 5])).remainder(2 * torch.pi))
+
+
+@torch.no_grad()
+def test_a_second_write_has_a_convolution_and_silu_as_the_first():
+    options = PLAIN | {"writes": 2, "rule": "delta", "convolution": 3}
+    second = build_component("memory layer", "fast-weights", options, width=WIDTH, dtype="float64").double().second
+    x = make_input(6)
+    written, _ = second(x, x, None, tokens_of(x))
+    both = F.silu(second.convolution(torch.cat((second.key(x), second.value(x)), -1), None, tokens_of(x))[0])
+    key, value = (part.unflatten(-1, (HEADS, -1)) for part in both.split((HEADS * KEY, HEADS * VALUE), -1))
+    torch.testing.assert_close(written.key, F.normalize(key, dim=-1))
+    torch.testing.assert_close(written.value, value)
+
+
+def test_measures_are_means_over_heads_and_the_tokens_that_exist():
+    decay, rate = (torch.rand(2, 5, HEADS, generator=torch.Generator().manual_seed(n)).double() for n in (0, 1))
+    decay[1, 3], decay[1, 4] = 0.0, 2.0  # of padding, where rows are ragged
+    valid, weights = torch.arange(5) < torch.tensor([[5], [2]]), torch.ones(2, HEADS, KEY, VALUE).double()
+    weights[1] = 3.0
+    for some in (None, valid):
+        found = _measures(weights, decay, rate, some)
+        of = slice(None) if some is None else some
+        torch.testing.assert_close(found["decay"], decay[of].mean())
+        torch.testing.assert_close(found["rate"], rate[of].mean())
+        assert (found["decay_min"], found["decay_max"]) == (decay[of].min(), decay[of].max())
+        assert found["energy"] == 5 * KEY * VALUE
 
 
 @torch.no_grad()

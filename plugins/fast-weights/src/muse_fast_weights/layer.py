@@ -195,17 +195,18 @@ class FastWeights(nn.Module):
 @torch.no_grad()
 def _measures(weights: Tensor, decay: Tensor, rate: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
     if valid is None:
-        means = {"decay": decay.mean(), "rate": rate.mean()}
+        found = {"decay": decay.mean(), "rate": rate.mean(), "decay_min": decay.amin(), "decay_max": decay.amax()}
     else:
-        share = valid[..., None].to(decay.dtype)
+        there = valid[..., None]
+        share = there.to(decay.dtype)
         share = (share / share.sum().clamp_min(1.0)).expand_as(decay) / decay.shape[-1]
-        means = {"decay": (decay * share).sum(), "rate": (rate * share).sum()}
-    return {
-        **means,
-        "energy": weights.square().sum((-1, -2)).mean(),
-        "decay_min": decay.amin(),
-        "decay_max": decay.amax(),
-    }
+        found = {
+            "decay": (decay * share).sum(),
+            "rate": (rate * share).sum(),
+            "decay_min": torch.where(there, decay, torch.inf).amin(),
+            "decay_max": torch.where(there, decay, 0.0).amax(),
+        }
+    return {**found, "energy": weights.square().sum((-1, -2)).mean()}
 
 
 class Rate(nn.Module):

@@ -1,0 +1,136 @@
+"""Mamba-2, GLA, KDA and RWKV-7 token by token in float64, as their papers write them: output and gradients.
+
+test_against_fla.py compares with fla-core's layers where that is installed.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from muse_core.contracts import Tokens
+from muse_core.testing import build_component
+
+WIDTH, LENGTH, HEADS = 16, 9, 2
+
+
+def starts():
+    """Documents that begin inside, one of them of a single token; the second row begins with one."""
+    resets = torch.zeros(2, LENGTH, dtype=torch.bool)
+    resets[0, 4] = resets[1, 0] = resets[1, 6] = resets[1, 7] = True
+    return resets
+
+
+def by_head(x):
+    return x.unflatten(-1, (HEADS, -1))
+
+
+def convolved(x, convolution):
+    """SiLU of the taps' sum over the tokens of one document, with the bias where there is one."""
+    document, rows = starts().cumsum(1), []
+    for t in range(LENGTH):
+        total = torch.zeros_like(x[:, 0]) + getattr(convolution, "bias", 0.0)
+        for lag in range(min(t, convolution.span - 1) + 1):
+            same = (document[:, t - lag] == document[:, t])[:, None]
+            total = total + torch.where(same, convolution.taps[lag] * x[:, t - lag], 0)
+        rows.append(F.silu(total))
+    return torch.stack(rows, 1)
+
+
+def read_of(query, key, value, change):
+    """W_tᵀ q_t of W_t = change_t(W_{t−1}) + k vᵀ with W zero where a document starts; (B, N, H, …) each."""
+    weights, reads = torch.zeros(2, HEADS, key.shape[-1], value.shape[-1], dtype=key.dtype), []
+    for t in range(LENGTH):
+        weights = weights.masked_fill(starts()[:, t, None, None, None], 0.0)
+        weights = change(t, weights) + key[:, t, ..., None] * value[:, t, ..., None, :]
+        reads.append((weights * query[:, t, ..., None]).sum(-2))
+    return torch.stack(reads, 1)
+
+
+def low_rank(one, x, activation=lambda x: x):
+    wide = activation(x @ one.down.weight.T) @ one.up.weight.T
+    return wide if one.bias is None else wide + one.bias
+
+
+def mamba2(layer, x):
+    gate, mixed = layer.input(x).split((layer.inner, layer.inner + 2 * layer.states), -1)
+    value, key, query = convolved(mixed, layer.convolution).split((layer.inner, layer.states, layer.states), -1)
+    value = by_head(value)
+    key, query = (part[:, :, None].expand(-1, -1, HEADS, -1) for part in (key, query))
+    step = F.softplus(layer.dynamics.step(x) + layer.dynamics.bias)
+    factor = (-layer.dynamics.log_amplitude.exp() * step).exp()
+    read = read_of(query, step[..., None] * key, value, lambda t, weights: factor[:, t, :, None, None] * weights)
+    read = (read + layer.skip[:, None] * value).flatten(2) * F.silu(gate)
+    return layer.output(F.rms_norm(read, (layer.inner,), layer.norm.weight, 1e-5))
+
+
+def gla(layer, x):
+    query, key, value, gate = (by_head(one(x)) for one in (layer.query, layer.key, layer.value, layer.gate))
+    factor = by_head(F.logsigmoid(low_rank(layer.dynamics.decay, x)) / 16).exp()
+    read = read_of(query / math.sqrt(layer.key_width), key, value, lambda t, weights: factor[:, t, ..., None] * weights)
+    normed = F.rms_norm(read, read.shape[-1:], layer.norm.weight, 1e-5)
+    return layer.output((normed * F.silu(gate)).flatten(2))
+
+
+def kda(layer, x):
+    projected = torch.cat((layer.query(x), layer.key(x), layer.value(x)), -1)
+    widths = (HEADS * layer.key_width, HEADS * layer.key_width, HEADS * layer.value_width)
+    query, key, value = (by_head(part) for part in convolved(projected, layer.convolution).split(widths, -1))
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    dynamics = layer.dynamics
+    factor = by_head(F.softplus(low_rank(dynamics.decay, x) + dynamics.bias))
+    factor = (-dynamics.log_amplitude.exp()[:, None] * factor).exp()
+    rate = torch.sigmoid(dynamics.rate(x))[..., None]
+
+    def change(t, weights):
+        weights = factor[:, t, ..., None] * weights
+        found = (key[:, t, ..., None] * weights).sum(-2)
+        return weights - (rate * key)[:, t, ..., None] * found[..., None, :]
+
+    read = read_of(query / math.sqrt(layer.key_width), rate * key, value, change)
+    normed = F.rms_norm(read, read.shape[-1:], layer.norm.weight, 1e-5)
+    return layer.output((normed * by_head(torch.sigmoid(low_rank(layer.gate, x)))).flatten(2))
+
+
+def rwkv7(layer, x):
+    before = F.pad(x[:, :-1], (0, 0, 1, 0)).masked_fill(starts()[..., None], 0.0)
+    mixed = {name: (1 - gain) * x + gain * before for name, gain in layer.shift.items()}
+    receptance, key, value = layer.read(mixed["read"]), layer.key(mixed["key"]), layer.value(mixed["value"])
+    factor = by_head((-math.exp(-0.5) * torch.sigmoid(low_rank(layer.decay, mixed["decay"], torch.tanh))).exp())
+    rate = torch.sigmoid(low_rank(layer.rate, mixed["rate"]))
+    removed = F.normalize(by_head(key * layer.removed), dim=-1)
+    key = by_head(key * (1 + (rate - 1) * layer.strengthened))
+    receptance, value, rate = by_head(receptance), by_head(value), by_head(rate)
+
+    def change(t, weights):
+        found = (removed[:, t, ..., None] * weights).sum(-2)
+        return factor[:, t, ..., None] * weights - (rate * removed)[:, t, ..., None] * found[..., None, :]
+
+    read = read_of(receptance, key, value, change)
+    normed = F.group_norm(read.flatten(0, 1).flatten(1), HEADS, layer.norm.weight, layer.norm.bias, layer.size * 1e-5)
+    direct = (receptance * key * layer.bonus).sum(-1, keepdim=True) * value
+    gate = low_rank(layer.gate, mixed["gate"], torch.sigmoid)
+    return layer.output((normed.view_as(x) + direct.flatten(2)) * gate)
+
+
+@pytest.mark.parametrize(
+    ("written_out", "options"),
+    [(mamba2, {"states": 4, "head_size": 16}), (gla, {"heads": HEADS}), (kda, {"heads": HEADS}),
+     (rwkv7, {"heads": HEADS})],
+    ids=lambda given: getattr(given, "__name__", ""),
+)  # fmt: skip
+def test_a_peer_is_what_its_paper_writes(written_out, options):
+    layer = build_component("memory layer", written_out.__name__, options, width=WIDTH, dtype="float64").double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():  # what begins with zeros or ones would hide what is behind it
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+    found = layer(x, None, {}, Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())).update
+    expected = written_out(layer, x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    cotangent = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    inputs = [x, *layer.parameters()]
+    gradients = [torch.autograd.grad((y * cotangent).sum(), inputs) for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
