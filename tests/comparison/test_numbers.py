@@ -116,7 +116,8 @@ def test_watched_metrics_are_reduced_by_their_names_from_first_to_last(plan, tmp
     for cell in reported_cells(read, out, {"one": None}):
         ended(cell, [0], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]})
         rows = [
-            {"event": event, "sequence": number, "attempt": 1, **dict.fromkeys(NEEDED.get(event, ()), 0), "step": number,
+            {"event": event, "sequence": number, "attempt": 1,
+             **dict.fromkeys(NEEDED.get(event, ()), 0), "step": number,
              **{f"{layer}/{name}": value + 10 * number + 100 * cell.seed + 1000 * (layer == "b")
                 for layer in "ab" for name, value in (("rate", 1.0), ("decay_min", 2.0), ("decay_max", 3.0))}}
             for number, event in enumerate(("train", "probe", "train", "eval", "final"))
