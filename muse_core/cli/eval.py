@@ -47,6 +47,7 @@ def evaluate(
     needles     RULER's needle family: recall by length and depth
     mqar        recall of pairs of tokens, by their number or by length
     importance  signal to noise, energy, recency and share filtered of memories
+    causality   the causality gate's checks with the weights of now
     cost        time, memory and state bytes per token, by length
 
     Intervals hold 95 % and resample documents. With --text no text of the run is opened.

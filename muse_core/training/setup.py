@@ -186,6 +186,11 @@ class Setup:
         name = str(dtype).removeprefix("torch.")
         return f"{passed}; checked on {device} in {name}, where changes under {TOLERANCES[dtype]:g} go unseen"
 
+    def causality_checks(self, batch: Batch) -> tuple[Callable[[], Leak | None], ...]:
+        """The gate's three checks, to be asked one by one: by values in the exact check's precision, by values in the
+        run's own on ``batch``, and by gradients on it."""
+        return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
+
     def first_batch(self) -> Batch:
         """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its
         device."""

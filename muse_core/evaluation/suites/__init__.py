@@ -37,6 +37,8 @@ SUITES = {
     "mqar": Suite(f"{HERE}.associations:mqar_rows", False, "recall of pairs of tokens, by their number or by length"),
     "importance": Suite(f"{HERE}.importance:importance_rows", True, "signal to noise, energy and recency of fast "
                         "weights, and the share that the filter takes for noise"),
+    "causality": Suite(f"{HERE}.causality:causality_rows", False, "the causality gate's checks with the weights of "
+                       "now"),
     "cost": Suite(f"{HERE}.cost:cost_rows", False, "time, memory and state bytes per token, by length"),
 }
 """By name, in the order in which they are shown."""
