@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,48 +18,7 @@ from muse_core.comparison.report import compose
 from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Batch
 from muse_core.metrics.jsonl import NEEDED
-
-RECIPE = 'name = "tiny"\n[model]\nblock = ["feed-forward"]\n'
-PLAN = """\
-name = "two"
-baseline = "one"
-seeds = [1, 2]
-arms = [{ name = "one", recipe = "r.toml" }, { name = "other", recipe = "r.toml", set = ["model.depth=3"] }]
-[tune]
-key = "train.learning_rate"
-values = [1e-3, 2e-3]
-"""
-
-
-@pytest.fixture
-def plan(tmp_path: Path):
-    def write(text: str = PLAN) -> Path:
-        (tmp_path / "r.toml").write_text(RECIPE)
-        (tmp_path / "p.toml").write_text(text)
-        return tmp_path / "p.toml"
-
-    return write
-
-
-def finish(cell, score: float) -> None:
-    cell.path.mkdir(parents=True)
-    (cell.path / "summary.json").write_text(json.dumps({"held_out_bits_per_byte": score}))
-
-
-def mean_of(rows: dict[str, list[float]], measure: str) -> float:
-    """What a run's summary says of these rows."""
-    if measure == "bits_per_byte":
-        return sum(rows["nats"]) / math.log(2) / sum(rows["bytes"])
-    return sum(rows["nats" if measure == "loss" else "hits"]) / sum(rows["tokens"])
-
-
-def ended(cell, documents: list[int], rows: dict[str, list[float]], measure: str = "bits_per_byte", **more) -> None:
-    """A finished run and what it found of every document."""
-    cell.path.mkdir(parents=True)
-    told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
-    (cell.path / "summary.json").write_text(json.dumps(
-        {"device": "cpu", f"held_out_{measure}": mean_of(rows, measure)} | told | more))
-    (cell.path / "held_out.json").write_text(json.dumps({"document": documents, "by_document": True} | rows))
+from tests.comparison.conftest import PLAN, ended, finish, mean_of
 
 
 @pytest.mark.parametrize("measure", ["loss", "bits_per_byte", "accuracy"])

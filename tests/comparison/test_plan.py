@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -20,33 +19,9 @@ from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError, StorageError
 from muse_core.recipe import read_recipe, to_toml
 from muse_core.testing.cases import installed
+from tests.comparison.conftest import PLAN, ended, finish
 
 PLANS = sorted((Path(__file__).parents[2] / "recipes" / "experiments").glob("*.plan.toml"))
-RECIPE = 'name = "tiny"\n[model]\nblock = ["feed-forward"]\n'
-PLAN = """\
-name = "two"
-baseline = "one"
-seeds = [1, 2]
-arms = [{ name = "one", recipe = "r.toml" }, { name = "other", recipe = "r.toml", set = ["model.depth=3"] }]
-[tune]
-key = "train.learning_rate"
-values = [1e-3, 2e-3]
-"""
-
-
-@pytest.fixture
-def plan(tmp_path: Path):
-    def write(text: str = PLAN) -> Path:
-        (tmp_path / "r.toml").write_text(RECIPE)
-        (tmp_path / "p.toml").write_text(text)
-        return tmp_path / "p.toml"
-
-    return write
-
-
-def finish(cell, score: float | str) -> None:
-    cell.path.mkdir(parents=True)
-    (cell.path / "summary.json").write_text(json.dumps({"held_out_bits_per_byte": score}))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
@@ -223,12 +198,7 @@ def test_a_finished_run_of_another_recipe_is_not_counted(plan, tmp_path: Path) -
 def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path: Path, document: list[int]) -> None:
     read, out = read_plan(plan(PLAN.partition("[tune]")[0].replace("[1, 2]", "[1]"))), tmp_path / "out"
     for cell, nats in zip(reported_cells(read, out, {"one": None, "other": None}), ([8.0, 9.0], [6.0, 7.0])):
-        finish(cell, sum(nats))
-        told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
-        (cell.path / "summary.json").write_text(
-            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
-        rows = {"document": document, "nats": nats, "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]}
-        (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
+        ended(cell, document, {"nats": nats, "hits": [0, 0], "bytes": [10, 10], "tokens": [10, 10]})
     text = text_of(compose(read.plan, Comparison(read, out).runs()))
     line = next(line for line in text.splitlines() if line.startswith("| other"))
     assert "| 0.7647 |" in line and (" to " in line) == (document == [0, 1])
@@ -237,17 +207,12 @@ def test_a_report_on_one_document_with_one_seed_shows_no_interval(plan, tmp_path
 
 def test_a_report_says_which_variants_other_kernels_computed(plan, tmp_path: Path) -> None:
     read, out = read_plan(plan(PLAN.partition("[tune]")[0])), tmp_path / "out"
-    told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
     cells = reported_cells(read, out, {"one": None, "other": None})
     for cell in cells:
-        finish(cell, 1.0)
+        ended(cell, [0], {"nats": [1.0], "hits": [0], "bytes": [1], "tokens": [1]})
 
     def computed(**backends: str) -> None:
         for cell in cells:
-            (cell.path / "summary.json").write_text(
-                json.dumps({"held_out_bits_per_byte": 1.0, "device": "cuda"} | told))
-            rows = {"document": [0], "nats": [math.log(2)], "hits": [0], "bytes": [1], "tokens": [1]}
-            (cell.path / "held_out.json").write_text(json.dumps(rows | {"by_document": True}))
             kernels = [("fast_weights key=128 value=256", backends[cell.variant.name]), ("gated_norm", "triton")]
             table = {"format": 1, "recipe": {"seed": 1}, "kernels": [dict(request=r, backend=b) for r, b in kernels]}
             (cell.path / "muse.lock.toml").write_text(to_toml(table))
@@ -266,12 +231,7 @@ def test_a_ratio_over_fewer_seeds_than_the_means_beside_it_says_so(plan, tmp_pat
     read, out = read_plan(plan(PLAN.partition("[tune]")[0].replace("[1, 2]", "[1, 2, 3]"))), tmp_path / "out"
     for cell in reported_cells(read, out, {"one": None, "other": None}):
         nats = [8.0 + cell.seed, 9.0]
-        finish(cell, sum(nats))
-        told = dict.fromkeys(("parameters", "train_tokens", "train_seconds", "tokens_per_second", "stopped_by_time"), 0)
-        (cell.path / "summary.json").write_text(
-            json.dumps({"held_out_bits_per_byte": sum(nats) / math.log(2) / 20, "device": "cpu"} | told))
-        rows = {"document": [0, 1], "nats": nats, "bytes": [10, 10], "tokens": [10, 10], "by_document": True}
-        (cell.path / "held_out.json").write_text(json.dumps(rows))
+        ended(cell, [0, 1], {"nats": nats, "bytes": [10, 10], "tokens": [10, 10]})
     apart, alone = "the ratio is over the", "With one seed the interval is of the text alone"
     text = text_of(compose(read.plan, Comparison(read, out).runs()))
     assert apart not in text and alone not in text
