@@ -41,4 +41,3 @@ def standing(rows: Iterable[Row], events: Iterable[Mapping[str, Any]] = ()) -> l
 def place_of(row: Mapping[str, Any]) -> tuple[int, int]:
     """Stage and step."""
     return row.get("stage", 0), row["step"]
-

@@ -5,12 +5,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...arguments import Call, Layout, checked
+from ...refusals import WIDEST
 from ...torch.fast_weights import fast_weights as by_torch
 from ..memory import shared_memory, unit_last_stride
 from . import launch
 from . import pieces as in_pieces
 
-WIDEST_KEY, WIDEST_VALUE = 128, 512
+WIDEST_KEY, WIDEST_VALUE = WIDEST["fast_weights"]["key"], WIDEST["fast_weights"]["value"]
 """A program holds all key columns of a head and a tile of its value columns."""
 
 
