@@ -16,7 +16,12 @@ from muse_core.metrics.finished import read_summary
 from muse_core.report.charts import SCHEMA, Chart
 from muse_core.report.drawing import svg
 
-PAIRS = [("phase5", "gated-deltanet"), ("phase2", "gated-convolution")]
+PAIRS = [
+    ("phase5", "gated-deltanet"),
+    ("mamba3", "gated-deltanet"),
+    ("phase5", "mamba3"),
+    ("phase2", "gated-convolution"),
+]
 
 
 def done(comparison: Path, variant: str) -> dict[int, Path]:
@@ -36,8 +41,10 @@ def points(comparisons: list[Path]) -> list[dict[str, Any]]:
                 continue
             told = [[read_summary(of[seed]) for seed in seeds] for of in runs]
             rows = [
-                {seed: read_rows(of[seed], "bits_per_byte", one["held_out_bits_per_byte"])
-                 for seed, one in zip(seeds, each, strict=True)}
+                {
+                    seed: read_rows(of[seed], "bits_per_byte", one["held_out_bits_per_byte"])
+                    for seed, one in zip(seeds, each, strict=True)
+                }
                 for of, each in zip(runs, told, strict=True)
             ]
             ratio = paired(rows[0], rows[1], ratio=True)
