@@ -176,6 +176,23 @@ def test_it_starts_as_the_present_token_and_decaying_ones_before(potential):
     assert answer[1:].square().sum(0).max() < 1.0
 
 
+@pytest.mark.parametrize("taps", ["identity", "uniform"])
+def test_first_gradients_are_of_the_size_that_a_convolution_gives(taps):
+    """Those of the projections before it, which both layers have, of what mixes, and of all parameters together."""
+    plain = {"heads": 4, "key_size": 12, "value_size": 24}
+    norms = []
+    for more in ({"mixing": "resolvent", "potential": ["non-hermitian"]}, {"taps": taps}):
+        layer = build_component("memory layer", "fast-weights", plain | more, width=48, dtype="float64").double()
+        generator = torch.Generator().manual_seed(1)
+        x, wanted = (torch.randn(4, 128, 48, dtype=torch.float64, generator=generator) for _ in range(2))
+        (layer(x, None, {}, tokens_of(x)).update * wanted).mean().backward()
+        assert all(one.grad.abs().max() > 0 for one in layer.parameters())
+        parts = (layer.query, layer.key, layer.value, layer.resolvent or layer.convolution, layer)
+        norms.append([torch.stack([one.grad.norm() for one in part.parameters()]).norm() for part in parts])
+    ratios = torch.stack(norms[0]) / torch.stack(norms[1])
+    assert ratios.max() < 1.5 and ratios[:3].min() > 0.7, ratios
+
+
 @torch.no_grad()
 def test_the_stationary_diagonal_solves_its_equation_and_is_a_resolvents():
     lattice = Lattice(64, (0.5, 4.0)).double()
