@@ -49,7 +49,7 @@ from muse_core.training.shards import Divider, gathered, own_part
 
 MIXED = (
     '{ use = "resolvent", heads = 4 }, { use = "fast-weights", heads = 2 }, { use = "fast-weights", rule = "hebbian", '
-    'name = "hebbian", heads = 2 }, { use = "feed-forward" }'
+    'name = "hebbian", heads = 2, mixing = "resolvent", potential = ["non-hermitian"] }, { use = "feed-forward" }'
 )
 EXPERTS = '{ use = "attention", heads = 2 }, { use = "experts", experts = 4, router = { use = "mlp", top_k = 1 } }'
 

@@ -31,3 +31,11 @@ class TestDeltaOfTwoWrites(MemoryLayerSuite):
     name = "fast-weights"
     options = {"writes": 2, "heads": 2, "key_size": 5, "taps": "uniform"}
     test_compiles = None
+
+
+class TestDeltaMixedByAResolvent(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {
+        "mixing": "resolvent", "heads": 2, "key_size": 5, "value_size": 6, "hamiltonians": 8,
+        "potential": ["non-hermitian"], "gate_activation": "sigmoid",
+    }  # fmt: skip

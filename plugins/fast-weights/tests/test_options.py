@@ -49,3 +49,29 @@ def test_a_decay_signal_of_incommensurable_heads_is_refused():
 def test_listing_needs_no_torch():
     code = "import muse_fast_weights.plugin, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hamiltonians", 4), ("potential", ["non-hermitian"]), ("initial_broadening", [0.1, 1.0])]
+)
+def test_options_of_the_resolvent_are_refused_beside_a_convolution(name, value):
+    assert f'{name} is of mixing = "resolvent"' in problems(**{name: value})
+
+
+@pytest.mark.parametrize("bounds", [[0.05, 1.0], [2.0, 1.0], [1.0, 101.0]])
+def test_the_broadening_of_the_resolvent_must_be_ordered(bounds):
+    assert "initial_broadening must be two numbers" in problems(mixing="resolvent", initial_broadening=bounds)
+
+
+def test_a_resolvent_has_one_write_a_token():
+    assert "writes = 2 has convolutions alone" in problems(mixing="resolvent", writes=2)
+
+
+def test_hamiltonians_must_divide_the_channels():
+    assert "hamiltonians is 5, which does not divide the 144 channels" in problems(mixing="resolvent", hamiltonians=5)
+    with pytest.raises(RecipeError, match="hamiltonians = 5 does not divide"):
+        build_component("memory layer", "fast-weights", {"mixing": "resolvent", "hamiltonians": 5}, width=16)
+
+
+def test_an_activation_needs_a_gate():
+    assert 'gate_activation = "sigmoid" without a gate' in problems(gate=False, gate_activation="sigmoid")

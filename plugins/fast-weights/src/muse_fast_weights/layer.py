@@ -19,6 +19,7 @@ from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
 from muse_core.model.projections import joined, projection, widened
 from muse_fast_weights.options import FastWeightsOptions
+from muse_fast_weights.resolvent import ResolventMixing
 from muse_fast_weights.rotation import Rotation
 from muse_fast_weights.second_write import SecondWrite, interleaved
 from muse_kernels import unit_length
@@ -31,8 +32,9 @@ class FastWeights(nn.Module):
     """update_t = P (gate(x_t) ⊙ norm(W_tᵀ q_t)), with W written by the Hebbian or the delta rule.
 
     Queries and keys have length 1, so β‖k‖² ≤ 1. State: ``memory`` (``muse_core.fast_weights.Reading``), with a
-    convolution ``convolution`` (B, span − 1, H (2K + M)), with rotation by a potential ``angle`` (B, H, K // 2),
-    with two writes a token ``second``, the second's convolution.
+    convolution ``convolution`` (B, span − 1, H (2K + M)), with a resolvent in its place ``resolvent``
+    (``ResolventMixing``), with rotation by a potential ``angle`` (B, H, K // 2), with two writes a token ``second``,
+    the second's convolution.
     Signals ``memory_before`` (B, N, H, M): W_{t−1}ᵀ q_t; ``gate`` (B, N, H M): σ of the gate's pre-activation.
     Metrics: ``energy`` (mean ‖W‖² of a head after the last token), ``decay`` and its ``decay_min``, ``decay_max`` (Γ
     per token), ``rate`` (mean β), and the filters'. Source: mathematics §3.
@@ -61,9 +63,11 @@ class FastWeights(nn.Module):
         self.query = projection(width, self.heads * self.key_width, generator)
         self.key = projection(width, self.heads * self.key_width, generator)
         self.value = projection(width, self.heads * self.value_width, generator)
-        channels = self.heads * (2 * self.key_width + self.value_width)
-        self.convolution = None
-        if options.convolution:
+        channels = options.channels(width)
+        self.convolution = self.resolvent = None
+        if options.mixing == "resolvent":
+            self.resolvent = ResolventMixing(options, context, channels)
+        elif options.convolution:
             short = context.kernels.bind(
                 "short_convolution",
                 sizes={"key": self.key_width, "span": options.convolution},
@@ -101,9 +105,10 @@ class FastWeights(nn.Module):
                 generator,
                 context.kernels.bind,
             )
-        self.norm = nn.RMSNorm(self.value_width, eps=1e-6) if options.output_norm else None
+        self.norm = nn.RMSNorm(self.value_width, eps=options.norm_epsilon) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
         self.gate = projection(width, self.heads * self.value_width, generator) if options.gate else None
+        self.sigmoid = options.gate_activation == "sigmoid"
         # As many updates as there are blocks add up in the stream.
         self.output = projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
         self.filters = nn.ModuleDict(
@@ -128,6 +133,10 @@ class FastWeights(nn.Module):
         if self.convolution is not None:
             (query, key, value), new_state["convolution"] = self.convolution(
                 projected, self.heads, self.key_width, state.get("convolution"), tokens
+            )
+        elif self.resolvent is not None:
+            (query, key, value), new_state["resolvent"] = self.resolvent(
+                projected, low, signals, self.heads, self.key_width, state.get("resolvent"), tokens
             )
         else:
             sizes = (self.heads * self.key_width, self.heads * self.key_width, self.heads * self.value_width)
@@ -166,11 +175,7 @@ class FastWeights(nn.Module):
         published = {} if reading.before is None else {"memory_before": reading.before}
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
-        read = self.gated_norm(
-            reading.output if self.second is None else reading.output[:, 1::2],
-            None if self.norm is None else self.norm.weight,
-            None if gate is None else gate.unflatten(-1, (self.heads, -1)),
-        )
+        read = self.opened(reading.output if self.second is None else reading.output[:, 1::2], gate)
         return LayerOutput(
             self.output(read.flatten(2).to(projected.dtype)),
             new_state,
@@ -178,6 +183,14 @@ class FastWeights(nn.Module):
             {},
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
+
+    def opened(self, read: Tensor, gate: Tensor | None) -> Tensor:
+        """What is read (B, N, H, M), normalised, times the gate of its pre-activation (B, N, H M)."""
+        gate = None if gate is None else gate.unflatten(-1, (self.heads, -1))
+        weight, epsilon = (None, 1e-6) if self.norm is None else (self.norm.weight, self.norm.eps)
+        if gate is None or not self.sigmoid:
+            return self.gated_norm(read, weight, gate, epsilon=epsilon)
+        return self.gated_norm(read, weight, None, epsilon=epsilon) * gate.sigmoid()
 
     def resonance(self, signals: dict[str, Tensor]) -> Tensor | None:
         """(Γ + η) Im θ of each head (B, N, H), in [0, 1]; None where β is the token's own."""

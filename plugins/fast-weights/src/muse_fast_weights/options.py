@@ -8,11 +8,17 @@ from typing import Any, Literal
 import attrs
 from attrs import field, validators
 
-from muse_core.component import Requirement, UseFilter
+from muse_core.component import Requirement, UseFilter, UsePotential
 
 SIZE = [validators.ge(1), validators.le(65_536)]
 MOST_BYTES = 4 * 2**30
 """Fast weights of one sequence in one layer, at most: kernels hold several."""
+HAMILTONIANS = 64
+"""Of ``mixing = "resolvent"``, at most, where a recipe names no number."""
+BROADENING = (0.5, 4.0)
+"""Smallest and largest η of its Hamiltonians at the start."""
+MIN_BROADENING = 0.05
+"""Smallest η that they can learn: |θ| stays below its inverse."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,10 +63,26 @@ class FastWeightsOptions:
     """Writes of a token, one after the other: 2 has keys, values and β of its own for the second, so that the weights
     change by a product of two maps I − β k kᵀ. Twice as many tokens go through the kernel."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
-    """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out."""
+    """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out. With mixing =
+    "resolvent" there is none, and this and ``taps`` are not read."""
     taps: Literal["identity", "uniform"] = "identity"
     """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
     −1/√span and 1/√span."""
+    mixing: Literal["convolution", "resolvent"] = "convolution"
+    """What mixes a channel of queries, keys and values with its earlier tokens, behind the projections and before SiLU.
+    convolution: the short one. resolvent: in its place, on the same projections, the causal resolvent of tridiagonal
+    Hamiltonians with the potentials' V − iΓ on the diagonal, y_i = θ_i (x_i − l y_{i−1}); a Re y + b Im y goes on, two
+    gains for each channel. At the start that is the present token and what decays of those before it."""
+    hamiltonians: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Number G of the resolvent's Hamiltonians, each for as many neighbouring channels. Must divide the H (2K + M)
+    channels. Default: their largest divisor of at most 64. Read with mixing = "resolvent" alone."""
+    potential: tuple[UsePotential, ...] = ()
+    """Terms of the resolvent's diagonal, summed. None at all leaves the free lattice, the same for every text. Read
+    with mixing = "resolvent" alone."""
+    initial_broadening: tuple[float, float] = BROADENING
+    """Smallest and largest η = Im z of the resolvent at the start; those between are log-spaced. A token's share falls
+    with every further one to at most 0.78 of it where η is 0.5, and to 0.24 where it is 4. Read with mixing =
+    "resolvent" alone."""
     rotation: Literal["none", "positions", "spectral-shift", "potential"] = "none"
     """Angle by which pairs of a query's and a key's entries turn, times a learned frequency of the pair that starts
     between 1 and 1/1000. positions: the token's position in the document. spectral-shift: π ξ of an earlier resolvent
@@ -68,9 +90,15 @@ class FastWeightsOptions:
     between two tokens is what the text between them shifted the spectrum. potential: the sum of w·x + c over the tokens
     so far, so that weights turn while they decay (e^{g + iωV})."""
     output_norm: bool = True
-    """Normalise what each head reads."""
+    """Normalise what each head reads, before the gate."""
+    norm_epsilon: float = field(default=1e-6, validator=[validators.gt(0.0), validators.le(1.0)])
+    """Added to the mean square that the norm divides by. fla's Gated DeltaNet has 1e-5 K for queries of length 1, as
+    they are here."""
     gate: bool = True
     """Multiply what is read by a gate of the token."""
+    gate_activation: Literal["silu", "sigmoid"] = "silu"
+    """The gate of its pre-activation z: z σ(z), computed with the norm in one pass, or σ(z), by operations of its own
+    behind the norm."""
     period: int = field(default=64, validator=[validators.ge(1), validators.le(1_048_576)])
     """Tokens between two applications of the filters, on the grid of absolute positions."""
     filters: tuple[UseFilter, ...] = ()
@@ -94,6 +122,32 @@ class FastWeightsOptions:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
         if self.writes > 1 and (self.rotation != "none" or self.filters):
             raise ValueError("writes = 2 takes neither a rotation nor filters - leave them out, or writes at 1")
+        if self.gate_activation != "silu" and not self.gate:
+            raise ValueError(
+                f'gate_activation = "{self.gate_activation}" without a gate - set gate = true, or leave it out'
+            )
+        self._check_mixing()
+
+    def _check_mixing(self) -> None:
+        if self.mixing == "resolvent":
+            low, high = self.initial_broadening
+            if not MIN_BROADENING < low <= high <= 100.0:
+                raise ValueError(
+                    f"initial_broadening must be two numbers with {MIN_BROADENING} < smallest ≤ largest ≤ 100, got "
+                    f"{[low, high]}"
+                )
+            if self.writes > 1:
+                raise ValueError('writes = 2 has convolutions alone - set mixing = "convolution", or writes = 1')
+            return
+        given = {
+            "hamiltonians": self.hamiltonians is not None,
+            "potential": bool(self.potential),
+            "initial_broadening": self.initial_broadening != BROADENING,
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise ValueError(
+                f'{name} is of mixing = "resolvent", and mixing is "convolution" - set it, or leave {name} out'
+            )
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
         """``memory_before``: W_{t−1}ᵀ q_t, what the memory answered before the token wrote. ``gate``: σ of the gate's
@@ -137,6 +191,13 @@ class FastWeightsOptions:
                 f"heads is {self.heads}, which does not divide the width {width} - choose a divisor or give key_size "
                 f"and value_size"
             )
+        elif width is not None and self.mixing == "resolvent":
+            channels = self.channels(width)
+            if channels % self.groups(channels):
+                yield (
+                    f"hamiltonians is {self.hamiltonians}, which does not divide the {channels} channels of queries, "
+                    f"keys and values - choose a divisor, or leave it out"
+                )
 
     def key_width(self, width: int) -> int:
         """K for a model of this width."""
@@ -145,6 +206,14 @@ class FastWeightsOptions:
     def value_width(self, width: int) -> int:
         """M for a model of this width."""
         return self.value_size or self._share(width)
+
+    def channels(self, width: int) -> int:
+        """All channels of queries, keys and values, H (2K + M), for a model of this width."""
+        return self.heads * (2 * self.key_width(width) + self.value_width(width))
+
+    def groups(self, channels: int) -> int:
+        """G for that many channels."""
+        return self.hamiltonians or next(n for n in range(min(HAMILTONIANS, channels), 0, -1) if channels % n == 0)
 
     def _share(self, width: int) -> int:
         if width % self.heads:

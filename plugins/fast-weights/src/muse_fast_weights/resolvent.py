@@ -1,0 +1,152 @@
+"""A causal resolvent in the place of the short convolution over queries, keys and values.
+
+Shapes: B batch, N tokens, D width, C channels, G Hamiltonians of M = C / G channels each, H heads, K key width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_core.component import named
+from muse_core.contracts import State, Tokens
+from muse_core.model.context import Context
+from muse_fast_weights.options import MIN_BROADENING, FastWeightsOptions
+from muse_kernels import unit_length
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+BAND = 1.9
+"""The free lattice's spectrum is (−2, 2); energies start inside."""
+
+
+class Lattice(nn.Module):
+    """Energy z = E + iη and hopping |l| of each Hamiltonian, in fp32 at least: η = MIN_BROADENING + softplus(b) and
+    |l| = e^λ. At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. Source:
+    mathematics §1."""
+
+    def __init__(self, count: int, broadening: tuple[float, float]):
+        super().__init__()
+        dtype = torch.get_default_dtype()
+        index = torch.arange(count, dtype=torch.float64)
+        low, high = (math.log(bound) for bound in broadening)
+        # Multiples of the golden ratio, so that every part of the band has narrow and broad ones.
+        spread = torch.exp(low + (high - low) * torch.frac(0.5 + index * GOLDEN))
+        self.energy = nn.Parameter((BAND * (2 * (index + 0.5) / count - 1)).to(dtype))
+        self.broadening = nn.Parameter((spread - MIN_BROADENING).expm1().log().to(dtype))
+        self.hopping = nn.Parameter(torch.zeros(count, dtype=dtype))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """z (G,) complex, and |l| (G,)."""
+        # Put together from real numbers, which a compiler fuses.
+        parts = (self.energy, MIN_BROADENING + F.softplus(self.broadening))
+        return torch.view_as_complex(torch.stack(parts, dim=-1)), self.hopping.exp()
+
+
+class ResolventMixing(nn.Module):
+    """Queries, keys and values from SiLU(a ⊙ Re y + b ⊙ Im y), y_i = θ_i (x_i − l y_{i−1}), θ_i = 1/(V_i − iΓ_i − z −
+    |l|² θ_{i−1}), over tokens of the same document; a and b are a gain each for a channel, x the projections.
+
+    At the start a + ib = 1/θ̄ of the lattice without potentials far from a document's start, so that there a token
+    passes with a gain of 1 and the one n tokens before with Re (−lθ)ⁿ, which decays. State, real with a trailing axis
+    of 2 for complex numbers: ``theta`` (B, G, 2) and ``y`` (B, G, M, 2). Source: mathematics §1, §3.
+    """
+
+    def __init__(self, options: FastWeightsOptions, context: Context, channels: int):
+        super().__init__()
+        self.count = options.groups(channels)
+        if channels % self.count:
+            raise ValueError(f"hamiltonians = {self.count} does not divide the {channels} channels of q, k and v")
+        self.potentials = nn.ModuleDict(
+            {
+                name: context.build(use, name=f"{context.name}.resolvent.potentials.{name}", heads=self.count)
+                for name, use in named(options.potential).items()
+            }
+        )
+        self.dynamics = Lattice(self.count, options.initial_broadening)
+        self.kernel = context.kernels.bind(
+            "causal_resolvent_apply", sizes={"value": channels // self.count}, needs=("gradient",)
+        )
+        with torch.no_grad():
+            gain = (1 / stationary(*self.dynamics()).conj()).repeat_interleave(channels // self.count)
+        dtype = torch.get_default_dtype()
+        self.real, self.imaginary = (nn.Parameter(part.to(dtype, copy=True)) for part in (gain.real, gain.imag))
+
+    def forward(
+        self,
+        projected: Tensor,
+        x: Tensor,
+        signals: dict[str, Tensor],
+        heads: int,
+        key_width: int,
+        state: State,
+        tokens: Tokens,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], State]:
+        """``projected`` (B, N, C), and x (B, N, D) for the potentials → query, key (B, N, H, K) of length 1 and value
+        (B, N, H, rest), in the dtype of ``projected``, and the state."""
+        potential, decay = self.diagonal(x, signals, tokens)
+        with torch.autocast(x.device.type, enabled=False):
+            energy, hopping = self.dynamics()
+            coupling = hopping[:, None]
+            if tokens.resets is not None:
+                coupling = torch.where(tokens.resets[:, None], 0, coupling)
+            diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1)).transpose(1, 2)
+            (y, theta), _ = self.kernel(
+                diagonal,
+                coupling,
+                coupling,
+                energy[:, None],
+                projected.unflatten(-1, (self.count, -1)).transpose(1, 2),
+                initial=None if state is None else (_complex(state["theta"]), _complex(state["y"])),
+            )
+            y, theta = y.transpose(1, 2), theta.transpose(1, 2)
+            new_state = {
+                name: last_valid(torch.view_as_real(last), None if state is None else state[name], tokens.valid)
+                for name, last in (("theta", theta), ("y", y))
+            }
+            y = y.flatten(2)
+            mixed = F.silu(self.real * y.real + self.imaginary * y.imag).to(projected.dtype)
+        keys = heads * key_width
+        query, key, value = (
+            part.unflatten(-1, (heads, -1)) for part in mixed.split((keys, keys, mixed.shape[-1] - 2 * keys), dim=-1)
+        )
+        return (unit_length(query), unit_length(key), value), new_state
+
+    def diagonal(self, x: Tensor, signals: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """V and Γ, each (B, N, G): sums over the potentials, zeros for none."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        potential = decay = torch.zeros(*x.shape[:2], self.count, dtype=dtype, device=x.device)
+        for term in self.potentials.values():
+            more_potential, more_decay = term(x, signals, tokens)
+            potential, decay = potential + more_potential, decay + more_decay
+        return potential, decay
+
+
+def stationary(energy: Tensor, hopping: Tensor) -> Tensor:
+    """θ of the lattice without potentials far from its end: |l|² θ² + z θ + 1 = 0 with Im θ > 0, (G,) complex128 from
+    z complex and |l| real (G,). Source: mathematics §1."""
+    energy, square = energy.to(torch.complex128), hopping.double().square()
+    root = (energy.square() - 4 * square).sqrt()
+    one, other = (root - energy) / (2 * square), (-root - energy) / (2 * square)
+    # The product of the two is 1/|l|²; the resolvent's is the smaller one.
+    return torch.where(one.abs() < other.abs(), one, other)
+
+
+def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
+
+    x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
+    """
+    if valid is None:
+        return x[:, -1].clone()  # a view would keep all N tokens in memory
+    count = valid.sum(dim=1)
+    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
+    before = torch.zeros_like(entry) if before is None else before
+    return torch.where((count > 0).view(-1, *(1,) * (entry.ndim - 1)), entry, before)
+
+
+def _complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.contiguous())
