@@ -7,6 +7,7 @@ that changed. The report is one JSON object by module on stdout.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 HEAVY = ("torch", "numpy.random", "datasets", "matplotlib", "transformers")
+TORCHS_OWN = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Variables of the environment that torch's compiler sets when it first looks for its cache, whoever calls it."""
 
 
 def settings() -> dict[str, str]:
@@ -24,7 +27,7 @@ def settings() -> dict[str, str]:
     import logging
 
     found: dict[str, Any] = {
-        "os.environ": dict(os.environ),
+        "os.environ": {name: value for name, value in os.environ.items() if name not in TORCHS_OWN},
         "working directory": os.getcwd(),
         "sys.path": list(sys.path),
         "sys.excepthook": sys.excepthook.__qualname__,
@@ -43,7 +46,8 @@ def settings() -> dict[str, str]:
             "torch gradients": torch.is_grad_enabled(),
             "torch deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             "torch matmul precision": torch.get_float32_matmul_precision(),
-            "torch random state": torch.random.get_rng_state().sum().item(),
+            # Not its sum: of two counters within it one goes up when the other goes down.
+            "torch random state": hashlib.sha256(torch.random.get_rng_state().numpy().tobytes()).hexdigest(),
             "torch anomaly mode": torch.is_anomaly_enabled(),
         }
     return {name: str(value) for name, value in found.items()}

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from muse_core.plugins import load_plugins
 from muse_core.testing.distributions import PluginSuite
+from muse_core.testing.import_probe import settings
 
 CHANGES = {
     "os.environ": "import os; os.environ['NEW'] = '1'",
@@ -62,6 +64,21 @@ def test_every_global_change_is_named(tmp_path) -> None:
         # Asking torch for determinism sets a variable and a filter besides.
         assert setting in changed and (len(changed) == 1 or "deterministic" in setting), f"{setting}: {changed}"
     assert all(report[module]["heavy"] == [] for module in modules)
+
+
+def test_every_draw_is_seen_and_what_torchs_compiler_sets_is_not(monkeypatch) -> None:
+    """Wherever in its numbers the generator stands: it makes them by hundreds, and most draws only count."""
+    before = settings()
+    for _ in range(3):
+        torch.rand(1)
+        after = settings()
+        assert [name for name in before if before[name] != after[name]] == ["torch random state"]
+        before = after
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "elsewhere")
+    assert settings() == before
+    monkeypatch.setenv("NEW", "1")
+    assert settings()["os.environ"] != before["os.environ"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from muse_core.training.cuda_graph import (
     MOST,
     PLAIN,
     RecordedCalls,
+    RecordedPasses,
     form_of,
     require_recordable,
     require_same,
@@ -133,6 +134,39 @@ def test_a_recording_with_other_gradients_is_refused_by_name() -> None:
             require_same(own, {"a": torch.ones(4), "b": wrong})
     with pytest.raises(RecipeError, match="has a gradient of b only once"):
         require_same(own, {"a": torch.ones(4)})
+
+
+def test_a_recording_may_differ_as_two_plain_steps_do() -> None:
+    """A sum that nearly cancels, by kernels that add up in any order."""
+    own, recorded = {"a": torch.tensor([1.0, 1e-3])}, {"a": torch.tensor([1.0, 3e-2])}
+    with pytest.raises(RecipeError, match=r"another gradient .* \(2\.9e-02 apart, where its norm is 1\.0e\+00\)"):
+        require_same(own, recorded)
+    require_same(own, recorded, {"a": torch.tensor([1.0, -1.5e-2])})
+    for again in (torch.tensor([1.0, 1e-3]), torch.tensor([1.0, 5e-3])):
+        with pytest.raises(RecipeError, match="and two plain steps are"):
+            require_same(own, recorded, {"a": again})
+    with pytest.raises(RecipeError, match="gives a another gradient"):  # of which one is a NaN all are
+        require_same(own, {"a": torch.tensor([1.0, float("nan")])}, {"a": torch.tensor([1.0, float("nan")])})
+
+
+def test_the_plain_step_is_made_again_only_where_a_gradient_is_far() -> None:
+    """And with several processes by all of them, whichever it is far in: the pass exchanges between them."""
+    own, made = {"a": torch.ones(2)}, []
+
+    def again() -> dict[str, torch.Tensor]:
+        made.append(1)
+        return {"a": torch.tensor([1.0, 1.05])}
+
+    passes = RecordedPasses(None, {})
+    passes._compare(own, {"a": torch.ones(2)}, again)
+    assert not made
+    passes._compare(own, {"a": torch.tensor([1.0, 1.1])}, again)
+    assert made == [1]
+    with pytest.raises(RecipeError, match="another gradient"):
+        passes._compare(own, {"a": torch.tensor([1.0, 2.0])}, again)
+    passes.ranks = SimpleNamespace(gather=lambda far: [far, True])
+    passes._compare(own, {"a": torch.ones(2)}, again)
+    assert made == [1, 1, 1]
 
 
 FEW_TARGETS = {"use": "mqar", "vocabulary": 32, "pairs": 6, "easier": [1, 2, 3]}
