@@ -1,10 +1,12 @@
-"""The state of a layer, a tree of dicts of tensors: its tensors by path, and what of it a checkpoint cannot hold."""
+"""The state of a layer, a tree of dicts of tensors: its tensors by path, what it is after a row's last token, and what
+of it a checkpoint cannot hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +37,19 @@ def rebuilt(tensors: Mapping[str, Tensor]) -> Any:
             node = node.setdefault(part, {})
         node[last] = tensor
     return state or None
+
+
+def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
+
+    x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
+    """
+    if valid is None:
+        return x[:, -1] if x.shape[1] == 1 else x[:, -1].clone()  # a view would keep all N tokens in memory
+    count = valid.sum(dim=1)
+    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
+    before = torch.zeros_like(entry) if before is None else before
+    return torch.where((count > 0).view(-1, *(1,) * (entry.ndim - 1)), entry, before)
 
 
 def unstorable(state: Any, path: str) -> str | None:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from muse_fast_weights.options import FastWeightsOptions
-from muse_fast_weights.resolvent import Lattice, last_valid, stationary
+from muse_fast_weights.resolvent import stationary
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
+from muse_core.model.lattice import Lattice
+from muse_core.model.states import last_valid
 from muse_core.testing import build_component
 
 WIDTH, HEADS, KEY, VALUE, COUNT = 12, 2, 4, 3, 11
@@ -195,7 +197,7 @@ def test_first_gradients_are_of_the_size_that_a_convolution_gives(taps):
 
 @torch.no_grad()
 def test_the_stationary_diagonal_solves_its_equation_and_is_a_resolvents():
-    lattice = Lattice(64, (0.5, 4.0)).double()
+    lattice = Lattice(64, min_broadening=0.05, initial_broadening=(0.5, 4.0)).double()
     lattice.hopping.copy_(torch.linspace(-1, 1, 64))
     energy, hopping = lattice()
     theta = stationary(energy, hopping)

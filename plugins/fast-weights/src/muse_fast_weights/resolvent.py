@@ -5,7 +5,6 @@ Shapes: B batch, N tokens, D width, C channels, G Hamiltonians of M = C / G chan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -15,35 +14,10 @@ from torch.nn import functional as F
 from muse_core.component import named
 from muse_core.contracts import State, Tokens
 from muse_core.model.context import Context
+from muse_core.model.lattice import Lattice
+from muse_core.model.states import last_valid
 from muse_fast_weights.options import MIN_BROADENING, FastWeightsOptions
 from muse_kernels import unit_length
-
-GOLDEN = (math.sqrt(5) - 1) / 2
-BAND = 1.9
-"""The free lattice's spectrum is (−2, 2); energies start inside."""
-
-
-class Lattice(nn.Module):
-    """Energy z = E + iη and hopping |l| of each Hamiltonian, in fp32 at least: η = MIN_BROADENING + softplus(b) and
-    |l| = e^λ. At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. Source:
-    mathematics §1."""
-
-    def __init__(self, count: int, broadening: tuple[float, float]):
-        super().__init__()
-        dtype = torch.get_default_dtype()
-        index = torch.arange(count, dtype=torch.float64)
-        low, high = (math.log(bound) for bound in broadening)
-        # Multiples of the golden ratio, so that every part of the band has narrow and broad ones.
-        spread = torch.exp(low + (high - low) * torch.frac(0.5 + index * GOLDEN))
-        self.energy = nn.Parameter((BAND * (2 * (index + 0.5) / count - 1)).to(dtype))
-        self.broadening = nn.Parameter((spread - MIN_BROADENING).expm1().log().to(dtype))
-        self.hopping = nn.Parameter(torch.zeros(count, dtype=dtype))
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """z (G,) complex, and |l| (G,)."""
-        # Put together from real numbers, which a compiler fuses.
-        parts = (self.energy, MIN_BROADENING + F.softplus(self.broadening))
-        return torch.view_as_complex(torch.stack(parts, dim=-1)), self.hopping.exp()
 
 
 class ResolventMixing(nn.Module):
@@ -66,7 +40,9 @@ class ResolventMixing(nn.Module):
                 for name, use in named(options.potential).items()
             }
         )
-        self.dynamics = Lattice(self.count, options.initial_broadening)
+        self.dynamics = Lattice(
+            self.count, min_broadening=MIN_BROADENING, initial_broadening=options.initial_broadening
+        )
         self.kernel = context.kernels.bind(
             "causal_resolvent_apply", sizes={"value": channels // self.count}, needs=("gradient",)
         )
@@ -133,19 +109,6 @@ def stationary(energy: Tensor, hopping: Tensor) -> Tensor:
     one, other = (root - energy) / (2 * square), (-root - energy) / (2 * square)
     # The product of the two is 1/|l|²; the resolvent's is the smaller one.
     return torch.where(one.abs() < other.abs(), one, other)
-
-
-def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
-    """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
-
-    x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
-    """
-    if valid is None:
-        return x[:, -1].clone()  # a view would keep all N tokens in memory
-    count = valid.sum(dim=1)
-    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
-    before = torch.zeros_like(entry) if before is None else before
-    return torch.where((count > 0).view(-1, *(1,) * (entry.ndim - 1)), entry, before)
 
 
 def _complex(x: Tensor) -> Tensor:

@@ -5,62 +5,23 @@ Letters: B batch rows, N tokens, D width, H heads, M values of a head.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
+from muse_core.model.lattice import Lattice
 from muse_core.model.precision import lowered
 from muse_core.model.projections import each
+from muse_core.model.states import last_valid
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
 
 OVERDAMPED = 10.0
-GOLDEN = (math.sqrt(5) - 1) / 2
-BAND = 1.9
-"""The free lattice's spectrum is (−2, 2); at its very edge the memory length diverges."""
-
-
-class Dynamics(nn.Module):
-    """Energy z = E + iη and hopping |l| of each head, in fp32 at least: η = η_min + softplus(b) and |l| = e^λ.
-
-    At the start E is spread evenly over the band, η log-spaced between two bounds and |l| = 1. ``added`` are two more
-    bounds: from the first head to the last, η starts higher by rates log-spaced between them. Source: mathematics §1.
-    """
-
-    def __init__(
-        self,
-        heads: int,
-        *,
-        min_broadening: float,
-        initial_broadening: tuple[float, float],
-        added: tuple[float, float] | None = None,
-    ):
-        super().__init__()
-        self.min_broadening = min_broadening
-        head = torch.arange(heads, dtype=torch.float64)
-        low, high = (math.log(bound) for bound in initial_broadening)
-        # Multiples of the golden ratio, so that every part of the band has narrow and broad heads.
-        broadening = torch.exp(low + (high - low) * torch.frac(0.5 + head * GOLDEN))
-        if added is not None:
-            first, last = (math.log(bound) for bound in added)
-            broadening = broadening + torch.linspace(first, last, heads, dtype=torch.float64).exp()
-        dtype = torch.get_default_dtype()
-        self.energy = nn.Parameter((BAND * (2 * (head + 0.5) / heads - 1)).to(dtype))
-        self.broadening = nn.Parameter((broadening - min_broadening).expm1().log().to(dtype))
-        self.hopping = nn.Parameter(torch.zeros(heads, dtype=dtype))
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """z (H,) complex, and |l| (H,)."""
-        # Put together from real numbers, which a compiler fuses; it leaves arithmetic on complex ones alone.
-        parts = (self.energy, self.min_broadening + F.softplus(self.broadening))
-        return torch.view_as_complex(torch.stack(parts, dim=-1)), self.hopping.exp()
 
 
 class Sites(NamedTuple):
@@ -108,7 +69,7 @@ class Resolvent(nn.Module):
             # Initial values come from names: a repeated potential must not start as a copy of the first.
             own = context.name if name == use.name else f"{context.name}.potentials.{name}"
             self.potentials[name] = context.build(use, name=own, heads=options.heads)
-        self.dynamics = Dynamics(
+        self.dynamics = Lattice(
             options.heads,
             min_broadening=options.min_broadening,
             initial_broadening=options.initial_broadening,
@@ -274,19 +235,6 @@ def stored(x: Tensor) -> Tensor:
 def restored(x: Tensor) -> Tensor:
     """Real (…, 2) → complex (…)."""
     return torch.view_as_complex(x.contiguous())
-
-
-def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
-    """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
-
-    x (B, N, …), ``before`` (B, …), ``valid`` (B, N) bool with padding on the right; returns (B, …).
-    """
-    if valid is None:
-        return x[:, -1] if x.shape[1] == 1 else x[:, -1].clone()  # a view would keep all N tokens in memory
-    count = valid.sum(dim=1)
-    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
-    before = torch.zeros_like(entry) if before is None else before
-    return torch.where((count > 0).view(-1, *(1,) * (entry.ndim - 1)), entry, before)
 
 
 def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.attention import head_size, present, rotate
 from muse_core.model.context import Context
 from muse_core.model.precision import lowered
+from muse_core.model.states import last_valid
 from muse_kernels.trace_arguments import Carried, Traced, sums_in_documents
 from muse_trace_attention.options import TraceAttentionOptions
 
@@ -155,15 +156,6 @@ def grouped(squares: Tensor, heads: int) -> Tensor:
     if given % heads == 0:
         return squares.unflatten(-1, (heads, given // heads)).mean(-1)
     return squares.mean(-1, keepdim=True).expand(*squares.shape[:-1], heads)
-
-
-def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
-    """x (B, N, H) at each row's last valid token, or ``before`` (zero if None) where a row has none: (B, H)."""
-    if valid is None:
-        return x[:, -1].clone()
-    count = valid.sum(1)
-    entry = x[torch.arange(x.shape[0], device=x.device), (count - 1).clamp(min=0)]
-    return torch.where((count > 0)[:, None], entry, 0.0 if before is None else before)
 
 
 @torch.no_grad()
