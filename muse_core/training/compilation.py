@@ -32,13 +32,24 @@ def compiled(model: nn.Module, wanted: bool | Literal["blocks"]) -> Any:
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """Options of torch's compiler, without what makes wrong code: torch 2.10 and all later ones that were looked at (to
-    2.14.1) may sum two ways in one kernel, and lose such a sum where a graph puts it beside others, as the gradient of
-    stacked vectors does: what is read there is whatever the memory held (https://github.com/pytorch/pytorch/issues/193061).
-    None where torch does not do so yet."""
+    """Options of torch's compiler, without what makes wrong code; None where there is none to be set.
+
+    torch 2.10 and all later ones that were looked at (to 2.14.1) may sum two ways in one kernel, and lose such a sum
+    where a graph puts it beside others, as the gradient of stacked vectors does: what is read there is whatever the
+    memory held (https://github.com/pytorch/pytorch/issues/193061).
+
+    On a CPU with AVX-512 torch 2.13 reads a transposed bf16 or fp16 matrix wrongly where a kernel uses it twice, as
+    gradients of keys and decays do, if g++ 12 compiles it (findings/torch-inductor-transposed-half.sh). Vectors of 256
+    bits are right.
+    """
     from torch._inductor import config  # takes a second, which a run that compiles nothing need not spend
 
-    return {MIXED: False} if hasattr(config.triton, MIXED.rpartition(".")[2]) else None
+    options: dict[str, Any] = {}
+    if hasattr(config.triton, MIXED.rpartition(".")[2]):
+        options[MIXED] = False
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        options["cpp.simdlen"] = 256
+    return options or None
 
 
 _COMPILED: list[Any] = [lambda: None, ()]

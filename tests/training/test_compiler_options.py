@@ -1,0 +1,24 @@
+"""What compiled code computes under the options that training sets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_core.training.compilation import compiler_options
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transposed_bf16_matrix_that_is_used_twice_is_read_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in gradients of keys and decays. Two tiles of 32 by 32: with AVX-512 most of it is read wrongly."""
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "cpp_cache_precompile_headers", False, raising=False)  # one kernel: they take longer
+
+    def twice(x: Tensor, y: Tensor) -> Tensor:
+        return y * x.t() + x.t()
+
+    x, y = torch.randn(32, 64).bfloat16(), torch.randn(64, 32)
+    found = torch.compile(twice, dynamic=False, options=compiler_options())(x, y)
+    torch.testing.assert_close(found, twice(x, y))
