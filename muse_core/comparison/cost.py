@@ -113,7 +113,7 @@ def training_step(
     objective, parameters = NextToken(), list(optimizers.names.values())
     if recipe.train.compile:
         forget_others(model, rows, length)
-    forward_model = compiled(model, recipe.train.compile)
+    forward_model = compiled(model, recipe.train.compile, half=precision.autocast)
     states: list[Any] = [None]
     model.train()
 

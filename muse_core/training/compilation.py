@@ -22,16 +22,17 @@ MIXED = "triton.mix_order_reduction"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def compiled(model: nn.Module, wanted: bool | Literal["blocks"]) -> Any:
+def compiled(model: nn.Module, wanted: bool | Literal["blocks"], *, half: bool = True) -> Any:
     """What to call in training for the model: itself, a compiled one of one graph (True), or itself with compiled
-    blocks. The state of what is compiled has no gradient. Raises RecipeError for "blocks" and a model without any."""
+    blocks. The state of what is compiled has no gradient. ``half``: some of it is computed in bf16 or fp16. Raises
+    RecipeError for "blocks" and a model without any."""
     if wanted == "blocks":
-        compile_blocks(model)
+        compile_blocks(model, half=half)
         return model
-    return torch.compile(WithoutStateGradient(model), options=compiler_options()) if wanted else model
+    return torch.compile(WithoutStateGradient(model), options=compiler_options(half)) if wanted else model
 
 
-def compiler_options() -> dict[str, Any] | None:
+def compiler_options(half: bool) -> dict[str, Any] | None:
     """Options of torch's compiler, without what makes wrong code; None where there is none to be set.
 
     torch 2.10 and all later ones that were looked at (to 2.14.1) may sum two ways in one kernel, and lose such a sum
@@ -40,14 +41,14 @@ def compiler_options() -> dict[str, Any] | None:
 
     On a CPU with AVX-512 torch 2.13 reads a transposed bf16 or fp16 matrix wrongly where a kernel uses it twice, as
     gradients of keys and decays do, if g++ 12 compiles it (findings/torch-inductor-transposed-half.sh). Vectors of 256
-    bits are right.
+    bits are right, and slower: code with ``half``, in which there are such matrices, has them.
     """
     from torch._inductor import config  # takes a second, which a run that compiles nothing need not spend
 
     options: dict[str, Any] = {}
     if hasattr(config.triton, MIXED.rpartition(".")[2]):
         options[MIXED] = False
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if half and torch.backends.cpu.get_cpu_capability() == "AVX512":
         options["cpp.simdlen"] = 256
     return options or None
 
@@ -73,7 +74,7 @@ def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{part}.{number}", block
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, *, half: bool = True) -> None:
     """Compile each block, in place, for calls in training mode with gradients: evaluations and probes, whose shapes are
     others, stay as they were. Blocks that are compiled already stay so. Raises RecipeError where there is none, and for
     one with a ``forward`` of its own, which would be passed over for that of its class."""
@@ -96,7 +97,7 @@ def compile_blocks(model: nn.Module) -> None:
             kind = kind_of(block)
             if kind not in functions:
                 functions[kind] = torch.compile(
-                    with_own_code(through, f"block_of_kind_{len(functions)}"), options=compiler_options()
+                    with_own_code(through, f"block_of_kind_{len(functions)}"), options=compiler_options(half)
                 )
             block.forward = CompiledForward(block, functions[kind])
 

@@ -289,10 +289,11 @@ class DividedForward(_SeveralForward):
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
     """For the processes that a run has. Raises RecipeError for an objective that several processes cannot share."""
     train = recipe.train
+    half = train.precision != "fp32"
     if train.compile:
         forget_others(model, train.batch_size, train.micro_batch, train.sequence_length)
     if ranks.size == 1:
-        return Forward(compiled(model, train.compile), objective)
+        return Forward(compiled(model, train.compile, half=half), objective)
     if hasattr(objective, "tensors") or hasattr(objective, "finished"):
         # Every rank would keep and judge what its own rows give, and a checkpoint holds what rank 0 has.
         raise RecipeError(
@@ -302,14 +303,14 @@ def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: 
     sizes = sizes_of(recipe.parallel, ranks.size)
     if sizes.shard == 1 and train.cuda_graph:
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        return SummedForward(compiled(model, train.compile), objective, ranks, trained)
+        return SummedForward(compiled(model, train.compile, half=half), objective, ranks, trained)
     if sizes.shard == 1:
         own = all(use.distribution == CORE for use in recipe.stages)  # an objective may use what it likes
         varies = not own or any(use.kind == "router" for use in walk(recipe.model.options))
         varies = varies or getattr(recipe.model.options, "exit", None) is not None
-        return ReplicatedForward(compiled(model, train.compile), objective, ranks, varies=varies)
+        return ReplicatedForward(compiled(model, train.compile, half=half), objective, ranks, varies=varies)
     if train.compile:
-        compile_blocks(model)  # what FSDP2 gathers is whole within a block alone
+        compile_blocks(model, half=half)  # what FSDP2 gathers is whole within a block alone
     return DividedForward(model, objective, ranks)
 
 

@@ -20,5 +20,11 @@ def test_a_transposed_bf16_matrix_that_is_used_twice_is_read_rightly(monkeypatch
         return y * x.t() + x.t()
 
     x, y = torch.randn(32, 64).bfloat16(), torch.randn(64, 32)
-    found = torch.compile(twice, dynamic=False, options=compiler_options())(x, y)
+    found = torch.compile(twice, dynamic=False, options=compiler_options(True))(x, y)
     torch.testing.assert_close(found, twice(x, y))
+
+
+def test_only_half_precision_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, half, found in (("AVX512", True, 256), ("AVX512", False, None), ("AVX2", True, None)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=capability: told)
+        assert (compiler_options(half) or {}).get("cpp.simdlen") == found
