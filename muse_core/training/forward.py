@@ -16,6 +16,7 @@ from muse_core.component import walk
 from muse_core.contracts import Batch, Objective, Result, State
 from muse_core.data.batches import columns, rows, target_room, targets_of_pieces, targets_per_token
 from muse_core.errors import MuseError, RecipeError
+from muse_core.model.precision import choose_precision
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.plugins.discovery import CORE
@@ -289,7 +290,7 @@ class DividedForward(_SeveralForward):
 def make_forward(model: nn.Module, objective: Objective, recipe: Recipe, ranks: Ranks) -> Forward:
     """For the processes that a run has. Raises RecipeError for an objective that several processes cannot share."""
     train = recipe.train
-    half = train.precision != "fp32"
+    half = choose_precision(next(model.parameters()).device, train.precision).autocast
     if train.compile:
         forget_others(model, train.batch_size, train.micro_batch, train.sequence_length)
     if ranks.size == 1:
