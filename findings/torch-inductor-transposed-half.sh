@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0, Inductor on a CPU with AVX-512, with g++ 12.2: a compiled elementwise function that uses a transposed
-# bfloat16 or float16 matrix twice, as y * x.t() + x.t() does, computes with wrong numbers of x: 1976 of 2048 results
-# are wrong for x (32, 64), 190 of them not finite, where plain torch is right. Nothing is said. Inductor's C++ loads
+# bfloat16 or float16 matrix twice, as y * x.t() + x.t() does, computes with wrong numbers of x: some 1,975 of 2,048 results
+# are wrong for x (32, 64), hundreds of them not finite, where plain torch is right. Nothing is said. Inductor's C++ loads
 # a tile of x through transpose_mxn into an array, and writes the same call twice where x is used twice
 # (CppTile2DKernel.gen_transposed_tile_load_store: the line of a tile that is there already is written again); g++ at
 # -O3 then loses the tile if there are two or more in the inner loop. Gradients of chunked recurrences have such
