@@ -55,7 +55,7 @@ def test_listing_needs_no_torch():
     ("name", "value"), [("hamiltonians", 4), ("potential", ["non-hermitian"]), ("initial_broadening", [0.1, 1.0])]
 )
 def test_options_of_the_resolvent_are_refused_beside_a_convolution(name, value):
-    assert f'{name} is of mixing = "resolvent"' in problems(**{name: value})
+    assert f'{name} is read with mixing = "resolvent" alone' in problems(**{name: value})
 
 
 @pytest.mark.parametrize("bounds", [[0.05, 1.0], [2.0, 1.0], [1.0, 101.0]])

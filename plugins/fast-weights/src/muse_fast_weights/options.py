@@ -146,7 +146,7 @@ class FastWeightsOptions:
         }
         for name in (name for name, is_given in given.items() if is_given):
             raise ValueError(
-                f'{name} is of mixing = "resolvent", and mixing is "convolution" - set it, or leave {name} out'
+                f'{name} is read with mixing = "resolvent" alone - set mixing = "resolvent", or leave {name} out'
             )
 
     def provides(self, width: int) -> dict[str, tuple[int, ...]]:
