@@ -27,8 +27,7 @@ def once(x, y):
 
 
 def errors(function, dtype, rows=32, columns=64, simdlen=None):
-    """How many results of the compiled function differ by more than rounding, how many are not finite, and how often
-    the same code transposes a tile."""
+    """How many results of the compiled function differ by more than rounding."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     x, y = torch.randn(rows, columns).to(dtype), torch.randn(columns, rows)

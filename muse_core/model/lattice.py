@@ -1,8 +1,14 @@
-"""The lattice that a causal resolvent reads: energies and hoppings of tridiagonal Hamiltonians. Imported by plugins."""
+"""The lattice that a causal resolvent reads: tridiagonal Hamiltonians of potentials, energies and hoppings. Imported by
+plugins.
+
+Letters: B batch rows, N tokens, H Hamiltonians, one for each head or group of channels.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +53,36 @@ class Lattice(nn.Module):
         # Put together from real numbers, which a compiler fuses; it leaves arithmetic on complex ones alone.
         parts = (self.energy, self.min_broadening + F.softplus(self.broadening))
         return torch.view_as_complex(torch.stack(parts, dim=-1)), self.hopping.exp()
+
+
+class Sites(NamedTuple):
+    """The tridiagonal matrix H − z of every row and head."""
+
+    diagonal: Tensor
+    """a = V − iΓ, (B, H, N) complex."""
+    coupling: Tensor
+    """|l|, (H, 1) or (B, H, N) with zeros where documents start."""
+    energy: Tensor
+    """z, (H, 1) complex."""
+
+
+def sites(potential: Tensor, decay: Tensor, energy: Tensor, hopping: Tensor, resets: Tensor | None) -> Sites:
+    """From V and Γ (B, N, H), z complex and |l| real (H,), and where documents start, (B, N) bool."""
+    coupling = hopping[:, None]
+    if resets is not None:
+        coupling = torch.where(resets[:, None], 0, coupling)
+    # As the energies: a compiler fuses what is put together from real numbers.
+    diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1))
+    return Sites(diagonal.transpose(1, 2), coupling, energy[:, None])
+
+
+def total(terms: Mapping[str, tuple[Tensor, Tensor]], x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """V and Γ, each (B, N, H), summed over the potentials; zeros for none, in fp32 at least, for x (B, N, D)."""
+    if not terms:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        nothing = torch.zeros(*x.shape[:2], heads, dtype=dtype, device=x.device)
+        return nothing, nothing
+    (potential, decay), *others = terms.values()
+    for more_potential, more_decay in others:
+        potential, decay = potential + more_potential, decay + more_decay
+    return potential, decay

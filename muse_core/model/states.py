@@ -39,6 +39,11 @@ def rebuilt(tensors: Mapping[str, Tensor]) -> Any:
     return state or None
 
 
+def restored(x: Tensor) -> Tensor:
+    """Real (…, 2), as a state holds complex numbers → complex (…)."""
+    return torch.view_as_complex(x.contiguous())
+
+
 def last_valid(x: Tensor, before: Tensor | None, valid: Tensor | None) -> Tensor:
     """The entry of each row at its last valid token, or ``before`` (zero if None) where a row has none.
 

@@ -144,7 +144,8 @@ class FastWeightsOptions:
             "potential": bool(self.potential),
             "initial_broadening": self.initial_broadening != BROADENING,
         }
-        for name in (name for name, is_given in given.items() if is_given):
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if name is not None:
             raise ValueError(
                 f'{name} is read with mixing = "resolvent" alone - set mixing = "resolvent", or leave {name} out'
             )

@@ -5,8 +5,6 @@ Shapes: B batch, N tokens, D width, C channels, G Hamiltonians of M = C / G chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +12,8 @@ from torch.nn import functional as F
 from muse_core.component import named
 from muse_core.contracts import State, Tokens
 from muse_core.model.context import Context
-from muse_core.model.lattice import Lattice
-from muse_core.model.states import last_valid
+from muse_core.model.lattice import Lattice, sites, total
+from muse_core.model.states import last_valid, restored
 from muse_fast_weights.options import MIN_BROADENING, FastWeightsOptions
 from muse_kernels import unit_length
 
@@ -65,18 +63,14 @@ class ResolventMixing(nn.Module):
         (B, N, H, rest), in the dtype of ``projected``, and the state."""
         potential, decay = self.diagonal(x, signals, tokens)
         with torch.autocast(x.device.type, enabled=False):
-            energy, hopping = self.dynamics()
-            coupling = hopping[:, None]
-            if tokens.resets is not None:
-                coupling = torch.where(tokens.resets[:, None], 0, coupling)
-            diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1)).transpose(1, 2)
+            matrix = sites(potential, decay, *self.dynamics(), tokens.resets)
             (y, theta), _ = self.kernel(
-                diagonal,
-                coupling,
-                coupling,
-                energy[:, None],
+                matrix.diagonal,
+                matrix.coupling,
+                matrix.coupling,
+                matrix.energy,
                 projected.unflatten(-1, (self.count, -1)).transpose(1, 2),
-                initial=None if state is None else (_complex(state["theta"]), _complex(state["y"])),
+                initial=None if state is None else (restored(state["theta"]), restored(state["y"])),
             )
             y, theta = y.transpose(1, 2), theta.transpose(1, 2)
             new_state = {
@@ -91,14 +85,9 @@ class ResolventMixing(nn.Module):
         )
         return (unit_length(query), unit_length(key), value), new_state
 
-    def diagonal(self, x: Tensor, signals: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """V and Γ, each (B, N, G): sums over the potentials, zeros for none."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        potential = decay = torch.zeros(*x.shape[:2], self.count, dtype=dtype, device=x.device)
-        for term in self.potentials.values():
-            more_potential, more_decay = term(x, signals, tokens)
-            potential, decay = potential + more_potential, decay + more_decay
-        return potential, decay
+    def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """V and Γ, each (B, N, G): sums over the potentials."""
+        return total({name: term(x, signals, tokens) for name, term in self.potentials.items()}, x, self.count)
 
 
 def stationary(energy: Tensor, hopping: Tensor) -> Tensor:
@@ -109,7 +98,3 @@ def stationary(energy: Tensor, hopping: Tensor) -> Tensor:
     one, other = (root - energy) / (2 * square), (-root - energy) / (2 * square)
     # The product of the two is 1/|l|²; the resolvent's is the smaller one.
     return torch.where(one.abs() < other.abs(), one, other)
-
-
-def _complex(x: Tensor) -> Tensor:
-    return torch.view_as_complex(x.contiguous())

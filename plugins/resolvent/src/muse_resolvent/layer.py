@@ -6,7 +6,6 @@ Letters: B batch rows, N tokens, D width, H heads, M values of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +13,14 @@ from torch import Tensor, nn
 from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
-from muse_core.model.lattice import Lattice
+from muse_core.model.lattice import Lattice, Sites, sites, total
 from muse_core.model.precision import lowered
 from muse_core.model.projections import each
-from muse_core.model.states import last_valid
+from muse_core.model.states import last_valid, restored
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
 
 OVERDAMPED = 10.0
-
-
-class Sites(NamedTuple):
-    """The tridiagonal matrix H − z of every row and head."""
-
-    diagonal: Tensor
-    """a = V − iΓ, (B, H, N) complex."""
-    coupling: Tensor
-    """|l|, (H, 1) or (B, H, N) with zeros where documents start."""
-    energy: Tensor
-    """z, (H, 1) complex."""
 
 
 class Channels(nn.Module):
@@ -100,31 +88,26 @@ class Resolvent(nn.Module):
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
         low = lowered(x)
         terms = self.terms(low, signals, tokens)
-        potential, decay = self.total(terms, low)
+        potential, decay = total(terms, low, self.heads)
         value, gate = self.projected(low)
         with torch.autocast(x.device.type, enabled=False):
             energy, hopping = self.dynamics()
-            coupling = hopping[:, None]
-            if tokens.resets is not None:
-                coupling = torch.where(tokens.resets[:, None], 0, coupling)
-            # As the energies: a compiler fuses what is put together from real numbers.
-            diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1))
-            sites = Sites(diagonal.transpose(1, 2), coupling, energy[:, None])
-            theta, y, kept = self.solve(sites, value, state, tokens.valid)
-            total = decay + energy.imag
-            found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": total}
+            matrix = sites(potential, decay, energy, hopping, tokens.resets)
+            theta, y, kept = self.solve(matrix, value, state, tokens.valid)
+            broadening = decay + energy.imag
+            found = {"theta": torch.view_as_real(theta), "decay": decay, "broadening": broadening}
             if "damped_potential" in self.publish:
-                found["damped_potential"] = potential / total
+                found["damped_potential"] = potential / broadening
             if "lyapunov" in self.publish:
                 found["lyapunov"] = local_exponents(theta, hopping)
             if "gate" in self.publish:
                 found["gate"] = gate.sigmoid()
             phases: dict[str, Tensor] = {}
             if self.reads_phase:
-                phases, kept_phases = self.read_phase(theta, sites, state, tokens)
+                phases, kept_phases = self.read_phase(theta, matrix, state, tokens)
                 found |= phases
                 kept |= kept_phases
-            measured = metrics(potential, total, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
+            measured = metrics(potential, broadening, theta, hopping, tokens.valid) | strengths(terms, tokens.valid)
             mixed = self.channels(y) if self.channels is not None else self.features(y, gate, found["theta"], phases)
         update = mixed if self.channels is not None else self.output(mixed)
         return LayerOutput(update, kept, {name: found[name] for name in sorted(self.publish)}, {}, measured)
@@ -155,38 +138,27 @@ class Resolvent(nn.Module):
 
     def diagonal(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> tuple[Tensor, Tensor]:
         """V and Γ, each (B, N, H): sums over the potentials."""
-        return self.total(self.terms(x, signals, tokens), x)
+        return total(self.terms(x, signals, tokens), x, self.heads)
 
     def terms(self, x: Tensor, signals: dict[str, Tensor], tokens: Tokens) -> dict[str, tuple[Tensor, Tensor]]:
         """V and Γ of each potential by name."""
         return {name: term(x, signals, tokens) for name, term in self.potentials.items()}
 
-    def total(self, terms: dict[str, tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums over the potentials; zeros for none."""
-        if not terms:
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            nothing = torch.zeros(*x.shape[:2], self.heads, dtype=dtype, device=x.device)
-            return nothing, nothing
-        (potential, decay), *others = terms.values()
-        for more_potential, more_decay in others:
-            potential, decay = potential + more_potential, decay + more_decay
-        return potential, decay
-
     def solve(
-        self, sites: Sites, value: Tensor | None, state: State, valid: Tensor | None
+        self, matrix: Sites, value: Tensor | None, state: State, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """θ (B, N, H), y (B, N, H, M) or None, both complex, and the state; ``value`` (B, N, H, M)."""
         before = None if state is None else restored(state["theta"])
         if value is None:
-            theta, _ = self.green(sites.diagonal, sites.coupling, sites.coupling, sites.energy, initial=before)
+            theta, _ = self.green(matrix.diagonal, matrix.coupling, matrix.coupling, matrix.energy, initial=before)
             theta = theta.transpose(1, 2)
             return theta, None, {"theta": last_valid(stored(theta), None if state is None else state["theta"], valid)}
         before_y = None if state is None else restored(state["y"])
         (y, theta), _ = self.apply_resolvent(
-            sites.diagonal,
-            sites.coupling,
-            sites.coupling,
-            sites.energy,
+            matrix.diagonal,
+            matrix.coupling,
+            matrix.coupling,
+            matrix.energy,
             value.transpose(1, 2),
             initial=None if state is None else (before, before_y),
         )
@@ -201,12 +173,12 @@ class Resolvent(nn.Module):
         return self.gated_norm(y.flatten(2), None if self.norm is None else self.norm.weight, gate, behind=behind)
 
     def read_phase(
-        self, theta: Tensor, sites: Sites, state: State, tokens: Tokens
+        self, theta: Tensor, matrix: Sites, state: State, tokens: Tokens
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """δ and ξ, each (B, N, H), and their share of the state; θ⁰ belongs to the lattice without potentials."""
         before = None if state is None else restored(state["theta0"])
-        vacuum = torch.zeros_like(sites.diagonal.real)
-        free, _ = self.green(vacuum, sites.coupling, sites.coupling, sites.energy, initial=before)
+        vacuum = torch.zeros_like(matrix.diagonal.real)
+        free, _ = self.green(vacuum, matrix.coupling, matrix.coupling, matrix.energy, initial=before)
         free = free.transpose(1, 2)
         increment = increments(free, theta)
         carried = None if state is None else state["xi"]
@@ -230,11 +202,6 @@ class Resolvent(nn.Module):
 def stored(x: Tensor) -> Tensor:
     """Complex (…) → real (…, 2)."""
     return torch.view_as_real(x)
-
-
-def restored(x: Tensor) -> Tensor:
-    """Real (…, 2) → complex (…)."""
-    return torch.view_as_complex(x.contiguous())
 
 
 def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:
