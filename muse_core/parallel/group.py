@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import gc
 import hashlib
 import json
 import os
@@ -268,6 +269,7 @@ class Group:
         self.gather("end")
         self.watch.close()
         if dist.is_initialized():
+            gc.collect()  # torch's copies of the model, of which some hang in cycles, go before the groups they use
             dist.destroy_process_group()
 
 
