@@ -345,8 +345,8 @@ class Alone:
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
-    """One of this process alone. What uses it must be gone by its end: torch 2.13 lets go of a group's last use while it
-    holds Python's lock, which a thread of the group may need to end."""
+    """One of this process alone. What uses it must be gone by its end: torch 2.13 lets go of a group's last use while
+    it holds Python's lock, which a thread of the group may need to end."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     gc.collect()

@@ -33,6 +33,12 @@ class TestDeltaOfTwoWrites(MemoryLayerSuite):
     test_compiles = None
 
 
+class TestDeltaWithTheDecayOfASignal(MemoryLayerSuite):
+    name = "fast-weights"
+    options = {"decay": "signal", "heads": 2, "key_size": 5}
+    test_compiles = None
+
+
 class TestDeltaMixedByAResolvent(MemoryLayerSuite):
     name = "fast-weights"
     options = {

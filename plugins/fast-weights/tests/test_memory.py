@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from muse_fast_weights.layer import Dynamics, _measures, regrouped
+from muse_fast_weights.layer import Dynamics, _measures
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
+from muse_core.model.signals import regrouped
 from muse_core.testing import build_component
 
 WIDTH, HEADS, KEY, VALUE = 12, 2, 4, 3
@@ -205,8 +206,9 @@ def test_a_decay_signal_is_averaged_over_equal_groups(given):
     layer = build_component(
         "memory layer", "fast-weights", PLAIN | {"decay": "signal"}, width=WIDTH, signals={"decay": (given,)}
     ).double()
-    gamma = torch.rand(2, 5, given, dtype=torch.float64)
-    log_decay, rate = layer.dynamics(torch.zeros(2, 5, WIDTH, dtype=torch.float64), gamma)
+    gamma, x = torch.rand(2, 5, given, dtype=torch.float64), torch.zeros(2, 5, WIDTH, dtype=torch.float64)
+    log_decay, rate = layer.dynamics(x, gamma)
+    assert (layer.dynamics(x, -gamma)[0] == 0).all(), "a memory does not grow"
     assert (rate == 0.5).all()  # no Γ of its own to hold it to
     expected = gamma.expand(2, 5, 2) if given < 2 else gamma.view(2, 5, 2, given // 2).mean(-1)
     torch.testing.assert_close(log_decay, -expected)

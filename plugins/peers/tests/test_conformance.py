@@ -15,6 +15,12 @@ class TestKdaOfOddSizes(MemoryLayerSuite):
     test_compiles = None
 
 
+class TestKdaWithTheDecayOfASignal(MemoryLayerSuite):
+    name = "kda"
+    options = {"heads": 2, "key_size": 4, "decay": "signal"}
+    test_compiles = None
+
+
 class TestGlaOfOddSizes(MemoryLayerSuite):
     name = "gla"
     options = {"heads": 1, "rank": 3}

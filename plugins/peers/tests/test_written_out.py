@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
+from muse_core.errors import RecipeError
 from muse_core.testing import build_component
 
 WIDTH, LENGTH, HEADS = 16, 9, 2
@@ -73,14 +74,17 @@ def gla(layer, x):
     return layer.output((normed * F.silu(gate)).flatten(2))
 
 
-def kda(layer, x):
+def kda(layer, x, decay=None):
     projected = torch.cat((layer.query(x), layer.key(x), layer.value(x)), -1)
     widths = (HEADS * layer.key_width, HEADS * layer.key_width, HEADS * layer.value_width)
     query, key, value = (by_head(part) for part in convolved(projected, layer.convolution).split(widths, -1))
     query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     dynamics = layer.dynamics
-    factor = by_head(F.softplus(low_rank(dynamics.decay, x) + dynamics.bias))
-    factor = (-dynamics.log_amplitude.exp()[:, None] * factor).exp()
+    if decay is None:
+        factor = by_head(F.softplus(low_rank(dynamics.decay, x) + dynamics.bias))
+        factor = (-dynamics.log_amplitude.exp()[:, None] * factor).exp()
+    else:
+        factor = (-decay).exp()
     rate = torch.sigmoid(dynamics.rate(x))[..., None]
 
     def change(t, weights):
@@ -121,16 +125,45 @@ def rwkv7(layer, x):
     ids=lambda given: getattr(given, "__name__", ""),
 )  # fmt: skip
 def test_a_peer_is_what_its_paper_writes(written_out, options):
-    layer = build_component("memory layer", written_out.__name__, options, width=WIDTH, dtype="float64").double()
+    layer, x, generator = lively(written_out.__name__, options)
+    found = layer(x, None, {}, Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())).update
+    agree(found, written_out(layer, x), [x, *layer.parameters()], generator)
+
+
+@pytest.mark.parametrize(("given", "channels_of_one"), [(8, 4), (32, 1), (96, None)])
+def test_channels_of_kda_decay_as_the_heads_of_a_signal(given, channels_of_one):
+    """(2 heads of 16 keys) Each of its heads is that of equally many channels, or a channel has the mean of three."""
+    layer, x, generator = lively("kda", {"heads": HEADS, "key_size": 16, "decay": "signal"}, {"decay": (given,)})
+    assert not any("dynamics.decay" in name or "bias" in name for name, _ in layer.dynamics.named_parameters())
+    gamma = torch.rand(2, LENGTH, given, generator=generator, dtype=torch.float64).requires_grad_()
+    tokens = Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())
+    found = layer(x, None, {"decay": gamma}, tokens).update
+    if channels_of_one is None:
+        channels = torch.stack([gamma[..., first::3] for first in range(3)]).mean(0)
+    else:
+        channels = torch.cat([gamma[..., n : n + 1].expand(-1, -1, channels_of_one) for n in range(given)], -1)
+    agree(found, kda(layer, x, channels.reshape(2, LENGTH, HEADS, 16)), [x, gamma, *layer.parameters()], generator)
+    grown = layer(x, None, {"decay": -gamma}, tokens).update
+    torch.testing.assert_close(grown, kda(layer, x, torch.zeros(2, LENGTH, HEADS, 16)), rtol=1e-9, atol=1e-11)
+
+
+def test_a_signal_that_channels_do_not_share_evenly_is_refused():
+    with pytest.raises(RecipeError, match="the decay signal has 5 heads, .* of channels = 32"):
+        build_component("memory layer", "kda", {"heads": 2, "key_size": 16, "decay": "signal"}, signals={"decay": (5,)})
+
+
+def lively(use, options, signals=None):
+    layer = build_component("memory layer", use, options, width=WIDTH, dtype="float64", signals=signals).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():  # what begins with zeros or ones would hide what is behind it
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    x = torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
-    found = layer(x, None, {}, Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())).update
-    expected = written_out(layer, x)
+    return layer, torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_(), generator
+
+
+def agree(found, expected, inputs, generator):
+    """In value and in every gradient."""
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     cotangent = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    inputs = [x, *layer.parameters()]
     gradients = [torch.autograd.grad((y * cotangent).sum(), inputs) for y in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)

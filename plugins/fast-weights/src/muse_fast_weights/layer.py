@@ -18,6 +18,7 @@ from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
 from muse_core.model.projections import joined, projection, widened
+from muse_core.model.signals import regrouped
 from muse_fast_weights.options import FastWeightsOptions
 from muse_fast_weights.resolvent import ResolventMixing
 from muse_fast_weights.rotation import Rotation
@@ -50,7 +51,7 @@ class FastWeights(nn.Module):
         self.publish = context.publish
         self.use_signal = options.decay == "signal"
         if self.use_signal:
-            regrouped(torch.empty(context.signals["decay"]), self.heads)
+            regrouped(torch.empty(context.signals["decay"]), self.heads, "decay")
         self.by_theta = options.strength == "theta"
         if self.by_theta:
             regrouped(torch.empty(context.signals["broadening"]), self.heads, "broadening")
@@ -291,7 +292,8 @@ class Dynamics(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if self.decay is None:
                 x = x.to(torch.promote_types(x.dtype, torch.float32))
-                return -regrouped(decay, self.heads).to(x.dtype) - self.base_decay, self.strength(self.rate(x))
+                forgotten = -regrouped(decay, self.heads, "decay").to(x.dtype).clamp_min(0.0)  # what grows overflows
+                return forgotten - self.base_decay, self.strength(self.rate(x))
             forgetting, writing = widened(x, (self.decay, self.rate)).chunk(2, dim=-1)
             # −softplus(z); torch 2.13 miscompiles the backward pass of softplus for the strides of a kernel's
             # gradient (aot_eager: "view size is not compatible").
@@ -323,20 +325,6 @@ def first_rate(decay: Tensor, replaced: int | None) -> Tensor:
     """
     half = torch.full_like(decay, 0.5)
     return half if replaced is None else half.minimum(replaced * decay)
-
-
-def regrouped(decay: Tensor, heads: int, name: str = "decay") -> Tensor:
-    """Γ, or another signal called ``name``, (B, N, G) of G heads as (B, N, heads): means of equal groups, or repetition
-    when G is the smaller number.
-
-    Raises ValueError when neither number divides the other.
-    """
-    given = decay.shape[-1]
-    if given % heads == 0:
-        return decay.unflatten(-1, (heads, given // heads)).mean(-1)
-    if heads % given == 0:
-        return decay.repeat_interleave(heads // given, dim=-1)
-    raise ValueError(f"the {name} signal has {given} heads, which neither divides nor is a multiple of heads = {heads}")
 
 
 def _linear(width: int, heads: int, generator: torch.Generator) -> nn.Linear:

@@ -14,6 +14,7 @@ from muse_core.model.context import Context
 from muse_core.model.convolution import CausalConvolution
 from muse_core.model.precision import lowered
 from muse_core.model.projections import joined, projection
+from muse_core.model.signals import regrouped
 from muse_peers.initial import LowRank, log_amplitude, step_bias
 from muse_peers.kernels import channel_decay_kernel
 from muse_peers.options import KdaOptions
@@ -24,29 +25,44 @@ EPSILON = 1e-5
 
 
 class Dynamics(nn.Module):
-    """g = −A softplus(f(x) + b) per channel, f of low rank, and β = σ(u·x) per head, in fp32 at least."""
+    """g = −A softplus(f(x) + b) per channel, f of low rank, or of a signal, g = −Γ; β = σ(u·x) per head; in fp32 at
+    least."""
 
-    def __init__(self, width: int, heads: int, key_width: int, rank: int, most: float, generator: torch.Generator):
+    def __init__(
+        self, width: int, heads: int, key_width: int, rank: int, most: float, own_decay: bool,
+        generator: torch.Generator,
+    ):  # fmt: skip
         super().__init__()
-        self.heads, self.most = heads, most
-        self.decay = LowRank(width, rank, heads * key_width, generator)
+        self.heads, self.key_width, self.most = heads, key_width, most
+        self.decay = LowRank(width, rank, heads * key_width, generator) if own_decay else None
         self.rate = projection(width, heads, generator, gain=3**-0.5)
-        self.log_amplitude = log_amplitude(heads, generator, 1.0)
-        self.bias = step_bias(heads * key_width, generator)
+        self.log_amplitude = self.bias = None
+        if own_decay:
+            self.log_amplitude = log_amplitude(heads, generator, 1.0)
+            self.bias = step_bias(heads * key_width, generator)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) → g ≤ 0 (B, N, H, K) and β (B, N, H)."""
+    def forward(self, x: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, N, D); ``decay`` Γ ≥ 0 (B, N, heads of another layer), None for the channels' own → g ≤ 0 (B, N, H, K)
+        and β (B, N, H)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            forgetting = F.softplus(self.decay(x) + self.bias).unflatten(-1, (self.heads, -1))
-            return -self.log_amplitude.exp()[:, None] * forgetting, self.most * torch.sigmoid(self.rate(x))
+            if self.decay is None:
+                forgotten = -self.channels(decay).to(x.dtype).clamp_min(0.0)  # what grows would overflow
+            else:
+                forgetting = F.softplus(self.decay(x) + self.bias).unflatten(-1, (self.heads, -1))
+                forgotten = -self.log_amplitude.exp()[:, None] * forgetting
+            return forgotten, self.most * torch.sigmoid(self.rate(x))
+
+    def channels(self, decay: Tensor) -> Tensor:
+        """Γ (…, heads of another layer) as (…, H, K). Raises ValueError where it cannot be divided evenly."""
+        return regrouped(decay, self.heads * self.key_width, "decay", "channels").unflatten(-1, (self.heads, -1))
 
 
 class Kda(nn.Module):
     """update_t = P (norm(W_tᵀ q_t) ⊙ σ(G x_t)), W_t = (I − β k kᵀ) diag(e^{g}) W_{t−1} + β k vᵀ.
 
-    Queries and keys have length 1 after the convolution and SiLU; G has rank M and a bias. State: ``weights``
-    (B, H, K, M), ``convolution`` (B, span − 1, H (2K + M)). Source: Kimi Team, arXiv:2510.26692.
+    Queries and keys have length 1 after the convolution and SiLU; G has rank M and a bias. Where g is of a signal it is
+    −Γ. State: ``weights`` (B, H, K, M), ``convolution`` (B, span − 1, H (2K + M)). Source: Kimi Team, arXiv:2510.26692.
     """
 
     def __init__(self, options: KdaOptions, context: Context):
@@ -66,7 +82,12 @@ class Kda(nn.Module):
         )
         self.convolution = CausalConvolution(2 * keys + values, options.convolution, generator, short, "uniform")
         most = 2.0 if options.negative_eigenvalues else 1.0
-        self.dynamics = Dynamics(width, self.heads, self.key_width, self.value_width, most, generator)
+        self.use_signal = options.decay == "signal"
+        self.dynamics = Dynamics(
+            width, self.heads, self.key_width, self.value_width, most, not self.use_signal, generator
+        )
+        if self.use_signal:
+            self.dynamics.channels(torch.empty(context.signals["decay"]))
         self.norm = nn.RMSNorm(self.value_width, eps=EPSILON * self.key_width)
         self.gate = LowRank(width, self.value_width, values, generator, bias=True)
         # As many updates as there are blocks add up in the stream.
@@ -80,7 +101,7 @@ class Kda(nn.Module):
         (query, key, value), convolved = self.convolution(
             projected, self.heads, self.key_width, state.get("convolution"), tokens
         )
-        log_decay, rate = self.dynamics(x)
+        log_decay, rate = self.dynamics(x, signals["decay"] if self.use_signal else None)
         scaled = key * rate[..., None]
         writing = Writing(scaled, value, log_decay, -key * log_decay.exp(), scaled)
         read, weights = self.recurrence(query, writing, state.get("weights"), tokens.starts(), tokens.valid)

@@ -65,8 +65,15 @@ class KdaOptions:
     """Tokens that the short convolution over queries, keys and values spans."""
     negative_eigenvalues: bool = False
     """β = 2σ instead of σ."""
+    decay: Literal["own", "signal"] = "own"
+    """own: a channel's decay is of the token, by a product of low rank. signal: it is Γ of the signal ``decay`` of an
+    earlier layer, which the potentials V − iΓ of a resolvent make; each of its heads serves equally many channels, or a
+    channel has the mean of equally many heads."""
     kernel: Literal["own", "fla"] = "own"
     """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
+
+    def requires(self) -> tuple[Requirement, ...]:
+        return (Requirement("decay"),) if self.decay == "signal" else ()
 
     def key_width(self, width: int) -> int:
         """K for a model of this width. Raises ValueError where it is not a whole number."""
