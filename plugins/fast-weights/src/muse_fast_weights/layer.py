@@ -176,7 +176,7 @@ class FastWeights(nn.Module):
         published = {} if reading.before is None else {"memory_before": reading.before}
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
-        read = self.opened(reading.output if self.second is None else reading.output[:, 1::2], gate)
+        read = self.gated(reading.output if self.second is None else reading.output[:, 1::2], gate)
         return LayerOutput(
             self.output(read.flatten(2).to(projected.dtype)),
             new_state,
@@ -185,7 +185,7 @@ class FastWeights(nn.Module):
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
 
-    def opened(self, read: Tensor, gate: Tensor | None) -> Tensor:
+    def gated(self, read: Tensor, gate: Tensor | None) -> Tensor:
         """What is read (B, N, H, M), normalised, times the gate of its pre-activation (B, N, H M)."""
         gate = None if gate is None else gate.unflatten(-1, (self.heads, -1))
         weight, epsilon = (None, 1e-6) if self.norm is None else (self.norm.weight, self.norm.eps)

@@ -1,4 +1,4 @@
-"""Options of the hebbian memory. Imports no torch."""
+"""Options of the memory layer. Imports no torch."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class FastWeightsOptions:
     output_norm: bool = True
     """Normalise what each head reads, before the gate."""
     norm_epsilon: float = field(default=1e-6, validator=[validators.gt(0.0), validators.le(1.0)])
-    """Added to the mean square that the norm divides by. fla's Gated DeltaNet has 1e-5 K for queries of length 1, as
-    they are here."""
+    """Added to the mean square that the norm divides by; without output_norm not read. fla's Gated DeltaNet has 1e-5 K
+    for queries of length 1, as they are here."""
     gate: bool = True
     """Multiply what is read by a gate of the token."""
     gate_activation: Literal["silu", "sigmoid"] = "silu"
