@@ -29,13 +29,16 @@ class Replayed:
         self.function()
         self.gradient.copy_(self.weight.grad)
         self.weight.grad = before
+        torch.rand(1)  # a graph may count on further than what it launches draws
 
 
-def gradient_of_first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> Tensor:
-    """``shares``: of each pass behind the first steps, its gradient of the plain one's (1, 1)."""
-    weight, of_pass = nn.Parameter(torch.zeros(2)), iter((*[1.0] * PLAIN, *shares))
+def first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Tensor, list[float]]:
+    """The gradient, and a number that each pass drew. ``shares``: of each pass behind the first steps, its gradient of
+    the plain one's (1, 1)."""
+    weight, of_pass, drawn = nn.Parameter(torch.zeros(2)), iter((*[1.0] * PLAIN, *shares)), []
 
     def compute(pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
+        drawn.append(torch.rand(()).item())
         (weight * pieces[0] * next(of_pass)).sum().backward()
         return Packed((), torch.ones(1)), []
 
@@ -51,7 +54,7 @@ def gradient_of_first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) ->
         weight.grad = None
         passes([torch.ones(2)], [None], torch.tensor(1.0))
     assert passes.replayed and next(of_pass, None) is None
-    return weight.grad
+    return weight.grad, drawn[PLAIN:]
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 1.005), (1.0, 0.0, 1.1, 1.05), (1.0, 0.0, 1.1, 0.95)])
@@ -60,7 +63,20 @@ def test_the_first_replays_gradient_is_the_recordings(
 ) -> None:
     """Of the plain pass, of what a recording computes while it is made, which nobody reads, of the replay and, where
     that is far, of a second plain pass, whose gradient is for the comparison alone."""
-    torch.testing.assert_close(gradient_of_first_replay(monkeypatch, *shares), torch.full((2,), shares[2]))
+    gradient, _ = first_replay(monkeypatch, *shares)
+    torch.testing.assert_close(gradient, torch.full((2,), shares[2]))
+
+
+def test_a_second_plain_pass_draws_what_the_first_drew_and_the_next_step_what_it_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    following = []
+    for shares in ((1.0, 0.0, 1.0), (1.0, 0.0, 1.1, 1.05)):
+        torch.manual_seed(0)
+        _, (plain, _, *others) = first_replay(monkeypatch, *shares)
+        assert others == [plain] * (len(shares) - 2)
+        following.append(torch.rand(()).item())
+    assert following[0] == following[1]
 
 
 @pytest.mark.parametrize(("replayed", "again"), [(2.0, 1.0), (1.1, 1.03), (0.0, 1.01), (2.0, float("inf"))])
@@ -68,4 +84,4 @@ def test_a_replay_further_off_than_plain_steps_is_refused(
     monkeypatch: pytest.MonkeyPatch, replayed: float, again: float
 ) -> None:
     with pytest.raises(RecipeError, match="the recorded step gives weight another gradient than the plain one"):
-        gradient_of_first_replay(monkeypatch, 1.0, 0.0, replayed, again)
+        first_replay(monkeypatch, 1.0, 0.0, replayed, again)
