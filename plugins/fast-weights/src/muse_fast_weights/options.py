@@ -39,7 +39,7 @@ class FastWeightsOptions:
     """Width M of values of a head. Default: the model's width over heads."""
     decay: Literal["own", "signal"] = "own"
     """own: every head learns its Γ. signal: Γ is the signal ``decay`` of an earlier layer of the model, averaged over
-    its heads in equal groups."""
+    its heads in equal groups; below 0 it is taken for 0."""
     decay_form: Literal["sum", "product"] = "sum"
     """How a head's own Γ is made of a token. sum: base_decay + softplus(w·x + c). product: base_decay +
     A softplus(w·x + c) with a learned A, drawn even in (0, 16), and softplus(c) log-even in (0.001, 0.1) at the start,
