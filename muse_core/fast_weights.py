@@ -225,7 +225,8 @@ def running(state: Mapping[str, Any], log_decay: Tensor, scale: Tensor, resets: 
 
 
 def filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The state after a period's end, with the next period begun, and the filters' measures."""
+    """The state after a period's end, with the next period begun, and the filters' measures, scalars named
+    ``<filter>/<measure>``. ``state``: ``weights`` and ``period_start`` (B, H, K, M), and the fields of ``Period``."""
     ended = Period(state["log_decay"], state["write_scale"], state["reset"])
     before = state["period_start"].masked_fill(ended.reset[:, None, None, None], 0.0)
     weights, earlier = state["weights"], state.get("filters", {})
@@ -249,7 +250,7 @@ def filtered(filters: Sequence[tuple[str, Apply]], state: dict[str, Any]) -> tup
 
 
 def combined(applied: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Measures of several periods as one, by their suffix."""
+    """Scalars of several periods as one, by suffix as ``LayerOutput.metrics``; all have the first one's names."""
     reductions: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}
     return {
         name: reductions.get(name.rpartition("_")[2], torch.mean)(torch.stack([metrics[name] for metrics in applied]))

@@ -50,7 +50,8 @@ def steps_in_time(read: Read, output: Path) -> dict[str, int] | None:
 
 
 def seconds_a_step(run: Path) -> float:
-    """The median over rows of training after the first third of a run, in which kernels are compiled."""
+    """The median over rows of training after the first third of a run, in which kernels are compiled. Raises
+    StorageError where the run has no two such rows."""
     rows = [row for row in read_rows(run / "metrics.jsonl") if row.get("event") == "train"]
     found = list(_between(rows, rows[-1]["step"] / 3)) if rows else []
     if not found:

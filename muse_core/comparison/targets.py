@@ -97,7 +97,8 @@ def measure_step(target: Target, length: int, tokens: int | None, repeats: int) 
 
 
 def measure_reach(target: Target, length: int) -> dict[str, Any]:
-    """Median over stretches of ``length`` tokens, spread evenly over the held-out text; random tokens without one."""
+    """``reach``, ``low`` and ``high``: median, least and largest ``gradient_reach`` of stretches of ``length`` tokens,
+    spread evenly over the held-out text; random tokens without one. Raises RecipeError for a text that is shorter."""
     text = None if target.held_out is None else target.held_out()
     if text is None:
         generator = torch.Generator().manual_seed(0)

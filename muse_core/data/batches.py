@@ -101,7 +101,8 @@ def target_room(batches: Sequence[Batch], most: int | None = None) -> int:
 
 
 def target_places(loss_mask: torch.Tensor, room: int) -> torch.Tensor | None:
-    """``Batch.target_places`` of a mask on the host: the places that count, and others up to ``room``; None for all."""
+    """``Batch.target_places`` of a mask (B, N) bool on the host: the places that count, and others up to ``room``,
+    (room,) int64; None for all. ``room`` is at least the number of those that count."""
     mask = loss_mask.numpy().ravel()
     if room >= len(mask):
         return None
@@ -327,7 +328,8 @@ def evaluation_batches(
 def evaluation_starts(
     split: Split, *, sequence_length: int, max_tokens: int | None = None, span: int | None = None
 ) -> np.ndarray:
-    """(rows,) int64: places where the rows of ``evaluation_batches`` begin, in their order."""
+    """(rows,) int64: places where the rows of ``evaluation_batches`` begin, in their order. Raises ValueError for a
+    ``span`` that is no multiple of ``sequence_length``."""
     span = span or sequence_length
     if span % sequence_length:
         raise ValueError(f"a span of {span} tokens cannot be cut into windows of {sequence_length}")

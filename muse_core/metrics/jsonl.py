@@ -41,7 +41,8 @@ class RowFile:
         self.last_attempt = last["attempt"] if last else 0
 
     def append(self, row: Mapping[str, Any], *, sync: bool) -> None:
-        """Writes one row; ``sync`` makes it and all before it durable. After a failure no row is written any more."""
+        """Writes one row; ``sync`` makes it and all before it durable. Raises StorageError where that fails, and at
+        every further call."""
         if self._failure is not None:
             raise StorageError(f"{self.path}: nothing is written after a failure ({self._failure}) - restart the run")
         self.sequence += 1

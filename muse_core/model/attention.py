@@ -179,7 +179,8 @@ SLOTS = ("key", "value", "visible")
 
 
 def carried_slots(state: State, key: Tensor, value: Tensor, empty: int) -> dict[str, Tensor]:
-    """What a state has of ``SLOTS``, or at the start ``empty`` ones that are not seen."""
+    """What a state has of ``SLOTS``, or at the start ``empty`` ones that are not seen, (B, empty, G, K) as ``key`` and
+    ``value`` (B, N, G, K) are."""
     if state is not None:
         return {name: state[name] for name in SLOTS}
     return {
@@ -190,7 +191,8 @@ def carried_slots(state: State, key: Tensor, value: Tensor, empty: int) -> dict[
 
 
 def newest(state: dict[str, Tensor], window: int, valid: Tensor | None) -> dict[str, Tensor]:
-    """The last W slots up to each row's last valid token."""
+    """The last W slots up to each row's last valid token: of S + N slots (B, S + N, …), the last N of which are tokens
+    with ``valid`` (B, N) or None for all, those of each name (B, W, …). S must be W where ``valid`` is given."""
     if valid is None:
         # Copies, since views would keep all N tokens in memory.
         return {name: slots[:, -window:].clone() for name, slots in state.items()}

@@ -167,7 +167,8 @@ def generate_by_lookup(
     taken as the model itself finds most likely. Where something was proposed in vain ``Stream.restore`` takes the pass
     back, and the next one begins with what was taken, so that nearly all passes are of one length and can be replayed.
     Equal up to rounding: a pass over several tokens adds in another order than passes over one. Source: prompt lookup
-    decoding (Saxena 2023), after speculative decoding (Leviathan et al. 2023).
+    decoding (Saxena 2023), after speculative decoding (Leviathan et al. 2023). Raises ValueError for an empty prompt
+    and for ``draft`` or ``match`` below 1.
     """
     _check([prompt], 0.0, 1.0, None)
     if draft < 1 or match < 1:

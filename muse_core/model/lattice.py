@@ -1,18 +1,21 @@
 """The lattice that a causal resolvent reads: tridiagonal Hamiltonians of potentials, energies and hoppings. Imported by
 plugins.
 
-Letters: B batch rows, N tokens, H Hamiltonians, one for each head or group of channels.
+Letters: B batch rows, N tokens, D width, H Hamiltonians, one for each head or group of channels, M values of each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from muse_core.contracts import State
+from muse_core.model.states import last_valid, restored
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 BAND = 1.9
@@ -74,6 +77,31 @@ def sites(potential: Tensor, decay: Tensor, energy: Tensor, hopping: Tensor, res
     # As the energies: a compiler fuses what is put together from real numbers.
     diagonal = torch.view_as_complex(torch.stack((potential, -decay), dim=-1))
     return Sites(diagonal.transpose(1, 2), coupling, energy[:, None])
+
+
+def applied(
+    kernel: Callable[..., Any], matrix: Sites, value: Tensor, state: State, valid: Tensor | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """y_i = θ_i (v_i − l y_{i−1}) (B, N, H, M) and θ (B, N, H), both complex, of values v (B, N, H, M), and the state
+    after each row's last valid token, real: ``theta`` (B, H, 2) and ``y`` (B, H, M, 2).
+
+    ``kernel``: ``muse_kernels.causal_resolvent_apply``. ``state``: with what the call before returned, or None at the
+    start; ``valid`` (B, N) bool.
+    """
+    (y, theta), _ = kernel(
+        matrix.diagonal,
+        matrix.coupling,
+        matrix.coupling,
+        matrix.energy,
+        value.transpose(1, 2),
+        initial=None if state is None else (restored(state["theta"]), restored(state["y"])),
+    )
+    theta, y = theta.transpose(1, 2), y.transpose(1, 2)
+    kept = {
+        name: last_valid(torch.view_as_real(found), None if state is None else state[name], valid)
+        for name, found in (("theta", theta), ("y", y))
+    }
+    return y, theta, kept
 
 
 def total(terms: Mapping[str, tuple[Tensor, Tensor]], x: Tensor, heads: int) -> tuple[Tensor, Tensor]:

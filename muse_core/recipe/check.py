@@ -90,7 +90,7 @@ def check_source(
 ) -> Checked:
     """Check a table that was read. ``versions``: distributions that it was written for, when they are known; options
     of another version pass through their class's ``upgrade(table, from_version)``. ``made_with`` as in
-    ``read_recipe``."""
+    ``read_recipe``. Raises RecipeError with the reasons against it."""
     if "arms" in source.table and "model" not in source.table:
         raise RecipeError(f"{source.where}: this is a plan of a comparison - run it with muse compare {source.where}")
     converter = make_converter()

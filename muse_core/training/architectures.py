@@ -69,7 +69,7 @@ def adopt(
 
 def latest(directory: RunDirectory, setup: Setup) -> tuple[int, Setup, Path, dict[str, int]] | None:
     """Number, setup and folder of the last finished stage that made an architecture, and what was trained before it;
-    None when none did."""
+    None when none did. Raises StorageError where its checkpoints are gone."""
     folder = newest_folder(directory.path)
     if folder == directory.path:
         return None

@@ -181,7 +181,8 @@ class Checkpointer:
 
     def resume(self) -> bool:
         """Go on from the newest good checkpoint, or commit the start, so that a rollback always has a target. A
-        checkpoint of an earlier stage gives its weights. False when this stage was already done."""
+        checkpoint of an earlier stage gives its weights. False when this stage was already done. Raises StorageError
+        for a checkpoint that is not of this run's model and stages, and where there is no room for a new one."""
         for incident in self.incidents.known:
             self.abandon(incident)
         found = self.checkpoints.newest()

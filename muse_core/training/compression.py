@@ -40,7 +40,8 @@ class Compression:
     rounds: int = 1
 
     def stages(self, teacher: Path) -> list[dict[str, Any]]:
-        """The stages of the new run. Ratios of the rounds grow by equal factors to the one asked for."""
+        """The stages of the new run. Ratios of the rounds grow by equal factors to the one asked for. Raises
+        RecipeError where ``then`` is to store in integers what the method has stored so."""
         if self.method in INTEGERS:
             if self.then != "none":
                 raise RecipeError(

@@ -51,6 +51,7 @@ values = [1e-3, 2e-3]
 @pytest.fixture
 def plan(tmp_path: Path):
     """Writes a plan, and the recipe that it names; gives the path."""
+
     def write(text: str = PLAN) -> Path:
         (tmp_path / "r.toml").write_text('name = "tiny"\n[model]\nblock = ["feed-forward"]\n')
         (tmp_path / "p.toml").write_text(text)

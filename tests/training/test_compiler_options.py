@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from muse_core.comparison.cost import training_step
+from muse_core.model.precision import choose_precision
+from muse_core.parallel.one import ONE
+from muse_core.training import compilation
 from muse_core.training.compilation import compiler_options
+from muse_core.training.forward import make_forward
+from muse_core.training.objectives import NextToken
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -28,3 +36,20 @@ def test_only_half_precision_pays_for_it(monkeypatch: pytest.MonkeyPatch) -> Non
     for capability, half, found in (("AVX512", True, 256), ("AVX512", False, None), ("AVX2", True, None)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=capability: told)
         assert (compiler_options(half) or {}).get("cpp.simdlen") == found
+
+
+@pytest.mark.parametrize(("precision", "half"), [("fp32", False), ("bf16", True)])
+@pytest.mark.parametrize("wanted", [True, "blocks"])
+def test_the_precision_of_a_run_decides(
+    table: Any, prepare: Any, monkeypatch: pytest.MonkeyPatch, wanted: Any, precision: str, half: bool
+) -> None:
+    """Of its steps as of those that are timed for its cost."""
+    told: list[bool] = []
+    monkeypatch.setattr(compilation, "compiler_options", lambda half: told.append(half))
+    setup = prepare(table(train={"compile": wanted, "precision": precision}))
+    make_forward(setup.model, NextToken(), setup.recipe, ONE)
+    assert set(told) == {half}
+    told.clear()
+    setup = prepare(table(train={"compile": wanted, "precision": precision}))
+    training_step(setup.model, setup.recipe, choose_precision(torch.device("cpu"), precision), rows=1, length=4)
+    assert set(told) == {half}

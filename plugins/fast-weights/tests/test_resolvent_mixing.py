@@ -16,7 +16,7 @@ WIDTH, HEADS, KEY, VALUE, COUNT = 12, 2, 4, 3, 11
 CHANNELS = HEADS * (2 * KEY + VALUE)
 OPTIONS = {
     "heads": HEADS, "key_size": KEY, "value_size": VALUE, "mixing": "resolvent", "hamiltonians": COUNT,
-    "potential": [{"use": "non-hermitian", "scale": 1.0}, {"use": "hermitian", "scale": 0.5}],
+    "potential": [{"use": "non-hermitian", "scale": 1.0}, {"use": "non-hermitian", "scale": 0.5}],
 }  # fmt: skip
 
 

@@ -89,6 +89,7 @@ class Passes:
 
 
 def passes(model: Cvfp, stream: Stream, first: Tensor, count: int = PASSES) -> Passes:
+    """``count`` sweeps over the N tokens of ``stream`` from the contexts ``first`` (N, D)."""
     contexts, losses, differences = first, [], first.new_zeros(len(stream))
     for _ in range(count):
         following = sweep(model, stream, contexts)
@@ -109,6 +110,8 @@ def untrained(model: Cvfp, setup: Any) -> Cvfp:
 
 
 def ranks(model: Cvfp, setup: Any, streams: dict[str, Stream], exact: dict[str, Tensor]) -> Table:
+    """Effective rank of each split's contexts ``exact`` (N, D) and its share of D, beside those of as many Gaussian
+    vectors, of an untrained network's contexts and of the token embeddings."""
     fresh, width, table = untrained(model, setup), model.width, Table()
     for split, stream in streams.items():
         table[f"{split}: contexts, {len(stream)} tokens"] = of_total(effective_rank(exact[split]), width)
@@ -119,7 +122,7 @@ def ranks(model: Cvfp, setup: Any, streams: dict[str, Stream], exact: dict[str, 
 
 
 def identity(model: Cvfp, stream: Stream, exact: Tensor) -> Table:
-    """A context must depend on the one before and be no copy of the token's embedding."""
+    """A context must depend on the one before and be no copy of the token's embedding; ``exact`` (N, D)."""
     x = model.embedded(stream.ids)
     without = model.next_context(torch.zeros_like(exact), x)
     difference = ((exact - without).norm(dim=-1) / without.norm(dim=-1)).mean().item()
@@ -133,6 +136,9 @@ def identity(model: Cvfp, stream: Stream, exact: Tensor) -> Table:
 def fixed_point(
     model: Cvfp, streams: dict[str, Stream], exact: dict[str, Tensor], passed: dict[str, Passes], run: Path
 ) -> Table:
+    """How far ``passed`` is from a fixed point by split; on validation text how a sweep contracts in float64 and how
+    far from the contexts token by token it ends; and the differences that training in ``run`` noted. ``exact`` (N, D)
+    gives the number of contexts."""
     table: Table = {}
     for split, stream in streams.items():
         last = passed[split].last
@@ -192,6 +198,8 @@ def _told(what: str, losses: list[float]) -> Table:
 def rates(
     streams: dict[str, Stream], passed: dict[str, Passes], exact: dict[str, Tensor], options: FixedPointOptions
 ) -> Table:
+    """Shares of each split's tokens whose mean squared difference is below ``options.threshold``: between the last two
+    passes, and from the contexts token by token, ``exact`` (N, D)."""
     table: Table = {}
     for split in streams:
         converged = passed[split].differences < options.threshold

@@ -93,19 +93,7 @@ class FastWeights(nn.Module):
             self.rotation = Rotation(self.heads, self.key_width, options.rotation, own)
             if options.rotation == "spectral-shift":
                 regrouped(torch.empty(context.signals["spectral_shift"]), self.heads, "spectral_shift")
-        self.second = None
-        if options.writes == 2:
-            keys, values = self.heads * self.key_width, self.heads * self.value_width
-            self.second = SecondWrite(
-                projection(width, keys, generator),
-                projection(width, values, generator),
-                Rate(self.dynamics, generator),
-                self.heads,
-                options.convolution,
-                options.taps,
-                generator,
-                context.kernels.bind,
-            )
+        self.second = self._second_write(options, context) if options.writes == 2 else None
         self.norm = nn.RMSNorm(self.value_width, eps=options.norm_epsilon) if options.output_norm else None
         self.gated_norm = context.kernels.bind("gated_norm", sizes={"features": self.value_width})
         self.gate = projection(width, self.heads * self.value_width, generator) if options.gate else None
@@ -123,6 +111,19 @@ class FastWeights(nn.Module):
                 )
                 for name, use in named(options.filters).items()
             }
+        )
+
+    def _second_write(self, options: FastWeightsOptions, context: Context) -> SecondWrite:
+        width, generator = context.width, context.generator
+        return SecondWrite(
+            projection(width, self.heads * self.key_width, generator),
+            projection(width, self.heads * self.value_width, generator),
+            Rate(self.dynamics, generator),
+            self.heads,
+            options.convolution,
+            options.taps,
+            generator,
+            context.kernels.bind,
         )
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
@@ -176,7 +177,7 @@ class FastWeights(nn.Module):
         published = {} if reading.before is None else {"memory_before": reading.before}
         if "gate" in self.publish:
             published["gate"] = gate.sigmoid()
-        read = self.opened(reading.output if self.second is None else reading.output[:, 1::2], gate)
+        read = self.gated(reading.output if self.second is None else reading.output[:, 1::2], gate)
         return LayerOutput(
             self.output(read.flatten(2).to(projected.dtype)),
             new_state,
@@ -185,7 +186,7 @@ class FastWeights(nn.Module):
             {**_measures(reading.state["weights"], -log_decay, rate, tokens.valid), **reading.metrics},
         )
 
-    def opened(self, read: Tensor, gate: Tensor | None) -> Tensor:
+    def gated(self, read: Tensor, gate: Tensor | None) -> Tensor:
         """What is read (B, N, H, M), normalised, times the gate of its pre-activation (B, N, H M)."""
         gate = None if gate is None else gate.unflatten(-1, (self.heads, -1))
         weight, epsilon = (None, 1e-6) if self.norm is None else (self.norm.weight, self.norm.eps)

@@ -1,4 +1,4 @@
-"""Options of the hebbian memory. Imports no torch."""
+"""Options of the memory layer. Imports no torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FastWeightsOptions:
     """Width M of values of a head. Default: the model's width over heads."""
     decay: Literal["own", "signal"] = "own"
     """own: every head learns its Γ. signal: Γ is the signal ``decay`` of an earlier layer of the model, averaged over
-    its heads in equal groups."""
+    its heads in equal groups; below 0 it is taken for 0."""
     decay_form: Literal["sum", "product"] = "sum"
     """How a head's own Γ is made of a token. sum: base_decay + softplus(w·x + c). product: base_decay +
     A softplus(w·x + c) with a learned A, drawn even in (0, 16), and softplus(c) log-even in (0.001, 0.1) at the start,
@@ -92,8 +92,8 @@ class FastWeightsOptions:
     output_norm: bool = True
     """Normalise what each head reads, before the gate."""
     norm_epsilon: float = field(default=1e-6, validator=[validators.gt(0.0), validators.le(1.0)])
-    """Added to the mean square that the norm divides by. fla's Gated DeltaNet has 1e-5 K for queries of length 1, as
-    they are here."""
+    """Added to the mean square that the norm divides by; without output_norm not read. fla's Gated DeltaNet has 1e-5 K
+    for queries of length 1, as they are here."""
     gate: bool = True
     """Multiply what is read by a gate of the token."""
     gate_activation: Literal["silu", "sigmoid"] = "silu"

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from muse_core.component import named
 from muse_core.contracts import State, Tokens
 from muse_core.model.context import Context
-from muse_core.model.lattice import Lattice, sites, total
-from muse_core.model.states import last_valid, restored
+from muse_core.model.lattice import Lattice, applied, sites, total
 from muse_fast_weights.options import MIN_BROADENING, FastWeightsOptions
 from muse_kernels import unit_length
 
@@ -64,19 +63,8 @@ class ResolventMixing(nn.Module):
         potential, decay = self.diagonal(x, signals, tokens)
         with torch.autocast(x.device.type, enabled=False):
             matrix = sites(potential, decay, *self.dynamics(), tokens.resets)
-            (y, theta), _ = self.kernel(
-                matrix.diagonal,
-                matrix.coupling,
-                matrix.coupling,
-                matrix.energy,
-                projected.unflatten(-1, (self.count, -1)).transpose(1, 2),
-                initial=None if state is None else (restored(state["theta"]), restored(state["y"])),
-            )
-            y, theta = y.transpose(1, 2), theta.transpose(1, 2)
-            new_state = {
-                name: last_valid(torch.view_as_real(last), None if state is None else state[name], tokens.valid)
-                for name, last in (("theta", theta), ("y", y))
-            }
+            value = projected.unflatten(-1, (self.count, -1))
+            y, _, new_state = applied(self.kernel, matrix, value, state, tokens.valid)
             y = y.flatten(2)
             mixed = F.silu(self.real * y.real + self.imaginary * y.imag).to(projected.dtype)
         keys = heads * key_width
@@ -91,8 +79,8 @@ class ResolventMixing(nn.Module):
 
 
 def stationary(energy: Tensor, hopping: Tensor) -> Tensor:
-    """θ of the lattice without potentials far from its end: |l|² θ² + z θ + 1 = 0 with Im θ > 0, (G,) complex128 from
-    z complex and |l| real (G,). Source: mathematics §1."""
+    """θ of the lattice without potentials far from its first site: |l|² θ² + z θ + 1 = 0 with Im θ > 0, (G,) complex128
+    from z complex and |l| real (G,). Source: mathematics §1."""
     energy, square = energy.to(torch.complex128), hopping.double().square()
     root = (energy.square() - 4 * square).sqrt()
     one, other = (root - energy) / (2 * square), (-root - energy) / (2 * square)

@@ -65,7 +65,8 @@ class Compress:
         return shape_of(table) if isinstance(table, nn.Embedding) else None
 
     def made(self) -> tuple[list[Form], dict[str, Any]]:
-        """The form of each map, and how it was chosen. Computed once."""
+        """The form of each map, and how it was chosen. Computed once. Raises RecipeError for a model or a ratio that
+        cannot be served."""
         if self._made is None:
             if sentence := self.refuse():
                 raise RecipeError(f"koopman-compress: {sentence}")

@@ -108,7 +108,8 @@ def factored(
     shapes: dict[str, Shape],
     embedding: Shape | None,
 ) -> tuple[list[Form], dict[str, Any]]:
-    """The modes that one ε keeps of every map, the least ε that reaches the ratio."""
+    """The modes that one ε keeps of every map, the least ε that reaches the ratio. Raises RecipeError where none
+    does."""
     found = {name: modes_of(recorder, options) for name, recorder in recorders.items()}
     store = options.store
     # Left as a matrix for lack of state pairs.

@@ -78,7 +78,8 @@ class Atlas(nn.Module):
         self.output = projection(self.heads * self.value_width, width, generator, gain=(2 * context.depth) ** -0.5)
 
     def forward(self, x: Tensor, state: State, signals: dict[str, Tensor], tokens: Tokens) -> LayerOutput:
-        """x (B, N, D), already normalised; ``state`` None means the start of a sequence."""
+        """x (B, N, D), already normalised; ``state`` None means the start of a sequence. Raises ValueError for padded
+        rows."""
         if tokens.valid is not None:
             raise ValueError(
                 "deep memory is trained on one grid of chunks for all rows, which right-padded rows (tokens.valid) "
@@ -146,6 +147,8 @@ class Atlas(nn.Module):
 
     @torch.no_grad()
     def measures(self, state: dict, gates: Gates) -> dict[str, Tensor]:
+        """The metrics of the class, scalars: ``moved`` of the first level after the last token, a root mean square over
+        rows; the others means over levels, heads and tokens."""
         start = self.dynamics.weights[0]
         weights = state["first"]["weights"]
         moved = (weights - start).square().sum() / weights.shape[0]  # len() would fix the rows of a program of torch

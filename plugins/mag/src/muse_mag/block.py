@@ -100,7 +100,8 @@ class Mag(nn.Module):
 
 @torch.no_grad()
 def measures(openness: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-    """How far open the gate is and how much that varies over valid tokens and features."""
+    """``gate_mean`` of ``openness`` (B, N, D), and its ``gate_variance`` and ``gate_deviation``, over features and
+    valid tokens, ``valid`` (B, N) bool or None for all."""
     openness = openness.detach().to(torch.promote_types(openness.dtype, torch.float32))
     count = torch.ones_like(openness[..., :1]) if valid is None else valid[..., None].to(openness.dtype)
     count = (count / count.sum().clamp_min(1.0)).expand_as(openness) / openness.shape[-1]

@@ -64,7 +64,8 @@ def packed(
     initial: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows as documents one after the other, as fla-core takes resets: their starts, for which the host waits."""
+    """``recurrence`` by ``served``, one of ``FLA``, without padding: rows go as documents one after the other, whose
+    starts fla-core takes for resets (B, N); the host waits for them."""
     batch, length, heads, width = query.shape
     dtype = writing.value.dtype
     low = [None if part is None else part.to(dtype) for part in writing]

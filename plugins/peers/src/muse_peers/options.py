@@ -68,7 +68,7 @@ class KdaOptions:
     decay: Literal["own", "signal"] = "own"
     """own: a channel's decay is of the token, by a product of low rank. signal: it is Γ of the signal ``decay`` of an
     earlier layer, which the potentials V − iΓ of a resolvent make; each of its heads serves equally many channels, or a
-    channel has the mean of equally many heads."""
+    channel has the mean of equally many heads; below 0 it is taken for 0."""
     kernel: Literal["own", "fla"] = "own"
     """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
 

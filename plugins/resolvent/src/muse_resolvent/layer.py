@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muse_core.component import named
 from muse_core.contracts import LayerOutput, State, Tokens
 from muse_core.model.context import Context
-from muse_core.model.lattice import Lattice, Sites, sites, total
+from muse_core.model.lattice import Lattice, Sites, applied, sites, total
 from muse_core.model.precision import lowered
 from muse_core.model.projections import each
 from muse_core.model.states import last_valid, restored
@@ -148,23 +148,12 @@ class Resolvent(nn.Module):
         self, matrix: Sites, value: Tensor | None, state: State, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """θ (B, N, H), y (B, N, H, M) or None, both complex, and the state; ``value`` (B, N, H, M)."""
-        before = None if state is None else restored(state["theta"])
         if value is None:
+            before = None if state is None else restored(state["theta"])
             theta, _ = self.green(matrix.diagonal, matrix.coupling, matrix.coupling, matrix.energy, initial=before)
             theta = theta.transpose(1, 2)
             return theta, None, {"theta": last_valid(stored(theta), None if state is None else state["theta"], valid)}
-        before_y = None if state is None else restored(state["y"])
-        (y, theta), _ = self.apply_resolvent(
-            matrix.diagonal,
-            matrix.coupling,
-            matrix.coupling,
-            matrix.energy,
-            value.transpose(1, 2),
-            initial=None if state is None else (before, before_y),
-        )
-        theta, y = theta.transpose(1, 2), y.transpose(1, 2)
-        last = {"theta": theta, "y": y}
-        kept = {name: last_valid(stored(x), None if state is None else state[name], valid) for name, x in last.items()}
+        y, theta, kept = applied(self.apply_resolvent, matrix, value, state, valid)
         return theta, y, kept
 
     def read_values(self, y: Tensor, gate: Tensor | None, behind: Tensor) -> Tensor:

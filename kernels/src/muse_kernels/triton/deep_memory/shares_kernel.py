@@ -35,6 +35,43 @@ def recursions(m_next, d_next, living, real):
 
 
 @triton.jit
+def read_chunks(
+    log_momentum,
+    log_decay,
+    alive,
+    row,
+    rows,
+    heads,
+    chunks,
+    momentum_b,
+    momentum_h,
+    momentum_n,
+    momentum_t,
+    decay_b,
+    decay_h,
+    decay_n,
+    decay_t,
+    C: tl.constexpr,
+    T: tl.constexpr,
+    ALIVE: tl.constexpr,
+):
+    """Of the chunks `row` (R,) of (B, H, n): which tokens there are and which of them live, their gates m and d, and
+    s, x and y, (R, T) each."""
+    ts = tl.arange(0, T)
+    i, h, b = row % chunks, row // chunks % heads, row // chunks // heads
+    real = (row < rows)[:, None] & (ts < C)[None, :]
+    own = (b * momentum_b + h * momentum_h + i * momentum_n)[:, None]
+    m, m_next = tokens_of(log_momentum, own, momentum_t, ts, real, C)
+    own = (b * decay_b + h * decay_h + i * decay_n)[:, None]
+    d, d_next = tokens_of(log_decay, own, decay_t, ts, real, C)
+    living = real
+    if ALIVE:
+        living = tl.load(alive + (b * chunks + i)[:, None] * C + ts[None, :], mask=real, other=0) != 0
+    s, x, y = recursions(m_next, d_next, living, real)
+    return real, living, m, d, s, x, y
+
+
+@triton.jit
 def shares_kernel(
     log_momentum,
     log_decay,
@@ -62,16 +99,10 @@ def shares_kernel(
     """Gates (B, H, n, C) of any strides, `alive` (B, n, C); `shares` (B, H, n, 2, C) of s and y, and (B, H, n)."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     ts = tl.arange(0, T)
-    i, h, b = row % chunks, row // chunks % heads, row // chunks // heads
-    real = (row < rows)[:, None] & (ts < C)[None, :]
-    own = (b * momentum_b + h * momentum_h + i * momentum_n)[:, None]
-    m, m_next = tokens_of(log_momentum, own, momentum_t, ts, real, C)
-    own = (b * decay_b + h * decay_h + i * decay_n)[:, None]
-    d, d_next = tokens_of(log_decay, own, decay_t, ts, real, C)
-    living = real
-    if ALIVE:
-        living = tl.load(alive + (b * chunks + i)[:, None] * C + ts[None, :], mask=real, other=0) != 0
-    s, _, y = recursions(m_next, d_next, living, real)
+    real, living, m, d, s, _, y = read_chunks(
+        log_momentum, log_decay, alive, row, rows, heads, chunks, momentum_b, momentum_h, momentum_n, momentum_t,
+        decay_b, decay_h, decay_n, decay_t, C, T, ALIVE,
+    )  # fmt: skip
     place = shares + row[:, None] * 2 * C + ts[None, :]
     tl.store(place, tl.where(living, s, 0.0), mask=real)
     tl.store(place + C, tl.where(living, y, 0.0), mask=real)
@@ -110,16 +141,10 @@ def shares_back_kernel(
     """As `shares_kernel`; the adjoints of the gates (B, n C, H)."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     ts = tl.arange(0, T)
-    i, h, b = row % chunks, row // chunks % heads, row // chunks // heads
-    real = (row < rows)[:, None] & (ts < C)[None, :]
-    own = (b * momentum_b + h * momentum_h + i * momentum_n)[:, None]
-    m, m_next = tokens_of(log_momentum, own, momentum_t, ts, real, C)
-    own = (b * decay_b + h * decay_h + i * decay_n)[:, None]
-    d, d_next = tokens_of(log_decay, own, decay_t, ts, real, C)
-    living = real
-    if ALIVE:
-        living = tl.load(alive + (b * chunks + i)[:, None] * C + ts[None, :], mask=real, other=0) != 0
-    s, x, y = recursions(m_next, d_next, living, real)
+    real, living, m, d, s, x, y = read_chunks(
+        log_momentum, log_decay, alive, row, rows, heads, chunks, momentum_b, momentum_h, momentum_n, momentum_t,
+        decay_b, decay_h, decay_n, decay_t, C, T, ALIVE,
+    )  # fmt: skip
     place = to_shares + row[:, None] * 2 * C + ts[None, :]
     of_s = s * tl.load(place, mask=living, other=0.0)
     of_y = tl.load(place + C, mask=living, other=0.0)
@@ -134,6 +159,7 @@ def shares_back_kernel(
     of_x *= x
     of_d = tl.cumsum(of_x, 1) - of_x
     of_d += tl.load(to_kept + row, mask=row < rows, other=0.0)[:, None] * tl.exp(tl.sum(d, 1))[:, None]
+    i, h, b = row % chunks, row // chunks % heads, row // chunks // heads
     place = ((b * chunks + i)[:, None] * C + ts[None, :]) * heads + h[:, None]
     tl.store(to_log_momentum + place, of_m, mask=real)
     tl.store(to_log_decay + place, of_d, mask=real)

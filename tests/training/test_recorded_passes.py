@@ -1,0 +1,87 @@
+"""The first replay of a recorded step, without a GPU: gradients of a step that is not the same twice, as of kernels
+that add up in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from muse_core.errors import RecipeError
+from muse_core.metrics.accumulator import Packed
+from muse_core.training import cuda_graph
+from muse_core.training.cuda_graph import PLAIN, RecordedPasses
+
+
+class Replayed:
+    """In the place of a CUDA graph: computes again and writes gradients where the first time left them."""
+
+    def __init__(self, function: Callable[[], Any], weight: nn.Parameter):
+        self.function, self.weight = function, weight
+        self.returned = function()
+        self.gradient = weight.grad
+
+    def replay(self) -> None:
+        before, self.weight.grad = self.weight.grad, None
+        self.function()
+        self.gradient.copy_(self.weight.grad)
+        self.weight.grad = before
+        torch.rand(1)  # a graph may count on further than what it launches draws
+
+
+def first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Tensor, list[float]]:
+    """The gradient, and a number that each pass drew. ``shares``: of each pass behind the first steps, its gradient of
+    the plain one's (1, 1)."""
+    weight, of_pass, drawn = nn.Parameter(torch.zeros(2)), iter((*[1.0] * PLAIN, *shares)), []
+
+    def compute(pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
+        drawn.append(torch.rand(()).item())
+        (weight * pieces[0] * next(of_pass)).sum().backward()
+        return Packed((), torch.ones(1)), []
+
+    def captured(function: Callable[[], Any], refusal: str) -> Any:
+        graph = Replayed(function, weight)
+        return graph, graph.returned
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    passes = RecordedPasses(compute, {"weight": weight})
+    for _ in range(PLAIN + 1):
+        weight.grad = None
+        passes([torch.ones(2)], [None], torch.tensor(1.0))
+    assert passes.replayed and next(of_pass, None) is None
+    return weight.grad, drawn[PLAIN:]
+
+
+@pytest.mark.parametrize("shares", [(1.0, 0.0, 1.005), (1.0, 0.0, 1.1, 1.05), (1.0, 0.0, 1.1, 0.95)])
+def test_the_first_replays_gradient_is_the_recordings(
+    monkeypatch: pytest.MonkeyPatch, shares: tuple[float, ...]
+) -> None:
+    """Of the plain pass, of what a recording computes while it is made, which nobody reads, of the replay and, where
+    that is far, of a second plain pass, whose gradient is for the comparison alone."""
+    gradient, _ = first_replay(monkeypatch, *shares)
+    torch.testing.assert_close(gradient, torch.full((2,), shares[2]))
+
+
+def test_a_second_plain_pass_draws_what_the_first_drew_and_the_next_step_what_it_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    following = []
+    for shares in ((1.0, 0.0, 1.0), (1.0, 0.0, 1.1, 1.05)):
+        torch.manual_seed(0)
+        _, (plain, _, *others) = first_replay(monkeypatch, *shares)
+        assert others == [plain] * (len(shares) - 2)
+        following.append(torch.rand(()).item())
+    assert following[0] == following[1]
+
+
+@pytest.mark.parametrize(("replayed", "again"), [(2.0, 1.0), (1.1, 1.03), (0.0, 1.01), (2.0, float("inf"))])
+def test_a_replay_further_off_than_plain_steps_is_refused(
+    monkeypatch: pytest.MonkeyPatch, replayed: float, again: float
+) -> None:
+    with pytest.raises(RecipeError, match="the recorded step gives weight another gradient than the plain one"):
+        first_replay(monkeypatch, 1.0, 0.0, replayed, again)
