@@ -14,7 +14,7 @@ import attrs
 
 from muse_core.building import construct
 from muse_core.component import Use
-from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.errors import Halted, MuseError, PluginError, RecipeError
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
@@ -113,6 +113,7 @@ class Run:
                 self._finish(number, use, stage)
             self._leave_if_interrupted(stop, loop)
             self.display.finish()
+            self._check_trained()
             measured = self._final_evaluation(stop)
             if measured is None:
                 self._leave_if_interrupted(stop, loop)
@@ -153,6 +154,22 @@ class Run:
             ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
+
+    def _check_trained(self) -> None:
+        """The gate has seen the weights that a run began with. Raises Halted where those that it ends with let outputs
+        depend on later tokens: no held-out number is made of them."""
+        ranks, split = self.setup.ranks, self.setup.recipe.evaluate.split
+        with determined(self.setup.recipe.deterministic), ranks.at_work("the causality check of the trained model"):
+            if ranks.rank == 0 or ranks.shards > 1:
+                leak = self.setup.held_out_leak(split)
+                if leak is not None:
+                    raise Halted(
+                        f"{leak}. The gate, which looks at the weights that a run begins with and at rows of the "
+                        "training length, did not find it. The trained weights are kept and not measured: they read "
+                        f"what they should predict. muse eval {self.directory.path} --suite causality makes all checks"
+                    )
+            ranks.gather(None)
+        self.records.event({"event": "gate", "gate": "causality", "weights": "trained", "passed": True})
 
     def _train(self, number: int, use: Use, stage: Any, stop: Stop) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""

@@ -124,15 +124,26 @@ class Setup:
         self, split: str, tokens: int, *, multiple: int = 1, interrupted: Callable[[], bool] = lambda: False
     ) -> HeldOut | None:
         """Held-out measures on the first ``tokens`` tokens of a split, at ``multiple`` × the training length."""
-        train = self.recipe.train
-        length, span = train.sequence_length * multiple, train.sequence_length * max(self.recipe.evaluate.lengths)
-        rows = max(1, (train.micro_batch or train.batch_size) // multiple)
-        batches = self.held_out_batches(split, length, rows=rows, tokens=tokens, span=span)
+        length, span = self._lengths(multiple)
+        batches = self._held_out(split, tokens, multiple)
         documents = self.held_out_documents(split, length, tokens=tokens, span=span)
         return held_out(
             self.model, batches, self.corpus.byte_lengths, self.precision, documents=documents, interrupted=interrupted,
             ranks=self.ranks,
         )
+
+    def _lengths(self, multiple: int) -> tuple[int, int]:
+        """Tokens of a row of ``multiple`` training lengths, and those that every length's first rows share."""
+        length = self.recipe.train.sequence_length
+        return length * multiple, length * max(self.recipe.evaluate.lengths)
+
+    def _held_out(self, split: str, tokens: int, multiple: int, most_rows: int | None = None) -> Iterator[Batch]:
+        """The batches in which a split is read, of fewer rows the longer they are."""
+        train = self.recipe.train
+        length, span = self._lengths(multiple)
+        count = max(1, (train.micro_batch or train.batch_size) // multiple)
+        count = count if most_rows is None else min(count, most_rows)
+        return iter(self.held_out_batches(split, length, rows=count, tokens=tokens, span=span))
 
     def canary(self, sequences: int) -> Iterator[Batch]:
         """Batches of up to ``sequences`` sequences of the text on which monitors judge."""
@@ -191,6 +202,26 @@ class Setup:
         run's own on ``batch``, and by gradients on it."""
         return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
 
+    def held_out_leak(self, split: str) -> Leak | None:
+        """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
+        are scored first, of every length that is reported. None too where outputs are no finite numbers. A collective
+        where weights are divided."""
+        for multiple in self.recipe.evaluate.lengths:
+            batch = next(self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2), None)
+            if batch is None:
+                continue  # to read nothing is another error
+            two, _ = self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])
+            with undisturbed(self.model), self.precision():
+                if not torch.isfinite(self.model(two.inputs, None, two.tokens).hidden).all():
+                    return None
+            leak = own_precision_leak(
+                self.model, self.corpus.vocabulary_size, two.inputs.shape[1], self.precision, routed=self._routed,
+                ids=two.inputs, tokens=two.tokens,
+            )
+            if leak is not None:
+                return leak
+        return None
+
     def first_batch(self) -> Batch:
         """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its
         device."""
@@ -242,13 +273,17 @@ class Setup:
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
 
+    @property
+    def _routed(self) -> bool:
+        """Whether tokens decide by what they are computed."""
+        return any(use.kind == "router" for use in walk(self.recipe.model.options))
+
     def _own_leak(self, batch: Batch) -> Leak | None:
         """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
         loop calls it, and from carried state; the last in training too where the loop carries one."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
         two, inside = self._two_rows(batch, length)
         tokens = two.tokens
-        routed = any(use.kind == "router" for use in walk(self.recipe.model.options))
         vocabulary = self.corpus.vocabulary_size
         real = {"ids": two.inputs, "tokens": tokens}
         read = real if inside else real | {"tokens": document_tokens(two.inputs, "inside")}
@@ -257,7 +292,7 @@ class Setup:
         if self.recipe.data.order == "streams":
             ways.append(behind | {"training": True})
         for more in ways:
-            leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=routed, **more)
+            leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=self._routed, **more)
             if leak is not None:
                 return leak
         return None

@@ -91,7 +91,9 @@ def test_a_sink_is_told_rows_events_and_the_end(table: Table, go: Any, tmp_path:
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] != "schema"]
     assert [row["event"] for what, row in found if what == "row"] == [row["event"] for row in rows]
     assert [row["loss"] for what, row in found if what == "row"] == [row["loss"] for row in rows]
-    assert [row["event"] for what, row in found if what == "event"] == ["not_learned"], "what came after the gate"
+    assert [row["event"] for what, row in found if what == "event"] == [
+        "gate", "not_learned"
+    ], "what came after the first gate"
     assert [what for what, _ in found[-2:]] == ["end", "close"]
     assert found[-2][1]["held_out_loss"] == summary["held_out_loss"]
     assert not events(tmp_path, "sink_failed")
