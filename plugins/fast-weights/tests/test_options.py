@@ -63,6 +63,11 @@ def test_the_broadening_of_the_resolvent_must_be_ordered(bounds):
     assert "initial_broadening must be two numbers" in problems(mixing="resolvent", initial_broadening=bounds)
 
 
+@pytest.mark.parametrize(("name", "value"), [("convolution", 0), ("taps", "uniform")])
+def test_options_of_the_convolution_are_refused_beside_a_resolvent(name, value):
+    assert f'{name} is read with mixing = "convolution" alone' in problems(mixing="resolvent", **{name: value})
+
+
 def test_a_resolvent_has_one_write_a_token():
     assert "writes = 2 has convolutions alone" in problems(mixing="resolvent", writes=2)
 

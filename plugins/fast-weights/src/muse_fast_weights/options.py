@@ -64,7 +64,7 @@ class FastWeightsOptions:
     change by a product of two maps I − β k kᵀ. Twice as many tokens go through the kernel."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out. With mixing =
-    "resolvent" there is none, and this and ``taps`` are not read."""
+    "resolvent" there is none, and another number is refused, as other ``taps`` are."""
     taps: Literal["identity", "uniform"] = "identity"
     """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
     −1/√span and 1/√span."""
@@ -138,6 +138,11 @@ class FastWeightsOptions:
                 )
             if self.writes > 1:
                 raise ValueError('writes = 2 has convolutions alone - set mixing = "convolution", or writes = 1')
+            name = "convolution" if self.convolution != 4 else "taps" if self.taps != "identity" else None
+            if name is not None:
+                raise ValueError(
+                    f'{name} is read with mixing = "convolution" alone - set mixing = "convolution", or leave {name} out'
+                )
             return
         given = {
             "hamiltonians": self.hamiltonians is not None,
