@@ -136,7 +136,7 @@ class ComparisonPlan:
     parameters: Literal["refuse", "warn", "any"] = "refuse"
     """What to do with a variant whose number of parameters departs from the baseline's."""
     count: Literal["all", "active"] = "all"
-    """Which parameters: all, or entries of the matrices that a token passes, without experts that it does not use."""
+    """Which parameters: all, or those that a token passes, without experts that it does not use."""
     parameter_tolerance: float = field(default=0.02, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Departure, as a share of the baseline's, from which it does."""
     watch: tuple[str, ...] = ()

@@ -87,6 +87,9 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)
 
+    tokens, seconds = (
+        [summary.of_all_stages(key) for summary in summaries] for key in ("train_tokens", "train_seconds")
+    )
     parameter_kind = plan.parameter_kind.replace(" ", "_")
     for cell, summary in zip(own.values(), summaries, strict=True):
         if parameter_kind not in summary:
@@ -97,9 +100,9 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     row |= {
         "parameters": summaries[0][parameter_kind],
         "state": summaries[0].get("state_numbers"),  # runs of an earlier version do not have it
-        "tokens": mean("train_tokens"),
-        "seconds": mean("train_seconds"),
-        "tokens_per_second": mean("tokens_per_second"),
+        "tokens": sum(tokens) / len(tokens),
+        "seconds": sum(seconds) / len(seconds),
+        "tokens_per_second": sum(one / other if other else 0.0 for one, other in zip(tokens, seconds)) / len(tokens),
         "mean": mean(f"held_out_{plan.measure}"),
         "device": sorted({summary["device"] for summary in summaries}),
         "kernels": backends_of(cell.path for cell in own.values()),
