@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
+from muse_core.evaluation.references import MEANING
 from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
 from muse_core.storage.canonical_json import numbers
+
+
+OTHER_SECONDS = 0.1
+"""Departure from a budget of seconds, as a share of it, from which the report says what training took."""
 
 
 def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
@@ -107,6 +112,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         "device": sorted({summary["device"] for summary in summaries}),
         "kernels": backends_of(cell.path for cell in own.values()),
         "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
+        "not_learned": _not_learned(summaries),
     }
     common = sorted(own.keys() & base.keys())
     if common and name != plan.baseline:
@@ -119,6 +125,12 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         else:
             row["other_text"] = other
     return row
+
+
+def _not_learned(summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Predictor that learns next to nothing → runs that are not better; the weakest of each run."""
+    worse = [summary["not_better_than"][0] for summary in summaries if summary.get("not_better_than")]
+    return {name: worse.count(name) for name in MEANING if name in worse}
 
 
 def _rows_of(run: Path, measure: str) -> Measured:
@@ -210,7 +222,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
     if report["budget_seconds"] is not None:
         told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
         seconds = f"{report['budget_seconds']:g} s"
-        lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
+        lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}.",
+                      *_other_seconds(report)]
     base = next(variant for variant in report["arms"] if variant["name"] == report["baseline"])
     for variant in report["arms"]:
         paired_seeds = variant.get("against_baseline", {}).get("seeds")
@@ -242,8 +255,24 @@ def _measured(report: dict[str, Any]) -> list[str]:
         "train.max_seconds."
         for variant in report["arms"] if variant.get("cut_short")
     ]
+    lines += [
+        f"\n{count} of {len(variant['seeds'])} runs of {variant['name']} are not better than {MEANING[name]}."
+        for variant in report["arms"] for name, count in variant.get("not_learned", {}).items()
+    ]
     computed = {variant["name"]: variant["kernels"] for variant in report["arms"] if variant.get("kernels")}
     return lines + [f"\n{sentence}" for sentence in unlike(computed)]
+
+
+def _other_seconds(report: dict[str, Any]) -> list[str]:
+    """Where training took other seconds than the budget's, since the machine was not alike in measuring and training."""
+    meant = report["budget_seconds"]
+    took = [(one["name"], one["seconds"]) for one in report["arms"] if one["seeds"]]
+    if all(abs(seconds / meant - 1) <= OTHER_SECONDS for _, seconds in took):
+        return []
+    told = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in took)
+    return ["", f"Training took {told}. Runs that share a machine take longer than alone, and the steps hold. But where "
+            "something else worked on it while the speed was measured, or alone in these runs, the steps are not those "
+            f"of {meant:g} s - measure again with another --output before a claim."]
 
 
 def _seeds(variant: dict[str, Any]) -> str:

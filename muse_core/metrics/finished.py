@@ -27,6 +27,10 @@ def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
 def _pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
@@ -38,6 +42,7 @@ KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
                      "held_out_bits_per_byte", "held_out_accuracy", "held_out_documents"), (_number, "a number")),
     **dict.fromkeys(("held_out_split", "device", "precision"), (_text, "a text")),
     "held_out_interval": (_pair, "two numbers"),
+    "not_better_than": (_texts, "a list of names"),
 }
 """Key → what its value is."""
 ALL_STAGES = "_all_stages"
