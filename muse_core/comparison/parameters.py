@@ -31,7 +31,7 @@ from muse_core.training.setup import Setup, set_up
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
     problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant or value
-    that would be measured on other text than the baseline, and for a finished run that has read what is not there now."""
+    that would be measured on other text than the baseline, and for a finished run that has read what is gone now."""
     counts, problems, texts, inputs = {}, [], {}, {}
     trial = Trial(read.plan)
     for variant in read.plan.variants:
@@ -87,6 +87,7 @@ class Trial:
             self._corpora[data] = self._built[key].corpus
         setup = attrs.evolve(self._built[key], recipe=checked.recipe)
         setup.training_data()
+        setup.monitors()
         return setup
 
     def evaluated(self, setup: Setup) -> Evaluated:

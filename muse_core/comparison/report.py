@@ -33,7 +33,6 @@ from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
 from muse_core.storage.canonical_json import numbers
 
-
 OTHER_SECONDS = 0.1
 """Departure from a budget of seconds, as a share of it, from which the report says what training took."""
 
@@ -264,15 +263,15 @@ def _measured(report: dict[str, Any]) -> list[str]:
 
 
 def _other_seconds(report: dict[str, Any]) -> list[str]:
-    """Where training took other seconds than the budget's, since the machine was not alike in measuring and training."""
+    """Where training took other seconds than the budget's, as on a machine that was not alike in measuring and then."""
     meant = report["budget_seconds"]
     took = [(one["name"], one["seconds"]) for one in report["arms"] if one["seeds"]]
     if all(abs(seconds / meant - 1) <= OTHER_SECONDS for _, seconds in took):
         return []
     told = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in took)
-    return ["", f"Training took {told}. Runs that share a machine take longer than alone, and the steps hold. But where "
-            "something else worked on it while the speed was measured, or alone in these runs, the steps are not those "
-            f"of {meant:g} s - measure again with another --output before a claim."]
+    return ["", f"Training took {told}. Runs that share a machine take longer, and their steps hold. But where something "
+            "else worked on it while the speed was measured, the steps are not those of "
+            f"{meant:g} s - measure again with another --output before a claim."]
 
 
 def _seeds(variant: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay
         ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),
         ("model.depth=3", "train.learning_rate=3", "arms[1].set: train.learning_rate is what tune sweeps"),
         ('key = "train.learning_rate"', 'key = "seed"', "tune.key: seed is the plan's own business"),
-        ('key = "train.learning_rate"', 'key = "evaluate.split"', "tune.key: evaluate.split is the plan's own business"),
+        ('key = "train.learning_rate"', 'key = "evaluate.split"', "tune.key: evaluate.split is the plan's own"),
         ("train.learning_rate", "train..rate", "tune.key"),
         ("values = [1e-3, 2e-3]", "values = []", "tune.values"),
     ],
