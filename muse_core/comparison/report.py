@@ -269,8 +269,8 @@ def _other_seconds(report: dict[str, Any]) -> list[str]:
     if all(abs(seconds / meant - 1) <= OTHER_SECONDS for _, seconds in took):
         return []
     told = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in took)
-    return ["", f"Training took {told}. Runs that share a machine take longer, and their steps hold. But where something "
-            "else worked on it while the speed was measured, the steps are not those of "
+    return ["", f"Training took {told}. Runs that share a machine take longer, and their steps hold. But where "
+            "something else worked on it while the speed was measured, the steps are not those of "
             f"{meant:g} s - measure again with another --output before a claim."]
 
 
