@@ -60,6 +60,9 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
                        scores_by_value(plan, [c for c in runs.tuning if c.variant == variant])}
             for variant in plan.variants
         } if plan.tune else {},
+        "sweep_cut_short": sum(
+            bool(summary.get("stopped_by_time")) for c in runs.tuning if (summary := c.summary()) is not None
+        ),
         "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, runs.values.get(variant.name))],
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
         "failed": {c.name: reason for c in runs.all if (reason := c.failure()) is not None},
@@ -305,6 +308,8 @@ def _swept(report: dict[str, Any]) -> list[str]:
         for name, scores in report["sweep"].items():
             cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    if report["sweep_cut_short"]:
+        lines += ["", f"{report['sweep_cut_short']} runs of the sweep were cut short by train.max_seconds."]
     if report["at_the_edge"]:
         who = ", ".join(report["at_the_edge"])
         lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "

@@ -161,6 +161,18 @@ def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path, 
     assert report["at_the_edge"] == ["one"] and "widen the sweep" in text_of(report)
 
 
+def test_runs_of_the_sweep_that_time_cut_short_are_said_so(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan()), tmp_path / "out"
+    for cell in tuning_cells(read, out):
+        finish(cell, 2.0)
+    assert "cut short" not in text_of(compose(read.plan, Comparison(read, out).runs()))
+    for cell in tuning_cells(read, out)[:3]:
+        summary = {"held_out_bits_per_byte": 2.0, "stopped_by_time": True}
+        (cell.path / "summary.json").write_text(json.dumps(summary))
+    said = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert "3 runs of the sweep were cut short by train.max_seconds." in said
+
+
 def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:
     cell = tuning_cells(read_plan(plan()), tmp_path / "out")[0]
     assert not cell.started()
