@@ -33,6 +33,7 @@ from muse_core.metrics.jsonl import own_rows
 from muse_core.metrics.schema import EVENTS
 from muse_core.metrics.standing import standing
 from muse_core.model.flops import parameter_count
+from muse_core.model.torch_defaults import own_defaults
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
 from muse_core.recipe.reading import overridden
@@ -88,6 +89,7 @@ class Opened:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in numbers)
         return f"{told}<table>{rows}</table>"
 
+    @own_defaults()
     def generate(
         self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 1.0, seed: int = 0
     ) -> str:
@@ -105,6 +107,7 @@ class Opened:
         until = itertools.takewhile(lambda token: token != self.tokenizer.separator, drawn)
         return self.tokenizer.decode(itertools.islice(until, tokens))
 
+    @own_defaults()
     def logits(self, text: str | Iterable[int]) -> Tensor:
         """(N, vocabulary) fp32 on the CPU: row i scores what follows the first i + 1 of the N tokens, read as one
         document. ``text``: text, or token ids. Raises DataError when there is none or an id is out of range."""
@@ -112,6 +115,7 @@ class Opened:
         ids = torch.tensor([self._ids(text)])
         return torch.cat([reader.logits(hidden)[0].cpu() for hidden, _ in reader.read(ids)])
 
+    @own_defaults()
     def hidden_states(
         self, text: str | Iterable[int], modules: str | Iterable[str] | None = None
     ) -> dict[str, Tensor]:
@@ -125,6 +129,7 @@ class Opened:
         names = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
         return activations(self.setup, self._ids(text), names)
 
+    @own_defaults()
     def score(self, text: str) -> dict[str, float | int]:
         """``bits_per_byte``, ``nats_per_token``, ``nats``, ``tokens`` and ``bytes`` of a text as one document, every
         token given all tokens before it. Raises DataError for an empty text."""
@@ -135,6 +140,7 @@ class Opened:
             raise DataError("the tokens of this run are those of a task and stand for no text: use logits")
         return score(self.setup, text)._asdict()
 
+    @own_defaults()
     def evaluate(
         self, suites: str | Iterable[str] | None = None, *, texts: Iterable[str] | None = None, tokens: int = 65_536,
         samples: int = 4,
@@ -154,12 +160,14 @@ class Opened:
         found = evaluate(subject, names, asked=suites is not None)
         return table([{"run": str(self.path or self.setup.recipe.name), "step": self.step, "suites": found}])
 
+    @own_defaults()
     def batch(self, step: int) -> Batch:
         """The training batch of an optimiser step, on the model's device."""
         from muse_core.data.batches import to_device
 
         return to_device(self.setup.training_data().batch(step), self.setup.precision.device)
 
+    @own_defaults()
     def loss(self, batch: Batch) -> Tensor:
         """What training minimises, in nats per counted token, with the layers' own losses; for ``backward``."""
         with self.setup.precision():
@@ -183,6 +191,7 @@ class Opened:
         rows = standing(own_rows(self._run / "metrics.jsonl"), own_rows(self._run / "events.jsonl"))
         return [numbers(row) for row in rows if row["event"] == event]
 
+    @own_defaults()
     def report(self) -> Path:
         """Draw ``report.html`` and its pictures in the run's directory, with a sample of these weights, as ``muse
         report --model`` does; returns the page. Raises StorageError for a model without a run, RecipeError where
@@ -218,6 +227,7 @@ class Opened:
         return ids
 
 
+@own_defaults(gradients=True)
 def load(
     run: str | os.PathLike[str], *, step: int | None = None, device: str | None = None, say: Say = silent
 ) -> Opened:
@@ -232,6 +242,7 @@ def load(
     return Opened(setup, path=path, step=at)
 
 
+@own_defaults(gradients=True)
 def build(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Opened:
     """The model of a recipe with the weights that it begins with, in training mode, for a loop of one's own.
 
@@ -244,6 +255,7 @@ def build(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()) -> 
     return Opened(setup)
 
 
+@own_defaults(gradients=True)
 def train(
     recipe: Recipe,
     overrides: Iterable[str] | Mapping[str, Any] = (),
@@ -268,6 +280,7 @@ def train(
     return load(folder)
 
 
+@own_defaults(gradients=True)
 def resume(
     run: str | os.PathLike[str],
     *,

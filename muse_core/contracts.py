@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from muse_core.run_contracts import (
     Action,
+    ChecksModel,
     Monitor,
     Optimizer,
     Remedy,
@@ -24,8 +25,8 @@ from muse_core.run_contracts import (
 )
 
 __all__ = [
-    "Action", "Monitor", "Optimizer", "Remedy", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter", "Verdict",
-    "VetoesCertification",
+    "Action", "ChecksModel", "Monitor", "Optimizer", "Remedy", "Schedule", "Sink", "TokenizerMaker", "TrainedParameter",
+    "Verdict", "VetoesCertification",
 ]
 FORMER_NAMES = {"Step": "LayerOutput", "Output": "ModelOutput", "Absorbs": "UpdatesStatistics",
                 "Doubts": "VetoesCertification"}

@@ -158,6 +158,14 @@ class VetoesCertification(Protocol):
         ...
 
 
+class ChecksModel(Protocol):
+    """Optional for monitors: whether there is something to watch, asked before the first step."""
+
+    def check_model(self, model: Any) -> None:
+        """Raises RecipeError, in a sentence with what to do, where the model has nothing of what the options name."""
+        ...
+
+
 class Sink(Protocol):
     """Where the numbers of a run go besides metrics.jsonl. ``context`` says which run: ``run``, its directory (Path),
     ``name``, ``seed``, ``recipe``, the resolved table, and ``attempt``, from 1: a resumed run opens its sinks again.

@@ -126,6 +126,7 @@ def show(checked: Checked) -> None:
     for notice in setup.corpus.notices:
         display.say(notice, "yellow")
     _say_short_warmup(setup.recipe.train, display)
+    setup.monitors()
     console = display.console
     table = Table("layer", "component", "from", "parameters", box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.columns[3].justify = "right"

@@ -94,6 +94,15 @@ def _speed(summary: dict[str, Any]) -> dict[str, str]:
     return {"speed": told} if seconds else {}
 
 
+def _all_stages(summary: dict[str, Any]) -> dict[str, str]:
+    """What several stages trained together, of which the last one alone is in the rows beside."""
+    tokens = summary.get("train_tokens_all_stages", summary["train_tokens"])
+    if tokens == summary["train_tokens"]:
+        return {}
+    seconds = summary["train_seconds_all_stages"]
+    return {"all stages": f"{tokens:,} training tokens in {seconds:.1f} s; steps and speed are of the last one"}
+
+
 def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     """The table of a finished run."""
     low, high = summary["held_out_interval"]
@@ -108,6 +117,7 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
         **_beside_counts(summary),
         **_early_exit(summary),
         **_speed(summary),
+        **_all_stages(summary),
         "rollbacks": str(summary["rollbacks"]),
         **{f"{monitor} at {numbers['step']}": _numbers(numbers) for monitor, numbers in summary["probes"].items()},
         "files": shown(directory.path),

@@ -30,8 +30,8 @@ from muse_core.training.setup import Setup, set_up
 
 def count_parameters(read: Read, output: Path) -> dict[str, int]:
     """Variant → parameters, all or active as the plan says, with the recipe's own values. Raises RecipeError with every
-    problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant that
-    would be measured on other text than the baseline, and for a finished run that has read what is not there now."""
+    problem of every run that cannot start, the swept values tried in every variant, naming both, for a variant or value
+    that would be measured on other text than the baseline, and for a finished run that has read what is gone now."""
     counts, problems, texts, inputs = {}, [], {}, {}
     trial = Trial(read.plan)
     for variant in read.plan.variants:
@@ -49,8 +49,8 @@ def count_parameters(read: Read, output: Path) -> dict[str, int]:
             without_value = without_value if setting else found
             if found:
                 continue
+            texts[variant.name, value] = trial.evaluated(setup)
             if value is None:
-                texts[variant.name] = trial.evaluated(setup)
                 counts[variant.name] = (
                     active_parameters(setup.model) if read.plan.count == "active"
                     else sum(parameter.numel() for parameter in setup.model.parameters())
@@ -87,6 +87,7 @@ class Trial:
             self._corpora[data] = self._built[key].corpus
         setup = attrs.evolve(self._built[key], recipe=checked.recipe)
         setup.training_data()
+        setup.monitors()
         return setup
 
     def evaluated(self, setup: Setup) -> Evaluated:
@@ -148,15 +149,22 @@ def _text(setup: Setup, plan: ComparisonPlan) -> Evaluated:
     return Evaluated(setup.corpus.tokenizer.digest, setup.corpus.digest, first, read)
 
 
-def _other_texts(plan: ComparisonPlan, texts: dict[str, Evaluated]) -> list[str]:
-    """A sentence for every variant whose runs would not be measured on the baseline's text."""
-    base, baseline = texts[plan.baseline], f"the baseline {plan.baseline!r}"
+def _other_texts(plan: ComparisonPlan, texts: Mapping[tuple[str, Value | None], Evaluated]) -> list[str]:
+    """A sentence for every variant, or swept value of a variant that is not refused already, whose runs would not be
+    measured on the baseline's text."""
+    base, baseline = texts[plan.baseline, None], f"the baseline {plan.baseline!r}"
     unit = "bytes" if plan.measure == "bits_per_byte" else "tokens"
-    found = []
-    for name, own in texts.items():
-        before = f"variant {name!r} would be evaluated on"
+    found: list[str] = []
+    refused: set[str] = set()
+    for (name, value), own in texts.items():
+        if name in refused:
+            continue
+        told, count = f"variant {name!r}", len(found)
+        if value is not None and plan.tune is not None:
+            told = f"{told} with {plan.tune.key}={value!r}"
+        before = f"{told} would be evaluated on"
         if own.tokenizer == base.tokenizer and own.data != base.data:
-            found.append(f"variant {name!r} reads other text than {baseline} - give all one [data]")
+            found.append(f"{told} reads other text than {baseline} - give all one [data]")
         elif own.length != base.length:
             found.append(
                 f"{before} rows of {own.length} tokens, and {baseline} on rows of {base.length} - give all one "
@@ -167,6 +175,8 @@ def _other_texts(plan: ComparisonPlan, texts: dict[str, Evaluated]) -> list[str]
                 f"{before} another stretch of text than {baseline} ({other}, in {unit}) - give all one "
                 "evaluate.final_tokens, in set of the plan"
             )
+        if value is None and len(found) > count:
+            refused.add(name)
     return found
 
 

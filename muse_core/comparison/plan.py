@@ -83,6 +83,8 @@ RATES = (
     "train.final_rate", "train.clip_norm",
 )
 """Keys that leave the time of a step alone."""
+OWN_KEYS = ("seed", "evaluate.split")
+"""Keys of recipes that a plan sets in every run."""
 
 
 def value_name(value: Value) -> str:
@@ -136,7 +138,7 @@ class ComparisonPlan:
     parameters: Literal["refuse", "warn", "any"] = "refuse"
     """What to do with a variant whose number of parameters departs from the baseline's."""
     count: Literal["all", "active"] = "all"
-    """Which parameters: all, or entries of the matrices that a token passes, without experts that it does not use."""
+    """Which parameters: all, or those that a token passes, without experts that it does not use."""
     parameter_tolerance: float = field(default=0.02, validator=[validators.ge(0.0), validators.lt(1.0)])
     """Departure, as a share of the baseline's, from which it does."""
     watch: tuple[str, ...] = ()
@@ -184,11 +186,14 @@ def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
     plan: ComparisonPlan = read_table(path, ComparisonPlan)
     plan = attrs.evolve(plan, set=(*plan.set, *overrides))
     problems = []
+    tuned = None
     if plan.tune is not None:
         try:
-            read_path(plan.tune.key)
+            tuned = read_path(plan.tune.key)
         except ValueError as error:
             problems.append(f"{path}: tune.key: {error}")
+        if plan.tune.key.strip() in OWN_KEYS:
+            problems.append(f"{path}: tune.key: {plan.tune.key} is the plan's own business - use its seeds and split")
         if plan.budget is not None and plan.tune.key not in RATES:
             problems.append(
                 f"{path}: tune.key: {plan.tune.key} may change the time of a step, which is measured once a variant - "
@@ -201,11 +206,15 @@ def read_plan(path: Path, overrides: Iterable[str] = ()) -> Read:
             try:
                 if not equals:
                     raise ValueError(f"{text!r} has no '=' - write \"train.steps=100\"")
-                read_path(key.strip())
+                if read_path(key.strip()) == tuned:
+                    problems.append(
+                        f"{path}: {place}: {key.strip()} is what tune sweeps, whose values would replace this one - "
+                        "leave it out"
+                    )
                 read_value(value)
             except ValueError as error:
                 problems.append(f"{path}: {place}: {error}")
-            if key.strip() in ("seed", "evaluate.split"):
+            if key.strip() in OWN_KEYS:
                 problems.append(f"{path}: {place}: {key.strip()} is the plan's own business - use its seeds and split")
             if plan.budget is not None and key.strip() in ("train.steps", "train.schedule_steps"):
                 problems.append(f"{path}: {place}: {key.strip()} follows from the budget of seconds - leave it out")

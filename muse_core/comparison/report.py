@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
+from muse_core.evaluation.references import MEANING
 from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.tables import Table
 from muse_core.storage.canonical_json import numbers
+
+OTHER_SECONDS = 0.1
+"""Departure from a budget of seconds, as a share of it, from which the report says what training took."""
 
 
 def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
@@ -56,6 +60,9 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
                        scores_by_value(plan, [c for c in runs.tuning if c.variant == variant])}
             for variant in plan.variants
         } if plan.tune else {},
+        "sweep_cut_short": sum(
+            bool(summary.get("stopped_by_time")) for c in runs.tuning if (summary := c.summary()) is not None
+        ),
         "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, runs.values.get(variant.name))],
         "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
         "failed": {c.name: reason for c in runs.all if (reason := c.failure()) is not None},
@@ -87,6 +94,9 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     def mean(key: str) -> float:
         return sum(summary[key] for summary in summaries) / len(summaries)
 
+    tokens, seconds = (
+        [summary.of_all_stages(key) for summary in summaries] for key in ("train_tokens", "train_seconds")
+    )
     parameter_kind = plan.parameter_kind.replace(" ", "_")
     for cell, summary in zip(own.values(), summaries, strict=True):
         if parameter_kind not in summary:
@@ -97,13 +107,14 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
     row |= {
         "parameters": summaries[0][parameter_kind],
         "state": summaries[0].get("state_numbers"),  # runs of an earlier version do not have it
-        "tokens": mean("train_tokens"),
-        "seconds": mean("train_seconds"),
-        "tokens_per_second": mean("tokens_per_second"),
+        "tokens": sum(tokens) / len(tokens),
+        "seconds": sum(seconds) / len(seconds),
+        "tokens_per_second": sum(one / other if other else 0.0 for one, other in zip(tokens, seconds)) / len(tokens),
         "mean": mean(f"held_out_{plan.measure}"),
         "device": sorted({summary["device"] for summary in summaries}),
         "kernels": backends_of(cell.path for cell in own.values()),
         "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
+        "not_learned": _not_learned(summaries),
     }
     common = sorted(own.keys() & base.keys())
     if common and name != plan.baseline:
@@ -116,6 +127,12 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         else:
             row["other_text"] = other
     return row
+
+
+def _not_learned(summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Predictor that learns next to nothing → runs that are not better; the weakest of each run."""
+    worse = [summary["not_better_than"][0] for summary in summaries if summary.get("not_better_than")]
+    return {name: worse.count(name) for name in MEANING if name in worse}
 
 
 def _rows_of(run: Path, measure: str) -> Measured:
@@ -207,7 +224,8 @@ def _measured(report: dict[str, Any]) -> list[str]:
     if report["budget_seconds"] is not None:
         told = ", ".join(f"{name} {steps:,}" for name, steps in report["steps"].items()) or "none yet"
         seconds = f"{report['budget_seconds']:g} s"
-        lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}."]
+        lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}.",
+                      *_other_seconds(report)]
     base = next(variant for variant in report["arms"] if variant["name"] == report["baseline"])
     for variant in report["arms"]:
         paired_seeds = variant.get("against_baseline", {}).get("seeds")
@@ -239,8 +257,24 @@ def _measured(report: dict[str, Any]) -> list[str]:
         "train.max_seconds."
         for variant in report["arms"] if variant.get("cut_short")
     ]
+    lines += [
+        f"\n{count} of {len(variant['seeds'])} runs of {variant['name']} are not better than {MEANING[name]}."
+        for variant in report["arms"] for name, count in variant.get("not_learned", {}).items()
+    ]
     computed = {variant["name"]: variant["kernels"] for variant in report["arms"] if variant.get("kernels")}
     return lines + [f"\n{sentence}" for sentence in unlike(computed)]
+
+
+def _other_seconds(report: dict[str, Any]) -> list[str]:
+    """Where training took other seconds than the budget's, as on a machine that was not alike in measuring and then."""
+    meant = report["budget_seconds"]
+    took = [(one["name"], one["seconds"]) for one in report["arms"] if one["seeds"]]
+    if all(abs(seconds / meant - 1) <= OTHER_SECONDS for _, seconds in took):
+        return []
+    told = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in took)
+    return ["", f"Training took {told}. Runs that share a machine take longer, and their steps hold. But where "
+            "something else worked on it while the speed was measured, the steps are not those of "
+            f"{meant:g} s - measure again with another --output before a claim."]
 
 
 def _seeds(variant: dict[str, Any]) -> str:
@@ -274,6 +308,8 @@ def _swept(report: dict[str, Any]) -> list[str]:
         for name, scores in report["sweep"].items():
             cells = (f"{scores[key]:.4f}" if key in scores else "" for key in keys)
             lines.append(f"| {name} | {' | '.join(cells)} |")
+    if report["sweep_cut_short"]:
+        lines += ["", f"{report['sweep_cut_short']} runs of the sweep were cut short by train.max_seconds."]
     if report["at_the_edge"]:
         who = ", ".join(report["at_the_edge"])
         lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "

@@ -21,7 +21,7 @@ LONGEST_WORD = 512
 """Characters of a word that training of the encoding looks at together."""
 
 
-@attrs.frozen(eq=False, slots=False)
+@attrs.frozen(eq=False, repr=False, slots=False)
 class BytePairTokenizer(Tokenizer):
     """The separator stays outside the vocabulary of the library, which would otherwise find its name in text."""
 

@@ -18,6 +18,7 @@ from muse_core.errors import DataError
 from muse_core.evaluation.cross_entropy import cross_entropy
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording
+from muse_core.model.torch_defaults import own_defaults
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -43,6 +44,7 @@ class Diagnosis:
         }
 
 
+@own_defaults()
 def diagnose(
     run: Path | str | Any,
     text: str | None = None,

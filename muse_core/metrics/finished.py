@@ -27,19 +27,26 @@ def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
 def _pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 
 KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    **dict.fromkeys(("parameters", "active_parameters", "steps", "planned_steps", "train_tokens", "rollbacks",
-                     "state_numbers"), (_whole, "a whole number")),
-    **dict.fromkeys(("train_seconds", "tokens_per_second", "held_out_loss", "held_out_bits_per_byte",
-                     "held_out_accuracy", "held_out_documents"), (_number, "a number")),
+    **dict.fromkeys(("parameters", "active_parameters", "steps", "planned_steps", "train_tokens",
+                     "train_tokens_all_stages", "rollbacks", "state_numbers"), (_whole, "a whole number")),
+    **dict.fromkeys(("train_seconds", "train_seconds_all_stages", "tokens_per_second", "held_out_loss",
+                     "held_out_bits_per_byte", "held_out_accuracy", "held_out_documents"), (_number, "a number")),
     **dict.fromkeys(("held_out_split", "device", "precision"), (_text, "a text")),
     "held_out_interval": (_pair, "two numbers"),
+    "not_better_than": (_texts, "a list of names"),
 }
 """Key → what its value is."""
+ALL_STAGES = "_all_stages"
+"""Behind ``train_tokens`` and ``train_seconds``, which are of the last stage: of all stages that trained."""
 SHOWN = (
     "seed", "parameters", "steps", "planned_steps", "train_tokens", "tokens_per_second", "held_out_split",
     "held_out_loss", "held_out_bits_per_byte", "held_out_interval", "rollbacks", "device", "precision",
@@ -63,6 +70,11 @@ class Summary(dict[str, Any]):
         if kind is not None and not kind(value):
             raise self._damaged(f"{key} is {str(value)[:40]!r} and not {named}")
         return value
+
+    def of_all_stages(self, key: str) -> Any:
+        """``train_tokens`` or ``train_seconds`` of all stages together; of runs of an earlier version, which do not
+        tell them, of the last one."""
+        return self[key + ALL_STAGES] if key + ALL_STAGES in self else self[key]
 
     def require(self, keys: tuple[str, ...]) -> None:
         """Raises StorageError unless all keys are as ``[]`` gives them."""

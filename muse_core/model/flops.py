@@ -13,8 +13,14 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def active_parameters(module: nn.Module) -> int:
-    """Entries of the matrices that a token passes, counted as ``flops_per_token`` counts them."""
-    return flops_per_token(module) // 2
+    """Parameters that a token passes: all of them, of experts only as many matrices as a token is expected to use. A
+    layer of which a token uses a part says so by ``flops_per_token``."""
+    whole, own = parameter_count(module), getattr(module, "flops_per_token", None)
+    if own is not None:
+        vectors = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim < 2)
+        return min(int(own()) // 2 + vectors, whole)
+    unused = sum(parameter_count(child) - active_parameters(child) for child in module.children())
+    return whole - unused
 
 
 def flops_per_token(module: nn.Module) -> int:

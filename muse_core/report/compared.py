@@ -24,6 +24,7 @@ from muse_core.comparison.ratio import (
     with_interval,
 )
 from muse_core.errors import RecipeError, StorageError
+from muse_core.evaluation.references import MEANING
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
 from muse_core.report.tables import Table, recipe_differences
@@ -69,7 +70,8 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
 
 
 def _against(run: RunRead, base: RunRead) -> dict[str, Any]:
-    remarks = [*_require_comparable(run, base), *_gone_on(run), *_gone_on(base)]
+    remarks = [*_require_comparable(run, base)]
+    remarks += [remark for one in (run, base) for remark in (*_gone_on(one), *_not_learned(one))]
     own, theirs = (
         read_rows(one.path, "bits_per_byte", one.summary["held_out_bits_per_byte"]) for one in (run, base)
     )
@@ -98,6 +100,13 @@ def _gone_on(run: RunRead) -> Iterator[str]:
     if run.state != "done":
         step = run.summary["steps"]
         yield f"{run.label} has gone on since ({run.state}): its figures are of its end at step {step:,}"
+
+
+def _not_learned(run: RunRead) -> Iterator[str]:
+    """That two runs of which one learned next to nothing differ tells little."""
+    names = run.summary["not_better_than"] if "not_better_than" in run.summary else ()
+    if names and names[0] in MEANING:
+        yield f"{run.label} is not better than {MEANING[names[0]]}"
 
 
 def _numbers(found: Paired) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from muse_core.storage.run_directory import require_run, runs_below
 SUMMARY = (
     "held_out_split", "held_out_bits_per_byte", "held_out_loss", "held_out_accuracy", "held_out_documents",
     "held_out_tokens", "parameters", "active_parameters", "state_numbers", "train_tokens", "train_seconds",
-    "tokens_per_second", "rollbacks", "device", "precision",
+    "train_tokens_all_stages", "train_seconds_all_stages", "tokens_per_second", "rollbacks", "device", "precision",
 )
 """Of summary.json."""
 

@@ -79,7 +79,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     low, high = summary["held_out_interval"]
     trained = [
         ("steps", f"{summary['steps']:,} of {summary['planned_steps']:,}"),
-        ("training tokens", f"{summary['train_tokens']:,}"),
+        ("training tokens", f"{summary.of_all_stages('train_tokens'):,}"),
         ("tokens per second", f"{summary['tokens_per_second']:,.0f}"),
     ]
     task = of_task(summary)

@@ -338,6 +338,7 @@ class Loop:
             * self.rates(max(self.state.at.accepted - 1, 0))
             * self.incidents.rate,
             "tokens_per_second": tokens_per_second,
+            "train_tokens": self.state.at.tokens,
             "seconds": self.state.at.seconds,
         } | rest
 

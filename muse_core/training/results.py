@@ -64,6 +64,7 @@ def summary_table(
         "stopped_by_time": bool(loop and not loop.done),
         "train_seconds": of_training,
         "tokens_per_second": progress["train_tokens"] / of_training if of_training else 0.0,
+        **so_far.all_stages({loop.state.stage: (loop.state.at.tokens, of_training)} if loop else {}),
         "seconds": seconds,
         "held_out_split": recipe.evaluate.split,
         "held_out_loss": first.loss,

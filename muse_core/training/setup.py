@@ -23,7 +23,7 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, PluginError, RecipeError
+from muse_core.errors import Halted, MuseError, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
@@ -31,7 +31,7 @@ from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.parallel.one import ONE, Ranks
-from muse_core.plugins.raised import failure
+from muse_core.plugins.raised import failure, raised
 from muse_core.recipe.schema import Recipe
 from muse_core.training.monitor_context import MonitorContext
 from muse_core.training.shards import Divider, embeds, gathered
@@ -172,8 +172,19 @@ class Setup:
         )
 
     def monitors(self) -> list[tuple[Use, Any]]:
-        """The recipe's monitors, built."""
-        return [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
+        """The recipe's monitors, built. Raises RecipeError where one finds nothing in the model that it could watch."""
+        built = [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
+        for use, monitor in built:
+            if hasattr(monitor, "check_model"):
+                try:
+                    monitor.check_model(self.model)
+                except MuseError:
+                    raise
+                except Exception as error:
+                    raise PluginError(
+                        f"monitor {use.name!r} of {use.distribution} {use.version}: {raised(error, use.implementation)}"
+                    ) from error
+        return built
 
     @property
     def exact_check(self) -> tuple[torch.device, torch.dtype]:

@@ -20,6 +20,8 @@ class RunSummary:
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
         """Stage → wall clock of its loop over all attempts, the stage that trained last at the end."""
+        self.tokens: dict[int, int] = {}
+        """Stage → target tokens of its updates; rows of an earlier version do not tell."""
         self.last_step = 0
         """Step of the last row of training."""
         self.probes: dict[str, dict[str, Any]] = {}
@@ -53,6 +55,8 @@ class RunSummary:
                 known.add(row["step"])
         if event == "train":
             self.seconds[stage] = max(self.seconds.pop(stage, 0.0), row.get("seconds", 0.0))
+            if type(row.get("train_tokens")) is int:
+                self.tokens[stage] = row["train_tokens"]
             self.last_step = row["step"]
         elif event == "probe":
             found: dict[str, dict[str, Any]] = {}
@@ -72,6 +76,18 @@ class RunSummary:
     def evaluated(self, stage: int, step: int) -> bool:
         """Whether the metrics hold an evaluation of the state after ``step`` steps."""
         return step in self._evaluated.get(stage, ())
+
+    def all_stages(self, last: Mapping[int, tuple[int, float]]) -> dict[str, Any]:
+        """Tokens and seconds of training of all stages together; nothing where a stage's rows do not tell. ``last``:
+        stage → those of a loop of this attempt, whose last steps may have no row."""
+        for stage, (tokens, seconds) in last.items():
+            self.tokens[stage], self.seconds[stage] = tokens, seconds
+        if self.tokens.keys() != self.seconds.keys():
+            return {}
+        return {
+            "train_tokens_all_stages": sum(self.tokens.values()),
+            "train_seconds_all_stages": sum(self.seconds.values()),
+        }
 
     def numbers(self) -> dict[str, Any]:
         """What ``summary.json`` has of it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from muse_core.cli.run_tables import _steps, kernel_rows, kernels_in_short
+from muse_core.cli.run_tables import _all_stages, _steps, kernel_rows, kernels_in_short
 from muse_core.recipe import read_recipe
 from muse_core.training.setup import Setup, set_up
 
@@ -65,3 +65,11 @@ def test_steps_are_told_where_a_stage_trained(tmp_path: Path, steps: int, cut: b
     summary = {"steps": steps, "planned_steps": 9, "stopped_by_time": cut}
     told = _steps(summary, tmp_path)
     assert (said is None and told == {}) or told["steps"].startswith(said)
+
+
+def test_tokens_of_all_stages_are_printed_where_several_trained() -> None:
+    last = {"train_tokens": 3840, "train_seconds": 0.1}
+    told = _all_stages(last | {"train_tokens_all_stages": 44160, "train_seconds_all_stages": 1.9})
+    assert told == {"all stages": "44,160 training tokens in 1.9 s; steps and speed are of the last one"}
+    assert _all_stages(last | {"train_tokens_all_stages": 3840, "train_seconds_all_stages": 0.1}) == {}
+    assert _all_stages(last) == {}, "of an earlier version"

@@ -129,10 +129,26 @@ def test_variants_on_other_data_are_refused_where_their_tokens_are_the_same(plan
     rows = Measured(document=np.zeros(1, int), above=np.zeros(0), below=np.ones(1))
     base = Evaluated("bytes", "one text", 32, rows)
     read = read_plan(plan).plan
-    (said,) = _other_texts(read, {"rotary": base, "plain": base._replace(data="another")})
+    (said,) = _other_texts(read, {("rotary", None): base, ("plain", None): base._replace(data="another")})
     assert said.startswith("variant 'plain' reads other text than the baseline 'rotary'")
     other_tokens = base._replace(data="the same text in other tokens", tokenizer="bpe")
-    assert _other_texts(read, {"rotary": base, "plain": other_tokens}) == []
+    assert _other_texts(read, {("rotary", None): base, ("plain", None): other_tokens}) == []
+
+
+@pytest.mark.parametrize(("key", "values", "other", "said"), [
+    ("evaluate.final_tokens", "[1024, 2048]", 1024, "would be evaluated on another stretch of text"),
+    ("train.sequence_length", "[16, 32]", 16, "would be evaluated on rows of 16 tokens"),
+    ("data.split_seed", "[0, 1]", 1, "reads other text"),
+])
+def test_values_that_change_the_text_of_the_evaluation_are_refused(
+    plan: Path, tmp_path: Path, key: str, values: str, other: int, said: str
+) -> None:
+    """Their figures are of different texts: the best of them would be the value with the easiest text."""
+    plan.write_text(PLAN + f"tune = {{ key = {json.dumps(key)}, values = {values} }}\n")
+    refused = call(plan, "-o", tmp_path / "out", "--dry-run")
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists()
+    assert refused.output.count(said) == 2, "of each variant the one value\n" + refused.output
+    assert f"variant 'plain' with {key}={other} {said}" in refused.output
 
 
 def test_runs_on_other_text_are_reported_without_a_ratio(plan: Path, tmp_path: Path) -> None:

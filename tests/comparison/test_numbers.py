@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from muse_core.comparison import runs as runs_module
 from muse_core.comparison.cells import chosen_values, reported_cells, scores_by_value, tuning_cells
 from muse_core.comparison.parameters import _text, departures
 from muse_core.comparison.plan import read_plan
-from muse_core.comparison.report import compose
+from muse_core.comparison.report import compose, text_of
 from muse_core.comparison.runs import Comparison
 from muse_core.contracts import Batch
 from muse_core.metrics.jsonl import NEEDED
@@ -43,6 +44,44 @@ def test_a_report_compares_the_seeds_that_both_have_in_what_the_plan_measures(pl
     pairs = list(zip(nats["other"], nats["one"]))
     due = [2 * (mine - theirs) / 40 if measure == "accuracy" else mine / theirs for mine, theirs in pairs]
     assert other["against_baseline"]["by_seed"] == pytest.approx(tuple(due))
+
+
+def test_tokens_and_seconds_are_those_of_all_stages_where_runs_tell_them(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0])), tmp_path / "out"
+    of_all = {"train_tokens_all_stages": 600, "train_seconds_all_stages": 4.0}
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        told = {"train_tokens": 100, "train_seconds": 2.0} | (of_all if cell.variant.name == "other" else {})
+        ended(cell, [4], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]}, **told)
+    arms = compose(read.plan, Comparison(read, out).runs())["arms"]
+    told = [(arm["tokens"], arm["seconds"], arm["tokens_per_second"]) for arm in arms]
+    assert told == [(100.0, 2.0, 50.0), (600.0, 4.0, 150.0)]
+
+
+def test_runs_that_learned_next_to_nothing_are_named(plan, tmp_path: Path) -> None:
+    """Two of them may well differ, which says nothing of what was asked."""
+    read, out = read_plan(plan(PLAN.partition("[tune]")[0])), tmp_path / "out"
+    for cell in reported_cells(read, out, {"one": None, "other": None}):
+        worse = ["unigram", "bigram"] if (cell.variant.name, cell.seed) == ("one", 2) else []
+        ended(cell, [4], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]}, not_better_than=worse)
+    report = compose(read.plan, Comparison(read, out).runs())
+    assert [arm["not_learned"] for arm in report["arms"]] == [{"unigram": 1}, {}]
+    said = [line for line in text_of(report).splitlines() if "not better than" in line]
+    assert said == ["1 of 2 runs of one are not better than counts of single training tokens."]
+
+
+@pytest.mark.parametrize(("took", "warned"), [(1.95, False), (2.5, True), (1.5, True)])
+def test_training_that_took_other_seconds_than_the_budget_is_told(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, warned: bool
+) -> None:
+    read = read_plan(plan(PLAN.partition("[tune]")[0] + "budget = { seconds = 2 }\n"))
+    out, steps = tmp_path / "out", {"one": 10, "other": 20}
+    monkeypatch.setattr(runs_module, "steps_in_time", lambda *_: steps)
+    for cell in reported_cells(read, out, {"one": None, "other": None}, steps):
+        seconds = took if cell.variant.name == "other" else 2.0
+        ended(cell, [4], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]}, train_seconds=seconds)
+    text = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert ("\n\nTraining took one 2.0 s, other" in text) == warned, text
+    assert text.index("Equal training time") < text.index("| variant |")
 
 
 @pytest.mark.parametrize(("measure", "key"), [("loss", "tokens"), ("bits_per_byte", "bytes")])

@@ -79,6 +79,9 @@ def test_without_a_learned_decay_every_head_starts_at_the_baselines_sum_of_decay
         ("seeds = [1, 2]", "seeds = [0, 1]", "seed 0 is both tuned and reported"),
         ("model.depth=3", "model.depth", "arms[1].set: 'model.depth' has no '='"),
         ("model.depth=3", "seed=3", "arms[1].set: seed is the plan's own business"),
+        ("model.depth=3", "train.learning_rate=3", "arms[1].set: train.learning_rate is what tune sweeps"),
+        ('key = "train.learning_rate"', 'key = "seed"', "tune.key: seed is the plan's own business"),
+        ('key = "train.learning_rate"', 'key = "evaluate.split"', "tune.key: evaluate.split is the plan's own"),
         ("train.learning_rate", "train..rate", "tune.key"),
         ("values = [1e-3, 2e-3]", "values = []", "tune.values"),
     ],
@@ -156,6 +159,18 @@ def test_a_best_value_at_the_edge_of_the_sweep_is_said_so(plan, tmp_path: Path, 
         finish(cell, score)
     report = compose(read.plan, Comparison(read, out).runs())
     assert report["at_the_edge"] == ["one"] and "widen the sweep" in text_of(report)
+
+
+def test_runs_of_the_sweep_that_time_cut_short_are_said_so(plan, tmp_path: Path) -> None:
+    read, out = read_plan(plan()), tmp_path / "out"
+    for cell in tuning_cells(read, out):
+        finish(cell, 2.0)
+    assert "cut short" not in text_of(compose(read.plan, Comparison(read, out).runs()))
+    for cell in tuning_cells(read, out)[:3]:
+        summary = {"held_out_bits_per_byte": 2.0, "stopped_by_time": True}
+        (cell.path / "summary.json").write_text(json.dumps(summary))
+    said = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert "3 runs of the sweep were cut short by train.max_seconds." in said
 
 
 def test_a_folder_with_another_recipe_is_refused(plan, tmp_path: Path) -> None:

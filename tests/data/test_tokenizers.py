@@ -89,6 +89,7 @@ def test_byte_pairs_are_learned_and_counted_with_the_separator():
     tokenizer = make_tokenizer(chosen("tokenizer", "bpe", vocabulary=300), TEXTS)
     assert tokenizer.vocabulary_size == 300
     assert len(tokenizer.encode(TEXTS[0])) < 0.75 * len(TEXTS[0])
+    assert repr(tokenizer) == f"<BytePairTokenizer: 300 tokens, separator {tokenizer.separator}>"
 
 
 def test_byte_pairs_are_the_same_in_another_process():

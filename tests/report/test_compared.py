@@ -62,6 +62,16 @@ def test_other_verdicts(made_run, factors, base, verdict):
     assert report["baseline"] == "two" and "leaves out 1" in report["test"]
 
 
+def test_a_run_that_learned_next_to_nothing_is_named_beside_the_verdict(made_run):
+    one, base = made_run("one", factors=WORSE), made_run("base")
+    summary = json.loads((one / "summary.json").read_text())
+    (one / "summary.json").write_text(json.dumps(summary | {"not_better_than": ["unigram", "bigram"]}))
+    remarks = compare_runs(read_runs([one, base]))["against_baseline"][0]["remarks"]
+    assert [remark for remark in remarks if "not better" in remark] == [
+        "one is not better than counts of single training tokens"
+    ]
+
+
 def test_a_run_whose_loss_is_no_number_is_not_called_equal(made_run):
     one = made_run("one", factors=(1.0, float("nan"), 1.0, 1.0))
     found = compare_runs(read_runs([one, made_run("two")]))["against_baseline"][0]

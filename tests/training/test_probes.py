@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from muse_gradient_safety.monitor import GradientSafety
 
-from muse_core.errors import Halted
+from muse_core.cli.launch import show
+from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.metrics.jsonl import read_rows
+from muse_core.recipe import check_table
+from muse_core.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("punctual")
 Table = Callable[..., dict[str, Any]]
@@ -39,6 +43,26 @@ def test_a_failed_probe_warns_by_default(table: Table, go: Go, tmp_path: Path, e
     assert summary["steps"] == 4 and summary["probes"]["niah-probe"]["failed"] == 1.0
     (warning,) = events(tmp_path / "run", "warning")
     assert "less than 50" in warning["reason"]
+
+
+def test_a_monitor_that_finds_nothing_to_watch_is_refused_before_the_first_step(
+    table: Table, go: Go, tmp_path: Path
+) -> None:
+    """It ended the run at the first probe, after hours, or was never asked."""
+    recipe = table(monitors=[{"use": "gate-ablation", "every": 1000, "match": "*.door"}])
+    with pytest.raises(RecipeError, match=r"finds no gate: no module is named like '\*.door'"):
+        go(recipe)
+    assert not Checkpoints(tmp_path / "run").generations()
+    with pytest.raises(RecipeError, match="finds no gate"):
+        show(check_table(recipe))
+
+
+def test_what_a_monitor_raises_before_the_first_step_names_it(
+    table: Table, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GradientSafety, "check_model", lambda self, model: 1 / 0, raising=False)
+    with pytest.raises(PluginError, match="monitor 'gradient-safety' of muse-gradient-safety .*ZeroDivisionError"):
+        go(table(monitors=["gradient-safety"]))
 
 
 def test_gates_are_pressed_measured_and_judged_in_a_run(table: Table, go: Go, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from muse_core.component import Component
 from muse_core.errors import PluginError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
+from muse_core.report.reading import read_run
+from muse_core.report.tables import key_numbers
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training.stop import Stop
 
@@ -117,7 +119,21 @@ def test_seconds_of_a_resumed_run_are_those_of_its_stage(
             seconds[row["stage"]].append(row["seconds"])
     assert min(seconds[0]) >= 3600 > max(seconds[1]) == summary["train_seconds"]
     assert summary["tokens_per_second"] == summary["train_tokens"] / summary["train_seconds"]
+    assert summary["train_seconds_all_stages"] == max(seconds[0]) + max(seconds[1])
     assert go(recipe)["train_seconds"] == summary["train_seconds"]
+
+
+def test_tokens_of_all_stages_are_told_beside_those_of_the_last(table: Table, go: Go, tmp_path: Path) -> None:
+    """A reader took the last stage's for the run's."""
+    recipe = table(stages=["train", "train"])
+    one, two = go(table(), "one"), go(recipe, "two")
+    assert one["train_tokens_all_stages"] == one["train_tokens"] == two["train_tokens"] > 0
+    assert two["train_tokens_all_stages"] == 2 * one["train_tokens"]
+    assert one["train_seconds_all_stages"] == one["train_seconds"] < two["train_seconds_all_stages"]
+    (tmp_path / "two" / "summary.json").unlink()
+    assert go(recipe, "two")["train_tokens_all_stages"] == 2 * one["train_tokens"]  # of an attempt that trains nothing
+    told = key_numbers(read_run(tmp_path / "two"))
+    assert ("training tokens", f"{2 * one['train_tokens']:,}") in told
 
 
 def test_evaluate_stage_measures_weights_of_another_run(table: Table, go: Go, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from muse_core.building import build_model
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
 from muse_core.evaluation.causality import exact_leak, own_precision_leak
+from muse_core.model.flops import active_parameters, parameter_count
 from muse_core.model.precision import choose_precision
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
@@ -61,6 +63,15 @@ def test_two_experts_are_as_active_as_a_dense_layer() -> None:
     assert 2 * (experts.input[0].numel() + experts.output[0].numel()) == sum(p.numel() for p in dense.parameters())
     router = 2 * experts.router.score.weight.numel()
     assert experts.flops_per_token() == 2 * sum(p.numel() for p in dense.parameters()) + router
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_does_not_use_and_nothing_else() -> None:
+    experts = layer(router={"use": "mlp", "top_k": 2})
+    whole, one = parameter_count(experts), experts.input[0].numel() + experts.output[0].numel()
+    model = nn.Sequential(nn.LayerNorm(D), experts, nn.Linear(D, D))
+    assert active_parameters(experts) == whole - 2 * one
+    assert active_parameters(model) == parameter_count(model) - 2 * one
+    assert active_parameters(model[2]) == D * D + D
 
 
 def test_losses_and_measures_by_hand() -> None:

@@ -73,6 +73,29 @@ def test_names_that_look_like_patterns_are_names(tmp_path):
     assert read(tmp_path / "a [1].txt") == ["a [1].txt"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_conversations_are_read_where_they_are_named_and_not_passed_over_for_an_id(tmp_path, suffix):
+    """A run trained on ids of 36 characters, since no other column held strings."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.\nThere."}]
+    rows = [{"id": "f0", "messages": turns}, {"id": "f1", "messages": None}, {"id": "f2", "messages": turns[:1]}]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        lines = "\n".join(map(json.dumps, rows))
+        (tmp_path / f"a.{suffix}").write_text(lines if suffix == "jsonl" else json.dumps(rows))
+    assert read(tmp_path, text="messages") == ["user: Why?\n\nassistant: So.\nThere.", "", "user: Why?"]
+    assert read(tmp_path, text="id") == ["f0", "f1", "f2"]
+    with pytest.raises(DataError, match=r"several columns of text; there are 'id' .*'messages' .*choose one"):
+        read(tmp_path)
+
+
+def test_a_turn_without_content_is_named(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": None}]}, {"messages": [{"role": "user", "content": "x"}]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 0: a turn of column 'messages' lacks its role or content"):
+        read(tmp_path, text="messages")
+
+
 def test_missing_values_are_empty_texts(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
     assert read(tmp_path) == ["one", ""]

@@ -42,6 +42,10 @@ class GateAblation(BudgetedProbe):
             passes=(1 + GUESS) * self.rows / context.batch_size,
         )
 
+    def check_model(self, model: Any) -> None:
+        """Raises RecipeError when no module's name matches."""
+        self._gates(model)
+
     def probe(self, model: Any) -> dict[str, float]:
         """Raises RecipeError when no module's name matches, DataError when there is too little held-out text."""
         gates = self._gates(model)

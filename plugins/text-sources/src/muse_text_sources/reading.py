@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from muse_core.errors import DataError
 from muse_text_sources.finding import format_of, suffix
-from muse_text_sources.rows import Column, choose
+from muse_text_sources.rows import Column, choose, is_conversation, of_turns
 
 BLOCK = 1 << 20
 ROWS = 1024
@@ -219,13 +219,22 @@ def _parquet(path: Path, place: _Place, wanted: str | None) -> Texts:
             return
         described = {field.name: field.type for field in table.schema_arrow}
         strings = [name for name, kind in described.items() if _is_text(kind)]
+        if strings:  # beside a conversation the only string is an id or a title
+            strings += [name for name, kind in described.items() if _holds_turns(kind)]
         column = choose(described, strings, wanted, str(path))
         if not _is_text(described[column]) and not wanted:
             raise DataError(f"{path}: column {column!r} holds {described[column]}, not text: choose one with data.text")
         row = 0
         for batch in table.iter_batches(batch_size=ROWS, columns=[column]):
-            for value in batch.column(0).cast(pyarrow.large_string()).to_pylist():
-                yield f"{path}, row {row}", value or ""
+            values = batch.column(0)
+            turns = _holds_turns(values.type)
+            for value in (values if turns else values.cast(pyarrow.large_string())).to_pylist():
+                if turns and value and not is_conversation(value):
+                    raise DataError(
+                        f"{path}, row {row}: a turn of column {column!r} lacks its role or content - repair it, or "
+                        "choose another column with data.text"
+                    )
+                yield f"{path}, row {row}", (of_turns(value) if turns and value else value) or ""
                 row += 1
 
 
@@ -235,6 +244,17 @@ def _is_text(kind: Any) -> bool:
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _holds_turns(kind: Any) -> bool:
+    """Lists of turns, each with ``role`` and ``content``."""
+    import pyarrow.types as types
+
+    if not (types.is_list(kind) or types.is_large_list(kind)) or not types.is_struct(kind.value_type):
+        return False
+    turn = kind.value_type
+    fields = {turn.field(index).name: turn.field(index).type for index in range(turn.num_fields)}
+    return all(name in fields and _is_text(fields[name]) for name in ("role", "content"))
 
 
 READERS: dict[str, Callable[..., Texts]] = {"text": _text, "json": _json, "csv": _csv, "parquet": _parquet}

@@ -44,6 +44,8 @@ class Column:
                 return ""
             if not numbers and len(strings) > 1:
                 strings = [key for key in strings if not _is_number(row[key])] or strings
+            if strings:  # beside a conversation the only string is an id or a title
+                strings += [key for key, value in row.items() if is_conversation(value)]
             self._name = choose(row, strings, None, where)
         if self._name not in row:
             self._refuse_better(row, where)
@@ -52,8 +54,8 @@ class Column:
         value = row[self._name]
         if value is None:
             return ""
-        if _is_conversation(value):
-            return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
+        if is_conversation(value):
+            return of_turns(value)
         if not isinstance(value, str):
             raise DataError(
                 f"{where}: column {self._name!r} holds {type(value).__name__}, not text; there are {_listed(row)}: "
@@ -75,7 +77,12 @@ class Column:
             )
 
 
-def _is_conversation(value: Any) -> bool:
+def of_turns(value: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as text."""
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
+
+
+def is_conversation(value: Any) -> bool:
     """A list of turns, each with ``role`` and ``content``."""
     return isinstance(value, list) and bool(value) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
