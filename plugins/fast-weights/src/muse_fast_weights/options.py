@@ -141,7 +141,7 @@ class FastWeightsOptions:
             name = "convolution" if self.convolution != 4 else "taps" if self.taps != "identity" else None
             if name is not None:
                 raise ValueError(
-                    f'{name} is read with mixing = "convolution" alone - set mixing = "convolution", or leave {name} out'
+                    f'{name} is read with mixing = "convolution" alone - set that, or leave {name} out'
                 )
             return
         given = {
