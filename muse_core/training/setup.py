@@ -24,7 +24,14 @@ from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, MuseError, PluginError, RecipeError
-from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
+from muse_core.evaluation.causality import (
+    TOLERANCES,
+    Leak,
+    document_tokens,
+    exact_leak,
+    later_places,
+    own_precision_leak,
+)
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
@@ -222,12 +229,9 @@ class Setup:
             if batch is None:
                 continue  # to read nothing is another error
             two, _ = self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])
-            with undisturbed(self.model), self.precision():
-                if not torch.isfinite(self.model(two.inputs, None, two.tokens).hidden).all():
-                    return None
             leak = own_precision_leak(
                 self.model, self.corpus.vocabulary_size, two.inputs.shape[1], self.precision, routed=self._routed,
-                ids=two.inputs, tokens=two.tokens,
+                ids=two.inputs, tokens=two.tokens, places=later_places(two), judges_diverged=False,
             )
             if leak is not None:
                 return leak
