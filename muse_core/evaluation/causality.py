@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -183,6 +183,7 @@ def own_precision_leak(
     period: int | None = None,
     places: Sequence[int] | None = None,
     judges_diverged: bool = True,
+    agreed: Callable[[bool], bool] = bool,
 ) -> Leak | None:
     """Check the model as it will run: change the later half of the ids; outputs before must keep their bits. Where a
     repeat with the same input already differs, or tokens are routed (data-dependent shapes), the allowance is the
@@ -192,7 +193,8 @@ def own_precision_leak(
     ``training``: in training mode with gradients enabled and one random state for all passes. ``period``: from the
     state that a first call with the same ids returned; ``tokens`` then stand behind it in a stream of this period.
     ``places``: first tokens of later parts to change, one after the other, instead of the half. ``judges_diverged``:
-    without it None where a pass has outputs that are no finite numbers.
+    without it None where a pass has outputs that are no finite numbers. ``agreed``: whether what one process found is
+    so on any of those that compute together, which must make equal passes.
 
     Rounding may also decide a router's tie otherwise, which moves a token by more than rounding, but to one of few
     places. A routed model is therefore run with several later halves, and a token has moved when no two of them agree.
@@ -220,15 +222,15 @@ def own_precision_leak(
         floor = (first - hidden(0, 0)).abs().max().item()
         for place in places:
             runs = [first, *(hidden(place, shift) for shift in range(1, halves))]
-            if not judges_diverged and not all(bool(one.isfinite().all()) for one in runs):
+            if not judges_diverged and agreed(not all(bool(one.isfinite().all()) for one in runs)):
                 return None
             pairs = [(a - b)[:, :place].abs().amax((0, 2)) for a, b in combinations(runs, 2)]
             difference = torch.stack(pairs).amin(0)
-            if not routed and floor == 0 and difference.max().item() > 0:
+            if agreed(not routed and floor == 0 and difference.max().item() > 0):
                 # What differs from pass to pass once in a while need not have done so in two.
-                floor = max((first - hidden(0, 0)).abs().max().item() for _ in range(REPEATS))
+                floor = max(floor, *((first - hidden(0, 0)).abs().max().item() for _ in range(REPEATS)))
             allowed = floor + (2**-7 * first.abs().max().item() if routed or floor > 0 else 0.0)
-            if math.isnan(difference.max().item()) or difference.max().item() > allowed:
+            if agreed(math.isnan(difference.max().item()) or difference.max().item() > allowed):
                 break
         else:
             return None

@@ -231,7 +231,7 @@ class Setup:
             two, _ = self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])
             leak = own_precision_leak(
                 self.model, self.corpus.vocabulary_size, two.inputs.shape[1], self.precision, routed=self._routed,
-                ids=two.inputs, tokens=two.tokens, places=later_places(two), judges_diverged=False,
+                ids=two.inputs, tokens=two.tokens, places=later_places(two), judges_diverged=False, agreed=self._agreed,
             )
             if leak is not None:
                 return leak
@@ -293,6 +293,10 @@ class Setup:
         """Whether tokens decide by what they are computed."""
         return any(use.kind == "router" for use in walk(self.recipe.model.options))
 
+    def _agreed(self, found: bool) -> bool:
+        """Whether any process found it. A collective where weights are divided: each pass gathers them."""
+        return any(self.ranks.gather(found)) if self.ranks.shards > 1 else found
+
     def _own_leak(self, batch: Batch) -> Leak | None:
         """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
         loop calls it, and from carried state; the last in training too where the loop carries one."""
@@ -307,7 +311,9 @@ class Setup:
         if self.recipe.data.order == "streams":
             ways.append(behind | {"training": True})
         for more in ways:
-            leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=self._routed, **more)
+            leak = own_precision_leak(
+                self.model, vocabulary, length, self.precision, routed=self._routed, agreed=self._agreed, **more
+            )
             if leak is not None:
                 return leak
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,16 @@ class LaterInLongRows(nn.Module):
         return LayerOutput(torch.where(torch.arange(x.shape[1])[:, None] >= 24, later, 0.0), None)
 
 
+class NoNumberInLongRows(nn.Module):
+    """NaN in rows longer than those of training."""
+
+    def __init__(self, options: Any, context: Any):
+        super().__init__()
+
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Tokens) -> LayerOutput:
+        return LayerOutput(x * (float("nan") if x.shape[1] > 24 else 0.0), None)
+
+
 @attrs.frozen(kw_only=True)
 class Options:
     """A layer."""
@@ -66,7 +77,9 @@ class Options:
 @pytest.fixture
 def trained(table: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a recipe with a block of these layers to its end."""
-    layers = {"later": LaterOnceMoved, "later-in-long-rows": LaterInLongRows}
+    layers = {
+        "later": LaterOnceMoved, "later-in-long-rows": LaterInLongRows, "no-number-in-long-rows": NoNumberInLongRows
+    }
     monkeypatch.setitem(sys.modules, "later_layers", SimpleNamespace(**{x.__name__: x for x in layers.values()}))
 
     def go(*block: Any, change: Callable[[Run], None] = lambda run: None, **tables: Any) -> Any:
@@ -112,6 +125,11 @@ def test_a_leak_behind_the_training_length_is_found_in_rows_of_twice_that(traine
     """Whose middle, from which on it leaks, is no leak's end."""
     with pytest.raises(Halted, match=r"blocks\.0\.later-in-long-rows lets the output at token 3\d "):
         trained("later-in-long-rows", evaluate={"lengths": [1, 2]})
+
+
+def test_a_leak_is_found_beside_rows_of_another_length_that_are_not_judged(trained: Callable[..., Any]) -> None:
+    with pytest.raises(Halted, match=r"blocks\.0\.later lets"):
+        trained("later", "no-number-in-long-rows", evaluate={"lengths": [4, 1]})
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 4, 6, 12])
@@ -193,6 +211,41 @@ def test_what_now_and_then_differs_by_itself_is_no_leak_and_a_leak_beside_it_is_
     assert looked_at(odd) is None
     leak = looked_at(lambda ids, call: odd(ids, call) + ids.roll(-1, 1))
     assert leak is not None and leak.position == 6 and leak.affected == 5
+
+
+def test_processes_that_compute_together_make_equal_passes() -> None:
+    """Where each pass is a collective, what one alone sees of its noise, of an overflow or of a leak is for all."""
+    both, told = threading.Barrier(2, timeout=30), {}
+
+    def judged(see: Callable[[Tensor, int], Tensor], rank: int, found: dict[int, Any]) -> None:
+        def agreed(own: bool) -> bool:
+            told[rank] = own
+            both.wait()
+            anyone = told[0] or told[1]
+            both.wait()
+            return anyone
+
+        model = Now(see)
+        ids, precision = torch.arange(12)[None], choose_precision(torch.device("cpu"), "fp32")
+        leak = own_precision_leak(
+            model, 50, 12, precision, ids=ids, places=[6, 9], judges_diverged=False, agreed=agreed
+        )
+        found[rank] = model.calls, leak is not None
+
+    def together(*sees: Callable[[Tensor, int], Tensor]) -> list[tuple[int, bool]]:
+        found: dict[int, Any] = {}
+        threads = [threading.Thread(target=judged, args=(see, rank, found)) for rank, see in enumerate(sees)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [found[0], found[1]]
+
+    causal = lambda ids, call: ids.cumsum(1)  # noqa: E731
+    assert together(causal, causal) == [(4, False)] * 2
+    assert together(causal, lambda ids, call: causal(ids, call) + (1e-6 if call in (2, 4) else 0.0)) == [(7, False)] * 2
+    assert together(causal, lambda ids, call: ids.roll(-1, 1)) == [(8, True)] * 2
+    assert together(causal, lambda ids, call: causal(ids, call) * (1.0 if call < 2 else torch.nan)) == [(3, False)] * 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
