@@ -193,8 +193,8 @@ def own_precision_leak(
     ``training``: in training mode with gradients enabled and one random state for all passes. ``period``: from the
     state that a first call with the same ids returned; ``tokens`` then stand behind it in a stream of this period.
     ``places``: first tokens of later parts to change, one after the other, instead of the half. ``judges_diverged``:
-    without it None where a pass has outputs that are no finite numbers. ``agreed``: whether what one process found is
-    so on any of those that compute together, which must make equal passes.
+    without it FloatingPointError is raised where a pass has outputs that are no finite numbers. ``agreed``: whether
+    what one process found is so on any of those that compute together, which must make equal passes.
 
     Rounding may also decide a router's tie otherwise, which moves a token by more than rounding, but to one of few
     places. A routed model is therefore run with several later halves, and a token has moved when no two of them agree.
@@ -223,7 +223,7 @@ def own_precision_leak(
         for place in places:
             runs = [first, *(hidden(place, shift) for shift in range(1, halves))]
             if not judges_diverged and agreed(not all(bool(one.isfinite().all()) for one in runs)):
-                return None
+                raise FloatingPointError("outputs are no finite numbers")
             pairs = [(a - b)[:, :place].abs().amax((0, 2)) for a, b in combinations(runs, 2)]
             difference = torch.stack(pairs).amin(0)
             if agreed(not routed and floor == 0 and difference.max().item() > 0):

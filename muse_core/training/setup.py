@@ -220,22 +220,27 @@ class Setup:
         run's own on ``batch``, and by gradients on it."""
         return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
 
-    def held_out_leak(self, split: str) -> Leak | None:
+    def held_out_leak(self, split: str) -> tuple[Leak | None, list[int]]:
         """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
-        are scored first, of every length that is reported. None too where outputs are no finite numbers. A collective
-        where weights are divided."""
+        are scored first, of every length that is reported; and the lengths, in tokens, that were judged: none where
+        outputs are no finite numbers. A collective where weights are divided."""
+        judged: list[int] = []
         for multiple in self.recipe.evaluate.lengths:
             batch = next(self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2), None)
             if batch is None:
                 continue  # to read nothing is another error
-            two, _ = self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])
-            leak = own_precision_leak(
-                self.model, self.corpus.vocabulary_size, two.inputs.shape[1], self.precision, routed=self._routed,
-                ids=two.inputs, tokens=two.tokens, places=later_places(two), judges_diverged=False, agreed=self._agreed,
-            )
-            if leak is not None:
-                return leak
-        return None
+            length = batch.inputs.shape[1]
+            two, _ = self._two_rows(to_device(batch, self.precision.device), length)
+            places = later_places(two)
+            with contextlib.suppress(FloatingPointError):
+                leak = own_precision_leak(
+                    self.model, self.corpus.vocabulary_size, length, self.precision, routed=self._routed,
+                    ids=two.inputs, tokens=two.tokens, places=places, judges_diverged=False, agreed=self._agreed,
+                )
+                if leak is not None:
+                    return leak, judged
+                judged += [length] if places else []
+        return None, judged
 
     def first_batch(self) -> Batch:
         """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its

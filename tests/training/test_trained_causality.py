@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from muse_core.recipe import check_table
 from muse_core.testing.loose import registry_with
 from muse_core.training.run import Run
 from muse_core.training.setup import Setup, set_up
+from muse_core.training.stop import Interrupted
 from tests.training.conftest import opened
 
 
@@ -82,14 +85,16 @@ def trained(table: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Monke
     }
     monkeypatch.setitem(sys.modules, "later_layers", SimpleNamespace(**{x.__name__: x for x in layers.values()}))
 
-    def go(*block: Any, change: Callable[[Run], None] = lambda run: None, **tables: Any) -> Any:
+    def go(
+        *block: Any, change: Callable[[Run], None] = lambda run: None, name: str = "run", **tables: Any
+    ) -> Any:
         registry = registry_with(*(
             ("layer", Component(name, options=Options, implementation=f"later_layers:{layer.__name__}"))
             for name, layer in layers.items()
         ))
         recipe = table(model={"block": [*block, {"use": "feed-forward"}]}, **tables)
         setup = set_up(check_table(recipe, registry).recipe, registry)
-        with opened(setup, tmp_path / "run", recipe) as run:
+        with opened(setup, tmp_path / name, recipe) as run:
             change(run)
             return run.go()
 
@@ -227,9 +232,12 @@ def test_processes_that_compute_together_make_equal_passes() -> None:
 
         model = Now(see)
         ids, precision = torch.arange(12)[None], choose_precision(torch.device("cpu"), "fp32")
-        leak = own_precision_leak(
-            model, 50, 12, precision, ids=ids, places=[6, 9], judges_diverged=False, agreed=agreed
-        )
+        try:
+            leak = own_precision_leak(
+                model, 50, 12, precision, ids=ids, places=[6, 9], judges_diverged=False, agreed=agreed
+            )
+        except FloatingPointError:
+            leak = None
         found[rank] = model.calls, leak is not None
 
     def together(*sees: Callable[[Tensor, int], Tensor]) -> list[tuple[int, bool]]:
@@ -252,7 +260,8 @@ def test_processes_that_compute_together_make_equal_passes() -> None:
 def test_later_tokens_that_make_a_trained_model_overflow_are_not_judged(value: float) -> None:
     overflow = lambda ids, call: torch.where((ids[:, 8:] == 12).any(1, keepdim=True), value, ids)  # noqa: E731
     assert looked_at(overflow) is not None
-    assert looked_at(overflow, judges_diverged=False) is None
+    with pytest.raises(FloatingPointError):
+        looked_at(overflow, judges_diverged=False)
 
 
 @pytest.mark.parametrize("vocabulary", [2, 3, 4, 50])
@@ -271,16 +280,18 @@ def test_a_causal_run_says_that_it_was_looked_at_and_has_its_bits(
     block = [{"use": "attention", "heads": 2}, {"use": "fast-weights", "heads": 2}]
     found = trained(*block)
     gates = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "gate"]
-    assert [(row["gate"], row.get("weights"), row["passed"]) for row in gates] == [
-        ("causality", None, True), ("causality", "trained", True)
+    assert [(row["gate"], row.get("weights"), row["passed"], row.get("lengths")) for row in gates] == [
+        ("causality", None, True, None), ("causality", "trained", True, [24])
     ]
     (tmp_path / "run").rename(tmp_path / "looked-at")
-    monkeypatch.setattr(Setup, "held_out_leak", lambda self, split: None)
+    monkeypatch.setattr(Setup, "held_out_leak", lambda self, split: (None, []))
     assert trained(*block)["held_out_loss"] == found["held_out_loss"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_a_diverged_model_is_not_said_to_leak(trained: Callable[..., Any], value: float) -> None:
+def test_a_diverged_model_is_not_said_to_leak_nor_not_to(
+    trained: Callable[..., Any], value: float, tmp_path: Path
+) -> None:
     def diverge(run: Run) -> None:
         look = Run._check_trained
 
@@ -293,3 +304,21 @@ def test_a_diverged_model_is_not_said_to_leak(trained: Callable[..., Any], value
 
     summary = trained({"use": "attention", "heads": 2}, change=diverge)
     assert not torch.isfinite(torch.tensor(float(summary["held_out_loss"] or "nan")))
+    assert len([row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "gate"]) == 1
+
+
+def test_a_signal_during_the_check_leaves_a_run_to_go_on_with(
+    trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = trained({"use": "attention", "heads": 2}, name="straight")
+    look = Setup.held_out_leak
+
+    def told_to_stop(self: Setup, split: str) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return look(self, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Setup, "held_out_leak", told_to_stop)
+        with pytest.raises(Interrupted, match="everything is saved"):
+            trained({"use": "attention", "heads": 2})
+    assert trained({"use": "attention", "heads": 2})["held_out_loss"] == straight["held_out_loss"]
