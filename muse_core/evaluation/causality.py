@@ -119,7 +119,7 @@ def exact_leak(
         # Of the same shape: what is drawn in training depends on it, and so does how a product of matrices rounds,
         # which a resonance amplifies (by 1 / (Γ + η) a layer) beyond any tolerance that a leak does not pass too.
         unchanged = base.repeat(len(changed), 1, 1).to(device, dtype)
-        with as_called(model, variant.training):
+        with as_called(model, variant.training), none_leaves(model, variant.training):
             states: list[State] = [None, None]
             if variant.carried:
                 for index, rows in enumerate((unchanged, changed)):
@@ -154,6 +154,14 @@ def as_called(model: nn.Module, training: bool) -> Iterator[None]:
             for name, value in model.named_buffers():
                 if name in buffers:
                     value.copy_(buffers[name])
+
+
+def none_leaves(model: Any, training: bool) -> contextlib.AbstractContextManager[None]:
+    """In training with dropout no token leaves early inside: how many are left of all rows decides which numbers are
+    drawn for each, so that outputs would change with other tokens by what is drawn alone."""
+    exits = getattr(model, "exits", None)
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return exits.closed() if training and drops and exits is not None else contextlib.nullcontext()
 
 
 def document_tokens(x: Tensor, resets: str) -> Tokens:
@@ -209,7 +217,7 @@ def own_precision_leak(
         return None  # rows of one token have no earlier one
     state: State = None
     if period is not None:
-        with as_called(model, training), precision():
+        with as_called(model, training), none_leaves(model, training), precision():
             state, tokens = carried(model, ids, tokens, period)
 
     def hidden(place: int, shift: int) -> Tensor:
@@ -217,7 +225,7 @@ def own_precision_leak(
         return model(_later(ids, place, shift, vocabulary_size), state, tokens).hidden.detach().double()
 
     halves = max(2, min(ROUTED_RUNS, vocabulary_size)) if routed else 2  # equal ones would agree
-    with as_called(model, training), precision():
+    with as_called(model, training), none_leaves(model, training), precision():
         first = hidden(0, 0)
         floor = (first - hidden(0, 0)).abs().max().item()
         for place in places:
@@ -235,7 +243,7 @@ def own_precision_leak(
         else:
             return None
     affected = int((~(difference <= allowed)).int().argmax())
-    with as_called(model, training), precision():
+    with as_called(model, training), none_leaves(model, training), precision():
         said = [_observe(model, _later(ids, place, shift, vocabulary_size), state, tokens)[1] for shift in (0, 1)]
     ways = ["in training"] * training + ["with carried state"] * (period is not None)
     return Leak(
@@ -300,14 +308,17 @@ class Seen(NamedTuple):
     values: dict[str, Tensor]
     """(B, n, …) each: the update or the logits, and every signal."""
     tokens: Tokens
+    length: int
+    """Tokens N of the call."""
 
     def of(self, row: int, before: int) -> dict[str, Tensor]:
         """(m, …): of the tokens that the layer saw of a row among the first ``before`` of the sequence."""
         kept = torch.zeros_like(self.tokens.positions[row], dtype=torch.bool)
         kept[:before] = True
-        if self.tokens.valid is not None:
+        if self.tokens.valid is not None or len(kept) < self.length:
             # Rows without the tokens that left: their places in the sequence are those of one document.
-            kept = self.tokens.valid[row] & (self.tokens.positions[row] < before)
+            kept = self.tokens.positions[row] < before
+            kept = kept if self.tokens.valid is None else kept & self.tokens.valid[row]
         return {name: value[row][kept] for name, value in self.values.items()}
 
 
@@ -316,7 +327,7 @@ def _observe(model: Any, x: Tensor, state: State, tokens: Tokens | None) -> tupl
     said: dict[str, Seen] = {}
 
     def keep(name: str, output: LayerOutput | Routing, inputs: tuple[Any, ...]) -> None:
-        said[name] = Seen({key: value.detach() for key, value in tensors_of(output).items()}, inputs[-1])
+        said[name] = Seen({key: value.detach() for key, value in tensors_of(output).items()}, inputs[-1], x.shape[1])
 
     set_seed(SEED)
     with recording(model, keep):
