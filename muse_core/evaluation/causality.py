@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from muse_core.contracts import Batch, LayerOutput, Routing, State, Tokens
+from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
@@ -255,26 +255,6 @@ def own_precision_leak(
         affected=affected,
         size=difference.max().item(),
     )
-
-
-def later_places(batch: Batch) -> list[int]:
-    """Tokens from which on later ones are changed to see what the scored outputs of a batch before them depend on: one
-    in the middle of what is scored and one in its last quarter, behind the training length in rows of twice that. One
-    is odd and one even, since a chunk's edge may hide a leak within it, and none begins a document in every row, which
-    may hide one within documents."""
-    length = batch.inputs.shape[1]
-    scored = batch.loss_mask.any(0).nonzero()
-    told = min(length, int(scored.max()) + 2) if len(scored) else length  # the next token of the last is its label
-    resets = batch.tokens.resets
-    found: list[int] = []
-    for wanted in (told // 2, told * 3 // 4):
-        free = [
-            place for place in (*range(wanted, told), *range(wanted - 1, 0, -1))
-            if place and (resets is None or not resets[:, place].all())
-        ]
-        other = [place for place in free if not found or (place - found[0]) % 2]
-        found += (other or free)[:1]
-    return sorted(set(found))
 
 
 def _later(ids: Tensor, place: int, shift: int, vocabulary_size: int) -> Tensor:

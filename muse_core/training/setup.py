@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -24,15 +25,9 @@ from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, MuseError, PluginError, RecipeError
-from muse_core.evaluation.causality import (
-    TOLERANCES,
-    Leak,
-    document_tokens,
-    exact_leak,
-    later_places,
-    own_precision_leak,
-)
+from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
+from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
@@ -224,23 +219,17 @@ class Setup:
         """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
         are scored first, of every length that is reported; and the lengths, in tokens, that were judged: none where
         outputs are no finite numbers. A collective where weights are divided."""
-        judged: list[int] = []
-        for multiple in self.recipe.evaluate.lengths:
-            batch = next(self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2), None)
-            if batch is None:
-                continue  # to read nothing is another error
-            length = batch.inputs.shape[1]
-            two, _ = self._two_rows(to_device(batch, self.precision.device), length)
-            places = later_places(two)
-            with contextlib.suppress(FloatingPointError):
-                leak = own_precision_leak(
-                    self.model, self.corpus.vocabulary_size, length, self.precision, routed=self._routed,
-                    ids=two.inputs, tokens=two.tokens, places=places, judges_diverged=False, agreed=self._agreed,
-                )
-                if leak is not None:
-                    return leak, judged
-                judged += [length] if places else []
-        return None, judged
+
+        def scored_first() -> Iterator[Batch]:
+            for multiple in self.recipe.evaluate.lengths:
+                batches = self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2)
+                for batch in itertools.islice(batches, 1):  # to read nothing is another error
+                    yield self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])[0]
+
+        return trained_leak(
+            self.model, self.corpus.vocabulary_size, scored_first(), self.precision, routed=self._routed,
+            agreed=self._agreed,
+        )
 
     def first_batch(self) -> Batch:
         """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from muse_core.component import Component
 from muse_core.contracts import Batch, LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
-from muse_core.evaluation.causality import later_places, own_precision_leak
+from muse_core.evaluation.causality import own_precision_leak
+from muse_core.evaluation.causality_trained import later_places
 from muse_core.metrics.jsonl import read_rows
 from muse_core.model.precision import choose_precision
 from muse_core.recipe import check_table
