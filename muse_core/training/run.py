@@ -158,10 +158,10 @@ class Run:
     def _check_trained(self) -> None:
         """The gate has seen the weights that a run began with. Raises Halted where those that it ends with let outputs
         depend on later tokens: no held-out number is made of them."""
-        ranks, split = self.setup.ranks, self.setup.recipe.evaluate.split
+        ranks, split, judged = self.setup.ranks, self.setup.recipe.evaluate.split, []
         with determined(self.setup.recipe.deterministic), ranks.at_work("the causality check of the trained model"):
             if ranks.rank == 0 or ranks.shards > 1:
-                leak = self.setup.held_out_leak(split)
+                leak, judged = self.setup.held_out_leak(split)
                 if leak is not None:
                     raise Halted(
                         f"{leak}. The gate, which looks at the weights that a run begins with and at rows of the "
@@ -169,7 +169,10 @@ class Run:
                         f"what they should predict. muse eval {self.directory.path} --suite causality makes all checks"
                     )
             ranks.gather(None)
-        self.records.event({"event": "gate", "gate": "causality", "weights": "trained", "passed": True})
+        if judged:
+            self.records.event(
+                {"event": "gate", "gate": "causality", "weights": "trained", "passed": True, "lengths": judged}
+            )
 
     def _train(self, number: int, use: Use, stage: Any, stop: Stop) -> Loop | None:
         """The loop of one stage, from where it stands to its end; None for a stage that does not train."""

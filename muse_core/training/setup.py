@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, MuseError, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
+from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
@@ -213,25 +215,21 @@ class Setup:
         run's own on ``batch``, and by gradients on it."""
         return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
 
-    def held_out_leak(self, split: str) -> Leak | None:
+    def held_out_leak(self, split: str) -> tuple[Leak | None, list[int]]:
         """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
-        are scored first, of every length that is reported. None too where outputs are no finite numbers. A collective
-        where weights are divided."""
-        for multiple in self.recipe.evaluate.lengths:
-            batch = next(self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2), None)
-            if batch is None:
-                continue  # to read nothing is another error
-            two, _ = self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])
-            with undisturbed(self.model), self.precision():
-                if not torch.isfinite(self.model(two.inputs, None, two.tokens).hidden).all():
-                    return None
-            leak = own_precision_leak(
-                self.model, self.corpus.vocabulary_size, two.inputs.shape[1], self.precision, routed=self._routed,
-                ids=two.inputs, tokens=two.tokens,
-            )
-            if leak is not None:
-                return leak
-        return None
+        are scored first, of every length that is reported; and the lengths, in tokens, that were judged: none where
+        outputs are no finite numbers. A collective where weights are divided."""
+
+        def scored_first() -> Iterator[Batch]:
+            for multiple in self.recipe.evaluate.lengths:
+                batches = self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2)
+                for batch in itertools.islice(batches, 1):  # to read nothing is another error
+                    yield self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])[0]
+
+        return trained_leak(
+            self.model, self.corpus.vocabulary_size, scored_first(), self.precision, routed=self._routed,
+            agreed=self._agreed,
+        )
 
     def first_batch(self) -> Batch:
         """The rows of the first micro-batch that the run trains on, at least two where there are so many, on its
@@ -289,6 +287,10 @@ class Setup:
         """Whether tokens decide by what they are computed."""
         return any(use.kind == "router" for use in walk(self.recipe.model.options))
 
+    def _agreed(self, found: bool) -> bool:
+        """Whether any process found it. A collective where weights are divided: each pass gathers them."""
+        return any(self.ranks.gather(found)) if self.ranks.shards > 1 else found
+
     def _own_leak(self, batch: Batch) -> Leak | None:
         """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
         loop calls it, and from carried state; the last in training too where the loop carries one."""
@@ -303,7 +305,9 @@ class Setup:
         if self.recipe.data.order == "streams":
             ways.append(behind | {"training": True})
         for more in ways:
-            leak = own_precision_leak(self.model, vocabulary, length, self.precision, routed=self._routed, **more)
+            leak = own_precision_leak(
+                self.model, vocabulary, length, self.precision, routed=self._routed, agreed=self._agreed, **more
+            )
             if leak is not None:
                 return leak
         return None

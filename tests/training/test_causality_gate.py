@@ -90,6 +90,45 @@ def test_rows_of_one_token_have_nothing_to_leak(setup: Setup) -> None:
     assert own_precision_leak(setup.model, 257, 2, setup.precision) is None
 
 
+EXIT = {"use": "act", "halting": "learned", "after": 1, "threshold": 0.3}
+"""At which some tokens leave with weights that nothing has trained."""
+
+
+@pytest.mark.parametrize("order", ["permuted", "streams"])
+def test_dropout_beside_an_early_exit_is_no_leak(
+    table: Callable[..., Any], prepare: Callable[[Any], Setup], order: str
+) -> None:
+    """How many tokens stay decides which numbers are drawn for each."""
+    setup = prepare(table(model={"depth": 4, "exit": EXIT}, data={"order": order}, seed=3))
+    batch = setup.first_batch()
+    with as_called(setup.model, True), setup.model.exits.closed():
+        whole = setup.model(batch.inputs, None, batch.tokens).metrics["exit/blocks"]
+    with as_called(setup.model, True):
+        left = setup.model(batch.inputs, None, batch.tokens).metrics["exit/blocks"]
+    assert left < whole, "tokens leave"
+    setup.causality_gate()
+    assert setup.model.exits.open
+
+
+def in_training(x: Tensor) -> Tensor:
+    return next_token(x) if torch.is_grad_enabled() else torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("see", [next_token, in_training, previous_row])
+def test_a_leak_beside_an_early_exit_is_found(
+    table: Callable[..., Any], prepare: Callable[[Any], Setup], see: Any, block: int, dropout: float
+) -> None:
+    setup = prepare(table(model={"depth": 4, "exit": EXIT, "dropout": dropout}))
+    model = with_leak(setup, see, 1.0, block=block)
+    if see is not previous_row:
+        training = see is in_training
+        assert own_precision_leak(model, 257, 24, setup.precision, routed=True, training=training) is not None
+    leak = exact_leak(model.double(), 32, ())
+    assert leak is not None and leak.layer == f"blocks.{block}.attention"
+
+
 class Counting(nn.Module):
     """A layer that counts its calls in training, as running statistics do."""
 
