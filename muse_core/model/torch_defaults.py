@@ -23,7 +23,8 @@ class _Process:
         with self._lock:
             if self._inside == 0:
                 self._found = (
-                    torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(),
+                    torch.get_default_dtype(),
+                    torch.are_deterministic_algorithms_enabled(),
                     torch.is_deterministic_algorithms_warn_only_enabled(),
                 )
             self._inside += 1
