@@ -19,8 +19,15 @@ def active_parameters(module: nn.Module) -> int:
     if own is not None:
         vectors = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim < 2)
         return min(int(own()) // 2 + vectors, whole)
-    unused = sum(parameter_count(child) - active_parameters(child) for child in module.children())
-    return whole - unused
+    return whole - sum(parameter_count(part) - active_parameters(part) for part in _partly_used(module))
+
+
+def _partly_used(module: nn.Module) -> set[nn.Module]:
+    """The outermost layers that say of themselves how much a token uses; one that stands in several places once, as
+    its parameters count once."""
+    if hasattr(module, "flops_per_token"):
+        return {module}
+    return {part for child in module.children() for part in _partly_used(child)}
 
 
 def flops_per_token(module: nn.Module) -> int:

@@ -72,6 +72,8 @@ def test_active_parameters_leave_out_the_experts_that_a_token_does_not_use_and_n
     assert active_parameters(experts) == whole - 2 * one
     assert active_parameters(model) == parameter_count(model) - 2 * one
     assert active_parameters(model[2]) == D * D + D
+    twice = nn.Sequential(nn.Sequential(experts), nn.Sequential(experts))  # its unused experts were taken off twice
+    assert active_parameters(twice) == active_parameters(experts)
 
 
 def test_losses_and_measures_by_hand() -> None:

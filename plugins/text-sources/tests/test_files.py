@@ -89,6 +89,25 @@ def test_conversations_are_read_where_they_are_named_and_not_passed_over_for_an_
         read(tmp_path)
 
 
+@pytest.mark.parametrize("none", [None, []])
+def test_an_id_is_not_taken_for_the_text_since_the_first_conversation_is_empty(tmp_path, none):
+    rows = [{"id": "f0", "messages": none}, {"id": "f1", "messages": [{"role": "user", "content": "Why?"}]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"row 1: several columns of text; .*'messages' .*rows before had 'id' alone"):
+        read(tmp_path)
+    assert read(tmp_path, text="id") == ["f0", "f1"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_conversation_without_turns_is_an_empty_text(tmp_path, suffix):
+    rows = [{"messages": [{"role": "user", "content": "Why?"}]}, {"messages": []}]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path, text="messages") == ["user: Why?", ""]
+
+
 def test_a_turn_without_content_is_named(tmp_path):
     rows = [{"messages": [{"role": "user", "content": None}]}, {"messages": [{"role": "user", "content": "x"}]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")

@@ -52,7 +52,12 @@ class Column:
             return ""
         self._found = True
         value = row[self._name]
-        if value is None:
+        if self._guessed and any(is_conversation(other) for name, other in row.items() if name != self._name):
+            raise DataError(
+                f"{where}: several columns of text; there are {_listed(row)}, where the rows before had {self._name!r} "
+                "alone: choose one with data.text"
+            )
+        if value is None or value == []:  # a conversation without turns
             return ""
         if is_conversation(value):
             return of_turns(value)
@@ -68,9 +73,14 @@ class Column:
         if self._first is not None and self.wanted is not None and not self._found:
             choose(self._first, (), self.wanted, where)
 
+    @property
+    def _guessed(self) -> bool:
+        """Whether the column was chosen because the first row had no other that could be text."""
+        return self.wanted is None and self._name not in PREFERRED
+
     def _refuse_better(self, row: Mapping[str, Any], where: str) -> None:
         """A row that has ``text`` where the rows before had only a title: no choice was right for both."""
-        if self.wanted is None and self._name not in PREFERRED and any(name in row for name in PREFERRED):
+        if self._guessed and any(name in row for name in PREFERRED):
             raise DataError(
                 f"{where}: there are {_listed(row)}, but no {self._name!r} as in the rows before: choose the column "
                 "with data.text"
