@@ -25,7 +25,7 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.comparison.runs import Runs
 from muse_core.errors import StorageError
-from muse_core.evaluation.references import MEANING
+from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
@@ -131,7 +131,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
 
 def _not_learned(summaries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Predictor that learns next to nothing → runs that are not better; the weakest of each run."""
-    worse = [summary["not_better_than"][0] for summary in summaries if summary.get("not_better_than")]
+    worse = [weakest_not_reached(summary) for summary in summaries]
     return {name: worse.count(name) for name in MEANING if name in worse}
 
 

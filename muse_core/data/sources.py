@@ -7,18 +7,16 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
 from muse_core.component import Use, load
 from muse_core.contracts import Batch, Document, Source
-from muse_core.errors import DataError, MuseError, PluginError
+from muse_core.errors import DataError, PluginError
 from muse_core.model.signatures import mismatch
-from muse_core.plugins.raised import raised
+from muse_core.plugins.raised import asked, raised
 from muse_core.storage.disk import read_file
-
-T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -76,16 +74,6 @@ def built(use: Use, context: Any) -> Any:
     if sentence := mismatch(use.kind, implementation):
         raise PluginError(f"{use.path or 'data'}: {use.title} does not keep the contract: {sentence}")
     return asked(use, "built", lambda: implementation(use.options, context))
-
-
-def asked(use: Use, what: str, question: Callable[[], T]) -> T:
-    """An answer of a source or a tokenizer; what it raises names it."""
-    try:
-        return question()
-    except (MuseError, MemoryError):
-        raise
-    except Exception as error:
-        raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
 
 
 class CheckedSource:

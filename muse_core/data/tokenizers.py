@@ -11,12 +11,12 @@ import numpy as np
 
 from muse_core.component import Use, load
 from muse_core.data.options import BytePairOptions, BytesOptions, GPT2Options, TokenizerFileOptions
-from muse_core.data.sources import asked, built, read_tokenizer_file
+from muse_core.data.sources import built, read_tokenizer_file
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.errors import DataError, PluginError
 from muse_core.plugins import Registry, UnknownComponent, load_plugins
 from muse_core.plugins.discovery import CORE
-from muse_core.plugins.raised import raised
+from muse_core.plugins.raised import asked, raised
 
 
 class ByteTokenizer(Tokenizer):

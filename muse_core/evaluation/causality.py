@@ -119,7 +119,7 @@ def exact_leak(
         # Of the same shape: what is drawn in training depends on it, and so does how a product of matrices rounds,
         # which a resonance amplifies (by 1 / (Γ + η) a layer) beyond any tolerance that a leak does not pass too.
         unchanged = base.repeat(len(changed), 1, 1).to(device, dtype)
-        with as_called(model, variant.training), none_leaves(model, variant.training):
+        with as_compared(model, variant.training):
             states: list[State] = [None, None]
             if variant.carried:
                 for index, rows in enumerate((unchanged, changed)):
@@ -156,12 +156,16 @@ def as_called(model: nn.Module, training: bool) -> Iterator[None]:
                     value.copy_(buffers[name])
 
 
-def none_leaves(model: Any, training: bool) -> contextlib.AbstractContextManager[None]:
-    """In training with dropout no token leaves early inside: how many are left of all rows decides which numbers are
-    drawn for each, so that outputs would change with other tokens by what is drawn alone."""
+@contextlib.contextmanager
+def as_compared(model: Any, training: bool) -> Iterator[None]:
+    """``as_called``, for outputs of several passes that are compared. In training with dropout no token leaves early
+    inside: how many are left of all rows decides which numbers are drawn for each, so that outputs would change with
+    other tokens by what is drawn alone."""
     exits = getattr(model, "exits", None)
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return exits.closed() if training and drops and exits is not None else contextlib.nullcontext()
+    closed = exits.closed() if training and drops and exits is not None else contextlib.nullcontext()
+    with as_called(model, training), closed:
+        yield
 
 
 def document_tokens(x: Tensor, resets: str) -> Tokens:
@@ -217,7 +221,7 @@ def own_precision_leak(
         return None  # rows of one token have no earlier one
     state: State = None
     if period is not None:
-        with as_called(model, training), none_leaves(model, training), precision():
+        with as_compared(model, training), precision():
             state, tokens = carried(model, ids, tokens, period)
 
     def hidden(place: int, shift: int) -> Tensor:
@@ -225,7 +229,7 @@ def own_precision_leak(
         return model(_later(ids, place, shift, vocabulary_size), state, tokens).hidden.detach().double()
 
     halves = max(2, min(ROUTED_RUNS, vocabulary_size)) if routed else 2  # equal ones would agree
-    with as_called(model, training), none_leaves(model, training), precision():
+    with as_compared(model, training), precision():
         first = hidden(0, 0)
         floor = (first - hidden(0, 0)).abs().max().item()
         for place in places:
@@ -243,7 +247,7 @@ def own_precision_leak(
         else:
             return None
     affected = int((~(difference <= allowed)).int().argmax())
-    with as_called(model, training), none_leaves(model, training), precision():
+    with as_compared(model, training), precision():
         said = [_observe(model, _later(ids, place, shift, vocabulary_size), state, tokens)[1] for shift in (0, 1)]
     ways = ["in training"] * training + ["with carried state"] * (period is not None)
     return Leak(

@@ -30,6 +30,13 @@ MEANING = {
 }
 
 
+def weakest_not_reached(summary: Mapping[str, Any]) -> str | None:
+    """Of a summary.json: the weakest predictor that the model is not better than, a key of ``MEANING``; None where it
+    is better than all, or an earlier version did not tell."""
+    names = summary["not_better_than"] if "not_better_than" in summary else ()
+    return names[0] if names and names[0] in MEANING else None
+
+
 @attrs.frozen(kw_only=True)
 class References:
     """Losses of the simplest predictors on held-out tokens, the weakest first; empty for a task that tells no chance

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_core.contracts import State
-from muse_core.model.states import last_valid, restored
+from muse_core.model.states import last_valid, restored, stored
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 BAND = 1.9
@@ -98,7 +98,7 @@ def applied(
     )
     theta, y = theta.transpose(1, 2), y.transpose(1, 2)
     kept = {
-        name: last_valid(torch.view_as_real(found), None if state is None else state[name], valid)
+        name: last_valid(stored(found), None if state is None else state[name], valid)
         for name, found in (("theta", theta), ("y", y))
     }
     return y, theta, kept

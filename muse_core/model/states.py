@@ -39,6 +39,11 @@ def rebuilt(tensors: Mapping[str, Tensor]) -> Any:
     return state or None
 
 
+def stored(x: Tensor) -> Tensor:
+    """Complex (…) → real (…, 2), as a state holds it."""
+    return torch.view_as_real(x)
+
+
 def restored(x: Tensor) -> Tensor:
     """Real (…, 2), as a state holds complex numbers → complex (…)."""
     return torch.view_as_complex(x.contiguous())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TypeVar
 
 from muse_core.component import Use
+from muse_core.errors import MuseError, PluginError
 from muse_core.plugins.discovery import discover
 
+T = TypeVar("T")
 LONGEST = 300
 """Characters of an exception's message that are told."""
 
@@ -38,6 +41,19 @@ def raised(error: BaseException, module: str | None = None) -> str:
     return f"{told} at {places[-1]}" if places else told
 
 
+def asked(use: Use, what: str, question: Callable[[], T]) -> T:
+    """An answer of a plugin's component; what it raises names it in a PluginError. A MuseError is the component's own
+    sentence, and memory that runs out is nobody's fault."""
+    try:
+        return question()
+    except MuseError:
+        raise
+    except Exception as error:
+        if _ran_out(error):
+            raise
+        raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
+
+
 def failure(error: BaseException) -> str | None:
     """What a plugin did that ended a command, in a sentence with the layer or other component, its distribution and the
     place; None when it is not a plugin's doing.
@@ -45,7 +61,7 @@ def failure(error: BaseException) -> str | None:
     It is when the innermost code of the project is a plugin's, or when what a layer called of the core or the kernels
     raised. Memory that ran out is nobody's doing, and neither is the end by a signal that arrives in a plugin's code.
     """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _ran_out(error):
         return None
     walked = list(traceback.walk_tb(error.__traceback__))
     owners = {_package(one.module): one.label for one in discover() if _package(one.module) not in PROJECT}
@@ -65,6 +81,11 @@ def failure(error: BaseException) -> str | None:
     titles = [f"{place}{use.title}" for frame, _ in ours for use, place in [_component(frame)]
               if use is not None and _package(use.implementation) == package]
     return f"{titles[-1] if titles else owners[package]}: {raised(error, package)}"
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether an exception says by its type that memory ran out; torch has a type of its own."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _called_by_layer(frames: Sequence[tuple[FrameType, str]]) -> str | None:

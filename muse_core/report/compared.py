@@ -24,7 +24,7 @@ from muse_core.comparison.ratio import (
     with_interval,
 )
 from muse_core.errors import RecipeError, StorageError
-from muse_core.evaluation.references import MEANING
+from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
 from muse_core.report.tables import Table, recipe_differences
@@ -104,9 +104,9 @@ def _gone_on(run: RunRead) -> Iterator[str]:
 
 def _not_learned(run: RunRead) -> Iterator[str]:
     """That two runs of which one learned next to nothing differ tells little."""
-    names = run.summary["not_better_than"] if "not_better_than" in run.summary else ()
-    if names and names[0] in MEANING:
-        yield f"{run.label} is not better than {MEANING[names[0]]}"
+    name = weakest_not_reached(run.summary)
+    if name is not None:
+        yield f"{run.label} is not better than {MEANING[name]}"
 
 
 def _numbers(found: Paired) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from muse_core.building import construct
 from muse_core.component import Use
 from muse_core.contracts import TrainedParameter
-from muse_core.errors import MuseError, PluginError, RecipeError
+from muse_core.errors import PluginError, RecipeError
 from muse_core.metrics.accumulator import together
 from muse_core.model.roles import parameter_roles
-from muse_core.plugins.raised import raised
+from muse_core.plugins.raised import asked
 from muse_core.recipe.schema import Train
 from muse_core.training.rule_context import Calls, OptimizerContext
 from muse_core.training.shards import divided_as, own_part
-
-T = TypeVar("T")
 
 
 class Optimizers:
@@ -141,16 +139,6 @@ def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], b
     if held:
         raise departed(use, "build holds parameters that it was not given")
     return Optimizers(use, rule, parts, names)
-
-
-def asked(use: Use, what: str, question: Callable[[], T]) -> T:
-    """An answer of an optimizer; what it raises names it. Memory that runs out is nobody's fault."""
-    try:
-        return question()
-    except (MuseError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
 
 
 def departed(use: Use, what: str) -> PluginError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -24,7 +25,7 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, MuseError, PluginError, RecipeError
+from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -33,7 +34,7 @@ from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
 from muse_core.parallel.one import ONE, Ranks
-from muse_core.plugins.raised import failure, raised
+from muse_core.plugins.raised import asked, failure
 from muse_core.recipe.schema import Recipe
 from muse_core.training.monitor_context import MonitorContext
 from muse_core.training.shards import Divider, embeds, gathered
@@ -145,7 +146,7 @@ class Setup:
         length, span = self._lengths(multiple)
         count = max(1, (train.micro_batch or train.batch_size) // multiple)
         count = count if most_rows is None else min(count, most_rows)
-        return iter(self.held_out_batches(split, length, rows=count, tokens=tokens, span=span))
+        return self.held_out_batches(split, length, rows=count, tokens=tokens, span=span)
 
     def canary(self, sequences: int) -> Iterator[Batch]:
         """Batches of up to ``sequences`` sequences of the text on which monitors judge."""
@@ -178,14 +179,8 @@ class Setup:
         built = [(use, construct(use, self.monitor_context(use.name))) for use in self.recipe.monitors]
         for use, monitor in built:
             if hasattr(monitor, "check_model"):
-                try:
-                    monitor.check_model(self.model)
-                except MuseError:
-                    raise
-                except Exception as error:
-                    raise PluginError(
-                        f"monitor {use.name!r} of {use.distribution} {use.version}: {raised(error, use.implementation)}"
-                    ) from error
+                check = functools.partial(monitor.check_model, self.model)
+                asked(use, "asked whether there is something to watch", check)
         return built
 
     @property
@@ -224,7 +219,7 @@ class Setup:
             for multiple in self.recipe.evaluate.lengths:
                 batches = self._held_out(split, self.recipe.evaluate.final_tokens, multiple, most_rows=2)
                 for batch in itertools.islice(batches, 1):  # to read nothing is another error
-                    yield self._two_rows(to_device(batch, self.precision.device), batch.inputs.shape[1])[0]
+                    yield to_device(batch, self.precision.device)
 
         return trained_leak(
             self.model, self.corpus.vocabulary_size, scored_first(), self.precision, routed=self._routed,

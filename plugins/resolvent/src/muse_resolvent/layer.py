@@ -16,7 +16,7 @@ from muse_core.model.context import Context
 from muse_core.model.lattice import Lattice, Sites, applied, sites, total
 from muse_core.model.precision import lowered
 from muse_core.model.projections import each
-from muse_core.model.states import last_valid, restored
+from muse_core.model.states import last_valid, restored, stored
 from muse_resolvent.options import ResolventOptions
 from muse_resolvent.phase import increments, spectral_shift
 
@@ -186,11 +186,6 @@ class Resolvent(nn.Module):
             return [phases["phase"]]
         angle = torch.pi * phases["spectral_shift"]
         return [phases["phase"], angle.cos(), angle.sin()]
-
-
-def stored(x: Tensor) -> Tensor:
-    """Complex (…) → real (…, 2)."""
-    return torch.view_as_real(x)
 
 
 def local_exponents(theta: Tensor, hopping: Tensor) -> Tensor:
