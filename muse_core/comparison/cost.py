@@ -29,6 +29,7 @@ from muse_core.training.cuda_graph import Passes, RecordedPasses, require_record
 from muse_core.training.forward import detached
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
+from muse_core.training.rounding import rounding_of
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +130,10 @@ def training_step(
     if recipe.train.cuda_graph:
         require_recordable(recipe, 1)
         require_steady(model, objective)
-        passes = RecordedPasses(gradients, optimizers.names, recomputes=recipe.train.activation_checkpointing)
+        passes = RecordedPasses(
+            gradients, optimizers.names, rounding=rounding_of(precision),
+            recomputes=recipe.train.activation_checkpointing,
+        )
 
     def step() -> None:
         whole = torch.full((), rows * length, dtype=torch.float64, device=device)

@@ -3,8 +3,7 @@
 A compiler may lose a gradient and leave every output right, so that a run would train on in silence: torch 2.11 did so
 with a ``torch.autograd.Function`` that works in place (https://github.com/pytorch/pytorch/pull/180921). The first
 micro-batch is computed twice in the run's precision: with what ``train.compile`` made, which is what trains then, and
-without. What rounding does is measured: weights are moved within their rounding, so that every sum of the plain pass
-rounds otherwise (as in discrete stochastic arithmetic: J. Vignes, Numerical Algorithms 37, 2004).
+without. What rounding does to the plain gradients is measured (``rounding``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,19 +23,11 @@ from muse_core.contracts import Batch, State
 from muse_core.errors import Halted
 from muse_core.evaluation.cross_entropy import like
 from muse_core.training.forward import Forward
+from muse_core.training.rounding import MOVES, NEAR, beyond, moved, rounding_of, widened
 from muse_core.training.setup import ran_out
 from muse_core.training.shards import own_part
 from muse_core.training.train_state import ObjectiveTensors, RandomState, TrainState, kept
 
-NEAR = 1e-2
-"""Of a gradient's norm, how far the compiled one may be from the plain one whatever rounding does."""
-FACTOR = 3.0
-"""Times what rounding does to the plain gradient: the compiled one rounds too, in other places. Right ones
-(phase5 and mamba2, bfloat16) were up to 0.9 of it apart, and biases of a few numbers up to 1.4 of a single
-measurement."""
-MOVES = 5
-"""Times that weights are moved at most; the largest effect counts, or that on the median parameter: of a few numbers
-one measurement may be small by chance."""
 NOTHING = 2.0**-23
 """Of the norm of all gradients together, below which nothing is a difference: some are zero but for rounding."""
 ASLEEP, AWAKE = 1e-3, 0.02
@@ -119,11 +109,11 @@ class _Check:
     def agreement(self) -> Agreement:
         sizes, draws = self._keep_plain()
         distances, traced = self._distances(), False
-        if draws and _beyond(distances, self._allowed(distances, sizes, moves=0)):
+        if draws and beyond(distances, self._allowed(distances, sizes, moves=0)):
             distances, traced = self._distances(backend=TRACE), True
         allowed = self._allowed(distances, sizes)
-        if beyond := _beyond(distances, allowed):
-            raise Halted(self._refusal(beyond, distances, sizes, allowed))
+        if far := beyond(distances, allowed):
+            raise Halted(self._refusal(far, distances, sizes, allowed))
         known = [name for name, size in sizes.items() if 0 < size < math.inf and allowed[name] < size]
         worst = max(known, key=lambda name: distances[name] / sizes[name], default="")
         largest, limit = (distances[worst] / sizes[worst], allowed[worst] / sizes[worst]) if worst else (0.0, NEAR)
@@ -166,18 +156,12 @@ class _Check:
         # What is not finite already is for the monitors that look at every step.
         allowed = {name: max(NEAR * size, least) if name in finite else math.inf for name, size in sizes.items()}
         for number in range(moves):
-            if not _beyond(distances, allowed):
+            if not beyond(distances, allowed):
                 break
             if number == len(self.effects):
-                with self._moved():
+                with moved(self._own_weights(), rounding_of(self.state.precision), self.noise):
                     self.effects.append(self._distances(plain=True))
-            effects = self.effects[number]
-            shares = [effects[name] / size for name, size in finite.items() if size and math.isfinite(effects[name])]
-            typical = statistics.median(shares) if shares else 0.0
-            allowed = {
-                name: max(limit, FACTOR * effects[name], FACTOR * typical * finite.get(name, 0.0))
-                for name, limit in allowed.items()
-            }
+            allowed = widened(allowed, self.effects[number], finite)
         return allowed
 
     def _pass(
@@ -218,22 +202,6 @@ class _Check:
         with torch.no_grad():
             found = {name: own_part(parameter.detach()) for name, parameter in self.state.model.named_parameters()}
         return {name: own for name, own in found.items() if own.numel()}
-
-    @contextlib.contextmanager
-    def _moved(self) -> Iterator[None]:
-        """Inside, every weight is moved within its rounding in the precision in which products are computed."""
-        step = torch.finfo(torch.bfloat16 if self.state.precision.autocast else torch.float32).eps
-        weights = self._own_weights()
-        before = {name: kept(own) for name, own in weights.items()}
-        try:
-            for own in weights.values():
-                real = torch.empty(0, dtype=own.dtype).real.dtype
-                move = torch.rand(own.shape, dtype=real, device=own.device, generator=self.noise)
-                own.mul_(move.mul_(step).add_(1 - step / 2))
-            yield
-        finally:
-            for name, own in weights.items():
-                own.copy_(before[name])
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -314,7 +282,3 @@ def _square(value: Tensor) -> Tensor:
     value = torch.view_as_real(value) if value.is_complex() else value
     return torch.linalg.vector_norm(value, dtype=torch.float64).square()
 
-
-def _beyond(distances: Mapping[str, float], allowed: Mapping[str, float]) -> list[str]:
-    """Parameters whose distance is more than is allowed, or no number."""
-    return [name for name, distance in distances.items() if allowed[name] < math.inf and not distance <= allowed[name]]

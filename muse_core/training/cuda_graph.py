@@ -8,9 +8,8 @@ launch in the same steps. Source: https://docs.pytorch.org/docs/stable/notes/cud
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +25,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
+from muse_core.training.rounding import MOVES, NEAR, beyond, moved, widened
 
 T = TypeVar("T")
 Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
@@ -35,10 +35,6 @@ PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
 """Forms of a step that a run may have; each recording keeps the memory of its gradients."""
-NEAR = 1e-2
-"""Of a gradient's norm, how far that of the recorded step may be from the plain one's."""
-SPREAD = 3.0
-"""Times as far as two plain steps are apart, where that is more, so far may a recorded one be from the first."""
 OFF = "set train.cuda_graph = false"
 DRAWN = (
     "train.activation_checkpointing computes blocks once more with the random numbers of the first time, whose state a "
@@ -80,16 +76,24 @@ class RecordedPasses:
     whatever changes them in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be
     recorded, and for one whose recording computes other gradients.
 
-    ``recomputes``: activations are computed once more in the backward pass. What draws random numbers would draw
-    others then in a recording, and is refused in the first step.
+    ``rounding``: the spacing of numbers at 1 in the precision of products. ``recomputes``: activations are computed
+    once more in the backward pass. What draws random numbers would draw others then in a recording, and is refused in
+    the first step.
     """
 
     def __init__(
-        self, compute: Passes, parameters: Mapping[str, nn.Parameter], ranks: Ranks = ONE, *, recomputes: bool = False
+        self,
+        compute: Passes,
+        parameters: Mapping[str, nn.Parameter],
+        ranks: Ranks = ONE,
+        *,
+        rounding: float,
+        recomputes: bool = False,
     ):
         self.compute = compute
         self.parameters = parameters
         self.ranks = ranks
+        self.rounding = rounding
         self.recomputes = recomputes
         self.forms: list[Form] = []
         self.seen: list[int] = []
@@ -124,7 +128,7 @@ class RecordedPasses:
         torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
-            self._compare(own, recording.gradients, lambda: self._again(pieces, carried, whole, random))
+            self._compare(own, recording.gradients, self._moves(pieces, carried, whole, random))
         for name, gradient in recording.gradients.items():
             self.parameters[name].grad = gradient
         self.replayed = True
@@ -148,27 +152,41 @@ class RecordedPasses:
         return found
 
     def _compare(
-        self, own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], again: Callable[[], Mapping[str, Tensor]]
+        self, own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], moves: Iterator[Mapping[str, Tensor]]
     ) -> None:
-        """Raises RecipeError where the recording has other gradients than the plain pass. One in which kernels add up
-        in any order is not the same twice: where a gradient is far, the pass is made once more, by all processes."""
-        far = False
-        try:
-            require_same(own, recorded)
-        except RecipeError:
-            far = True
-        if any(self.ranks.gather(far)):
-            require_same(own, recorded, again())
+        """Raises RecipeError where the recording has other gradients than the plain pass. In a recording libraries may
+        choose other kernels, and some add up in any order: while a gradient is far, ``moves`` are drawn, by all
+        processes."""
+        effects: list[Mapping[str, float]] = []
+        while True:
+            refusal: RecipeError | None = None
+            try:
+                require_same(own, recorded, effects)
+            except RecipeError as error:
+                refusal = error
+            if not any(self.ranks.gather(refusal is not None)):
+                return
+            if len(effects) == MOVES:
+                break
+            again = next(moves)
+            effects.append({name: apart(gradient, again[name])[0] for name, gradient in own.items()})
+        if refusal is not None:
+            raise refusal
 
-    def _again(
+    def _moves(
         self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor, random: Tensor
-    ) -> dict[str, Tensor]:
-        """Gradients of the plain pass once more, from the state ``random`` of the device's generator."""
-        after = torch.cuda.get_rng_state()
-        torch.cuda.set_rng_state(random)
-        self._plain(pieces, carried, whole)
-        torch.cuda.set_rng_state(after)
-        return self._taken()
+    ) -> Iterator[dict[str, Tensor]]:
+        """Gradients of the plain pass once more, with weights moved within their rounding, each time from the state
+        ``random`` of the device's generator."""
+        noise = torch.Generator(whole.device).manual_seed(0)
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        while True:
+            after = torch.cuda.get_rng_state()
+            torch.cuda.set_rng_state(random)
+            with moved(weights, self.rounding, noise):
+                self._plain(pieces, carried, whole)
+            torch.cuda.set_rng_state(after)
+            yield self._taken()
 
     def _require_all_record(self, number: int) -> None:
         numbers = self.ranks.gather(number)
@@ -296,24 +314,27 @@ def finite(gradients: Mapping[Any, Tensor]) -> bool:
 
 
 def require_same(
-    own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], again: Mapping[str, Tensor] | None = None
+    own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], effects: Sequence[Mapping[str, float]] = ()
 ) -> None:
     """Raises RecipeError where gradients of a recorded step are not those of the plain one from the same inputs, within
-    ``NEAR`` of their norm, or ``SPREAD`` times as far as those of a second plain step, ``again``, are from the first:
-    kernels whose sums come in any order differ by their rounding alone, which is much of a sum that nearly cancels."""
+    ``NEAR`` of their norm or what rounding explains. ``effects``: by parameter, how far plain gradients went when
+    weights were moved within their rounding, which is much of a sum that nearly cancels."""
     if own.keys() != recorded.keys():
         odd = sorted(own.keys() ^ recorded.keys())[0]
         raise RecipeError(f"train.cuda_graph: recorded or plain, a step has a gradient of {odd} only once - {OFF}")
-    for name, expected in own.items():
-        distance, size = apart(expected, recorded[name])
-        spread = 0.0 if again is None or name not in again else apart(expected, again[name])[0]
-        allowed = max(NEAR * size, SPREAD * spread) if math.isfinite(spread) else NEAR * size
-        if not distance <= allowed:
-            twice = "" if again is None else f", and two plain steps are {spread:.1e} apart"
-            raise RecipeError(
-                f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one ({distance:.1e} "
-                f"apart, where its norm is {size:.1e}{twice}) - {OFF}"
-            )
+    pairs = {name: apart(expected, recorded[name]) for name, expected in own.items()}
+    distances, sizes = ({name: pair[place] for name, pair in pairs.items()} for place in (0, 1))
+    allowed = {name: NEAR * size for name, size in sizes.items()}
+    for one in effects:
+        allowed = widened(allowed, one, sizes)
+    if far := beyond(distances, allowed):
+        name = far[0]
+        moves = max((one[name] for one in effects), default=0.0)
+        told = f", and rounding moves it by {moves:.1e}" if effects else ""
+        raise RecipeError(
+            f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one "
+            f"({distances[name]:.1e} apart, where its norm is {sizes[name]:.1e}{told}) - {OFF}"
+        )
 
 
 def apart(expected: Tensor, found: Tensor) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from muse_core.training.cuda_graph import Passes, RecordedCalls, RecordedPasses
 from muse_core.training.forward import Forward, detached, of_ranks
 from muse_core.training.optimizers import clip, gradient_numbers, state_numbers
 from muse_core.training.placed import Placed, place
+from muse_core.training.rounding import rounding_of
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
 from muse_core.training.stop import Stop
@@ -83,7 +84,7 @@ class Loop:
         if not self.recipe.train.cuda_graph:
             return self._pass
         return RecordedPasses(
-            self._pass, self.state.optimizers.names, self.forward.ranks,
+            self._pass, self.state.optimizers.names, self.forward.ranks, rounding=rounding_of(self.state.precision),
             recomputes=self.recipe.train.activation_checkpointing,
         )
 

@@ -205,7 +205,7 @@ def test_ranks_come_to_a_new_form_of_recorded_steps_in_the_same_step() -> None:
     for rank in range(4):
         ranks = SimpleNamespace(size=4, rank=rank, sequence=SimpleNamespace(rank=rank % 2, size=2))
         forwards.append(SummedForward(model, None, ranks, {}))  # type: ignore[arg-type]
-        recorders.append(RecordedPasses(lambda *given: (Packed((), torch.zeros(1)), []), {}))
+        recorders.append(RecordedPasses(lambda *given: (Packed((), torch.zeros(1)), []), {}, rounding=0.0))
     tokens, numbers = torch.arange(8).expand(4, 8), []
     for counted in ([0], [0, 1], [9], [0, 1, 2], [4, 30, 31], []):
         mask = torch.zeros(32, dtype=torch.bool)

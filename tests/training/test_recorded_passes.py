@@ -14,6 +14,7 @@ from muse_core.errors import RecipeError
 from muse_core.metrics.accumulator import Packed
 from muse_core.training import cuda_graph
 from muse_core.training.cuda_graph import PLAIN, RecordedPasses
+from muse_core.training.rounding import MOVES
 
 
 class Replayed:
@@ -49,7 +50,7 @@ def first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Tenso
     monkeypatch.setattr(cuda_graph, "captured", captured)
     monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
     monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-    passes = RecordedPasses(compute, {"weight": weight})
+    passes = RecordedPasses(compute, {"weight": weight}, rounding=2.0**-7)
     for _ in range(PLAIN + 1):
         weight.grad = None
         passes([torch.ones(2)], [None], torch.tensor(1.0))
@@ -84,4 +85,4 @@ def test_a_replay_further_off_than_plain_steps_is_refused(
     monkeypatch: pytest.MonkeyPatch, replayed: float, again: float
 ) -> None:
     with pytest.raises(RecipeError, match="the recorded step gives weight another gradient than the plain one"):
-        first_replay(monkeypatch, 1.0, 0.0, replayed, again)
+        first_replay(monkeypatch, 1.0, 0.0, replayed, *[again] * MOVES)
