@@ -86,3 +86,31 @@ def test_a_replay_further_off_than_plain_steps_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match="the recorded step gives weight another gradient than the plain one"):
         first_replay(monkeypatch, 1.0, 0.0, replayed, *[again] * MOVES)
+
+
+def test_weights_are_moved_within_their_rounding_for_the_comparison_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass that measures rounding reads moved weights; the next step reads what they were, to the last bit."""
+    weight, read = nn.Parameter(torch.tensor([1.0, -3.0])), []
+
+    def compute(pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
+        read.append(weight.detach().clone())
+        share = 1.1 if len(read) == PLAIN + 3 else 1.05 if len(read) > PLAIN + 3 else 1.0
+        (weight * share).sum().backward()
+        return Packed((), torch.ones(1)), []
+
+    def captured(function: Callable[[], Any], refusal: str) -> Any:
+        graph = Replayed(function, weight)
+        return graph, graph.returned
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    before = weight.detach().clone()
+    passes = RecordedPasses(compute, {"weight": weight}, rounding=2.0**-7)
+    for _ in range(PLAIN + 1):
+        weight.grad = None
+        passes([torch.ones(2)], [None], torch.tensor(1.0))
+    *others, moved = read
+    assert all(torch.equal(one, before) for one in others)
+    assert not torch.equal(moved, before) and ((moved / before - 1).abs() <= 2.0**-8).all()
+    assert torch.equal(weight.detach(), before)
