@@ -46,6 +46,7 @@ PROVIDES: dict[str, tuple[tuple[str, str], ...]] = {
     "muse-peers": (
         ("layer", "rg-lru"),
         ("memory layer", "gated-deltanet"),
+        ("memory layer", "gated-deltanet-2"),
         ("memory layer", "gla"),
         ("memory layer", "kda"),
         ("memory layer", "mamba2"),

@@ -21,6 +21,12 @@ class TestKdaWithTheDecayOfASignal(MemoryLayerSuite):
     test_compiles = None
 
 
+class TestGatedDeltaNet2OfOddSizes(MemoryLayerSuite):
+    name = "gated-deltanet-2"
+    options = {"heads": 3, "key_size": 5, "expand_value": 1.4, "convolution": 2, "negative_eigenvalues": True}
+    test_compiles = None
+
+
 class TestGlaOfOddSizes(MemoryLayerSuite):
     name = "gla"
     options = {"heads": 1, "rank": 3}

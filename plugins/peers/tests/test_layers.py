@@ -127,6 +127,7 @@ def test_later_layers_of_rwkv7_mix_in_the_first_values():
     [
         ("gated-deltanet", {"heads": 5}, "3/4 of the width 48 over heads = 5 is not a whole number"),
         ("kda", {"heads": 5}, "heads is 5, which does not divide the width 48"),
+        ("gated-deltanet-2", {"heads": 5}, "heads is 5, which does not divide the width 48"),
         ("rwkv7", {"heads": 5}, "heads is 5, which does not divide the width 48"),
         ("gla", {"heads": 5}, "heads is 5, which does not divide 24"),
         ("mamba2", {"head_size": 40}, "head_size is 40, which does not divide 96"),

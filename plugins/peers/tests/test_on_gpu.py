@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 WIDTH, LENGTH, BATCH = 128, 200, 2
 PEERS = {
     "gated-deltanet": {"heads": 2},
+    "gated-deltanet-2": {"heads": 2},
     "kda": {"heads": 2},
     "gla": {"heads": 2},
     "rwkv7": {"heads": 2},

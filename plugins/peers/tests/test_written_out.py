@@ -1,4 +1,4 @@
-"""Mamba-2, GLA, KDA and RWKV-7 token by token in float64, as their papers write them: output and gradients.
+"""Mamba-2, GLA, KDA, Gated DeltaNet-2 and RWKV-7 token by token in float64, as their papers write them, with gradients.
 
 test_against_fla.py compares with fla-core's layers where that is installed.
 """
@@ -97,6 +97,25 @@ def kda(layer, x, decay=None):
     return layer.output((normed * by_head(torch.sigmoid(low_rank(layer.gate, x)))).flatten(2))
 
 
+def gated_deltanet_2(layer, x):
+    projected = torch.cat((layer.query(x), layer.key(x), layer.value(x)), -1)
+    widths = (HEADS * layer.key_width, HEADS * layer.key_width, HEADS * layer.value_width)
+    query, key, value = (by_head(part) for part in convolved(projected, layer.convolution).split(widths, -1))
+    query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    factor = by_head(F.softplus(low_rank(layer.decay.map, x) + layer.decay.bias))
+    factor = (-layer.decay.log_amplitude.exp()[:, None] * factor).exp()
+    erase, write = by_head(layer.most * torch.sigmoid(layer.erase(x))), by_head(torch.sigmoid(layer.write(x)))
+
+    def change(t, weights):
+        weights = factor[:, t, ..., None] * weights
+        found = ((erase * key)[:, t, ..., None] * weights).sum(-2)
+        return weights - key[:, t, ..., None] * found[..., None, :]
+
+    read = read_of(query / math.sqrt(layer.key_width), key, write * value, change)
+    normed = F.rms_norm(read, read.shape[-1:], layer.norm.weight, 1e-5)
+    return layer.output((normed * by_head(F.silu(low_rank(layer.gate, x)))).flatten(2))
+
+
 def rwkv7(layer, x):
     before = F.pad(x[:, :-1], (0, 0, 1, 0)).masked_fill(starts()[..., None], 0.0)
     mixed = {name: (1 - gain) * x + gain * before for name, gain in layer.shift.items()}
@@ -121,13 +140,34 @@ def rwkv7(layer, x):
 @pytest.mark.parametrize(
     ("written_out", "options"),
     [(mamba2, {"states": 4, "head_size": 16}), (gla, {"heads": HEADS}), (kda, {"heads": HEADS}),
-     (rwkv7, {"heads": HEADS})],
+     (gated_deltanet_2, {"heads": HEADS, "key_size": 6, "expand_value": 1.5}),
+     (gated_deltanet_2, {"heads": HEADS, "negative_eigenvalues": True}), (rwkv7, {"heads": HEADS})],
     ids=lambda given: getattr(given, "__name__", ""),
 )  # fmt: skip
 def test_a_peer_is_what_its_paper_writes(written_out, options):
-    layer, x, generator = lively(written_out.__name__, options)
+    layer, x, generator = lively(written_out.__name__.replace("_", "-"), options)
     found = layer(x, None, {}, Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())).update
     agree(found, written_out(layer, x), [x, *layer.parameters()], generator)
+
+
+def test_gated_deltanet_2_with_one_gate_is_kda():
+    """But for the gate before the output, which is open in both here."""
+    ours, x, _ = lively("gated-deltanet-2", {"heads": HEADS})
+    theirs, _, _ = lively("kda", {"heads": HEADS})
+    with torch.no_grad():
+        for name in ("query", "key", "value", "convolution", "norm", "output"):
+            getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
+        theirs.dynamics.decay.load_state_dict(ours.decay.map.state_dict())
+        theirs.dynamics.bias.copy_(ours.decay.bias)
+        theirs.dynamics.log_amplitude.copy_(ours.decay.log_amplitude)
+        for gate in (ours.erase, ours.write):  # the first head's rate in all its channels, then the second's
+            gate.weight.copy_(theirs.dynamics.rate.weight.repeat_interleave(WIDTH // HEADS, 0))
+        for layer, opening in ((ours, 40.0), (theirs, 40.0)):
+            layer.gate.up.weight.zero_()
+            layer.gate.bias.fill_(opening)
+    tokens = Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())
+    found, expected = (layer(x, None, {}, tokens).update for layer in (ours, theirs))
+    torch.testing.assert_close(found, 40.0 * expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("given", "channels_of_one"), [(8, 4), (32, 1), (96, None)])

@@ -24,6 +24,11 @@ EPSILON = 1e-5
 """Of fla's norm, which reads with queries of length K^{−1/2}; ours have length 1."""
 
 
+def channel_log_decay(raw: Tensor, bias: Tensor, log_amplitude: Tensor) -> Tensor:
+    """g = −A softplus(raw + b) ≤ 0 (…, H, K) of raw (…, H K), b (H K) and log A (H,)."""
+    return -log_amplitude.exp()[:, None] * F.softplus(raw + bias).unflatten(-1, (len(log_amplitude), -1))
+
+
 class Dynamics(nn.Module):
     """g = −A softplus(f(x) + b) per channel, f of low rank, or of a signal, g = −Γ; β = σ(u·x) per head; in fp32 at
     least."""
@@ -49,8 +54,7 @@ class Dynamics(nn.Module):
             if self.decay is None:
                 forgotten = -self.channels(decay).to(x.dtype).clamp_min(0.0)  # what grows would overflow
             else:
-                forgetting = F.softplus(self.decay(x) + self.bias).unflatten(-1, (self.heads, -1))
-                forgotten = -self.log_amplitude.exp()[:, None] * forgetting
+                forgotten = channel_log_decay(self.decay(x), self.bias, self.log_amplitude)
             return forgotten, self.most * torch.sigmoid(self.rate(x))
 
     def channels(self, decay: Tensor) -> Tensor:

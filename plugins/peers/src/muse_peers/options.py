@@ -88,6 +88,34 @@ class KdaOptions:
 
 
 @frozen(kw_only=True)
+class GatedDeltaNet2Options:
+    """Gated DeltaNet-2 (Hatamizadeh, Choi, Kautz 2026): Kimi Delta Attention with a gate for every channel of the keys,
+    of what is taken out, and one for every channel of the values, of what is put in; sizes as in its authors' layer."""
+
+    heads: int = field(default=4, validator=HEADS)
+    """Number of memories H. The authors' heads are 128 wide."""
+    key_size: int | None = field(default=None, validator=validators.optional(SIZE))
+    """Width K of keys and queries of a head. Default: the model's width over heads."""
+    expand_value: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(16.0)])
+    """Width of a head's values, as a multiple of its keys'."""
+    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
+    """Tokens that the short convolution over queries, keys and values spans."""
+    negative_eigenvalues: bool = False
+    """What is taken out is gated by 2σ instead of σ (Grazzi et al. 2024)."""
+
+    def key_width(self, width: int) -> int:
+        """K for a model of this width. Raises ValueError where it is not a whole number."""
+        return self.key_size or divided(width, self.heads)
+
+    def value_width(self, width: int) -> int:
+        """M for a model of this width."""
+        return max(1, round(self.expand_value * self.key_width(width)))
+
+    def problems(self, recipe: Any) -> Iterable[str]:
+        yield from indivisible(recipe, self.heads if self.key_size is None else 1)
+
+
+@frozen(kw_only=True)
 class GlaOptions:
     """Gated linear attention (Yang and others 2023); sizes as in fla's layer."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from muse_core.component import Component
 from muse_core.hookspecs import hookimpl
 from muse_peers.options import (
+    GatedDeltaNet2Options,
     GatedDeltaNetOptions,
     GlaOptions,
     KdaOptions,
@@ -26,6 +27,11 @@ def muse_layers() -> Iterable[Component]:
 def muse_memory_layers() -> Iterable[Component]:
     yield Component(
         "gated-deltanet", options=GatedDeltaNetOptions, implementation="muse_peers.gated_deltanet:GatedDeltaNet"
+    )
+    yield Component(
+        "gated-deltanet-2",
+        options=GatedDeltaNet2Options,
+        implementation="muse_peers.gated_deltanet_2:GatedDeltaNet2",
     )
     yield Component("gla", options=GlaOptions, implementation="muse_peers.gla:Gla")
     yield Component("kda", options=KdaOptions, implementation="muse_peers.kda:Kda")
