@@ -12,6 +12,7 @@ from muse_core.errors import causes
 WORDS = (
     "out of memory",  # CUDA and its driver, which torch, Triton, NCCL and compiled code repeat
     "allocate memory",  # torch and the system, of the host's
+    "not enough memory",  # torch on Windows
     "ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT
     "NVML_SUCCESS == r INTERNAL ASSERT FAILED",  # torch, where it cannot say how much other processes have
 )
