@@ -179,7 +179,7 @@ class Slots:
         if cell.summary() is not None:
             (cell.path / FAILED).unlink(missing_ok=True)
             self.say(f"{cell.name}: done in {seconds}{self.progress()}")
-        elif code in INTERRUPTED and self.stop.requested:
+        elif self.stop.requested and code in (*INTERRUPTED, *KILLED):  # asked, or after ``GRACE``
             self.say(f"{cell.name}: stopped after {seconds}, to be continued")
         elif one.others and code in (OutOfMemory.exit_code, *KILLED):
             self._make_room(one, seconds)
