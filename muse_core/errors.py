@@ -57,6 +57,12 @@ class RankLost(MuseError):
     exit_code = 6
 
 
+class OutOfMemory(MuseError):
+    """The memory of the device or of the host ran out. Where others share it, there may be room another time."""
+
+    exit_code = 7
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error, and what it was raised from or while handling, each once: ``raise error from error`` makes one its own
     cause."""

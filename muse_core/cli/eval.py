@@ -54,7 +54,7 @@ def evaluate(
 
     \b
     Exit codes: 0 done; 2 arguments or device; 3 no such run, no trained
-    checkpoint, or text that cannot be used; 5 plugin.
+    checkpoint, or text that cannot be used; 5 plugin; 7 memory ran out.
     """
     let_waiting_threads_sleep()
     with guarded():

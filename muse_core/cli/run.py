@@ -61,6 +61,7 @@ def main(
     \b
     Exit codes: 0 done; 2 recipe, arguments or device; 3 storage or data;
     4 halted by a gate or monitor; 5 plugin; 6 a process of several was lost;
+    7 memory ran out, resumable where a checkpoint is;
     128 + signal (130, 143, 129, 138) interrupted, resumable.
     """
     outlive_output()

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from muse_core.comparison.cells import FAILED, Cell
+from muse_core.errors import OutOfMemory
 from muse_core.recipe.lock import GO_ON
 from muse_core.storage.disk import Disk, storage_errors, write_file_atomically
 from muse_core.training.stop import SIGNALS, Stop
@@ -44,6 +45,8 @@ class Running:
     """Size of the log then, in bytes."""
     told: float
     """When was last told how far it is."""
+    others: int = 0
+    """The most runs that have shared its GPU in this attempt, or the host where no GPUs are named."""
 
 
 def begin_here(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -58,7 +61,10 @@ def begin_here(command: Sequence[str], log: Path, environment: Mapping[str, str]
 @attrs.define
 class Slots:
     """``count`` processes at a time, dealt over ``gpus``; ``say`` is told of every beginning and end. ``stop`` says
-    when running ones are asked to save and leave. ``launch`` begins a command: here, or as a job elsewhere."""
+    when running ones are asked to save and leave. ``launch`` begins a command: here, or as a job elsewhere.
+
+    A run that runs out of memory beside others has not failed: it waits until fewer share its GPU, and from then on
+    fewer do. A job has its GPU for itself."""
 
     count: int
     gpus: Sequence[str]
@@ -68,6 +74,8 @@ class Slots:
     progress: Callable[[], str] = lambda: ""
     """Said behind the end of a run: how many are done and left."""
     running: list[Running] = attrs.field(factory=list)
+    _most: dict[str, int] = attrs.field(factory=dict)
+    """GPU → runs at a time there, where one ran out of memory beside others."""
     _elsewhere: set[Path] = attrs.field(factory=set)
     _tries: Counter[Path] = attrs.field(factory=Counter)
 
@@ -96,20 +104,35 @@ class Slots:
         """Begins runs until the slots are full, without those that another process works on."""
         busy = {one.cell.path for one in self.running}
         for cell in cells:
-            if len(self.running) == self.count:
+            slot = self._free()
+            if slot is None:
                 return
             if cell.path in busy or cell.path in self._elsewhere:
                 continue
             if cell.in_use():
                 self._leave(cell)
                 continue
-            self._begin(cell)
+            self._begin(cell, slot)
+
+    def _free(self) -> int | None:
+        """A slot whose GPU has room for one more run; None where there is none."""
+        taken = {one.slot for one in self.running}
+        return next((slot for slot in range(self.count) if slot not in taken and self._has_room(self._gpu(slot))), None)
+
+    def _has_room(self, gpu: str) -> bool:
+        return len(self._on(gpu)) < self._most.get(gpu, self.count)
+
+    def _on(self, gpu: str) -> list[Running]:
+        return [one for one in self.running if self._gpu(one.slot) == gpu]
+
+    def _gpu(self, slot: int) -> str:
+        return self.gpus[slot % len(self.gpus)] if self.gpus else ""
 
     def _leave(self, cell: Cell) -> None:
         self._elsewhere.add(cell.path)
         self.say(f"{cell.name}: another process works on it; it is left to it in this call")
 
-    def _begin(self, cell: Cell) -> None:
+    def _begin(self, cell: Cell, slot: int) -> None:
         going_on = cell.started()
         command = [sys.executable, "-m", "muse_core.cli.run"]
         if going_on:
@@ -117,12 +140,11 @@ class Slots:
         else:
             command += [str(cell.recipe), "--run-dir", str(cell.path)]
             command += [part for text in cell.overrides for part in ("--set", text)]
-        slot = next(n for n in range(self.count) if n not in {one.slot for one in self.running})
         environment = {}
         if self.launch is begin_here and "OMP_NUM_THREADS" not in os.environ:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.count))
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpu(slot)
         cell.path.mkdir(parents=True, exist_ok=True)
         log = cell.path / "log.txt"
         printed = log.stat().st_size if log.exists() else 0
@@ -130,6 +152,10 @@ class Slots:
         process = self.launch(command, log, environment)
         now = time.monotonic()
         self.running.append(Running(cell, process, slot, now, newest, printed, now))
+        if self.launch is begin_here:
+            sharing = self._on(self._gpu(slot))
+            for one in sharing:
+                one.others = max(one.others, len(sharing) - 1)
         self.say(f"{cell.name}: {'goes on' if going_on else 'begins'}")
 
     def _tell(self) -> None:
@@ -153,14 +179,28 @@ class Slots:
         if cell.summary() is not None:
             (cell.path / FAILED).unlink(missing_ok=True)
             self.say(f"{cell.name}: done in {seconds}{self.progress()}")
-        elif code in INTERRUPTED and self.stop.requested:
+        elif self.stop.requested and code in (*INTERRUPTED, *KILLED):  # asked, or after ``GRACE``
             self.say(f"{cell.name}: stopped after {seconds}, to be continued")
+        elif one.others and code in (OutOfMemory.exit_code, *KILLED):
+            self._make_room(one, seconds)
         elif code in (0, *INTERRUPTED, *KILLED):
             self._try_again(one, seconds)
         elif cell.in_use():
             self._leave(cell)
         else:
             self._fail(cell, f"exit code {code}: {_drift(one) or _last_line(one)}", seconds)
+
+    def _make_room(self, one: Running, seconds: str) -> None:
+        """Fewer at a time where this one ran out of memory. Each of its attempts begins beside fewer, the last alone,
+        so that they come to an end."""
+        gpu = self._gpu(one.slot)
+        self._most[gpu] = min(self._most.get(gpu, self.count), one.others)
+        how = "was killed, as for want of memory," if one.process.returncode in KILLED else "ran out of memory"
+        where = f"{'s' * (one.others > 1)}{f' on GPU {gpu}' if gpu else ''}"
+        self.say(
+            f"{one.cell.name}: {how} after {seconds} beside {one.others} other{where}: at most {self._most[gpu]} at a "
+            "time there from now on, of which this run is to be one again"
+        )
 
     def _try_again(self, one: Running, seconds: str) -> None:
         """An attempt that is to go on, unless several in turn brought nothing."""

@@ -17,9 +17,9 @@ from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.flops import parameter_count
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.out_of_memory import ran_out
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
-from muse_core.training.setup import ran_out
 from muse_core.training.trained import Say, open_trained, silent
 
 DOCUMENTS = 8

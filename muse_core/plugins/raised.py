@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from muse_core.component import Use
 from muse_core.errors import MuseError, PluginError
+from muse_core.out_of_memory import ran_out
 from muse_core.plugins.discovery import discover
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def asked(use: Use, what: str, question: Callable[[], T]) -> T:
     except MuseError:
         raise
     except Exception as error:
-        if _ran_out(error):
+        if ran_out(error):
             raise
         raise PluginError(f"{use.title} raised when {what}: {raised(error, use.implementation)}") from error
 
@@ -61,7 +62,7 @@ def failure(error: BaseException) -> str | None:
     It is when the innermost code of the project is a plugin's, or when what a layer called of the core or the kernels
     raised. Memory that ran out is nobody's doing, and neither is the end by a signal that arrives in a plugin's code.
     """
-    if _ran_out(error):
+    if ran_out(error):
         return None
     walked = list(traceback.walk_tb(error.__traceback__))
     owners = {_package(one.module): one.label for one in discover() if _package(one.module) not in PROJECT}
@@ -81,11 +82,6 @@ def failure(error: BaseException) -> str | None:
     titles = [f"{place}{use.title}" for frame, _ in ours for use, place in [_component(frame)]
               if use is not None and _package(use.implementation) == package]
     return f"{titles[-1] if titles else owners[package]}: {raised(error, package)}"
-
-
-def _ran_out(error: BaseException) -> bool:
-    """Whether an exception says by its type that memory ran out; torch has a type of its own."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _called_by_layer(frames: Sequence[tuple[FrameType, str]]) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from muse_core.contracts import ModelOutput, State, Tokens
 from muse_core.errors import RecipeError
 from muse_core.model.stack import BlockOutput
+from muse_core.out_of_memory import ran_out
 
 MIXED = "triton.mix_order_reduction"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -187,6 +188,8 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError, AssertionError) as error:
+        if ran_out(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         what = lines[0] if lines else type(error).__name__
         raise RecipeError(

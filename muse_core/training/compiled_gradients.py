@@ -22,9 +22,9 @@ from torch import Tensor
 from muse_core.contracts import Batch, State
 from muse_core.errors import Halted
 from muse_core.evaluation.cross_entropy import like
+from muse_core.out_of_memory import ran_out
 from muse_core.training.forward import Forward
 from muse_core.training.rounding import MOVES, NEAR, beyond, moved, rounding_of, widened
-from muse_core.training.setup import ran_out
 from muse_core.training.shards import own_part
 from muse_core.training.train_state import ObjectiveTensors, RandomState, TrainState, kept
 

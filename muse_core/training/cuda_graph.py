@@ -21,6 +21,7 @@ from muse_core.contracts import Batch, State
 from muse_core.errors import MuseError, RecipeError
 from muse_core.metrics.accumulator import Key, Packed
 from muse_core.model.precision import choose_device
+from muse_core.out_of_memory import ran_out
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
@@ -234,9 +235,9 @@ def captured(function: Callable[[], T], refusal: str) -> tuple[torch.cuda.CUDAGr
         # Other threads may write a checkpoint meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             return graph, function()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if ran_out(error):  # or the end of the capture complains of what it was told before
+            raise
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RecipeError(
             f"train.cuda_graph: {refusal}: something in it waits for the GPU, or lets a value of a tensor decide what "

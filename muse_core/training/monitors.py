@@ -18,6 +18,7 @@ from muse_core.contracts import Action, Monitor, Remedy, Verdict
 from muse_core.errors import MuseError, PluginError
 from muse_core.evaluation.held_out import undisturbed
 from muse_core.model.precision import Precision
+from muse_core.out_of_memory import ran_out
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import raised
 from muse_core.storage.canonical_json import encode
@@ -148,9 +149,11 @@ class MonitorGroup:
             try:
                 with ranks.at_work(f"the probe of {use.name}"), undisturbed(model), precision():
                     found = {f"{use.name}/{key}": float(value) for key, value in monitor.probe(model).items()}
-            except (torch.OutOfMemoryError, MuseError):
+            except MuseError:
                 raise
             except (Exception, SystemExit) as error:
+                if ran_out(error):
+                    raise
                 warn(f"the probe of {use.name} ({use.distribution}) failed: {raised(error, use.implementation)}")
                 continue
             results.update(found)

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, PluginError, RecipeError
+from muse_core.errors import Halted, OutOfMemory, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -33,6 +32,7 @@ from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.out_of_memory import ran_out, what_ran_out
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import asked, failure
 from muse_core.recipe.schema import Recipe
@@ -43,32 +43,23 @@ LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: Python's, torch's on a GPU and on a CPU, or Triton's."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("allocate memory", "[CUDA]: out of memory"))
-    )
-
-
 @contextlib.contextmanager
 def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
-    """Says as a RecipeError that the memory ran out while something of the recipe's size was made or trained.
+    """Says as OutOfMemory that the memory ran out while something of the recipe's size was made or trained, also where
+    it was taken for a fault of what needed it.
 
     ``checkpoints``: folder of a run that has begun; when something is kept there the sentence says how to go on.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+    except Exception as error:
+        if isinstance(error, OutOfMemory) or not ran_out(error):
             raise
-        # Torch goes on with every process on the device, and with advice on its allocator.
-        what = re.split(r"\n| Process \d| Including non-PyTorch", str(error))[0] or "out of memory"
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
             run = checkpoints.parent
             advice += f" in a new run, or make room and go on with: muse-run --resume {run}"
-        raise RecipeError(f"model: does not fit into the memory ({what}) - {advice}") from error
+        raise OutOfMemory(f"model: does not fit into the memory ({what_ran_out(error)}) - {advice}") from error
 
 
 @attrs.frozen(kw_only=True)

@@ -21,6 +21,7 @@ from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
 from muse_core.testing import warm
 from muse_core.training import loop
+from muse_core.training.setup import Setup
 
 RECIPE = """\
 # A tiny run.
@@ -176,7 +177,7 @@ def test_what_is_not_deterministic_is_a_sentence(recipe: Path, tmp_path: Path, m
         "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 9.80 GiB of which 1.88 MiB is "
         "free. Process 71 has 66.00 MiB memory in use. Including non-PyTorch memory, this process has 4.31 GiB in use."
     ),
-    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"),
     MemoryError(),
 ], ids=lambda error: type(error).__name__)
 def test_memory_that_runs_out_in_a_step_is_a_sentence_and_the_run_goes_on_later(
@@ -193,11 +194,36 @@ def test_memory_that_runs_out_in_a_step_is_a_sentence_and_the_run_goes_on_later(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "clip", full)
         ended = invoke(recipe, "--run-dir", tmp_path / "run")
-    assert ended.exit_code == 2, ended.output
+    assert ended.exit_code == 7, ended.output
     said = " ".join(ended.output.split())
     assert "does not fit into the memory" in said and "--resume" in said and "Traceback" not in said
     assert "Process 71" not in said and ("1.88 MiB is free.)" in said) == ("CUDA out" in str(error))
     assert invoke("--resume", tmp_path / "run").exit_code == 0
+
+
+def test_memory_that_runs_out_in_the_final_evaluation_costs_that_alone(
+    recipe: Path, tmp_path: Path, invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is saved by then: the run goes on with the evaluation, and has the numbers of one that had room."""
+    recipe.write_text(RECIPE.replace("[evaluate]\n", '[evaluate]\nsplit = "test"\n'))
+    evaluate = Setup.evaluate
+
+    def full(self: Setup, split: str, *given: Any, **more: Any) -> Any:
+        if split == "test":
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return evaluate(self, split, *given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Setup, "evaluate", full)
+        ended = invoke(recipe, "--run-dir", tmp_path / "run")
+    assert ended.exit_code == 7 and "--resume" in ended.output and "ALLOC_FAILED" in ended.output, ended.output
+    assert not (tmp_path / "run/summary.json").exists()
+    assert invoke("--resume", tmp_path / "run").exit_code == 0
+    assert invoke(recipe, "--run-dir", tmp_path / "whole").exit_code == 0
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
+    assert first["held_out_loss"] == second["held_out_loss"]
+    trained = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if row["event"] == "train"]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4, 5, 6] and {row["attempt"] for row in trained} == {1}
 
 
 def test_drift_from_the_lock_is_named_and_refused(

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from muse_core.out_of_memory import ran_out
 from muse_core.storage.disk import Disk, Written, write_new_file
 
 DTYPES = {
@@ -88,6 +89,8 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError, RuntimeError, AssertionError) as error:
+        if ran_out(error):  # which says nothing of the file
+            raise
         raise ValueError(f"not a readable safetensors file ({error})") from error
 
 
