@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test fails because a machine is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have one; commands print as into a pipe unless a test sets it
 os.environ.setdefault("MUSE_REPORT", "0")  # a report takes seconds; the tests of reports ask for it
