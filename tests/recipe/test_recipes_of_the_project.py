@@ -51,7 +51,7 @@ def test_dry_run(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "dry run: no run was begun" in shown.output
 
 
-AT_EVERY_DEPTH = ("phase1_base", "phase2_base", "phase5_base", "phase5_10m", "early_exit")
+AT_EVERY_DEPTH = ("phase1_base", "phase2_base", "phase5_base", "phase5_10m", "phase5_wide_10m", "early_exit")
 """Those that the gate reads whole: with layers or an exit at some depths alone, and two whose resonances enlarge
 rounding by a factor a layer, of whose layers the others have two."""
 
