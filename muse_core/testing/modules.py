@@ -51,6 +51,15 @@ class ModuleSuite(Suite):
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} differs between two calls in eval mode"
 
+    def test_a_call_keeps_its_parameters(self, case: Case) -> None:
+        """What trains and averages it holds the parameters that were built: one that a call makes is not trained."""
+        module = self.build(case).train()
+        built = dict(module.named_parameters())
+        self.outputs(case, module, torch.float32)
+        held = dict(module.named_parameters())
+        changed = sorted(name for name in built.keys() | held.keys() if built.get(name) is not held.get(name))
+        assert not changed, f"a call replaces, adds or drops {', '.join(changed)}: write into the parameter instead"
+
     def test_using_it_changes_nothing_global(self, case: Case) -> None:
         """Building it and calling it in evaluation, where nothing is random. Libraries that it imports only then may
         add warning filters."""
@@ -122,5 +131,3 @@ def weighted(outputs: dict[str, Tensor], *, seed: int = 5) -> Tensor:
         if value.is_floating_point():
             total = total + (value.double() * weight.to(value.device)).sum().to(total.device)
     return total
-
-

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from muse_core.testing.cases import Case
 from muse_core.testing.execution import assert_near_fp32
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
 from muse_core.testing.modules import gradients_of, weighted
-from muse_core.testing.sequences import leaves
+from muse_core.testing.sequences import Sequence, leaves
 
 
 @contextlib.contextmanager
@@ -40,11 +41,20 @@ def narrow_dynamics(layer: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
+FAR = 1000
+"""Positions from here on: in bfloat16 four in a row are the same number."""
+
+
+def far_into_a_document(sequence: Sequence) -> Sequence:
+    """The same ``FAR`` tokens later in its documents, as a window of a long one has it."""
+    return attrs.evolve(sequence, tokens=sequence.tokens._replace(positions=sequence.tokens.positions + FAR))
+
+
 class LayerExecution(LayerBase):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32 stream", "bf16 stream"])
     def test_bf16_autocast_stays_near_fp32(self, case: Case, dtype: torch.dtype) -> None:
-        layer = self.build(case).eval()
-        sequence = self.sequence(case, dtype=torch.bfloat16).to(torch.float32)
+        layer = self.build(case, sequence_length=2 * FAR).eval()
+        sequence = far_into_a_document(self.sequence(case, dtype=torch.bfloat16).to(torch.float32))
         with torch.no_grad():
             expected = run(layer, sequence)
             with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16), narrow_dynamics(layer) as narrow:
