@@ -1,14 +1,14 @@
 """Gradients of scores under a decay per channel. Channels do not meet: a program has some of them, of one chunk.
 
-The decay of a token reaches all pairs of tokens around it, so that its gradient is the sum from it to the chunk's end of
-left times its gradient minus right times its gradient; of a probe, which stands before its own token's decay, from the
-token behind on. A token with itself is left out of that sum, where it would count twice with opposite signs.
+The decay of a token reaches all pairs of tokens around it, so that its gradient is the sum, from it to the chunk's end,
+of left times its gradient minus right times its gradient; of a probe, which stands before its own token's decay, from
+the token behind on. A token with itself is left out of that sum, where it would count twice with opposite signs.
 """
 
 import triton
 import triton.language as tl
 
-from .tiles import decay_before, decay_of_blocks, decay_since, decay_until, load_token, load_tokens, product
+from .tiles import decay_before, decay_between, decay_of_blocks, decay_since, decay_until, load_tokens, product
 
 
 @triton.jit
@@ -52,6 +52,8 @@ def scores_backward_kernel(
     start = (chunk * C).to(tl.int32)
     end = tl.minimum(start + C, tokens)
     line = tl.arange(0, T)
+    here = line[:, None] == line[None, :]
+    before_it = line[:, None] - 1 == line[None, :]
     number = tl.zeros((T,), tl.int32)
     ending = 0
     if DOCUMENTS:
@@ -65,7 +67,7 @@ def scores_backward_kernel(
         block = BLOCKS - 1 - step
         first = start + block * T
         own, place = first + line, block * T + line
-        until = decay_until(decay, decay_n, own, first, tl.minimum(end, first + T), lane, held)
+        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
         falling = tl.exp(until + behind[None, :])
         if DOCUMENTS:
             number = tl.load(document + place, mask=place < C, other=-1)
@@ -92,7 +94,7 @@ def scores_backward_kernel(
         inside = (place < C)[:, None] & held[None, :]
         before = decay_of_blocks(decay, decay_n, start, first, end, lane, held, T, BK)
         since = decay_since(decay, decay_n, own, first, end, lane, held)
-        until = decay_until(decay, decay_n, own, first, tl.minimum(end, first + T), lane, held)
+        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
         rising = tl.exp(since + before[None, :])
         falling = tl.exp(until + behind[None, :])
         q = load_tokens(query, query_n, own, first, end, lane, held)
@@ -118,119 +120,111 @@ def scores_backward_kernel(
             sooner = p * dp  # reaches the decays before the token's own
             after -= r * dr
 
-        for level in tl.static_range(2):
-            HALF: tl.constexpr = T << level
-            if HALF < C:
-                half = tl.arange(0, HALF)
-                middle = start + block * T // HALF * HALF
-                if block * T // HALF % 2 == 1:  # as rows, over the columns of the half before
-                    columns = middle - HALF + half
-                    half_end = tl.minimum(middle, end)
-                    at = columns - start
-                    over = number
-                    if DOCUMENTS:
-                        over = tl.load(document + at)
-                    more = decay_of_blocks(decay, decay_n, middle, first, end, lane, held, T, BK)
-                    up_to = tl.exp(decay_until(decay, decay_n, columns, middle - HALF, half_end, lane, held))
-                    k_until = load_tokens(key, key_n, columns, middle - HALF, half_end, lane, held) * up_to
-                    given = load_scores(
-                        to_query_key, place[:, None], at[None, :], number[:, None], over[None, :], C, DOCUMENTS
-                    )
-                    found = product(given, k_until, OPERAND, PRECISION)
+        else:
+            earlier, p, r, dp, dr, sooner = since, q, k, dq, dk, after  # which nobody reads
+        # Blocks before it, which it reads, and behind it, which read it; relative to its start and to its end.
+        rising, falling = tl.exp(since), tl.exp(until)
+        rising_earlier = tl.exp(earlier)
+        for other in range(0, BLOCKS):
+            if other != block:
+                begin = start + other * T
+                at = other * T + line
+                there = number
+                if DOCUMENTS:
+                    there = tl.load(document + at)
+                number_here, there = number[:, None], there[None, :]
+                if other < block:
+                    more = decay_of_blocks(decay, decay_n, begin + T, first, end, lane, held, T, BK)
+                    over = decay_until(decay, decay_n, start + at, begin, end, lane, held, T)
+                    over = tl.exp(over + more[None, :])
+                    seen = load_tokens(key, key_n, start + at, begin, end, lane, held) * over
+                    given = load_scores(to_query_key, place[:, None], at[None, :], number_here, there, C, DOCUMENTS)
+                    found = product(given, seen, OPERAND, PRECISION)
                     if REMOVES:
-                        r_until = load_tokens(insert, insert_n, columns, middle - HALF, half_end, lane, held) * up_to
+                        given = load_scores(to_probe_key, place[:, None], at[None, :], number_here, there, C, DOCUMENTS)
+                        found_probe = product(given, seen, OPERAND, PRECISION)
+                        seen = load_tokens(insert, insert_n, start + at, begin, end, lane, held) * over
                         given = load_scores(
-                            to_query_insert, place[:, None], at[None, :], number[:, None], over[None, :], C, DOCUMENTS
+                            to_query_insert, place[:, None], at[None, :], number_here, there, C, DOCUMENTS
                         )
-                        found += product(given, r_until, OPERAND, PRECISION)
-                    found *= tl.exp(since + more[None, :])
+                        found += product(given, seen, OPERAND, PRECISION)
+                        given = load_scores(
+                            to_probe_insert, place[:, None], at[None, :], number_here, there, C, DOCUMENTS
+                        )
+                        found_probe = (found_probe + product(given, seen, OPERAND, PRECISION)) * rising_earlier
+                        dp += found_probe
+                        sooner += p * found_probe
+                    found *= rising
                     dq += found
                     after += q * found
+                else:
+                    more = decay_of_blocks(decay, decay_n, first + T, begin, end, lane, held, T, BK)
+                    over = tl.exp(decay_since(decay, decay_n, start + at, begin, end, lane, held) + more[None, :])
+                    seen = load_tokens(query, query_n, start + at, begin, end, lane, held) * over
+                    given = load_scores(to_query_key, at[None, :], place[:, None], number_here, there, C, DOCUMENTS)
+                    found = product(given, seen, OPERAND, PRECISION)
                     if REMOVES:
                         given = load_scores(
-                            to_probe_key, place[:, None], at[None, :], number[:, None], over[None, :], C, DOCUMENTS
+                            to_query_insert, at[None, :], place[:, None], number_here, there, C, DOCUMENTS
                         )
-                        found = product(given, k_until, OPERAND, PRECISION)
+                        found_insert = product(given, seen, OPERAND, PRECISION)
+                        over = tl.exp(decay_before(decay, decay_n, start + at, begin, end, lane, held) + more[None, :])
+                        seen = load_tokens(probe, probe_n, start + at, begin, end, lane, held) * over
+                        given = load_scores(to_probe_key, at[None, :], place[:, None], number_here, there, C, DOCUMENTS)
+                        found += product(given, seen, OPERAND, PRECISION)
                         given = load_scores(
-                            to_probe_insert, place[:, None], at[None, :], number[:, None], over[None, :], C, DOCUMENTS
+                            to_probe_insert, at[None, :], place[:, None], number_here, there, C, DOCUMENTS
                         )
-                        found += product(given, r_until, OPERAND, PRECISION)
-                        found *= tl.exp(earlier + more[None, :])
-                        dp += found
-                        sooner += p * found
-                else:  # as columns, under the rows of the half behind
-                    middle += HALF
-                    rows = middle + half
-                    at = rows - start
-                    under = number
-                    if DOCUMENTS:
-                        under = tl.load(document + at)
-                    more = decay_of_blocks(decay, decay_n, first + T, middle, end, lane, held, T, BK)
-                    from_middle = tl.exp(decay_since(decay, decay_n, rows, middle, end, lane, held))
-                    q_since = load_tokens(query, query_n, rows, middle, end, lane, held) * from_middle
-                    given = load_scores(
-                        to_query_key, at[None, :], place[:, None], number[:, None], under[None, :], C, DOCUMENTS
-                    )
-                    found = product(given, q_since, OPERAND, PRECISION)
-                    if REMOVES:
-                        from_middle = tl.exp(decay_before(decay, decay_n, rows, middle, end, lane, held))
-                        p_since = load_tokens(probe, probe_n, rows, middle, end, lane, held) * from_middle
-                        given = load_scores(
-                            to_probe_key, at[None, :], place[:, None], number[:, None], under[None, :], C, DOCUMENTS
-                        )
-                        found += product(given, p_since, OPERAND, PRECISION)
-                    up_to = tl.exp(until + more[None, :])
-                    found *= up_to
+                        found_insert = (found_insert + product(given, seen, OPERAND, PRECISION)) * falling
+                        dr += found_insert
+                        after -= r * found_insert
+                    found *= falling
                     dk += found
                     after -= k * found
-                    if REMOVES:
-                        given = load_scores(
-                            to_query_insert, at[None, :], place[:, None], number[:, None], under[None, :], C, DOCUMENTS
-                        )
-                        found = product(given, q_since, OPERAND, PRECISION)
-                        given = load_scores(
-                            to_probe_insert, at[None, :], place[:, None], number[:, None], under[None, :], C, DOCUMENTS
-                        )
-                        found += product(given, p_since, OPERAND, PRECISION)
-                        found *= up_to
-                        dr += found
-                        after -= r * found
 
-        # Pairs within the block, as forward: row i of queries and row i + 1 of probes see the same decays.
-        passed = tl.zeros((T, BK), tl.float32)
-        for i in range(0, T):
-            at = block * T + i
-            one = load_token(decay, decay_n, first + i, end, lane, held)
-            passed = tl.where((line < i)[:, None], passed + one[None, :], 0.0)
-            over = tl.where((line <= i)[:, None], tl.exp(passed), 0.0)
-            now = load_token(query, query_n, first + i, end, lane, held)[None, :]
-            here = tl.zeros((T,), tl.int32)
-            if DOCUMENTS:
-                here += tl.load(document + at, mask=at < C, other=-2)
-            given = load_scores(to_query_key, at, place, number, here, C, DOCUMENTS)[:, None] * over
-            mine = given * k
-            dk += given * now
-            if REMOVES:
-                given = load_scores(to_query_insert, at, place, number, here, C, DOCUMENTS)[:, None] * over
-                mine += given * r
-                dr += given * now
-            dq = tl.where((line == i)[:, None], dq + tl.sum(mine, axis=0)[None, :], dq)
-            pairs = mine * now
-            if REMOVES:
-                if i + 1 < T:
-                    then = load_token(probe, probe_n, first + i + 1, end, lane, held)[None, :]
-                    if DOCUMENTS:
-                        here = tl.zeros((T,), tl.int32) + tl.load(document + at + 1, mask=at + 1 < C, other=-2)
-                    given = load_scores(to_probe_key, at + 1, place, number, here, C, DOCUMENTS)[:, None] * over
-                    mine = given * k
-                    dk += given * then
-                    given = load_scores(to_probe_insert, at + 1, place, number, here, C, DOCUMENTS)[:, None] * over
-                    mine += given * r
-                    dr += given * then
-                    dp = tl.where((line == i + 1)[:, None], dp + tl.sum(mine, axis=0)[None, :], dp)
-                    pairs += mine * then
-            pairs = tl.where((line < i)[:, None], pairs, 0.0)
-            after += tl.where((line == i)[:, None], tl.sum(pairs, axis=0)[None, :], -pairs)
+        # Pairs within the block, those between which something decays first.
+        number_here, there = number[:, None], number[None, :]
+        over = decay_between(decay, decay_n, own, first, end, lane, held, line, 0)
+        given = load_scores(to_query_key, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
+        mine = given[:, :, None] * k[None, :, :]
+        to_k = tl.sum(over * (given[:, :, None] * q[:, None, :]), axis=0)
+        itself = tl.sum(tl.where(here, given, 0.0), axis=1)[:, None]
+        dq += itself * k
+        dk += itself * q + to_k
+        after -= k * to_k
+        if REMOVES:
+            given = load_scores(to_query_insert, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
+            mine += given[:, :, None] * r[None, :, :]
+            to_r = tl.sum(over * (given[:, :, None] * q[:, None, :]), axis=0)
+            itself = tl.sum(tl.where(here, given, 0.0), axis=1)[:, None]
+            dq += itself * r
+            dr += itself * q + to_r
+            after -= r * to_r
+        to_q = tl.sum(over * mine, axis=1)
+        dq += to_q
+        after += q * to_q
+        if REMOVES:
+            over = decay_between(decay, decay_n, own, first, end, lane, held, line, 1)
+            given = load_scores(to_probe_key, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
+            mine = given[:, :, None] * k[None, :, :]
+            to_k = tl.sum(over * (given[:, :, None] * p[:, None, :]), axis=0)
+            next_p = load_tokens(probe, probe_n, own + 1, first, tl.minimum(end, first + T), lane, held)
+            dp += tl.sum(tl.where(before_it, given, 0.0), axis=1)[:, None] * load_tokens(
+                key, key_n, own - 1, first, end, lane, held
+            )
+            dk += tl.sum(tl.where(before_it, given, 0.0), axis=0)[:, None] * next_p + to_k
+            after -= k * to_k
+            given = load_scores(to_probe_insert, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
+            mine += given[:, :, None] * r[None, :, :]
+            to_r = tl.sum(over * (given[:, :, None] * p[:, None, :]), axis=0)
+            dp += tl.sum(tl.where(before_it, given, 0.0), axis=1)[:, None] * load_tokens(
+                insert, insert_n, own - 1, first, end, lane, held
+            )
+            dr += tl.sum(tl.where(before_it, given, 0.0), axis=0)[:, None] * next_p + to_r
+            after -= r * to_r
+            to_p = tl.sum(over * mine, axis=1)
+            dp += to_p
+            sooner += p * to_p
 
         d_decay = tl.cumsum(after, axis=0, reverse=True) + tail[None, :]
         tail += tl.sum(after, axis=0)

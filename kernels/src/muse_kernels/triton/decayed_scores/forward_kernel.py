@@ -1,13 +1,21 @@
 """Scores of one block of tokens with the chunk's tokens up to it, and its tokens decayed from and to the chunk's ends.
 
-Pairs of tokens within a block are taken one row at a time, with the exponent of their own sum of decays; those of
-different blocks by matrix products over halves of the chunk and of its halves, relative to the middle.
+Pairs of tokens within a block are taken each with the exponent of its own sum of decays; those of two blocks by matrix
+products, relative to the later block's start. Channels are added up BK at a time.
 """
 
 import triton
 import triton.language as tl
 
-from .tiles import decay_before, decay_of_blocks, decay_since, decay_until, load_token, load_tokens, product
+from .tiles import decay_before, decay_between, decay_of_blocks, decay_since, decay_until, load_tokens, product
+
+
+@triton.jit
+def store_scores(to, found, rows, columns, number, other, C: tl.constexpr, DOCUMENTS: tl.constexpr):
+    """A tile of a matrix of scores (C, C), zero where the documents `number` and `other` differ."""
+    if DOCUMENTS:
+        found = tl.where(number == other, found, 0.0)
+    tl.store(to + rows * C + columns, found, mask=(rows < C) & (columns < C))
 
 
 @triton.jit
@@ -29,119 +37,115 @@ def scores_kernel(
     key += b * key_b + h * key_h
     decay += b * decay_b + h * decay_h
     square, flat = cell * C * C, cell * C * K
+    query_key += square
     if REMOVES:
         probe += b * probe_b + h * probe_h
         insert += b * insert_b + h * insert_h
+        query_insert += square
+        probe_key += square
+        probe_insert += square
     start = (chunk * C).to(tl.int32)
     first = start + block * T
     end = tl.minimum(start + C, tokens)
     line = tl.arange(0, T)
     own = first + line
     place = block * T + line
-    lane = tl.arange(0, BK)
-    held = lane < K
-    kept = (place < C)[:, None] & held[None, :]
-
-    before = decay_of_blocks(decay, decay_n, start, first, end, lane, held, T, BK)
-    behind = decay_of_blocks(decay, decay_n, first + T, start + C, end, lane, held, T, BK)
-    since = decay_since(decay, decay_n, own, first, end, lane, held)
-    until = decay_until(decay, decay_n, own, first, tl.minimum(end, first + T), lane, held)
-    rising = tl.exp(since + before[None, :])
-    falling = tl.exp(until + behind[None, :])
-    q = load_tokens(query, query_n, own, first, end, lane, held)
-    k = load_tokens(key, key_n, own, first, end, lane, held)
-    if REMOVES:
-        earlier = decay_before(decay, decay_n, own, first, end, lane, held)
-        rising_earlier = tl.exp(earlier + before[None, :])
-        p = load_tokens(probe, probe_n, own, first, end, lane, held)
-        r = load_tokens(insert, insert_n, own, first, end, lane, held)
     number = tl.zeros((T,), tl.int32)
+    ending = 0
     if DOCUMENTS:
         document += (b * chunks + chunk) * C
         number = tl.load(document + place, mask=place < C, other=-1)
         ending = tl.load(document + C - 1)
-        rising = tl.where((number == 0)[:, None], rising, 0.0)
-        falling = tl.where((number == ending)[:, None], falling, 0.0)
-        if REMOVES:
-            rising_earlier = tl.where((number == 0)[:, None], rising_earlier, 0.0)
 
-    along = flat + place[:, None] * K + lane[None, :]
-    across = flat + lane[None, :] * C + place[:, None]
-    tl.store(from_start + along, q * rising, mask=kept)
-    tl.store(to_end + across, k * falling, mask=kept)
-    if REMOVES:
-        tl.store(probe_start + along, p * rising_earlier, mask=kept)
-        tl.store(insert_end + across, r * falling, mask=kept)
-    if block == BLOCKS - 1:
-        whole = tl.exp(before + tl.sum(load_tokens(decay, decay_n, own, first, end, lane, held), axis=0))
+    # The block with itself. Between a token and itself, or for a probe and the token before its own, nothing decays.
+    here = line[:, None] == line[None, :]
+    before_it = line[:, None] - 1 == line[None, :]
+    qk = tl.zeros((T, T), tl.float32)
+    qr = tl.zeros((T, T), tl.float32)
+    pk = tl.zeros((T, T), tl.float32)
+    pr = tl.zeros((T, T), tl.float32)
+    for channel in range(0, K, BK):
+        lane = channel + tl.arange(0, BK)
+        held = lane < K
+        kept = (place < C)[:, None] & held[None, :]
+        along = flat + place[:, None] * K + lane[None, :]
+        across = flat + lane[None, :] * C + place[:, None]
+        before = decay_of_blocks(decay, decay_n, start, first, end, lane, held, T, BK)
+        behind = decay_of_blocks(decay, decay_n, first + T, start + C, end, lane, held, T, BK)
+        since = decay_since(decay, decay_n, own, first, end, lane, held)
+        rising = tl.exp(since + before[None, :])
+        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
+        falling = tl.exp(until + behind[None, :])
         if DOCUMENTS:
-            whole = tl.where(ending == 0, whole, 0.0)
-        tl.store(last + cell * K + lane, whole, mask=held)
-
-    # Tokens behind the block, whose writes it does not see.
-    for late in range(block + 1, BLOCKS):
-        cells = square + place[:, None] * C + late * T + line[None, :]
-        nothing = tl.zeros((T, T), tl.float32)
-        tl.store(query_key + cells, nothing)
+            rising = tl.where((number == 0)[:, None], rising, 0.0)
+            falling = tl.where((number == ending)[:, None], falling, 0.0)
+        k = load_tokens(key, key_n, own, first, end, lane, held)
+        q = load_tokens(query, query_n, own, first, end, lane, held)
+        tl.store(from_start + along, q * rising, mask=kept)
+        tl.store(to_end + across, k * falling, mask=kept)
         if REMOVES:
-            tl.store(query_insert + cells, nothing)
-            tl.store(probe_key + cells, nothing)
-            tl.store(probe_insert + cells, nothing)
-
-    # Tokens of the half before the block's, at each size of halves.
-    for level in tl.static_range(2):
-        HALF: tl.constexpr = T << level
-        if HALF < C:
-            if block * T // HALF % 2 == 1:
-                middle = start + block * T // HALF * HALF
-                columns = middle - HALF + tl.arange(0, HALF)
-                half_end = tl.minimum(middle, end)
-                more = decay_of_blocks(decay, decay_n, middle, first, end, lane, held, T, BK)
-                up_to = tl.exp(decay_until(decay, decay_n, columns, middle - HALF, half_end, lane, held))
-                seen = tl.full((T, HALF), True, tl.int1)
-                if DOCUMENTS:
-                    seen = number[:, None] == tl.load(document + columns - start)[None, :]
-                cells = square + place[:, None] * C + (columns - start)[None, :]
-                q_since = q * tl.exp(since + more[None, :])
-                k_until = tl.trans(load_tokens(key, key_n, columns, middle - HALF, half_end, lane, held) * up_to)
-                tl.store(query_key + cells, tl.where(seen, product(q_since, k_until, OPERAND, PRECISION), 0.0))
-                if REMOVES:
-                    p_since = p * tl.exp(earlier + more[None, :])
-                    r_until = load_tokens(insert, insert_n, columns, middle - HALF, half_end, lane, held) * up_to
-                    r_until = tl.trans(r_until)
-                    tl.store(query_insert + cells, tl.where(seen, product(q_since, r_until, OPERAND, PRECISION), 0.0))
-                    tl.store(probe_key + cells, tl.where(seen, product(p_since, k_until, OPERAND, PRECISION), 0.0))
-                    tl.store(probe_insert + cells, tl.where(seen, product(p_since, r_until, OPERAND, PRECISION), 0.0))
-
-    # Tokens of the block: the decays from each up to token i; the probe of the token behind i sees the same.
-    passed = tl.zeros((T, BK), tl.float32)
-    if REMOVES:
-        row = square + block * T * C + place
-        tl.store(probe_key + row, tl.zeros((T,), tl.float32), mask=place < C)
-        tl.store(probe_insert + row, tl.zeros((T,), tl.float32), mask=place < C)
-    for i in range(0, T):
-        at = block * T + i
-        step = load_token(decay, decay_n, first + i, end, lane, held)
-        passed = tl.where((line < i)[:, None], passed + step[None, :], 0.0)
-        over = tl.where((line <= i)[:, None], tl.exp(passed), 0.0)
-        k_over = k * over
-        now = load_token(query, query_n, first + i, end, lane, held)
-        seen = place < C
-        if DOCUMENTS:
-            seen = number == tl.load(document + at, mask=at < C, other=-2)
-        cells = square + at * C + place
-        inside = (place < C) & (at < C)
-        found = tl.sum(k_over * now[None, :], axis=1)
-        tl.store(query_key + cells, tl.where(seen, found, 0.0), mask=inside)
-        if REMOVES:
-            r_over = r * over
-            found = tl.sum(r_over * now[None, :], axis=1)
-            tl.store(query_insert + cells, tl.where(seen, found, 0.0), mask=inside)
+            r = load_tokens(insert, insert_n, own, first, end, lane, held)
+            rising = tl.exp(decay_before(decay, decay_n, own, first, end, lane, held) + before[None, :])
             if DOCUMENTS:
-                seen = number == tl.load(document + at + 1, mask=at + 1 < C, other=-2)
-            inside = (place < C) & (at + 1 < C) & (i + 1 < T)
-            behind_it = load_token(probe, probe_n, first + i + 1, end, lane, held)
-            found = tl.sum(k_over * behind_it[None, :], axis=1)
-            tl.store(probe_key + cells + C, tl.where(seen, found, 0.0), mask=inside)
-            found = tl.sum(r_over * behind_it[None, :], axis=1)
-            tl.store(probe_insert + cells + C, tl.where(seen, found, 0.0), mask=inside)
+                rising = tl.where((number == 0)[:, None], rising, 0.0)
+            p = load_tokens(probe, probe_n, own, first, end, lane, held)
+            tl.store(probe_start + along, p * rising, mask=kept)
+            tl.store(insert_end + across, r * falling, mask=kept)
+        if block == BLOCKS - 1:
+            whole = tl.exp(before + tl.sum(load_tokens(decay, decay_n, own, first, end, lane, held), axis=0))
+            if DOCUMENTS:
+                whole = tl.where(ending == 0, whole, 0.0)
+            tl.store(last + cell * K + lane, whole, mask=held)
+
+        over = decay_between(decay, decay_n, own, first, end, lane, held, line, 0) * q[:, None, :]
+        qk += tl.sum(over * k[None, :, :], axis=2) + tl.where(here, tl.sum(q * k, axis=1)[:, None], 0.0)
+        if REMOVES:
+            qr += tl.sum(over * r[None, :, :], axis=2) + tl.where(here, tl.sum(q * r, axis=1)[:, None], 0.0)
+            over = decay_between(decay, decay_n, own, first, end, lane, held, line, 1) * p[:, None, :]
+            back = load_tokens(key, key_n, own - 1, first, end, lane, held)
+            pk += tl.sum(over * k[None, :, :], axis=2) + tl.where(before_it, tl.sum(p * back, axis=1)[:, None], 0.0)
+            back = load_tokens(insert, insert_n, own - 1, first, end, lane, held)
+            pr += tl.sum(over * r[None, :, :], axis=2) + tl.where(before_it, tl.sum(p * back, axis=1)[:, None], 0.0)
+    rows, columns = place[:, None], place[None, :]
+    store_scores(query_key, qk, rows, columns, number[:, None], number[None, :], C, DOCUMENTS)
+    if REMOVES:
+        store_scores(query_insert, qr, rows, columns, number[:, None], number[None, :], C, DOCUMENTS)
+        store_scores(probe_key, pk, rows, columns, number[:, None], number[None, :], C, DOCUMENTS)
+        store_scores(probe_insert, pr, rows, columns, number[:, None], number[None, :], C, DOCUMENTS)
+
+    # Blocks before it, and zeros for those behind it, whose writes it does not see.
+    for other in range(0, BLOCKS):
+        if other != block:
+            qk = tl.zeros((T, T), tl.float32)
+            qr = tl.zeros((T, T), tl.float32)
+            pk = tl.zeros((T, T), tl.float32)
+            pr = tl.zeros((T, T), tl.float32)
+            earlier = start + other * T
+            columns = other * T + line
+            if other < block:
+                for channel in range(0, K, BK):
+                    lane = channel + tl.arange(0, BK)
+                    held = lane < K
+                    more = decay_of_blocks(decay, decay_n, earlier + T, first, end, lane, held, T, BK)
+                    until = decay_until(decay, decay_n, start + columns, earlier, end, lane, held, T)
+                    until = tl.exp(until + more[None, :])
+                    k = tl.trans(load_tokens(key, key_n, start + columns, earlier, end, lane, held) * until)
+                    q = load_tokens(query, query_n, own, first, end, lane, held)
+                    q *= tl.exp(decay_since(decay, decay_n, own, first, end, lane, held))
+                    qk += product(q, k, OPERAND, PRECISION)
+                    if REMOVES:
+                        r = tl.trans(load_tokens(insert, insert_n, start + columns, earlier, end, lane, held) * until)
+                        p = load_tokens(probe, probe_n, own, first, end, lane, held)
+                        p *= tl.exp(decay_before(decay, decay_n, own, first, end, lane, held))
+                        qr += product(q, r, OPERAND, PRECISION)
+                        pk += product(p, k, OPERAND, PRECISION)
+                        pr += product(p, r, OPERAND, PRECISION)
+            seen = number
+            if DOCUMENTS:
+                seen = tl.load(document + columns)
+            columns = columns[None, :]
+            store_scores(query_key, qk, rows, columns, number[:, None], seen[None, :], C, DOCUMENTS)
+            if REMOVES:
+                store_scores(query_insert, qr, rows, columns, number[:, None], seen[None, :], C, DOCUMENTS)
+                store_scores(probe_key, pk, rows, columns, number[:, None], seen[None, :], C, DOCUMENTS)
+                store_scores(probe_insert, pr, rows, columns, number[:, None], seen[None, :], C, DOCUMENTS)

@@ -33,16 +33,16 @@ class Tile(NamedTuple):
         return {"BK": channels, "num_warps": self.warps, "num_stages": 1}
 
 
-FORWARD, BACKWARD = Tile(128, 4), Tile(32, 2)
-"""Forward sums over channels, so that a program has all of them."""
+FORWARD, BACKWARD = Tile(16, 4), Tile(16, 4)
+"""Forward, a program goes through all channels so many at a time."""
 
 
 def decayed_scores(
     query: Tensor, key: Tensor, log_decay: Tensor, *, probe: Tensor | None = None, insert: Tensor | None = None,
     resets: Tensor | None = None, chunk: int = 64,
 ) -> DecayedScores:  # fmt: skip
-    """As `muse_kernels.decayed_scores`, computed in float32, K up to 128; products of tensors that are all bfloat16, but
-    for the decays, have operands of bfloat16. A second derivative recomputes by torch operations."""
+    """As `muse_kernels.decayed_scores`, computed in float32, K up to 128; products of tensors that are all
+    bfloat16, but for the decays, have operands of bfloat16. A second derivative recomputes by torch operations."""
     given = check_decayed_scores(query, key, log_decay, probe, insert, resets, chunk)
     if computed_in(*given[:5]) == torch.float64:
         raise ValueError("decayed_scores: the triton kernels compute in float32; use backend torch for float64")

@@ -18,13 +18,6 @@ def load_tokens(x, step, tokens, first, end, lane, held):
 
 
 @triton.jit
-def load_token(x, step, token, end, lane, held):
-    """Row `token` of x (N, K), in float32."""
-    at = x + tl.cast(token, tl.int64) * step + lane
-    return tl.load(at, mask=held & (token < end), other=0.0).to(tl.float32)
-
-
-@triton.jit
 def decay_since(decay, step, tokens, first, end, lane, held):
     """Sums of the decays of tokens `first` … t, for t in `tokens`, a block that starts at `first`."""
     return tl.cumsum(load_tokens(decay, step, tokens, first, end, lane, held), axis=0)
@@ -37,8 +30,9 @@ def decay_before(decay, step, tokens, first, end, lane, held):
 
 
 @triton.jit
-def decay_until(decay, step, tokens, first, end, lane, held):
-    """Sums of the decays behind t and before `end`."""
+def decay_until(decay, step, tokens, first, end, lane, held, T: tl.constexpr):
+    """Sums of the decays behind t, up to the end of its block, which starts at `first`."""
+    end = tl.minimum(end, first + T)
     return tl.cumsum(load_tokens(decay, step, tokens + 1, first, end, lane, held), axis=0, reverse=True)
 
 
@@ -49,6 +43,14 @@ def decay_of_blocks(decay, step, first, last, end, lane, held, T: tl.constexpr, 
     for block in range(first, last, T):
         total += tl.sum(load_tokens(decay, step, block + tl.arange(0, T), first, end, lane, held), axis=0)
     return total
+
+
+@triton.jit
+def decay_between(decay, step, tokens, first, end, lane, held, line, BACK: tl.constexpr):
+    """(T, T, BK): e to the sum of the decays of tokens j + 1 … i - BACK of a block, for j < i - BACK, else zero."""
+    one = load_tokens(decay, step, tokens - BACK, first, end, lane, held)
+    passed = (line[None, :] < line[:, None] - BACK)[:, :, None]
+    return tl.where(passed, tl.exp(tl.cumsum(tl.where(passed, one[:, None, :], 0.0), axis=0)), 0.0)
 
 
 @triton.jit
