@@ -82,7 +82,8 @@ def check_decayed_scores(
     padding = -query.shape[1] % chunk
     document = None
     if resets is not None:
-        document = F.pad(resets, (0, padding)).unflatten(1, (-1, chunk)).cumsum(-1, dtype=torch.int32)
+        padded = F.pad(resets, (0, padding)) if padding else resets
+        document = padded.unflatten(1, (-1, chunk)).cumsum(-1, dtype=torch.int32)
     return Chunks(query, key, log_decay, probe, insert, document, chunk, padding)
 
 

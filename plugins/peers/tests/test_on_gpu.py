@@ -82,7 +82,7 @@ def test_kernels_of_fla_agree(name):
     x, tokens = sequence()
     layer = built(name, device="cuda")
     expected = answers(layer, x.cuda(), moved(tokens), autocast=True)
-    assert layer.recurrence is recurrence
+    assert layer.recurrence.func is recurrence
     layer.recurrence = channel_decay_kernel(name, "fla")
     found = answers(layer, x.cuda(), moved(tokens), autocast=True)
     error = difference(found, expected)

@@ -92,4 +92,6 @@ def _shifted(total: Tensor) -> Tensor:
 
 def in_chunks(x: Tensor, chunk: int) -> Tensor:
     """(B, N, H, F) → (B, H, n, C, F), zeros behind the last token."""
-    return F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk)).unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
+    if padding := -x.shape[1] % chunk:
+        x = F.pad(x, (0, 0, 0, 0, 0, padding))
+    return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)

@@ -75,7 +75,8 @@ class Kda(nn.Module):
         self.heads = options.heads
         self.key_width, self.value_width = options.key_width(width), options.value_width(width)
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        self.recurrence = channel_decay_kernel("kda", options.kernel)
+        scores = context.kernels.bind("decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets"))
+        self.recurrence = channel_decay_kernel("kda", options.kernel, scores)
         self.query = projection(width, keys, generator)
         self.key = projection(width, keys, generator)
         self.value = projection(width, values, generator)

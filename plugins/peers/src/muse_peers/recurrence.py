@@ -3,8 +3,8 @@
 Letters: B batch, N tokens, H heads, K key width, M value width, n chunks of C tokens.
 
 What a chunk's tokens read of each other, and what decays from and to its ends, is the operation ``decayed_scores`` of
-muse-kernels; the rest are matrix products. All chunks are computed at once but for W, which goes from one to the next by
-one product.
+muse-kernels; the rest are matrix products. All chunks are computed at once but for W, which goes from one to the next
+by one product.
 """
 
 from __future__ import annotations
@@ -64,12 +64,49 @@ def recurrence(
     with torch.autocast(query.device.type, enabled=False):
         read, reach, added, across = _by_rows(parts, resets, chunk, scores)
         weights = torch.zeros_like(added[:, :, 0]) if initial is None else initial.to(dtype)
+        starts, weights = _Carried.apply(added, across, weights)
+        read = _plus(read, reach, starts)
+    return read.flatten(2, 3).transpose(1, 2)[:, :length].to(given), weights
+
+
+class _Carried(torch.autograd.Function):
+    """W before each chunk (B, H, n, K, M) and behind the last, of added (B, H, n, K, M), across (B, H, n, K, K) or its
+    diagonal (B, H, n, K, 1), and the first W. By hand, since autograd has a product and a sum for each chunk's gradient
+    of across, which here is one product for all."""
+
+    @staticmethod
+    def forward(ctx: Any, added: Tensor, across: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         starts = []
         for add, change in zip(added.unbind(2), across.unbind(2)):
             starts.append(weights)
-            weights = add + (change * weights if change.shape[-1] == 1 else change @ weights)
-        read = read + reach @ torch.stack(starts, 2)
-    return read.flatten(2, 3).transpose(1, 2)[:, :length].to(given), weights
+            weights = _behind(add, change, weights)
+        before = torch.stack(starts, 2)
+        ctx.save_for_backward(across, before)
+        return before, weights
+
+    @staticmethod
+    def backward(ctx: Any, to_before: Tensor, to_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        across, before = ctx.saved_tensors
+        gradient, found = to_last, []
+        for to_start, change in zip(reversed(to_before.unbind(2)), reversed(across.transpose(-1, -2).unbind(2))):
+            found.append(gradient)
+            change = change.transpose(-1, -2) if change.shape[-2] == 1 else change
+            gradient = _behind(to_start, change, gradient)
+        to_added = torch.stack(found[::-1], 2)
+        if across.shape[-1] == 1:
+            return to_added, (to_added * before).sum(-1, keepdim=True), gradient
+        return to_added, to_added @ before.transpose(-1, -2), gradient
+
+
+def _behind(add: Tensor, change: Tensor, weights: Tensor) -> Tensor:
+    """add + change W, of a diagonal (…, K, 1) or a matrix (…, K, K)."""
+    return torch.addcmul(add, change, weights) if change.shape[-1] == 1 else _plus(add, change, weights)
+
+
+def _plus(add: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """add + left @ right in one kernel; all have the same leading dimensions."""
+    lead = add.shape[:-2]
+    return torch.baddbmm(*(x.flatten(0, -3) for x in (add, left, right))).unflatten(0, lead)
 
 
 def _by_rows(
@@ -102,17 +139,18 @@ def _chunks(
     added + across W is left: own (B, H, n, C, M), reach (B, H, n, C, K), added (B, H, n, K, M) and across
     (B, H, n, K, K), or its diagonal (B, H, n, K, 1)."""
     within = scores(query, key, log_decay, probe=probe, insert=insert, resets=resets, chunk=chunk)
-    value = F.pad(value, (0, 0, 0, 0, 0, -value.shape[1] % chunk)).unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
+    if padding := -value.shape[1] % chunk:
+        value = F.pad(value, (0, 0, 0, 0, 0, padding))
+    value = value.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4).contiguous()  # once, for all products
     if probe is None:
         return within.query_key @ value, within.query_from_start, within.key_to_end @ value, within.last[..., None]
     # Found in W_{t−1}: what keys brought, what of the start is left, and what was found before and put elsewhere.
     found = torch.cat((within.probe_key @ value, within.probe_from_start), dim=-1)
-    system = torch.eye(chunk, dtype=found.dtype, device=found.device) - within.probe_insert
-    found = torch.linalg.solve_triangular(system, found, upper=False, unitriangular=True)
+    found = torch.linalg.solve_triangular(-within.probe_insert, found, upper=False, unitriangular=True)
     found, across = found.split((value.shape[-1], key.shape[-1]), dim=-1)
     return (
-        within.query_key @ value + within.query_insert @ found,
-        within.query_from_start + within.query_insert @ across,
-        within.key_to_end @ value + within.insert_to_end @ found,
-        torch.diag_embed(within.last) + within.insert_to_end @ across,
+        _plus(within.query_key @ value, within.query_insert, found),
+        _plus(within.query_from_start, within.query_insert, across),
+        _plus(within.key_to_end @ value, within.insert_to_end, found),
+        _plus(torch.diag_embed(within.last), within.insert_to_end, across),
     )
