@@ -24,6 +24,8 @@ CHUNK = 64
 """Tokens of a chunk at most, a power of two."""
 AT_ONCE = 2**23
 """Numbers N H K of the rows that are computed together; what is kept for their gradients is tens of times as much."""
+KEPT = 2**24
+"""Such numbers of all rows up to which a GPU computes nothing twice: with its kernel about 17 times as much is kept."""
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not tell
 
 
@@ -112,10 +114,11 @@ def _plus(add: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def _by_rows(
     parts: list[Tensor | None], resets: Tensor | None, chunk: int, scores: Callable[..., Any]
 ) -> tuple[Tensor, ...]:
-    """``_chunks`` of some rows at a time, computed again backward where there are many numbers."""
-    if _is_exporting():  # a program is for any number of rows, and has no backward pass
-        return _chunks(*parts, resets, chunk, scores)
+    """``_chunks`` of some rows at a time and computed again backward, where that saves memory."""
     log_decay = parts[3]
+    # A program that is exported is for any number of rows, and has no backward pass.
+    if _is_exporting() or (log_decay.is_cuda and log_decay.numel() <= KEPT):
+        return _chunks(*parts, resets, chunk, scores)
     rows = max(1, AT_ONCE // max(1, log_decay[0].numel()))
     pieces = zip(*([None] * -(-len(log_decay) // rows) if x is None else x.split(rows) for x in (*parts, resets)))
     again = torch.is_grad_enabled() and log_decay.shape[1] > chunk

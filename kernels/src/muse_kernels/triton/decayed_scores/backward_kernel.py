@@ -37,20 +37,19 @@ def scores_backward_kernel(
     chunk = cell % chunks
     h = cell // chunks % heads
     b = cell // chunks // heads
-    query += b * query_b + h * query_h
-    key += b * key_b + h * key_h
-    decay += b * decay_b + h * decay_h
-    to = b * to_b + h * to_h
+    query += b * query_b + h * query_h + chunk * C * query_n
+    key += b * key_b + h * key_h + chunk * C * key_n
+    decay += b * decay_b + h * decay_h + chunk * C * decay_n
+    to = b * to_b + h * to_h + chunk * C * to_n
     square, flat = cell * C * C, cell * C * K
     to_query_key += square
     if REMOVES:
-        probe += b * probe_b + h * probe_h
-        insert += b * insert_b + h * insert_h
+        probe += b * probe_b + h * probe_h + chunk * C * probe_n
+        insert += b * insert_b + h * insert_h + chunk * C * insert_n
         to_query_insert += square
         to_probe_key += square
         to_probe_insert += square
-    start = (chunk * C).to(tl.int32)
-    end = tl.minimum(start + C, tokens)
+    end = tl.minimum(tokens - chunk * C, C).to(tl.int32)
     line = tl.arange(0, T)
     here = line[:, None] == line[None, :]
     before_it = line[:, None] - 1 == line[None, :]
@@ -65,22 +64,22 @@ def scores_backward_kernel(
     behind = tl.zeros((BK,), tl.float32)
     for step in range(0, BLOCKS):
         block = BLOCKS - 1 - step
-        first = start + block * T
-        own, place = first + line, block * T + line
-        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
+        first = block * T
+        place = first + line
+        until = decay_until(decay, decay_n, place, first, end, lane, held, T)
         falling = tl.exp(until + behind[None, :])
         if DOCUMENTS:
             number = tl.load(document + place, mask=place < C, other=-1)
             falling = tl.where((number == ending)[:, None], falling, 0.0)
         across = flat + lane[None, :] * C + place[:, None]
         inside = (place < C)[:, None] & held[None, :]
-        k = load_tokens(key, key_n, own, first, end, lane, held)
+        k = load_tokens(key, key_n, place, first, end, lane, held)
         ended = k * tl.load(to_end + across, mask=inside, other=0.0)
         if REMOVES:
-            r = load_tokens(insert, insert_n, own, first, end, lane, held)
+            r = load_tokens(insert, insert_n, place, first, end, lane, held)
             ended += r * tl.load(to_insert_end + across, mask=inside, other=0.0)
         tail += tl.sum(ended * falling, axis=0)
-        behind += tl.sum(load_tokens(decay, decay_n, own, first, end, lane, held), axis=0)
+        behind += tl.sum(load_tokens(decay, decay_n, place, first, end, lane, held), axis=0)
     whole = tl.exp(behind)
     if DOCUMENTS:
         whole = tl.where(ending == 0, whole, 0.0)
@@ -89,16 +88,16 @@ def scores_backward_kernel(
     behind = tl.zeros((BK,), tl.float32)
     for step in range(0, BLOCKS):
         block = BLOCKS - 1 - step
-        first = start + block * T
-        own, place = first + line, block * T + line
+        first = block * T
+        place = first + line
         inside = (place < C)[:, None] & held[None, :]
-        before = decay_of_blocks(decay, decay_n, start, first, end, lane, held, T, BK)
-        since = decay_since(decay, decay_n, own, first, end, lane, held)
-        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
+        before = decay_of_blocks(decay, decay_n, 0, first, end, lane, held, T, BK)
+        since = decay_since(decay, decay_n, place, first, end, lane, held)
+        until = decay_until(decay, decay_n, place, first, end, lane, held, T)
         rising = tl.exp(since + before[None, :])
         falling = tl.exp(until + behind[None, :])
-        q = load_tokens(query, query_n, own, first, end, lane, held)
-        k = load_tokens(key, key_n, own, first, end, lane, held)
+        q = load_tokens(query, query_n, place, first, end, lane, held)
+        k = load_tokens(key, key_n, place, first, end, lane, held)
         if DOCUMENTS:
             number = tl.load(document + place, mask=place < C, other=-1)
             rising = tl.where((number == 0)[:, None], rising, 0.0)
@@ -109,12 +108,12 @@ def scores_backward_kernel(
         dk = tl.load(to_end + across, mask=inside, other=0.0) * falling
         after = q * dq - k * dk  # reaches the decays up to the token's own
         if REMOVES:
-            earlier = decay_before(decay, decay_n, own, first, end, lane, held)
+            earlier = decay_before(decay, decay_n, place, first, end, lane, held)
             rising_earlier = tl.exp(earlier + before[None, :])
             if DOCUMENTS:
                 rising_earlier = tl.where((number == 0)[:, None], rising_earlier, 0.0)
-            p = load_tokens(probe, probe_n, own, first, end, lane, held)
-            r = load_tokens(insert, insert_n, own, first, end, lane, held)
+            p = load_tokens(probe, probe_n, place, first, end, lane, held)
+            r = load_tokens(insert, insert_n, place, first, end, lane, held)
             dp = tl.load(to_probe_start + along, mask=inside, other=0.0) * rising_earlier
             dr = tl.load(to_insert_end + across, mask=inside, other=0.0) * falling
             sooner = p * dp  # reaches the decays before the token's own
@@ -127,7 +126,7 @@ def scores_backward_kernel(
         rising_earlier = tl.exp(earlier)
         for other in range(0, BLOCKS):
             if other != block:
-                begin = start + other * T
+                begin = other * T
                 at = other * T + line
                 there = number
                 if DOCUMENTS:
@@ -135,15 +134,15 @@ def scores_backward_kernel(
                 number_here, there = number[:, None], there[None, :]
                 if other < block:
                     more = decay_of_blocks(decay, decay_n, begin + T, first, end, lane, held, T, BK)
-                    over = decay_until(decay, decay_n, start + at, begin, end, lane, held, T)
+                    over = decay_until(decay, decay_n, at, begin, end, lane, held, T)
                     over = tl.exp(over + more[None, :])
-                    seen = load_tokens(key, key_n, start + at, begin, end, lane, held) * over
+                    seen = load_tokens(key, key_n, at, begin, end, lane, held) * over
                     given = load_scores(to_query_key, place[:, None], at[None, :], number_here, there, C, DOCUMENTS)
                     found = product(given, seen, OPERAND, PRECISION)
                     if REMOVES:
                         given = load_scores(to_probe_key, place[:, None], at[None, :], number_here, there, C, DOCUMENTS)
                         found_probe = product(given, seen, OPERAND, PRECISION)
-                        seen = load_tokens(insert, insert_n, start + at, begin, end, lane, held) * over
+                        seen = load_tokens(insert, insert_n, at, begin, end, lane, held) * over
                         given = load_scores(
                             to_query_insert, place[:, None], at[None, :], number_here, there, C, DOCUMENTS
                         )
@@ -159,8 +158,8 @@ def scores_backward_kernel(
                     after += q * found
                 else:
                     more = decay_of_blocks(decay, decay_n, first + T, begin, end, lane, held, T, BK)
-                    over = tl.exp(decay_since(decay, decay_n, start + at, begin, end, lane, held) + more[None, :])
-                    seen = load_tokens(query, query_n, start + at, begin, end, lane, held) * over
+                    over = tl.exp(decay_since(decay, decay_n, at, begin, end, lane, held) + more[None, :])
+                    seen = load_tokens(query, query_n, at, begin, end, lane, held) * over
                     given = load_scores(to_query_key, at[None, :], place[:, None], number_here, there, C, DOCUMENTS)
                     found = product(given, seen, OPERAND, PRECISION)
                     if REMOVES:
@@ -168,8 +167,8 @@ def scores_backward_kernel(
                             to_query_insert, at[None, :], place[:, None], number_here, there, C, DOCUMENTS
                         )
                         found_insert = product(given, seen, OPERAND, PRECISION)
-                        over = tl.exp(decay_before(decay, decay_n, start + at, begin, end, lane, held) + more[None, :])
-                        seen = load_tokens(probe, probe_n, start + at, begin, end, lane, held) * over
+                        over = tl.exp(decay_before(decay, decay_n, at, begin, end, lane, held) + more[None, :])
+                        seen = load_tokens(probe, probe_n, at, begin, end, lane, held) * over
                         given = load_scores(to_probe_key, at[None, :], place[:, None], number_here, there, C, DOCUMENTS)
                         found += product(given, seen, OPERAND, PRECISION)
                         given = load_scores(
@@ -184,7 +183,7 @@ def scores_backward_kernel(
 
         # Pairs within the block, those between which something decays first.
         number_here, there = number[:, None], number[None, :]
-        over = decay_between(decay, decay_n, own, first, end, lane, held, line, 0)
+        over = decay_between(decay, decay_n, place, first, end, lane, held, line, 0)
         given = load_scores(to_query_key, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
         mine = given[:, :, None] * k[None, :, :]
         to_k = tl.sum(over * (given[:, :, None] * q[:, None, :]), axis=0)
@@ -204,13 +203,13 @@ def scores_backward_kernel(
         dq += to_q
         after += q * to_q
         if REMOVES:
-            over = decay_between(decay, decay_n, own, first, end, lane, held, line, 1)
+            over = decay_between(decay, decay_n, place, first, end, lane, held, line, 1)
             given = load_scores(to_probe_key, place[:, None], place[None, :], number_here, there, C, DOCUMENTS)
             mine = given[:, :, None] * k[None, :, :]
             to_k = tl.sum(over * (given[:, :, None] * p[:, None, :]), axis=0)
-            next_p = load_tokens(probe, probe_n, own + 1, first, tl.minimum(end, first + T), lane, held)
+            next_p = load_tokens(probe, probe_n, place + 1, first, tl.minimum(end, first + T), lane, held)
             dp += tl.sum(tl.where(before_it, given, 0.0), axis=1)[:, None] * load_tokens(
-                key, key_n, own - 1, first, end, lane, held
+                key, key_n, place - 1, first, end, lane, held
             )
             dk += tl.sum(tl.where(before_it, given, 0.0), axis=0)[:, None] * next_p + to_k
             after -= k * to_k
@@ -218,7 +217,7 @@ def scores_backward_kernel(
             mine += given[:, :, None] * r[None, :, :]
             to_r = tl.sum(over * (given[:, :, None] * p[:, None, :]), axis=0)
             dp += tl.sum(tl.where(before_it, given, 0.0), axis=1)[:, None] * load_tokens(
-                insert, insert_n, own - 1, first, end, lane, held
+                insert, insert_n, place - 1, first, end, lane, held
             )
             dr += tl.sum(tl.where(before_it, given, 0.0), axis=0)[:, None] * next_p + to_r
             after -= r * to_r
@@ -231,9 +230,9 @@ def scores_backward_kernel(
         if REMOVES:
             d_decay += tl.cumsum(sooner, axis=0, reverse=True) - sooner
             tail += tl.sum(sooner, axis=0)
-        behind += tl.sum(load_tokens(decay, decay_n, own, first, end, lane, held), axis=0)
-        cells = to + own.to(tl.int64)[:, None] * to_n + lane[None, :]
-        inside = (own < end)[:, None] & held[None, :]
+        behind += tl.sum(load_tokens(decay, decay_n, place, first, end, lane, held), axis=0)
+        cells = to + (place[:, None] * to_n + lane[None, :])
+        inside = (place < end)[:, None] & held[None, :]
         tl.store(to_query + cells, dq.to(to_query.dtype.element_ty), mask=inside)
         tl.store(to_key + cells, dk.to(to_key.dtype.element_ty), mask=inside)
         tl.store(to_decay + cells, d_decay.to(to_decay.dtype.element_ty), mask=inside)

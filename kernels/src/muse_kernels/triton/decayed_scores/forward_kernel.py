@@ -33,23 +33,21 @@ def scores_kernel(
     chunk = cell % chunks
     h = cell // chunks % heads
     b = cell // chunks // heads
-    query += b * query_b + h * query_h
-    key += b * key_b + h * key_h
-    decay += b * decay_b + h * decay_h
+    query += b * query_b + h * query_h + chunk * C * query_n
+    key += b * key_b + h * key_h + chunk * C * key_n
+    decay += b * decay_b + h * decay_h + chunk * C * decay_n
     square, flat = cell * C * C, cell * C * K
     query_key += square
     if REMOVES:
-        probe += b * probe_b + h * probe_h
-        insert += b * insert_b + h * insert_h
+        probe += b * probe_b + h * probe_h + chunk * C * probe_n
+        insert += b * insert_b + h * insert_h + chunk * C * insert_n
         query_insert += square
         probe_key += square
         probe_insert += square
-    start = (chunk * C).to(tl.int32)
-    first = start + block * T
-    end = tl.minimum(start + C, tokens)
+    first = block * T
+    end = tl.minimum(tokens - chunk * C, C).to(tl.int32)
     line = tl.arange(0, T)
-    own = first + line
-    place = block * T + line
+    place = first + line
     number = tl.zeros((T,), tl.int32)
     ending = 0
     if DOCUMENTS:
@@ -70,41 +68,41 @@ def scores_kernel(
         kept = (place < C)[:, None] & held[None, :]
         along = flat + place[:, None] * K + lane[None, :]
         across = flat + lane[None, :] * C + place[:, None]
-        before = decay_of_blocks(decay, decay_n, start, first, end, lane, held, T, BK)
-        behind = decay_of_blocks(decay, decay_n, first + T, start + C, end, lane, held, T, BK)
-        since = decay_since(decay, decay_n, own, first, end, lane, held)
+        before = decay_of_blocks(decay, decay_n, 0, first, end, lane, held, T, BK)
+        behind = decay_of_blocks(decay, decay_n, first + T, C, end, lane, held, T, BK)
+        since = decay_since(decay, decay_n, place, first, end, lane, held)
         rising = tl.exp(since + before[None, :])
-        until = decay_until(decay, decay_n, own, first, end, lane, held, T)
+        until = decay_until(decay, decay_n, place, first, end, lane, held, T)
         falling = tl.exp(until + behind[None, :])
         if DOCUMENTS:
             rising = tl.where((number == 0)[:, None], rising, 0.0)
             falling = tl.where((number == ending)[:, None], falling, 0.0)
-        k = load_tokens(key, key_n, own, first, end, lane, held)
-        q = load_tokens(query, query_n, own, first, end, lane, held)
+        k = load_tokens(key, key_n, place, first, end, lane, held)
+        q = load_tokens(query, query_n, place, first, end, lane, held)
         tl.store(from_start + along, q * rising, mask=kept)
         tl.store(to_end + across, k * falling, mask=kept)
         if REMOVES:
-            r = load_tokens(insert, insert_n, own, first, end, lane, held)
-            rising = tl.exp(decay_before(decay, decay_n, own, first, end, lane, held) + before[None, :])
+            r = load_tokens(insert, insert_n, place, first, end, lane, held)
+            rising = tl.exp(decay_before(decay, decay_n, place, first, end, lane, held) + before[None, :])
             if DOCUMENTS:
                 rising = tl.where((number == 0)[:, None], rising, 0.0)
-            p = load_tokens(probe, probe_n, own, first, end, lane, held)
+            p = load_tokens(probe, probe_n, place, first, end, lane, held)
             tl.store(probe_start + along, p * rising, mask=kept)
             tl.store(insert_end + across, r * falling, mask=kept)
         if block == BLOCKS - 1:
-            whole = tl.exp(before + tl.sum(load_tokens(decay, decay_n, own, first, end, lane, held), axis=0))
+            whole = tl.exp(before + tl.sum(load_tokens(decay, decay_n, place, first, end, lane, held), axis=0))
             if DOCUMENTS:
                 whole = tl.where(ending == 0, whole, 0.0)
             tl.store(last + cell * K + lane, whole, mask=held)
 
-        over = decay_between(decay, decay_n, own, first, end, lane, held, line, 0) * q[:, None, :]
+        over = decay_between(decay, decay_n, place, first, end, lane, held, line, 0) * q[:, None, :]
         qk += tl.sum(over * k[None, :, :], axis=2) + tl.where(here, tl.sum(q * k, axis=1)[:, None], 0.0)
         if REMOVES:
             qr += tl.sum(over * r[None, :, :], axis=2) + tl.where(here, tl.sum(q * r, axis=1)[:, None], 0.0)
-            over = decay_between(decay, decay_n, own, first, end, lane, held, line, 1) * p[:, None, :]
-            back = load_tokens(key, key_n, own - 1, first, end, lane, held)
+            over = decay_between(decay, decay_n, place, first, end, lane, held, line, 1) * p[:, None, :]
+            back = load_tokens(key, key_n, place - 1, first, end, lane, held)
             pk += tl.sum(over * k[None, :, :], axis=2) + tl.where(before_it, tl.sum(p * back, axis=1)[:, None], 0.0)
-            back = load_tokens(insert, insert_n, own - 1, first, end, lane, held)
+            back = load_tokens(insert, insert_n, place - 1, first, end, lane, held)
             pr += tl.sum(over * r[None, :, :], axis=2) + tl.where(before_it, tl.sum(p * back, axis=1)[:, None], 0.0)
     rows, columns = place[:, None], place[None, :]
     store_scores(query_key, qk, rows, columns, number[:, None], number[None, :], C, DOCUMENTS)
@@ -120,23 +118,23 @@ def scores_kernel(
             qr = tl.zeros((T, T), tl.float32)
             pk = tl.zeros((T, T), tl.float32)
             pr = tl.zeros((T, T), tl.float32)
-            earlier = start + other * T
+            earlier = other * T
             columns = other * T + line
             if other < block:
                 for channel in range(0, K, BK):
                     lane = channel + tl.arange(0, BK)
                     held = lane < K
                     more = decay_of_blocks(decay, decay_n, earlier + T, first, end, lane, held, T, BK)
-                    until = decay_until(decay, decay_n, start + columns, earlier, end, lane, held, T)
+                    until = decay_until(decay, decay_n, columns, earlier, end, lane, held, T)
                     until = tl.exp(until + more[None, :])
-                    k = tl.trans(load_tokens(key, key_n, start + columns, earlier, end, lane, held) * until)
-                    q = load_tokens(query, query_n, own, first, end, lane, held)
-                    q *= tl.exp(decay_since(decay, decay_n, own, first, end, lane, held))
+                    k = tl.trans(load_tokens(key, key_n, columns, earlier, end, lane, held) * until)
+                    q = load_tokens(query, query_n, place, first, end, lane, held)
+                    q *= tl.exp(decay_since(decay, decay_n, place, first, end, lane, held))
                     qk += product(q, k, OPERAND, PRECISION)
                     if REMOVES:
-                        r = tl.trans(load_tokens(insert, insert_n, start + columns, earlier, end, lane, held) * until)
-                        p = load_tokens(probe, probe_n, own, first, end, lane, held)
-                        p *= tl.exp(decay_before(decay, decay_n, own, first, end, lane, held))
+                        r = tl.trans(load_tokens(insert, insert_n, columns, earlier, end, lane, held) * until)
+                        p = load_tokens(probe, probe_n, place, first, end, lane, held)
+                        p *= tl.exp(decay_before(decay, decay_n, place, first, end, lane, held))
                         qr += product(q, r, OPERAND, PRECISION)
                         pk += product(p, k, OPERAND, PRECISION)
                         pr += product(p, r, OPERAND, PRECISION)

@@ -16,6 +16,8 @@ from .backward_kernel import scores_backward_kernel
 from .forward_kernel import scores_kernel
 
 WIDEST_KEY = WIDEST["decayed_scores"]["key"]
+RESULTS, WITHOUT_REMOVAL = 9, 4
+"""Of the operation, and those of a memory from which nothing is taken out."""
 BLOCK = 16
 """Tokens of a block, whose pairs are taken one by one; a product has as many rows at least."""
 HIGHEST = 2**31 - 1
@@ -52,7 +54,7 @@ def decayed_scores(
             "use backend torch"
         )
     found = _forward(*given[:6], chunk)
-    return DecayedScores(*(found[:4] if probe is None else found))
+    return DecayedScores(*(found[:WITHOUT_REMOVAL] if probe is None else found))
 
 
 def _shapes(query: Tensor, removes: bool, chunk: int) -> list[tuple[int, ...]]:
@@ -131,6 +133,7 @@ def _backward(
         flags["PARTS"] = triton.cdiv(width, flags["BK"])
         programs = _check_programs(batch * heads * chunks * flags["PARTS"])
         incoming = [x.contiguous() for x in gradients]
+        incoming += [query.new_empty(0)] * (RESULTS - len(incoming))  # of results that are absent
         document = None if document is None else document.contiguous()
         with torch.cuda.device_of(query):
             scores_backward_kernel[(programs,)](
@@ -154,20 +157,24 @@ def _(gradients, query, key, log_decay, probe, insert, document, chunk):
 def _save(ctx, inputs, output):
     *tensors, ctx.chunk = inputs
     ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, *gradients):
     *tensors, document = ctx.saved_tensors
-    removes = tensors[3] is not None
+    query, removes = tensors[0], tensors[3] is not None
+    shapes = _shapes(query, removes, ctx.chunk)[: RESULTS if removes else WITHOUT_REMOVAL]
+    gradients = [
+        query.new_zeros(shape, dtype=torch.float32) if x is None else x for x, shape in zip(gradients, shapes)
+    ]
     if differentiated_again(*tensors, *gradients):
-        count = 9 if removes else 4
 
         def by_torch(*given):
-            return tuple(of_documents(*given, document, ctx.chunk))[:count]
+            return tuple(of_documents(*given, document, ctx.chunk))[: len(shapes)]
 
-        found = gradients_by_torch(by_torch, tensors, gradients[:count])
+        found = gradients_by_torch(by_torch, tensors, gradients)
     else:
-        found = _backward(list(gradients), *tensors, document, ctx.chunk)
+        found = _backward(gradients, *tensors, document, ctx.chunk)
         found = [None if x is None else y for x, y in zip(tensors, found)]
     return *found, None, None
 

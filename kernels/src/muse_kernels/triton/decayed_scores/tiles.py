@@ -1,8 +1,8 @@
 """Loads of tokens and their decays for the kernels of scores under a decay per channel.
 
-Letters: a chunk has C tokens, in blocks of T = 16; tiles are (tokens, BK channels) in float32. Tokens before `first` or
-from `end` on load as zeros. All sums of decays are of what lies between two tokens, never a difference of longer sums:
-a fast token elsewhere costs no digit, and no exponent is above zero.
+Letters: a chunk has C tokens, numbered from its start, in blocks of T = 16; tiles are (tokens, BK channels) in float32.
+Tokens before `first` or from `end` on load as zeros. All sums of decays are of what lies between two tokens, never a
+difference of longer sums: a fast token elsewhere costs no digit, and no exponent is above zero.
 """
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 def load_tokens(x, step, tokens, first, end, lane, held):
     """Rows `tokens` of x (N, K), whose rows are `step` apart, in float32."""
     inside = (tokens >= first) & (tokens < end)
-    at = x + tokens.to(tl.int64)[:, None] * step + lane[None, :]
+    at = x + (tokens[:, None] * step + lane[None, :])
     return tl.load(at, mask=inside[:, None] & held[None, :], other=0.0).to(tl.float32)
 
 
