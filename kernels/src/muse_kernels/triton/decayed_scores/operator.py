@@ -20,6 +20,8 @@ RESULTS, WITHOUT_REMOVAL = 9, 4
 """Of the operation, and those of a memory from which nothing is taken out."""
 BLOCK = 16
 """Tokens of a block, whose pairs are taken one by one; a product has as many rows at least."""
+PRECISION = "ieee"
+"""Of products of float32 operands."""
 HIGHEST = 2**31 - 1
 """Programs of a launch."""
 
@@ -72,7 +74,7 @@ def _results(query: Tensor, removes: bool, chunk: int) -> tuple[Tensor, ...]:
 
 def _flags(*tensors: Tensor | None) -> dict:
     halved = all(x is None or x.dtype == torch.bfloat16 for x in tensors)
-    return {"OPERAND": tl.bfloat16 if halved else tl.float32, "PRECISION": "ieee"}
+    return {"OPERAND": tl.bfloat16 if halved else tl.float32, "PRECISION": PRECISION}
 
 
 def _placed(*tensors: Tensor | None) -> tuple[list[Tensor | None], list[int]]:
