@@ -3,6 +3,7 @@
 The differences are printed (pytest -s) as shares of the largest number.
 """
 
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_layer_that_is_built_on_a_cpu_and_moved_computes_the_same(name):
     assert difference(brought, there) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
+@pytest.mark.parametrize("name", ["gated-deltanet-2", "gla", "kda", "rwkv7"])
 def test_rows_that_are_computed_apart_and_again_are_the_same(name, monkeypatch):
     x, tokens = sequence()
     layer = built(name, device="cuda")
@@ -88,14 +89,14 @@ def test_rows_that_are_computed_apart_and_again_are_the_same(name, monkeypatch):
     assert difference(answers(layer, x.cuda(), moved(tokens)), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
+@pytest.mark.parametrize("name", ["gated-deltanet-2", "gla", "kda", "rwkv7"])
 def test_scores_are_computed_by_triton_on_a_gpu_and_by_torch_the_same(name):
     x, tokens = sequence()
     layer = built(name, device="cuda")
     bound = layer.recurrence.keywords["scores"]
     assert bound.function.func is import_module("muse_kernels.triton").decayed_scores
     expected = answers(layer, x.cuda(), moved(tokens))
-    layer.recurrence = channel_decay_kernel(name, "own", import_module("muse_kernels.torch").decayed_scores)
+    layer.recurrence = partial(recurrence, scores=import_module("muse_kernels.torch").decayed_scores)
     assert difference(answers(layer, x.cuda(), moved(tokens)), expected) < 1e-4
 
 

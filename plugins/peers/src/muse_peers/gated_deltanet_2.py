@@ -6,6 +6,8 @@ Shapes: B batch, N tokens, D width, H heads, K key width, M value width.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,6 +64,8 @@ class GatedDeltaNet2(nn.Module):
             sizes={"key": self.key_width, "span": options.convolution},
             needs=("gradient", "resets"),
         )
+        scores = context.kernels.bind("decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets"))
+        self.recurrence = partial(recurrence, scores=scores)
         self.convolution = CausalConvolution(2 * keys + values, options.convolution, generator, short, "uniform")
         self.decay = Decay(width, self.heads, self.key_width, self.value_width, generator)
         self.most = 2.0 if options.negative_eigenvalues else 1.0
@@ -85,7 +89,7 @@ class GatedDeltaNet2(nn.Module):
         erase, write = (self.most * erase).unflatten(-1, (self.heads, -1)), write.unflatten(-1, (self.heads, -1))
         log_decay = self.decay(x)
         writing = Writing(key, write * value, log_decay, -erase * key * log_decay.exp(), key)
-        read, weights = recurrence(query, writing, state.get("weights"), tokens.starts(), tokens.valid)
+        read, weights = self.recurrence(query, writing, state.get("weights"), tokens.starts(), tokens.valid)
         dtype = self.norm.weight.dtype
         read = self.norm(read.to(dtype)) * F.silu(self.gate(low).to(dtype)).unflatten(-1, (self.heads, -1))
         update = self.output(read.flatten(2).to(projected.dtype))
