@@ -166,9 +166,7 @@ def _gradients(ctx, *gradients):
     *tensors, document = ctx.saved_tensors
     query, removes = tensors[0], tensors[3] is not None
     shapes = _shapes(query, removes, ctx.chunk)[: RESULTS if removes else WITHOUT_REMOVAL]
-    gradients = [
-        query.new_zeros(shape, dtype=torch.float32) if x is None else x for x, shape in zip(gradients, shapes)
-    ]
+    gradients = [query.new_zeros(shape, dtype=torch.float32) if x is None else x for x, shape in zip(gradients, shapes)]
     if differentiated_again(*tensors, *gradients):
 
         def by_torch(*given):
