@@ -64,3 +64,9 @@ def widened(allowed: Mapping[str, float], effects: Mapping[str, float], sizes: M
 def beyond(distances: Mapping[str, float], allowed: Mapping[str, float]) -> list[str]:
     """Parameters whose distance is more than is allowed, or no number."""
     return [name for name, distance in distances.items() if allowed[name] < math.inf and not distance <= allowed[name]]
+
+
+def square(value: Tensor) -> Tensor:
+    """Sum of squares, float64, without an axis."""
+    value = torch.view_as_real(value) if value.is_complex() else value
+    return torch.linalg.vector_norm(value, dtype=torch.float64).square()
