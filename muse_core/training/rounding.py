@@ -34,7 +34,10 @@ def rounding_of(precision: Precision) -> float:
 
 @contextlib.contextmanager
 def moved(weights: Mapping[str, Tensor], rounding: float, noise: torch.Generator) -> Iterator[None]:
-    """Inside, every weight is moved by up to half of ``rounding`` times itself; afterwards all are as they were."""
+    """Inside, every weight is moved by up to half of ``rounding`` times itself; afterwards all are as they were.
+
+    One that is held in no finer numbers goes by a whole one or not at all: in float32 a quarter of them, towards zero.
+    """
     before = {name: kept(own) for name, own in weights.items()}
     try:
         with torch.no_grad():
