@@ -13,6 +13,7 @@ WORDS = (
     "out of memory",  # CUDA and its driver, which torch, Triton, NCCL and compiled code repeat
     "allocate memory",  # torch and the system, of the host's
     "not enough memory",  # torch on Windows
+    "bad_alloc",  # C++, whose exceptions torch passes on by what they say
     "ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT
     "NVML_SUCCESS == r INTERNAL ASSERT FAILED",  # torch, where it cannot say how much other processes have
 )

@@ -88,10 +88,10 @@ def _replace_what_cannot_be_written() -> None:
 def guarded() -> Iterator[None]:
     """Runs a command's body. A MuseError becomes its message on stderr and its exit code; an interrupt becomes 130.
 
-    What a plugin raised, ``sys.exit`` too, becomes a sentence that names it and exit code 5; what the system refuses (a
-    full disk behind a file or standard output, a missing permission) becomes one with exit code 3, and memory that ran
-    out, whatever needed it, one with exit code 7. Under ``MUSE_STRICT=1`` the traceback is shown before. Anything else
-    is a fault of the program: its traceback is shown and the exit code is 1.
+    Memory that ran out, whatever needed it, becomes a sentence with exit code 7. What a plugin raised, ``sys.exit``
+    too, becomes one that names it with exit code 5, and what the system refuses (a full disk behind a file or standard
+    output, a missing permission) one with exit code 3; under ``MUSE_STRICT=1`` the traceback of these two is shown
+    before. Anything else is a fault of the program: its traceback is shown and the exit code is 1.
     """
     _replace_what_cannot_be_written()
     try:

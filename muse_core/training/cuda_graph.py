@@ -26,7 +26,7 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
-from muse_core.training.rounding import MOVES, NEAR, beyond, moved, widened
+from muse_core.training.rounding import MOVES, NEAR, beyond, moved, square, widened
 
 T = TypeVar("T")
 Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
@@ -319,7 +319,7 @@ def require_same(
 ) -> None:
     """Raises RecipeError where gradients of a recorded step are not those of the plain one from the same inputs, within
     ``NEAR`` of their norm or what rounding explains. ``effects``: by parameter, how far plain gradients went when
-    weights were moved within their rounding, which is much of a sum that nearly cancels."""
+    weights were moved within their rounding, which is much of a sum that nearly cancels; it explains no zero."""
     if own.keys() != recorded.keys():
         odd = sorted(own.keys() ^ recorded.keys())[0]
         raise RecipeError(f"train.cuda_graph: recorded or plain, a step has a gradient of {odd} only once - {OFF}")
@@ -336,13 +336,18 @@ def require_same(
             f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one "
             f"({distances[name]:.1e} apart, where its norm is {sizes[name]:.1e}{told}) - {OFF}"
         )
+    if lost := [name for name, size in sizes.items() if 0 < size == distances[name] and not recorded[name].any()]:
+        raise RecipeError(
+            f"train.cuda_graph: the recorded step leaves the gradient of {lost[0]} at zero, whose norm is "
+            f"{sizes[lost[0]]:.1e} in the plain one - {OFF}"
+        )
 
 
 def apart(expected: Tensor, found: Tensor) -> tuple[float, float]:
-    """Norms of the difference and of what is expected. Waits for the device."""
+    """Norms of the difference and of what is expected, whose squares may be beyond float32. Waits for the device."""
     if not expected.is_floating_point() and not expected.is_complex():
         expected, found = expected.double(), found.double()
-    return (found - expected).norm().item(), expected.norm().item()
+    return square(found - expected).sqrt().item(), square(expected).sqrt().item()
 
 
 def _told(leaf: Any) -> Any:

@@ -138,7 +138,7 @@ def test_a_recording_with_other_gradients_is_refused_by_name() -> None:
 
 
 def test_a_recording_may_differ_by_what_rounding_does() -> None:
-    """To a sum that nearly cancels, as that of a decay's bias: of seven arms with windows two were refused for 1.3 and
+    """To a sum that nearly cancels, as that of a decay's bias: two of eight runs with windows were refused for 1.3 and
     1.6 % of its norm, where moving weights within their rounding in bfloat16 moved it by ten."""
     own, recorded = {"a": torch.tensor([1.0, 1e-3])}, {"a": torch.tensor([1.0, 3e-2])}
     with pytest.raises(RecipeError, match=r"another gradient .* \(2\.9e-02 apart, where its norm is 1\.0e\+00\)"):
@@ -149,6 +149,24 @@ def test_a_recording_may_differ_by_what_rounding_does() -> None:
             require_same(own, recorded, [{"a": effect}])
     with pytest.raises(RecipeError, match="gives a another gradient"):  # of which one is a NaN all are
         require_same(own, {"a": torch.tensor([1.0, float("nan")])}, [{"a": 1e-2}])
+
+
+def test_a_gradient_that_is_zero_recorded_alone_is_refused_whatever_rounding_does() -> None:
+    """In bfloat16 rounding may move a gradient by more than its norm."""
+    own = {"a": torch.ones(4), "b": torch.zeros(4)}
+    require_same(own, {"a": -torch.ones(4), "b": torch.zeros(4)}, [{"a": 1.5, "b": 0.0}])
+    with pytest.raises(RecipeError, match=r"leaves the gradient of a at zero, whose norm is 2\.0e\+00"):
+        require_same(own, {"a": torch.zeros(4), "b": torch.zeros(4)}, [{"a": 1.5, "b": 0.0}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_gradients_whose_squares_are_beyond_their_dtype_are_compared(size: float, dtype: torch.dtype) -> None:
+    own = {"a": torch.full((4,), size, dtype=dtype)}
+    require_same(own, {"a": own["a"].clone()}, [{"a": 0.0}])
+    for share in (0.9, float("nan")):
+        with pytest.raises(RecipeError, match="another gradient"):
+            require_same(own, {"a": own["a"] * share}, [{"a": 0.0}])
 
 
 def test_one_measurement_that_is_small_by_chance_is_judged_by_the_median_parameter() -> None:
