@@ -73,3 +73,10 @@ def square(value: Tensor) -> Tensor:
     """Sum of squares, float64, without an axis."""
     value = torch.view_as_real(value) if value.is_complex() else value
     return torch.linalg.vector_norm(value, dtype=torch.float64).square()
+
+
+def apart(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Norms of the difference and of what is expected, whose squares may be beyond float32. Waits for the device."""
+    if not expected.is_floating_point() and not expected.is_complex():
+        expected, found = expected.double(), found.double()
+    return square(found - expected).sqrt().item(), square(expected).sqrt().item()
