@@ -3,16 +3,19 @@ Imports no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import sys
+from collections.abc import Callable, Iterator
 
-from muse_core.errors import causes
+from muse_core.errors import OutOfMemory, causes
 
 WORDS = (
     "out of memory",  # CUDA and its driver, which torch, Triton, NCCL and compiled code repeat
     "allocate memory",  # torch and the system, of the host's
     "not enough memory",  # torch on Windows
+    "bad_alloc",  # C++, whose exceptions torch passes on by what they say
     "ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT
     "NVML_SUCCESS == r INTERNAL ASSERT FAILED",  # torch, where it cannot say how much other processes have
 )
@@ -36,6 +39,18 @@ def what_ran_out(error: BaseException) -> str:
     lines = found.splitlines() or ["out of memory"]
     line = next((line for line in lines if any(words in line for words in WORDS)), lines[0])
     return AFTER.split(line)[0].strip()
+
+
+@contextlib.contextmanager
+def told(sentence: Callable[[str], str]) -> Iterator[None]:
+    """Raises OutOfMemory for memory that ran out inside, also where it was taken for a fault of what needed it, with
+    the ``sentence`` that is made of the library's line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemory) or not ran_out(error):
+            raise
+        raise OutOfMemory(sentence(what_ran_out(error))) from error
 
 
 def _says_so(error: BaseException) -> bool:

@@ -13,13 +13,14 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from muse_core.errors import MuseError, OutOfMemory, PluginError, StorageError, causes
-from muse_core.out_of_memory import ran_out, what_ran_out
+from muse_core.errors import MuseError, PluginError, StorageError, causes
+from muse_core.out_of_memory import told
 from muse_core.parallel.meeting import spoken_by, told_to_others
 from muse_core.storage.disk import refusal
 from muse_core.training.stop import Heard, Interrupted, heeded
 
 INTERRUPTED = 130
+MEMORY = "the memory ran out ({}) - make room there, or ask for something smaller"
 INTERRUPT = re.compile(r"^(\w+: )*KeyboardInterrupt: ", re.MULTILINE)
 """As pybind11 writes one of its own into an error of torch, alone or at the end of TorchScript's traceback."""
 
@@ -88,14 +89,14 @@ def _replace_what_cannot_be_written() -> None:
 def guarded() -> Iterator[None]:
     """Runs a command's body. A MuseError becomes its message on stderr and its exit code; an interrupt becomes 130.
 
-    What a plugin raised, ``sys.exit`` too, becomes a sentence that names it and exit code 5; what the system refuses (a
-    full disk behind a file or standard output, a missing permission) becomes one with exit code 3, and memory that ran
-    out, whatever needed it, one with exit code 7. Under ``MUSE_STRICT=1`` the traceback is shown before. Anything else
-    is a fault of the program: its traceback is shown and the exit code is 1.
+    Memory that ran out, whatever needed it, becomes a sentence with exit code 7. What a plugin raised, ``sys.exit``
+    too, becomes one that names it with exit code 5, and what the system refuses (a full disk behind a file or standard
+    output, a missing permission) one with exit code 3; under ``MUSE_STRICT=1`` the traceback of these two is shown
+    before. Anything else is a fault of the program: its traceback is shown and the exit code is 1.
     """
     _replace_what_cannot_be_written()
     try:
-        with _interrupts(), _memory():
+        with _interrupts(), told(MEMORY.format):
             yield
     except MuseError as error:
         speaks, code = told_to_others(str(error), error.exit_code, error)
@@ -138,19 +139,6 @@ def _interrupts() -> Iterator[None]:
         if any(isinstance(one, RuntimeError) and INTERRUPT.search(str(one)) for one in causes(error)):
             raise KeyboardInterrupt from None
         raise
-
-
-@contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Raises OutOfMemory for memory that ran out, also where it was taken for a fault of what needed it."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OutOfMemory) or not ran_out(error):
-            raise
-        raise OutOfMemory(
-            f"the memory ran out ({what_ran_out(error)}) - make room there, or ask for something smaller"
-        ) from error
 
 
 def drop_what_cannot_be_written() -> None:

@@ -24,7 +24,7 @@ from muse_core.errors import Halted
 from muse_core.evaluation.cross_entropy import like
 from muse_core.out_of_memory import ran_out
 from muse_core.training.forward import Forward
-from muse_core.training.rounding import MOVES, NEAR, beyond, moved, rounding_of, widened
+from muse_core.training.rounding import MOVES, NEAR, beyond, moved, rounding_of, square, widened
 from muse_core.training.shards import own_part
 from muse_core.training.train_state import ObjectiveTensors, RandomState, TrainState, kept
 
@@ -129,7 +129,7 @@ class _Check:
         def keep(name: str, gradient: Tensor | None) -> None:
             parameter = own_part(self.parameters[name])
             self.plain[name] = torch.zeros_like(parameter, device="cpu") if gradient is None else kept(gradient)
-            squares.append(_square(self.plain[name]))
+            squares.append(square(self.plain[name]))
 
         sizes = self._of_all(squares, self._pass(keep, plain=True))
         after = self.generators.state_dict()
@@ -142,7 +142,7 @@ class _Check:
 
         def compare(name: str, gradient: Tensor | None) -> None:
             expected = self.plain[name]
-            squares.append(_square(expected if gradient is None else gradient - expected.to(gradient.device)))
+            squares.append(square(expected if gradient is None else gradient - expected.to(gradient.device)))
 
         return self._of_all(squares, self._pass(compare, plain=plain, backend=backend))
 
@@ -275,10 +275,3 @@ class _Check:
             f"{'; '.join(map(told, largest))}{more}. Gradients flow from the output, and nearest to it is {nearest}: "
             f"the fault is there or in what reads it. No step was made from them - {OFF}"
         )
-
-
-def _square(value: Tensor) -> Tensor:
-    """Sum of squares, float64, without an axis."""
-    value = torch.view_as_real(value) if value.is_complex() else value
-    return torch.linalg.vector_norm(value, dtype=torch.float64).square()
-

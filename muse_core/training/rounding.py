@@ -34,7 +34,10 @@ def rounding_of(precision: Precision) -> float:
 
 @contextlib.contextmanager
 def moved(weights: Mapping[str, Tensor], rounding: float, noise: torch.Generator) -> Iterator[None]:
-    """Inside, every weight is moved by up to half of ``rounding`` times itself; afterwards all are as they were."""
+    """Inside, every weight is moved by up to half of ``rounding`` times itself; afterwards all are as they were.
+
+    One that is held in no finer numbers goes by a whole one or not at all: in float32 a quarter of them, towards zero.
+    """
     before = {name: kept(own) for name, own in weights.items()}
     try:
         with torch.no_grad():
@@ -64,3 +67,16 @@ def widened(allowed: Mapping[str, float], effects: Mapping[str, float], sizes: M
 def beyond(distances: Mapping[str, float], allowed: Mapping[str, float]) -> list[str]:
     """Parameters whose distance is more than is allowed, or no number."""
     return [name for name, distance in distances.items() if allowed[name] < math.inf and not distance <= allowed[name]]
+
+
+def square(value: Tensor) -> Tensor:
+    """Sum of squares, float64, without an axis."""
+    value = torch.view_as_real(value) if value.is_complex() else value
+    return torch.linalg.vector_norm(value, dtype=torch.float64).square()
+
+
+def apart(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Norms of the difference and of what is expected, whose squares may be beyond float32. Waits for the device."""
+    if not expected.is_floating_point() and not expected.is_complex():
+        expected, found = expected.double(), found.double()
+    return square(found - expected).sqrt().item(), square(expected).sqrt().item()

@@ -24,7 +24,7 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, OutOfMemory, PluginError, RecipeError
+from muse_core.errors import Halted, PluginError, RecipeError
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -32,7 +32,7 @@ from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
-from muse_core.out_of_memory import ran_out, what_ran_out
+from muse_core.out_of_memory import told
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import asked, failure
 from muse_core.recipe.schema import Recipe
@@ -43,23 +43,19 @@ LONGEST_OWN_CHECK = 512
 """Tokens that the gate's check in the run's own precision reads at most."""
 
 
-@contextlib.contextmanager
-def memory_errors(checkpoints: Path | None = None) -> Iterator[None]:
-    """Says as OutOfMemory that the memory ran out while something of the recipe's size was made or trained, also where
-    it was taken for a fault of what needed it.
+def memory_errors(checkpoints: Path | None = None) -> contextlib.AbstractContextManager[None]:
+    """Says as OutOfMemory that the memory ran out while something of the recipe's size was made or trained.
 
     ``checkpoints``: folder of a run that has begun; when something is kept there the sentence says how to go on.
     """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OutOfMemory) or not ran_out(error):
-            raise
+
+    def sentence(what: str) -> str:
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
-            run = checkpoints.parent
-            advice += f" in a new run, or make room and go on with: muse-run --resume {run}"
-        raise OutOfMemory(f"model: does not fit into the memory ({what_ran_out(error)}) - {advice}") from error
+            advice += f" in a new run, or make room and go on with: muse-run --resume {checkpoints.parent}"
+        return f"model: does not fit into the memory ({what}) - {advice}"
+
+    return told(sentence)
 
 
 @attrs.frozen(kw_only=True)

@@ -49,6 +49,7 @@ GONE: dict[str, BaseException] = {
     "NCCL": RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
     "NVML": RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":830'),
     "torch on a CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2048 bytes."),
+    "C++": RuntimeError("std::bad_alloc"),
     "Python": MemoryError(),
     "the system": OSError(errno.ENOMEM, "Cannot allocate memory"),
 }

@@ -1,6 +1,6 @@
 """torch 2.11 compiles a forward pass of an autograd.Function that changes in place what it returns to a graph
-whose gradient goes to another output, silently (docs/results/peers.md, "Compiled models lost gradients"). Later
-torch does not, so that no number of a CPU's tests shows it: the sources are read instead."""
+whose gradient goes to another output, silently (docs/results/peers-on-a-gpu.md, "Compiled models lost gradients").
+Later torch does not, so that no number of a CPU's tests shows it: the sources are read instead."""
 
 import ast
 from pathlib import Path

@@ -33,6 +33,16 @@ class Replayed:
         torch.rand(1)  # a graph may count on further than what it launches draws
 
 
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch, weight: nn.Parameter) -> None:
+    def captured(function: Callable[[], Any], refusal: str) -> Any:
+        graph = Replayed(function, weight)
+        return graph, graph.returned
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+
+
 def first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Tensor, list[float]]:
     """The gradient, and a number that each pass drew. ``shares``: of each pass behind the first steps, its gradient of
     the plain one's (1, 1)."""
@@ -43,13 +53,7 @@ def first_replay(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Tenso
         (weight * pieces[0] * next(of_pass)).sum().backward()
         return Packed((), torch.ones(1)), []
 
-    def captured(function: Callable[[], Any], refusal: str) -> Any:
-        graph = Replayed(function, weight)
-        return graph, graph.returned
-
-    monkeypatch.setattr(cuda_graph, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    without_a_gpu(monkeypatch, weight)
     passes = RecordedPasses(compute, {"weight": weight}, rounding=2.0**-7)
     for _ in range(PLAIN + 1):
         weight.grad = None
@@ -85,7 +89,7 @@ def test_a_replay_further_off_than_plain_steps_is_refused(
     monkeypatch: pytest.MonkeyPatch, replayed: float, again: float
 ) -> None:
     with pytest.raises(RecipeError, match="the recorded step gives weight another gradient than the plain one"):
-        first_replay(monkeypatch, 1.0, 0.0, replayed, *[again] * MOVES)
+        first_replay(monkeypatch, 1.0, 0.0, replayed, *[again] * (1 + MOVES))
 
 
 def test_weights_are_moved_within_their_rounding_for_the_comparison_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,17 +98,11 @@ def test_weights_are_moved_within_their_rounding_for_the_comparison_alone(monkey
 
     def compute(pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
         read.append(weight.detach().clone())
-        share = 1.1 if len(read) == PLAIN + 3 else 1.05 if len(read) > PLAIN + 3 else 1.0
+        share = {PLAIN + 3: 1.1, PLAIN + 5: 1.25}.get(len(read), 1.0)  # the replay, and the pass with moved weights
         (weight * share).sum().backward()
         return Packed((), torch.ones(1)), []
 
-    def captured(function: Callable[[], Any], refusal: str) -> Any:
-        graph = Replayed(function, weight)
-        return graph, graph.returned
-
-    monkeypatch.setattr(cuda_graph, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    without_a_gpu(monkeypatch, weight)
     before = weight.detach().clone()
     passes = RecordedPasses(compute, {"weight": weight}, rounding=2.0**-7)
     for _ in range(PLAIN + 1):

@@ -209,3 +209,16 @@ def test_the_recurrence_of_channels_has_first_and_second_derivatives():
         hidden = factor[:, t] * hidden + term[:, t]
         by_hand.append(hidden)
     torch.testing.assert_close(recurrence(*inputs), torch.stack(by_hand, 1))
+
+
+@torch.no_grad()
+def test_gates_of_gated_deltanet_2_begin_near_a_half_and_decays_within_their_bounds():
+    """Of a stream of normal numbers: the authors' first weights, for A in 1 to 16 and first steps in 0.001 to 0.1."""
+    layer = build_component("memory layer", "gated-deltanet-2", {"heads": 4}, width=256, dtype="float64").double()
+    x = torch.randn(4, 64, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for gate in (layer.erase, layer.write):
+        opening = gate(x).sigmoid()
+        assert abs(opening.mean() - 0.5) < 0.01 and 0.02 < opening.std() < 0.06
+    assert 0 <= layer.decay.log_amplitude.min() and layer.decay.log_amplitude.max() <= torch.tensor(16.0).log()
+    steps = F.softplus(layer.decay.bias)
+    assert 0.001 <= steps.min() < 0.003 and 0.03 < steps.max() <= 0.1

@@ -51,12 +51,11 @@ class GatedDeltaNetOptions:
 
 
 @frozen(kw_only=True)
-class KdaOptions:
-    """Kimi Delta Attention (Kimi Team 2025): the delta rule with a decay for every channel of the keys; sizes and first
-    values as in fla's layer."""
+class ChannelDeltaOptions:
+    """The delta rule with a decay for every channel of the keys."""
 
     heads: int = field(default=4, validator=HEADS)
-    """Number of memories H."""
+    """Number of memories H. The authors' heads are 128 wide."""
     key_size: int | None = field(default=None, validator=validators.optional(SIZE))
     """Width K of keys and queries of a head. Default: the model's width over heads."""
     expand_value: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(16.0)])
@@ -64,16 +63,7 @@ class KdaOptions:
     convolution: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
     """Tokens that the short convolution over queries, keys and values spans."""
     negative_eigenvalues: bool = False
-    """β = 2σ instead of σ."""
-    decay: Literal["own", "signal"] = "own"
-    """own: a channel's decay is of the token, by a product of low rank. signal: it is Γ of the signal ``decay`` of an
-    earlier layer, which the potentials V − iΓ of a resolvent make; each of its heads serves equally many channels, or a
-    channel has the mean of equally many heads; below 0 it is taken for 0."""
-    kernel: Literal["own", "fla"] = "own"
-    """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
-
-    def requires(self) -> tuple[Requirement, ...]:
-        return (Requirement("decay"),) if self.decay == "signal" else ()
+    """2σ instead of σ is the rate of what is taken out, and where it has no other, of what is put in."""
 
     def key_width(self, width: int) -> int:
         """K for a model of this width. Raises ValueError where it is not a whole number."""
@@ -88,31 +78,25 @@ class KdaOptions:
 
 
 @frozen(kw_only=True)
-class GatedDeltaNet2Options:
+class KdaOptions(ChannelDeltaOptions):
+    """Kimi Delta Attention (Kimi Team 2025): the delta rule with a decay for every channel of the keys; sizes and first
+    values as in fla's layer."""
+
+    decay: Literal["own", "signal"] = "own"
+    """own: a channel's decay is of the token, by a product of low rank. signal: it is Γ of the signal ``decay`` of an
+    earlier layer, which the potentials V − iΓ of a resolvent make; each of its heads serves equally many channels, or a
+    channel has the mean of equally many heads; below 0 it is taken for 0."""
+    kernel: Literal["own", "fla"] = "own"
+    """fla: on a GPU in bfloat16 the kernels of fla-core, elsewhere and in other precisions ours."""
+
+    def requires(self) -> tuple[Requirement, ...]:
+        return (Requirement("decay"),) if self.decay == "signal" else ()
+
+
+@frozen(kw_only=True)
+class GatedDeltaNet2Options(ChannelDeltaOptions):
     """Gated DeltaNet-2 (Hatamizadeh, Choi, Kautz 2026): Kimi Delta Attention with a gate for every channel of the keys,
     of what is taken out, and one for every channel of the values, of what is put in; sizes as in its authors' layer."""
-
-    heads: int = field(default=4, validator=HEADS)
-    """Number of memories H. The authors' heads are 128 wide."""
-    key_size: int | None = field(default=None, validator=validators.optional(SIZE))
-    """Width K of keys and queries of a head. Default: the model's width over heads."""
-    expand_value: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(16.0)])
-    """Width of a head's values, as a multiple of its keys'."""
-    convolution: int = field(default=4, validator=[validators.ge(1), validators.le(16)])
-    """Tokens that the short convolution over queries, keys and values spans."""
-    negative_eigenvalues: bool = False
-    """What is taken out is gated by 2σ instead of σ (Grazzi et al. 2024)."""
-
-    def key_width(self, width: int) -> int:
-        """K for a model of this width. Raises ValueError where it is not a whole number."""
-        return self.key_size or divided(width, self.heads)
-
-    def value_width(self, width: int) -> int:
-        """M for a model of this width."""
-        return max(1, round(self.expand_value * self.key_width(width)))
-
-    def problems(self, recipe: Any) -> Iterable[str]:
-        yield from indivisible(recipe, self.heads if self.key_size is None else 1)
 
 
 @frozen(kw_only=True)

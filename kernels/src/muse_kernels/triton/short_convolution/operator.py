@@ -34,8 +34,9 @@ class Launch(NamedTuple):
 
 
 FORWARD, BACKWARD = Launch(512, 4, 4, 32, 64, None), Launch(256, 2, 4, 64, 128, 128)
-"""The fastest of those that were timed on an H200, or as fast (docs/results/peers.md). Backward the compiler by itself
-takes so many registers that a processor holds few programs; within 128 some are spilled, hardly any in the loop."""
+"""The fastest of those that were timed on an H200, or as fast (docs/results/peers-on-a-gpu.md). Backward the compiler
+by itself takes so many registers that a processor holds few programs; within 128 some are spilled, hardly any in the
+loop."""
 LANES = 64
 """Channels of a program's tokens of `causal_convolution`."""
 
