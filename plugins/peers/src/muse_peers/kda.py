@@ -79,7 +79,9 @@ class ChannelDelta(nn.Module):
         self.key_width, self.value_width = options.key_width(width), options.value_width(width)
         self.most = 2.0 if options.negative_eigenvalues else 1.0
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        self.scores = context.kernels.bind("decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets"))
+        self.scores = context.kernels.bind(
+            "decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets")
+        )
         self.recurrence: Recurrence = partial(recurrence, scores=self.scores)
         self.query = projection(width, keys, generator)
         self.key = projection(width, keys, generator)
