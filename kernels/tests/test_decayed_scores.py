@@ -188,6 +188,27 @@ def test_half_precision_is_computed_in_float32():
     assert_near(list(scored(partial(public, backend="torch"), 16)(*given)), list(expected), 1e-6)
 
 
+@EVERYWHERE
+@REMOVING
+def test_autocast_leaves_it_in_its_precision(place, removing):
+    """Its gradients too."""
+    function, _, device, _ = place
+    leaves = [x if x is None else x.to(device, torch.float32) for x in draw(20, 4, removing)]
+
+    def derived(enabled):
+        given = [x if x is None else x.clone().requires_grad_() for x in leaves]
+        present = [x for x in given if x is not None]
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            found = scored(function, 16)(*given, resets=starts(20).to(device))
+        first = torch.autograd.grad(sum(y.sin().sum() for y in found), present, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), present)
+        return [*found, *first, *second]
+
+    for one, other in zip(derived(True), derived(False), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 def test_errors_name_the_argument():
     query, key, decay, probe, insert = draw(6, 4, True)
     with pytest.raises(ValueError, match=r"decayed_scores: query must be floating \(B, N, H, K\)"):

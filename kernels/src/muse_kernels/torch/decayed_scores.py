@@ -31,7 +31,16 @@ def of_documents(
     """As `decayed_scores`, of the numbers of the tokens' documents within each chunk (B, n, C) instead of resets."""
     dtype = computed_in(query, key, log_decay, probe, insert)
     tokens = (query, key, log_decay, probe, insert)
-    query, key, log_decay, probe, insert = (None if x is None else in_chunks(x.to(dtype), chunk) for x in tokens)
+    chunks = [None if x is None else in_chunks(x.to(dtype), chunk) for x in tokens]
+    # Autocast would run the products in half precision.
+    with torch.autocast(query.device.type, enabled=False):
+        return _of_chunks(*chunks, document)
+
+
+def _of_chunks(
+    query: Tensor, key: Tensor, log_decay: Tensor, probe: Tensor | None, insert: Tensor | None, document: Tensor | None
+) -> DecayedScores:
+    """Of tokens in chunks (B, H, n, C, K), in one dtype."""
     total = log_decay.cumsum(-2)
     from_start, last, left = total.exp(), total[..., -1, :].exp(), _until_end(log_decay).exp()
     same = carried = None
