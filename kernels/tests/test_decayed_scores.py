@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from muse_kernels import DecayedScores, KernelRequest, select_backend
+from muse_kernels import DecayedScores, KernelRequest, debug, select_backend
 from muse_kernels import decayed_scores as public
 from muse_kernels.reference import decayed_scores as reference
 from muse_kernels.testing.places import assert_near, functions, results
@@ -217,10 +217,37 @@ def test_errors_name_the_argument():
         public(query, key[..., :3], decay)
     with pytest.raises(ValueError, match="probe and insert are given together"):
         public(query, key, decay, probe=probe)
-    with pytest.raises(ValueError, match=r"resets must be bool \(2, 6\), got torch.int64"):
+    with pytest.raises(ValueError, match=r"resets must be bool \(2, 6\) .*, got torch.int64"):
         public(query, key, decay, resets=torch.zeros(2, 6).long())
+    with pytest.raises(ValueError, match=r"resets must be bool \(2, 6\) on cpu as query is, .* on meta"):
+        public(query, key, decay, resets=torch.zeros(2, 6, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="chunk must be a power of two up to 64, got 48"):
         public(query, key, decay, chunk=48)
+
+
+@EVERYWHERE
+def test_nothing_to_sum_is_an_error(place):
+    """Without tokens or without channels."""
+    function, dtype, device, _ = place
+    for shape in ((2, 0, 1, 4), (2, 3, 1, 0)):
+        given = torch.zeros(shape, dtype=dtype, device=device)
+        with pytest.raises(ValueError, match=r"query must be floating \(B, N, H, K\) with N >= 1 and K >= 1"):
+            function(given, given, given)
+
+
+@EVERYWHERE
+def test_values_are_checked_in_debug_mode_only(place):
+    function, dtype, device, _ = place
+    query, key, decay, probe, insert = (x.to(device, dtype) for x in draw(6, 4, True))
+    rising = decay.clone()
+    rising[1, 2, 0, 3] = 0.5
+    function(query, key, rising)
+    with debug():
+        function(query, key, decay, probe=probe, insert=insert)
+        with pytest.raises(ValueError, match="decayed_scores: log_decay must be <= 0, its largest is 0.5"):
+            function(query, key, rising)
+        with pytest.raises(ValueError, match="decayed_scores: insert holds values that are not finite"):
+            function(query, key, decay, probe=probe, insert=insert / 0.0)
 
 
 def test_what_triton_refuses():

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import checks_values
+
 LONGEST = 64
 """Tokens of a chunk at most."""
 
@@ -40,7 +42,7 @@ class DecayedScores(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """The arguments of a call in one dtype, and how the tokens divide."""
+    """The arguments of a call as they came, and how the tokens divide."""
 
     query: Tensor
     key: Tensor
@@ -58,11 +60,13 @@ def check_decayed_scores(
     query: Tensor, key: Tensor, log_decay: Tensor, probe: Tensor | None, insert: Tensor | None,
     resets: Tensor | None, chunk: int,
 ) -> Chunks:  # fmt: skip
-    """ValueError naming the argument and the shapes where they do not fit. Tensors keep their dtypes."""
+    """ValueError naming the argument and the shapes where they do not fit. Tensors keep their dtypes. Under
+    `muse_kernels.debug` the values are checked too."""
     operation = "decayed_scores"
-    if query.ndim != 4 or query.shape[1] < 1 or not query.is_floating_point():
+    if query.ndim != 4 or min(query.shape[1], query.shape[3]) < 1 or not query.is_floating_point():
         raise ValueError(
-            f"{operation}: query must be floating (B, N, H, K) with N >= 1, got {query.dtype} {tuple(query.shape)}"
+            f"{operation}: query must be floating (B, N, H, K) with N >= 1 and K >= 1, "
+            f"got {query.dtype} {tuple(query.shape)}"
         )
     if (probe is None) != (insert is None):
         raise ValueError(f"{operation}: probe and insert are given together or not at all")
@@ -73,18 +77,31 @@ def check_decayed_scores(
                 f"{operation}: {name} must be floating {tuple(query.shape)} on {query.device} as query is, "
                 f"got {x.dtype} {tuple(x.shape)} on {x.device}"
             )
-    if resets is not None and (resets.shape != query.shape[:2] or resets.dtype != torch.bool):
+    fits = resets is None or (resets.shape == query.shape[:2] and resets.dtype == torch.bool)
+    if not fits or (resets is not None and resets.device != query.device):
         raise ValueError(
-            f"{operation}: resets must be bool {tuple(query.shape[:2])}, got {resets.dtype} {tuple(resets.shape)}"
+            f"{operation}: resets must be bool {tuple(query.shape[:2])} on {query.device} as query is, "
+            f"got {resets.dtype} {tuple(resets.shape)} on {resets.device}"
         )
     if not 1 <= chunk <= LONGEST or chunk & (chunk - 1):
         raise ValueError(f"{operation}: chunk must be a power of two up to {LONGEST}, got {chunk}")
+    if checks_values():
+        _check_values(query=query, **named)
     padding = -query.shape[1] % chunk
     document = None
     if resets is not None:
         padded = F.pad(resets, (0, padding)) if padding else resets
         document = padded.unflatten(1, (-1, chunk)).cumsum(-1, dtype=torch.int32)
     return Chunks(query, key, log_decay, probe, insert, document, chunk, padding)
+
+
+def _check_values(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.isfinite().all():
+            raise ValueError(f"decayed_scores: {name} holds values that are not finite")
+    largest = tensors["log_decay"].amax().item() if tensors["log_decay"].numel() else 0.0
+    if largest > 0:
+        raise ValueError(f"decayed_scores: log_decay must be <= 0, its largest is {largest:g}")
 
 
 def computed_in(*tensors: Tensor | None) -> torch.dtype:

@@ -22,7 +22,7 @@ def decayed_scores(
     W: how each token that reads weights each that was written before, and what decays from and to the chunk's ends.
 
     Args:
-        query, key: q and k (B, N, H, K), N at least 1.
+        query, key: q and k (B, N, H, K), N and K at least 1.
         log_decay: g <= 0 (B, N, H, K), also very fast: no exponent is above zero.
         probe, insert: p and b (B, N, H, K); None for a memory of which nothing is taken out.
         resets: (B, N) bool, true where a document starts, which forgets W; a token sees its own document only.
@@ -30,8 +30,9 @@ def decayed_scores(
         backend: "auto", "triton", "torch" or "reference".
 
     Returns `DecayedScores`, in float64 where any argument is of double precision, otherwise in float32. Gradients of
-    any order to all but resets. ValueError names the argument and the shapes that do not fit. Sources: Yang and others
-    2023 (arXiv:2312.06635), section 4; Kimi Team 2025 (arXiv:2510.26692).
+    any order to all but resets. ValueError names the argument and the shapes that do not fit, or within
+    `muse_kernels.debug` the values. Sources: Yang and others 2023 (arXiv:2312.06635), section 4; Kimi Team 2025
+    (arXiv:2510.26692).
     """
     double = computed_in(query, key, log_decay, probe, insert).itemsize == 8
     request = KernelRequest(
