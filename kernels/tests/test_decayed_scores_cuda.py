@@ -145,6 +145,13 @@ def test_no_more_memory_than_results_and_gradients():
     found = decayed_scores(*leaves[:3], probe=leaves[3], insert=leaves[4])
     own = sum(x.numel() * x.element_size() for x in found)
     assert torch.cuda.max_memory_allocated() - before <= own + 2**20
+    weights = [torch.ones_like(x) for x in found]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    gradients = torch.autograd.grad(list(found), leaves, weights)
+    own = sum(x.numel() * x.element_size() for x in gradients)
+    assert torch.cuda.max_memory_allocated() - before <= own + 2**20
 
 
 @pytest.mark.parametrize("rows", (3, 40_000))
