@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +28,8 @@ from muse_core.parallel.one import ONE, Ranks
 from muse_core.parallel.sizes import sizes_of
 from muse_core.recipe.schema import Recipe
 from muse_core.training.objectives import NextToken
-from muse_core.training.rounding import MOVES, NEAR, apart, beyond, moved
+from muse_core.training.recorded_gradients import LOOKS, OFF, found_same
+from muse_core.training.rounding import NEAR, apart, moved
 
 T = TypeVar("T")
 Passes = Callable[[Sequence[Batch], Sequence[State], Tensor], tuple[Packed, list[State]]]
@@ -39,12 +39,6 @@ PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
 """Forms of a step that a run may have; each recording keeps the memory of its gradients."""
-SPREAD, SHARE = 3.0, 0.5
-"""Times as far as a second plain step is from the first, and of what moving weights within their rounding does to a
-gradient, so far may the recorded one be from the plain one, where that is more: kernels that add up in any order do not
-give the same twice, and with others some sums round otherwise. Right ones (phase5 with windows of 256 and 512 in
-bfloat16) were up to 0.2 of what rounding does apart."""
-OFF = "set train.cuda_graph = false"
 DRAWN = (
     "train.activation_checkpointing computes blocks once more with the random numbers of the first time, whose state a "
     "recording cannot take back, and this model draws some"
@@ -81,9 +75,10 @@ class Recording(NamedTuple):
 class RecordedPasses:
     """Passes that are recorded at the third step of their form and replayed from then on.
 
-    The first replay is compared with the plain pass from the same inputs. Weights are read where they are, so that
-    whatever changes them in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be
-    recorded, and for one whose recording computes other gradients.
+    The first replay is compared with the plain pass from the same inputs, and the next ones until one is told to be the
+    same; the gradients are the plain pass's until then. Weights are read where they are, so that whatever changes them
+    in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be recorded, and for one
+    whose recording computes other gradients.
 
     ``rounding``: the spacing of numbers at 1 in the precision of products. ``recomputes``: activations are computed
     once more in the backward pass. What draws random numbers would draw others then in a recording, and is refused in
@@ -108,6 +103,8 @@ class RecordedPasses:
         self.seen: list[int] = []
         """Plain steps of each form."""
         self.recordings: dict[int, Recording] = {}
+        self.looks: dict[int, int] = {}
+        """Comparisons that each recording has yet to come through with one told to be the same."""
         self.replayed = False
         """Whether the last step was a recording's, with its gradients where the recording has them."""
 
@@ -119,17 +116,17 @@ class RecordedPasses:
             self.seen[number] += 1
             return self._plain(pieces, carried, whole)
         own = None
-        if number not in self.recordings:
+        if number not in self.recordings or self.looks[number]:
             random = torch.cuda.get_rng_state()
             plain = self._plain(pieces, carried, whole)
             own = self._taken()
             if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
-                for name, gradient in own.items():
-                    self.parameters[name].grad = gradient
-                return plain
-            with self.ranks.at_work("the recording of a step"):
-                self._require_all_record(number)
-                self.recordings[number] = self._record(self.forms[number], leaves)
+                return self._left(own, plain)
+            if number not in self.recordings:
+                with self.ranks.at_work("the recording of a step"):
+                    self._require_all_record(number)
+                    self.recordings[number] = self._record(self.forms[number], leaves)
+                self.looks[number] = LOOKS
             torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
         self.ranks.mark("the recorded forward and backward pass")
@@ -137,13 +134,23 @@ class RecordedPasses:
         torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
-            self._compare(own, recording.gradients, self._again(pieces, carried, whole, random))
+            self.looks[number] -= 1
+            again = self._again(pieces, carried, whole, random)
+            if not found_same(own, recording.gradients, again, self.ranks, last=not self.looks[number]):
+                return self._left(own, plain)
+            self.looks[number] = 0
         for name, gradient in recording.gradients.items():
             self.parameters[name].grad = gradient
         self.replayed = True
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
         return Packed(recording.keys, recording.values), proposed
+
+    def _left(self, gradients: Mapping[str, Tensor], found: T) -> T:
+        """``found``, with the ``gradients`` of a plain pass at the weights."""
+        for name, gradient in gradients.items():
+            self.parameters[name].grad = gradient
+        return found
 
     def release(self) -> None:
         """Forget what was recorded: NCCL ends a communicator when no graph that uses it is left."""
@@ -159,29 +166,6 @@ class RecordedPasses:
         if not all(map(torch.equal, before, (torch.get_rng_state(), torch.cuda.get_rng_state()))):
             raise RecipeError(f"train.cuda_graph: {DRAWN} - {OFF}")
         return found
-
-    def _compare(
-        self, own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], again: Iterator[Mapping[str, Tensor]]
-    ) -> None:
-        """Raises RecipeError where the recording has other gradients than the plain pass. While one is far, plain
-        passes are made ``again``, by all processes."""
-        explained: dict[str, float] = {}
-        for number in range(MOVES + 2):
-            refusal: RecipeError | None = None
-            try:
-                require_same(own, recorded, explained)
-            except RecipeError as error:
-                refusal = error
-            if not any(self.ranks.gather(refusal is not None)):
-                return
-            if number <= MOVES:
-                gradients, factor = next(again), SHARE if number else SPREAD
-                for name, gradient in own.items():
-                    change = apart(gradient, gradients[name])[0]
-                    if math.isfinite(change):
-                        explained[name] = max(explained.get(name, 0.0), factor * change)
-        if refusal is not None:
-            raise refusal
 
     def _again(
         self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor, random: Tensor
@@ -321,32 +305,6 @@ def finite(gradients: Mapping[Any, Tensor]) -> bool:
     """Whether no entry is a NaN or an infinity. Waits for the device."""
     flags = [gradient.isfinite().all() for gradient in gradients.values()]
     return not flags or bool(torch.stack(flags).all())
-
-
-def require_same(
-    own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], explained: Mapping[str, float] | None = None
-) -> None:
-    """Raises RecipeError where gradients of a recorded step are not those of the plain one from the same inputs, within
-    ``NEAR`` of their norm or as far as is ``explained``, by parameter. Nothing explains a zero."""
-    if own.keys() != recorded.keys():
-        odd = sorted(own.keys() ^ recorded.keys())[0]
-        raise RecipeError(f"train.cuda_graph: recorded or plain, a step has a gradient of {odd} only once - {OFF}")
-    pairs = {name: apart(expected, recorded[name]) for name, expected in own.items()}
-    distances, sizes = ({name: pair[place] for name, pair in pairs.items()} for place in (0, 1))
-    explained = explained or {}
-    allowed = {name: max(NEAR * size, explained.get(name, 0.0)) for name, size in sizes.items()}
-    if far := beyond(distances, allowed):
-        name = far[0]
-        told = f", and repeats and rounding explain {explained[name]:.1e}" if name in explained else ""
-        raise RecipeError(
-            f"train.cuda_graph: the recorded step gives {name} another gradient than the plain one "
-            f"({distances[name]:.1e} apart, where its norm is {sizes[name]:.1e}{told}) - {OFF}"
-        )
-    if lost := [name for name, size in sizes.items() if 0 < size == distances[name] and not recorded[name].any()]:
-        raise RecipeError(
-            f"train.cuda_graph: the recorded step leaves the gradient of {lost[0]} at zero, whose norm is "
-            f"{sizes[lost[0]]:.1e} in the plain one - {OFF}"
-        )
 
 
 def _told(leaf: Any) -> Any:

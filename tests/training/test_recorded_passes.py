@@ -14,6 +14,7 @@ from muse_core.errors import RecipeError
 from muse_core.metrics.accumulator import Packed
 from muse_core.training import cuda_graph
 from muse_core.training.cuda_graph import PLAIN, RecordedPasses
+from muse_core.training.recorded_gradients import LOOKS
 from muse_core.training.rounding import MOVES
 
 
@@ -112,3 +113,49 @@ def test_weights_are_moved_within_their_rounding_for_the_comparison_alone(monkey
     assert all(torch.equal(one, before) for one in others)
     assert not torch.equal(moved, before) and ((moved / before - 1).abs() <= 2.0**-8).all()
     assert torch.equal(weight.detach(), before)
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, *replays: float) -> tuple[list[float], list[bool]]:
+    """Steps of which each replay has that share of the plain gradient: the first entries of the gradients that are
+    left, and whether each is the recording's. Rounding moves the gradient by 0.2."""
+    weight, left, replayed = nn.Parameter(torch.ones(2)), [], []
+    shares = iter([1.0] * PLAIN)
+
+    def compute(pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
+        (weight * pieces[0] * next(shares)).sum().backward()
+        return Packed((), torch.ones(1)), []
+
+    def passes_of_one(share: float) -> list[float]:
+        # The plain pass, what a recording computes while it is made, the replay; once more plainly, and moved weights.
+        return [1.0, *([0.0] if not replayed[PLAIN:] else []), share, *([] if share == 1 else [1.0, *[1.2] * MOVES])]
+
+    without_a_gpu(monkeypatch, weight)
+    passes = RecordedPasses(compute, {"weight": weight}, rounding=2.0**-7)
+    for _ in range(PLAIN):
+        passes([torch.ones(2)], [None], torch.tensor(1.0))
+        replayed.append(passes.replayed)
+    for share in replays:
+        shares = iter(passes_of_one(share))
+        weight.grad = None
+        passes([torch.ones(2)], [None], torch.tensor(1.0))
+        assert next(shares, None) is None
+        left.append(round(weight.grad[0].item(), 4))
+        replayed.append(passes.replayed)
+    return left, replayed[PLAIN:]
+
+
+def test_a_doubtful_replay_is_looked_at_again_in_the_next_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which train with the plain pass's gradient meanwhile, and with the recording's once it was found the same."""
+    left, replayed = looks(monkeypatch, 1.15, 1.15, 1.0)
+    assert left == [1.0, 1.0, 1.0] and replayed == [False, False, True]
+
+
+def test_a_replay_that_stays_doubtful_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"another gradient .* rounding explain 1\.4e-01"):
+        looks(monkeypatch, *[1.15] * LOOKS)
+    looks(monkeypatch, *[1.15] * (LOOKS - 1), 1.0)
+
+
+def test_a_replay_beyond_doubt_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="another gradient"):
+        looks(monkeypatch, 1.25)
