@@ -28,6 +28,7 @@ SIZES = {"key": 4, "value": 5}
 
 HALVED = {
     "causal_convolution": ("x",),
+    "decayed_scores": ("query", "key", "probe", "insert"),
     "deep_memory": ("query", "key", "value"),
     "fast_weights": ("query", "key", "value"),
     "gated_norm": ("x", "gate", "behind"),
@@ -146,6 +147,8 @@ def results(function: Callable[..., Any], arguments: Arguments, gradients: bool 
 def _flat(value: Any, path: str = "result") -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {path: value.double() if value.dtype == torch.bool else value}
+    if value is None:
+        return {}
     return {key: leaf for index, part in enumerate(value) for key, leaf in _flat(part, f"{path}[{index}]").items()}
 
 
@@ -219,6 +222,24 @@ def _fast_weights(tokens: int) -> dict[str, Arguments]:
         for rule in ("hebbian", "delta")
         for read in ("after", "before")
         for name, more in (("start", {}), ("carried", carried), ("resets", carried | {"resets": resets}))
+    }
+
+
+def _decayed(tokens: int) -> dict[str, Arguments]:
+    generator = torch.Generator().manual_seed(10)
+
+    def problem(**more: Any) -> Arguments:
+        normal = [torch.randn(2, tokens, 3, 4, generator=generator, dtype=torch.float64) for _ in range(5)]
+        query, key, decay, probe, insert = normal
+        removed = {"probe": probe, "insert": insert} if more.pop("removes", True) else {}
+        return {"query": query, "key": key, "log_decay": -decay.abs(), "chunk": 8} | removed | more
+
+    resets = torch.zeros(2, tokens, dtype=torch.bool)
+    resets[0, 0] = resets[1, tokens // 2] = True
+    return {
+        "removing": problem(),
+        "removing, resets": problem(resets=resets, chunk=32),
+        "nothing removed": problem(removes=False, resets=resets),
     }
 
 
@@ -311,6 +332,7 @@ PROBLEMS: dict[str, Callable[[int], dict[str, Arguments]]] = {
     "resolvent_diagonal": _resolvent,
     "causal_resolvent_diagonal": _carried,
     "causal_resolvent_apply": _applied,
+    "decayed_scores": _decayed,
     "deep_memory": _deep_memory,
     "fast_weights": _fast_weights,
     "gated_norm": _gated,

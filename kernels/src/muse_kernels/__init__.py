@@ -10,6 +10,8 @@
 __version__ = "0.2.0"
 
 from .arguments import debug, unit_length
+from .decayed_arguments import DecayedScores
+from .decayed_scores import decayed_scores
 from .deep_memory import deep_memory
 from .deep_memory_arguments import DeepMemoryState
 from .dispatch import BackendSelection, select_backend
@@ -24,6 +26,7 @@ from .trace_attention import trace_attention
 __all__ = [
     "BackendSelection",
     "Carried",
+    "DecayedScores",
     "DeepMemoryState",
     "KernelRequest",
     "Traced",
@@ -32,6 +35,7 @@ __all__ = [
     "causal_resolvent_diagonal",
     "select_backend",
     "debug",
+    "decayed_scores",
     "deep_memory",
     "fast_weights",
     "gated_norm",

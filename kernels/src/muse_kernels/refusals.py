@@ -12,6 +12,7 @@ from .compiled import unavailable
 _HAS_TRITON = find_spec("triton") is not None  # asked once: torch.compile does not trace the question
 WIDEST = {
     "causal_convolution": {"span": 16},
+    "decayed_scores": {"key": 128},
     "fast_weights": {"key": 128, "value": 512},
     "gated_norm": {"features": 8192},
     "short_convolution": {"key": 128, "span": 16},

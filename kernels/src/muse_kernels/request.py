@@ -8,6 +8,7 @@ OPERATIONS = (
     "resolvent_diagonal",
     "causal_resolvent_diagonal",
     "causal_resolvent_apply",
+    "decayed_scores",
     "deep_memory",
     "fast_weights",
     "gated_norm",

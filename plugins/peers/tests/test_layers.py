@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from muse_core.contracts import Tokens
 from muse_core.errors import RecipeError
+from muse_core.model.kernels import operation_of
 from muse_core.recipe import check_table
 from muse_core.testing import build_component
 
@@ -156,6 +157,24 @@ def test_under_autocast_a_kernel_is_given_values_in_bfloat16(name):
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(2, LENGTH, WIDTH), None, {}, Tokens(torch.arange(LENGTH).expand(2, -1)))
     assert given == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ["gated-deltanet-2", "gla", "kda", "rwkv7"])
+@torch.no_grad()
+def test_scores_are_computed_by_the_kernel_that_was_bound(name, monkeypatch):
+    """So that a recipe's choice of kernels is what computes, and the lock names it."""
+    layer = build_component("memory layer", name, {"heads": 2}, width=WIDTH)
+    bound, widths = layer.recurrence.keywords["scores"], []
+    assert operation_of(bound) == "decayed_scores"
+    computed = bound.function
+
+    def counted(query, *given, **more):
+        widths.append(query.shape[-1])
+        return computed(query, *given, **more)
+
+    monkeypatch.setattr(bound, "function", counted)
+    layer(torch.randn(2, LENGTH, WIDTH), None, {}, Tokens(torch.arange(LENGTH).expand(2, -1)))
+    assert widths == [bound.request.sizes["key"]]
 
 
 @pytest.mark.skipif(missing() is None, reason="fla-core is installed")

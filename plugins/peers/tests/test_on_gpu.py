@@ -3,6 +3,9 @@
 The differences are printed (pytest -s) as shares of the largest number.
 """
 
+from functools import partial
+from importlib import import_module
+
 import pytest
 import torch
 from muse_peers.kernels import channel_decay_kernel, missing
@@ -76,13 +79,34 @@ def test_a_layer_that_is_built_on_a_cpu_and_moved_computes_the_same(name):
     assert difference(brought, there) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["gated-deltanet-2", "gla", "kda", "rwkv7"])
+def test_rows_that_are_computed_apart_and_again_are_the_same(name, monkeypatch):
+    x, tokens = sequence()
+    layer = built(name, device="cuda")
+    expected = answers(layer, x.cuda(), moved(tokens))
+    monkeypatch.setattr("muse_peers.recurrence.KEPT", 0)
+    monkeypatch.setattr("muse_peers.recurrence.AT_ONCE", 1)
+    assert difference(answers(layer, x.cuda(), moved(tokens)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gated-deltanet-2", "gla", "kda", "rwkv7"])
+def test_scores_are_computed_by_triton_on_a_gpu_and_by_torch_the_same(name):
+    x, tokens = sequence()
+    layer = built(name, device="cuda")
+    bound = layer.recurrence.keywords["scores"]
+    assert bound.function.func is import_module("muse_kernels.triton").decayed_scores
+    expected = answers(layer, x.cuda(), moved(tokens))
+    layer.recurrence = partial(recurrence, scores=import_module("muse_kernels.torch").decayed_scores)
+    assert difference(answers(layer, x.cuda(), moved(tokens)), expected) < 1e-4
+
+
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 @pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
 def test_kernels_of_fla_agree(name):
     x, tokens = sequence()
     layer = built(name, device="cuda")
     expected = answers(layer, x.cuda(), moved(tokens), autocast=True)
-    assert layer.recurrence is recurrence
+    assert layer.recurrence.func is recurrence
     layer.recurrence = channel_decay_kernel(name, "fla")
     found = answers(layer, x.cuda(), moved(tokens), autocast=True)
     error = difference(found, expected)

@@ -90,6 +90,22 @@ def test_gradients_are_those_of_the_definition(removing, at_once, monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("removing", [False, True])
+def test_second_derivatives_are_those_of_the_definition(removing, monkeypatch):
+    """Over three chunks: what goes from one to the next has a gradient written by hand."""
+    monkeypatch.setattr("muse_peers.recurrence.CHUNK", 4)
+    query, writing = drawn(11, removing)
+    initial = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64).requires_grad_()
+    inputs = [x if x is None else x.requires_grad_() for x in (query, *writing)]
+    leaves = [initial, *(x for x in inputs if x is not None)]
+    gradients = []
+    for compute in (recurrence, definition):
+        output, weights = compute(inputs[0], Writing(*inputs[1:]), initial, None, None)
+        first = torch.autograd.grad(output.pow(3).sum() + weights.pow(3).sum(), leaves, create_graph=True)
+        gradients.append(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
 def test_a_slow_channel_after_a_fast_token_is_exact_in_float32():
     """The decays between two tokens are not a difference of sums that a fast token before them makes large."""
     query, writing = drawn(60, False, dtype=torch.float32)

@@ -101,7 +101,8 @@ def test_what_was_bound_on_a_cpu_is_not_native_elsewhere(operation, backends):
         bound(**problem)
     assert here.native() == (operation in NATIVE)
     # Operations that turn autocast off go as far as that: torch has no autocast for this device.
-    autocast = suppress(RuntimeError) if operation in ("deep_memory", "fast_weights") else nullcontext()
+    guarded = operation in ("decayed_scores", "deep_memory", "fast_weights")
+    autocast = suppress(RuntimeError) if guarded else nullcontext()
     with Called() as there, autocast:
         bound(**{name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in problem.items()})
     assert there.names and not there.native()

@@ -1,6 +1,7 @@
 """Every operation as Triton kernels in float32; importing this imports triton."""
 
 from ..refusals import refuse_triton as refuse
+from .decayed_scores import decayed_scores
 from .deep_memory import deep_memory
 from .fast_weights import fast_weights
 from .fast_weights.part import fast_weights_of_part
@@ -18,6 +19,7 @@ __all__ = [
     "causal_convolution",
     "causal_resolvent_apply",
     "causal_resolvent_diagonal",
+    "decayed_scores",
     "deep_memory",
     "fast_weights",
     "gated_norm",

@@ -49,7 +49,8 @@ class Gla(nn.Module):
         self.heads = options.heads
         self.key_width, self.value_width = options.key_width(width), options.value_width(width)
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        self.recurrence = channel_decay_kernel("gla", options.kernel)
+        scores = context.kernels.bind("decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets"))
+        self.recurrence = channel_decay_kernel("gla", options.kernel, scores)
         self.query = projection(width, keys, generator)
         self.key = projection(width, keys, generator)
         self.value = projection(width, values, generator)

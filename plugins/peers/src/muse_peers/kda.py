@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D width, H heads, K key width, M value width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,10 @@ class ChannelDelta(nn.Module):
         self.key_width, self.value_width = options.key_width(width), options.value_width(width)
         self.most = 2.0 if options.negative_eigenvalues else 1.0
         keys, values = self.heads * self.key_width, self.heads * self.value_width
-        self.recurrence: Recurrence = recurrence
+        self.scores = context.kernels.bind(
+            "decayed_scores", sizes={"key": self.key_width}, needs=("gradient", "resets")
+        )
+        self.recurrence: Recurrence = partial(recurrence, scores=self.scores)
         self.query = projection(width, keys, generator)
         self.key = projection(width, keys, generator)
         self.value = projection(width, values, generator)
@@ -130,7 +134,7 @@ class Kda(ChannelDelta):
     """
 
     def build_writing(self, options: KdaOptions, context: Context) -> None:
-        self.recurrence = channel_decay_kernel("kda", options.kernel)
+        self.recurrence = channel_decay_kernel("kda", options.kernel, self.scores)
         self.use_signal = options.decay == "signal"
         self.dynamics = Dynamics(
             context.width, self.heads, self.key_width, self.value_width, self.most, not self.use_signal,

@@ -6,27 +6,33 @@ Letters: B batch, N tokens, H heads, K key width, M value width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 
+import muse_kernels
 from muse_peers.recurrence import Writing, recurrence
 
 SERVED = (Version("0.6.0"), Version("0.7"))
 """fla-core from the first to before the second."""
 Recurrence = Callable[[Tensor, Writing, Tensor | None, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
-"""As ``recurrence``."""
+"""As ``recurrence`` without ``scores``."""
 
 
-def channel_decay_kernel(rule: str, kernel: str) -> Recurrence:
-    """``recurrence``, or with ``kernel`` = fla what takes fla-core's on a GPU in bfloat16 and ``recurrence`` elsewhere:
-    fla-core compiles for GPUs alone, and rounds products of float32 there. Raises ValueError where it is not installed.
-    """
+def channel_decay_kernel(
+    rule: str, kernel: str, scores: Callable[..., Any] = muse_kernels.decayed_scores
+) -> Recurrence:
+    """``recurrence`` with ``scores`` for the operation ``decayed_scores``, or with ``kernel`` = fla what takes
+    fla-core's on a GPU in bfloat16 and that elsewhere: fla-core compiles for GPUs alone, and rounds products of float32
+    there. Raises ValueError where it is not installed."""
+    own = partial(recurrence, scores=scores)
     if kernel == "own":
-        return recurrence
+        return own
     reason = missing()
     if reason is not None:
         raise ValueError(f'{rule}: kernel = "fla" needs fla-core, but {reason}')
@@ -36,7 +42,7 @@ def channel_decay_kernel(rule: str, kernel: str) -> Recurrence:
         query: Tensor, writing: Writing, initial: Tensor | None, resets: Tensor | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if query.device.type != "cuda" or writing.value.dtype != torch.bfloat16 or valid is not None:
-            return recurrence(query, writing, initial, resets, valid)
+            return own(query, writing, initial, resets, valid)
         return packed(served, query, writing, initial, resets)
 
     return on_gpu

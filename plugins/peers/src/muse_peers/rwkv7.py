@@ -41,7 +41,8 @@ class Rwkv7(nn.Module):
         width, generator, heads = context.width, context.generator, options.heads
         self.heads, self.size = heads, options.head_width(width)
         self.publish = context.publish
-        self.recurrence = channel_decay_kernel("rwkv7", options.kernel)
+        scores = context.kernels.bind("decayed_scores", sizes={"key": self.size}, needs=("gradient", "resets"))
+        self.recurrence = channel_decay_kernel("rwkv7", options.kernel, scores)
         depth, here = max(1, context.depth), context.block
         start = Start(width, self.size, here / max(1, depth - 1), 1 - here / depth)
         self.shift = nn.ParameterDict({name: start.shift(name) for name in SHIFTED})
