@@ -4,10 +4,12 @@
 
 Each folder is the output of `muse compare recipes/experiments/tokens.plan.toml` with another number of steps. Of each
 pair of variants the ratio of bits per byte over the seeds that both have, with the interval of
-docs/decisions/intervals.md. The picture needs muse-core[report].
+docs/decisions/intervals.md. The picture needs muse-core[report]. Points of other days, whose runs are elsewhere, come
+from a table, `--points docs/results/ratio-against-tokens.csv`; a pair at a number of tokens stands in one of the two.
 """
 
 import argparse
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ PAIRS = [
     ("phase5", "gated-deltanet"),
     ("mamba3", "gated-deltanet"),
     ("phase5", "mamba3"),
+    ("phase5-wide", "gated-deltanet-hybrid"),
     ("phase2", "gated-convolution"),
 ]
 
@@ -56,31 +59,51 @@ def points(comparisons: list[Path]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda point: (point["pair"], point["tokens"]))
 
 
+def kept(table: Path) -> list[dict[str, Any]]:
+    """The points of a table with the columns pair, tokens, seeds, first, second (means), ratio, low and high."""
+    with table.open(encoding="utf-8", newline="") as rows:
+        return [
+            {"pair": row["pair"], "tokens": int(row["tokens"]), "seeds": int(row["seeds"])}
+            | {"means": [float(row[name]) for name in ("first", "second")]}
+            | {name: float(row[name]) for name in ("ratio", "low", "high")}
+            for row in csv.DictReader(rows)
+        ]
+
+
 def picture(found: list[dict[str, Any]]) -> Chart:
-    """The ratios over tokens on a logarithmic axis, with their intervals and a line at 1."""
-    x = {"field": "tokens", "type": "quantitative", "scale": {"type": "log"}, "title": "training tokens"}
+    """The ratios of each pair over tokens on a logarithmic axis, with their intervals and a line at 1."""
+    scale = {"type": "log", "nice": False, "padding": 15}
+    axis = {"values": [1.3e7, 5e7, 2e8], "format": ".2s"}
+    x = {"field": "tokens", "type": "quantitative", "scale": scale, "axis": axis, "title": "training tokens"}
     y = {"field": "ratio", "type": "quantitative", "scale": {"zero": False}, "title": "ratio of bits per byte"}
-    color = {"field": "pair", "type": "nominal", "title": None}
     layers = [
         {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"y": {"datum": 1, "type": "quantitative"}}},
-        {"mark": {"type": "line", "point": {"size": 60}}, "encoding": {"x": x, "y": y, "color": color}},
+        {"mark": {"type": "line", "point": {"size": 60}}, "encoding": {"x": x, "y": y}},
         {
             "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.5},
-            "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": color},
+            "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}},
         },
     ]
     values = [{name: point[name] for name in ("pair", "tokens", "ratio", "low", "high")} for point in found]
-    spec = {"$schema": SCHEMA, "data": {"values": values}, "layer": layers, "height": 300, "autosize": "fit"}
+    facet = {"field": "pair", "type": "nominal", "title": None, "header": {"labelFontWeight": "bold"}}
+    spec: dict[str, Any] = {"$schema": SCHEMA, "data": {"values": values}, "facet": facet, "columns": 3, "autosize": "pad"}
+    spec |= {"spec": {"layer": layers, "width": 210, "height": 190}}
     alt = "; ".join(f"{point['pair']} {point['ratio']:.3f} at {point['tokens']:,}" for point in found)
     return Chart(name="tokens", title="Ratio against training tokens", alt=alt, spec=spec)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("comparisons", type=Path, nargs="+")
+    parser.add_argument("comparisons", type=Path, nargs="*")
+    parser.add_argument("--points", type=Path, help="a table with points of other runs")
     parser.add_argument("--svg", type=Path, help="where the picture goes")
     arguments = parser.parse_args()
     found = points(arguments.comparisons)
+    if arguments.points is not None:
+        found = sorted(found + kept(arguments.points), key=lambda point: (point["pair"], point["tokens"]))
+    places = [(point["pair"], point["tokens"]) for point in found]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        parser.error(f"two points of {twice[0][0]} at {twice[0][1]:,} tokens - leave one of them out")
     if not found:
         parser.error("no seed is done in both variants of a pair in any of these folders")
     print("| pair | tokens | seeds | bits per byte | ratio | interval |\n|---|---|---|---|---|---|")
