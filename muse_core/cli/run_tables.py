@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from muse_core.errors import typed
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
@@ -80,7 +81,7 @@ def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
 def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
     """Nothing where no stage trained, as by ``muse compress --steps 0``."""
     stopped = (
-        f" (stopped by train.max_seconds; go on with muse-run --resume {shown(run)})"
+        f" (stopped by train.max_seconds; go on with muse-run --resume {typed(shown(run))})"
         if summary["stopped_by_time"] else ""
     )
     told = {"steps": f"{summary['steps']:,} of {summary['planned_steps']:,}{stopped}"}

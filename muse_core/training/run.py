@@ -14,7 +14,7 @@ import attrs
 
 from muse_core.building import construct
 from muse_core.component import Use
-from muse_core.errors import Halted, MuseError, PluginError, RecipeError
+from muse_core.errors import Halted, MuseError, PluginError, RecipeError, typed
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
@@ -166,7 +166,8 @@ class Run:
                     raise Halted(
                         f"{leak}. The gate, which looks at the weights that a run begins with and at rows of the "
                         "training length, did not find it. The trained weights are kept and not measured: they read "
-                        f"what they should predict. muse eval {self.directory.path} --suite causality makes all checks"
+                        f"what they should predict. muse eval {typed(self.directory.path)} --suite causality makes all "
+                        "checks"
                     )
             ranks.gather(None)
         if judged:
@@ -347,7 +348,7 @@ class Run:
         self.records.event({"event": "interrupted", "signal": stop.signal, "step": loop.state.at.step if loop else 0})
         raise Interrupted(
             stop.signal,
-            f"interrupted; everything is saved. Go on with: muse-run --resume {self.directory.path}",
+            f"interrupted; everything is saved. Go on with: muse-run --resume {typed(self.directory.path)}",
         )
 
     def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:

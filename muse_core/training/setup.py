@@ -24,7 +24,7 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, PluginError, RecipeError
+from muse_core.errors import Halted, PluginError, RecipeError, typed
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -52,7 +52,7 @@ def memory_errors(checkpoints: Path | None = None) -> contextlib.AbstractContext
     def sentence(what: str) -> str:
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
-            advice += f" in a new run, or make room and go on with: muse-run --resume {checkpoints.parent}"
+            advice += f" in a new run, or make room and go on with: muse-run --resume {typed(checkpoints.parent)}"
         return f"model: does not fit into the memory ({what}) - {advice}"
 
     return told(sentence)
