@@ -146,14 +146,17 @@ class Run:
 
     def _gate(self) -> None:
         ranks = self.setup.ranks
-        sentence = ""
+        sentence, warned = "", list[str]()
         with determined(self.setup.recipe.deterministic), ranks.at_work("the causality gate"):
             # Its refusal ends every rank. What is divided is computed by all.
             if ranks.rank == 0 or ranks.shards > 1:
-                sentence = self.setup.causality_gate()
+                sentence = self.setup.causality_gate(warned.append)
             ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
+        for reason in warned:
+            self.records.event({"event": "notice", "reason": reason})
+            self.display.say(f"warning: {reason}", "yellow")
 
     def _check_trained(self) -> None:
         """The gate has seen the weights that a run began with. Raises Halted where those that it ends with let outputs
