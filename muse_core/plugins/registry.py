@@ -152,8 +152,9 @@ class Registry:
         if distribution and owners:
             offered = " and ".join(row.distribution for row in owners)
             if all(loaded.plugin.distribution != normalised(distribution) for loaded in self.plugins):
-                return f"{missing}: {distribution!r} is not installed - {offered} offers {name!r}"
-            return f"{missing}: {distribution} does not offer it - {offered} does"
+                offer = "offers" if len(owners) == 1 else "offer"
+                return f"{missing}: {distribution!r} is not installed - {offered} {offer} {name!r}"
+            return f"{missing}: {distribution} does not offer it - {offered} {'does' if len(owners) == 1 else 'do'}"
         for provider, folder in providers(kind, name):
             state = self._state(provider)
             if state is not None:
