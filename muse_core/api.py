@@ -91,19 +91,19 @@ class Opened:
 
     @own_defaults()
     def generate(
-        self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 1.0, seed: int = 0
+        self, prompt: str, *, tokens: int = 200, temperature: float = 0.8, top_p: float = 1.0, top_k: int | None = None,
+        seed: int = 0,
     ) -> str:
         """What follows ``prompt``, at most ``tokens`` tokens, without the prompt.
 
         temperature: spread of the draws; 0 takes the most likely token. top_p: draw from the smallest set of tokens
-        with this probability. An empty prompt starts a document, and a new one ends it. Raises ValueError for numbers
-        out of range.
+        with this probability; top_k: from that many of the most likely. An empty prompt starts a document, and a new
+        one ends it. Raises ValueError for numbers out of range.
         """
-        if tokens < 1:
-            raise ValueError(f"tokens must be at least 1, not {tokens}")
+        _at_least(1, tokens=tokens)
         starts = prompt == "" and self.tokenizer.separator >= 0  # it stands before every document
         ids = [self.tokenizer.separator] if starts else self._ids(prompt)
-        drawn = Reader(self.setup).draw(ids, temperature=temperature, top_p=top_p, seed=seed)
+        drawn = Reader(self.setup).draw(ids, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         until = itertools.takewhile(lambda token: token != self.tokenizer.separator, drawn)
         return self.tokenizer.decode(itertools.islice(until, tokens))
 
@@ -147,8 +147,10 @@ class Opened:
     ) -> list[dict[str, Any]]:
         """The rows of ``muse eval``, a table for ``pandas.DataFrame``: ``suites`` in a list or apart by commas, by
         default all that the run allows; ``texts`` are documents to read in place of its held-out text. Raises
-        RecipeError for an unknown suite, DataError for text that cannot be used and TypeError for one text in place of
-        several."""
+        RecipeError for an unknown suite, DataError for text that cannot be used, TypeError for one text in place of
+        several and ValueError for fewer than 2 tokens or no sample."""
+        _at_least(2, tokens=tokens)
+        _at_least(1, samples=samples)
         names = chosen(suites if suites is None or isinstance(suites, str) else ",".join(suites))
         if isinstance(texts, str):  # whose characters would be documents
             raise TypeError("texts are several documents: give one text in a list, as texts=[text]")
@@ -162,9 +164,10 @@ class Opened:
 
     @own_defaults()
     def batch(self, step: int) -> Batch:
-        """The training batch of an optimiser step, on the model's device."""
+        """The training batch of an optimiser step, counted from 0, on the model's device."""
         from muse_core.data.batches import to_device
 
+        _at_least(0, step=step)
         return to_device(self.setup.training_data().batch(step), self.setup.precision.device)
 
     @own_defaults()
@@ -311,6 +314,13 @@ def resume(
         Path(run), device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart, display=display,
     )
     return load(run, device=device)
+
+
+def _at_least(least: int, **given: int) -> None:
+    """Raises ValueError for a number below ``least``, TypeError for one that is not whole."""
+    for name, number in given.items():
+        if operator.index(number) < least:
+            raise ValueError(f"{name} must be at least {least}, not {number}")
 
 
 def _checked(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any]) -> Checked:

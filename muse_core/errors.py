@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+
+def typed(path: str | os.PathLike[str]) -> str:
+    """The path as it is typed in a command that a message names: quoted where a shell would take it apart."""
+    return shlex.quote(os.fspath(path))
 
 
 class MuseError(Exception):

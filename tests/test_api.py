@@ -71,6 +71,7 @@ def test_text_is_drawn_and_the_most_likely_token_is_that_of_the_logits(run: Any)
     said = run.generate(TEXT, tokens=1, temperature=0)
     assert said == run.tokenizer.decode([int(run.logits(TEXT)[-1].argmax())])
     assert run.generate(TEXT, tokens=5, seed=1) == run.generate(TEXT, tokens=5, seed=1)
+    assert run.generate(TEXT, tokens=5, temperature=5.0, top_k=1) == run.generate(TEXT, tokens=5, temperature=0)
 
 
 def test_an_empty_prompt_starts_a_document_as_on_the_command_line(run: Any) -> None:
@@ -176,6 +177,11 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.logits(b"ab"), TypeError, "bytes may mean a text or token ids"),
         (lambda run: run.score([1, 2]), TypeError, "a str, and this is list"),
         (lambda run: run.generate("a", tokens=0), ValueError, "at least 1"),
+        (lambda run: run.generate("a", tokens=2.5), TypeError, "cannot be interpreted as an integer"),
+        (lambda run: run.generate("a", top_k=0), ValueError, "top_k 0 ≥ 1"),
+        (lambda run: run.batch(-1), ValueError, "step must be at least 0, not -1"),
+        (lambda run: run.evaluate("held-out", tokens=1), ValueError, "tokens must be at least 2, not 1"),
+        (lambda run: run.evaluate("needles", samples=0), ValueError, "samples must be at least 1, not 0"),
         (lambda run: run.generate("a", temperature=math.nan), ValueError, "temperature nan must be finite"),
         (lambda run: run.generate("a", temperature=math.inf), ValueError, "temperature inf must be finite"),
         (lambda run: run.evaluate("hold-out"), RecipeError, "did you mean 'held-out'"),

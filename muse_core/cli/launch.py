@@ -15,7 +15,7 @@ from muse_core.building import construct
 from muse_core.cli.run_tables import kernel_rows, kernels_in_short, report_summary
 from muse_core.data.kept import TOKENIZER, Kept, lock_in, newest_folder, read_kept, stage_number
 from muse_core.data.sources import cache_folder
-from muse_core.errors import Halted, RecipeError, StorageError
+from muse_core.errors import Halted, RecipeError, StorageError, typed
 from muse_core.metrics.console import Display, shown
 from muse_core.metrics.sinks import require_sinks
 from muse_core.model.flops import parameter_count
@@ -304,4 +304,4 @@ def _draw_apart(directory: RunDirectory, display: Display) -> None:
     if missing is None:
         display.say(f"report: {shown(directory.path / 'report.html')}")
     else:
-        display.say(f"no report was written: {missing}; make it later by muse report {directory.path}")
+        display.say(f"no report was written: {missing}; make it later by muse report {typed(directory.path)}")

@@ -19,7 +19,7 @@ def new(name: str, kind: str, into: Path) -> None:
     """Write the distribution muse-NAME: a component of KIND that works, with options, tests and a recipe."""
     with guarded():
         from muse_core.cli.kinds import read_kind
-        from muse_core.errors import RecipeError
+        from muse_core.errors import RecipeError, typed
         from muse_core.kinds import with_article
         from muse_core.plugins import load_plugins
         from muse_core.scaffold import write_plugin
@@ -34,6 +34,6 @@ def new(name: str, kind: str, into: Path) -> None:
             )
         folder = write_plugin(name, kind, into)
         click.echo(f"wrote {folder}: {with_article(kind)} that works. Now")
-        click.echo(f"    muse plugins check {folder}")
-        click.echo(f"    pip install -e {folder}")
-        click.echo(f"    muse-run {folder / 'recipe.toml'}")
+        click.echo(f"    muse plugins check {typed(folder)}")
+        click.echo(f"    pip install -e {typed(folder)}")
+        click.echo(f"    muse-run {typed(folder / 'recipe.toml')}")

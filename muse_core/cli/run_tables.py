@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from muse_core.errors import typed
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
@@ -72,6 +73,11 @@ def _unit(summary: dict[str, Any]) -> str:
     return "bits/token" if of_task(summary) else "bits/byte"
 
 
+def _counted(summary: dict[str, Any]) -> str:
+    """What stands before tokens of a task, of which those with a label that counts are a small part."""
+    return "counted " if of_task(summary) else ""
+
+
 def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
     """What a task is about."""
     return {"accuracy": f"{summary['held_out_accuracy']:.4f} of the labels that count"} if of_task(summary) else {}
@@ -80,7 +86,7 @@ def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
 def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
     """Nothing where no stage trained, as by ``muse compress --steps 0``."""
     stopped = (
-        f" (stopped by train.max_seconds; go on with muse-run --resume {shown(run)})"
+        f" (stopped by train.max_seconds; go on with muse-run --resume {typed(shown(run))})"
         if summary["stopped_by_time"] else ""
     )
     told = {"steps": f"{summary['steps']:,} of {summary['planned_steps']:,}{stopped}"}
@@ -90,7 +96,7 @@ def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
 def _speed(summary: dict[str, Any]) -> dict[str, str]:
     """Nothing where no stage trained."""
     seconds = summary["train_seconds"]
-    told = f"{summary['tokens_per_second']:,.0f} tokens/s over {seconds:.1f} s of training"
+    told = f"{summary['tokens_per_second']:,.0f} {_counted(summary)}tokens/s over {seconds:.1f} s of training"
     return {"speed": told} if seconds else {}
 
 
@@ -100,7 +106,8 @@ def _all_stages(summary: dict[str, Any]) -> dict[str, str]:
     if tokens == summary["train_tokens"]:
         return {}
     seconds = summary["train_seconds_all_stages"]
-    return {"all stages": f"{tokens:,} training tokens in {seconds:.1f} s; steps and speed are of the last one"}
+    told = f"{tokens:,} {_counted(summary)}training tokens in {seconds:.1f} s"
+    return {"all stages": f"{told}; steps and speed are of the last one"}
 
 
 def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
@@ -111,7 +118,7 @@ def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Di
         **_accuracy(summary),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} {_unit(summary)} "
         f"({interval_over(summary)}: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
-        f"{summary['held_out_tokens']:,} {summary['held_out_split']} tokens",
+        f"{summary['held_out_tokens']:,} {_counted(summary)}{summary['held_out_split']} tokens",
         **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",
         **_beside_counts(summary),

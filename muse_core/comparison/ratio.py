@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from muse_core.errors import StorageError
+from muse_core.errors import StorageError, typed
 from muse_core.storage.canonical_json import numbers
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -90,13 +90,14 @@ def read_rows(run: Path, measure: str, mean: float) -> Measured:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise StorageError(
             f"{file}: cannot be read ({error!r}) - restore it from a copy, or remove summary.json: muse-run --resume "
-            f"{run} measures the run again"
+            f"{typed(run)} measures the run again"
         ) from None
     found = float(above.sum() / below.sum()) / (math.log(2) if measure == "bits_per_byte" else 1)
     if not np.isclose(found, mean, rtol=SAME, equal_nan=True):
         raise StorageError(
             f"{file}: its rows have {found:.6g} {measure.replace('_', ' ')} and summary.json {mean:.6g}, so that one "
-            f"of them is not of this end of the run - remove summary.json: muse-run --resume {run} measures it again"
+            f"of them is not of this end of the run - remove summary.json: muse-run --resume "
+            f"{typed(run)} measures it again"
         )
     return Measured(document=document, above=above, below=below, sources=sources, exact="by_document" in table)
 

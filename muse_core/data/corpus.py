@@ -44,7 +44,7 @@ class Corpus:
     splits: Mapping[str, Split]
     in_training: Mapping[str, float]
     """Part of the bytes of ``"validation"`` (with the canary) and ``"test"`` that stand verbatim in training text, in
-    strings of 64 bytes; see ``overlap.shared_bytes``."""
+    strings of 64 bytes or as documents of fewer; see ``overlap.shared_bytes``."""
     notices: tuple[str, ...] = ()
     """What a person should know about this corpus: documents without text, a damaged cache that was made anew."""
     described: Mapping[str, Sequence[Mapping[str, Any]] | None] = {}

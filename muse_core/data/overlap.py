@@ -63,9 +63,13 @@ def group(text: Texts, sizes: Sequence[int]) -> np.ndarray:
 
 def shared_bytes(text: Texts, held_out: Mapping[str, Sequence[int]], train: Sequence[int]) -> dict[str, float]:
     """By the name of each set of held-out documents the part of its bytes that lie in a string of 64 bytes which
-    training text has too, in [0, 1]. Exact but for collisions of hashes; of a large set the first MOST_MEASURED bytes
-    are measured. Training text is read once for all sets."""
+    training text has too, or make a whole document of fewer bytes which training text has as a document, in [0, 1].
+    Exact but for collisions of hashes; of a large set the first MOST_MEASURED bytes are measured. Training text is read
+    once for all sets, and once more where held-out documents are that short."""
     measured = {name: _measured(text, documents) for name, documents in held_out.items()}
+    short = {text(index).tobytes() for name, some in measured.items()
+             for index, hashes in zip(held_out[name], some) if not len(hashes)}
+    copied = _documents_among(short, text, train)
     wanted = _different(np.concatenate([NOTHING, *itertools.chain.from_iterable(measured.values())]))
     shared_strings = _found(wanted, (hashes for index in train for hashes in _hashed(text(index))))
     shares = {}
@@ -73,6 +77,9 @@ def shared_bytes(text: Texts, held_out: Mapping[str, Sequence[int]], train: Sequ
         whole = shared = 0
         for index, hashes in zip(documents, measured[name]):
             size = len(text(index))
+            if size < LENGTH:
+                whole, shared = whole + size, shared + size * (text(index).tobytes() in copied)
+                continue
             marks = np.zeros(size + 1, dtype=np.int64)
             places = np.flatnonzero(_within(hashes, shared_strings))
             marks[places] += 1
@@ -85,11 +92,22 @@ def shared_bytes(text: Texts, held_out: Mapping[str, Sequence[int]], train: Sequ
 def _measured(text: Texts, documents: Sequence[int]) -> list[np.ndarray]:
     """Hashes of all strings of the first documents, of about MOST_MEASURED bytes at most."""
     measured: list[np.ndarray] = []
+    size = 0
     for index in documents:
-        measured.append(_all(text(index)))
-        if sum(map(len, measured)) >= MOST_MEASURED:
+        data = text(index)
+        measured.append(_all(data))
+        size += len(data)
+        if size >= MOST_MEASURED:
             break
     return measured
+
+
+def _documents_among(some: set[bytes], text: Texts, documents: Sequence[int]) -> set[bytes]:
+    """Those of ``some``, texts of fewer than 64 bytes, that are a document."""
+    if not some:
+        return set()
+    shorter = (data.tobytes() for index in documents if len(data := text(index)) < LENGTH)
+    return some.intersection(shorter)
 
 
 def _found(wanted: np.ndarray, blocks: Iterable[np.ndarray]) -> np.ndarray:

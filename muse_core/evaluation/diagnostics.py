@@ -68,7 +68,7 @@ def diagnose(
     else:
         ids = [int(token) for token in setup.corpus.tokenizer.encode(text)[:tokens]]
     if len(ids) < 2:
-        raise DataError(f"a text of {len(ids)} tokens has nothing to predict; give at least two")
+        raise DataError(f"a text of {len(ids)} token{'s' * (len(ids) != 1)} has nothing to predict; give at least two")
     device = setup.precision.device
     model, _ = build_model(
         setup.recipe,

@@ -81,12 +81,14 @@ class Reader:
             drawn.append(following.cpu())
         return torch.cat(drawn, 1)
 
-    def draw(self, prompt: Sequence[int], *, temperature: float, top_p: float = 1.0, seed: int = 0) -> Iterator[int]:
+    def draw(
+        self, prompt: Sequence[int], *, temperature: float, top_p: float = 1.0, top_k: int | None = None, seed: int = 0
+    ) -> Iterator[int]:
         """``generation.generate`` with this model."""
         with undisturbed(self.model):
             yield from generate(
-                self.model, prompt, temperature=temperature, top_p=top_p, seed=seed, stream_period=self.stream_period,
-                device=self.precision.device, precision=self.precision,
+                self.model, prompt, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+                stream_period=self.stream_period, device=self.precision.device, precision=self.precision,
             )
 
 

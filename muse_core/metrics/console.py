@@ -91,7 +91,8 @@ class Display:
         parts = [f"loss {row['loss']:.4f}"]
         if self.of_text and math.isfinite(row.get("bits_per_byte", math.nan)):
             parts.append(f"{row['bits_per_byte']:.3f} bits/byte")
-        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+        counted = "" if self.of_text else "counted "  # in a task most tokens have no label that counts
+        parts.append(f"{row['tokens_per_second']:,.0f} {counted}tokens/s")
         return "  ".join(parts)
 
     def _left(self, step: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from muse_core.errors import StorageError
+from muse_core.errors import StorageError, typed
 from muse_core.storage.canonical_json import numbers
 from muse_core.storage.disk import read_file, storage_errors
 
@@ -83,8 +83,8 @@ class Summary(dict[str, Any]):
 
     def _damaged(self, what: str) -> StorageError:
         return StorageError(
-            f"{self._file}: {what} - restore it from a copy, or remove it: muse-run --resume {self._file.parent} "
-            "measures the run again"
+            f"{self._file}: {what} - restore it from a copy, or remove it: "
+            f"muse-run --resume {typed(self._file.parent)} measures the run again"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 from muse_core.component import Component
+from muse_core.errors import typed
 from muse_core.kinds import KINDS, NAMESPACE, with_article
 from muse_core.plugins.bundled import providers
 from muse_core.plugins.discovery import CORE, Discovered, normalised
@@ -151,13 +152,14 @@ class Registry:
         if distribution and owners:
             offered = " and ".join(row.distribution for row in owners)
             if all(loaded.plugin.distribution != normalised(distribution) for loaded in self.plugins):
-                return f"{missing}: {distribution!r} is not installed - {offered} offers {name!r}"
-            return f"{missing}: {distribution} does not offer it - {offered} does"
+                offer = "offers" if len(owners) == 1 else "offer"
+                return f"{missing}: {distribution!r} is not installed - {offered} {offer} {name!r}"
+            return f"{missing}: {distribution} does not offer it - {offered} {'does' if len(owners) == 1 else 'do'}"
         for provider, folder in providers(kind, name):
             state = self._state(provider)
             if state is not None:
                 return f"{missing}: {state}"
-            return f"{missing}: {provider} provides it and is not installed - pip install {folder}"
+            return f"{missing}: {provider} provides it and is not installed - pip install {typed(folder)}"
         for loaded in self.plugins:
             if loaded.excluded and any(_answers(row, kind, name) for row in loaded.rows):
                 return f"{missing}: {self._state(loaded.plugin.distribution)}"

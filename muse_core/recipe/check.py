@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from muse_core.errors import RecipeError
+from muse_core.errors import RecipeError, typed
 from muse_core.plugins import Registry, load_plugins
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
@@ -92,7 +92,8 @@ def check_source(
     of another version pass through their class's ``upgrade(table, from_version)``. ``made_with`` as in
     ``read_recipe``. Raises RecipeError with the reasons against it."""
     if "arms" in source.table and "model" not in source.table:
-        raise RecipeError(f"{source.where}: this is a plan of a comparison - run it with muse compare {source.where}")
+        run_it = f"muse compare {typed(source.where)}"
+        raise RecipeError(f"{source.where}: this is a plan of a comparison - run it with {run_it}")
     converter = make_converter()
     listed = _plugins_table(source, converter)
     if registry is None:

@@ -23,7 +23,7 @@ from muse_core.comparison.ratio import (
     told_interval,
     with_interval,
 )
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
@@ -50,7 +50,8 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
     for runs that were not measured on the same text."""
     for run in runs:
         if not run.summary:
-            raise StorageError(f"{run.path}: is not finished ({run.state}) - go on with muse-run --resume {run.path}")
+            go_on = f"go on with muse-run --resume {typed(run.path)}"
+            raise StorageError(f"{run.path}: is not finished ({run.state}) - {go_on}")
     base = runs[-1]
     return {
         "measure": "bits_per_byte",

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from muse_core.errors import StorageError
+from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.finished import NAME, SHOWN, Summary, read_summary
 from muse_core.metrics.jsonl import own_rows
 from muse_core.metrics.standing import standing
@@ -115,12 +115,12 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
 
 
 def read_runs(paths: Iterable[Path]) -> list[RunRead]:
-    """Several runs, each with a label that no other has. Raises as ``read_run``, and StorageError for one named
+    """Several runs, each with a label that no other has. Raises as ``read_run``, and RecipeError for one named
     twice."""
     real = [path.resolve() for path in paths]
     for path in real:
         if real.count(path) > 1:
-            raise StorageError(f"{path}: is named twice - name every run once")
+            raise RecipeError(f"{path}: is named twice - name every run once")
     labels = [path.name for path in real]
     deep = [f"{path.parent.name}/{path.name}" for path in real]
     if len(set(labels)) < len(labels):

@@ -77,12 +77,12 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
                 numbers.append((name, f"{value:,.4g}"))
         return numbers
     low, high = summary["held_out_interval"]
+    task = of_task(summary)
     trained = [
         ("steps", f"{summary['steps']:,} of {summary['planned_steps']:,}"),
-        ("training tokens", f"{summary.of_all_stages('train_tokens'):,}"),
-        ("tokens per second", f"{summary['tokens_per_second']:,.0f}"),
+        ("counted training tokens" if task else "training tokens", f"{summary.of_all_stages('train_tokens'):,}"),
+        ("counted tokens per second" if task else "tokens per second", f"{summary['tokens_per_second']:,.0f}"),
     ]
-    task = of_task(summary)
     accuracy = [("held-out accuracy", f"{summary['held_out_accuracy']:.4f}")] if task else []
     return [
         *numbers,

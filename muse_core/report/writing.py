@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muse_core.errors import MuseError
+from muse_core.errors import MuseError, typed
 from muse_core.metrics.console import shown
 from muse_core.report.charts import Chart, all_charts
 from muse_core.report.drawing import png, script
@@ -78,7 +78,7 @@ def report_of_run(run: Path, setup: Setup | None, step: int, say: Callable[[str]
         write_report([read_run(run, own=True)], run)
         say(f"report: {shown(run / PAGE)}")
     except Exception as error:
-        say(f"no report was written: {_said(error)}; make it later by muse report {run}")
+        say(f"no report was written: {_said(error)}; make it later by muse report {typed(run)}")
 
 
 def _pictures_of(page: Path) -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from muse_core.errors import StorageError
+from muse_core.errors import StorageError, typed
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import (
     Disk,
@@ -215,13 +215,13 @@ class RunDirectory:
                 )
         elif found == recipe.encode():
             raise StorageError(
-                f"{self.path}: already holds a run of this recipe - continue it with --resume {self.path}, or choose "
-                "another run directory"
+                f"{self.path}: already holds a run of this recipe - continue it with --resume {typed(self.path)}, "
+                "or choose another run directory"
             )
         else:
             raise StorageError(
                 f"{self.path}: holds a run of another recipe - choose another run directory, or continue that run "
-                f"with --resume {self.path}"
+                f"with --resume {typed(self.path)}"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from muse_core.data.kept import lock_in, newest_folder
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.metrics.finished import read_summary
 from muse_core.recipe import Checked, read_recipe
 from muse_core.recipe.check import check_source
@@ -66,10 +66,10 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
     lost: list[str] = []
     folder, _, _ = newest_of(run, untrained=False, say=lost.append)
     if lost:
-        raise StorageError(f"{lost[0]} - put them back from a copy, or train on with muse-run --resume {run}")
+        raise StorageError(f"{lost[0]} - put them back from a copy, or train on with muse-run --resume {typed(run)}")
     if not (run / "summary.json").is_file():
         raise StorageError(f"{run}: has not finished, so that its weights are not what it was to give - go on with "
-                           f"muse-run --resume {run}")
+                           f"muse-run --resume {typed(run)}")
     teacher = run.resolve()
     lock = lock_in(folder)
     with plugins_named(lock):
@@ -85,7 +85,7 @@ def recipe_of(run: Path, asked: Compression, overrides: Iterable[str] = ()) -> C
     for key in ("initializers", "parallel"):  # one process compresses what several have trained
         table.pop(key, None)
     table["train"] = {key: value for key, value in table["train"].items() if key != "cuda_graph"}  # nothing is recorded
-    return check_source(overridden(RecipeText(table, f"muse compress {run}", {}), list(overrides)))
+    return check_source(overridden(RecipeText(table, f"muse compress {typed(run)}", {}), list(overrides)))
 
 
 def compress_run(

@@ -14,7 +14,7 @@ import attrs
 
 from muse_core.building import construct
 from muse_core.component import Use
-from muse_core.errors import Halted, MuseError, PluginError, RecipeError
+from muse_core.errors import Halted, MuseError, PluginError, RecipeError, typed
 from muse_core.evaluation.held_out import HeldOut
 from muse_core.evaluation.references import Judge
 from muse_core.metrics.console import Display
@@ -146,14 +146,17 @@ class Run:
 
     def _gate(self) -> None:
         ranks = self.setup.ranks
-        sentence = ""
+        sentence, warned = "", list[str]()
         with determined(self.setup.recipe.deterministic), ranks.at_work("the causality gate"):
             # Its refusal ends every rank. What is divided is computed by all.
             if ranks.rank == 0 or ranks.shards > 1:
-                sentence = self.setup.causality_gate()
+                sentence = self.setup.causality_gate(warned.append)
             ranks.gather(None)
         self.records.event({"event": "gate", "gate": "causality", "passed": True})
         self.display.say(sentence, "green")
+        for reason in warned:
+            self.records.event({"event": "notice", "reason": reason})
+            self.display.say(f"warning: {reason}", "yellow")
 
     def _check_trained(self) -> None:
         """The gate has seen the weights that a run began with. Raises Halted where those that it ends with let outputs
@@ -166,7 +169,8 @@ class Run:
                     raise Halted(
                         f"{leak}. The gate, which looks at the weights that a run begins with and at rows of the "
                         "training length, did not find it. The trained weights are kept and not measured: they read "
-                        f"what they should predict. muse eval {self.directory.path} --suite causality makes all checks"
+                        f"what they should predict. muse eval {typed(self.directory.path)} --suite causality makes all "
+                        "checks"
                     )
             ranks.gather(None)
         if judged:
@@ -347,7 +351,7 @@ class Run:
         self.records.event({"event": "interrupted", "signal": stop.signal, "step": loop.state.at.step if loop else 0})
         raise Interrupted(
             stop.signal,
-            f"interrupted; everything is saved. Go on with: muse-run --resume {self.directory.path}",
+            f"interrupted; everything is saved. Go on with: muse-run --resume {typed(self.directory.path)}",
         )
 
     def _summary(self, loop: Loop | None, measured: dict[int, HeldOut]) -> dict[str, Any]:

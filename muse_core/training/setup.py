@@ -24,7 +24,8 @@ from muse_core.data.corpus import Corpus, KeptCorpus, open_corpus
 from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
-from muse_core.errors import Halted, PluginError, RecipeError
+from muse_core.errors import Halted, PluginError, RecipeError, typed
+from muse_core.evaluation.carried_state import forgotten
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -52,7 +53,7 @@ def memory_errors(checkpoints: Path | None = None) -> contextlib.AbstractContext
     def sentence(what: str) -> str:
         advice = "lower its sizes, train.micro_batch or train.sequence_length"
         if checkpoints is not None and any(checkpoints.glob("gen-*")):
-            advice += f" in a new run, or make room and go on with: muse-run --resume {checkpoints.parent}"
+            advice += f" in a new run, or make room and go on with: muse-run --resume {typed(checkpoints.parent)}"
         return f"model: does not fit into the memory ({what}) - {advice}"
 
     return told(sentence)
@@ -176,10 +177,11 @@ class Setup:
         device and the widest precision of a component that has no other (``device_only``, ``widest_precision``)."""
         return exact_check(self.recipe.model, self.precision.device)
 
-    def causality_gate(self) -> str:
-        """Every check of the gate; returns a sentence on how it was checked. Raises Halted naming what leaks. A
-        collective where weights are divided: rank 0 makes the exact check, on the host, and all make the others."""
-        leak = self._exact_leak()
+    def causality_gate(self, warn: Callable[[str], None] = lambda sentence: None) -> str:
+        """Every check of the gate; returns a sentence on how it was checked, and ``warn`` hears of a layer that forgets
+        what it has read. Raises Halted naming what leaks. A collective where weights are divided: rank 0 makes the
+        exact check, on the host, and all make the others."""
+        leak = self._exact_leak(warn)
         if leak is None:
             batch = self.first_batch()
             leak = self._own_leak(batch) or self._gradient_leak(batch)
@@ -222,13 +224,15 @@ class Setup:
         piece = to_device(next(iter(micro_batches(batch, rows))), self.precision.device)
         return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
-    def _exact_leak(self) -> Leak | None:
-        """Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
+    def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | None:
+        """``warn`` hears of what is forgotten where nothing leaks.
+
+        Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
         not where the check runs; what it raises in either is raised as it is."""
         device, dtype = self.exact_check
         name = str(dtype).removeprefix("torch.")
         try:
-            return self._leak_of_copy(device, dtype)
+            return self._leak_of_copy(device, dtype, warn)
         except Exception as error:
             sentence = str(error) if isinstance(error, PluginError | RecipeError) else failure(error)
             if sentence is None:
@@ -246,7 +250,9 @@ class Setup:
         with undisturbed(self.model), self.precision():
             self.model(batch.inputs, None, batch.tokens)
 
-    def _leak_of_copy(self, device: torch.device, dtype: torch.dtype) -> Leak | None:
+    def _leak_of_copy(
+        self, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None] | None
+    ) -> Leak | None:
         backends = every_backend(self.recipe, self.registry)
         weights = gathered(self.model, self.ranks.rank == 0)
         if self.ranks.rank:
@@ -262,7 +268,12 @@ class Setup:
         )
         copy.load_state_dict(weights)
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
-        return exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
+        leak = exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
+        if leak is None and warn is not None and dtype == torch.float64:  # rounding is too near in less
+            lost = forgotten(copy, width, self.periods)  # with the weights that the other check has woken
+            if lost is not None:
+                warn(str(lost))
+        return leak
 
     @property
     def _routed(self) -> bool:

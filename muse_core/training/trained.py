@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from muse_core.data.kept import Kept, newest_folder, read_kept
-from muse_core.errors import RecipeError, StorageError
+from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.metrics.console import Display
 from muse_core.metrics.jsonl import own_rows
 from muse_core.model.roles import EMBEDDING, parameter_roles
@@ -69,7 +69,7 @@ def newest_of(
         why = f"newer ones cannot be used: {lost}" if lost else "no other was saved yet"
         raise StorageError(
             f"{before}{run}: has only the checkpoint of step 0, of the model before training ({why}) - train on with "
-            f"muse-run --resume {run}, or ask for those weights by step 0"
+            f"muse-run --resume {typed(run)}, or ask for those weights by step 0"
         )
     return folder, *found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,13 +121,15 @@ def test_run_leaves_everything_that_tells_what_it_was(recipe: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_and_the_run_goes_on_later(recipe: Path, tmp_path: Path, number: int, code: int) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "my run"
     process = start(recipe, "--run-dir", run, "--set", "train.steps=100000", "--set", "checkpoint.every=100000")
     wait_for(run / "metrics.jsonl", "train", process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, (out, err)
-    assert "--resume" in err and "Traceback" not in err
+    assert "Traceback" not in err
+    (advice,) = [line for line in err.splitlines() if "Go on with: " in line]
+    assert shlex.split(advice.split("Go on with: ")[1]) == ["muse-run", "--resume", str(run)]
     done = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["event"] == "train"][-1]
     process = start("--resume", run)
     wait_for(run / "events.jsonl", "resume", process)

@@ -196,6 +196,6 @@ def test_what_draws_random_numbers_and_is_computed_again_is_refused(
         return forward(self, torch.nn.functional.dropout(x, 0.1), *more)
 
     monkeypatch.setattr(FeedForward, "forward", drawing)
-    monkeypatch.setattr("muse_core.training.setup.Setup.causality_gate", lambda self: "left out")
+    monkeypatch.setattr("muse_core.training.setup.Setup.causality_gate", lambda self, warn: "left out")
     with pytest.raises(RecipeError, match="this model draws some"):
         trained("drawn", OverNccl, recorded=True, activation_checkpointing=True)

@@ -79,6 +79,13 @@ def test_a_missing_component_says_what_to_do(kind, name, expected):
     assert message(registry, kind, name) == expected
 
 
+def test_several_that_offer_a_name_are_told_together():
+    registry = registry_of(registered("layer", "wave", "a"), registered("layer", "wave", "b"))
+    assert message(registry, "layer", "wave@c") == (
+        "there is no layer 'wave@c': 'c' is not installed - a and b offer 'wave'"
+    )
+
+
 def test_the_cause_of_a_broken_provider_is_told(install):
     install("muse-quantum", "raise RuntimeError('no qubits')")
     registry = load_plugins(strict=False)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from muse_core.cli import muse
-from muse_core.errors import StorageError
+from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.jsonl import Records
 from muse_core.report import listing
 from muse_core.report.charts import BEGINNING, MOST_POINTS, all_charts, thinned
@@ -274,7 +274,7 @@ def test_a_report_that_cannot_be_written_leaves_no_empty_folders(made_run, tmp_p
 def test_a_directory_that_is_no_run_and_a_run_named_twice_are_refused(made_run, tmp_path):
     with pytest.raises(StorageError, match="holds no run"):
         read_run(tmp_path)
-    with pytest.raises(StorageError, match="named twice"):
+    with pytest.raises(RecipeError, match="named twice"):
         read_runs([made_run("one"), tmp_path / "." / "one"])
 
 

@@ -192,7 +192,7 @@ def test_leak_in_the_runs_own_precision_is_found(setup: Setup) -> None:
 def test_gate_stops_a_run_with_exit_code_4(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     setup.causality_gate()
     with_leak(setup, next_token, 1e-3)
-    monkeypatch.setattr(Setup, "_exact_leak", lambda self: None)
+    monkeypatch.setattr(Setup, "_exact_leak", lambda self, warn: None)
     with pytest.raises(Halted, match="nothing was trained") as caught:
         setup.causality_gate()
     assert caught.value.exit_code == 4

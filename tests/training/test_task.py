@@ -55,12 +55,18 @@ def test_what_a_task_prints_is_its_accuracy_and_no_bits_per_byte(
         summary = run.go()
         report_summary(summary, run.directory, display)
     told = said.getvalue()
+    assert re.search(r"step 1/\d+  loss \d\.\d{4}  [\d,]+ counted tokens/s", told)
+    assert re.search(r"speed      [\d,]+ counted tokens/s over", told) and "on 20 counted validation tokens" in told
+    assert not re.search(r"\d tokens/s", told)
     assert "step 2/" in told and "bits/byte" not in told and "baselines  chance" in told
     evaluations = task["train"]["steps"] // 2 - 1  # the last is the final one
     assert len(re.findall(r"held out: loss \d\.\d{4}  accuracy [01]\.\d{4}\n", told)) == evaluations
     assert f"accuracy   {summary['held_out_accuracy']:.4f} of the labels that count" in told
     numbers = dict(key_numbers(read_run(tmp_path / "run")))
     assert numbers["held-out accuracy"] == f"{summary['held_out_accuracy']:.4f}"
+    batch, steps = task["train"]["batch_size"], task["train"]["steps"]
+    assert numbers["counted training tokens"] == f"{2 * batch * steps:,}" and "training tokens" not in numbers
+    assert "counted tokens per second" in numbers
     assert "held-out bits per byte" not in numbers and "held-out bits per token" in numbers
 
 
