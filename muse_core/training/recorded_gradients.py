@@ -20,7 +20,8 @@ from muse_core.training.rounding import MOVES, NEAR, apart, beyond
 SPREAD, SHARE = 3.0, 0.5
 """Times as far as a second plain step is from the first, and of what moving weights within their rounding does to a
 gradient, so far may the recorded one be from the plain one, where that is more. Right ones (phase5 with windows of 256
-and 512 in bfloat16) were up to 0.2 of what rounding does apart; of 78 other runs two, of a decay of a few numbers each, 0.54."""
+and 512 in bfloat16) were up to 0.2 of what rounding does apart; of 78 other runs two, of a decay of a few numbers each,
+0.54."""
 DOUBTFUL = 1.0
 """Of what moving weights does to a gradient, how far a recorded one may be and yet be a right one."""
 LOOKS = 3
