@@ -86,8 +86,8 @@ def picture(found: list[dict[str, Any]]) -> Chart:
     ]
     values = [{name: point[name] for name in ("pair", "tokens", "ratio", "low", "high")} for point in found]
     facet = {"field": "pair", "type": "nominal", "title": None, "header": {"labelFontWeight": "bold"}}
-    spec: dict[str, Any] = {"$schema": SCHEMA, "data": {"values": values}, "facet": facet, "columns": 3, "autosize": "pad"}
-    spec |= {"spec": {"layer": layers, "width": 210, "height": 190}}
+    one = {"layer": layers, "width": 210, "height": 190}
+    spec = {"$schema": SCHEMA, "data": {"values": values}, "facet": facet, "columns": 3, "autosize": "pad", "spec": one}
     alt = "; ".join(f"{point['pair']} {point['ratio']:.3f} at {point['tokens']:,}" for point in found)
     return Chart(name="tokens", title="Ratio against training tokens", alt=alt, spec=spec)
 
