@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -162,7 +163,8 @@ def walk(options: Any) -> Iterator[Use]:
 
 
 def load(reference: str) -> Any:
-    """Import ``"module:object"``.
+    """Import ``"module:object"``. What is built of it finds torch's vector functions called once, by one thread: see
+    ``model.vector_functions``.
 
     Raises ImportError when the module or the object is missing; the message names both.
     """
@@ -170,6 +172,10 @@ def load(reference: str) -> Any:
     if not separator or not module_name or not attribute:
         raise ImportError(f"{reference!r} is not of the form 'module:object'")
     module = importlib.import_module(module_name)
+    if "torch" in sys.modules:  # without it nothing computes yet, and a model's code brings it along
+        from muse_core.model.vector_functions import call_vector_functions_once
+
+        call_vector_functions_once()
     try:
         return getattr(module, attribute)
     except AttributeError:
