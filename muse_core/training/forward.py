@@ -241,7 +241,8 @@ class SummedForward(_SeveralForward):
             total = torch.cat([one.grad.reshape(-1) for one in bucket])
             distributed.all_reduce(torch.view_as_real(total) if total.is_complex() else total)
             for parameter, part in zip(bucket, total.split([one.numel() for one in bucket]), strict=True):
-                parameter.grad = part.view(parameter.shape)
+                # In its own strides: torch's fused updates pair a parameter and its gradient as they lie in memory.
+                parameter.grad.copy_(part.view(parameter.shape))
 
 
 def buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

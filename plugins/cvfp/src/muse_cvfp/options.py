@@ -54,7 +54,8 @@ class GruOptions:
 @attrs.frozen(kw_only=True)
 class SafetensorsOptions:
     """Initial values from a safetensors file, such as the token embeddings of another model. It is read whenever the
-    run is opened, so keep the file where it is."""
+    run is opened, so keep the file where it is. A file that ``safetensors.numpy`` 0.8.0 wrote from an array stored by
+    columns, as ``w.T``, holds other numbers; ``numpy.ascontiguousarray`` before it writes those that are meant."""
 
     source: str = field(validator=validators.min_len(1))
     """A .safetensors file, a folder with model.safetensors, or the name of a model on the Hugging Face hub, as
