@@ -80,7 +80,7 @@ def test_the_model_itself_is_left_as_it_was(setup: Any) -> None:
 
 
 def test_a_text_without_a_next_token_is_refused(setup: Any) -> None:
-    with pytest.raises(DataError, match="a text of 1 tokens"):
+    with pytest.raises(DataError, match="a text of 1 token has nothing"):
         diagnose(setup, "W")
 
 
