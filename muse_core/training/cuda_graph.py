@@ -139,15 +139,13 @@ class RecordedPasses:
             if not found_same(own, recording.gradients, again, self.ranks, last=not self.looks[number]):
                 return self._left(own, plain)
             self.looks[number] = 0
-        for name, gradient in recording.gradients.items():
-            self.parameters[name].grad = gradient
         self.replayed = True
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
-        return Packed(recording.keys, recording.values), proposed
+        return self._left(recording.gradients, (Packed(recording.keys, recording.values), proposed))
 
     def _left(self, gradients: Mapping[str, Tensor], found: T) -> T:
-        """``found``, with the ``gradients`` of a plain pass at the weights."""
+        """``found``, with ``gradients`` at the weights."""
         for name, gradient in gradients.items():
             self.parameters[name].grad = gradient
         return found

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .arguments import checks_values
+from .chunks import in_chunks
 
 LONGEST = 64
 """Tokens of a chunk at most."""
@@ -41,8 +41,8 @@ class DecayedScores(NamedTuple):
     """(B, H, n, K, C), as `key_to_end`."""
 
 
-class Chunks(NamedTuple):
-    """The arguments of a call as they came, and how the tokens divide."""
+class Checked(NamedTuple):
+    """The arguments of a call as they came, and in place of its resets the documents of each chunk."""
 
     query: Tensor
     key: Tensor
@@ -51,15 +51,12 @@ class Chunks(NamedTuple):
     insert: Tensor | None
     document: Tensor | None
     """(B, n, C) int32: the number of each token's document, counted from the one that runs on when the chunk starts."""
-    chunk: int
-    padding: int
-    """Tokens that the last chunk lacks."""
 
 
 def check_decayed_scores(
     query: Tensor, key: Tensor, log_decay: Tensor, probe: Tensor | None, insert: Tensor | None,
     resets: Tensor | None, chunk: int,
-) -> Chunks:  # fmt: skip
+) -> Checked:  # fmt: skip
     """ValueError naming the argument and the shapes where they do not fit. Tensors keep their dtypes. Under
     `muse_kernels.debug` the values are checked too."""
     operation = "decayed_scores"
@@ -87,12 +84,10 @@ def check_decayed_scores(
         raise ValueError(f"{operation}: chunk must be a power of two up to {LONGEST}, got {chunk}")
     if checks_values():
         _check_values(query=query, **named)
-    padding = -query.shape[1] % chunk
     document = None
     if resets is not None:
-        padded = F.pad(resets, (0, padding)) if padding else resets
-        document = padded.unflatten(1, (-1, chunk)).cumsum(-1, dtype=torch.int32)
-    return Chunks(query, key, log_decay, probe, insert, document, chunk, padding)
+        document = in_chunks(resets[..., None], chunk)[:, 0].cumsum(-1, dtype=torch.int32)
+    return Checked(query, key, log_decay, probe, insert, document)
 
 
 def _check_values(**tensors: Tensor | None) -> None:

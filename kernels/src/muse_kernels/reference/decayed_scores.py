@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..chunks import in_chunks
 from ..decayed_arguments import DecayedScores, check_decayed_scores
 
 
@@ -13,7 +13,7 @@ def decayed_scores(
 ) -> DecayedScores:  # fmt: skip
     """As `muse_kernels.decayed_scores`, in float64; keeps C^3 and C^2 K numbers a chunk."""
     given = check_decayed_scores(query, key, log_decay, probe, insert, resets, chunk)
-    padded = [None if x is None else _chunks(x.double(), given) for x in given[:5]]
+    padded = [None if x is None else in_chunks(x.double(), chunk) for x in given[:5]]
     query, key, log_decay, probe, insert = padded
     at = torch.arange(chunk, device=query.device)
     i, j, t = at[:, None, None], at[None, :, None], at[None, None, :]
@@ -51,7 +51,3 @@ def decayed_scores(
         probe * start,
         (insert * to_end).transpose(-1, -2),
     )
-
-
-def _chunks(x: Tensor, given) -> Tensor:
-    return F.pad(x, (0, 0, 0, 0, 0, given.padding)).unflatten(1, (-1, given.chunk)).permute(0, 3, 1, 2, 4)

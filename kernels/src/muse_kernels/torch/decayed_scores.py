@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..chunks import in_chunks
 from ..decayed_arguments import DecayedScores, check_decayed_scores, computed_in
 
 
@@ -21,7 +22,7 @@ def decayed_scores(
 ) -> DecayedScores:  # fmt: skip
     """Arguments, results and errors as `muse_kernels.decayed_scores`."""
     given = check_decayed_scores(query, key, log_decay, probe, insert, resets, chunk)
-    return of_documents(*given[:6], chunk)
+    return of_documents(*given, chunk)
 
 
 def of_documents(
@@ -97,10 +98,3 @@ def _until_end(log_decay: Tensor) -> Tensor:
 def _shifted(total: Tensor) -> Tensor:
     """(…, C, K): the value of the token before, zero at the first."""
     return F.pad(total[..., :-1, :], (0, 0, 1, 0))
-
-
-def in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """(B, N, H, F) → (B, H, n, C, F), zeros behind the last token."""
-    if padding := -x.shape[1] % chunk:
-        x = F.pad(x, (0, 0, 0, 0, 0, padding))
-    return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)

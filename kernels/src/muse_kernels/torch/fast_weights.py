@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..arguments import Call, Layout, checked
+from ..chunks import in_chunks
 
 
 @checked
@@ -72,8 +72,8 @@ def _by_chunks(
     read: str,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    q_BHnCK, k_BHnCK, v_BHnCM, g_BHnC, rate_BHnC = (_in_chunks(x, chunk) for x in (query, key, value, log_decay, rate))
-    resets_BHnC = None if resets is None else _in_chunks(resets[..., None], chunk)
+    q_BHnCK, k_BHnCK, v_BHnCM, g_BHnC, rate_BHnC = (in_chunks(x, chunk) for x in (query, key, value, log_decay, rate))
+    resets_BHnC = None if resets is None else in_chunks(resets[..., None], chunk)
     decay = _decays(g_BHnC, resets_BHnC, read)
 
     key_to_end_BHnKC = (k_BHnCK * decay.to_end[..., None]).transpose(-1, -2)
@@ -138,15 +138,6 @@ def _decays(log_decay: Tensor, resets: Tensor | None, read: str) -> _Decays:
 def _kept_exp(exponent: Tensor, kept: Tensor | None) -> Tensor:
     # Masked before exp: against causality the exponent is positive and may overflow.
     return (exponent if kept is None else exponent.masked_fill(~kept, -torch.inf)).exp()
-
-
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """(B, N, H, ...) to (B, H, n, C, ...); the padding tokens neither decay nor write."""
-    x = x.transpose(1, 2)
-    padding = -x.shape[2] % chunk
-    if padding:
-        x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, padding))
-    return x.unflatten(2, (-1, chunk))
 
 
 def _carry(start: Tensor, across: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def decayed_scores(
             f"decayed_scores: the triton kernels hold keys up to {WIDEST_KEY} wide, got K={query.shape[-1]}; "
             "use backend torch"
         )
-    found = _forward(*given[:6], chunk)
+    found = _forward(*given, chunk)
     return DecayedScores(*(found[:WITHOUT_REMOVAL] if probe is None else found))
 
 
