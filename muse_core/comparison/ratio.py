@@ -130,7 +130,7 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
     seeds, times Student's t with the degrees of freedom of ``freedom``. What it covers is measured in
     docs/decisions/intervals.md. With one seed there is only the text, which says nothing
     of the spread of training; with one document there is only the seeds; with one of each there is no interval. Ratios
-    are treated as logarithms.
+    are treated as logarithms. The interval of a difference ends where the variant's accuracy would leave 0 to 1.
     """
     seeds = sorted(variant)
     assert seeds and seeds == sorted(base)
@@ -149,10 +149,14 @@ def paired(variant: dict[int, Measured], base: dict[int, Measured], *, ratio: bo
     mean, half = float(values.mean()), math.hypot(of_text, of_seeds)
     shown = math.exp if ratio else float
     known = effective > 1 or len(seeds) > 1
+    low, high = mean - half, mean + half
+    if not ratio:
+        of_base = float(np.mean([above.sum() / max(below.sum(), 1) for _, (above, below) in sums]))
+        low, high = max(low, -of_base), min(high, 1 - of_base)
     return Paired(
         value=shown(mean),
-        low=shown(mean - half) if known else None,
-        high=shown(mean + half) if known else None,
+        low=shown(low) if known else None,
+        high=shown(high) if known else None,
         seeds=len(seeds),
         by_seed=tuple(shown(float(value)) for value in values),
         documents=effective,

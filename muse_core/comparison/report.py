@@ -111,6 +111,8 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         "seconds": sum(seconds) / len(seconds),
         "tokens_per_second": sum(one / other if other else 0.0 for one, other in zip(tokens, seconds)) / len(tokens),
         "mean": mean(f"held_out_{plan.measure}"),
+        # Keys of JSON are texts.
+        "by_seed": {str(seed): read_summary(own[seed].path)[f"held_out_{plan.measure}"] for seed in sorted(own)},
         "device": sorted({summary["device"] for summary in summaries}),
         "kernels": backends_of(cell.path for cell in own.values()),
         "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
@@ -168,7 +170,8 @@ def _reduced(pattern: str, values: list[float] | None) -> float | None:
 
 def text_of(report: dict[str, Any]) -> str:
     """The report as tables of Markdown."""
-    return "\n".join([*_measured(report), *_by_source(report), *_swept(report), *_missing(report)]) + "\n"
+    parts = (_measured(report), _by_seed(report), _by_source(report), _swept(report), _missing(report))
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def measured_table(report: dict[str, Any]) -> Table:
@@ -279,6 +282,21 @@ def _other_seconds(report: dict[str, Any]) -> list[str]:
 
 def _seeds(variant: dict[str, Any]) -> str:
     return ", ".join(map(str, variant["seeds"]))
+
+
+def _by_seed(report: dict[str, Any]) -> list[str]:
+    """What each run has, where there are several seeds: a mean over seeds does not tell whether they agree."""
+    seeds = sorted({seed for variant in report["arms"] for seed in variant["seeds"]})
+    if len(seeds) < 2:
+        return []
+    measure = report["measure"].replace("_", " ")
+    rows = [
+        (variant["name"], *(f"{found:.4f}" if (found := variant["by_seed"].get(str(seed))) is not None else ""
+                            for seed in seeds))
+        for variant in report["arms"] if variant["seeds"]
+    ]
+    columns = ("variant", *(f"seed {seed}" for seed in seeds))
+    return ["", f"By seed, {measure}:", "", markdown(Table(columns=columns, rows=rows)).rstrip()]
 
 
 def _by_source(report: dict[str, Any]) -> list[str]:

@@ -36,8 +36,14 @@ def test_a_report_compares_the_seeds_that_both_have_in_what_the_plan_measures(pl
         rows = {"nats": of_rows, "hits": [2 * one for one in of_rows], "bytes": [20, 30], "tokens": [10, 30]}
         means[cell.variant.name].append(mean_of(rows, measure))
         ended(cell, [4, 7], rows, measure, train_seconds=cell.seed)
-    one, other = compose(read.plan, Comparison(read, out).runs())["arms"]
+    report = compose(read.plan, Comparison(read, out).runs())
+    one, other = report["arms"]
     assert one["seeds"] == [1, 2] and other["seeds"] == [1, 2, 3]
+    assert one["by_seed"] == pytest.approx({"1": means["one"][0], "2": means["one"][1]})
+    shown = {name: " | ".join(f"{mean:.4f}" for mean in of) for name, of in means.items()}
+    lines = text_of(report).splitlines()
+    table = lines.index("| variant | seed 1 | seed 2 | seed 3 |")
+    assert lines[table + 2:table + 4] == [f"| one | {shown['one']} |  |", f"| other | {shown['other']} |"]
     assert one["mean"] == pytest.approx(sum(means["one"]) / 2)
     assert other["mean"] == pytest.approx(sum(means["other"]) / 3)
     assert (one["seconds"], other["seconds"]) == (1.5, 2.0) and "against_baseline" not in one

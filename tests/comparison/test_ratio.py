@@ -53,12 +53,25 @@ def test_text_and_seeds_add_as_independent_errors_do() -> None:
         above = 10 * (mean + spread * np.array([1.0, -1.0, 1.0, -1.0]))
         return Measured(document=np.arange(4), above=above, below=np.full(4, 10.0))
 
-    found = paired({1: run(0.2, 0.1), 2: run(0.3, 0.3)}, {1: run(0, 0), 2: run(0, 0)}, ratio=False)
-    of_text = 3.182 * 0.2 * math.sqrt(4 / 3) / math.sqrt(4)
-    of_seeds = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)
-    assert found.value == pytest.approx(0.25) and found.by_seed == pytest.approx((0.2, 0.3))
+    found = paired({1: run(0.52, 0.01), 2: run(0.53, 0.03)}, {1: run(0.5, 0), 2: run(0.5, 0)}, ratio=False)
+    of_text = 3.182 * 0.02 * math.sqrt(4 / 3) / math.sqrt(4)
+    of_seeds = 12.706 * 0.01 / math.sqrt(2) / math.sqrt(2)
+    assert found.value == pytest.approx(0.025) and found.by_seed == pytest.approx((0.02, 0.03))
     assert found.high - found.value == pytest.approx(math.hypot(of_text, of_seeds), rel=1e-9)
     assert found.value - found.low == pytest.approx(math.hypot(of_text, of_seeds), rel=1e-9)
+
+
+@pytest.mark.parametrize(("accuracies", "low", "high"), [((0.01, 0.98), -0.6, 0.4), ((0.1, 0.12), -0.6, -0.36)])
+def test_no_interval_of_accuracies_goes_beyond_what_accuracies_can_be(
+    accuracies: tuple[float, float], low: float, high: float
+) -> None:
+    """Two seeds of which one learned say little: the interval would be wider than 0 to 1."""
+    def run(accuracy: float) -> Measured:
+        return Measured(document=np.arange(40), above=np.full(40, 10 * accuracy), below=np.full(40, 10.0))
+
+    found = paired({seed: run(one) for seed, one in enumerate(accuracies)}, {0: run(0.6), 1: run(0.6)}, ratio=False)
+    assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.01)
+    assert found.low >= -0.6 - 1e-12 and found.high <= 0.4 + 1e-12
 
 
 @pytest.mark.parametrize(
