@@ -36,6 +36,12 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
               "comparisons/<A>-against-<B>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of every variant, as muse-run does; take another --output for it.")
+@click.option("--arms", default="", metavar="NAME,…",
+              help="Only these variants of the plan; patterns as 'phase5*' too.")
+@click.option("--baseline", default="", metavar="NAME", help="Compare with this variant in place of the plan's.")
+@click.option("--seeds", default="", metavar="1,2,…", help="Report these seeds in place of the plan's.")
+@click.option("--values", default="", metavar="V,V,…",
+              help="Sweep these values in place of the plan's, as to widen it; what is done is not repeated.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
 @click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
@@ -49,8 +55,9 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 @click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
-    targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], slots: int, gpus: str,
-    cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
+    targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], arms: str, baseline: str, seeds: str,
+    values: str, slots: int, gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None,
+    retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
     """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes; or compare finished RUNs,
     each with the last one.
@@ -67,9 +74,11 @@ def compare(
     with guarded(), ended_by_signals():
         refuse_several_processes()
         if len(targets) > 1 or targets[0].is_dir():
-            given = [overrides, slots != 1, gpus, cluster, job, max_seconds, retry, only_report, dry_run]
+            given = [overrides, arms, baseline, seeds, values, slots != 1, gpus, cluster, job, max_seconds, retry,
+                     only_report, dry_run]
             _compare_runs(targets, output, any(given))
             return
+        from muse_core.comparison.part import part_of
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.runs import Comparison
         from muse_core.training.stop import Stop
@@ -77,7 +86,7 @@ def compare(
         plan = targets[0]
         _check_options(gpus, cluster, job, max_seconds, retry, only_report)
         stop = Stop(max_seconds)
-        read = read_plan(plan, overrides)
+        read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         if not only_report:
             _say_parameters(read, plan, comparison.folder)

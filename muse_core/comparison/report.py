@@ -331,7 +331,7 @@ def _swept(report: dict[str, Any]) -> list[str]:
     if report["at_the_edge"]:
         who = ", ".join(report["at_the_edge"])
         lines += ["", f"The best value tried is the smallest or largest for {who}: a better one may lie beyond; widen "
-                  "the sweep before a claim."]
+                  "the sweep, as with --values, before a claim."]
     if any(report["watched"].values()):
         lines += ["", "| variant | metric | first | last | held out |", "|---|---|---|---|---|"]
         lines += [

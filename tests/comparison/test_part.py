@@ -1,0 +1,85 @@
+"""A part of a plan, or one with other seeds and values, as the command line names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from muse_core.cli.compare import compare
+from muse_core.comparison.cells import reported_cells, tuning_cells
+from muse_core.comparison.part import part_of
+from muse_core.comparison.plan import read_plan
+from muse_core.errors import RecipeError
+from tests.comparison.conftest import PLAN
+
+
+def test_a_part_has_runs_of_the_whole_plan(plan, tmp_path: Path) -> None:
+    """In the same places, so that what a part has done is not repeated."""
+    whole = read_plan(plan())
+    part = part_of(whole, arms="oth*", baseline="other", seeds="2")
+    assert [variant.name for variant in part.plan.variants] == ["other"]
+    of = [{cell.path: cell.overrides for cell in tuning_cells(read, tmp_path)} for read in (part, whole)]
+    assert len(of[0]) == 2 and of[0].items() <= of[1].items()
+    chosen = {"one": 1e-3, "other": 2e-3}
+    of = [{cell.path: cell.overrides for cell in reported_cells(read, tmp_path, chosen)} for read in (part, whole)]
+    assert len(of[0]) == 1 and len(of[1]) == 4 and of[0].items() <= of[1].items()
+
+
+def test_variants_stay_in_the_order_of_the_plan_and_nothing_given_changes_nothing(plan) -> None:
+    whole = read_plan(plan())
+    assert part_of(whole) == whole
+    assert part_of(whole, arms="other, one").plan == whole.plan
+
+
+def test_a_widened_sweep_keeps_what_is_done(plan, tmp_path: Path) -> None:
+    whole = read_plan(plan())
+    wider = part_of(whole, values="5e-4,0.001,2e-3")
+    assert wider.plan.tune.values == (5e-4, 1e-3, 2e-3)
+    new, old = ({cell.path: cell.overrides for cell in tuning_cells(read, tmp_path)} for read in (wider, whole))
+    assert len(new) == 6 and old.items() <= new.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"arms": "othr"}, "--arms othr: is no variant of the plan - did you mean 'other'?"),
+        ({"arms": "x*"}, "--arms x*: is no variant of the plan - it has: one, other"),
+        ({"arms": ","}, "--arms ,: leaves out one"),
+        ({"arms": "other"}, "--arms other: leaves out one, with which the plan compares - name it too, or another one "
+                            "with --baseline"),
+        ({"baseline": "none"}, "--baseline none: is not one of the variants one, other"),
+        ({"arms": "one", "baseline": "other"}, "--baseline other: is not one of the variants one"),
+        ({"seeds": "1,-2"}, "--seeds -2: must be whole numbers from 0 on"),
+        ({"seeds": "1,1"}, "1 is there twice"),
+        ({"seeds": "0"}, "seed 0 is both tuned and reported"),
+        ({"seeds": ","}, "--seeds: "),
+        ({"values": "[1]"}, "--values [1]: must be numbers"),
+        ({"values": "a b"}, "--values: 'a b' is not a TOML value"),
+        ({"values": "1e-3,0.001"}, "0.001 is there twice"),
+    ],
+)
+def test_what_is_no_part_of_a_plan_is_refused_in_a_sentence(plan, given: dict[str, str], says: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        part_of(read_plan(plan()), **given)
+    assert says in str(error.value)
+
+
+def test_values_need_a_sweep(plan) -> None:
+    with pytest.raises(RecipeError, match=r"--values: the plan has no \[tune\]"):
+        part_of(read_plan(plan(PLAN.partition("[tune]")[0])), values="1e-3")
+
+
+def test_the_command_takes_a_part_and_refuses_one_of_finished_runs(plan, tmp_path: Path) -> None:
+    path = plan()
+    ended = CliRunner().invoke(compare, [str(path), "--dry-run", "-o", str(tmp_path / "out"), "--arms", "other",
+                                         "--baseline", "other", "--seeds", "7,8", "--values", "3e-3"])
+    assert ended.exit_code == 0, ended.output
+    assert "other/tune-0.003-seed-0: to begin\nthen 2 runs with what the sweep chose" in ended.output
+    assert not any(line.startswith("one") for line in ended.output.splitlines())
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    for option in ("--arms", "--baseline", "--seeds", "--values"):
+        ended = CliRunner().invoke(compare, [str(tmp_path / "a"), str(tmp_path / "b"), option, "1"])
+        assert ended.exit_code == 2 and "leave all options but --output out" in ended.output
