@@ -244,9 +244,10 @@ def test_the_largest_rate_scales_and_keeps_the_first_rate():
     assert wide.dynamics(x, None)[1].max() == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("kind", ["identity", "uniform"])
+@pytest.mark.parametrize("kind", ["identity", "uniform", "the default"])
 def test_first_taps(kind):
-    layer = build_component("memory layer", "fast-weights", {"heads": 4, "taps": kind}, width=64)
+    given, kind = ({}, "uniform") if kind == "the default" else ({"taps": kind}, kind)
+    layer = build_component("memory layer", "fast-weights", {"heads": 4} | given, width=64)
     taps = torch.stack(list(layer.convolution.taps)).detach()
     assert taps[0].mean() == pytest.approx(1.0 if kind == "identity" else 0.0, abs=0.1)
     if kind == "uniform":

@@ -64,10 +64,10 @@ class FastWeightsOptions:
     change by a product of two maps I − β k kᵀ. Twice as many tokens go through the kernel."""
     convolution: int = field(default=4, validator=[validators.ge(0), validators.le(64)])
     """Tokens that a short causal convolution over queries, keys and values spans; 0 leaves it out. With mixing =
-    "resolvent" there is none, and another number is refused, as other ``taps`` are."""
-    taps: Literal["identity", "uniform"] = "identity"
-    """The convolution's first taps. identity: the present token passes, earlier ones start small. uniform: all between
-    −1/√span and 1/√span."""
+    "resolvent" there is none, and another number is refused."""
+    taps: Literal["identity", "uniform"] = "uniform"
+    """The convolution's first taps. uniform: all between −1/√span and 1/√span. identity: the present token passes,
+    earlier ones start small. Not read with mixing = "resolvent"."""
     mixing: Literal["convolution", "resolvent"] = "convolution"
     """What mixes a channel of queries, keys and values with its earlier tokens, behind the projections and before SiLU.
     convolution: the short one. resolvent: in its place, on the same projections, the causal resolvent of tridiagonal
@@ -138,10 +138,9 @@ class FastWeightsOptions:
                 )
             if self.writes > 1:
                 raise ValueError('writes = 2 has convolutions alone - set mixing = "convolution", or writes = 1')
-            name = "convolution" if self.convolution != 4 else "taps" if self.taps != "identity" else None
-            if name is not None:
+            if self.convolution != 4:
                 raise ValueError(
-                    f'{name} is read with mixing = "convolution" alone - set that, or leave {name} out'
+                    'convolution is read with mixing = "convolution" alone - set that, or leave convolution out'
                 )
             return
         given = {
