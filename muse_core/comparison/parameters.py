@@ -198,7 +198,14 @@ def _other_inputs(
     for one in (*runs.tuning, *runs.reported):
         if one.summary() is None:
             continue
-        now, then = inputs[one.variant.name, one.value], read_lock(one.path / "muse.lock.toml").table.get("digests", {})
+        lock = one.path / "muse.lock.toml"
+        if not lock.is_file():
+            found.append(
+                f"{one.path}: has no {lock.name}, which says what it has read - restore it from a copy, or remove this "
+                "folder to repeat the run"
+            )
+            continue
+        now, then = inputs[one.variant.name, one.value], read_lock(lock).table.get("digests", {})
         if other := [key for key in now if key in then and then[key] != now[key]]:
             found.append(
                 f"{one.path}: read other input than the plan's runs would now ({_named(other)} of its lock), so that "

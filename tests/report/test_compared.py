@@ -13,6 +13,7 @@ import muse_core
 from muse_core.cli import muse
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.jsonl import Records
+from muse_core.report.charts import all_charts
 from muse_core.report.compared import compare_runs
 from muse_core.report.reading import read_runs
 from muse_core.report.tables import runs_table
@@ -134,6 +135,12 @@ def test_a_list_of_runs_says_what_is_of_counted_tokens(made_run):
     shown = runs_table(read_runs([of_task(made_run("task")), made_run("text")])).rows
     assert [row[2].endswith(" per token") for row in shown] == [row[6].endswith(" counted") for row in shown]
     assert [row[2].endswith(" per token") for row in shown] == [True, False]
+
+
+def test_curves_of_tasks_are_titled_per_token(made_run):
+    task, text = of_task(made_run("task")), made_run("text")
+    for runs, title in (([task], "Bits per token"), ([text], "Bits per byte"), ([task, text], "Bits per byte")):
+        assert all_charts(read_runs(runs))["curves"][0].title == title
 
 
 def test_an_unfinished_run_is_refused(made_run):
