@@ -296,7 +296,7 @@ def _by_seed(report: dict[str, Any]) -> list[str]:
     seeds = sorted({seed for variant in report["arms"] for seed in variant["seeds"]})
     if len(seeds) < 2:
         return []
-    measure = report["measure"].replace("_", " ")
+    measure = _measure(report)
     rows = [
         (variant["name"], *(f"{found:.4f}" if (found := variant["by_seed"].get(str(seed))) is not None else ""
                             for seed in seeds))
