@@ -164,6 +164,7 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.hidden_states(TEXT, "blocks.0.atention"), RecipeError, "did you mean 'blocks.0.attention'"),
         (lambda run: run.hidden_states(TEXT, "blocks"), RecipeError, "blocks was not called once with every token"),
         (lambda run: run.hidden_states(TEXT, "blocks.0.fast-weights.filters.snr"), RecipeError, "no value for each"),
+        (lambda run: run.hidden_states(TEXT, []), RecipeError, "no module is named - name some, or leave modules out"),
         (lambda run: run.hidden_states(""), DataError, "empty"),
         (lambda run: run.records("trian"), ValueError, "one of schema, train, .* not 'trian'"),
         (lambda run: muse_core.resume(run.path, steps=20, extend=1), RecipeError, "not both"),

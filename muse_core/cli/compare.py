@@ -247,7 +247,7 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
     for one in report["against_baseline"]:
         within = f" (95 % {told_interval(one)})" if told_interval(one) else ""
         click.echo(
-            f"{one['run']}: {one['value']:.4f} × the bits per byte of {report['baseline']}{within}: {one['verdict']}"
+            f"{one['run']}: {one['value']:.4f} × the {report['unit']} of {report['baseline']}{within}: {one['verdict']}"
         )
         for remark in one["remarks"]:
             click.echo(f"  {remark}")

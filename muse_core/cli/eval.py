@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
-from muse_core.cli.errors import guarded, warn
+from muse_core.cli.errors import MEMORY, guarded, warn
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.errors import MuseError
+from muse_core.out_of_memory import told
 
 
 @click.command(name="eval")
@@ -50,7 +52,8 @@ def evaluate(
     causality   the causality gate's checks with the weights of now
     cost        time, memory and state bytes per token, by length
 
-    Intervals hold 95 % and resample documents. With --text no text of the run is opened.
+    Intervals hold 95 % and resample documents. With --text no text of the run is opened. A run that cannot be measured
+    is said to be so, and the others go on.
 
     \b
     Exit codes: 0 done; 2 arguments or device; 3 no such run, no trained
@@ -64,14 +67,22 @@ def evaluate(
         from muse_core.storage.canonical_json import spelled
 
         results = []
+        refused: MuseError | None = None
         for run in runs:
             try:
-                with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when imported is not the answer
+                # What a plugin prints when it is imported is not the answer.
+                with told(MEMORY.format), contextlib.redirect_stdout(sys.stderr):
                     found = evaluate_run(
                         run, suites, asked=names is not None, texts=texts, documents=documents, step=step,
                         device=device, tokens=tokens, lengths=lengths, samples=samples, seed=seed, say=warn,
                         begins=_on_terminal,
                     )
+            except MuseError as error:
+                if len(runs) == 1:
+                    raise
+                refused = refused or error
+                warn(str(error) if str(run) in str(error) else f"{run}: {error}")
+                continue
             finally:
                 _on_terminal("")
             results.append(found)
@@ -79,6 +90,8 @@ def evaluate(
                 _show(found)
         if as_json:
             print(json.dumps(spelled(table(results)), indent=2, allow_nan=False))
+        if refused is not None:
+            raise SystemExit(refused.exit_code)
 
 
 def _on_terminal(suite: str) -> None:

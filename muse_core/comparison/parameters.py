@@ -129,6 +129,8 @@ class Evaluated(NamedTuple):
     """Tokens of a row."""
     rows: Measured
     """How much of each document; ``above`` is empty."""
+    is_text: bool
+    """Whether the data is text, not a task, whose tokens stand for no bytes."""
 
 
 def _text(setup: Setup, plan: ComparisonPlan) -> Evaluated:
@@ -146,7 +148,7 @@ def _text(setup: Setup, plan: ComparisonPlan) -> Evaluated:
         document=documents.ravel()[begins], above=np.zeros(0),
         below=np.add.reduceat(np.concatenate(sizes).ravel(), begins).astype(float),
     )
-    return Evaluated(setup.corpus.tokenizer.digest, setup.corpus.digest, first, read)
+    return Evaluated(setup.corpus.tokenizer.digest, setup.corpus.digest, first, read, setup.corpus.is_text)
 
 
 def _other_texts(plan: ComparisonPlan, texts: Mapping[tuple[str, Value | None], Evaluated]) -> list[str]:
@@ -163,8 +165,14 @@ def _other_texts(plan: ComparisonPlan, texts: Mapping[tuple[str, Value | None], 
         if value is not None and plan.tune is not None:
             told = f"{told} with {plan.tune.key}={value!r}"
         before = f"{told} would be evaluated on"
-        if own.tokenizer == base.tokenizer and own.data != base.data:
-            found.append(f"{told} reads other text than {baseline} - give all one [data]")
+        same_tokens = own.tokenizer == base.tokenizer
+        if own.data != base.data and (same_tokens or not (own.is_text and base.is_text)):
+            what = (
+                f"reads other text than {baseline}" if own.is_text and base.is_text else
+                f"has text and {baseline} a task" if own.is_text else
+                f"has a task and {baseline} text" if base.is_text else f"has another task than {baseline}"
+            )
+            found.append(f"{told} {what} - give all one [data]")
         elif own.length != base.length:
             found.append(
                 f"{before} rows of {own.length} tokens, and {baseline} on rows of {base.length} - give all one "
@@ -190,7 +198,14 @@ def _other_inputs(
     for one in (*runs.tuning, *runs.reported):
         if one.summary() is None:
             continue
-        now, then = inputs[one.variant.name, one.value], read_lock(one.path / "muse.lock.toml").table.get("digests", {})
+        lock = one.path / "muse.lock.toml"
+        if not lock.is_file():
+            found.append(
+                f"{one.path}: has no {lock.name}, which says what it has read - restore it from a copy, or remove this "
+                "folder to repeat the run"
+            )
+            continue
+        now, then = inputs[one.variant.name, one.value], read_lock(lock).table.get("digests", {})
         if other := [key for key in now if key in then and then[key] != now[key]]:
             found.append(
                 f"{one.path}: read other input than the plan's runs would now ({_named(other)} of its lock), so that "

@@ -30,7 +30,7 @@ from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
-from muse_core.report.tables import Table
+from muse_core.report.tables import Table, of_task
 from muse_core.storage.canonical_json import numbers
 
 OTHER_SECONDS = 0.1
@@ -48,6 +48,7 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
     return {
         "name": plan.name,
         "measure": plan.measure,
+        "of_task": any(of_task(summary) for c in runs.all if (summary := c.summary()) is not None),
         "counted": plan.parameter_kind,
         "split": plan.split,
         "baseline": plan.baseline,
@@ -174,12 +175,18 @@ def text_of(report: dict[str, Any]) -> str:
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
+def _measure(report: dict[str, Any]) -> str:
+    """What is measured, in words: bits of a task are per counted token."""
+    per_token = report["of_task"] and report["measure"] == "bits_per_byte"
+    return "bits per token" if per_token else str(report["measure"]).replace("_", " ")
+
+
 def measured_table(report: dict[str, Any]) -> Table:
     """A row for each variant, empty before its first run is done."""
     versus = "difference" if report["measure"] == "accuracy" else "ratio"
     columns = (
         "variant", report["tuned_key"] or "tuned", report["counted"], "state", "tokens", "training s", "tokens/s",
-        "seeds", report["measure"].replace("_", " "), versus, "interval",
+        "seeds", _measure(report), versus, "interval",
     )
     rows = []
     for variant in report["arms"]:
@@ -214,7 +221,7 @@ def measured_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _measured(report: dict[str, Any]) -> list[str]:
-    measure = report["measure"].replace("_", " ")
+    measure = _measure(report)
     versus = "difference" if report["measure"] == "accuracy" else "ratio"
     lines = [
         f"# {report['name']}",
@@ -289,7 +296,7 @@ def _by_seed(report: dict[str, Any]) -> list[str]:
     seeds = sorted({seed for variant in report["arms"] for seed in variant["seeds"]})
     if len(seeds) < 2:
         return []
-    measure = report["measure"].replace("_", " ")
+    measure = _measure(report)
     rows = [
         (variant["name"], *(f"{found:.4f}" if (found := variant["by_seed"].get(str(seed))) is not None else ""
                             for seed in seeds))
@@ -320,7 +327,7 @@ def _swept(report: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     if any(report["sweep"].values()):
         keys = list(dict.fromkeys(key for scores in report["sweep"].values() for key in scores))
-        measure = report["measure"].replace("_", " ")
+        measure = _measure(report)
         lines += ["", f"Sweep of {report['tuned_key']} on validation text, {measure}:", ""]
         lines += ["| variant | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
         for name, scores in report["sweep"].items():

@@ -33,10 +33,13 @@ def activations(setup: Any, ids: Sequence[int], names: Sequence[str] | None = No
 
     ``names`` are those of modules, as ``model.named_modules()`` has them: of a block the residual stream after it, of a
     layer what it adds to the stream, of another module its output; ``hidden`` is what the head reads. By default
-    ``default_names``. Raises RecipeError for a module that is not there, or that gives no value for each token.
+    ``default_names``. Raises RecipeError for a module that is not there, or that gives no value for each token, and
+    where none is named.
     """
     model = setup.model
     chosen = list(default_names(model) if names is None else names)
+    if not chosen:
+        raise RecipeError("no module is named - name some, or leave modules out for the stream after each block")
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}
     with _watched(model, found):
         for hidden, _ in Reader(setup).read(torch.tensor([list(ids)])):

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from muse_core.report.reading import SILENT, RunRead, finite, plain
+from muse_core.report.tables import of_task
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 MOST_POINTS = 400
@@ -206,9 +207,10 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         parts.append(shares(times.get("rows", []), "seconds", _file("time", run, runs),
                             f"Time by component, forward pass of {times.get('tokens', 0):,} tokens{who}",
                             "seconds"))
+    per = "token" if all(run.summary and of_task(run.summary) for run in runs) else "byte"
     return {
         "curves": there(
-            curves(runs, "bits_per_byte", "bits-per-byte", "Bits per byte", "bits per byte"),
+            curves(runs, "bits_per_byte", "bits-per-byte", f"Bits per {per}", f"bits per {per}"),
             curves(runs, "loss", "loss", "Loss", "nats per token"),
         ),
         "gradients": there(

@@ -27,7 +27,7 @@ from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
-from muse_core.report.tables import Table, recipe_differences
+from muse_core.report.tables import Table, of_task, recipe_differences
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
@@ -47,7 +47,7 @@ def compare(*runs: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
     """Every run against the last one, as plain JSON. Raises StorageError for a run that is not finished and RecipeError
-    for runs that were not measured on the same text."""
+    for runs that were not measured on the same text or task."""
     for run in runs:
         if not run.summary:
             go_on = f"go on with muse-run --resume {typed(run.path)}"
@@ -55,6 +55,7 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
     base = runs[-1]
     return {
         "measure": "bits_per_byte",
+        "unit": "bits per token" if of_task(base.summary) else "bits per byte",
         "split": base.summary["held_out_split"],
         "baseline": base.label,
         "test": TEST,
@@ -127,14 +128,17 @@ def _require_comparable(run: RunRead, base: RunRead) -> list[str]:
     for key in ("data", "tokenizer"):
         if not all(key in one for one in digests):
             raise StorageError(f"{run.path} or {base.path}: the lock has no digests.{key} - restore muse.lock.toml")
-    if digests[0]["tokenizer"] != digests[1]["tokenizer"]:
-        return ["the tokenizers differ, so that only bits per byte mean the same"]
-    if digests[0]["data"] != digests[1]["data"]:
-        raise RecipeError(
-            f"{run.path} and {base.path} cannot be compared: their text differs (digests.data of the locks) - train or "
-            "evaluate both on one text"
+    other_tokens = digests[0]["tokenizer"] != digests[1]["tokenizer"]
+    tasks = [of_task(r.summary) for r in (run, base)]
+    # Text in other tokens has another digest; what a task gives has no bytes that could be the same.
+    if digests[0]["data"] != digests[1]["data"] and (any(tasks) or not other_tokens):
+        what = (
+            "one is of a task and the other of text - train both on one [data]" if any(tasks) and not all(tasks) else
+            "their task differs (digests.data of the locks) - train both on one task" if all(tasks) else
+            "their text differs (digests.data of the locks) - train or evaluate both on one text"
         )
-    return []
+        raise RecipeError(f"{run.path} and {base.path} cannot be compared: {what}")
+    return ["the tokenizers differ, so that only bits per byte mean the same"] if other_tokens else []
 
 
 def _require_same_documents(run: RunRead, base: RunRead, own: Measured, theirs: Measured) -> None:
@@ -162,8 +166,9 @@ def verdict_table(report: dict[str, Any]) -> Table:
          one["verdict"], "; ".join(one["remarks"]))
         for one in report["against_baseline"]
     ]
+    versus = f"{report['unit']} over {report['baseline']}"
     return Table(
-        columns=("run", f"bits per byte over {report['baseline']}", "95 % interval", "documents", "verdict", "remarks"),
+        columns=("run", versus, "95 % interval", "documents", "verdict", "remarks"),
         rows=rows, more=f"Held-out {report['split']} text, paired by document; {report['test']}.",
     )
 
@@ -196,7 +201,7 @@ def compared_table(report: dict[str, Any]) -> Table:
             f"{one['bits_per_byte']:.4f}", *ratio,
         ))
     return Table(
-        columns=("run", "parameters", "steps", "tokens/s", "bits per byte", f"ratio to {report['baseline']}",
+        columns=("run", "parameters", "steps", "tokens/s", report["unit"], f"ratio to {report['baseline']}",
                  "95 % interval", "verdict"),
         rows=rows,
     )

@@ -21,7 +21,7 @@ from muse_core.report.tables import (
 )
 
 SECTIONS = {
-    "curves": ("Loss and bits per byte", "No step was recorded yet."),
+    "curves": ("Loss and bits", "No step was recorded yet."),
     "gradients": ("Gradients and learning rate", "No step was recorded yet."),
     "layers": ("Decay and memory energy by layer", "No layer of this model measures decay or energy."),
     "needles": ("Needles", "No needle probe has run; the monitor niah-probe makes them."),

@@ -106,15 +106,16 @@ def _of_planned(run: RunRead) -> str:
 
 
 def runs_table(runs: Sequence[RunRead]) -> Table:
-    """One row a run."""
+    """One row a run. What counts counted tokens, in a run on a task, says so."""
     rows = []
     for run in runs:
         s = run.summary
         interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
+        unit, counted = (" per token", " counted") if s and of_task(s) else ("", "")
         rows.append((
-            run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}" if s else "", interval,
+            run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}{unit}" if s else "", interval,
             f"{s['parameters']:,}" if s else "", f"{run.progress[0]:,}" if s else _of_planned(run),
-            f"{s['tokens_per_second']:,.0f}" if s else "",
+            f"{s['tokens_per_second']:,.0f}{counted}" if s else "",
         ))
     return Table(
         columns=("run", "state", "held-out bits per byte", "95 % over text", "parameters", "steps", "tokens/s"),

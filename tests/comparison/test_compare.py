@@ -127,12 +127,29 @@ def test_variants_on_other_text_are_refused_before_anything_runs(plan: Path, tmp
 
 def test_variants_on_other_data_are_refused_where_their_tokens_are_the_same(plan: Path) -> None:
     rows = Measured(document=np.zeros(1, int), above=np.zeros(0), below=np.ones(1))
-    base = Evaluated("bytes", "one text", 32, rows)
+    base = Evaluated("bytes", "one text", 32, rows, is_text=True)
     read = read_plan(plan).plan
     (said,) = _other_texts(read, {("rotary", None): base, ("plain", None): base._replace(data="another")})
     assert said.startswith("variant 'plain' reads other text than the baseline 'rotary'")
     other_tokens = base._replace(data="the same text in other tokens", tokenizer="bpe")
     assert _other_texts(read, {("rotary", None): base, ("plain", None): other_tokens}) == []
+
+
+def test_variants_on_other_tasks_are_refused_whatever_their_tokens(plan: Path) -> None:
+    """As many labels count in both, and none stands for bytes that could be the same."""
+    rows = Measured(document=np.zeros(1, int), above=np.zeros(0), below=np.ones(1))
+    base = Evaluated("64 numbers", "a task", 32, rows, is_text=False)
+    harder = base._replace(data="another", tokenizer="128 numbers")
+    text = harder._replace(is_text=True)
+    read = read_plan(plan).plan
+    for other, than, said in (
+        (harder, base, "has another task than the baseline 'rotary'"),
+        (text, base, "has text and the baseline 'rotary' a task"),
+        (base, text, "has a task and the baseline 'rotary' text"),
+    ):
+        assert _other_texts(read, {("rotary", None): than, ("plain", None): other}) == [
+            f"variant 'plain' {said} - give all one [data]"
+        ]
 
 
 @pytest.mark.parametrize(("key", "values", "other", "said"), [

@@ -219,3 +219,6 @@ def test_runs_after_a_change_of_the_text_are_refused(plan: Path, tmp_path: Path)
     assert call(plan, "-o", out, "--report").exit_code == LEFT
     notes.write_text("\n\n".join(texts))
     assert call(plan, "-o", out).exit_code == 0
+    (done / "muse.lock.toml").unlink()
+    refused = call(plan, "-o", out)
+    assert refused.exit_code == 2 and f"{done}: has no muse.lock.toml" in refused.output, refused.output

@@ -73,6 +73,18 @@ def test_runs_that_learned_next_to_nothing_are_named(plan, tmp_path: Path) -> No
     assert [arm["not_learned"] for arm in report["arms"]] == [{"unigram": 1}, {}]
     said = [line for line in text_of(report).splitlines() if "not better than" in line]
     assert said == ["1 of 2 runs of one are not better than counts of single training tokens."]
+    assert "Held-out bits per byte" in text_of(report) and "per token" not in text_of(report)
+
+
+def test_bits_of_a_task_are_told_per_token(plan, tmp_path: Path) -> None:
+    """It has no bytes; what counts as one is a token whose label counts."""
+    read, out = read_plan(plan()), tmp_path / "out"
+    for cell in (*tuning_cells(read, out), *reported_cells(read, out, {"one": 1e-3, "other": 1e-3})):
+        rows = {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]}
+        ended(cell, [4], rows, references={"chance": {"loss": 3.5, "bits_per_byte": 5.0}})
+    told = text_of(compose(read.plan, Comparison(read, out).runs()))
+    assert "Held-out bits per token" in told and "| bits per token |" in told and "per byte" not in told
+    assert "on validation text, bits per token:" in told
 
 
 @pytest.mark.parametrize(("took", "warned"), [(1.95, False), (2.5, True), (1.5, True)])
@@ -169,7 +181,9 @@ def test_variants_are_tried_on_the_text_that_they_will_be_measured_on(plan, meas
     evaluate = SimpleNamespace(final_tokens=60, lengths=(1, 4))
     setup = SimpleNamespace(
         recipe=SimpleNamespace(evaluate=evaluate, train=SimpleNamespace(sequence_length=3)),
-        corpus=SimpleNamespace(byte_lengths=np.arange(10), tokenizer=SimpleNamespace(digest="t"), digest="d"),
+        corpus=SimpleNamespace(
+            byte_lengths=np.arange(10), tokenizer=SimpleNamespace(digest="t"), digest="d", is_text=True,
+        ),
         held_out_batches=held_out_batches, held_out_documents=held_out_documents,
     )
     found = _text(setup, read_plan(plan(f'split = "test"\nmeasure = "{measure}"\n' + PLAN)).plan)

@@ -13,8 +13,10 @@ import muse_core
 from muse_core.cli import muse
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.jsonl import Records
+from muse_core.report.charts import all_charts
 from muse_core.report.compared import compare_runs
 from muse_core.report.reading import read_runs
+from muse_core.report.tables import runs_table
 from muse_core.report.writing import write_report
 
 WORSE = (1.21, 1.20, 1.19, 1.20)
@@ -95,6 +97,50 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_of_the_same_bytes(made_r
     report = compare_runs(read_runs([made_run("one", tokenizer="other", data="other"), made_run("two")]))
     assert report["against_baseline"][0]["value"] == 1
     assert "the tokenizers differ" in report["against_baseline"][0]["remarks"][0]
+
+
+OF_A_TASK = {"references": {"chance": {"loss": 3.5, "bits_per_byte": 5.0}}}
+
+
+def of_task(run: Path) -> Path:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | OF_A_TASK))
+    return run
+
+
+@pytest.mark.parametrize("tokenizer", ["same", "other"])
+def test_runs_on_unlike_tasks_are_refused(made_run, tokenizer):
+    """A task of more pairs, or of more numbers: as many labels count in both, and none stands for bytes."""
+    runs = [of_task(made_run("one", data="other", tokenizer=tokenizer)), of_task(made_run("two", tokenizer="same"))]
+    with pytest.raises(RecipeError, match="their task differs .digests.data of the locks. - train both on one task"):
+        compare_runs(read_runs(runs))
+
+
+def test_a_run_on_a_task_and_one_on_text_are_refused_as_such(made_run):
+    runs = [of_task(made_run("one", data="other", tokenizer="numbers")), made_run("two")]
+    for pair in (runs, runs[::-1]):
+        with pytest.raises(RecipeError, match="one is of a task and the other of text"):
+            compare_runs(read_runs(pair))
+
+
+def test_runs_on_one_task_are_compared_in_bits_per_token(made_run, tmp_path):
+    runs = [of_task(made_run("one", factors=WORSE)), of_task(made_run("two"))]
+    done = CliRunner().invoke(muse, ["compare", *map(str, runs), "-o", str(tmp_path / "out")])
+    assert "× the bits per token of two" in done.output and "per byte" not in done.output
+    assert "| bits per token |" in (tmp_path / "out" / "report.md").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["unit"] == "bits per token"
+
+
+def test_a_list_of_runs_says_what_is_of_counted_tokens(made_run):
+    shown = runs_table(read_runs([of_task(made_run("task")), made_run("text")])).rows
+    assert [row[2].endswith(" per token") for row in shown] == [row[6].endswith(" counted") for row in shown]
+    assert [row[2].endswith(" per token") for row in shown] == [True, False]
+
+
+def test_curves_of_tasks_are_titled_per_token(made_run):
+    task, text = of_task(made_run("task")), made_run("text")
+    for runs, title in (([task], "Bits per token"), ([text], "Bits per byte"), ([task, text], "Bits per byte")):
+        assert all_charts(read_runs(runs))["curves"][0].title == title
 
 
 def test_an_unfinished_run_is_refused(made_run):
