@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# compressive-transformer-pytorch 0.4.0: a training step that compresses memories ends the training of the keys and values
-# of that layer. To keep its reconstruction loss off them SelfAttention calls detach_() on the weight of to_kv itself, which
-# sets requires_grad of the parameter to False, for good: from the second segment of the first row on (with the default
-# lengths) there is no gradient, the optimizer leaves the weight as it is, and the other weights, to_q among them, go on.
-# Nothing is said. What is dropped is three times the gradient of to_q here. A resumed run trains them for one more
-# segment, since a new model has the flag again. requires_grad_(True) on these weights after each call, before backward,
-# helps. Rows of one segment compress nothing and train all.
+# compressive-transformer-pytorch 0.4.0: a training step that compresses memories ends the training of the keys and
+# values of that layer. To keep its reconstruction loss off them SelfAttention calls detach_() on the weight of to_kv
+# itself, which sets requires_grad of the parameter to False, for good: from the second segment of the first row on
+# (with the default lengths) there is no gradient, the optimizer leaves the weight as it is, and the other weights, to_q
+# among them, go on. Nothing is said. What is dropped is three times the gradient of to_q here. A resumed run trains
+# them for one more segment, since a new model has the flag again. requires_grad_(True) on these weights after each
+# call, before backward, helps. Rows of one segment compress nothing and train all.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -53,8 +53,8 @@ with warnings.catch_warnings(record=True) as said:
         moved, share = train(rows(segments), helped)
         trained = sum("to_kv" in kinds for kinds in moved)
         others = sum({"to_q", "to_out", "w1", "w2"} <= kinds for kinds in moved)
-        print(f"rows of {segments} segments{', flag set again' if helped else ''}: to_kv moved in {trained} of 30 steps,"
-              f" to_q and others in {others}; last gradient of to_kv {share:.2f} of that of to_q")
+        print(f"rows of {segments} segments{', flag set again' if helped else ''}: to_kv moved in {trained} of 30"
+              f" steps, to_q and others in {others}; last gradient of to_kv {share:.2f} of that of to_q")
         assert others == 30
         assert trained == (1 if segments > 1 and not helped else 30)
         assert (share == 0) == (segments > 1 and not helped)

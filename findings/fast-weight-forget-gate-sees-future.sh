@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# fast-weight-attention 0.3.1: FastWeightAttention, causal by default, sees the future with use_forget_gate=True: how much
-# of its fast weights a chunk reads is taken from the mean of that chunk's tokens, those after the one that reads included.
-# The gate begins at 1, whatever the tokens, so that a test of a new layer finds no leak; training moves it. After 100 steps
-# of Adam on a task that needs no future all earlier outputs of a chunk change with its last token, by up to 2 % of the
-# largest here, and so do they when a row that ended inside the chunk is continued. Nothing is said. Without the gate
-# nothing changes, nor do outputs of chunks before.
+# fast-weight-attention 0.3.1: FastWeightAttention, causal by default, sees the future with use_forget_gate=True: how
+# much of its fast weights a chunk reads is taken from the mean of that chunk's tokens, those after the one that reads
+# included. The gate begins at 1, whatever the tokens, so that a test of a new layer finds no leak; training moves it.
+# After 100 steps of Adam on a task that needs no future all earlier outputs of a chunk change with its last token, by
+# up to 2 % of the largest here, and so do they when a row that ended inside the chunk is continued. Nothing is said.
+# Without the gate nothing changes, nor do outputs of chunks before.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -24,7 +24,7 @@ def outputs(layer, x):
 
 
 def leak(layer):
-    """Largest change of each earlier output, as a share of the largest output, by another last token and by two more."""
+    """Change of each earlier output, as a share of the largest output, by another last token and by two more."""
     x = torch.randn(4, TOKENS, WIDTH)
     other = torch.cat((x[:, :-1], torch.randn(4, 1, WIDTH)), 1)
     with torch.no_grad():
@@ -53,8 +53,8 @@ for gate in (False, True):
     train(layer)
     trained, continued = leak(layer)
     print(f"use_forget_gate={gate}: of {TOKENS - 1} earlier tokens {int((new > 1e-6).sum())} change in a new layer and"
-          f" {int((trained > 1e-6).sum())} in a trained one, by up to {trained.max():.3f} of the largest output; when two tokens follow,"
-          f" {int((continued > 1e-6).sum())} of {TOKENS - 2}, by up to {continued.max():.3f}")
+          f" {int((trained > 1e-6).sum())} in a trained one, by up to {trained.max():.3f} of the largest output;"
+          f" when two tokens follow, {int((continued > 1e-6).sum())} of {TOKENS - 2}, by up to {continued.max():.3f}")
     assert max(part.max() for part in (new, new_continued, trained[:-CHUNK + 1], continued[:-CHUNK + 2])) < 1e-6
     for part in (trained[-CHUNK + 1:], continued[-CHUNK + 2:]):
         assert (part > 1e-4).all() if gate else part.max() < 1e-6

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# flash-pytorch 0.1.9: GAU(causal=True) divides the products of queries and keys, and its position biases, by the number of
-# tokens of the row, so that what it gives a token depends on how many tokens come after it. Its attention is the square of
-# these numbers: a row of twice the length has exactly a quarter of the outputs, before bias and residual, for all tokens
-# that were there before. No token that is exchanged changes an earlier output, so that a test for leaks with rows of one
-# length passes. A layer that is trained on rows of 512 tokens and generates from 16 gives 1,024 times as much there. FLASH
-# of the same package divides by its constant group size and is the same for every length. rel_pos_bias=False, GAU's
-# default, does nothing either: the biases are made and added all the same. Nothing is said of both.
+# FLASH-pytorch 0.1.9: GAU(causal=True) divides the products of queries and keys, and its position biases, by the number
+# of tokens of the row, so that what it gives a token depends on how many tokens come after it. Its attention is the
+# square of these numbers: a row of twice the length has exactly a quarter of the outputs, before bias and residual, for
+# all tokens that were there before. No token that is exchanged changes an earlier output, so that a test for leaks with
+# rows of one length passes. A layer that is trained on rows of 512 tokens and generates from 16 gives 1,024 times as
+# much there. FLASH of the same package divides by its constant group size and is the same for every length.
+# rel_pos_bias=False, GAU's default, does nothing either: the biases are made and added all the same. Nothing is said of
+# both.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -48,7 +49,8 @@ before = layers["GAU"](x)
 with torch.no_grad():
     layers["GAU"].rel_pos_bias.relative_attention_bias.weight.zero_()
 change = (layers["GAU"](x) - before).abs().max() / before.abs().max()
-print(f"position biases of GAU, which rel_pos_bias=False leaves on: without them outputs change by {change:.2f} of the largest")
+print(f"position biases of GAU, which rel_pos_bias=False leaves on: without them outputs change by"
+      f" {change:.2f} of the largest")
 assert change > 0.1
 P
 "$work/venv/bin/python" "$work/program.py"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # product-key-memory 0.3.0: PKM(concat_values_and_combine=True), the way to smaller values whose heads are joined by a
-# linear layer, adds up the values that it found without their weights: the scores, and the softmax over them, are computed
-# and left. Which values are found still depends on queries and keys, but neither has a gradient, nor has the norm of the
-# queries, so that the memory looks up by random vectors for good while its values are trained. An optimizer skips what has
-# no gradient; nothing is said. Keys 100 times as long give the same output, where they sharpen the weights of the
-# default. attn_dropout and non_competitive_gates do nothing with it. The default has all gradients.
+# linear layer, adds up the values that it found without their weights: the scores, and the softmax over them, are
+# computed and left. Which values are found still depends on queries and keys, but neither has a gradient, nor has the
+# norm of the queries, so that the memory looks up by random vectors for good while its values are trained. An optimizer
+# skips what has no gradient; nothing is said. Keys 100 times as long give the same output, where they sharpen the
+# weights of the default. attn_dropout and non_competitive_gates do nothing with it. The default has all gradients.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT

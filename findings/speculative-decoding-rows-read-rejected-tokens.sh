@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # speculative-decoding 0.2.0: what speculative_decoding writes for a text depends on the other texts of the batch. At
-# temperature 0 it should write what base_decoding writes, and for one row it does. Rows of a batch keep different numbers
-# of drafted tokens and are aligned to the right, so that a row that kept fewer has rejected tokens at its left. Decoder
-# takes seq_start_pos for that, makes a mask of it and hands it to no layer: these tokens are attended to. In batches of
-# four 18 of 32 rows here are the greedy ones; four copies of one row are right, since they keep the same numbers. With
-# the mask that the library makes handed to its layers all rows are right. Nothing is said.
+# temperature 0 it should write what base_decoding writes, and for one row it does. Rows of a batch keep different
+# numbers of drafted tokens and are aligned to the right, so that a row that kept fewer has rejected tokens at its left.
+# Decoder takes seq_start_pos for that, makes a mask of it and hands it to no layer: these tokens are attended to. In
+# batches of four 18 of 32 rows here are the greedy ones; four copies of one row are right, since they keep the same
+# numbers. With the mask that the library makes handed to its layers all rows are right. Nothing is said.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 speculative-decoding==0.2.0 beartype==0.23.1 einops==0.8.2
+"$work/venv/bin/pip" install --quiet torch==2.13.0 numpy==2.4.6 speculative-decoding==0.2.0 \
+    beartype==0.23.1 einops==0.8.2
 cat > "$work/program.py" <<'P'
 import copy
 
@@ -49,8 +50,8 @@ def hand_on_the_mask(decoder):
 
 alone, four, all_together = (right(size) for size in (1, 4, ROWS))
 copies = right(4, prompts[:1].repeat(4, 1), greedy[:1])
-print(f"of {ROWS} rows as base_decoding writes them: {alone} one at a time, {four} in batches of four, {all_together} in"
-      f" one batch; of four copies of one row {copies}")
+print(f"of {ROWS} rows as base_decoding writes them: {alone} one at a time, {four} in batches of four, {all_together}"
+      f" in one batch; of four copies of one row {copies}")
 hand_on_the_mask(model)
 hand_on_the_mask(draft)
 helped = right(4), right(ROWS)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# webdataset 1.0.2: WebDataset(shardshuffle=100) without a seed shuffles the shards once: every epoch of the same data set
-# has them in the order of the first. A seed is drawn when the data set is made, and each epoch begins anew with it.
-# shuffle(1000), for samples, has another order in each epoch without a seed, and that hides it unless one looks at where
-# samples come from: a buffer that is small beside the data mixes neighbours, and neighbours stay the same for the whole
-# training. Nothing is said; the documentation says that the seed defaults to None. In 0.2.86 each epoch had another order.
-# detshuffle=True has another in each epoch of one process. Reported as pull request 502 of webdataset, open in July 2026.
+# webdataset 1.0.2: WebDataset(shardshuffle=100) without a seed shuffles the shards once: every epoch of the same data
+# set has them in the order of the first. A seed is drawn when the data set is made, and each epoch begins anew with it.
+# shuffle(1000), for samples, has another order in each epoch without a seed, and that hides it unless one looks at
+# where samples come from: a buffer that is small beside the data mixes neighbours, and neighbours stay the same for the
+# whole training. Nothing is said; the documentation says that the seed defaults to None. In 0.2.86 each epoch had
+# another order. detshuffle=True has another in each epoch of one process. Reported as pull request 502 of webdataset,
+# open in July 2026.
 # Fails if that changes.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -57,7 +58,8 @@ assert shards == (EPOCHS if version == "0.2.86" else 1)
 first = {key: place for place, key in enumerate(lists[1][0])}
 away = [abs(first[key] - place) for keys in lists[1][1:] for place, key in enumerate(keys)]
 mean = sum(away) / len(away)
-print(f"    with both, a sample is on average {mean:.0f} of {SHARDS * SAMPLES} places away from where the first epoch had it")
+print(f"    with both, a sample is on average {mean:.0f} of {SHARDS * SAMPLES} places away from where the first epoch"
+      " had it")
 assert mean > 40 if version == "0.2.86" else mean < 25 and not said
 P
 for version in 0.2.86 1.0.2; do
