@@ -52,13 +52,17 @@ class ModuleSuite(Suite):
             assert torch.equal(value, second[name]), f"{name} differs between two calls in eval mode"
 
     def test_a_call_keeps_its_parameters(self, case: Case) -> None:
-        """What trains and averages it holds the parameters that were built: one that a call makes is not trained."""
+        """What trains and averages it holds the parameters that were built: one that a call makes, or detaches, is not
+        trained."""
         module = self.build(case).train()
         built = dict(module.named_parameters())
+        trained = {name for name, parameter in built.items() if parameter.requires_grad}
         self.outputs(case, module, torch.float32)
         held = dict(module.named_parameters())
         changed = sorted(name for name in built.keys() | held.keys() if built.get(name) is not held.get(name))
         assert not changed, f"a call replaces, adds or drops {', '.join(changed)}: write into the parameter instead"
+        frozen = sorted(trained ^ {name for name, parameter in held.items() if parameter.requires_grad})
+        assert not frozen, f"a call changes requires_grad of {', '.join(frozen)}: detach what is computed from it"
 
     def test_using_it_changes_nothing_global(self, case: Case) -> None:
         """Building it and calling it in evaluation, where nothing is random. Libraries that it imports only then may

@@ -54,9 +54,18 @@ class ReplacesItsParameter(Right):
         return self.gain
 
 
+class DetachesItsParameter(Right):
+    """As compressive-transformer-pytorch 0.4.0 does: after the first call the weight is never trained again."""
+
+    def scale(self) -> Tensor:
+        self.gain.detach_()
+        return self.gain
+
+
 FAULTS = [
     (CountsPositionsInTheStreamsDtype, "test_bf16_autocast_stays_near_fp32", "update drifts"),
     (ReplacesItsParameter, "test_a_call_keeps_its_parameters", "a call replaces, adds or drops gain"),
+    (DetachesItsParameter, "test_a_call_keeps_its_parameters", "a call changes requires_grad of gain"),
 ]
 
 
