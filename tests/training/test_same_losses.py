@@ -1,13 +1,13 @@
 """Losses of the first steps are those of muse-core 0.1, before its code was reshaped.
 
-Each recipe is one of 0.1's in small: phase2_base, transformer_base, moe_mlp and a task source (mqar). The losses
-below are those that 0.1 gave on a CPU with one thread by its kernel backend `torch`; the layer that was called
-hebbian keeps that name here, since names seed the initial values, and documents are divided as they were then. To the
-last bit they are equal on a machine with the same torch and instructions. Elsewhere rounding differs: there the first
-two (in bf16 the first) are compared to 1e-4 and the others to 1e-2, because AdamW's first steps move every weight by
-the learning rate whatever the size of its gradient, also where that is rounding. With torch 2.6 gradients differ by up
-to 6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; on a processor without bf16 arithmetic
-(AVX2, torch 2.13) the second loss in bf16 by up to 8e-4.
+Each recipe is one of 0.1's in small: phase2_base, transformer_base, moe_mlp and a task source (mqar). The losses below
+are those that 0.1 gave on a CPU with one thread by its kernel backend `torch`; the layer that was called hebbian keeps
+that name and its first taps here, since names seed the initial values, and documents are divided as they were then. To
+the last bit they are equal on a machine with the same torch and instructions. Elsewhere rounding differs: there the
+first two (in bf16 the first) are compared to 1e-4 and the others to 1e-2, because AdamW's first steps move every
+weight by the learning rate whatever the size of its gradient, also where that is rounding. With torch 2.6 gradients
+differ by up to 6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; on a processor without bf16
+arithmetic (AVX2, torch 2.13) the second loss in bf16 by up to 8e-4.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ MADE_WITH = ("2.13.0", "x86_64", "AuthenticAMD", "AVX512", True)
 """torch, machine, maker, instructions and bf16 arithmetic of the processor that the losses were computed with."""
 TEXT = 'data = { use = "state-of-the-union", tokenizer = "bytes", near_duplicates = "apart" }'
 POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
-DELTA = '[[model.block]]\nuse = "hebbian"\nname = "hebbian"\nrule = "delta"\n'
+DELTA = '[[model.block]]\nuse = "hebbian"\nname = "hebbian"\nrule = "delta"\ntaps = "identity"\n'
 SIZE = "[model]\nwidth = 64\ndepth = 2\n"
-POTENTIAL = 'potential = [{ use = "non-hermitian", scale = 1.0 }]\n'
 RECIPES = {
     "phase2": f'{TEXT}\n{SIZE}[[model.block]]\nuse = "resolvent"\nheads = 16\n{POTENTIAL}'
     f'{DELTA}heads = 2\nperiod = 64\nfilters = ["snr"]\n[[model.block]]\nuse = "feed-forward"\n'
