@@ -103,11 +103,12 @@ def _check_options(
     gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool
 ) -> None:
     """Raises RecipeError for what click lets through."""
+    from muse_core.comparison.part import listed
     from muse_core.errors import RecipeError
 
     if max_seconds is not None and not math.isfinite(max_seconds):
         raise RecipeError(f"--max-seconds {max_seconds}: must be a finite number - leave it out for no limit")
-    for gpu in _named(gpus):
+    for gpu in listed(gpus):
         if not GPU.fullmatch(gpu):
             raise RecipeError(f"--gpus {gpus}: {gpu!r} names no GPU - write their numbers, as 0,1, or their UUIDs")
     if job and cluster is None:
@@ -116,10 +117,6 @@ def _check_options(
         raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
     if retry and only_report:
         raise RecipeError("--retry repeats runs, and --report runs nothing - leave one of them out")
-
-
-def _named(gpus: str) -> list[str]:
-    return [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
 
 
 def _list_runs(comparison: Comparison) -> None:
@@ -138,6 +135,7 @@ def _work(
 ) -> None:
     """Runs what is left, until nothing is or ``stop`` asks to leave; the report is written anew after every run."""
     from muse_core.comparison.cluster import Cluster
+    from muse_core.comparison.part import listed
     from muse_core.comparison.report import compose, write
     from muse_core.comparison.slots import Slots, begin_here
     from muse_core.storage.directory_lock import RunLock
@@ -150,7 +148,7 @@ def _work(
     def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
         Slots(
             count=count,
-            gpus=_named(gpus),
+            gpus=listed(gpus),
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
             launch=begin_here if jobs is None else jobs,

@@ -24,7 +24,7 @@ def part_of(read: Read, *, arms: str = "", baseline: str = "", seeds: str = "", 
     Runs lie where they lie for the whole plan, so that a part is done once. Raises RecipeError.
     """
     plan = read.plan
-    variants = _variants(plan.variants, _parts(arms)) if arms else plan.variants
+    variants = _variants(plan.variants, listed(arms)) if arms else plan.variants
     names = [variant.name for variant in variants]
     if baseline and baseline not in names:
         raise RecipeError(f"--baseline {baseline}: is not one of the variants {', '.join(names)}")
@@ -37,15 +37,16 @@ def part_of(read: Read, *, arms: str = "", baseline: str = "", seeds: str = "", 
     if values:
         if tune is None:
             raise RecipeError("--values: the plan has no [tune], so that there is nothing to sweep - leave it out")
-        tune = _evolved("--values", tune, values=tuple(_value(one) for one in _parts(values)))
-    own_seeds = tuple(_seed(one) for one in _parts(seeds)) if seeds else plan.seeds
+        tune = _evolved("--values", tune, values=tuple(_value(one) for one in listed(values)))
+    own_seeds = tuple(_seed(one) for one in listed(seeds)) if seeds else plan.seeds
     plan = _evolved(
         "--seeds", plan, variants=tuple(variants), baseline=baseline or plan.baseline, seeds=own_seeds, tune=tune
     )
     return attrs.evolve(read, plan=plan)
 
 
-def _parts(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
+    """What stands between the commas of an option."""
     return [one.strip() for one in text.split(",") if one.strip()]
 
 

@@ -113,7 +113,7 @@ def _variant(plan: ComparisonPlan, name: str, value: Value | None, done: dict[st
         "tokens_per_second": sum(one / other if other else 0.0 for one, other in zip(tokens, seconds)) / len(tokens),
         "mean": mean(f"held_out_{plan.measure}"),
         # Keys of JSON are texts.
-        "by_seed": {str(seed): read_summary(own[seed].path)[f"held_out_{plan.measure}"] for seed in sorted(own)},
+        "by_seed": {str(seed): summary[f"held_out_{plan.measure}"] for seed, summary in zip(own, summaries)},
         "device": sorted({summary["device"] for summary in summaries}),
         "kernels": backends_of(cell.path for cell in own.values()),
         "cut_short": sum(summary["stopped_by_time"] for summary in summaries),
