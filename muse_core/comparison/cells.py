@@ -90,9 +90,9 @@ class Cell:
 
 def tuning_cells(read: Read, output: Path, steps: Mapping[str, int] | None = None) -> list[Cell]:
     """The sweep: variant by variant for each value and seed, so that all are equally far at any time. ``steps`` of each
-    variant, None for those of its recipe; variants without are left out."""
+    variant, None for those of its recipe; variants without are left out. A single value needs no sweep."""
     tune = read.plan.tune
-    if tune is None:
+    if tune is None or not tune.runs:
         return []
     return [
         cell(read, output, variant, seed, value, tuning=True, steps=steps)
@@ -141,8 +141,9 @@ def cell(
 def chosen_values(plan: ComparisonPlan, cells: Sequence[Cell]) -> dict[str, Value | None]:
     """Variant → the value with the best mean over seeds, for those whose sweep is settled. A value of which a run
     failed, or gave no finite number, is out."""
-    if plan.tune is None:
-        return {variant.name: None for variant in plan.variants}
+    if plan.tune is None or not plan.tune.runs:
+        only = None if plan.tune is None else plan.tune.values[0]
+        return {variant.name: only for variant in plan.variants}
     found: dict[str, Value | None] = {}
     for variant in plan.variants:
         own = [one for one in cells if one.variant.name == variant.name]

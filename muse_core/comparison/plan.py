@@ -47,13 +47,18 @@ class Tune:
     key: str
     """Which key, as ``train.learning_rate``."""
     values: tuple[bool | int | float | str, ...] = field(validator=validators.min_len(1))
-    """What is tried: numbers, words or truth values, each as the key takes it."""
+    """What is tried: numbers, words or truth values, each as the key takes it. One alone is taken as it is."""
     seeds: tuple[int, ...] = field(default=(0,), validator=validators.min_len(1))
     """Seeds of these runs; the value with the best mean is taken."""
 
     def __attrs_post_init__(self) -> None:
         _once("value", [value_name(value) for value in self.values])
         _once("seed", self.seeds)
+
+    @property
+    def runs(self) -> int:
+        """How many runs of a variant choose its value; none where there is one value and nothing to choose."""
+        return len(self.values) * len(self.seeds) if len(self.values) > 1 else 0
 
 
 def _once(what: str, given: Sequence[str | int]) -> None:
@@ -161,8 +166,8 @@ class ComparisonPlan:
         if self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the variants {', '.join(names)}")
         _once("seed", self.seeds)
-        seeds = self.tune.seeds if self.tune else ()
-        if self.tune and self.split == "test" and set(seeds) & set(self.seeds):
+        seeds = self.tune.seeds if self.tune and self.tune.runs else ()
+        if self.split == "test" and set(seeds) & set(self.seeds):
             raise ValueError(
                 f"seed {min(set(seeds) & set(self.seeds))} is both tuned and reported - give the sweep its own seeds, "
                 "so that what is reported was not chosen for its luck"

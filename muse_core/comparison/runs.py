@@ -58,7 +58,7 @@ class Comparison:
     def counted(self) -> tuple[int, int]:
         """Runs that are settled, and all of the plan, those whose settings are not decided yet among them."""
         plan, found = self.read.plan, self.runs()
-        swept = 0 if plan.tune is None else len(plan.tune.values) * len(plan.tune.seeds)
+        swept = 0 if plan.tune is None else plan.tune.runs
         every = len(found.measuring) + len(plan.variants) * (swept + len(plan.seeds))
         return sum(cell.settled() for cell in found.all), every
 

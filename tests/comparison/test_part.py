@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from muse_core.cli.compare import compare
-from muse_core.comparison.cells import reported_cells, tuning_cells
+from muse_core.comparison.cells import chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.part import part_of
 from muse_core.comparison.plan import read_plan
 from muse_core.errors import RecipeError
@@ -39,6 +39,20 @@ def test_a_widened_sweep_keeps_what_is_done(plan, tmp_path: Path) -> None:
     assert wider.plan.tune.values == (5e-4, 1e-3, 2e-3)
     new, old = ({cell.path: cell.overrides for cell in tuning_cells(read, tmp_path)} for read in (wider, whole))
     assert len(new) == 6 and old.items() <= new.items()
+
+
+def test_one_value_is_taken_without_a_sweep(plan, tmp_path: Path) -> None:
+    """There is nothing to choose, and the runs are those of a sweep that chose it."""
+    whole = read_plan(plan())
+    part = part_of(whole, values="2e-3", seeds="0,1")  # a seed of the sweep's too: no sweep uses it
+    assert tuning_cells(part, tmp_path) == []
+    chosen = chosen_values(part.plan, [])
+    assert chosen == {"one": 2e-3, "other": 2e-3}
+    new, old = (
+        {cell.path: cell.overrides for cell in reported_cells(read, tmp_path, chosen) if cell.seed}
+        for read in (part, whole)
+    )
+    assert len(new) == 2 and new.items() <= old.items()
 
 
 @pytest.mark.parametrize(
@@ -74,9 +88,10 @@ def test_values_need_a_sweep(plan) -> None:
 def test_the_command_takes_a_part_and_refuses_one_of_finished_runs(plan, tmp_path: Path) -> None:
     path = plan()
     ended = CliRunner().invoke(compare, [str(path), "--dry-run", "-o", str(tmp_path / "out"), "--arms", "other",
-                                         "--baseline", "other", "--seeds", "7,8", "--values", "3e-3"])
+                                         "--baseline", "other", "--seeds", "7,8", "--values", "3e-3,6e-3"])
     assert ended.exit_code == 0, ended.output
-    assert "other/tune-0.003-seed-0: to begin\nthen 2 runs with what the sweep chose" in ended.output
+    assert "other/tune-0.003-seed-0: to begin\n" in ended.output
+    assert "seed-0: to begin\nthen 2 runs with what the sweep chose" in ended.output
     assert not any(line.startswith("one") for line in ended.output.splitlines())
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
