@@ -36,6 +36,7 @@ GIVE_UP = 60.0
 """Seconds within which all processes of a run must have ended once one is lost."""
 PATIENCE = 8.0
 """Seconds without a sign of life or a step after which a rank counts as lost here: long enough for a busy machine."""
+PORT_BYTES = 8
 RECIPE = """
 name = "tiny"
 seed = 3
@@ -114,16 +115,22 @@ def process_of(start: Start, rank: int, port: int, said: Path) -> None:
 
 def run_start(start: Start, folder: Path) -> dict[str, Any]:
     """Exit code and output by rank; a code of None for a process that had to be killed."""
-    store = distributed.TCPStore(
-        "localhost", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=GIVE_UP)
-    )
     said = [folder / f"said-{time.monotonic_ns()}-{rank}" for rank in range(start.ranks)]
+    here, there = os.pipe()
     children = {}
     for rank in range(start.ranks):
         child = os.fork()
         if child == 0:
-            process_of(start, rank, store.port, said[rank])
+            os.close(there)
+            process_of(start, rank, _port(here), said[rank])
         children[child] = rank
+    # The store has a thread. Begun before the forks it might hold a lock then, which no process of the start would free.
+    store = distributed.TCPStore(
+        "localhost", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=GIVE_UP)
+    )
+    os.close(here)
+    os.write(there, store.port.to_bytes(PORT_BYTES) * start.ranks)
+    os.close(there)
     codes: list[int | None] = [None] * start.ranks
     began = time.monotonic()
     while children and time.monotonic() - began < GIVE_UP:
@@ -139,6 +146,14 @@ def run_start(start: Start, folder: Path) -> dict[str, Any]:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return {"codes": codes, "said": [one.read_text(errors="replace") for one in said], "seconds": seconds}
+
+
+def _port(pipe: int) -> int:
+    """Where the store is, once it is; every process of a start takes as many bytes. A launcher that ended before sends
+    none, and then this process ends too."""
+    found = os.read(pipe, PORT_BYTES)
+    os.close(pipe)
+    return int.from_bytes(found) if len(found) == PORT_BYTES else os._exit(1)
 
 
 def _stopped(process: int) -> bool:
