@@ -124,7 +124,7 @@ def run_start(start: Start, folder: Path) -> dict[str, Any]:
             os.close(there)
             process_of(start, rank, _port(here), said[rank])
         children[child] = rank
-    # The store has a thread. Begun before the forks it might hold a lock then, which no process of the start would free.
+    # The store has a thread. Begun before the forks it might hold a lock then, which no fork would free.
     store = distributed.TCPStore(
         "localhost", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=GIVE_UP)
     )
