@@ -30,7 +30,7 @@ from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
-from muse_core.report.tables import Table, of_task
+from muse_core.report.tables import Table, bits_unit, of_task
 from muse_core.storage.canonical_json import numbers
 
 OTHER_SECONDS = 0.1
@@ -177,8 +177,8 @@ def text_of(report: dict[str, Any]) -> str:
 
 def _measure(report: dict[str, Any]) -> str:
     """What is measured, in words: bits of a task are per counted token."""
-    per_token = report["of_task"] and report["measure"] == "bits_per_byte"
-    return "bits per token" if per_token else str(report["measure"]).replace("_", " ")
+    measure = report["measure"]
+    return bits_unit(report["of_task"]) if measure == "bits_per_byte" else str(measure).replace("_", " ")
 
 
 def measured_table(report: dict[str, Any]) -> Table:

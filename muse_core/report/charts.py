@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from muse_core.report.reading import SILENT, RunRead, finite, plain
-from muse_core.report.tables import of_task
+from muse_core.report.tables import bits_unit, of_task
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 MOST_POINTS = 400
@@ -207,10 +207,10 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         parts.append(shares(times.get("rows", []), "seconds", _file("time", run, runs),
                             f"Time by component, forward pass of {times.get('tokens', 0):,} tokens{who}",
                             "seconds"))
-    per = "token" if all(run.summary and of_task(run.summary) for run in runs) else "byte"
+    unit = bits_unit(all(run.summary and of_task(run.summary) for run in runs))
     return {
         "curves": there(
-            curves(runs, "bits_per_byte", "bits-per-byte", f"Bits per {per}", f"bits per {per}"),
+            curves(runs, "bits_per_byte", "bits-per-byte", unit.capitalize(), unit),
             curves(runs, "loss", "loss", "Loss", "nats per token"),
         ),
         "gradients": there(

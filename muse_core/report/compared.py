@@ -27,7 +27,7 @@ from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
-from muse_core.report.tables import Table, of_task, recipe_differences
+from muse_core.report.tables import Table, bits_unit, of_task, recipe_differences
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
@@ -55,7 +55,7 @@ def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:
     base = runs[-1]
     return {
         "measure": "bits_per_byte",
-        "unit": "bits per token" if of_task(base.summary) else "bits per byte",
+        "unit": bits_unit(of_task(base.summary)),
         "split": base.summary["held_out_split"],
         "baseline": base.label,
         "test": TEST,

@@ -45,6 +45,11 @@ def of_task(summary: Mapping[str, Any]) -> bool:
     return "unigram" not in summary.get("references", {"unigram": {}})  # runs of an earlier version have none
 
 
+def bits_unit(task: bool) -> str:
+    """What bits are counted by, in words."""
+    return "bits per token" if task else "bits per byte"
+
+
 def weighs_as(summary: Mapping[str, Any]) -> str:
     """The documents behind a run's interval, where they are so few that it is narrower than it should be."""
     documents = summary.get("held_out_documents")  # runs of an earlier version do not have it
@@ -87,7 +92,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     return [
         *numbers,
         *accuracy,
-        ("held-out bits per token" if task else "held-out bits per byte", f"{summary['held_out_bits_per_byte']:.4f}"),
+        (f"held-out {bits_unit(task)}", f"{summary['held_out_bits_per_byte']:.4f}"),
         (interval_over(summary), f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         *_counts(summary),
