@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# mambapy 1.2.0: JambaLM takes dt_min, dt_max, dt_scale and dt_init, which say how long the states of its Mamba layers
-# remember, and a new model is the same whatever they are. The layers are made with them; then JambaLM sets every bias
-# of a linear layer to zero, and the bias of dt_proj, which holds the step sizes, is one of them. All channels begin at
-# a step of log 2 = 0.69, seven times the default upper limit: the slowest state halves with a token or so, where the
+# mambapy 1.2.0: JambaLM takes dt_min, dt_max and dt_scale, which say how long the states of its Mamba layers remember,
+# and a new model is the same, bit for bit, whatever they are; with dt_init="constant" the weights that it names are
+# random all the same. The layers are made with the options; then JambaLM draws every linear layer's weight anew and
+# sets its bias to zero, and the bias of dt_proj, which holds the step sizes, is one of them. All channels begin at a
+# step of log 2 = 0.69, seven times the default upper limit: the slowest state halves with a token or so, where the
 # limits 0.001 and 0.1 keep half for 7 to 693 tokens. Nothing is said. Jamba, the same layers without head and
 # embedding, obeys the options, and copying its biases over gives JambaLM them. (Loading a trained model replaces all.)
 # Fails if that changes.
