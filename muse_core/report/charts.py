@@ -47,13 +47,19 @@ NARROW = 360
 """Pixels of the narrowest page, a telephone's, into which legends fit: they cannot follow the width of the page."""
 
 
+AT_THE_END = "held out at the end"
+"""The evaluation of all of ``evaluate.final_tokens``."""
+
+
 def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) -> Chart | None:
     """Training and held-out values over steps with the events of the runs; None without any value."""
     single = len(runs) == 1
-    train, held_out, marks, within = [], [], [], []
+    train, held_out, ends, marks, within = [], [], [], [], []
     for run in runs:
         own = []
-        for rows, into, what in ((run.train, train, "training"), (_evaluated(run), held_out, "held out")):
+        for rows, into, what in (
+            (run.train, train, "training"), (run.evaluations, held_out, "held out"), (_ended(run), ends, AT_THE_END)
+        ):
             points = [
                 {"x": point["x"], "y": point["y"], "series": what if single else run.label} | point["more"]
                 for point in thinned(_points(rows, key))
@@ -62,20 +68,22 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
             own += points
         within += _after_beginning(own)
         marks += _marks(run, single)
-    if not train and not held_out:
+    if not train and not held_out and not ends:
         return None
     low, top = _range(within)
     y = {"field": "y", "type": "quantitative", "title": axis, "scale": {"domain": [low, top], "zero": False}}
-    names = ["training", "held out"] if single else [run.label for run in runs]
+    names = ["training", "held out", *([AT_THE_END] if ends else [])] if single else [run.label for run in runs]
     color = _color(list(dict.fromkeys([*names, *(mark["series"] for mark in marks)])))
     x = _steps()
     tooltip = [_tip("x", "step", ","), _tip("y", axis, ".4f"), _tip("series", "run" if not single else "of")]
     layers: list[dict[str, Any]] = [
         _layer(train, {"type": "line", "clip": True, "strokeWidth": 1.5, "opacity": 1 if single else 0.4},
                x=x, y=y, color=color, tooltip=tooltip),
-        _layer([p for p in held_out if "low" in p], {"type": "rule", "clip": True, "strokeWidth": 2, "opacity": 0.5},
+        _layer([p for p in (*held_out, *ends) if "low" in p], {"type": "rule", "clip": True, "strokeWidth": 2, "opacity": 0.5},
                x=x, y={"field": "low", "type": "quantitative"}, y2={"field": "high"}, color=color),
         _layer(held_out, {"type": "line", "clip": True, "strokeWidth": 2.5, "point": {"size": 40, "filled": True}},
+               x=x, y=y, color=color, tooltip=tooltip),
+        _layer(ends, {"type": "point", "clip": True, "shape": "diamond", "size": 90, "filled": True},
                x=x, y=y, color=color, tooltip=tooltip),
         _layer(marks, {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5}, x=x, color=color,
                tooltip=[_tip("x", "step", ","), _tip("event", "event"), _tip("reason", "reason")]),
@@ -229,16 +237,14 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
     }
 
 
-def _evaluated(run: RunRead) -> list[dict[str, Any]]:
-    """The evaluations in training, and that of the end where none was made at the last step: a run shorter than
-    ``evaluate.every`` has no other."""
+def _ended(run: RunRead) -> list[dict[str, Any]]:
+    """The evaluation at the end, which no curve is led to: it reads more text than those in training
+    (``evaluate.final_tokens``). None where the run has gone on since, or was evaluated on test text."""
     end = run.summary
     if end.get("held_out_split") != "validation" or end.get("steps") != run.progress[0] or not run.steps:
-        return run.evaluations
-    if any(row["x"] == run.steps for row in run.evaluations):
-        return run.evaluations
+        return []
     low, high = end["held_out_interval"]
-    return [*run.evaluations, {
+    return [{
         "x": run.steps, "loss": end["held_out_loss"], "bits_per_byte": end["held_out_bits_per_byte"],
         "bits_per_byte_low": low, "bits_per_byte_high": high,
     }]
@@ -282,11 +288,11 @@ def _range(after: Sequence[dict[str, Any]]) -> tuple[float, float]:
 def _told(run: RunRead, key: str) -> str:
     """The first and the last number of a run, in words."""
     parts = []
-    for what, rows in (("training", run.train), ("held out", _evaluated(run))):
+    for what, rows in (("training", run.train), ("held out", run.evaluations), (AT_THE_END, _ended(run))):
         points = _points(rows, key)
         if points:
-            parts.append(f"{what} {points[0]['y']:.4g} at step {points[0]['x']:,} and {points[-1]['y']:.4g} at step "
-                         f"{points[-1]['x']:,}")
+            told = [f"{point['y']:.4g} at step {point['x']:,}" for point in (points[0], *points[1:][-1:])]
+            parts.append(f"{what} {' and '.join(told)}")
     return f"{run.label}: " + (", ".join(parts) or "no number")
 
 

@@ -78,7 +78,7 @@ def test_the_descriptions_of_pictures_tell_what_is_drawn_of_every_run(made_run):
         run.evaluations.clear()
     charts = all_charts(both)
     loss = next(chart for chart in charts["curves"] if chart.name == "loss")
-    assert loss.alt.count("held out 1.5 at step 40 and 1.5 at step 40") == 2
+    assert loss.alt.count("held out at the end 1.5 at step 40") == 2
     decay = next(chart for chart in charts["layers"] if chart.name == "decay-fast-weights")
     assert all(f"{run}, depth {depth}: 0.0" in decay.alt for run in ("one", "two") for depth in (0, 1))
 
@@ -140,14 +140,24 @@ def test_a_run_shorter_than_its_evaluations_shows_what_it_ended_with(made_run):
     run = read_run(made_run("one"))
     short = attrs.evolve(run, evaluations=[])
     values = [layer["data"]["values"] for layer in all_charts([short])["curves"][0].spec["layer"]]
-    found = [point for points in values for point in points if point["series"] == "held out"]
+    found = [point for points in values for point in points if point["series"] == "held out at the end"]
     end = run.summary
     assert {(point["x"], point["y"]) for point in found} == {(40, end["held_out_bits_per_byte"])}
     assert [found[0]["low"], found[0]["high"]] == end["held_out_interval"]
     later = attrs.evolve(short, train=[*run.train, {**run.train[-1], "x": 50}])
-    assert "held out" not in {
+    assert "held out at the end" not in {
         point["series"] for layer in all_charts([later])["curves"][0].spec["layer"] for point in layer["data"]["values"]
     }, "the run has gone on since"
+
+
+def test_no_line_leads_to_the_evaluation_at_the_end(made_run):
+    """It reads other text than those in training, so that a line between them would rise or fall by the text."""
+    run = read_run(made_run("one"))
+    layers = all_charts([run])["curves"][0].spec["layer"]
+    drawn = {layer["mark"]["type"]: {p["series"] for p in layer["data"]["values"]} for layer in layers}
+    assert drawn["point"] == {"held out at the end"} and "held out at the end" not in drawn["line"]
+    (end,) = [p for layer in layers if layer["mark"]["type"] == "point" for p in layer["data"]["values"]]
+    assert (end["x"], end["y"]) == (40, run.summary["held_out_bits_per_byte"])
 
 
 def test_the_axis_of_a_curve_is_that_of_the_values_after_the_beginning(made_run):
@@ -195,7 +205,7 @@ def test_steps_of_a_run_of_several_stages_are_not_held_against_the_plan_of_one(m
         [point for layer in all_charts([run])["curves"][0].spec["layer"] for point in layer["data"]["values"]]
         for run in runs
     ]
-    ends = [[point["x"] for point in points if point["series"] == "held out"][-1] for points in drawn_points]
+    ends = [max(p["x"] for p in points if p["series"].startswith("held out")) for points in drawn_points]
     assert ends == [45, 40], "what the run ended with stands at its end"
     assert json.loads(CliRunner().invoke(muse, ["show", str(paths[1]), "--json"]).stdout)["planned_steps"] is None
     alone = read_run(made_run("three", finished=False))
