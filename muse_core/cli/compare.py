@@ -90,6 +90,8 @@ def compare(
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         if not only_report:
             _say_parameters(read, plan, comparison.folder)
+            for sentence in comparison.trained_otherwise():
+                click.secho(f"warning: {sentence}", fg="yellow")
         if dry_run:
             _list_runs(comparison)
         elif only_report:

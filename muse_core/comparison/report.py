@@ -45,6 +45,7 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
     }
     unmeasured = {cell.variant.name for cell in runs.measuring if cell.failure() is not None}
     dead = sweepless(plan, runs.tuning)
+    watched = {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {}
     return {
         "name": plan.name,
         "measure": plan.measure,
@@ -55,6 +56,7 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
         "tuned_key": plan.tune.key if plan.tune else None,
         "budget_seconds": plan.budget.seconds if plan.budget else None,
         "steps": runs.steps,
+        "trained_otherwise": list(runs.trained_otherwise),
         "arms": [_variant(plan, variant.name, runs.values.get(variant.name), done) for variant in plan.variants],
         "sweep": {
             variant.name: {value_name(value): score for value, score in
@@ -65,7 +67,10 @@ def compose(plan: ComparisonPlan, runs: Runs) -> dict[str, Any]:
             bool(summary.get("stopped_by_time")) for c in runs.tuning if (summary := c.summary()) is not None
         ),
         "at_the_edge": [variant.name for variant in plan.variants if _at_the_edge(plan, runs.values.get(variant.name))],
-        "watched": {name: _watched(plan, cells.values()) for name, cells in done.items()} if plan.watch else {},
+        "watched": watched,
+        "not_found": [
+            one for one in plan.watch if any(done.values()) and not any(one in found for found in watched.values())
+        ],
         "failed": {c.name: reason for c in runs.all if (reason := c.failure()) is not None},
         "left": [c.name for c in runs.all if not c.settled()],
         "waiting_for_the_sweep": [
@@ -236,6 +241,7 @@ def _measured(report: dict[str, Any]) -> list[str]:
         seconds = f"{report['budget_seconds']:g} s"
         lines[3:3] = ["", f"Equal training time, {seconds} a run. Steps by the speed that was measured: {told}.",
                       *_other_seconds(report)]
+    lines += [f"\n{sentence}." for sentence in report["trained_otherwise"]]
     base = next(variant for variant in report["arms"] if variant["name"] == report["baseline"])
     for variant in report["arms"]:
         paired_seeds = variant.get("against_baseline", {}).get("seeds")
@@ -345,6 +351,8 @@ def _swept(report: dict[str, Any]) -> list[str]:
             f"| {name} | `{pattern}` | " + " | ".join("" if one is None else f"{one:.4g}" for one in values) + " |"
             for name, found in report["watched"].items() for pattern, values in found.items()
         ]
+    lines += [f"\nwatch: no metric of these runs is called {pattern} - `muse show RUN --json` has the names."
+              for pattern in report["not_found"]]
     return lines
 
 

@@ -10,6 +10,7 @@ import attrs
 from muse_core.comparison.budget import measuring_cells, steps_in_time
 from muse_core.comparison.cells import FAILED, Cell, chosen_values, reported_cells, tuning_cells
 from muse_core.comparison.plan import Read, Value
+from muse_core.comparison.trained import unlike_training
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +25,8 @@ class Runs:
     values: Mapping[str, Value | None]
     """Variant → value of the tuned key, for those whose sweep is over; None without a sweep."""
     reported: Sequence[Cell]
+    trained_otherwise: Sequence[str] = ()
+    """A sentence for each variant that is trained on more, less or other rows than the baseline."""
 
     @property
     def all(self) -> list[Cell]:
@@ -38,6 +41,7 @@ class Comparison:
     read: Read
     folder: Path
     _checked: set[Path] = attrs.field(factory=set, init=False)
+    _trained_otherwise: list[str] | None = attrs.field(default=None, init=False)
 
     def runs(self) -> Runs:
         """Reads how far the folder is. Raises StorageError where a run in it is one of another recipe, which must not
@@ -47,13 +51,19 @@ class Comparison:
         values = chosen_values(self.read.plan, tuning)
         found = Runs(
             measuring=measuring_cells(self.read, self.folder), steps=steps, tuning=tuning, values=values,
-            reported=reported_cells(self.read, self.folder, values, steps),
+            reported=reported_cells(self.read, self.folder, values, steps), trained_otherwise=self.trained_otherwise(),
         )
         for cell in found.all:
             if cell.path not in self._checked:
                 cell.started()
                 self._checked.add(cell.path)
         return found
+
+    def trained_otherwise(self) -> list[str]:
+        """Sentences on variants whose recipes train otherwise than the baseline's; read once."""
+        if self._trained_otherwise is None:
+            self._trained_otherwise = unlike_training(self.read)
+        return self._trained_otherwise
 
     def counted(self) -> tuple[int, int]:
         """Runs that are settled, and all of the plan, those whose settings are not decided yet among them."""

@@ -79,14 +79,16 @@ def curves(runs: Sequence[RunRead], key: str, name: str, title: str, axis: str) 
     layers: list[dict[str, Any]] = [
         _layer(train, {"type": "line", "clip": True, "strokeWidth": 1.5, "opacity": 1 if single else 0.4},
                x=x, y=y, color=color, tooltip=tooltip),
-        _layer([p for p in (*held_out, *ends) if "low" in p], {"type": "rule", "clip": True, "strokeWidth": 2, "opacity": 0.5},
+        _layer([p for p in (*held_out, *ends) if "low" in p],
+               {"type": "rule", "clip": True, "strokeWidth": 2, "opacity": 0.5},
                x=x, y={"field": "low", "type": "quantitative"}, y2={"field": "high"}, color=color),
         _layer(held_out, {"type": "line", "clip": True, "strokeWidth": 2.5, "point": {"size": 40, "filled": True}},
                x=x, y=y, color=color, tooltip=tooltip),
-        _layer(ends, {"type": "point", "clip": True, "shape": "diamond", "size": 90, "filled": True},
-               x=x, y=y, color=color, tooltip=tooltip),
         _layer(marks, {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5}, x=x, color=color,
                tooltip=[_tip("x", "step", ","), _tip("event", "event"), _tip("reason", "reason")]),
+        # Not cut off where it stands, at the edge of the picture.
+        _layer(ends, {"type": "point", "shape": "diamond", "size": 120, "filled": True, "opacity": 1},
+               x=x, y=y, color=color, tooltip=tooltip),
     ]
     said = "; ".join(_told(run, key) for run in runs)
     events = f" Events marked: {_counted(marks)}." if marks else " No event is marked."

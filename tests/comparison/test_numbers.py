@@ -126,7 +126,7 @@ def test_runs_of_which_one_counts_rows_for_their_first_document_are_not_compared
 
 
 def test_watched_metrics_are_reduced_by_their_names_from_first_to_last(plan, tmp_path: Path) -> None:
-    text = 'watch = ["*/rate", "*/decay_min", "*/decay_max"]\n' + PLAN.partition("[tune]")[0]
+    text = 'watch = ["*/rate", "*/decay_min", "*/decay_max", "*/decay_mx"]\n' + PLAN.partition("[tune]")[0]
     read, out = read_plan(plan(text)), tmp_path / "out"
     for cell in reported_cells(read, out, {"one": None}):
         ended(cell, [0], {"nats": [1.0], "hits": [0], "bytes": [10], "tokens": [10]})
@@ -138,7 +138,9 @@ def test_watched_metrics_are_reduced_by_their_names_from_first_to_last(plan, tmp
             for number, event in enumerate(("train", "probe", "train", "eval", "final"))
         ]
         (cell.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = compose(read.plan, Comparison(read, out).runs())["watched"]["one"]
+    report = compose(read.plan, Comparison(read, out).runs())
+    found = report["watched"]["one"]
+    assert report["not_found"] == ["*/decay_mx"] and "no metric of these runs is called */decay_mx" in text_of(report)
     assert found["*/rate"] == [1 + 10 * n + 150 + 500 for n in (0, 2, 4)], "means over layers and seeds"
     assert found["*/decay_min"] == [2 + 10 * n + 100 for n in (0, 2, 4)]
     assert found["*/decay_max"] == [3 + 10 * n + 1200 for n in (0, 2, 4)]
