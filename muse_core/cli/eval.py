@@ -105,15 +105,16 @@ def _show(result: dict[str, Any]) -> None:
     shown.print(f"{result['run']} at step {result['step']:,}", style="bold", soft_wrap=True)
     for suite, rows in result["suites"].items():
         few = any(row.get("few_documents") for row in rows)
+        titles = {"bits_per_byte": "bits per token"} if any(row.get("bits_per") == "token" for row in rows) else {}
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         print_table(
             shown,
-            [_title(name) for name in columns],
+            [titles.get(name, _title(name)) for name in columns],
             [[_told(row[name]) if name in row else "" for name in columns] for row in rows],
             title=suite,
             keys=1 + max((columns.index(name) for name in KEYS if name in columns), default=0),
-            numbers=[_title(name) for name in columns if not _words(rows, name)],
+            numbers=[titles.get(name, _title(name)) for name in columns if not _words(rows, name)],
         )
         if few:
             shown.print(FEW, style="dim")
@@ -121,7 +122,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
-ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device")
+ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device", "bits_per")
 KEYS = ("text", "form", "layer", "pairs", "length", "bigram")
 """What tells rows of a suite apart, at their beginning."""
 INTERVALS = {"low": ("high", "95 % over text, not seeds"), "ratio_low": ("ratio_high", "ratio 95 %")}

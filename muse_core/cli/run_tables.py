@@ -9,7 +9,7 @@ from muse_core.errors import typed
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
-from muse_core.report.tables import interval_over, of_task, weighs_as
+from muse_core.report.tables import interval_over, of_task, told_interval
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 
@@ -112,12 +112,11 @@ def _all_stages(summary: dict[str, Any]) -> dict[str, str]:
 
 def report_summary(summary: dict[str, Any], directory: RunDirectory, display: Display) -> None:
     """The table of a finished run."""
-    low, high = summary["held_out_interval"]
     rows = {
         **_steps(summary, directory.path),
         **_accuracy(summary),
         "held out": f"{summary['held_out_bits_per_byte']:.4f} {_unit(summary)} "
-        f"({interval_over(summary)}: {low:.4f} to {high:.4f}{weighs_as(summary)}) on "
+        f"({interval_over(summary)}: {told_interval(summary)}) on "
         f"{summary['held_out_tokens']:,} {_counted(summary)}{summary['held_out_split']} tokens",
         **_in_training(summary),
         "loss": f"{summary['held_out_loss']:.4f} nats/token, perplexity {summary['held_out_perplexity']:.3f}",

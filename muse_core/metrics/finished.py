@@ -32,7 +32,7 @@ def _texts(value: object) -> bool:
 
 
 def _pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+    return value is None or isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 
 KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -41,7 +41,7 @@ KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("train_seconds", "train_seconds_all_stages", "tokens_per_second", "held_out_loss",
                      "held_out_bits_per_byte", "held_out_accuracy", "held_out_documents"), (_number, "a number")),
     **dict.fromkeys(("held_out_split", "device", "precision"), (_text, "a text")),
-    "held_out_interval": (_pair, "two numbers"),
+    "held_out_interval": (_pair, "two numbers, or null of a text that is one window"),
     "not_better_than": (_texts, "a list of names"),
 }
 """Key → what its value is."""

@@ -245,7 +245,7 @@ def _ended(run: RunRead) -> list[dict[str, Any]]:
     end = run.summary
     if end.get("held_out_split") != "validation" or end.get("steps") != run.progress[0] or not run.steps:
         return []
-    low, high = end["held_out_interval"]
+    low, high = end["held_out_interval"] or (None, None)
     return [{
         "x": run.steps, "loss": end["held_out_loss"], "bits_per_byte": end["held_out_bits_per_byte"],
         "bits_per_byte_low": low, "bits_per_byte_high": high,

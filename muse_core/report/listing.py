@@ -44,7 +44,7 @@ def readable(paths: Iterable[Path]) -> tuple[list[RunRead], list[tuple[Path, str
 def row(run: RunRead) -> dict[str, Any]:
     """The numbers of a run, None for what it does not have yet."""
     summary = run.summary
-    low, high = summary.get("held_out_interval", (None, None))
+    low, high = summary.get("held_out_interval") or (None, None)
     steps, planned = run.progress
     return {
         "run": run.label, "name": run.name, "state": run.state, "seed": run.recipe.get("seed"), "steps": steps,

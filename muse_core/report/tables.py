@@ -40,6 +40,14 @@ def interval_over(summary: Mapping[str, Any]) -> str:
     return f"95 % over {'rows of one document' if rows else 'documents'}, not seeds"
 
 
+def told_interval(summary: Mapping[str, Any]) -> str:
+    """A run's interval, and whether it is too narrow."""
+    interval = summary["held_out_interval"]
+    if interval is None:
+        return "none, the text is one window"
+    return f"{interval[0]:.4f} to {interval[1]:.4f}{weighs_as(summary)}"
+
+
 def of_task(summary: Mapping[str, Any]) -> bool:
     """Whether it is of a task, in which what is called bits per byte is bits per counted token."""
     return "unigram" not in summary.get("references", {"unigram": {}})  # runs of an earlier version have none
@@ -81,7 +89,6 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
             if value is not None:
                 numbers.append((name, f"{value:,.4g}"))
         return numbers
-    low, high = summary["held_out_interval"]
     task = of_task(summary)
     trained = [
         ("steps", f"{summary['steps']:,} of {summary['planned_steps']:,}"),
@@ -93,7 +100,7 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
         *numbers,
         *accuracy,
         (f"held-out {bits_unit(task)}", f"{summary['held_out_bits_per_byte']:.4f}"),
-        (interval_over(summary), f"{low:.4f} to {high:.4f}{weighs_as(summary)}"),
+        (interval_over(summary), told_interval(summary)),
         ("held-out loss", f"{summary['held_out_loss']:.4f} nats per token"),
         *_counts(summary),
         ("parameters", f"{summary['parameters']:,}"),
@@ -115,7 +122,7 @@ def runs_table(runs: Sequence[RunRead]) -> Table:
     rows = []
     for run in runs:
         s = run.summary
-        interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s else ""
+        interval = "{:.4f} to {:.4f}".format(*s["held_out_interval"]) if s and s["held_out_interval"] else ""
         unit, counted = (" per token", " counted") if s and of_task(s) else ("", "")
         rows.append((
             run.label, run.state, f"{s['held_out_bits_per_byte']:.4f}{unit}" if s else "", interval,

@@ -53,10 +53,12 @@ def write_report(runs: Sequence[RunRead], folder: Path, *, before: Sequence[tupl
 def make_contents(run: Path, setup: Setup, step: int, *, cost: bool = False) -> dict[str, Any]:
     """Writes the run's ``report.json`` from its model; returns what stands in it. What ``--cost`` measured before
     stays. Raises StorageError."""
+    from muse_core.data.tasks import TaskCorpus
     from muse_core.report.contents import encoded, parameters_of, sample_of, times_of
 
     kept = read_run(run, own=True).made
-    made = {"parameters": parameters_of(setup), "sample": sample_of(setup, step)}
+    sample = None if isinstance(setup.corpus, TaskCorpus) else sample_of(setup, step)  # a task has no text to go on
+    made = {"parameters": parameters_of(setup), "sample": sample}
     if cost:
         made["times"] = times_of(setup)
     elif "times" in kept:

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
+from muse_core.report import listing
 from muse_core.testing import warm
 from muse_core.training import loop
 from muse_core.training.setup import Setup
@@ -117,6 +118,20 @@ def test_run_leaves_everything_that_tells_what_it_was(recipe: Path, tmp_path: Pa
     assert summary["held_out_interval"][0] < summary["held_out_bits_per_byte"] < summary["held_out_interval"][1]
     assert f"{summary['held_out_bits_per_byte']:.4f} bits/byte" in out
     assert "step 6/6" in out and "causality gate" in out and "\x1b[" not in out
+
+
+def test_a_text_of_one_window_has_no_interval(recipe: Path, tmp_path: Path) -> None:
+    """One window has no spread; an interval of its number to its number would look like certainty."""
+    run = tmp_path / "run"
+    options = ["--run-dir", str(run), "--set", "train.steps=1", "--set", "evaluate.final_tokens=1", "--report"]
+    ended = CliRunner().invoke(main, [str(recipe), *options])
+    assert ended.exit_code == 0, ended.output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["held_out_interval"] is None and summary["held_out_bits_per_byte"] > 0
+    assert "(95 % over rows of one document, not seeds: none, the text is one window)" in " ".join(ended.output.split())
+    assert "none, the text is one window" in (run / "report.html").read_text()
+    (row,) = listing.runs(run)
+    assert row["low"] is None and row["high"] is None
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

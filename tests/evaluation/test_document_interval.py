@@ -52,7 +52,7 @@ def test_a_row_says_what_its_interval_rests_on_and_whether_that_is_little() -> N
         rows = Rows(document=np.array(documents), **parts)
         found = HeldOut(loss=1.0, bits_per_byte=1.0, low=0.9, high=1.1, documents=weight, tokens=9, bytes=9,
                         accuracy=0.5, state_numbers=0, rows=rows)
-        return _row(SimpleNamespace(where="a text"), 8, found, windows)
+        return _row(SimpleNamespace(where="a text", is_task=False), 8, found, windows)
 
     told = [(one["low"], one["high"], one["interval_by"]) for one in (row([3], 1), row([3, 3], 2), row([3, 4], 1))]
     assert told == [(None, None, "nothing, there is one window"), (0.9, 1.1, "windows"), (0.9, 1.1, "documents")]

@@ -37,7 +37,8 @@ def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[H
 
 
 def _row(subject: Subject, length: int, found: HeldOut, windows: int) -> Row:
-    """``interval_by`` says what was resampled: windows, where there is but one document."""
+    """``interval_by`` says what was resampled: windows, where there is but one document; ``bits_per`` what
+    ``bits_per_byte`` counts by, a counted token in a task."""
     documents = len(np.unique(found.rows.document))
     several = documents > 1
     low, high = found.low, found.high
@@ -48,7 +49,7 @@ def _row(subject: Subject, length: int, found: HeldOut, windows: int) -> Row:
         "interval_by": "nothing, there is one window" if alone else "documents" if several else "windows",
         "nats_per_token": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy,
         "tokens": found.tokens, "bytes": found.bytes, "documents": documents,
-        "few_documents": found.documents < FEW_DOCUMENTS,
+        "few_documents": found.documents < FEW_DOCUMENTS, "bits_per": "token" if subject.is_task else "byte",
     }
 
 
