@@ -81,6 +81,7 @@ def compare(
         from muse_core.comparison.part import part_of
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.runs import Comparison
+        from muse_core.storage.run_directory import refuse_run
         from muse_core.training.stop import Stop
 
         plan = targets[0]
@@ -88,6 +89,7 @@ def compare(
         stop = Stop(max_seconds)
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
+        refuse_run(comparison.folder)
         if not only_report:
             _say_parameters(read, plan, comparison.folder)
         if dry_run:
@@ -221,10 +223,11 @@ def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
 def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:
     from muse_core.comparison.ratio import told_interval
     from muse_core.errors import RecipeError
-    from muse_core.report.compared import compare_runs, verdict_table, write_compared
+    from muse_core.report.compared import compare_runs, folder_for, verdict_table, write_compared
     from muse_core.report.reading import read_runs
     from muse_core.report.tables import recipe_differences
     from muse_core.report.writing import write_report
+    from muse_core.storage.run_directory import refuse_run
 
     files = [run for run in runs if run.is_file()]
     if files:
@@ -233,10 +236,12 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
         raise RecipeError(f"{runs[0]}: is a directory - give two or more run directories, or one plan")
     if plan_options:
         raise RecipeError("finished runs are compared as they are: leave all options but --output out")
+    if output is not None:
+        refuse_run(output)
     read = read_runs(runs)
     report = compare_runs(read)
     verdicts, differing = verdict_table(report), recipe_differences(read)
-    folder = output or Path("comparisons") / f"{runs[0].resolve().name}-against-{runs[-1].resolve().name}"
+    folder = output or folder_for(read, Path("comparisons"))
     written = write_report(read, folder, before=[("Comparison", verdicts)])
     write_compared(report, folder)
     for row in differing.rows:

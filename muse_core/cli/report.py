@@ -39,9 +39,13 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
         from muse_core.errors import RecipeError
         from muse_core.report.reading import read_runs
         from muse_core.report.writing import write_report
+        from muse_core.storage.run_directory import refuse_run
 
         if serve and (output or model or cost):
             raise RecipeError("--serve writes nothing: leave --output, --model and --cost out")
+        folder = output or (runs[0] if len(runs) == 1 else Path("report"))
+        if not serve and [run.resolve() for run in runs] != [folder.resolve()]:  # a run's own report lies in it
+            refuse_run(folder)
         read = read_runs(runs)
         if serve:
             _serve(runs, port)
@@ -50,7 +54,6 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
             for run in runs:
                 _make_contents(run, cost)
             read = read_runs(runs)
-        folder = output or (runs[0] if len(runs) == 1 else Path("report"))
         click.echo(write_report(read, folder))
 
 
