@@ -191,9 +191,9 @@ class Run:
             return None
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at
-        at.seconds = self.so_far.seconds.get(number, 0.0)
         with setup.ranks.at_work("setting up"):
             to_do = loop.checkpoints.resume()
+        at.seconds = self.so_far.seconds_until(number, at.step, loop.recipe.train.log_every)
         self.loaded()
         if to_do:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
