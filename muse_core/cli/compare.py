@@ -78,7 +78,7 @@ def compare(
             given = [overrides, slots != 1, cluster, job, max_seconds, retry, only_report, dry_run]
             _compare_runs(targets, output, named or any(given))
             return
-        from muse_core.comparison.part import part_of
+        from muse_core.comparison.part import listed, part_of
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.runs import Comparison
         from muse_core.storage.run_directory import refuse_run
@@ -90,6 +90,10 @@ def compare(
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         refuse_run(comparison.folder)
+        if gpus is not None and not (only_report or dry_run):
+            from muse_core.comparison.gpus import require_gpus  # imports torch
+
+            require_gpus(listed("--gpus", gpus))
         if not only_report:
             _say_parameters(read, plan, comparison.folder)
         if dry_run:
