@@ -13,6 +13,7 @@ import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
+from muse_core.cli.threads import import_numpy
 
 if TYPE_CHECKING:
     from muse_core.comparison.cells import Cell
@@ -90,6 +91,8 @@ def compare(
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         refuse_run(comparison.folder)
+        if not only_report:
+            import_numpy()
         if gpus is not None and not (only_report or dry_run):
             from muse_core.comparison.gpus import require_gpus  # imports torch
 

@@ -12,7 +12,7 @@ import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
 from muse_core.cli.printed import console, print_table
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
@@ -34,8 +34,8 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
     Exit codes: 0 done; 2 arguments, a port in use, or vl-convert-python is
     missing; 3 no such run or a damaged file.
     """
-    let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
+        prepare_torch()
         from muse_core.errors import RecipeError
         from muse_core.report.reading import read_runs
         from muse_core.report.writing import write_report
