@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.threads import import_numpy
 from muse_core.errors import RecipeError
 
 
@@ -35,6 +36,7 @@ def kernels(json_file: Path | None, plot: Path | None, only: str | None) -> None
     given = {"--json": json_file, "--plot": plot, "--only": only}
     options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     with guarded():
+        import_numpy()
         if find_spec("muse_kernels") is None:
             raise RecipeError("bench kernels: muse-kernels is not installed; pip install muse-kernels")
         raise SystemExit(subprocess.call([sys.executable, "-m", "muse_kernels.benchmarks", *options]))

@@ -13,6 +13,7 @@ import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
+from muse_core.cli.threads import import_numpy
 
 if TYPE_CHECKING:
     from muse_core.comparison.cells import Cell
@@ -36,15 +37,15 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
               "comparisons/<A>-against-<B>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of every variant, as muse-run does; take another --output for it.")
-@click.option("--arms", default="", metavar="NAME,…",
+@click.option("--arms", metavar="NAME,…",
               help="Only these variants of the plan; patterns as 'phase5*' too.")
-@click.option("--baseline", default="", metavar="NAME", help="Compare with this variant in place of the plan's.")
-@click.option("--seeds", default="", metavar="1,2,…", help="Report these seeds in place of the plan's.")
-@click.option("--values", default="", metavar="V,V,…",
+@click.option("--baseline", metavar="NAME", help="Compare with this variant in place of the plan's.")
+@click.option("--seeds", metavar="1,2,…", help="Report these seeds in place of the plan's.")
+@click.option("--values", metavar="V,V,…",
               help="Sweep these values in place of the plan's, as to widen it; what is done is not repeated.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
-@click.option("--gpus", default="", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
+@click.option("--gpus", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
 @click.option("--cluster", type=click.Choice(["slurm", "local"]),
               help="Each run as a job of a scheduler, through submitit; local tries it with processes of this host.")
 @click.option("--job", "job", multiple=True, metavar="KEY=VALUE",
@@ -55,9 +56,9 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 @click.option("--report", "only_report", is_flag=True, help="Run nothing; report what is there.")
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
-    targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], arms: str, baseline: str, seeds: str,
-    values: str, slots: int, gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None,
-    retry: bool, only_report: bool, dry_run: bool,
+    targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], arms: str | None, baseline: str | None,
+    seeds: str | None, values: str | None, slots: int, gpus: str | None, cluster: str | None, job: tuple[str, ...],
+    max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
     """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes; or compare finished RUNs,
     each with the last one.
@@ -74,13 +75,14 @@ def compare(
     with guarded(), ended_by_signals():
         refuse_several_processes()
         if len(targets) > 1 or targets[0].is_dir():
-            given = [overrides, arms, baseline, seeds, values, slots != 1, gpus, cluster, job, max_seconds, retry,
-                     only_report, dry_run]
-            _compare_runs(targets, output, any(given))
+            named = any(one is not None for one in (arms, baseline, seeds, values, gpus))
+            given = [overrides, slots != 1, cluster, job, max_seconds, retry, only_report, dry_run]
+            _compare_runs(targets, output, named or any(given))
             return
-        from muse_core.comparison.part import part_of
+        from muse_core.comparison.part import listed, part_of
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.runs import Comparison
+        from muse_core.storage.run_directory import refuse_run
         from muse_core.training.stop import Stop
 
         plan = targets[0]
@@ -88,6 +90,13 @@ def compare(
         stop = Stop(max_seconds)
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
+        refuse_run(comparison.folder)
+        if not only_report:
+            import_numpy()
+        if gpus is not None and not (only_report or dry_run):
+            from muse_core.comparison.gpus import require_gpus  # imports torch
+
+            require_gpus(listed("--gpus", gpus))
         if not only_report:
             _say_parameters(read, plan, comparison.folder)
             for sentence in comparison.trained_otherwise():
@@ -102,7 +111,8 @@ def compare(
 
 
 def _check_options(
-    gpus: str, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool
+    gpus: str | None, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool,
+    only_report: bool,
 ) -> None:
     """Raises RecipeError for what click lets through."""
     from muse_core.comparison.part import listed
@@ -110,12 +120,12 @@ def _check_options(
 
     if max_seconds is not None and not math.isfinite(max_seconds):
         raise RecipeError(f"--max-seconds {max_seconds}: must be a finite number - leave it out for no limit")
-    for gpu in listed(gpus):
+    for gpu in listed("--gpus", gpus):
         if not GPU.fullmatch(gpu):
             raise RecipeError(f"--gpus {gpus}: {gpu!r} names no GPU - write their numbers, as 0,1, or their UUIDs")
     if job and cluster is None:
         raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
-    if gpus and cluster is not None:
+    if gpus is not None and cluster is not None:
         raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
     if retry and only_report:
         raise RecipeError("--retry repeats runs, and --report runs nothing - leave one of them out")
@@ -133,7 +143,8 @@ def _list_runs(comparison: Comparison) -> None:
 
 
 def _work(
-    comparison: Comparison, stop: Stop, slots: int, gpus: str, cluster: str | None, job: tuple[str, ...], retry: bool
+    comparison: Comparison, stop: Stop, slots: int, gpus: str | None, cluster: str | None, job: tuple[str, ...],
+    retry: bool,
 ) -> None:
     """Runs what is left, until nothing is or ``stop`` asks to leave; the report is written anew after every run."""
     from muse_core.comparison.cluster import Cluster
@@ -150,7 +161,7 @@ def _work(
     def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
         Slots(
             count=count,
-            gpus=listed(gpus),
+            gpus=listed("--gpus", gpus),
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
             launch=begin_here if jobs is None else jobs,
@@ -223,10 +234,11 @@ def _say_parameters(read: Read, plan: Path, folder: Path) -> None:
 def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: bool) -> None:
     from muse_core.comparison.ratio import told_interval
     from muse_core.errors import RecipeError
-    from muse_core.report.compared import compare_runs, verdict_table, write_compared
+    from muse_core.report.compared import compare_runs, folder_for, verdict_table, write_compared
     from muse_core.report.reading import read_runs
     from muse_core.report.tables import recipe_differences
     from muse_core.report.writing import write_report
+    from muse_core.storage.run_directory import refuse_run
 
     files = [run for run in runs if run.is_file()]
     if files:
@@ -235,10 +247,12 @@ def _compare_runs(runs: tuple[Path, ...], output: Path | None, plan_options: boo
         raise RecipeError(f"{runs[0]}: is a directory - give two or more run directories, or one plan")
     if plan_options:
         raise RecipeError("finished runs are compared as they are: leave all options but --output out")
+    if output is not None:
+        refuse_run(output)
     read = read_runs(runs)
     report = compare_runs(read)
     verdicts, differing = verdict_table(report), recipe_differences(read)
-    folder = output or Path("comparisons") / f"{runs[0].resolve().name}-against-{runs[-1].resolve().name}"
+    folder = output or folder_for(read, Path("comparisons"))
     written = write_report(read, folder, before=[("Comparison", verdicts)])
     write_compared(report, folder)
     for row in differing.rows:

@@ -9,7 +9,7 @@ import click
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
@@ -40,8 +40,8 @@ def compress(
     open as any other. An interrupted one goes on with muse-run --resume.
     """
     outlive_output()
-    let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
+        prepare_torch()
         refuse_several_processes()
         from muse_core.training.compression import Compression, compress_run
 

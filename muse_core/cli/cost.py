@@ -12,7 +12,7 @@ import click
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.printed import columns, console, paragraph, print_table
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 if TYPE_CHECKING:
     from muse_core.comparison.targets import Target
@@ -44,8 +44,8 @@ def cost(
     does not fit into the memory is said to be so, and the others go on. --reach reads held-out text in runs and random
     tokens otherwise.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.comparison.targets import measure_reach, measure_step, open_target
         from muse_core.storage.canonical_json import spelled
         from muse_core.storage.disk import deliver, storage_errors

@@ -13,7 +13,7 @@ from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 NUMBERS = 20
 """Characters of a smallest, a mean and a largest number in one line where columns are few."""
@@ -35,8 +35,8 @@ def diagnose(
     Signals (Γ, θ, phases, Lyapunov exponents, what memories answer) are given as smallest, mean and largest value over
     tokens and heads. A model that has checks of its own adds them.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.evaluation.diagnostics import diagnose as read
         from muse_core.evaluation.diagnostics import own_checks
         from muse_core.storage.canonical_json import spelled

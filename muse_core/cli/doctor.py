@@ -14,6 +14,7 @@ import click
 
 from muse_core.cli.errors import guarded
 from muse_core.cli.printed import paragraph
+from muse_core.cli.threads import import_numpy
 
 if TYPE_CHECKING:
     from muse_core.plugins import Registered, Registry
@@ -30,6 +31,7 @@ def doctor(as_json: bool) -> None:
     """Say what this machine can run: versions, optional packages, folders and their free space, devices, kernel
     backends, plugins. Imports torch."""
     with guarded():
+        import_numpy()
         found = examine()
         if as_json:
             import json

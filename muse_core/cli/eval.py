@@ -13,7 +13,7 @@ import click
 from muse_core.cli.errors import MEMORY, guarded, warn
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 from muse_core.errors import MuseError
 from muse_core.out_of_memory import told
 
@@ -59,8 +59,8 @@ def evaluate(
     Exit codes: 0 done; 2 arguments or device; 3 no such run, no trained
     checkpoint, or text that cannot be used; 5 plugin; 7 memory ran out.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.evaluation.suites import chosen
         suites = chosen(names)
         from muse_core.evaluation.runs import evaluate_run, table

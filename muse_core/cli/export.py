@@ -10,7 +10,7 @@ import click
 
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
@@ -30,8 +30,8 @@ def export(run: Path, directory: Path, form: str, dtype: str | None, length: int
     and the plugins of the recipe are installed. torch.export.load(DIRECTORY/model.pt2).module() needs neither; it gives
     the scores of rows of one length, in fp32.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.errors import RecipeError
         if form == "torch" and dtype is not None or form == "hf" and length is not None:
             raise RecipeError("--dtype goes with --to hf, and --length with --to torch")

@@ -9,7 +9,7 @@ import click
 
 from muse_core.cli.errors import guarded
 from muse_core.cli.printed import paragraph
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 INDENT = 15 * " "
 COLOURS = {"PASS": "green", "FAIL": "red", "NOT APPLICABLE": "dim"}
@@ -45,8 +45,8 @@ def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | No
     Gates that concern something the recipe does not have do not apply and say so. The report is gates.json in the
     folder. Exit codes: 0 nothing failed; 4 a gate failed; others as muse-run.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.errors import StorageError
         from muse_core.recipe import read_recipe
 

@@ -17,7 +17,7 @@ import click
 from muse_core.cli.errors import guarded, warn
 from muse_core.cli.given_text import given_text
 from muse_core.cli.run_arguments import run_argument
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
@@ -51,8 +51,8 @@ def generate(
     Prints the prompt and what follows as it is drawn; several samples when all are drawn, each after a line
     "--- sample N, seed S". Memory stays constant where the model's state does.
     """
-    let_waiting_threads_sleep()
     with guarded(), _warnings_afterwards():
+        prepare_torch()
         from muse_core.errors import RecipeError
         from muse_core.model import generation
         from muse_core.training.trained import open_trained

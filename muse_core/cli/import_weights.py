@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command("import")
@@ -24,8 +24,8 @@ def import_(
 
     Nothing is trained. Generate from RUN, evaluate it, export it, or train it on by init.from.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.interchange.weights import import_run, read_rules
         from muse_core.recipe import read_recipe
 

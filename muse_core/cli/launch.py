@@ -114,8 +114,6 @@ def resumed(
             directory.write(TOKENIZER, setup.corpus.tokenizer.to_json())  # a run of a version that kept none
         if longer is not None:
             Longer.check(directory, setup)
-            lengthened = read_recipe(directory.recipe, longer.overrides, checked.registry)
-            longer.write(directory, to_toml(lengthened.resolved))
         _start(setup, directory, display, drift, longer=longer, restart=restart, report=report)
 
 
@@ -251,13 +249,19 @@ def _start(
         | kernels_in_short(setup),
     )
     records = records_of(setup.ranks, directory)
+
+    def lengthen() -> None:
+        """A start that fails before its checkpoint is loaded leaves the planned steps as they were."""
+        if longer is not None:
+            lengthened = read_recipe(directory.recipe, longer.overrides, setup.registry)
+            longer.write(directory, to_toml(lengthened.resolved))
+            records.event(longer.event())
+            display.say(longer.sentence())
+
     try:
         if drift:
             records.event({"event": "drift", "differences": list(drift)})
-        if longer is not None:
-            records.event(longer.event())
-            display.say(longer.sentence())
-        run = Run(setup, directory, records, display, restart=restart)
+        run = Run(setup, directory, records, display, restart=restart, loaded=lengthen)
         with setup.ranks.ending(), memory_errors(directory.checkpoints):
             summary = run.go()
     except Halted:

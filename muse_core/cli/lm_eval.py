@@ -7,7 +7,7 @@ import sys
 import click
 
 from muse_core.cli.errors import guarded
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command(
@@ -27,8 +27,8 @@ def harness(arguments: tuple[str, ...]) -> None:
     Exit codes: 0 done; 2 lm_eval is not installed, or arguments; 3 no such run
     or no trained checkpoint; others as lm_eval ends.
     """
-    let_waiting_threads_sleep()
     with guarded():
+        prepare_torch()
         from muse_core.errors import RecipeError
 
         try:

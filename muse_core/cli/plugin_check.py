@@ -9,6 +9,7 @@ import click
 
 from muse_core.cli import CONTEXT
 from muse_core.cli.errors import guarded
+from muse_core.cli.threads import import_numpy
 
 
 @click.command(context_settings=CONTEXT)
@@ -24,6 +25,7 @@ def check(plugins: tuple[str, ...], kinds: tuple[str, ...], device: str) -> None
     check.
     """
     with guarded():
+        import_numpy()
         import subprocess
         import sys
         from importlib.util import find_spec

@@ -12,7 +12,7 @@ import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
 from muse_core.cli.printed import console, print_table
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
@@ -34,14 +34,18 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
     Exit codes: 0 done; 2 arguments, a port in use, or vl-convert-python is
     missing; 3 no such run or a damaged file.
     """
-    let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
+        prepare_torch()
         from muse_core.errors import RecipeError
         from muse_core.report.reading import read_runs
         from muse_core.report.writing import write_report
+        from muse_core.storage.run_directory import refuse_run
 
         if serve and (output or model or cost):
             raise RecipeError("--serve writes nothing: leave --output, --model and --cost out")
+        folder = output or (runs[0] if len(runs) == 1 else Path("report"))
+        if not serve and [run.resolve() for run in runs] != [folder.resolve()]:  # a run's own report lies in it
+            refuse_run(folder)
         read = read_runs(runs)
         if serve:
             _serve(runs, port)
@@ -50,7 +54,6 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
             for run in runs:
                 _make_contents(run, cost)
             read = read_runs(runs)
-        folder = output or (runs[0] if len(runs) == 1 else Path("report"))
         click.echo(write_report(read, folder))
 
 

@@ -11,7 +11,7 @@ import click
 from muse_core.cli import Answering
 from muse_core.cli.errors import ended_by_signals, guarded
 from muse_core.cli.process import outlive_output
-from muse_core.cli.threads import let_waiting_threads_sleep
+from muse_core.cli.threads import prepare_torch
 from muse_core.errors import RecipeError
 from muse_core.parallel.meeting import agree_on_start, meeting
 from muse_core.storage.run_directory import require_directory
@@ -65,8 +65,8 @@ def main(
     128 + signal (130, 143, 129, 138) interrupted, resumable.
     """
     outlive_output()
-    let_waiting_threads_sleep()
     with guarded(), ended_by_signals():
+        prepare_torch()
         _refuse_contradictions(
             recipe, resume, locked, new_only=bool(overrides or run_dir), resume_only=bool(steps or extend or restart),
             both_lengths=bool(steps and extend),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def _steps(summary: dict[str, Any], run: Path) -> dict[str, str]:
 def _speed(summary: dict[str, Any]) -> dict[str, str]:
     """Nothing where no stage trained."""
     seconds = summary["train_seconds"]
+    if math.isnan(seconds):
+        return {"speed": "not known: metrics.jsonl lacks rows of these steps"}
     told = f"{summary['tokens_per_second']:,.0f} {_counted(summary)}tokens/s over {seconds:.1f} s of training"
     return {"speed": told} if seconds else {}
 
@@ -106,7 +109,7 @@ def _all_stages(summary: dict[str, Any]) -> dict[str, str]:
     if tokens == summary["train_tokens"]:
         return {}
     seconds = summary["train_seconds_all_stages"]
-    told = f"{tokens:,} {_counted(summary)}training tokens in {seconds:.1f} s"
+    told = f"{tokens:,} {_counted(summary)}training tokens" + ("" if math.isnan(seconds) else f" in {seconds:.1f} s")
     return {"all stages": f"{told}; steps and speed are of the last one"}
 
 

@@ -6,6 +6,7 @@ import click
 
 from muse_core.cli import CONTEXT
 from muse_core.cli.errors import guarded
+from muse_core.cli.threads import import_numpy
 
 
 @click.command(context_settings=CONTEXT)
@@ -19,6 +20,7 @@ def selftest(is_long: bool, only: str | None, seed: int | None) -> None:
     held; 4 one did not; 2 wrong arguments.
     """
     with guarded():
+        import_numpy()
         import os
         import subprocess
         import sys

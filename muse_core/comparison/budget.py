@@ -62,5 +62,6 @@ def seconds_a_step(run: Path) -> float:
 def _between(rows: list[dict], first: float) -> Iterator[float]:
     """Seconds a step from each row to the next after ``first`` steps; an interrupted run tells some steps twice."""
     for one, other in zip(rows, rows[1:]):
-        if first <= one["step"] < other["step"] and one["seconds"] < other["seconds"]:
-            yield (other["seconds"] - one["seconds"]) / (other["step"] - one["step"])
+        seconds = float(other["seconds"]) - float(one["seconds"])  # NaN where it is not known
+        if first <= one["step"] < other["step"] and seconds > 0:
+            yield seconds / (other["step"] - one["step"])

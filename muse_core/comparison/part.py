@@ -16,38 +16,52 @@ from muse_core.recipe.overrides import read_value
 Table = TypeVar("Table", Tune, ComparisonPlan)
 
 
-def part_of(read: Read, *, arms: str = "", baseline: str = "", seeds: str = "", values: str = "") -> Read:
+def part_of(
+    read: Read, *, arms: str | None = None, baseline: str | None = None, seeds: str | None = None,
+    values: str | None = None,
+) -> Read:
     """``read`` with the variants that ``arms`` names, in the plan's order, ``baseline`` in place of its own, and these
-    ``seeds`` and ``values`` of the tuned key in place of the plan's; each is a text with commas, and an empty one
-    leaves the plan as it is. ``arms`` may have patterns, as ``phase5*``.
+    ``seeds`` and ``values`` of the tuned key in place of the plan's; each is a text with commas, and None leaves the
+    plan as it is. ``arms`` may have patterns, as ``phase5*``.
 
-    Runs lie where they lie for the whole plan, so that a part is done once. Raises RecipeError.
+    Runs lie where they lie for the whole plan, so that a part is done once. Raises RecipeError, for a text that names
+    nothing too.
     """
     plan = read.plan
-    variants = _variants(plan.variants, listed(arms)) if arms else plan.variants
+    variants = plan.variants if arms is None else _variants(plan.variants, listed("--arms", arms))
     names = [variant.name for variant in variants]
-    if baseline and baseline not in names:
-        raise RecipeError(f"--baseline {baseline}: is not one of the variants {', '.join(names)}")
-    if not baseline and plan.baseline not in names:
+    if baseline is not None:
+        listed("--baseline", baseline)
+        if baseline not in names:
+            raise RecipeError(f"--baseline {baseline}: is not one of the variants {', '.join(names)}")
+    elif plan.baseline not in names:
         raise RecipeError(
             f"--arms {arms}: leaves out {plan.baseline}, with which the plan compares - name it too, or another one "
             "with --baseline"
         )
     tune = plan.tune
-    if values:
+    if values is not None:
+        asked = listed("--values", values)
         if tune is None:
             raise RecipeError("--values: the plan has no [tune], so that there is nothing to sweep - leave it out")
-        tune = _evolved("--values", tune, values=tuple(_value(one) for one in listed(values)))
-    own_seeds = tuple(_seed(one) for one in listed(seeds)) if seeds else plan.seeds
+        tune = _evolved("--values", tune, values=tuple(_value(one) for one in asked))
+    own_seeds = plan.seeds if seeds is None else tuple(_seed(one) for one in listed("--seeds", seeds))
     plan = _evolved(
-        "--seeds", plan, variants=tuple(variants), baseline=baseline or plan.baseline, seeds=own_seeds, tune=tune
+        "--seeds", plan, variants=tuple(variants), baseline=plan.baseline if baseline is None else baseline,
+        seeds=own_seeds, tune=tune,
     )
     return attrs.evolve(read, plan=plan)
 
 
-def listed(text: str) -> list[str]:
-    """What stands between the commas of an option."""
-    return [one.strip() for one in text.split(",") if one.strip()]
+def listed(option: str, text: str | None) -> list[str]:
+    """What stands between the commas of an option; nothing where it is not given. Raises RecipeError for one that is
+    given and names nothing, as of a shell variable that is not set: it does not ask for the whole plan."""
+    if text is None:
+        return []
+    found = [one.strip() for one in text.split(",") if one.strip()]
+    if not found:
+        raise RecipeError(f"{option} {text!r}: names nothing - name at least one, or leave the option out")
+    return found
 
 
 def _variants(known: Sequence[Variant], patterns: Sequence[str]) -> list[Variant]:

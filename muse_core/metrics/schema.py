@@ -111,7 +111,8 @@ EVENTS: dict[str, Event] = {
                 "Target tokens over wall clock since the train row before; evaluation, probes and checkpoints are "
                 "left out."),
             Key("train_tokens", COUNT, "tokens", "Target tokens of all updates of this stage so far."),
-            Key("seconds", NUMBER, "seconds", "Wall clock of all steps of this stage so far, over all attempts."),
+            Key("seconds", NUMBER, "seconds", "Wall clock of all steps of this stage so far, over all attempts; nan "
+                "where rows of earlier ones are missing."),
             Key("gamma", NUMBER, "nats per token", "Mean over layers of `<layer>/decay`, the Γ of a memory, and "
                 "`<layer>/broadening`, the Γ + η of a resolvent.", always=False),
             Key("snr", NUMBER, "", "Entries of the fast weights over the noise that writes alone would leave, 1 for "

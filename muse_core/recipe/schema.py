@@ -64,6 +64,8 @@ class Data:
 MOST_PROCESSES = 65_536
 
 
+DEVICE = r"auto|(cpu|cuda)(:[0-9]{1,3})?"
+"""Which of them there is, the machine that trains says."""
 CLIP_HINT = "to clip nothing, write a large number, as 1e9"
 
 
@@ -116,7 +118,7 @@ class Train:
     with as much time again. Never alters the schedule."""
     log_every: int = field(default=10, validator=POSITIVE)
     """Steps between rows of telemetry."""
-    device: str = "auto"
+    device: str = field(default="auto", validator=validators.matches_re(DEVICE))
     """auto, cpu, cuda or cuda:<index>."""
 
     def problems(self, recipe: Recipe) -> Iterator[str]:

@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -205,6 +206,28 @@ def compared_table(report: dict[str, Any]) -> Table:
                  "95 % interval", "verdict"),
         rows=rows,
     )
+
+
+def folder_for(runs: Sequence[RunRead], within: Path) -> Path:
+    """Where a comparison of these runs goes: a folder named by the first and the last of them that is not there yet, or
+    has the comparison of the same runs, which is made anew. Names that are taken get more of the path, then a
+    number."""
+    ends = (runs[0], runs[-1])
+    by_label = "-against-".join("-".join(Path(run.label.lstrip("/")).parts[-3:]) for run in ends)
+    deeper = "-against-".join("-".join(run.path.parts[1:][-2:]) for run in ends)
+    names = itertools.chain([by_label, deeper], (f"{deeper}-{number}" for number in itertools.count(2)))
+    return next(within / name for name in names if _has_none_but(within / name, runs))
+
+
+def _has_none_but(folder: Path, runs: Sequence[RunRead]) -> bool:
+    """Whether nothing is there but the comparison of these runs."""
+    if not os.path.lexists(folder):
+        return True
+    try:
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return [one["path"] for one in found["runs"]] == [str(run.path) for run in runs]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # of something else, or damaged
 
 
 def write_compared(report: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from muse_core.errors import StorageError, typed
+from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.storage.directory_lock import RunLock
 from muse_core.storage.disk import (
     Disk,
@@ -237,6 +237,13 @@ def require_run(path: Path, *, asked_by: str = "", to: str = "") -> None:
     raise StorageError(
         f"{before}{path}: holds no run (it has no recipe.toml) - name the directory of a run{to}{_such_as(path)}"
     )
+
+
+def refuse_run(folder: Path, *, asked_by: str = "--output") -> None:
+    """Raises RecipeError for a folder that holds a run: a report of other runs there would replace the run's own
+    files."""
+    if os.path.lexists(folder / "recipe.toml"):
+        raise RecipeError(f"{asked_by}: {folder}: holds a run - choose another folder")
 
 
 def require_directory(path: Path) -> None:

@@ -62,12 +62,15 @@ class Run:
     """One attempt at a run in its directory, which the caller holds locked."""
 
     def __init__(
-        self, setup: Setup, directory: RunDirectory, records: Records, display: Display, *, restart: bool = False
+        self, setup: Setup, directory: RunDirectory, records: Records, display: Display, *, restart: bool = False,
+        loaded: Callable[[], None] = lambda: None,
     ):
-        """``restart`` allows to begin again at step 0 where the records are ahead of all checkpoints."""
+        """``restart`` allows to begin again at step 0 where the records are ahead of all checkpoints. ``loaded`` is
+        called once a stage that trains stands where its newest checkpoint left it, before it trains."""
         settle_process(setup.recipe)
         self.setup = setup
         self.restart = restart
+        self.loaded = loaded
         self.directory = directory
         self.so_far = RunSummary()
         earlier = self.so_far.read(directory.metrics)
@@ -188,9 +191,10 @@ class Run:
             return None
         loop = self.loop(number, use, stage, objective, stop)
         at = loop.state.at
-        at.seconds = self.so_far.seconds.get(number, 0.0)
         with setup.ranks.at_work("setting up"):
             to_do = loop.checkpoints.resume()
+        at.seconds = self.so_far.seconds_until(number, at.step, loop.recipe.train.log_every)
+        self.loaded()
         if to_do:
             loop.evaluation_due = evaluates(loop.recipe, at.step) and not self.so_far.evaluated(number, at.step)
             self.display.start(loop.recipe.train.steps, at.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ class RunSummary:
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
-        """Stage → wall clock of its loop over all attempts, the stage that trained last at the end."""
+        """Stage → wall clock of its loop over all attempts, the stage that trained last at the end; NaN where it is not
+        known."""
+        self.recorded: dict[int, int] = {}
+        """Stage → step of its last row of training."""
         self.tokens: dict[int, int] = {}
         """Stage → target tokens of its updates; rows of an earlier version do not tell."""
         self.last_step = 0
@@ -54,7 +58,9 @@ class RunSummary:
             if event == "eval":
                 known.add(row["step"])
         if event == "train":
-            self.seconds[stage] = max(self.seconds.pop(stage, 0.0), row.get("seconds", 0.0))
+            before, now = self.seconds.pop(stage, 0.0), float(row.get("seconds", 0.0))
+            self.seconds[stage] = math.nan if math.isnan(before + now) else max(before, now)
+            self.recorded[stage] = row["step"]
             if type(row.get("train_tokens")) is int:
                 self.tokens[stage] = row["train_tokens"]
             self.last_step = row["step"]
@@ -72,6 +78,12 @@ class RunSummary:
             self.incidents.append(row)
         elif row.get("event") == "weights":
             self.weights = {key: row[key] for key in KEYS_OF_WEIGHTS if key in row}
+
+    def seconds_until(self, stage: int, step: int, log_every: int) -> float:
+        """Wall clock of this stage's loop up to ``step``; NaN where rows of it are missing, so that the time is not
+        known."""
+        last = max(step - step % log_every, min(step, 1))  # the first step has a row too
+        return self.seconds.get(stage, 0.0) if self.recorded.get(stage, 0) >= last else math.nan
 
     def evaluated(self, stage: int, step: int) -> bool:
         """Whether the metrics hold an evaluation of the state after ``step`` steps."""

@@ -43,7 +43,17 @@ steps = 2
 """
 
 
-@pytest.mark.parametrize("module", ["click", "muse_core.cli.errors", "muse_core.recipe", "torch", "torch.functional"])
+PLAN = """\
+name = "p"
+baseline = "one"
+seeds = [1]
+arms = [{ name = "one", recipe = "x.toml" }, { name = "other", recipe = "x.toml", set = ["model.depth=2"] }]
+"""
+
+
+@pytest.mark.parametrize("module", [
+    "click", "muse_core.cli.errors", "muse_core.recipe", "torch", "torch.functional", "numpy", "numpy.linalg",
+])
 def test_training(module: str, tmp_path: Path) -> None:
     ended(module, "muse-run", "x.toml", folder=tmp_path)
 
@@ -55,6 +65,12 @@ def test_training(module: str, tmp_path: Path) -> None:
     ("muse_core.cli.printed", ["eval", "run"]),
     ("torch", ["gates", "x.toml"]),
     ("torch.functional", ["gates", "x.toml"]),
+    *((module, command) for module in ("numpy", "numpy.linalg") for command in (
+        ["generate", "run", "--prompt", "a"], ["eval", "run"], ["diagnose", "run"], ["export", "run", "new"],
+        ["import", "x.toml", "run", "new"], ["compress", "run"], ["report", "run"], ["lm-eval", "run"],
+        ["gates", "x.toml"], ["cost", "x.toml"], ["compare", "p.toml"], ["doctor"], ["selftest"], ["bench", "kernels"],
+        ["plugins", "check", "muse-baseline"],
+    )),
 ])
 def test_other_commands(module: str, arguments: list[str], tmp_path: Path) -> None:
     ended(module, "muse", *arguments, folder=tmp_path)
@@ -62,6 +78,10 @@ def test_other_commands(module: str, arguments: list[str], tmp_path: Path) -> No
 
 def ended(module: str, command: str, *arguments: str, folder: Path) -> None:
     (folder / "x.toml").write_text(TINY)
+    (folder / "p.toml").write_text(PLAN)
+    for name in ("recipe.toml", "muse.lock.toml"):  # a run as far as it is looked at before torch is imported
+        (folder / "run").mkdir(exist_ok=True)
+        (folder / "run" / name).write_text(TINY)
     done = subprocess.run(
         [sys.executable, "-c", START, module, command, *arguments], cwd=folder, capture_output=True, text=True
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from muse_core.cli import muse
 from muse_core.cli.run import main
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
@@ -108,3 +111,37 @@ def test_a_run_whose_only_stage_trains_nothing_cannot_be_made_longer(recipe: Pat
         refused = invoke("--resume", run, length, 10)
         assert refused.exit_code == 2 and "stage 'evaluate' does not train by train.steps" in refused.output
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_run_whose_checkpoints_are_damaged_is_as_long_as_before(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    before = {name: (run / name).read_bytes() for name in ("recipe.toml", "muse.lock.toml")}
+    shutil.copytree(run / "checkpoints", tmp_path / "copy")
+    for path in run.glob("checkpoints/gen-*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    for length in (("--extend", 2), ("--steps", 8)):
+        failed = invoke("--resume", run, *length)
+        assert failed.exit_code == 3 and "steps instead of" not in failed.output, failed.output
+        assert {name: (run / name).read_bytes() for name in before} == before
+    shutil.copytree(tmp_path / "copy", run / "checkpoints", dirs_exist_ok=True)
+    again = invoke("--resume", run, "--extend", 2)
+    assert again.exit_code == 0 and "8 steps instead of 6" in again.output
+    assert [row["steps"] for row in read_rows(run / "events.jsonl") if row["event"] == "longer"] == [8]
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_no_speed_is_told_of_steps_whose_time_is_lost(recipe: Path, tmp_path: Path, kept: int) -> None:
+    run = tmp_path / "run"
+    assert invoke(recipe, "--run-dir", run).exit_code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["tokens_per_second"] == summary["train_tokens"] / summary["train_seconds"]
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:kept]))
+    for length in (("--extend", 2), ("--extend", 1), ()):
+        longer = invoke("--resume", run, *length)
+        assert longer.exit_code == 0 and "speed" in longer.output and "tokens/s over" not in longer.output
+        assert "not known: metrics.jsonl lacks rows" in longer.output
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["train_seconds"] == summary["tokens_per_second"] == "nan" and summary["train_tokens"] > 0
+    assert called(muse, "show", run).exit_code == 0

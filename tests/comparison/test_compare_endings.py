@@ -166,6 +166,19 @@ def test_an_option_without_meaning_is_refused(plan: Path, tmp_path: Path, option
     assert refused.exit_code == 2 and said in refused.output and not (tmp_path / "out").exists(), refused.output
 
 
+@pytest.mark.parametrize("gpus", ["77777", "0,77777", "GPU-00000000-0000-0000-0000-000000000000"])
+def test_gpus_that_are_not_there_are_refused(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str
+) -> None:
+    """A run that sees none takes the CPU. Whatever this process may see, a run sees the GPU that it is given."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    refused = call(plan, "-o", tmp_path / "out", "--gpus", gpus)
+    assert refused.exit_code == 2 and "is not there: torch sees " in refused.output, refused.output
+    assert f"--gpus {gpus}: GPU " in refused.output and not (tmp_path / "out").exists()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert call(plan, "-o", tmp_path / "out", "--gpus", gpus, "--dry-run").exit_code == 0
+
+
 def test_one_comparison_works_in_a_folder(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

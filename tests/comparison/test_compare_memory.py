@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from muse_core.cli.compare import FAILED_RUNS, compare
 from muse_core.comparison import slots
@@ -153,8 +154,11 @@ def test_a_run_that_ran_out_beside_others_is_done_again_beside_fewer(
     assert len(attempts) == (1 if number == 1 else 2), "what was done until then is kept"
 
 
-def test_runs_are_dealt_over_gpus_of_which_one_is_full(plan: Path, tmp_path: Path) -> None:
+def test_runs_are_dealt_over_gpus_of_which_one_is_full(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Variants of unequal size, of which both large runs come to one GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     write(plan, 2, *of_layer(room=1), other=of_layer(number=10**9))
     done = call(plan, "-o", tmp_path / "out", "--slots", 4, "--gpus", "5,7")
     assert done.exit_code == 0, done.output

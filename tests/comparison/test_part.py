@@ -60,7 +60,12 @@ def test_one_value_is_taken_without_a_sweep(plan, tmp_path: Path) -> None:
     [
         ({"arms": "othr"}, "--arms othr: is no variant of the plan - did you mean 'other'?"),
         ({"arms": "x*"}, "--arms x*: is no variant of the plan - it has: one, other"),
-        ({"arms": ","}, "--arms ,: leaves out one"),
+        ({"arms": ","}, "--arms ',': names nothing"),
+        ({"arms": ""}, "--arms '': names nothing - name at least one, or leave the option out"),
+        ({"baseline": " "}, "--baseline ' ': names nothing"),
+        ({"baseline": ""}, "--baseline '': names nothing"),
+        ({"seeds": ""}, "--seeds '': names nothing"),
+        ({"values": ""}, "--values '': names nothing"),
         ({"arms": "other"}, "--arms other: leaves out one, with which the plan compares - name it too, or another one "
                             "with --baseline"),
         ({"baseline": "none"}, "--baseline none: is not one of the variants one, other"),
@@ -68,7 +73,7 @@ def test_one_value_is_taken_without_a_sweep(plan, tmp_path: Path) -> None:
         ({"seeds": "1,-2"}, "--seeds -2: must be whole numbers from 0 on"),
         ({"seeds": "1,1"}, "1 is there twice"),
         ({"seeds": "0"}, "seed 0 is both tuned and reported"),
-        ({"seeds": ","}, "--seeds: "),
+        ({"seeds": ","}, "--seeds ',': names nothing"),
         ({"values": "[1]"}, "--values [1]: must be numbers"),
         ({"values": "a b"}, "--values: 'a b' is not a TOML value"),
         ({"values": "1e-3,0.001"}, "0.001 is there twice"),
@@ -78,6 +83,17 @@ def test_what_is_no_part_of_a_plan_is_refused_in_a_sentence(plan, given: dict[st
     with pytest.raises(RecipeError) as error:
         part_of(read_plan(plan()), **given)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["--arms", "--baseline", "--seeds", "--values", "--gpus"])
+def test_an_option_that_names_nothing_starts_nothing(plan, tmp_path: Path, option: str) -> None:
+    """As that of a shell variable that is not set."""
+    path = plan()
+    for runs in ([path], [tmp_path, tmp_path]):
+        ended = CliRunner().invoke(compare, [*map(str, runs), "-o", str(tmp_path / "out"), option, ""])
+        said = f"{option} '': names nothing" if runs == [path] else "leave all options but --output out"
+        assert ended.exit_code == 2 and said in ended.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_values_need_a_sweep(plan) -> None:

@@ -15,6 +15,8 @@ from muse_core.building import construct
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table, to_toml
+from muse_core.storage.checkpoint.tensor_file import read_tensors, write_tensors
+from muse_core.storage.disk import Disk
 from muse_core.training.conversion import carry_over, renamed
 from muse_core.training.trained import newest_of, open_trained
 
@@ -60,6 +62,15 @@ def test_weights_go_where_name_and_shape_fit() -> None:
     assert found.event()["unfit_names"] == ["wider.weight [3, 2] to [4, 2]"]
     with pytest.raises(StorageError, match="none of the 1 weights fits"):
         carry_over(model, {"gone.weight": torch.ones(1)})
+
+
+def test_what_is_left_behind_is_told_in_the_order_of_the_file(tmp_path: Path) -> None:
+    names = sorted(f"old.{number}.weight" for number in range(20))
+    given = {name: torch.ones(1) for name in reversed(names)} | {"weight": torch.ones(1, 1)}
+    write_tensors(Disk(), tmp_path / "model.safetensors", given)
+    for _ in range(3):
+        found = carry_over(nn.Linear(1, 1), read_tensors((tmp_path / "model.safetensors").read_bytes()))
+        assert found.left == tuple(names)
 
 
 def test_names_change_by_whole_components() -> None:

@@ -85,13 +85,16 @@ def write_tensors(disk: Disk, path: Path, tensors: Mapping[str, Tensor]) -> tupl
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:
-    """Tensors of a file's content, on the CPU. Raises ValueError if it is not a safetensors file."""
+    """Tensors of a file's content, on the CPU, in the order of the file: the library gives them in another one each
+    time. Raises ValueError if it is not a safetensors file."""
     try:
-        return safetensors.torch.load(data)
+        found = safetensors.torch.load(data)
     except (SafetensorError, KeyError, RuntimeError, AssertionError) as error:
         if ran_out(error):  # which says nothing of the file
             raise
         raise ValueError(f"not a readable safetensors file ({error})") from error
+    header = json.loads(bytes(data[8 : 8 + int.from_bytes(data[:8], "little")]))
+    return {name: found[name] for name in header if name in found}
 
 
 def fingerprint(tensor: Tensor) -> Fingerprint:

@@ -117,3 +117,13 @@ for ask in (hub.fingerprint, lambda: list(hub.documents())):
     assert "data set 'someone/something': the hub does not give it" in first
     assert 'data = { use = "files", paths = ["..."] }' in first
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a cache was written"
+
+
+@pytest.mark.parametrize("name", ["./nothere", "../nothere", "/nowhere/at/all", "~/nothere-of-muse", "./file.jsonl"])
+def test_a_path_without_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path / "file.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.chdir(tmp_path)
+    hub = build_component("source", "hub", name=name)
+    for ask in (hub.fingerprint, lambda: list(hub.documents())):
+        with pytest.raises(DataError, match=f"data.name: '{name}': there is no such folder - write where it is"):
+            ask()

@@ -116,6 +116,11 @@ class Hub:
         """The commit that the data set is at; of a local folder the digest of its content."""
         if self._local:
             return _content(expanded(self._options.name, "data.name"))
+        if self._options.name.startswith(("/", "./", "../", "~")) or self._options.name in (".", ".."):
+            raise DataError(
+                f"data.name: {self._options.name!r}: there is no such folder - write where it is, from the recipe's "
+                "folder on, or the name of a data set on the hub"
+            )
         import huggingface_hub
 
         try:
