@@ -30,6 +30,7 @@ from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, ex
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
+from muse_core.evaluation.not_finite import NotFinite
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
@@ -179,14 +180,14 @@ class Setup:
 
     def causality_gate(self, warn: Callable[[str], None] = lambda sentence: None) -> str:
         """Every check of the gate; returns a sentence on how it was checked, and ``warn`` hears of a layer that forgets
-        what it has read. Raises Halted naming what leaks. A collective where weights are divided: rank 0 makes the
-        exact check, on the host, and all make the others."""
+        what it has read. Raises Halted naming what leaks or is not finite. A collective where weights are divided: rank
+        0 makes the exact check, on the host, and all make the others."""
         leak = self._exact_leak(warn)
         if leak is None:
             batch = self.first_batch()
             leak = self._own_leak(batch) or self._gradient_leak(batch)
         if leak is not None:
-            raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
+            raise Halted(f"{leak}. {leak.consequence}; nothing was trained.")
         device, dtype = self.exact_check
         passed = "causality gate: no output depends on a later token or on another row"
         if (device.type, dtype) == ("cpu", torch.float64):
@@ -194,12 +195,12 @@ class Setup:
         name = str(dtype).removeprefix("torch.")
         return f"{passed}; checked on {device} in {name}, where changes under {TOLERANCES[dtype]:g} go unseen"
 
-    def causality_checks(self, batch: Batch) -> tuple[Callable[[], Leak | None], ...]:
+    def causality_checks(self, batch: Batch) -> tuple[Callable[[], Leak | NotFinite | None], ...]:
         """The gate's three checks, to be asked one by one: by values in the exact check's precision, by values in the
         run's own on ``batch``, and by gradients on it."""
         return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
 
-    def held_out_leak(self, split: str) -> tuple[Leak | None, list[int]]:
+    def held_out_leak(self, split: str) -> tuple[Leak | NotFinite | None, list[int]]:
         """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
         are scored first, of every length that is reported; and the lengths, in tokens, that were judged: none where
         outputs are no finite numbers. A collective where weights are divided."""
@@ -224,7 +225,7 @@ class Setup:
         piece = to_device(next(iter(micro_batches(batch, rows))), self.precision.device)
         return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
-    def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | None:
+    def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | NotFinite | None:
         """``warn`` hears of what is forgotten where nothing leaks.
 
         Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
@@ -252,7 +253,7 @@ class Setup:
 
     def _leak_of_copy(
         self, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None] | None
-    ) -> Leak | None:
+    ) -> Leak | NotFinite | None:
         backends = every_backend(self.recipe, self.registry)
         weights = gathered(self.model, self.ranks.rank == 0)
         if self.ranks.rank:
@@ -284,7 +285,7 @@ class Setup:
         """Whether any process found it. A collective where weights are divided: each pass gathers them."""
         return any(self.ranks.gather(found)) if self.ranks.shards > 1 else found
 
-    def _own_leak(self, batch: Batch) -> Leak | None:
+    def _own_leak(self, batch: Batch) -> Leak | NotFinite | None:
         """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
         loop calls it, and from carried state; the last in training too where the loop carries one."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
@@ -320,7 +321,7 @@ class Setup:
         )
         return two._replace(inputs=two.inputs[:, :length], tokens=tokens), bool(starts)
 
-    def _gradient_leak(self, batch: Batch) -> Leak | None:
+    def _gradient_leak(self, batch: Batch) -> Leak | NotFinite | None:
         """On two rows of the first batch, one with a document start where there is one; where the loop carries state,
         behind themselves too."""
         two, _ = self._two_rows(batch, batch.inputs.shape[1])
