@@ -51,18 +51,19 @@ def forgotten(model: Any, width: int, periods: tuple[int, ...], *, seed: int = 0
     x = x.to(next(model.parameters()).device)
     half = length // 2  # not at the edge of a period, see probe_length
     with as_called(model, False):
-        whole, said_whole = _read(model, x, (0, length), periods)
-        cut, said = _read(model, x, (0, half, half + 1, length), periods)
+        whole, said_whole = read(model, x, (0, length), periods)
+        cut, said = read(model, x, (0, half, half + 1, length), periods)
     if _agree(cut, whole):
         return None
     layer = next((name for name, value in said_whole.items() if not _agree(said.get(name), value)), "the head")
     return Forgotten(layer=layer, size=(cut - whole).abs().max().item())
 
 
-def _read(
+def read(
     model: Any, x: Tensor, edges: tuple[int, ...], periods: tuple[int, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs (1, N, V) for x (1, N, D) read from edge to edge with the state carried, and every layer's updates."""
+    """Outputs (1, N, V) for x, ids (1, N) or embeddings (1, N, D), read from edge to edge with the state carried, and
+    every layer's updates."""
     period = math.lcm(*periods) if periods else 1
     said: dict[str, list[Tensor]] = {}
 

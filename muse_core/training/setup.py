@@ -25,6 +25,7 @@ from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, PluginError, RecipeError, typed
+from muse_core.evaluation.calling import failing_call
 from muse_core.evaluation.carried_state import forgotten
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
@@ -229,7 +230,8 @@ class Setup:
         """``warn`` hears of what is forgotten where nothing leaks.
 
         Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
-        not where the check runs; what it raises in either is raised as it is."""
+        not where the check runs, and naming the call where it raises in both; what it raises on the first batch is
+        raised as it is."""
         device, dtype = self.exact_check
         name = str(dtype).removeprefix("torch.")
         try:
@@ -238,18 +240,22 @@ class Setup:
             sentence = str(error) if isinstance(error, PluginError | RecipeError) else failure(error)
             if sentence is None:
                 raise
-            self._first_call()
+            with undisturbed(self.model), self.precision():
+                batch = self.first_batch()
+                self.model(batch.inputs, None, batch.tokens)
             kind = RecipeError if isinstance(error, RecipeError) else PluginError
+            failed = failing_call(self.model, self.corpus.vocabulary_size, self.periods, self.precision)
+            if failed is not None:
+                how, own = failed
+                said = str(own) if isinstance(own, PluginError | RecipeError) else failure(own)
+                if said is None:
+                    raise own from error
+                raise kind(f"causality gate: {said} - it was called {how}, in the run's own precision too") from own
             raise kind(
-                f"causality gate, exact check in {name} on {device}: {sentence} - a component without that form says "
-                'so in its options class: device_only = "cuda", widest_precision = "float32" or "bfloat16"'
+                f"causality gate, exact check in {name} on {device}: {sentence} - in the run's own precision the same "
+                "calls work: a component without that form says so in its options class: device_only = "
+                '"cuda", widest_precision = "float32" or "bfloat16"'
             ) from error
-
-    def _first_call(self) -> None:
-        """The model as it will train, on the first batch."""
-        batch = self.first_batch()
-        with undisturbed(self.model), self.precision():
-            self.model(batch.inputs, None, batch.tokens)
 
     def _leak_of_copy(
         self, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None] | None
