@@ -204,6 +204,8 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: muse_core.build({"name": "x"}, [3]), TypeError, "overrides must be a list of str; 3"),
         (lambda run: muse_core.build({"name": "x"}, {"seed": object}), TypeError, "overrides: .* has no form in a rec"),
         (lambda run: muse_core.build({"name": "x"}, {"seed": None}), TypeError, "overrides: None .* has no form in a"),
+        (lambda run: muse_core.compare(3, run.path), TypeError, r"a run must be a path, not 3 \(int\)"),
+        (lambda run: muse_core.runs([run.path]), TypeError, "a folder must be a path, not"),
         (lambda run: muse_core.resume(3), TypeError, "run must be a path, not 3"),
         (lambda run: muse_core.resume(run.path, steps="9"), TypeError, "steps must be a whole number, not '9'"),
         (lambda run: run.logits(b"ab"), TypeError, "bytes may mean a text or token ids"),
