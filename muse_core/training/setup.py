@@ -26,7 +26,7 @@ from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, PluginError, RecipeError, typed
 from muse_core.evaluation.calling import failing_call
-from muse_core.evaluation.carried_state import forgotten
+from muse_core.evaluation.carried_state import state_faults
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
@@ -181,8 +181,8 @@ class Setup:
 
     def causality_gate(self, warn: Callable[[str], None] = lambda sentence: None) -> str:
         """Every check of the gate; returns a sentence on how it was checked, and ``warn`` hears of a layer that forgets
-        what it has read. Raises Halted naming what leaks or is not finite. A collective where weights are divided: rank
-        0 makes the exact check, on the host, and all make the others."""
+        what it has read, or reads across documents. Raises Halted naming what leaks or is not finite. A collective
+        where weights are divided: rank 0 makes the exact check, on the host, and all make the others."""
         leak = self._exact_leak(warn)
         if leak is None:
             batch = self.first_batch()
@@ -227,7 +227,7 @@ class Setup:
         return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
     def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | NotFinite | None:
-        """``warn`` hears of what is forgotten where nothing leaks.
+        """``warn`` hears of what is forgotten, or read across documents, where nothing leaks.
 
         Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
         not where the check runs, and naming the call where it raises in both; what it raises on the first batch is
@@ -277,9 +277,9 @@ class Setup:
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         leak = exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
         if leak is None and warn is not None and dtype == torch.float64:  # rounding is too near in less
-            lost = forgotten(copy, width, self.periods)  # with the weights that the other check has woken
-            if lost is not None:
-                warn(str(lost))
+            documents = self.recipe.data.reset_at_documents and not isinstance(self.corpus, TaskCorpus)
+            for fault in state_faults(copy, width, self.periods, documents=documents):  # weights are those woken above
+                warn(str(fault))
         return leak
 
     @property
