@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
@@ -26,6 +25,10 @@ from muse_core.evaluation.runs import table
 from muse_core.evaluation.scoring import Reader, score
 from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
+from muse_core.given import at_least, number, told, whole
+from muse_core.given import path as path_of
+from muse_core.given import texts as strings
+from muse_core.given import tokens as tokens_of
 from muse_core.metrics.console import Display
 from muse_core.metrics.finished import NAME as SUMMARY
 from muse_core.metrics.finished import read_summary
@@ -98,10 +101,16 @@ class Opened:
 
         temperature: spread of the draws; 0 takes the most likely token. top_p: draw from the smallest set of tokens
         with this probability; top_k: from that many of the most likely. An empty prompt starts a document, and a new
-        one ends it. Raises ValueError for numbers out of range.
+        one ends it. Raises ValueError for numbers out of range, TypeError for what is none.
         """
-        _at_least(1, tokens=tokens)
-        starts = prompt == "" and self.tokenizer.separator >= 0  # it stands before every document
+        at_least(1, tokens=tokens)
+        whole("seed", seed)
+        if top_k is not None:
+            whole("top_k", top_k)
+        for name, value in (("temperature", temperature), ("top_p", top_p)):
+            number(name, value)
+        # The separator stands before every document.
+        starts = isinstance(prompt, str) and not prompt and self.tokenizer.separator >= 0
         ids = [self.tokenizer.separator] if starts else self._ids(prompt)
         drawn = Reader(self.setup).draw(ids, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         until = itertools.takewhile(lambda token: token != self.tokenizer.separator, drawn)
@@ -126,7 +135,7 @@ class Opened:
         stream, of another module its output. Raises RecipeError for one that is not there or gives no value for each
         token, DataError as ``logits``.
         """
-        names = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
+        names = [modules] if isinstance(modules, str) else None if modules is None else strings("modules", modules)
         return activations(self.setup, self._ids(text), names)
 
     @own_defaults()
@@ -149,12 +158,12 @@ class Opened:
         default all that the run allows; ``texts`` are documents to read in place of its held-out text. Raises
         RecipeError for an unknown suite, DataError for text that cannot be used, TypeError for one text in place of
         several and ValueError for fewer than 2 tokens or no sample."""
-        _at_least(2, tokens=tokens)
-        _at_least(1, samples=samples)
-        names = chosen(suites if suites is None or isinstance(suites, str) else ",".join(suites))
+        at_least(2, tokens=tokens)
+        at_least(1, samples=samples)
+        names = chosen(suites if suites is None or isinstance(suites, str) else ",".join(strings("suites", suites)))
         if isinstance(texts, str):  # whose characters would be documents
             raise TypeError("texts are several documents: give one text in a list, as texts=[text]")
-        given = None if texts is None else [one for one in texts if one.strip()]
+        given = None if texts is None else [one for one in strings("texts", texts) if one.strip()]
         if given == []:
             raise DataError("the texts are empty; give at least one character")
         own = None if given is None else split_of(given, self.tokenizer)
@@ -167,12 +176,14 @@ class Opened:
         """The training batch of an optimiser step, counted from 0, on the model's device."""
         from muse_core.data.batches import to_device
 
-        _at_least(0, step=step)
+        at_least(0, step=step)
         return to_device(self.setup.training_data().batch(step), self.setup.precision.device)
 
     @own_defaults()
     def loss(self, batch: Batch) -> Tensor:
         """What training minimises, in nats per counted token, with the layers' own losses; for ``backward``."""
+        if not isinstance(batch, Batch):
+            raise TypeError(f"a loss is of a Batch, such as run.batch(0), not of {told(batch)}")
         with self.setup.precision():
             result = NextToken()(self.model, batch, None)
         return result.total / batch.loss_mask.sum()
@@ -189,7 +200,7 @@ class Opened:
         """Rows of metrics.jsonl as a table for ``pandas.DataFrame``: ``train``, ``eval``, ``final`` or ``probe``, with
         ``stage`` and ``step``. Steps that a rollback or a resumption took back are left out; what is not finite is a
         float again. Raises ValueError for another event."""
-        if event not in EVENTS:
+        if not isinstance(event, str) or event not in EVENTS:
             raise ValueError(f"event must be one of {', '.join(EVENTS)}, not {event!r}")
         rows = standing(own_rows(self._run / "metrics.jsonl"), own_rows(self._run / "events.jsonl"))
         return [numbers(row) for row in rows if row["event"] == event]
@@ -218,10 +229,8 @@ class Opened:
             except UnicodeEncodeError as error:
                 raise DataError(f"the text is not Unicode text ({error})") from None
             ids = [int(token) for token in self.tokenizer.encode(text)]
-        elif isinstance(text, bytes):
-            raise TypeError("bytes may mean a text or token ids: decode them, or give a list of ids")
         else:
-            ids = [operator.index(token) for token in text]  # 1.5 is no token
+            ids = tokens_of(text)
         if not ids:
             raise DataError("the text is empty; give at least one character")
         size = self.setup.corpus.vocabulary_size
@@ -240,7 +249,9 @@ def load(
     says. ``say`` hears in sentences what differs from the run's lock. Raises StorageError where there is no run or no
     trained checkpoint, and RecipeError where what is installed would change its numbers.
     """
-    path = Path(run)
+    path = path_of("run", run)
+    if step is not None:
+        whole("step", step)
     setup, at = open_trained(path, device=device, step=step, untrained=False, say=say)
     return Opened(setup, path=path, step=at)
 
@@ -279,7 +290,8 @@ def train(
     refuse_several_processes("muse_core.train")
     checked = _checked(recipe, overrides)
     display = Display(Console(quiet=True)) if quiet else None
-    folder = fresh(checked, None, None if run_dir is None else Path(run_dir), allow_drift=False, display=display)
+    where = None if run_dir is None else path_of("run_dir", run_dir)
+    folder = fresh(checked, None, where, allow_drift=False, display=display)
     return load(folder)
 
 
@@ -307,32 +319,26 @@ def resume(
     if steps is not None and extend is not None:
         raise RecipeError("give steps, all steps of the run, or extend, further ones, not both")
     for name, value in (("steps", steps), ("extend", extend)):
-        if value is not None and operator.index(value) < 1:
+        if value is not None and whole(name, value) < 1:
             raise RecipeError(f"{name}: must be at least 1, not {value}")
     display = Display(Console(quiet=True)) if quiet else None
     resumed(
-        Path(run), device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart, display=display,
+        path_of("run", run), device=device, allow_drift=allow_drift, steps=steps, extend=extend, restart=restart,
+        display=display,
     )
     return load(run, device=device)
-
-
-def _at_least(least: int, **given: int) -> None:
-    """Raises ValueError for a number below ``least``, TypeError for one that is not whole."""
-    for name, number in given.items():
-        if operator.index(number) < least:
-            raise ValueError(f"{name} must be at least {least}, not {number}")
 
 
 def _checked(recipe: Recipe, overrides: Iterable[str] | Mapping[str, Any]) -> Checked:
     if isinstance(overrides, str):
         raise RecipeError(f"overrides: must be a list or a table, as [{overrides!r}]")
     given = [f"{key}={_written(value)}" for key, value in overrides.items()] if isinstance(overrides, Mapping) else (
-        list(overrides)
+        strings("overrides", overrides)
     )
     if isinstance(recipe, Mapping):
         source = overridden(RecipeText(copy.deepcopy(dict(recipe)), "<table>", {}), given)
         return check_source(source)
-    return read_recipe(recipe, given)
+    return read_recipe(path_of("recipe", recipe), given)
 
 
 def _written(value: Any) -> str:
@@ -345,4 +351,6 @@ def _written(value: Any) -> str:
         value = value.item()
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"overrides: {told(value)} has no form in a recipe")
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

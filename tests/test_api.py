@@ -174,11 +174,44 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.score("\ud800"), DataError, "not Unicode"),
         (lambda run: run.logits([]), DataError, "empty"),
         (lambda run: run.logits([257]), DataError, "token 257 is not one of the model's, 0 to 256"),
-        (lambda run: run.logits([1.5]), TypeError, "cannot be interpreted as an integer"),
+        (lambda run: run.logits([1.5]), TypeError, r"a token id is a whole number, and 1.5 \(float\) is in the list"),
+        (lambda run: run.logits([[1, 2], [3]]), TypeError, r"and \[1, 2\] \(list\) is in .* give one text at a time"),
+        (lambda run: run.logits(torch.ones(2, 3).long()), TypeError, "is in the list - give one text at a time"),
+        (lambda run: run.logits(torch.ones(3)), TypeError, "a token id is a whole number"),
+        (lambda run: run.logits(torch.tensor(3)), TypeError, r"a str or a list of token ids, not tensor\(3\)"),
+        (lambda run: run.logits(["a", "b"]), TypeError, r"'a' \(str\) is in the list - give one text at a time"),
+        (lambda run: run.hidden_states(3), TypeError, r"a text is a str or a list of token ids, not 3 \(int\)"),
+        (lambda run: run.hidden_states(TEXT, 3), TypeError, r"modules must be a list of str, not 3 \(int\)"),
+        (lambda run: run.hidden_states(TEXT, [3]), TypeError, r"modules must be a list of str; 3 \(int\) is in it"),
+        (lambda run: run.generate(5), TypeError, r"a text is a str or a list of token ids, not 5 \(int\)"),
+        (lambda run: run.generate(None), TypeError, "a text is a str or a list of token ids, not None"),
+        (lambda run: run.generate("a", temperature="hot"), TypeError, r"temperature must be a number, not 'hot'"),
+        (lambda run: run.generate("a", top_p=None), TypeError, "top_p must be a number, not None"),
+        (lambda run: run.generate("a", top_k=1.5), TypeError, "top_k must be a whole number, not 1.5"),
+        (lambda run: run.generate("a", seed="x"), TypeError, "seed must be a whole number, not 'x'"),
+        (lambda run: run.evaluate(3), TypeError, r"suites must be a list of str, not 3 \(int\)"),
+        (lambda run: run.evaluate([3]), TypeError, r"suites must be a list of str; 3 \(int\) is in it"),
+        (lambda run: run.evaluate("held-out", texts=3), TypeError, "texts must be a list of str, not 3"),
+        (lambda run: run.evaluate("held-out", texts=[3]), TypeError, "texts must be a list of str; 3"),
+        (lambda run: run.batch("first"), TypeError, "step must be a whole number, not 'first'"),
+        (lambda run: run.loss(3), TypeError, r"a loss is of a Batch, such as run.batch\(0\), not of 3"),
+        (lambda run: run.records([]), ValueError, "one of schema"),
+        (lambda run: muse_core.load(3), TypeError, r"run must be a path, not 3 \(int\)"),
+        (lambda run: muse_core.load(run.path, step="3"), TypeError, "step must be a whole number, not '3'"),
+        (lambda run: muse_core.load(run.path, device=3), RecipeError, "'3' is not a valid device"),
+        (lambda run: muse_core.build(3), TypeError, "recipe must be a path, not 3"),
+        (lambda run: muse_core.build({"name": "x"}, 3), TypeError, "overrides must be a list of str, not 3"),
+        (lambda run: muse_core.build({"name": "x"}, [3]), TypeError, "overrides must be a list of str; 3"),
+        (lambda run: muse_core.build({"name": "x"}, {"seed": object}), TypeError, "overrides: .* has no form in a rec"),
+        (lambda run: muse_core.build({"name": "x"}, {"seed": None}), TypeError, "overrides: None .* has no form in a"),
+        (lambda run: muse_core.compare(3, run.path), TypeError, r"a run must be a path, not 3 \(int\)"),
+        (lambda run: muse_core.runs([run.path]), TypeError, "a folder must be a path, not"),
+        (lambda run: muse_core.resume(3), TypeError, "run must be a path, not 3"),
+        (lambda run: muse_core.resume(run.path, steps="9"), TypeError, "steps must be a whole number, not '9'"),
         (lambda run: run.logits(b"ab"), TypeError, "bytes may mean a text or token ids"),
         (lambda run: run.score([1, 2]), TypeError, "a str, and this is list"),
         (lambda run: run.generate("a", tokens=0), ValueError, "at least 1"),
-        (lambda run: run.generate("a", tokens=2.5), TypeError, "cannot be interpreted as an integer"),
+        (lambda run: run.generate("a", tokens=2.5), TypeError, r"tokens must be a whole number, not 2.5 \(float\)"),
         (lambda run: run.generate("a", top_k=0), ValueError, "top_k 0 ≥ 1"),
         (lambda run: run.batch(-1), ValueError, "step must be at least 0, not -1"),
         (lambda run: run.evaluate("held-out", tokens=1), ValueError, "tokens must be at least 2, not 1"),
@@ -193,6 +226,11 @@ def test_wrong_input_gets_one_sentence(run: Any, ask: Any, error: type[Exception
     with pytest.raises(error, match=words) as raised:
         ask(run)
     assert "\n" not in str(raised.value)
+
+
+def test_a_run_s_directory_is_a_path(small_recipe: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"run_dir must be a path, not 3 \(int\)"):
+        muse_core.train(small_recipe, run_dir=3)
 
 
 def test_an_unfinished_run_has_no_summary_and_one_without_a_loss_has_a_float(run: Any, tmp_path: Path) -> None:

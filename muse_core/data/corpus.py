@@ -15,7 +15,7 @@ import attrs
 import filelock
 import numpy as np
 
-from muse_core.component import Use
+from muse_core.component import Use, walk
 from muse_core.contracts import Source
 from muse_core.data import overlap, token_files, tokenizers
 from muse_core.data.documents import REPORT_EVERY, SPLITS, Report, Spool, divide, spool
@@ -300,6 +300,12 @@ def _open(folder: Path, digest: str, chosen: Use) -> Corpus:
         raise token_files.unreadable(error) from error
 
 
+def _units(data: Data) -> list[str]:
+    """What the source, or those in it, were told that a document is. A source that was made otherwise was told none."""
+    sources = [] if data.source is None else [data.source, *walk(data.source.options)]
+    return [unit for use in sources if isinstance(unit := getattr(use.options, "documents", None), str)]
+
+
 def _encode(
     data: Data, source: Source, seed: int, fingerprint: str, folder: Path, digest: str, report: Report,
     tokenizer: Tokenizer | None,
@@ -315,7 +321,8 @@ def _encode(
         report("comparing documents", 0, None)
         groups = overlap.group(documents.data, sizes) if data.near_duplicates == "together" else None
         chosen, notices = divide(
-            documents, validation=data.validation, test=data.test, seed=seed, groups=groups
+            documents, validation=data.validation, test=data.test, seed=seed, groups=groups,
+            units=_units(data),
         )
         held_out = {"validation": [*chosen["canary"], *chosen["validation"]], "test": chosen["test"]}
         in_training = overlap.shared_bytes(documents.data, held_out, chosen["train"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def spool(source: Source, path: Path, report: Report) -> Spool:
 
 
 def divide(
-    documents: Spool, *, validation: float, test: float, seed: int, groups: np.ndarray | None = None
+    documents: Spool, *, validation: float, test: float, seed: int, groups: np.ndarray | None = None,
+    units: Collection[str] = (),
 ) -> tuple[Mapping[str, Sequence[int]], tuple[str, ...]]:
     """Indices of the documents of each split, in a seeded shuffled order, and what a person should know about it.
 
@@ -121,7 +122,7 @@ def divide(
     more, up to a quarter of them or a megabyte; it depends on neither tokenizer nor sequence length, so runs stay
     comparable.
 
-    DataError when there are too few documents.
+    units: what the source was told that a document is, for what it says: DataError when there are too few documents.
     """
     groups = np.arange(len(documents)) if groups is None else groups
     order = permute(np.arange(len(documents)), len(documents), seed=seed, epoch=0).tolist()
@@ -149,7 +150,7 @@ def divide(
         splits["canary"].append(chosen)
         size += documents.num_bytes(chosen)
     if not all(splits.values()):
-        raise DataError(_too_few(documents, splits))
+        raise DataError(_too_few(documents, splits, units))
     for name in missing:
         notices += _one_sided(documents, splits, groups, name)
     return splits, tuple(notices)
@@ -208,14 +209,30 @@ def _held_out(
     return taken, ()
 
 
-def _too_few(documents: Spool, splits: Mapping[str, Sequence[int]]) -> str:
+ROWS = "A row of a table is one document and is not cut"
+
+FURTHER = {
+    "file": (
+        f'Give more files, or cut a long text into documents with data.documents = "paragraph" or "line". {ROWS}'
+    ),
+    "paragraph": (
+        'data.documents is "paragraph" already, and the text has no more empty lines: give more files, or '
+        f'data.documents = "line". {ROWS}'
+    ),
+    "line": f'data.documents is "line" already, and the text has no more lines: give more files. {ROWS}',
+    "article": 'data.documents is "article", and the rows have no more headings: give more rows, or "row"',
+}
+"""What a document is → how to have more of them; the first of what a source was told."""
+
+
+def _too_few(documents: Spool, splits: Mapping[str, Sequence[int]], units: Collection[str]) -> str:
     whole = len(documents)
     given = {name: documents.fixed.count(name) for name in SPLITS if name in documents.fixed}
     if whole < 4 or not given:
+        further = next((advice for unit, advice in FURTHER.items() if unit in units), "Give more documents")
         return (
             f"the source has {whole} document{'s' * (whole != 1)}, too few to divide into train, validation "
-            "(two or more) and test: at least 4 are needed. Give more files, or cut a long text into documents with "
-            'data.documents = "paragraph" or "line" where the source has that option'
+            f"(two or more) and test: at least 4 are needed. {further}"
         )
     said = ", ".join(f"{count} in {name}" for name, count in given.items())
     names = {"canary": "validation (two or more)"}

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from muse_core.contracts import LayerOutput, Routing, State, Tokens
 from muse_core.evaluation.held_out import undisturbed
+from muse_core.evaluation.not_finite import NotFinite, not_finite
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
 from muse_core.model.seeding import set_seed
@@ -39,6 +40,8 @@ REPEATS = 3
 @attrs.frozen(kw_only=True)
 class Leak:
     """A dependence that must not be."""
+
+    consequence = "Training would learn to read its own targets"
 
     kind: str
     """later token | other row | own precision"""
@@ -97,7 +100,7 @@ VARIANTS = (
 
 def exact_leak(
     model: nn.Module, width: int, periods: tuple[int, ...], *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Leak | None:
+) -> Leak | NotFinite | None:
     """Check a float64 model on the CPU, or one of ``dtype`` where it is; its near-zero parameters are replaced by
     random values, so that a dead branch cannot hide a leak. The model is changed and should be thrown away."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +130,9 @@ def exact_leak(
                     before = prefix.expand_as(rows).to(device, dtype)
                     states[index] = model(before, None, document_tokens(rows, "none")).state
             reference, said_before = _observe(model, unchanged, states[0], document_tokens(unchanged, variant.resets))
+            values = {name: one.values for name, one in said_before.items()}
+            if (broken := not_finite(reference, values, variant.name)) is not None:
+                return broken
             together, said = _observe(model, changed, states[1], document_tokens(changed, variant.resets))
         for row, position in ((0, length), *enumerate(tried, 1)):
             kind = "later token" if row else "other row"
@@ -196,7 +202,7 @@ def own_precision_leak(
     places: Sequence[int] | None = None,
     judges_diverged: bool = True,
     agreed: Callable[[bool], bool] = bool,
-) -> Leak | None:
+) -> Leak | NotFinite | None:
     """Check the model as it will run: change the later half of the ids; outputs before must keep their bits. Where a
     repeat with the same input already differs, or tokens are routed (data-dependent shapes), the allowance is the
     difference of the repeat plus rounding.
@@ -249,9 +255,10 @@ def own_precision_leak(
     affected = int((~(difference <= allowed)).int().argmax())
     with as_compared(model, training), precision():
         said = [_observe(model, _later(ids, place, shift, vocabulary_size), state, tokens)[1] for shift in (0, 1)]
-    ways = ["in training"] * training + ["with carried state"] * (period is not None)
-    return Leak(
-        kind=", ".join(["own precision", *ways]),
+    kind = ", ".join(["own precision", *["in training"] * training, *["with carried state"] * (period is not None)])
+    broken = not_finite(first[:, :place], {name: one.values for name, one in said[0].items()}, kind)
+    return broken or Leak(
+        kind=kind,
         layer=_first_layer(
             said[1], said[0], [(row, row) for row in range(len(ids))], place, 2**-7 if allowed else 0.0
         ),

@@ -8,6 +8,7 @@ what the checks by values are for.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from muse_core.contracts import Batch, LayerOutput, Routing, State
 from muse_core.evaluation.causality import SEED, Leak, as_called, carried
+from muse_core.evaluation.not_finite import NotFinite
 from muse_core.evaluation.recording import recording, tensors_of
 from muse_core.model.precision import Precision
 from muse_core.model.seeding import set_seed
@@ -41,7 +43,9 @@ def cuts(batch: Batch) -> list[Cut]:
     return found + ([Cut(row, middle)] if middle is not None else [])
 
 
-def gradient_leak(model: Any, batch: Batch, precision: Precision, *, period: int | None = None) -> Leak | None:
+def gradient_leak(
+    model: Any, batch: Batch, precision: Precision, *, period: int | None = None
+) -> Leak | NotFinite | None:
     """``batch`` on the run's device. The model's gradients, modes, buffers and random state are left as they were.
     ``period``: from the state that a first call with the batch returned, in a stream of this period."""
     with as_called(model, True):
@@ -58,15 +62,12 @@ def gradient_leak(model: Any, batch: Batch, precision: Precision, *, period: int
             found = _gradient(hidden, embedded, cut)
             if found is not None:
                 row, token, size = found
+                layer = _layer(model, batch, state, precision, cut)
+                how = "gradients on the first batch, in training" + ", with carried state" * (period is not None)
+                if not math.isfinite(size):
+                    return NotFinite(layer=layer, position=token, how=how, what="gradients")
                 kind = "other row" if row != cut.row else "later token"
-                return Leak(
-                    kind=kind,
-                    layer=_layer(model, batch, state, precision, cut),
-                    position=token,
-                    affected=cut.token - 1,
-                    size=size,
-                    how="gradients on the first batch, in training" + ", with carried state" * (period is not None),
-                )
+                return Leak(kind=kind, layer=layer, position=token, affected=cut.token - 1, size=size, how=how)
     return None
 
 
@@ -80,10 +81,13 @@ def _gradient(hidden: Tensor, embedded: Tensor, cut: Cut) -> tuple[int, int, flo
 
 
 def _wrong(gradient: Tensor, cut: Cut) -> tuple[int, int, float] | None:
-    """``gradient`` (B, N, …) of the outputs of a cut."""
+    """``gradient`` (B, N, …) of the outputs of a cut. A finite one comes before what is no finite number, which may be
+    a product of zero and infinity and no dependence."""
     size = gradient.flatten(2).abs().amax(-1).clone()
     size[cut.row, : cut.token] = 0
-    places = (~(size == 0)).nonzero()
+    places = ((size != 0) & size.isfinite()).nonzero()
+    if not len(places):
+        places = (size != 0).nonzero()
     if not len(places):
         return None
     row, token = places[0].tolist()

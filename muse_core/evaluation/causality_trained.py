@@ -7,6 +7,7 @@ from typing import Any
 
 from muse_core.contracts import Batch
 from muse_core.evaluation.causality import Leak, own_precision_leak
+from muse_core.evaluation.not_finite import NotFinite
 from muse_core.model.precision import Precision
 
 
@@ -18,7 +19,7 @@ def trained_leak(
     *,
     routed: bool,
     agreed: Callable[[bool], bool] = bool,
-) -> tuple[Leak | None, list[int]]:
+) -> tuple[Leak | NotFinite | None, list[int]]:
     """The first leak in ``batches``, which are on the device, and how many tokens the rows of those have that were
     judged before it: those whose outputs are no finite numbers are not, nor those of a single token. ``routed`` and
     ``agreed`` as in ``own_precision_leak``."""

@@ -46,6 +46,9 @@ def structural_faults(options: Any) -> list[str]:
         where = f"{label}.{field.name}"
         if not field.kw_only:
             faults.append(f"{where} is not keyword-only: decorate {label} with @attrs.frozen(kw_only=True)")
+        if field.name not in hints:
+            faults.append(f"{where} has no type: write {field.name}: {_type_meant(field.default)} = …")
+            continue
         if fault := type_fault(hints[field.name]):
             faults.append(f"{where}: {fault}")
         if type(None) in union_members(hints[field.name]) and field.default not in (None, attrs.NOTHING):
@@ -53,6 +56,11 @@ def structural_faults(options: Any) -> list[str]:
         if key_of(field) == "use":
             faults.append(f"{where}: the key 'use' names the component itself")
     return faults
+
+
+def _type_meant(default: Any) -> str:
+    """The type that a field without one probably has."""
+    return type(default).__name__ if type(default) in SCALARS else "TYPE"
 
 
 def placement_faults(options: type, kind: str) -> list[str]:

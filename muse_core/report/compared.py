@@ -26,6 +26,7 @@ from muse_core.comparison.ratio import (
 )
 from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
+from muse_core.given import path as path_of
 from muse_core.report.forms import markdown, write_forms
 from muse_core.report.reading import RunRead, read_runs
 from muse_core.report.tables import Table, bits_unit, of_task, recipe_differences
@@ -43,7 +44,7 @@ def compare(*runs: str | os.PathLike[str]) -> list[dict[str, Any]]:
     is written. Raises as ``compare_runs``."""
     if len(runs) < 2:
         raise RecipeError("compare takes two or more run directories, each its own argument")
-    return compared_rows(compare_runs(read_runs(map(Path, runs))))
+    return compared_rows(compare_runs(read_runs([path_of("a run", run) for run in runs])))
 
 
 def compare_runs(runs: Sequence[RunRead]) -> dict[str, Any]:

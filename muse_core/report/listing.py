@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from muse_core.errors import StorageError
+from muse_core.given import path as path_of
 from muse_core.report.reading import RunRead, read_run
 from muse_core.storage.run_directory import require_run, runs_below
 
@@ -58,5 +59,5 @@ def runs(*folders: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """A row for each run in the folders, by default ``runs``, or at them: a table for ``pandas.DataFrame``, as ``muse
     show --format csv`` writes it. A run that cannot be read says so in ``state``. Raises StorageError for a folder that
     holds none."""
-    found, unread = readable(runs_at(Path(folder) for folder in folders or ("runs",)))
+    found, unread = readable(runs_at(path_of("a folder", folder) for folder in folders or ("runs",)))
     return [*map(row, found), *({"run": str(path), "state": f"cannot be read: {why}"} for path, why in unread)]

@@ -15,6 +15,7 @@ from muse_core.testing.execution import DerivativeSuite, assert_near_fp32
 from muse_core.testing.modules import assert_reached, gradients_of, weighted
 from muse_core.testing.sequences import (
     assert_close,
+    assert_finite,
     assert_same_state,
     cuts,
     from_checkpoint,
@@ -86,6 +87,7 @@ class ModelSuite(DerivativeSuite):
         x = torch.randn(3, self.length, self.width(case, module), dtype=torch.float64)
         with torch.no_grad():
             base = module.logits(module(x).hidden)
+            assert_finite(base, "logits: a value")
             for token in (0, 7, 8, 9, self.length - 1):
                 changed = x.clone()
                 changed[1, token] += PERTURBATION
@@ -97,8 +99,10 @@ class ModelSuite(DerivativeSuite):
         module: Any = self.lively(case).train()
         x = torch.randn(3, self.length, self.width(case, module), dtype=torch.float64, requires_grad=True)
         logits = module.logits(module(x).hidden)
+        assert_finite(logits, "logits: a value")
         for token in (1, 8, self.length - 1):
             (gradient,) = torch.autograd.grad(logits[1, :token].square().sum(), x, retain_graph=True)
+            assert_finite(gradient, f"the gradient of logits before token {token}")
             assert not gradient[1, token:].any(), (
                 f"not causal: logits before token {token} have a gradient to it or later ones"
             )

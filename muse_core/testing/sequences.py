@@ -176,7 +176,16 @@ def assert_close(actual: Tensor, expected: Tensor, what: str, *, within: float =
     """``within`` is meant for float64; equal bits (0) are asked for in every precision."""
     within = max(within, NARROWER.get(actual.dtype, 0.0)) if within else 0.0
     worst = distance(actual, expected)
+    if worst == float("inf"):
+        assert_finite(expected, f"{what}: what it is compared with")
     assert worst <= within, f"{what}: differs by {worst:.3g} of the largest magnitude, allowed {within:.0e}"
+
+
+def assert_finite(value: Tensor, what: str) -> None:
+    """value (B, N, …). No comparison holds for what is no finite number, so this is asked before them."""
+    broken = (~value.isfinite()).nonzero()
+    place = f", first at token {int(broken[:, 1].min())}" if len(broken) and value.ndim > 1 else ""
+    assert not len(broken), f"{what} is not finite{place}"
 
 
 def assert_same_state(actual: State, expected: State, what: str, *, within: float = EXACT) -> None:

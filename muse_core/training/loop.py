@@ -31,6 +31,7 @@ from muse_core.training.placed import Placed, place
 from muse_core.training.rounding import rounding_of
 from muse_core.training.schedules import Rates
 from muse_core.training.shards import own_part
+from muse_core.training.silent import Silent, sentence, watched
 from muse_core.training.stop import Stop
 from muse_core.training.train_state import Incidents, TrainState
 
@@ -75,6 +76,12 @@ class Loop:
     """The next batch of ``data``."""
     placed: Placed | None = None
     """The next batch where its step will read it."""
+    silent: Silent = attrs.field(default=attrs.Factory(lambda self: self._silent(), takes_self=True))
+    """What no gradient has reached yet."""
+
+    def _silent(self) -> Silent:
+        state = self.state
+        return Silent(watched(state.model, self.recipe.model, state.optimizers.names))
 
     def _compiled(self) -> bool:
         return bool(self.recipe.train.compile) and self.recipe.train.check_compiled
@@ -139,6 +146,9 @@ class Loop:
             else:
                 if at.step == 0:
                     self._say_steep_start(values["gradient_norm"])
+                # Another objective may have parameters that it does not train.
+                if "cross_entropy" in values and (names := self.silent.accepted(at.accepted)):
+                    self._warn(sentence(names), parameters=list(names))
                 clip(parameters, values["gradient_norm"], train.clip_norm)
                 state.optimizers.step(self.rates(at.accepted) * self.incidents.rate)
                 fault_point("post_step", state.model)
@@ -252,6 +262,7 @@ class Loop:
         gradients = {n: p.grad for n, p in state.optimizers.names.items() if p.grad is not None}
         found = state.monitors.measure("gradients", {n: own_part(g) for n, g in gradients.items()})
         sizes = self.forward.norms(list(gradients.values()))
+        self.silent.step(tuple(gradients), sizes)
         found |= state.monitors.measure("norms", {"names": tuple(gradients), "norms": sizes})
         return found | gradient_numbers(sizes) | state_numbers(map(own_part, state.optimizers.held()))
 
@@ -363,8 +374,8 @@ class Loop:
             f"step {self.state.at.step}: {verdict.action.name.lower()} ({verdict.monitor}: {verdict.reason})", "yellow"
         )
 
-    def _warn(self, text: str) -> None:
-        self.records.event({"event": "warning", "step": self.state.at.step, "reason": text})
+    def _warn(self, text: str, **more: Any) -> None:
+        self.records.event({"event": "warning", "step": self.state.at.step, "reason": text} | more)
         self.display.say(f"warning: {text}", "yellow")
 
 

@@ -25,11 +25,13 @@ from muse_core.data.documents import Report
 from muse_core.data.kept import Kept
 from muse_core.data.tasks import TaskCorpus
 from muse_core.errors import Halted, PluginError, RecipeError, typed
-from muse_core.evaluation.carried_state import forgotten
+from muse_core.evaluation.calling import failing_call
+from muse_core.evaluation.carried_state import state_faults
 from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
+from muse_core.evaluation.not_finite import NotFinite
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
@@ -179,14 +181,14 @@ class Setup:
 
     def causality_gate(self, warn: Callable[[str], None] = lambda sentence: None) -> str:
         """Every check of the gate; returns a sentence on how it was checked, and ``warn`` hears of a layer that forgets
-        what it has read. Raises Halted naming what leaks. A collective where weights are divided: rank 0 makes the
-        exact check, on the host, and all make the others."""
+        what it has read, or reads across documents. Raises Halted naming what leaks or is not finite. A collective
+        where weights are divided: rank 0 makes the exact check, on the host, and all make the others."""
         leak = self._exact_leak(warn)
         if leak is None:
             batch = self.first_batch()
             leak = self._own_leak(batch) or self._gradient_leak(batch)
         if leak is not None:
-            raise Halted(f"{leak}. Training would learn to read its own targets; nothing was trained.")
+            raise Halted(f"{leak}. {leak.consequence}; nothing was trained.")
         device, dtype = self.exact_check
         passed = "causality gate: no output depends on a later token or on another row"
         if (device.type, dtype) == ("cpu", torch.float64):
@@ -194,12 +196,12 @@ class Setup:
         name = str(dtype).removeprefix("torch.")
         return f"{passed}; checked on {device} in {name}, where changes under {TOLERANCES[dtype]:g} go unseen"
 
-    def causality_checks(self, batch: Batch) -> tuple[Callable[[], Leak | None], ...]:
+    def causality_checks(self, batch: Batch) -> tuple[Callable[[], Leak | NotFinite | None], ...]:
         """The gate's three checks, to be asked one by one: by values in the exact check's precision, by values in the
         run's own on ``batch``, and by gradients on it."""
         return self._exact_leak, lambda: self._own_leak(batch), lambda: self._gradient_leak(batch)
 
-    def held_out_leak(self, split: str) -> tuple[Leak | None, list[int]]:
+    def held_out_leak(self, split: str) -> tuple[Leak | NotFinite | None, list[int]]:
         """The gate's check by values in the run's own precision with the weights of now, on the rows of a split that
         are scored first, of every length that is reported; and the lengths, in tokens, that were judged: none where
         outputs are no finite numbers. A collective where weights are divided."""
@@ -224,11 +226,12 @@ class Setup:
         piece = to_device(next(iter(micro_batches(batch, rows))), self.precision.device)
         return piece._replace(tokens=piece.tokens._replace(offset=piece.tokens.offset % self.stream_period))
 
-    def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | None:
-        """``warn`` hears of what is forgotten where nothing leaks.
+    def _exact_leak(self, warn: Callable[[str], None] | None = None) -> Leak | NotFinite | None:
+        """``warn`` hears of what is forgotten, or read across documents, where nothing leaks.
 
         Raises PluginError or RecipeError, naming the check, when a component computes in the run's own precision but
-        not where the check runs; what it raises in either is raised as it is."""
+        not where the check runs, and naming the call where it raises in both; what it raises on the first batch is
+        raised as it is."""
         device, dtype = self.exact_check
         name = str(dtype).removeprefix("torch.")
         try:
@@ -237,22 +240,26 @@ class Setup:
             sentence = str(error) if isinstance(error, PluginError | RecipeError) else failure(error)
             if sentence is None:
                 raise
-            self._first_call()
+            with undisturbed(self.model), self.precision():
+                batch = self.first_batch()
+                self.model(batch.inputs, None, batch.tokens)
             kind = RecipeError if isinstance(error, RecipeError) else PluginError
+            failed = failing_call(self.model, self.corpus.vocabulary_size, self.periods, self.precision)
+            if failed is not None:
+                how, own = failed
+                said = str(own) if isinstance(own, PluginError | RecipeError) else failure(own)
+                if said is None:
+                    raise own from error
+                raise kind(f"causality gate: {said} - it was called {how}, in the run's own precision too") from own
             raise kind(
-                f"causality gate, exact check in {name} on {device}: {sentence} - a component without that form says "
-                'so in its options class: device_only = "cuda", widest_precision = "float32" or "bfloat16"'
+                f"causality gate, exact check in {name} on {device}: {sentence} - in the run's own precision the same "
+                "calls work: a component without that form says so in its options class: device_only = "
+                '"cuda", widest_precision = "float32" or "bfloat16"'
             ) from error
-
-    def _first_call(self) -> None:
-        """The model as it will train, on the first batch."""
-        batch = self.first_batch()
-        with undisturbed(self.model), self.precision():
-            self.model(batch.inputs, None, batch.tokens)
 
     def _leak_of_copy(
         self, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None] | None
-    ) -> Leak | None:
+    ) -> Leak | NotFinite | None:
         backends = every_backend(self.recipe, self.registry)
         weights = gathered(self.model, self.ranks.rank == 0)
         if self.ranks.rank:
@@ -270,9 +277,9 @@ class Setup:
         width = copy.embed(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         leak = exact_leak(copy.to(dtype), width, self.periods, dtype=dtype)
         if leak is None and warn is not None and dtype == torch.float64:  # rounding is too near in less
-            lost = forgotten(copy, width, self.periods)  # with the weights that the other check has woken
-            if lost is not None:
-                warn(str(lost))
+            documents = self.recipe.data.reset_at_documents and not isinstance(self.corpus, TaskCorpus)
+            for fault in state_faults(copy, width, self.periods, documents=documents):  # weights are those woken above
+                warn(str(fault))
         return leak
 
     @property
@@ -284,7 +291,7 @@ class Setup:
         """Whether any process found it. A collective where weights are divided: each pass gathers them."""
         return any(self.ranks.gather(found)) if self.ranks.shards > 1 else found
 
-    def _own_leak(self, batch: Batch) -> Leak | None:
+    def _own_leak(self, batch: Batch) -> Leak | NotFinite | None:
         """In the run's own precision: random ids in one document, and the first batch, as held-out text is read, as the
         loop calls it, and from carried state; the last in training too where the loop carries one."""
         length = min(self.recipe.train.sequence_length, LONGEST_OWN_CHECK)
@@ -320,7 +327,7 @@ class Setup:
         )
         return two._replace(inputs=two.inputs[:, :length], tokens=tokens), bool(starts)
 
-    def _gradient_leak(self, batch: Batch) -> Leak | None:
+    def _gradient_leak(self, batch: Batch) -> Leak | NotFinite | None:
         """On two rows of the first batch, one with a document start where there is one; where the loop carries state,
         behind themselves too."""
         two, _ = self._two_rows(batch, batch.inputs.shape[1])

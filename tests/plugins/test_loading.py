@@ -124,6 +124,10 @@ OPTIONS = {
                      "    a: tuple[tuple[int, ...], ...] = ()\n    '''A.'''", "lists within lists are not for recipes"),
     "unresolved": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    a: 'Missing' = 1\n    '''A.'''",
                    "annotation that cannot be resolved: name 'Missing' is not defined"),
+    "without a type": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    span = attrs.field(default=4)",
+                       "Options.span has no type: write span: int = …"),
+    "without a type beside one": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    a: int = 1\n"
+                                  "    '''A.'''\n    span = attrs.field(default=())", "write span: TYPE = …"),
     "None by value": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    a: int | None = 3\n    '''A.'''",
                       "may be None, so its default must be None"),
     "use": ("@attrs.frozen(kw_only=True)\nclass Options:\n    '''O.'''\n    use: str = ''\n    '''A.'''",

@@ -88,9 +88,8 @@ def run(install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     """``muse-run`` with a layer that cannot compute in float64; ``declared`` stands in its options class."""
     monkeypatch.setenv("MUSE_CACHE", str(cache))
 
-    def go(declared: str = "", leak: float = 0.0, device: str = "cpu") -> Result:
+    def go(declared: str = "", leak: float = 0.0, device: str = "cpu", layer: str = IMPLEMENTATION) -> Result:
         install("single", PLUGIN.format(declared=declared))
-        layer = IMPLEMENTATION
         if device != "cpu":
             layer = layer.replace("            later =", f"{ON_A_GPU[1:]}            later =")
         (install.site / "single_layer_plugin.py").write_text(textwrap.dedent(layer))
@@ -138,7 +137,47 @@ def test_one_that_does_not_declare_it_is_told_how(run: Callable[..., Result]) ->
         "causality gate, exact check in float64 on cpu: blocks.0.single: layer 'single' of single 1.0.0: "
         "NotImplementedError: no kernel for Double at "
     ), last
-    assert 'widest_precision = "float32"' in last
+    assert "in the run's own precision the same calls work: " in last and 'widest_precision = "float32"' in last
+
+
+STATEFUL = """
+    import torch
+    from torch import nn
+    from muse_core.contracts import LayerOutput
+
+    class Single(nn.Module):
+        def __init__(self, options, context):
+            super().__init__()
+            self.linear = nn.Linear(context.width, context.width)
+
+        def forward(self, x, state, signals, tokens):
+            {fault}
+            return LayerOutput(self.linear(x), {{"input": x[:, -1]}})
+"""
+FAULTS = {
+    'x = x if state is None else x + 0 * state["inputs"][:, None]': ("KeyError: 'inputs'", "with carried state"),
+    "x = x + state[0] if state is not None else x": ("KeyError: 0", "with carried state"),
+    "x = x + 0 * torch.arange(16)[:, None] if self.training else x": ("RuntimeError: The size", "in training"),
+    "x = x if tokens.resets is None else x + tokens.reset": (
+        "AttributeError: 'Tokens' object has no attribute 'reset'", "with resets all False",
+    ),
+    "x = x if x.shape[1] > 1 else x[:, 1]": ("IndexError: index 1", "with a text in several calls"),
+}
+"""A fault of the code, which is none of dtype or device → what it raises, and how the layer was called."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_another_fault_gets_no_advice_about_precision(run: Callable[..., Result], fault: str) -> None:
+    """Rows of the first batch have 16 tokens, those of the exact check 24. That batch has resets where documents start
+    within rows, which raises before the check's own calls are made again."""
+    said, how = FAULTS[fault]
+    ended = run(layer=STATEFUL.format(fault=fault))
+    assert ended.exit_code == 5 and "Traceback" not in ended.output
+    last = ended.stderr.splitlines()[-1]
+    assert said in last and "single_layer_plugin.py:" in last and "widest_precision" not in last, last
+    if "resets" not in fault:
+        assert last.startswith("causality gate: blocks.0.single: layer 'single' of single 1.0.0: "), last
+        assert last.endswith(f" - it was called {how}, in the run's own precision too"), last
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ import torch
 
 from muse_core.contracts import Batch
 from muse_core.errors import PluginError, RecipeError
-from muse_core.evaluation.causality import document_tokens
+from muse_core.evaluation.causality import Leak, document_tokens
 from muse_core.evaluation.suites.subject import Subject
 
 CHECKS = ("values, exact", "values, own precision", "gradients")
 
 
 def causality_rows(subject: Subject) -> list[dict[str, Any]]:
-    """One row a check: whether it ``passed``, or ``skipped`` and why; of a leak the ``layer`` in which it shows and the
-    sentence. Of random tokens, two rows of the training length with a document start in one; no text is opened."""
+    """One row a check: whether it ``passed``, or ``skipped`` and why; of a ``leak`` or of values that are
+    ``not_finite`` the ``layer`` in which it shows and the sentence. Of random tokens, two rows of the training length
+    with a document start in one; no text is opened."""
     setup = subject.setup
     broken = [name for name, one in setup.model.named_parameters() if not torch.isfinite(one).all()]
     if broken:
@@ -29,7 +30,8 @@ def causality_rows(subject: Subject) -> list[dict[str, Any]]:
             rows.append({"check": check, "skipped": f"it cannot be made: {error}"})
             continue
         row: dict[str, Any] = {"check": check, "passed": leak is None}
-        rows.append(row if leak is None else row | {"layer": leak.layer, "leak": str(leak)})
+        found = "leak" if isinstance(leak, Leak) else "not_finite"
+        rows.append(row if leak is None else row | {"layer": leak.layer, found: str(leak)})
     return rows
 
 

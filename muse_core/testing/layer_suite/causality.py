@@ -14,7 +14,7 @@ from muse_core.contracts import State
 from muse_core.model.seeding import set_seed
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
-from muse_core.testing.sequences import Sequence, assert_close, document_starts, make_tokens, tokens_on
+from muse_core.testing.sequences import Sequence, assert_close, assert_finite, document_starts, make_tokens, tokens_on
 
 PERTURBATION = 1e3
 TOLERANCE = 1e-9
@@ -68,7 +68,7 @@ class LayerCausality(LayerBase):
     def test_a_large_change_reaches_no_earlier_token_and_no_other_row(self, case: Case, way: Way) -> None:
         layer, sequence, state = self.called(case, way)
         tokens = self.edges(case) if way.thorough else [self.length // 2, self.length - 1]
-        base = self.observe(layer, sequence, state, way)
+        base = self.reference(layer, sequence, state, way)
         for what, token, changed in self.perturbations(tokens, sequence):
             for name, value in self.observe(layer, changed, state, way).items():
                 self.unmoved(value[1, :token], base[name][1, :token], f"{name} before {what} depends on it", way)
@@ -78,7 +78,7 @@ class LayerCausality(LayerBase):
         """Also over more tokens than a window or a block of a kernel has, and after many periods."""
         way = WAYS[1]
         layer, sequence, state = self.called(case, way, length=FAR + 3)
-        base = self.observe(layer, sequence, state, way)
+        base = self.reference(layer, sequence, state, way)
         for what, token, changed in self.perturbations([FAR // 2 + 1, FAR + 2], sequence):
             for name, value in self.observe(layer, changed, state, way).items():
                 self.unmoved(value[1, :token], base[name][1, :token], f"{name} before {what} depends on it", way)
@@ -88,7 +88,7 @@ class LayerCausality(LayerBase):
         """Over as many tokens, whichever later one an output looks at. The changes are smaller, for the writes of many
         large ones overflow."""
         layer, sequence, state = self.called(case, way, length=FAR + 3)
-        base, token = self.observe(layer, sequence, state, way), FAR // 2 + 1
+        base, token = self.reference(layer, sequence, state, way), FAR // 2 + 1
         generator = torch.Generator().manual_seed(7)
         changed = attrs.evolve(
             sequence, x=sequence.x.clone(), signals={key: value.clone() for key, value in sequence.signals.items()}
@@ -129,7 +129,7 @@ class LayerCausality(LayerBase):
             (value[1, token:] - base[1, token:]).abs().max().item()
             for value, base in zip(
                 self.observe(layer, changed, None, WAYS[0]).values(),
-                self.observe(layer, sequence, None, WAYS[0]).values(),
+                self.reference(layer, sequence, None, WAYS[0]).values(),
             )
         )
         assert moved > TOLERANCE or self.ignores_x(case), "the layer ignores x"
@@ -146,6 +146,8 @@ class LayerCausality(LayerBase):
         signals = [value.requires_grad_() for value in sequence.signals.values()]
         set_seed(0)
         outputs = output_tensors(run(layer, sequence, state))
+        for name, value in outputs.items():
+            assert_finite(value, f"the {name}")
         for token in sorted({*self.edges(case), *document_starts(1, self.length)} - {0}):
             early = sum((value[1, :token] ** 2).sum() for value in outputs.values() if value.requires_grad)
             if not isinstance(early, Tensor):
@@ -153,6 +155,7 @@ class LayerCausality(LayerBase):
             gradients = torch.autograd.grad(early, [x, *signals], retain_graph=True, allow_unused=True)
             for gradient in gradients:
                 if gradient is not None:
+                    assert_finite(gradient, f"the gradient of outputs before token {token}")
                     assert not gradient[1, token:].any(), (
                         f"not causal: outputs before token {token} have a gradient to it or later ones ({way.name})"
                     )
@@ -195,6 +198,13 @@ class LayerCausality(LayerBase):
         with torch.set_grad_enabled(way.training):
             outputs = output_tensors(run(layer, sequence, state))
         return {name: value.detach() for name, value in outputs.items()}
+
+    def reference(self, layer: nn.Module, sequence: Sequence, state: State, way: Way) -> dict[str, Tensor]:
+        """What others are compared with: ``observe`` of the inputs as they are, whose outputs are finite numbers."""
+        outputs = self.observe(layer, sequence, state, way)
+        for name, value in outputs.items():
+            assert_finite(value, f"the {name}")
+        return outputs
 
     def perturbations(self, tokens: list[int], sequence: Sequence) -> Iterator[tuple[str, int, Sequence]]:
         """(what, token, sequence) with one of these tokens of row 1 changed, in x or in one signal."""

@@ -4,15 +4,18 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from muse_core.data.corpus import open_corpus
+from muse_core.errors import DataError
 from muse_core.recipe.schema import Data
 from muse_core.testing.building import chosen, resolve
 
 SPLITS = ("train", "validation", "canary", "test")
 
 
-def corpus_of(tmp_path, name, *, tokenizer=None, **options):
-    source = resolve("source", name, options)
+def corpus_of(tmp_path, use, *, tokenizer=None, **options):
+    source = resolve("source", use, options)
     data = Data(source=source, tokenizer=tokenizer or chosen("tokenizer", "bytes"), cache=str(tmp_path / "cache"))
     return open_corpus(data, seed=0)
 
@@ -89,3 +92,34 @@ prepare_corpus(Data(source=None, tokenizer=chosen("tokenizer", "bytes")), source
     subprocess.run([sys.executable, "-c", program], env={**kept, "HOME": str(home)}, check=True)
     assert not list(home.rglob("*"))
     assert [path.name for path in cache.iterdir()] == ["corpora"]
+
+
+SHORT = {
+    "file": 'Give more files, or cut a long text into documents with data.documents = "paragraph" or "line"',
+    "paragraph": 'data.documents is "paragraph" already, and the text has no more empty lines: give more files, or',
+    "line": 'data.documents is "line" already, and the text has no more lines: give more files',
+}
+
+
+@pytest.mark.parametrize("documents", SHORT)
+@pytest.mark.parametrize("name", ["one.txt", "one.jsonl"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_one_text_that_cannot_be_divided_is_told_what_would_help(tmp_path, documents, name, mixed):
+    (tmp_path / "one.txt").write_text("word " * 5000)
+    (tmp_path / "one.jsonl").write_text('{"text": "' + "word " * 5000 + '"}')
+    options = {"paths": [str(tmp_path / name)], "documents": documents}
+    with pytest.raises(DataError) as raised:
+        if mixed:
+            corpus_of(tmp_path, "mix", sources=[{"use": "files", **options}])
+        else:
+            corpus_of(tmp_path, "files", **options)
+    said = str(raised.value)
+    assert "the source has 1 document, too few" in said and f"at least 4 are needed. {SHORT[documents]}" in said
+    assert said.endswith("A row of a table is one document and is not cut")
+
+
+def test_few_articles_are_told_what_would_help(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": " = One = "}\n{"text": "of it"}\n')
+    with pytest.raises(DataError, match='"article", and the rows have no more headings: give more rows, or "row"'):
+        corpus_of(tmp_path, "hub", name=str(tmp_path / "set"), documents="article", split="train")
