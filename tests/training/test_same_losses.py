@@ -7,7 +7,8 @@ the last bit they are equal on a machine with the same torch and instructions. E
 first two (in bf16 the first) are compared to 1e-4 and the others to 1e-2, because AdamW's first steps move every
 weight by the learning rate whatever the size of its gradient, also where that is rounding. With torch 2.6 gradients
 differ by up to 6e-5 of their norm in fp32, by 1e-13 in float64, and later losses by 0.8 %; on a processor without bf16
-arithmetic (AVX2, torch 2.13) the second loss in bf16 by up to 8e-4.
+arithmetic (AVX2, torch 2.13) the second loss in bf16 by up to 8e-4. Two AMD processors with the same instructions
+differ in bf16 too, by 2e-5 in the first loss, so that to the last bit fp32 alone is compared.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ LOSSES = {
     ),
 }
 """Recipe and precision → losses of the first four steps, nats per token."""
-ROUNDING = {"phase2-fp32": 3, "moe-fp32": 3, "mqar-fp32": 0, "mqar-bf16": 0}
+ROUNDING = {"phase2-fp32": 3, "moe-fp32": 3, "mqar-fp32": 0}
 """Steps that are compared to the last bit, where it is not all. In fp32 the norm of phase2's gradient differs by 1e-12
 of itself from the first step on, and moe's fourth loss by its last bit; which sum has another order since 0.1 was not
 traced. A task's loss is the mean over the labels that count, which are scored alone since."""
@@ -125,7 +126,7 @@ def test_losses_are_near_those_of_before(name: str, losses: dict[str, list[float
     assert losses[name] == pytest.approx(before, rel=1e-2)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if ROUNDING.get(name, 4)])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.endswith("fp32") and ROUNDING.get(name, 4)])
 def test_losses_are_those_of_before_to_the_last_bit(name: str, losses: dict[str, list[float]]) -> None:
     if here() != MADE_WITH:
         pytest.skip(f"the losses are of {MADE_WITH}, and this is {here()}")
