@@ -46,11 +46,12 @@ class Silent:
         if number > self.steps:
             self.left = frozenset()
             return ()
-        self.seen.append(self.newest)
+        names, sizes = self.newest
+        self.seen.append((names, sizes.clone()))  # a recording may write the next step's to the same place
         self.steps = max(self.steps, number + 1)
         if self.steps < STEPS:
             return ()
-        reached = {name for names, sizes in self.seen for name, size in zip(names, sizes.tolist()) if size != 0}
+        reached = {name for told, norms in self.seen for name, size in zip(told, norms.tolist()) if size != 0}
         found = tuple(sorted(self.left - reached))
         self.left, self.newest = frozenset(), None
         self.seen.clear()
