@@ -198,7 +198,7 @@ def test_a_recipe_is_trained_from_its_file(small_recipe: dict[str, Any], tmp_pat
         (lambda run: run.records([]), ValueError, "one of schema"),
         (lambda run: muse_core.load(3), TypeError, r"run must be a path, not 3 \(int\)"),
         (lambda run: muse_core.load(run.path, step="3"), TypeError, "step must be a whole number, not '3'"),
-        (lambda run: muse_core.load(run.path, device=3), RecipeError, "'3' is not a valid device"),
+        (lambda run: muse_core.load(run.path, device=3), RecipeError, "'3' - auto, cpu, cuda or cuda:<index>"),
         (lambda run: muse_core.build(3), TypeError, "recipe must be a path, not 3"),
         (lambda run: muse_core.build({"name": "x"}, 3), TypeError, "overrides must be a list of str, not 3"),
         (lambda run: muse_core.build({"name": "x"}, [3]), TypeError, "overrides must be a list of str; 3"),
