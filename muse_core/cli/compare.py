@@ -79,56 +79,58 @@ def compare(
             given = [overrides, slots != 1, cluster, job, max_seconds, retry, only_report, dry_run]
             _compare_runs(targets, output, named or any(given))
             return
-        from muse_core.comparison.part import listed, part_of
+        from muse_core.comparison.part import part_of
         from muse_core.comparison.plan import read_plan
         from muse_core.comparison.runs import Comparison
         from muse_core.storage.run_directory import refuse_run
         from muse_core.training.stop import Stop
 
         plan = targets[0]
-        _check_options(gpus, cluster, job, max_seconds, retry, only_report)
+        dealt = _check_options(gpus, cluster, job, max_seconds, retry, only_report)
         stop = Stop(max_seconds)
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
         comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
         refuse_run(comparison.folder)
         if not only_report:
             import_numpy()
-        if gpus is not None and not (only_report or dry_run):
+        if dealt and not (only_report or dry_run):
             from muse_core.comparison.gpus import require_gpus  # imports torch
 
-            require_gpus(listed("--gpus", gpus))
+            require_gpus(dealt)
         if not only_report:
             _say_parameters(read, plan, comparison.folder)
-            for sentence in comparison.trained_otherwise():
+            for sentence in comparison.trained_otherwise:
                 click.secho(f"warning: {sentence}", fg="yellow")
         if dry_run:
             _list_runs(comparison)
         elif only_report:
             _report(comparison, stop)
         else:
-            _work(comparison, stop, slots, gpus, cluster, job, retry)
+            _work(comparison, stop, slots, dealt, cluster, job, retry)
             _report(comparison, stop)
 
 
 def _check_options(
     gpus: str | None, cluster: str | None, job: tuple[str, ...], max_seconds: float | None, retry: bool,
     only_report: bool,
-) -> None:
-    """Raises RecipeError for what click lets through."""
+) -> list[str]:
+    """The GPUs that ``--gpus`` names. Raises RecipeError for what click lets through."""
     from muse_core.comparison.part import listed
     from muse_core.errors import RecipeError
 
     if max_seconds is not None and not math.isfinite(max_seconds):
         raise RecipeError(f"--max-seconds {max_seconds}: must be a finite number - leave it out for no limit")
-    for gpu in listed("--gpus", gpus):
+    dealt = listed("--gpus", gpus)
+    for gpu in dealt:
         if not GPU.fullmatch(gpu):
             raise RecipeError(f"--gpus {gpus}: {gpu!r} names no GPU - write their numbers, as 0,1, or their UUIDs")
     if job and cluster is None:
         raise RecipeError("--job is a parameter of the jobs of --cluster - name one, or leave it out")
-    if gpus is not None and cluster is not None:
+    if dealt and cluster is not None:
         raise RecipeError("--gpus are those of this host; the scheduler gives others: --job gpus_per_node=1")
     if retry and only_report:
         raise RecipeError("--retry repeats runs, and --report runs nothing - leave one of them out")
+    return dealt
 
 
 def _list_runs(comparison: Comparison) -> None:
@@ -143,12 +145,11 @@ def _list_runs(comparison: Comparison) -> None:
 
 
 def _work(
-    comparison: Comparison, stop: Stop, slots: int, gpus: str | None, cluster: str | None, job: tuple[str, ...],
+    comparison: Comparison, stop: Stop, slots: int, gpus: Sequence[str], cluster: str | None, job: tuple[str, ...],
     retry: bool,
 ) -> None:
     """Runs what is left, until nothing is or ``stop`` asks to leave; the report is written anew after every run."""
     from muse_core.comparison.cluster import Cluster
-    from muse_core.comparison.part import listed
     from muse_core.comparison.report import compose, write
     from muse_core.comparison.slots import Slots, begin_here
     from muse_core.storage.directory_lock import RunLock
@@ -161,7 +162,7 @@ def _work(
     def work(count: int, among: Callable[[], Sequence[Cell]]) -> None:
         Slots(
             count=count,
-            gpus=listed("--gpus", gpus),
+            gpus=gpus,
             say=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {text}"),
             stop=stop,
             launch=begin_here if jobs is None else jobs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,6 @@ class Comparison:
     read: Read
     folder: Path
     _checked: set[Path] = attrs.field(factory=set, init=False)
-    _trained_otherwise: list[str] | None = attrs.field(default=None, init=False)
 
     def runs(self) -> Runs:
         """Reads how far the folder is. Raises StorageError where a run in it is one of another recipe, which must not
@@ -51,7 +51,7 @@ class Comparison:
         values = chosen_values(self.read.plan, tuning)
         found = Runs(
             measuring=measuring_cells(self.read, self.folder), steps=steps, tuning=tuning, values=values,
-            reported=reported_cells(self.read, self.folder, values, steps), trained_otherwise=self.trained_otherwise(),
+            reported=reported_cells(self.read, self.folder, values, steps), trained_otherwise=self.trained_otherwise,
         )
         for cell in found.all:
             if cell.path not in self._checked:
@@ -59,11 +59,10 @@ class Comparison:
                 self._checked.add(cell.path)
         return found
 
+    @functools.cached_property
     def trained_otherwise(self) -> list[str]:
-        """Sentences on variants whose recipes train otherwise than the baseline's; read once."""
-        if self._trained_otherwise is None:
-            self._trained_otherwise = unlike_training(self.read)
-        return self._trained_otherwise
+        """Sentences on variants whose recipes train otherwise than the baseline's."""
+        return unlike_training(self.read)
 
     def counted(self) -> tuple[int, int]:
         """Runs that are settled, and all of the plan, those whose settings are not decided yet among them."""

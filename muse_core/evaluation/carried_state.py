@@ -8,7 +8,6 @@ them and train as well as any.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -63,10 +62,10 @@ class ReadAcross:
 
 def state_faults(
     model: Any, width: int, periods: tuple[int, ...], *, documents: bool
-) -> Iterator[Forgotten | ReadAcross]:
+) -> list[Forgotten | ReadAcross]:
     """What ``forgotten`` finds, and with ``documents`` what ``read_across`` does."""
     found = (forgotten(model, width, periods), read_across(model, width, periods) if documents else None)
-    yield from (one for one in found if one is not None)
+    return [one for one in found if one is not None]
 
 
 @torch.no_grad()

@@ -69,6 +69,11 @@ class HeldOut:
     """What the layers measured, reduced as in training."""
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """``low`` and ``high``; None of one window in one document, which has no spread."""
+        return None if len(self.rows.document) < 2 else (self.low, self.high)
+
+    @property
     def perplexity(self) -> float:
         """Per token."""
         return math.exp(min(self.loss, 700.0))

@@ -70,8 +70,7 @@ def summary_table(
         "held_out_loss": first.loss,
         "held_out_perplexity": first.perplexity,
         "held_out_bits_per_byte": first.bits_per_byte,
-        # The rows of one window have no spread.
-        "held_out_interval": [first.low, first.high] if first.low < first.high else None,
+        "held_out_interval": first.interval and list(first.interval),
         "held_out_documents": first.documents,
         "held_out_tokens": first.tokens,
         "held_out_in_training": setup.corpus.in_training.get(recipe.evaluate.split),

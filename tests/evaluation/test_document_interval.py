@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -47,18 +48,25 @@ def test_the_interval_of_a_single_document_is_said_to_be_of_its_rows() -> None:
 
 
 def test_a_row_says_what_its_interval_rests_on_and_whether_that_is_little() -> None:
-    def row(documents: list[int], windows: int, weight: float = 50.0) -> dict[str, Any]:
+    def row(documents: list[int], weight: float = 50.0) -> dict[str, Any]:
         parts = {name: np.ones(len(documents)) for name in ("nats", "tokens", "bytes", "correct")}
         rows = Rows(document=np.array(documents), **parts)
         found = HeldOut(loss=1.0, bits_per_byte=1.0, low=0.9, high=1.1, documents=weight, tokens=9, bytes=9,
                         accuracy=0.5, state_numbers=0, rows=rows)
-        return _row(SimpleNamespace(where="a text", is_task=False), 8, found, windows)
+        return _row(SimpleNamespace(where="a text", is_task=False), 8, found)
 
-    told = [(one["low"], one["high"], one["interval_by"]) for one in (row([3], 1), row([3, 3], 2), row([3, 4], 1))]
+    told = [(one["low"], one["high"], one["interval_by"]) for one in (row([3]), row([3, 3]), row([3, 4]))]
     assert told == [(None, None, "nothing, there is one window"), (0.9, 1.1, "windows"), (0.9, 1.1, "documents")]
     many = [*range(100)]
-    few = [row(many, 9, weight)["few_documents"] for weight in (39.9, 40.0)]
-    assert few == [True, False] and row(many, 9)["documents"] == 100, "of unequal documents many may be few"
+    few = [row(many, weight)["few_documents"] for weight in (39.9, 40.0)]
+    assert few == [True, False] and row(many)["documents"] == 100, "of unequal documents many may be few"
+
+
+def test_losses_that_are_no_numbers_are_not_taken_for_one_window() -> None:
+    parts = {name: np.ones(2) for name in ("nats", "tokens", "bytes", "correct")}
+    found = HeldOut(loss=math.nan, bits_per_byte=math.nan, low=math.nan, high=math.nan, documents=2.0, tokens=2,
+                    bytes=2, accuracy=0.0, state_numbers=0, rows=Rows(document=np.array([3, 4]), **parts))
+    assert found.interval is not None and all(map(math.isnan, found.interval))
 
 
 def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from muse_core.evaluation.suites.subject import Subject
 Row = dict[str, Any]
 
 
-def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[HeldOut, int]:
-    """Held-out measures in windows of ``length``, and how many windows these are; see ``Subject.windows``."""
+def _measured(subject: Subject, length: int, span: int | None = None) -> HeldOut:
+    """Held-out measures in windows of ``length``; see ``Subject.windows``."""
     setup = subject.setup
     if subject.is_task:
         split = setup.recipe.evaluate.split
@@ -33,20 +33,20 @@ def _measured(subject: Subject, length: int, span: int | None = None) -> tuple[H
     sizes = setup.corpus.byte_lengths if subject.is_task else subject.tokenizer.byte_lengths
     found = held_out(setup.model, batches, sizes, setup.precision, documents=documents)
     assert found is not None, "nothing interrupts it"
-    return found, len(documents)
+    return found
 
 
-def _row(subject: Subject, length: int, found: HeldOut, windows: int) -> Row:
+def _row(subject: Subject, length: int, found: HeldOut) -> Row:
     """``interval_by`` says what was resampled: windows, where there is but one document; ``bits_per`` what
     ``bits_per_byte`` counts by, a counted token in a task."""
     documents = len(np.unique(found.rows.document))
-    several = documents > 1
-    low, high = found.low, found.high
-    alone = windows < 2 and not several
+    low, high = found.interval or (None, None)
     return {
         "text": subject.where, "length": length, "bits_per_byte": found.bits_per_byte,
-        "low": None if alone else low, "high": None if alone else high,
-        "interval_by": "nothing, there is one window" if alone else "documents" if several else "windows",
+        "low": low, "high": high,
+        "interval_by": (
+            "nothing, there is one window" if found.interval is None else "documents" if documents > 1 else "windows"
+        ),
         "nats_per_token": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy,
         "tokens": found.tokens, "bytes": found.bytes, "documents": documents,
         "few_documents": found.documents < FEW_DOCUMENTS, "bits_per": "token" if subject.is_task else "byte",
@@ -57,8 +57,8 @@ def held_out_rows(subject: Subject) -> list[Row]:
     """One row, of the windows that the run's own evaluation reads. For a task bits per byte are bits per counted
     token. Of text also ``words`` and ``word_perplexity``; see ``by_words``."""
     span = subject.length * max(subject.setup.recipe.evaluate.lengths)
-    found, windows = _measured(subject, subject.length, span)
-    row = _row(subject, subject.length, found, windows)
+    found = _measured(subject, subject.length, span)
+    row = _row(subject, subject.length, found)
     if not subject.is_task:
         row |= by_words(found, subject, span)
     return [row]
@@ -96,11 +96,11 @@ def length_rows(subject: Subject) -> list[Row]:
             rows.append({"text": subject.where, "length": length, "skipped":
                          f"the text has {len(subject.split.tokens) - 1} tokens"})
             continue
-        found, windows = _measured(subject, length, span)
+        found = _measured(subject, length, span)
         measured = Measured(
             document=found.rows.document, above=found.rows.nats, below=found.rows.bytes.astype(float)
         )
-        row = _row(subject, length, found, windows)
+        row = _row(subject, length, found)
         if base is None:
             base = measured
         else:
