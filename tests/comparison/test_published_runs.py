@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import statistics
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "peers.md"
 ROWS = {
     "gated-deltanet": "Gated DeltaNet", "mamba2": "Mamba-2", "mamba3": "Mamba-3", "kda": "KDA", "rwkv7": "RWKV-7",
-    "phase5": "`phase5_10m`",
+    "gated-deltanet-2": "Gated DeltaNet-2", "phase5": "`phase5_10m`",
 }
 
 
@@ -36,13 +37,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "peers-muon"
 
 
-@pytest.fixture(scope="module")
-def report(section: str, runs: Path) -> dict[str, Any]:
+def computed(section: str, runs: Path, *more: str) -> dict[str, Any]:
+    """What the page's command, with `more` options, reports: four runs are left to run, as the page says."""
     (command,) = re.findall(r"^    muse compare ((?:.*\\\n)*.*)$", section, flags=re.MULTILINE)
     plan, *options = shlex.split(command.replace("\\\n", " "))
-    ended = CliRunner().invoke(compare, [str(ROOT / plan), *options, "-o", str(runs)], catch_exceptions=False)
-    assert ended.exit_code == 0, ended.output
+    ended = CliRunner().invoke(compare, [str(ROOT / plan), *options, *more, "-o", str(runs)], catch_exceptions=False)
+    assert ended.exit_code == 75 and ended.output.count("/test-0.02-seed-") == 4, ended.output
     return json.loads((runs / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def report(section: str, runs: Path) -> dict[str, Any]:
+    return computed(section, runs)
+
+
+def shown(ratio: dict[str, float]) -> str:
+    return f"{ratio['value']:.3f}, {ratio['low']:.3f} to {ratio['high']:.3f}"
 
 
 def cells(section: str, name: str) -> list[str]:
@@ -53,17 +63,25 @@ def cells(section: str, name: str) -> list[str]:
 @pytest.mark.parametrize("name", ROWS)
 def test_the_page_has_what_the_runs_give(section: str, report: dict[str, Any], name: str) -> None:
     (found,) = [arm for arm in report["arms"] if arm["name"] == name]
-    state, _, first, second, _, ratio = cells(section, name)[1:7]
+    state, _, *seeds, mean, ratio = cells(section, name)[1:9]
     assert state == f"{found['state']:,}"
-    assert [first, second] == [f"{found['by_seed'][seed]:.4f}" for seed in ("1", "2")]
+    by_seed = found["by_seed"]
+    assert seeds == [f"{by_seed[seed]:.4f}" if seed in by_seed else "" for seed in ("1", "2", "3", "4")]
+    assert mean == f"{statistics.fmean(by_seed.values()):.4f}"
     if name != report["baseline"]:
-        against = found["against_baseline"]
-        assert ratio == f"{against['value']:.3f}, {against['low']:.3f} to {against['high']:.3f}"
+        assert ratio == shown(found["against_baseline"])
+
+
+@pytest.mark.parametrize("peer", [name for name in ROWS if name != "phase5"])
+def test_so_has_its_last_column(section: str, runs: Path, peer: str) -> None:
+    report = computed(section, runs, "--baseline", peer)
+    (found,) = [arm for arm in report["arms"] if arm["name"] == "phase5"]
+    assert cells(section, peer)[-1] == shown(found["against_baseline"])
 
 
 def test_every_run_has_its_recipe_and_figures_and_nothing_of_the_machine(runs: Path) -> None:
     found = sorted(path.parent for path in runs.rglob("summary.json"))
-    assert len(found) == 16
+    assert len(found) == 28
     for run in found:
         assert {"recipe.toml", "summary.json", "held_out.json"} <= {path.name for path in run.iterdir()}
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
