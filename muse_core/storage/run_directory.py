@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from muse_core.errors import RecipeError, StorageError, typed
-from muse_core.storage.directory_lock import RunLock
+from muse_core.storage.directory_lock import LOCK, RunLock
 from muse_core.storage.disk import (
     Disk,
     HeldDisk,
@@ -28,6 +28,9 @@ STARTED = (
     "stages", "tensorboard",
 )
 """What a run writes before its first checkpoint."""
+
+ENDED = ("summary.json", "held_out.json", "report.html", "report.json", "pictures")
+"""What it writes at its end."""
 
 
 class RunDirectory:
@@ -60,12 +63,19 @@ class RunDirectory:
     def claim(cls, path: Path | str, recipe: str, *, disk: Disk | None = None) -> RunDirectory:
         """Locks a directory for a new run of the resolved recipe ``recipe``, before the work of preparing it.
 
-        The directory may exist and hold other things, but no run. Nothing makes it a run until ``begin``.
+        The directory may exist and hold other things, but no run, and nothing that a run would write over or that a
+        start which fails would remove. Nothing makes it a run until ``begin``.
         """
+        begun = os.path.lexists(Path(path) / LOCK)
         self = cls._claim(Path(path), disk or Disk(), new=True)
         try:
             self._refuse_other_run(recipe)
+            if not begun:
+                self._refuse_files_of_others()
         except BaseException:
+            if not begun:
+                with storage_errors("remove the lock of", self.path):
+                    self._lock.remove()
             self.close()
             raise
         return self
@@ -222,6 +232,15 @@ class RunDirectory:
             raise StorageError(
                 f"{self.path}: holds a run of another recipe - choose another run directory, or continue that run "
                 f"with --resume {typed(self.path)}"
+            )
+
+    def _refuse_files_of_others(self) -> None:
+        """Where no start has been: nothing here may have a name that a run gives to its own files."""
+        found = next((name for name in (*STARTED, *ENDED) if os.path.lexists(self.path / name)), None)
+        if found is not None:
+            raise StorageError(
+                f"{self.path}: has {found}, which is of no run and which one would write over - choose another run "
+                "directory"
             )
 
 

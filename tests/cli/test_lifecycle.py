@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +16,8 @@ from typing import Any
 import pytest
 
 from muse_core.cli.run import main
-from muse_core.errors import StorageError
 from muse_core.metrics.jsonl import read_rows
 from muse_core.storage.checkpoint import Checkpoints
-from muse_core.storage.disk import Disk, make_directory
-from muse_core.storage.run_directory import RunDirectory
 from muse_core.testing import warm
 from tests.commands import called
 
@@ -139,66 +134,6 @@ def test_a_display_that_fails_ends_no_run(recipe: Path, tmp_path: Path, kind: st
         assert process.stderr.read() == "" and process.wait(120) == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == last_step(run)
     assert list(read_rows(run / "events.jsonl"))
-
-
-def test_runs_started_in_one_second_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    runs = [RunDirectory.claim_named("a", "x") for _ in range(4)]
-    assert len({run.path for run in runs}) == 4 and all(run.path.parent == tmp_path / "runs" for run in runs)
-    for run in reversed(runs):  # the first has made the folder ``runs``
-        run.withdraw()
-        run.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_parent_made_at_the_same_moment_is_accepted(tmp_path: Path) -> None:
-    """The other process is a disk here that makes the folder between the look and the making: always, not by luck."""
-
-    class Simultaneous(Disk):
-        def mkdir(self, path: Path) -> None:
-            os.mkdir(path)
-            os.mkdir(path)
-
-    make_directory(Simultaneous(), tmp_path / "new/1")
-    assert (tmp_path / "new/1").is_dir()
-    failures: list[Exception] = []
-    for number in range(20):
-        barrier = threading.Barrier(2)
-
-        def claim(name: str, barrier: threading.Barrier = barrier, number: int = number) -> None:
-            barrier.wait()
-            try:
-                RunDirectory.claim(tmp_path / str(number) / name, "x").close()
-            except StorageError as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=claim, args=(name,)) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not failures
-
-
-@pytest.mark.parametrize(
-    "wrong, code",
-    [("train.sequence_length=9999999", 3), ("init.from=nowhere", 3), ("checkpoint.quota=1000", 3),
-     ('data={use="files",paths=["none.txt"]}', 3), ('data.cache="~nobody-of-this-name/x"', 3),
-     ('data={use="files",paths=["~nobody-of-this-name/x"]}', 3)],
-)
-def test_a_failed_start_leaves_nothing(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, code: int
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    for place in ((), ("--run-dir", tmp_path / "new/run")):
-        failed = invoke(recipe, *place, "--set", wrong)
-        assert failed.exit_code in (2, code) and isinstance(failed.exception, SystemExit), failed.output
-        assert sorted(tmp_path.iterdir()) == before
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/notes.txt").write_text("mine")
-    assert invoke(recipe, "--run-dir", tmp_path / "kept", "--set", wrong).exit_code in (2, code)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
 
 
 def test_the_quota_is_foreseen_with_the_moments(recipe: Path, tmp_path: Path) -> None:
