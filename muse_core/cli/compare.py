@@ -43,6 +43,8 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 @click.option("--seeds", metavar="1,2,…", help="Report these seeds in place of the plan's.")
 @click.option("--values", metavar="V,V,…",
               help="Sweep these values in place of the plan's, as to widen it; what is done is not repeated.")
+@click.option("--sweep-only", is_flag=True,
+              help="Run the sweep and not what is reported with the values that it chooses.")
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 256),
               help="Runs at a time; several small ones share a GPU well.")
 @click.option("--gpus", metavar="0,1,…", help="Deal the slots over these GPUs [default: as torch chooses].")
@@ -57,8 +59,8 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 @click.option("--dry-run", is_flag=True, help="List the runs and the sizes of the variants, and run nothing.")
 def compare(
     targets: tuple[Path, ...], output: Path | None, overrides: tuple[str, ...], arms: str | None, baseline: str | None,
-    seeds: str | None, values: str | None, slots: int, gpus: str | None, cluster: str | None, job: tuple[str, ...],
-    max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
+    seeds: str | None, values: str | None, sweep_only: bool, slots: int, gpus: str | None, cluster: str | None,
+    job: tuple[str, ...], max_seconds: float | None, retry: bool, only_report: bool, dry_run: bool,
 ) -> None:
     """Train, tune and compare what PLAN, a TOML file, lists, in as many calls as it takes; or compare finished RUNs,
     each with the last one.
@@ -76,7 +78,7 @@ def compare(
         refuse_several_processes()
         if len(targets) > 1 or targets[0].is_dir():
             named = any(one is not None for one in (arms, baseline, seeds, values, gpus))
-            given = [overrides, slots != 1, cluster, job, max_seconds, retry, only_report, dry_run]
+            given = [overrides, sweep_only, slots != 1, cluster, job, max_seconds, retry, only_report, dry_run]
             _compare_runs(targets, output, named or any(given))
             return
         from muse_core.comparison.part import part_of
@@ -89,7 +91,9 @@ def compare(
         dealt = _check_options(gpus, cluster, job, max_seconds, retry, only_report)
         stop = Stop(max_seconds)
         read = part_of(read_plan(plan, overrides), arms=arms, baseline=baseline, seeds=seeds, values=values)
-        comparison = Comparison(read, output or Path("comparisons") / read.plan.name)
+        if sweep_only:
+            _check_sweep(read, only_report)
+        comparison = Comparison(read, output or Path("comparisons") / read.plan.name, sweep_only=sweep_only)
         refuse_run(comparison.folder)
         if not only_report:
             import_numpy()
@@ -133,6 +137,18 @@ def _check_options(
     return dealt
 
 
+def _check_sweep(read: Read, only_report: bool) -> None:
+    """Raises RecipeError where ``--sweep-only`` would run nothing."""
+    from muse_core.errors import RecipeError
+
+    if only_report:
+        raise RecipeError("--report runs nothing, and --sweep-only the sweep - leave one of them out")
+    if read.plan.tune is None:
+        raise RecipeError("--sweep-only: the plan has no [tune], so that there is nothing to sweep - leave it out")
+    if not read.plan.tune.runs:
+        raise RecipeError("--sweep-only: one value is taken without a sweep - name two or more with --values")
+
+
 def _list_runs(comparison: Comparison) -> None:
     """What a call would run, and how far each run is."""
     runs, plan = comparison.runs(), comparison.read.plan
@@ -140,7 +156,7 @@ def _list_runs(comparison: Comparison) -> None:
         click.echo(f"{cell.name}: {_state(cell)}")
     if runs.measuring and not runs.steps:
         click.echo("then the runs of the plan, with as many steps as fit into its seconds")
-    elif not runs.reported:
+    elif not runs.reported and not comparison.sweep_only:
         click.echo(f"then {len(plan.variants) * len(plan.seeds)} runs with what the sweep chose")
 
 

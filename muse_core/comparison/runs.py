@@ -41,6 +41,8 @@ class Comparison:
 
     read: Read
     folder: Path
+    sweep_only: bool = attrs.field(default=False, kw_only=True)
+    """Leave the reported runs that are not done out, so that the sweep can be looked at before they are run."""
     _checked: set[Path] = attrs.field(factory=set, init=False)
 
     def runs(self) -> Runs:
@@ -49,9 +51,11 @@ class Comparison:
         steps = steps_in_time(self.read, self.folder)
         tuning = tuning_cells(self.read, self.folder, steps)
         values = chosen_values(self.read.plan, tuning)
+        reported = reported_cells(self.read, self.folder, values, steps)
         found = Runs(
             measuring=measuring_cells(self.read, self.folder), steps=steps, tuning=tuning, values=values,
-            reported=reported_cells(self.read, self.folder, values, steps), trained_otherwise=self.trained_otherwise,
+            reported=[cell for cell in reported if cell.summary() is not None] if self.sweep_only else reported,
+            trained_otherwise=self.trained_otherwise,
         )
         for cell in found.all:
             if cell.path not in self._checked:
@@ -68,7 +72,8 @@ class Comparison:
         """Runs that are settled, and all of the plan, those whose settings are not decided yet among them."""
         plan, found = self.read.plan, self.runs()
         swept = 0 if plan.tune is None else plan.tune.runs
-        every = len(found.measuring) + len(plan.variants) * (swept + len(plan.seeds))
+        reported = len(found.reported) if self.sweep_only else len(plan.variants) * len(plan.seeds)
+        every = len(found.measuring) + len(plan.variants) * swept + reported
         return sum(cell.settled() for cell in found.all), every
 
     def forget_failures(self) -> None:
