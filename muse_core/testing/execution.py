@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -79,31 +80,56 @@ class DerivativeSuite(ExecutionSuite):
         """Along a random direction of inputs and parameters, against a fourth-order central difference."""
         module = self.lively(case).eval()
         inputs = {name: value.requires_grad_() for name, value in self.inputs(case, module, torch.float64).items()}
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        leaves = [*inputs.values(), *parameters]
+        leaves = {f"input {name}": value for name, value in inputs.items()}
+        leaves |= {f"parameter {name}": value for name, value in module.named_parameters() if value.requires_grad}
         generator = torch.Generator().manual_seed(11)
-        if any(leaf.dtype != torch.float64 for leaf in leaves):
+        if any(leaf.dtype != torch.float64 for leaf in leaves.values()):
             pytest.skip("differences need float64, which it does not have")
-        directions = [
-            torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device) for leaf in leaves
-        ]
-        total = weighted(self.call(case, module, inputs))
-        if not total.requires_grad:
+        directions = {
+            name: torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
+            for name, leaf in leaves.items()
+        }
+
+        def total() -> Tensor:
+            return weighted(self.call(case, module, inputs))
+
+        value = total()
+        if not value.requires_grad:
             pytest.skip("nothing to train")
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        predicted = sum((g * d).sum().item() for g, d in zip(gradients, directions) if g is not None)
-        points = {}
-        with torch.no_grad():
-            for multiple in (-2, -1, 1, 2):
-                for leaf, direction in zip(leaves, directions):
-                    leaf += multiple * STEP * direction
-                points[multiple] = weighted(self.call(case, module, inputs)).item()
-                for leaf, direction in zip(leaves, directions):
-                    leaf -= multiple * STEP * direction
-        measured = (8 * (points[1] - points[-1]) - (points[2] - points[-2])) / (12 * STEP)
-        assert abs(measured - predicted) <= RELATIVE * max(1.0, abs(measured), abs(predicted)), (
-            f"autograd gives {predicted:.9g}, differences {measured:.9g}"
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        predicted = {
+            name: 0.0 if gradient is None else (gradient * directions[name]).sum().item()
+            for name, gradient in zip(leaves, gradients)
+        }
+        if close(sum(predicted.values()), found := slope(total, leaves, directions)):
+            return
+        alone = {name: slope(total, {name: leaf}, directions) for name, leaf in leaves.items()}
+        wrong = [
+            f"for {name} alone {predicted[name]:.6g} and {measured:.6g}"
+            for name, measured in alone.items() if not close(predicted[name], measured)
+        ]
+        raise AssertionError(
+            f"along a random direction autograd gives {sum(predicted.values()):.9g}, differences {found:.9g}"
+            + "".join(f"; {one}" for one in wrong)
         )
+
+
+def slope(total: Callable[[], Tensor], leaves: Mapping[str, Tensor], directions: Mapping[str, Tensor]) -> float:
+    """The derivative of ``total`` along the directions of these leaves, by a fourth-order central difference."""
+    points = {}
+    with torch.no_grad():
+        for multiple in (-2, -1, 1, 2):
+            for name, leaf in leaves.items():
+                leaf += multiple * STEP * directions[name]
+            points[multiple] = total().item()
+            for name, leaf in leaves.items():
+                leaf -= multiple * STEP * directions[name]
+    return float((8 * (points[1] - points[-1]) - (points[2] - points[-2])) / (12 * STEP))
+
+
+def close(predicted: float, measured: float) -> bool:
+    """Whether a derivative and a difference agree; NaN agrees with nothing."""
+    return abs(measured - predicted) <= RELATIVE * max(1.0, abs(measured), abs(predicted))
 
 
 def assert_near_fp32(actual: Tensor, expected: Tensor, what: str) -> None:

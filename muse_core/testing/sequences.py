@@ -19,6 +19,9 @@ from muse_core.model import states
 EXACT = 1e-10
 """Largest difference, relative to the largest magnitude, between two orders of the same float64 computation."""
 
+ROWS_AND_TOKENS = ("row", "token")
+"""The leading axes of what a layer computes."""
+
 NARROWER = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """The same in the precisions of layers that have no float64 form."""
 
@@ -172,13 +175,37 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return float("inf") if worst != worst else worst
 
 
-def assert_close(actual: Tensor, expected: Tensor, what: str, *, within: float = EXACT) -> None:
-    """``within`` is meant for float64; equal bits (0) are asked for in every precision."""
+def assert_close(
+    actual: Tensor, expected: Tensor, what: str, *, within: float = EXACT, axes: tuple[str, ...] = ()
+) -> None:
+    """``within`` is meant for float64; equal bits (0) are asked for in every precision. ``axes`` names the leading axes
+    of both, by which the first place where they differ is told."""
     within = max(within, NARROWER.get(actual.dtype, 0.0)) if within else 0.0
     worst = distance(actual, expected)
     if worst == float("inf"):
         assert_finite(expected, f"{what}: what it is compared with")
-    assert worst <= within, f"{what}: differs by {worst:.3g} of the largest magnitude, allowed {within:.0e}"
+    if worst <= within:
+        return
+    place = first_difference(actual, expected, within, axes)
+    raise AssertionError(f"{what}: differs by {worst:.3g} of the largest magnitude, allowed {within:.0e}{place}")
+
+
+def first_difference(actual: Tensor, expected: Tensor, within: float, axes: tuple[str, ...]) -> str:
+    """Where the first numbers differ by more, as ``, first at row 1, token 3``; nothing without ``axes``.
+
+    The axis that is named last decides what is first: of rows and tokens it is the first token of any row.
+    """
+    if not axes or not actual.numel():
+        return ""
+    apart = (actual.double() - expected.double()).detach().abs()
+    if apart.ndim > len(axes):
+        apart = apart.flatten(len(axes)).amax(-1)
+    scale = max(1.0, expected.detach().abs().max().item())
+    places = (~(apart <= within * scale)).nonzero()
+    if not len(places):
+        return ""
+    first = places[places[:, -1].argmin()]
+    return ", first at " + ", ".join(f"{name} {int(index)}" for name, index in zip(axes, first))
 
 
 def assert_finite(value: Tensor, what: str) -> None:

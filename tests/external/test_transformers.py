@@ -59,7 +59,7 @@ class TestMambaMixer(CachedLayer):
     expected_failures: ClassVar[dict[str, str]] = {
         f"test_pieces_give_what_the_whole_gives[{pieces}-one document]": ZERO
         for pieces in ("uneven", "two", "periods")
-    }
+    } | {"test_pieces_of_a_long_row_give_what_the_whole_gives[one document]": ZERO}
 
     def config(self) -> Any:
         from transformers import MambaConfig

@@ -23,6 +23,9 @@ from muse_core.testing.signals import needed_shapes
 PERIOD = 8
 """What the suite sets the option ``period`` to, so that short sequences have several."""
 
+FAR = 96
+"""Tokens of a long sequence: more than a window or a chunk of 64."""
+
 _read: dict[tuple[int, str, str, str], tuple[Registry, Any]] = {}
 """Options of a case, which each of its tests asks for several times. The registry is kept, so that its id stays."""
 

@@ -12,7 +12,7 @@ from muse_core.errors import MuseError
 from muse_core.model.stack import place_of
 from muse_core.testing.cases import Case
 from muse_core.testing.layer_suite.base import LayerBase, output_tensors, run
-from muse_core.testing.sequences import Sequence, assert_close, assert_same_state, leaves, mapped
+from muse_core.testing.sequences import ROWS_AND_TOKENS, Sequence, assert_close, assert_same_state, leaves, mapped
 
 
 class LayerContract(LayerBase):
@@ -91,7 +91,8 @@ class LayerContract(LayerBase):
             restored = _rebuilt(state, stored, "state")
             expected, actual = run(layer, rest, state), run(other, rest, restored)
         for name, value in output_tensors(expected).items():
-            assert_close(output_tensors(actual)[name], value, f"{name} after restoring the state", within=0.0)
+            assert_close(output_tensors(actual)[name], value, f"{name} after restoring the state", within=0.0,
+                         axes=ROWS_AND_TOKENS)
 
     def test_padding_leaves_the_state_alone(self, case: Case) -> None:
         """Where ``valid`` is false state stays what it was; a layer with filters may refuse ragged rows."""
@@ -106,7 +107,7 @@ class LayerContract(LayerBase):
             assert self.period(case), f"refused padding without filters: {refusal}"
             return
         expected = run(layer, sequence.piece(0, kept))
-        assert_close(step.update[:, :kept], expected.update, "update before the padding")
+        assert_close(step.update[:, :kept], expected.update, "update before the padding", axes=ROWS_AND_TOKENS)
         self.check_same_future(case, layer, step.state, expected.state)
 
     def check_same_future(self, case: Case, layer: torch.nn.Module, left: object, right: object) -> None:
@@ -119,7 +120,7 @@ class LayerContract(LayerBase):
         following = Sequence(x=following.x, signals=following.signals, tokens=tokens)
         with torch.no_grad():
             actual, expected = run(layer, following, left), run(layer, following, right)
-        assert_close(actual.update, expected.update, "what follows the padding")
+        assert_close(actual.update, expected.update, "what follows the padding", axes=ROWS_AND_TOKENS)
 
 
 def measures_of(output: object) -> dict[str, torch.Tensor]:

@@ -116,10 +116,12 @@ def gated_deltanet_2(layer, x):
     return layer.output((normed * by_head(F.silu(low_rank(layer.gate, x)))).flatten(2))
 
 
-def rwkv7(layer, x):
+def rwkv7(layer, x, first=None):
     before = F.pad(x[:, :-1], (0, 0, 1, 0)).masked_fill(starts()[..., None], 0.0)
     mixed = {name: (1 - gain) * x + gain * before for name, gain in layer.shift.items()}
     receptance, key, value = layer.read(mixed["read"]), layer.key(mixed["key"]), layer.value(mixed["value"])
+    if first is not None:
+        value = value + (first - value) * torch.sigmoid(low_rank(layer.mix, mixed["value"]))
     factor = by_head((-math.exp(-0.5) * torch.sigmoid(low_rank(layer.decay, mixed["decay"], torch.tanh))).exp())
     rate = torch.sigmoid(low_rank(layer.rate, mixed["rate"]))
     removed = F.normalize(by_head(key * layer.removed), dim=-1)
@@ -148,6 +150,14 @@ def test_a_peer_is_what_its_paper_writes(written_out, options):
     layer, x, generator = lively(written_out.__name__.replace("_", "-"), options)
     found = layer(x, None, {}, Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())).update
     agree(found, written_out(layer, x), [x, *layer.parameters()], generator)
+
+
+def test_later_layers_of_rwkv7_take_a_share_of_the_first_values():
+    layer, x, generator = lively("rwkv7", {"heads": HEADS}, {"first_value": (WIDTH,)})
+    first = torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+    tokens = Tokens(torch.arange(LENGTH).expand(2, -1), resets=starts())
+    found = layer(x, None, {"first_value": first}, tokens).update
+    agree(found, rwkv7(layer, x, first), [x, first, *layer.parameters()], generator)
 
 
 def test_gated_deltanet_2_with_one_gate_is_kda():

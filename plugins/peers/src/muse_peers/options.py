@@ -79,8 +79,8 @@ class ChannelDeltaOptions:
 
 @frozen(kw_only=True)
 class KdaOptions(ChannelDeltaOptions):
-    """Kimi Delta Attention (Kimi Team 2025): the delta rule with a decay for every channel of the keys; sizes and first
-    values as in fla's layer."""
+    """Kimi Delta Attention (Kimi Team 2025): the delta rule with a decay for every channel of the keys; sizes as in
+    fla's layer, first values too but for those of projections."""
 
     decay: Literal["own", "signal"] = "own"
     """own: a channel's decay is of the token, by a product of low rank. signal: it is Γ of the signal ``decay`` of an
