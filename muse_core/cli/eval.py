@@ -23,8 +23,8 @@ from muse_core.out_of_memory import told
 @click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
 @click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
               help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
-@click.option("--documents", default="file", show_default=True, type=click.Choice(["file", "paragraph", "line"]),
-              help="What a document of --text is; intervals resample documents.")
+@click.option("--documents", type=click.Choice(["file", "paragraph", "line"]),
+              help="What a document of --text is; intervals resample documents [default: file].")
 @click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
               help="Tokens of text to read at most, in each suite that does.")
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(min=1),
@@ -37,7 +37,7 @@ from muse_core.out_of_memory import told
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of rows, for scripts and data frames.")
 def evaluate(
-    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str, tokens: int,
+    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str | None, tokens: int,
     lengths: tuple[int, ...], samples: int, seed: int, step: int | None, device: str | None, as_json: bool,
 ) -> None:
     """Measure the newest weights of RUNS, run directories.
