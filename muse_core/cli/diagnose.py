@@ -26,9 +26,11 @@ NUMBERS = 20
               help="UTF-8 file with the text to read; - is the standard input.")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
+@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def diagnose(
-    run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, as_json: bool
+    run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, device: str | None,
+    as_json: bool,
 ) -> None:
     """Show signals and metrics of every layer of RUN, a run directory, at its start and as trained.
 
@@ -45,8 +47,8 @@ def diagnose(
         if text is not None or text_file is not None:
             text = given_text(text, text_file, "--text", "the text to read")
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
-            trained, _ = open_trained(run, step=step, untrained=False, say=warn)
-            start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run), trained))
+            trained, _ = open_trained(run, device=device, step=step, untrained=False, say=warn)
+            start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run, device=device), trained))
             tables = own_checks(trained, run)
         before, after = start.ranges(), now.ranges()
         if as_json:
