@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.given_text import given_text
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
@@ -22,7 +23,7 @@ NUMBERS = 20
 @click.command()
 @run_argument()
 @click.option("--text", help="Text to read [default: the beginning of the validation text].")
-@click.option("--text-file", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--text-file", type=GivenPath(path_type=Path), metavar="FILE",
               help="UTF-8 file with the text to read; - is the standard input.")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import MEMORY, guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
@@ -21,7 +22,7 @@ from muse_core.out_of_memory import told
 @click.command(name="eval")
 @run_argument("runs", several=True)
 @click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
-@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--text", "texts", multiple=True, type=GivenPath(path_type=Path, dir_okay=False),
               help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
 @click.option("--documents", type=click.Choice(["file", "paragraph", "line"]),
               help="What a document of --text is; intervals resample documents [default: file].")

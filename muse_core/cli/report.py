@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+@click.argument("runs", nargs=-1, required=True, type=GivenPath(path_type=Path))
+@click.option("-o", "--output", type=GivenPath(path_type=Path, file_okay=False),
               help="Folder for report.html and pictures [default: the run directory; of several runs: report].")
 @click.option("--model", is_flag=True,
               help="Open the newest checkpoint of each run: count parameters and draw a sample anew.")
@@ -84,7 +85,7 @@ def _serve(runs: tuple[Path, ...], port: int) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=GivenPath(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, of several runs a list, for scripts.")
 @click.option("--format", "form", type=click.Choice(["csv", "markdown", "latex"]),
               help="A table with a row for each run: csv with all digits, markdown and latex as shown.")
