@@ -105,7 +105,7 @@ def _show(result: dict[str, Any]) -> None:
     shown = console()
     shown.print(f"{result['run']} at step {result['step']:,}", style="bold", soft_wrap=True)
     for suite, rows in result["suites"].items():
-        few = any(row.get("few_documents") for row in rows)
+        few = any(row.get("few_documents") and row.get("low") is not None for row in rows)
         titles = {"bits_per_byte": "bits per token"} if any(row.get("bits_per") == "token" for row in rows) else {}
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -122,7 +122,7 @@ def _show(result: dict[str, Any]) -> None:
         shown.print()
 
 
-FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
+FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more by --tokens or other text."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device", "bits_per")
 KEYS = ("text", "form", "layer", "pairs", "length", "bigram")
 """What tells rows of a suite apart, at their beginning."""

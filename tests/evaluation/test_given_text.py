@@ -31,6 +31,17 @@ def test_line_ends_of_windows_and_a_link_change_no_number(finished_run: Path, tm
     assert [other.stdout for other in others] == [plain.stdout] * 2
 
 
+def test_few_documents_are_told_where_there_is_an_interval(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("one line")
+    (tmp_path / "long.txt").write_text("one line\n" * 40)
+    short, long = (
+        command(finished_run, "--suite", "held-out", "--text", tmp_path / name).stdout
+        for name in ("short.txt", "long.txt")
+    )
+    assert "nothing, there is one window" in short and "too narrow" not in short
+    assert "intervals are too narrow" in long
+
+
 def test_what_is_packed_is_said_to_be(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "book.gz").write_bytes(gzip.compress(b"text"))
     asked = command(finished_run, "--text", tmp_path / "book.gz")
