@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muse_core.component import Use, load
 from muse_core.errors import MuseError, PluginError, RecipeError
@@ -20,6 +20,7 @@ from muse_core.model.plan import ExitSite, Site
 from muse_core.model.roles import parameter_roles
 from muse_core.model.seeding import generator_of, seeded
 from muse_core.model.signatures import mismatch
+from muse_core.model.states import said
 from muse_core.plugins.raised import raised
 from muse_core.recipe.schema import Matched, Recipe
 
@@ -226,7 +227,8 @@ def initialize(
     """Apply initializers by parameter name; of several matching, the last wins. Returns parameter → initializer.
     ``model`` may be the part of one that stands ``under`` this name there; ``done`` have their values already.
 
-    Raises RecipeError for a pattern that matches nothing, and PluginError for a result of another shape.
+    Raises RecipeError for a pattern that matches nothing, and PluginError for a result that is no tensor of real and
+    finite numbers of the parameter's shape.
     """
     roles = parameter_roles(model, under)
     winner: dict[str, int] = {}
@@ -248,11 +250,20 @@ def initialize(
             value = built[index](parameter.detach().clone(), role=roles[name], generator=generator_of(seed, name))
         except (RecipeError, ValueError) as error:
             raise RecipeError(f"initializers[{index}] on {name}: {error}") from error
-        if value.shape != parameter.shape:
-            raise PluginError(
-                f"initializers[{index}]: {matched[index].initializer.name} returned shape {tuple(value.shape)} "
-                f"for {name} of shape {tuple(parameter.shape)}"
-            )
+        if departed := _no_values(value, parameter.shape):
+            title = matched[index].initializer.title
+            raise PluginError(f"initializers[{index}]: {title} returned {departed} for {name}")
         parameter.copy_(value)
         applied[name] = matched[index].initializer.name
     return applied
+
+
+def _no_values(value: Any, shape: torch.Size) -> str | None:
+    """What an initializer returned and what is due, where it is no value of a parameter of this shape."""
+    if not isinstance(value, Tensor):
+        return f"{said(value)} where a new tensor is due"
+    if value.shape != shape:
+        return f"shape {tuple(value.shape)} where {tuple(shape)} is due"
+    if not value.is_floating_point():
+        return f"{value.dtype} where real numbers are due"
+    return None if bool(torch.isfinite(value).all()) else "NaN or infinity"

@@ -49,6 +49,8 @@ class Use:
     options: Any
     path: str = attrs.field(default="", eq=False)
     """Key path in the recipe, for messages: ``model.block[1].filters[0]``."""
+    qualified: bool = attrs.field(default=False, eq=False)
+    """The recipe names it as ``name@distribution``."""
 
     @property
     def title(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.threads import import_numpy
 from muse_core.errors import RecipeError
 
@@ -20,8 +21,8 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the roofline picture here.")
+@click.option("--json", "json_file", type=GivenPath(dir_okay=False, path_type=Path), help="Write the figures here.")
+@click.option("--plot", type=GivenPath(dir_okay=False, path_type=Path), help="Draw the roofline picture here.")
 @click.option(
     "--only",
     type=click.Choice(["resolvent", "fast_weights", "deep_memory", "trace_attention", "cpu"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.threads import import_numpy
 
@@ -31,8 +32,8 @@ GPU = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="PLAN | RUN RUN…", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+@click.argument("targets", nargs=-1, required=True, metavar="PLAN | RUN RUN…", type=GivenPath(path_type=Path))
+@click.option("-o", "--output", type=GivenPath(path_type=Path, file_okay=False),
               help="Folder of the runs and of the report [default: comparisons/<name of the plan>; of run directories: "
               "comparisons/<A>-against-<B>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",

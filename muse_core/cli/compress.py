@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
@@ -23,7 +24,7 @@ from muse_core.cli.threads import prepare_torch
               help="Steps of distillation after each round; 0 trains nothing. int8 and int4 have none.")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1, 16),
               help="Reach the ratio in so many rounds, each fitted and distilled.")
-@click.option("-o", "--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=GivenPath(path_type=Path),
               help="Directory of the new run [default: runs/<name>-<method>-<time>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of the new run's recipe.")

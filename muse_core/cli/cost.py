@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import columns, console, paragraph, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Steps of which the median "
               "counts, after three that do not.")
-@click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write the numbers here too.")
+@click.option("--json", "output", type=GivenPath(path_type=Path, dir_okay=False), help="Write the numbers here too.")
 def cost(
     targets: tuple[Path, ...], lengths: tuple[int, ...], tokens: int | None, vocabulary: int, reach: int | None,
     overrides: tuple[str, ...], device: str | None, repeats: int, output: Path | None,

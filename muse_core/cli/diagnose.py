@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.given_text import given_text
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
@@ -22,13 +23,15 @@ NUMBERS = 20
 @click.command()
 @run_argument()
 @click.option("--text", help="Text to read [default: the beginning of the validation text].")
-@click.option("--text-file", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--text-file", type=GivenPath(path_type=Path), metavar="FILE",
               help="UTF-8 file with the text to read; - is the standard input.")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
+@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def diagnose(
-    run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, as_json: bool
+    run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, device: str | None,
+    as_json: bool,
 ) -> None:
     """Show signals and metrics of every layer of RUN, a run directory, at its start and as trained.
 
@@ -45,8 +48,8 @@ def diagnose(
         if text is not None or text_file is not None:
             text = given_text(text, text_file, "--text", "the text to read")
         with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
-            trained, _ = open_trained(run, step=step, untrained=False, say=warn)
-            start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run), trained))
+            trained, _ = open_trained(run, device=device, step=step, untrained=False, say=warn)
+            start, now = (read(setup, text, tokens=tokens) for setup in (open_start(run, device=device), trained))
             tables = own_checks(trained, run)
         before, after = start.ranges(), now.ranges()
         if as_json:

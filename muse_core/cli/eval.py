@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import MEMORY, guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
@@ -21,10 +22,10 @@ from muse_core.out_of_memory import told
 @click.command(name="eval")
 @run_argument("runs", several=True)
 @click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
-@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--text", "texts", multiple=True, type=GivenPath(path_type=Path, dir_okay=False),
               help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
-@click.option("--documents", default="file", show_default=True, type=click.Choice(["file", "paragraph", "line"]),
-              help="What a document of --text is; intervals resample documents.")
+@click.option("--documents", type=click.Choice(["file", "paragraph", "line"]),
+              help="What a document of --text is; intervals resample documents [default: file].")
 @click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
               help="Tokens of text to read at most, in each suite that does.")
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(min=1),
@@ -37,7 +38,7 @@ from muse_core.out_of_memory import told
 @click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of rows, for scripts and data frames.")
 def evaluate(
-    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str, tokens: int,
+    runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str | None, tokens: int,
     lengths: tuple[int, ...], samples: int, seed: int, step: int | None, device: str | None, as_json: bool,
 ) -> None:
     """Measure the newest weights of RUNS, run directories.
@@ -104,7 +105,7 @@ def _show(result: dict[str, Any]) -> None:
     shown = console()
     shown.print(f"{result['run']} at step {result['step']:,}", style="bold", soft_wrap=True)
     for suite, rows in result["suites"].items():
-        few = any(row.get("few_documents") for row in rows)
+        few = any(row.get("few_documents") and row.get("low") is not None for row in rows)
         titles = {"bits_per_byte": "bits per token"} if any(row.get("bits_per") == "token" for row in rows) else {}
         rows = [_short(row) for row in rows]
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -121,7 +122,7 @@ def _show(result: dict[str, Any]) -> None:
         shown.print()
 
 
-FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more with --tokens."
+FEW = "The text weighs as few documents of equal size: intervals are too narrow; read more by --tokens or other text."
 ONLY_IN_JSON = ("perplexity", "words", "word_perplexity", "bytes", "by_chance", "few_documents", "device", "bits_per")
 KEYS = ("text", "form", "layer", "pairs", "length", "bigram")
 """What tells rows of a suite apart, at their beginning."""

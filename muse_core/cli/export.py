@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
 @run_argument()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=GivenPath(path_type=Path))
 @click.option("--to", "form", type=click.Choice(["hf", "torch"]), default="hf", show_default=True,
               help="hf: Hugging Face transformers. torch: a program that needs torch alone.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]),

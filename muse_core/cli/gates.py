@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import paragraph
 from muse_core.cli.threads import prepare_torch
 
@@ -16,13 +17,13 @@ COLOURS = {"PASS": "green", "FAIL": "red", "NOT APPLICABLE": "dim"}
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=GivenPath(path_type=Path))
 @click.option("--steps", default=1000, show_default=True, type=click.IntRange(min=2),
               help="Steps of the training run that the gates look at; every one is recorded.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key, as train.batch_size=8. May be repeated.")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
-@click.option("--dir", "folder", type=click.Path(path_type=Path),
+@click.option("--dir", "folder", type=GivenPath(path_type=Path),
               help="New folder for the runs and the report [default: runs/gates-<name>-<time>].")
 def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | None, folder: Path | None) -> None:
     """Run every exit gate on RECIPE and print its figure with PASS, FAIL or NOT APPLICABLE.

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.given_text import given_text
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
@@ -23,7 +24,7 @@ from muse_core.cli.threads import prepare_torch
 @click.command()
 @run_argument()
 @click.option("--prompt", help='Text to continue; "" starts a document of its own.')
-@click.option("--prompt-file", type=click.Path(path_type=Path, allow_dash=True),
+@click.option("--prompt-file", type=GivenPath(path_type=Path, allow_dash=True),
               help="File with the text to continue, in UTF-8; - is the standard input.")
 @click.option("--tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Tokens to draw.")
 @click.option("--samples", default=1, show_default=True, type=click.IntRange(min=1),

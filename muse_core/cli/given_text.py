@@ -12,6 +12,7 @@ def given_text(text: str | None, file: Path | None, option: str, meaning: str) -
     Raises RecipeError where there is none, two, one that is not UTF-8 or cannot be read, and for a text that is the
     name of a file: its contents are meant.
     """
+    from muse_core.data.plain_text import unicode_of
     from muse_core.errors import RecipeError
 
     if (text is None) == (file is None):
@@ -24,12 +25,11 @@ def given_text(text: str | None, file: Path | None, option: str, meaning: str) -
         return text
     try:
         raw = sys.stdin.buffer.read() if str(file) == "-" else Path(str(file)).read_bytes()
-        return raw.decode("utf-8")
+        return unicode_of(raw)
     except OSError as error:
         raise RecipeError(f"{option}-file {file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        sentence = f"{option}-file {file}: is not UTF-8 text at byte {error.start}; write it in UTF-8"
-        raise RecipeError(sentence) from error
+    except ValueError as error:
+        raise RecipeError(f"{option}-file {file}: {error}") from error
 
 
 def _names_a_file(text: str) -> bool:

@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.threads import prepare_torch
 
 
 @click.command("import")
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path))
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--names", type=click.Path(path_type=Path), help="TOML table of names: \"OURS\" = \"THEIRS\".")
+@click.argument("recipe", type=GivenPath(path_type=Path))
+@click.argument("weights", type=GivenPath(path_type=Path))
+@click.argument("run", type=GivenPath(path_type=Path))
+@click.option("--names", type=GivenPath(path_type=Path), help="TOML table of names: \"OURS\" = \"THEIRS\".")
 @click.option("--partial", is_flag=True, help="Weights that are missing start as the recipe says.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the recipe.")
 def import_(

@@ -8,12 +8,13 @@ import click
 
 from muse_core.cli import CONTEXT
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("name")
 @click.option("--kind", required=True, metavar="KIND", help="As layer or 'memory layer'.")
-@click.option("--into", type=click.Path(path_type=Path), default=Path(), metavar="DIR",
+@click.option("--into", type=GivenPath(path_type=Path), default=Path(), metavar="DIR",
               help="Folder that gets the new one [default: here].")
 def new(name: str, kind: str, into: Path) -> None:
     """Write the distribution muse-NAME: a component of KIND that works, with options, tests and a recipe."""

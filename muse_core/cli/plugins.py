@@ -9,6 +9,7 @@ import click
 
 from muse_core.cli import CONTEXT, LazyGroup
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import WHOLE, columns, paragraph
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 @plugins.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=GivenPath())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, as muse-run does.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def why(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -8,10 +8,11 @@ import click
 
 from muse_core.cli import CONTEXT
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 
 OVERRIDES = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
                          help="Override one key, as muse-run does. May be repeated.")
-OUTPUT = click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file instead.")
+OUTPUT = click.option("-o", "--output", type=GivenPath(dir_okay=False), help="Write to this file instead.")
 
 
 @click.group(context_settings=CONTEXT)
@@ -20,7 +21,7 @@ def recipe() -> None:
 
 
 @recipe.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path())
+@click.argument("recipes", nargs=-1, required=True, type=GivenPath())
 @OVERRIDES
 def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Say everything that is wrong with RECIPES; nothing is built, and torch is not imported."""
@@ -45,7 +46,7 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 
 
 @recipe.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=GivenPath())
 @OVERRIDES
 @OUTPUT
 def fill(recipe: str, overrides: tuple[str, ...], output: str | None) -> None:
@@ -57,7 +58,7 @@ def fill(recipe: str, overrides: tuple[str, ...], output: str | None) -> None:
 
 
 @recipe.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=GivenPath())
 @OUTPUT
 def upgrade(recipe: str, output: str | None) -> None:
     """Write RECIPE with today's names for components that were renamed, its comments and layout kept. ``-o RECIPE``

@@ -11,21 +11,26 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import prepare_torch
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False),
+@click.argument("runs", nargs=-1, required=True, type=GivenPath(path_type=Path))
+@click.option("-o", "--output", type=GivenPath(path_type=Path, file_okay=False),
               help="Folder for report.html and pictures [default: the run directory; of several runs: report].")
 @click.option("--model", is_flag=True,
               help="Open the newest checkpoint of each run: count parameters and draw a sample anew.")
 @click.option("--cost", is_flag=True, help="As --model, and measure the time of each component in a forward pass.")
+@click.option("--device",
+              help="With --model or --cost: auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--serve", is_flag=True, help="Write nothing; serve the report on this machine and follow the runs.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535),
               help="With --serve: the port on 127.0.0.1; 0 takes a free one.")
-def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool, serve: bool, port: int) -> None:
+def report(
+    runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool, device: str | None, serve: bool, port: int,
+) -> None:
     """Draw RUNS, run directories, finished or in progress: one page that needs no network, and a PNG of each picture.
 
     Several runs are drawn over each other. The page of --serve loads itself anew while the runs go on; Ctrl-C ends it.
@@ -43,6 +48,8 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
 
         if serve and (output or model or cost):
             raise RecipeError("--serve writes nothing: leave --output, --model and --cost out")
+        if device is not None and not (model or cost):
+            raise RecipeError("--device: a report opens a model with --model or --cost alone - add one of them")
         folder = output or (runs[0] if len(runs) == 1 else Path("report"))
         if not serve and [run.resolve() for run in runs] != [folder.resolve()]:  # a run's own report lies in it
             refuse_run(folder)
@@ -52,17 +59,17 @@ def report(runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool,
             return
         if model or cost:
             for run in runs:
-                _make_contents(run, cost)
+                _make_contents(run, cost, device)
             read = read_runs(runs)
         click.echo(write_report(read, folder))
 
 
-def _make_contents(run: Path, cost: bool) -> None:
+def _make_contents(run: Path, cost: bool, device: str | None) -> None:
     from muse_core.report.writing import make_contents
     from muse_core.training.trained import open_trained
 
     with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is not the answer
-        setup, step = open_trained(run, untrained=False, say=warn)
+        setup, step = open_trained(run, device=device, untrained=False, say=warn)
         make_contents(run, setup, step, cost=cost)
 
 
@@ -78,7 +85,7 @@ def _serve(runs: tuple[Path, ...], port: int) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=GivenPath(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, of several runs a list, for scripts.")
 @click.option("--format", "form", type=click.Choice(["csv", "markdown", "latex"]),
               help="A table with a row for each run: csv with all digits, markdown and latex as shown.")

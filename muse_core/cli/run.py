@@ -10,6 +10,7 @@ import click
 
 from muse_core.cli import Answering
 from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.cli.process import outlive_output
 from muse_core.cli.threads import prepare_torch
 from muse_core.errors import RecipeError
@@ -18,15 +19,15 @@ from muse_core.storage.run_directory import require_directory
 
 
 @click.command(cls=Answering, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=GivenPath(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key, as train.steps=100 or model.block[0].heads=32. May be repeated.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Directory of the run [default: runs/<name>-<time>].")
+@click.option("--run-dir", type=GivenPath(path_type=Path), help="Directory of the run [default: runs/<name>-<time>].")
 @click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
 @click.option("--dry-run", is_flag=True, help="Show what would be built; no run is begun. Encoded text is cached.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN_DIR",
+@click.option("--resume", type=GivenPath(path_type=Path), metavar="RUN_DIR",
               help="Go on with an interrupted run from its newest good checkpoint.")
-@click.option("--locked", type=click.Path(path_type=Path), metavar="LOCK",
+@click.option("--locked", type=GivenPath(path_type=Path), metavar="LOCK",
               help="Repeat the run of a muse.lock.toml, or say what differs here.")
 @click.option("--allow-drift", is_flag=True,
               help="With --resume or --locked: go on although plugins, versions or data differ.")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_path import GivenPath
 from muse_core.errors import RecipeError
 from muse_core.storage.run_directory import require_run
 
@@ -28,4 +29,4 @@ def run_argument(name: str = "run", *, several: bool = False, recipes: bool = Fa
         return value
 
     count = -1 if several else 1
-    return click.argument(name, nargs=count, required=True, type=click.Path(path_type=Path), callback=held)
+    return click.argument(name, nargs=count, required=True, type=GivenPath(path_type=Path), callback=held)

@@ -8,9 +8,10 @@ from typing import Any
 
 import attrs
 
+from muse_core.data.plain_text import read_texts
 from muse_core.errors import RecipeError
 from muse_core.evaluation.suites import Rows, evaluate
-from muse_core.evaluation.suites.subject import Subject, read_texts, split_of
+from muse_core.evaluation.suites.subject import Subject, split_of
 from muse_core.training.trained import Say, open_trained, silent
 
 
@@ -20,7 +21,7 @@ def evaluate_run(
     *,
     asked: bool = True,
     texts: Sequence[Path] = (),
-    documents: str = "file",
+    documents: str | None = None,
     step: int | None = None,
     device: str | None = None,
     tokens: int = 65_536,
@@ -30,13 +31,16 @@ def evaluate_run(
     say: Say = silent,
     begins: Say = silent,
 ) -> dict[str, Any]:
-    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``asked``, ``begins``: see ``suites.evaluate``;
+    """``{"run", "step", "suites": {name: rows}}`` of a run directory. ``documents``: of ``texts``, a file by default.
+    ``asked``, ``begins``: see ``suites.evaluate``;
     ``lengths`` in tokens, read beside the training length, in place of 2, 4 and 8 times that.
 
     Raises StorageError when there is no trained run, DataError for text that cannot be used, RecipeError for lengths
-    that would not read one text.
+    that would not read one text, and for documents of no text.
     """
-    given = read_texts(texts, documents) if texts else None
+    if documents and not texts:
+        raise RecipeError("--documents: says what a document of --text is - give --text with it, or leave it out")
+    given = read_texts(texts, documents or "file") if texts else None
     setup, at = open_trained(run, device=device, step=step, untrained=False, say=say)
     own = None if given is None else split_of(given, setup.corpus.tokenizer)
     subject = Subject(setup=setup, own=own, tokens=tokens, samples=samples, seed=seed)

@@ -53,7 +53,8 @@ def choose_device(name: str, where: str = "train.device") -> torch.device:
     except RuntimeError:
         raise RecipeError(f"{where}: {name!r} is not a valid device; write auto, cpu, cuda or cuda:<index>") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"{where}: {name!r} was asked for, but torch sees no GPU here; write cpu or auto")
+        for_once = ", or give --device cpu" if where == "train.device" else ""
+        raise RecipeError(f"{where}: {name!r} was asked for, but torch sees no GPU here; write cpu or auto{for_once}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RecipeError(f"{where}: {name!r} does not exist; torch sees {torch.cuda.device_count()} GPU(s)")
     if device.type not in ("cpu", "cuda"):

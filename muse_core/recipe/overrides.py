@@ -20,8 +20,9 @@ def override(source: RecipeText, text: str) -> None:
     """Write one override into a source's table and places.
 
     Tables that are missing on the way are made; a bare component name on the way becomes a table; array items must
-    exist. Another ``use`` drops the options that the recipe wrote for the one before, as ``extends`` does. An empty
-    value takes the key out, so that its default holds. Raises RecipeError.
+    exist. A table without ``use`` changes the keys that it has and leaves the others, one with ``use`` or an empty one
+    stands in the place of what the recipe wrote. Another ``use`` drops the options that the recipe wrote for the one
+    before, as ``extends`` does. An empty value takes the key out, so that its default holds. Raises RecipeError.
     """
     key, equals, value_text = text.partition("=")
     try:
@@ -34,21 +35,37 @@ def override(source: RecipeText, text: str) -> None:
             unset(source, path)
             return
         value = read_value(value_text)
-        if path[-1] == "use":
-            _forget_other_component(source, path[:-1], value)
-        _assign(source.table, path, value)
+        for place, one in _changes(source.table, path, value):
+            if place[-1] == "use":
+                _forget_other_component(source, place[:-1], one)
+            _assign(source.table, place, one)
+            _forget_places(source, place)
+            source.places[place] = (f"{PLACE} {text[:80]}", 0)
     except ValueError as error:
         raise RecipeError(f"{PLACE} {text[:80]}: {error}") from None
-    _forget_places(source, path)
-    source.places[path] = (f"{PLACE} {text[:80]}", 0)
+
+
+def _changes(table: dict[str, Any], path: Path, value: Any) -> list[tuple[Path, Any]]:
+    """The keys that an override sets, with their values: those of a table without ``use`` one by one, where the recipe
+    writes something at ``path`` already."""
+    if not isinstance(value, dict) or not value or "use" in value or not isinstance(_at(table, path), dict | str):
+        return [(path, value)]
+    return [one for key, inner in value.items() for one in _changes(table, (*path, key), inner)]
+
+
+def _at(table: dict[str, Any], path: Path) -> Any:
+    """What the recipe writes at a path; None where it writes nothing."""
+    holder: Any = table
+    for step in path:
+        if not isinstance(holder, dict if isinstance(step, str) else list):
+            return None
+        holder = _item(holder, step, path)
+    return holder
 
 
 def unset(source: RecipeText, path: Path) -> None:
     """Take a key out of a source's table. Raises ValueError when the recipe does not write it."""
-    holder: Any = source.table
-    for step in path[:-1]:
-        there = isinstance(holder, dict if isinstance(step, str) else list)
-        holder = _item(holder, step, path) if there else None
+    holder = _at(source.table, path[:-1])
     if not isinstance(holder, dict) or path[-1] not in holder:
         raise ValueError(f"{written(path)} is not written, so that its default holds already")
     del holder[path[-1]]
@@ -63,10 +80,7 @@ def _forget_places(source: RecipeText, path: Path) -> None:
 def _forget_other_component(source: RecipeText, path: Path, name: Any) -> None:
     """Before another ``use`` is set in the table at ``path``: drop what the recipe wrote for the component before. What
     came by --set stays."""
-    holder: Any = source.table
-    for step in path:
-        there = isinstance(holder, dict if isinstance(step, str) else list)
-        holder = _item(holder, step, path) if there else None
+    holder = _at(source.table, path)
     if not isinstance(holder, dict) or holder.get("use", name) == name:
         return
     kept = own_keys(path)

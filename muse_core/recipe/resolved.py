@@ -27,13 +27,20 @@ def as_table(instance: Any, registry: Registry) -> dict[str, Any]:
 
 def _plain(value: Any, annotation: Any, registry: Registry) -> Any:
     if isinstance(value, Use):
-        reference = registry.reference(value.kind, value.name, value.distribution)
-        return {"use": reference, **as_table(value.options, registry)}
+        return {"use": _reference(value, registry), **as_table(value.options, registry)}
     if isinstance(value, tuple):
         return [_plain(item, _item_type(annotation), registry) for item in value]
     if attrs.has(type(value)):
         return as_table(value, registry)
     return value
+
+
+def _reference(use: Use, registry: Registry) -> str:
+    """How the table names a component. That of a run is read with the distributions that made it preferred, by which a
+    bare name may mean one of several: there the run's own spelling stays, so that it is still what its lock says."""
+    if use.qualified and registry.preferred:
+        return f"{use.name}@{use.distribution}"
+    return registry.reference(use.kind, use.name, use.distribution)
 
 
 def _item_type(annotation: Any) -> Any:

@@ -248,7 +248,7 @@ def _component(converter: cattrs.Converter, node: Node, kind: str) -> Use:
     options = _table(converter, inner, row.component.options, row.name, owner, node.siblings)
     return Use(
         kind=row.kind, name=row.name, distribution=row.distribution, version=row.version,
-        implementation=row.component.implementation, options=options, path=written(node.path),
+        implementation=row.component.implementation, options=options, path=written(node.path), qualified="@" in name,
     )
 
 

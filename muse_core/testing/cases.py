@@ -13,6 +13,9 @@ import attrs
 from muse_core.options.describe import options_of, union_members
 from muse_core.plugins import Registered, Registry, load_plugins
 
+MANY = 16
+"""Values of a validator ``in_`` up to which each is a case of its own: sizes may be among hundreds."""
+
 
 @attrs.frozen(kw_only=True)
 class Case:
@@ -50,7 +53,7 @@ def registered_cases(registry: Registry, kind: str, folder: Path) -> list[Case]:
 
 
 def cases_of(row: Registered, folder: Path, reference: str | None = None) -> list[Case]:
-    """The defaults, every other value of each option that is a bool or a Literal, and the tables that the options
+    """The defaults, every other value of each option that has few (``alternatives``), and the tables that the options
     class returns from ``examples(folder)``, a static method for components whose defaults are not enough to build
     them; ``folder`` is an empty scratch folder for files that they name. Examples are all cases of a class that says
     ``writes_elsewhere = True``: its defaults reach a server or the user's own folders."""
@@ -75,9 +78,11 @@ def cases_of(row: Registered, folder: Path, reference: str | None = None) -> lis
 
 
 def alternatives(options: type) -> Iterator[dict[str, Any]]:
-    """One table for each value, other than the default, of a bool or Literal option."""
+    """One table for each value, other than the default, of an option that is a bool, a Literal, or one of at most
+    ``MANY`` values of a validator ``in_``."""
     for option in options_of(options):
-        for value in _enumerated(option.type):
+        among = option.range.among or ()
+        for value in _enumerated(option.type) or (among if len(among) <= MANY else ()):
             if value != option.default:
                 yield {option.key: value}
 

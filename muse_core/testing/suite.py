@@ -36,11 +36,11 @@ class Suite:
         class TestLeakyAverage(LayerSuite):
             name = "leaky-average"
 
-    With ``name`` alone the cases are the defaults, each alternative of bool and Literal options, and the option
-    class's ``examples``; with ``options`` the one case is that table; without ``name`` every installed component of
-    the kind. A suite without a case fails. ``expected_failures`` maps the name of a test to the reason why it must
-    fail; when it passes that is an error. ``"test_x[uneven]"`` means those of its variants with ``uneven`` in their
-    name.
+    With ``name`` alone the cases are the defaults, each alternative of options that are bool, Literal or have the
+    validator ``in_``, and the option class's ``examples``; with ``options`` the one case is that table; without
+    ``name`` every installed component of the kind. A suite without a case fails. ``expected_failures`` maps the name of
+    a test to the reason why it must fail; when it passes that is an error. ``"test_x[uneven]"`` means those of its
+    variants with ``uneven`` in their name.
     """
 
     kind: ClassVar[str]

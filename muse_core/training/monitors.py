@@ -65,6 +65,25 @@ def strongest_remedy(remedies: Iterable[Remedy]) -> Remedy:
     )
 
 
+def _wrong_field(verdict: Verdict) -> str | None:
+    """The first field of a verdict that is of another type than its contract says, with what is due."""
+    remedy = verdict.remedy
+    due: list[tuple[str, Any, type | tuple[type, ...], str]] = [
+        ("action", verdict.action, Action, "an Action, such as Action.HALT,"),
+        ("reason", verdict.reason, str, "a text"),
+        ("onset", verdict.onset, (int, type(None)), "a step or None"),
+        ("remedy", remedy, Remedy, "a Remedy"),
+    ]
+    if isinstance(remedy, Remedy):
+        counts = {"margin": remedy.margin, "older": remedy.older, "window": remedy.window}
+        due += [(f"remedy.{name}", count, int, "a whole number") for name, count in counts.items()]
+        due += [("remedy.rate", remedy.rate, (int, float), "a number")]
+    for name, value, kind, words in due:
+        if not isinstance(value, kind):
+            return f"{name} is {value!r:.60} where {words} is due"
+    return None
+
+
 class MonitorGroup:
     """Monitors in the recipe's order behind one set of calls."""
 
@@ -102,6 +121,8 @@ class MonitorGroup:
             verdict = self._call(use, "judge", monitor.judge, step, floats)
             if not isinstance(verdict, Verdict):
                 raise self._departed(use, "judge", verdict, "a Verdict")
+            if wrong := _wrong_field(verdict):
+                raise PluginError(f"{use.title} returned from judge a Verdict whose {wrong}")
             verdict = verdict._replace(monitor=use.name)
             if verdict.action is Action.CONTINUE and verdict.reason:
                 warn(f"{use.name}: {verdict.reason}")

@@ -91,19 +91,22 @@ def open_trained(
     RecipeError when what differs changes the model or its tokens.
     """
     folder, _, snapshot = newest_of(run, step=step, untrained=untrained, say=say)
-    asked = overrides if device is None else (*overrides, f'train.device="{device}"')
-    setup = _opened(folder, asked, registry, say)
+    setup = _opened(folder, (*overrides, *_on(device)), registry, say)
     load_weights(setup.model, snapshot.model)
     setup.model.eval()
     return setup, snapshot.step
 
 
-def open_start(run: Path, *, registry: Any = None) -> Setup:
+def _on(device: str | None) -> tuple[str, ...]:
+    return () if device is None else (f'train.device="{device}"',)
+
+
+def open_start(run: Path, *, device: str | None = None, registry: Any = None) -> Setup:
     """The model of a run's newest architecture with the weights that its recipe begins with, those of ``[init] from``
     included. Raises StorageError when there is no run."""
     require_run(run)
     folder = newest_folder(run)
-    setup = _opened(folder, (), registry, silent)
+    setup = _opened(folder, _on(device), registry, silent)
     kept = Checkpoints(folder).at(0) if folder == run and setup.recipe.init.from_ is not None else None
     if kept is not None:
         load_weights(setup.model, kept[1].model)

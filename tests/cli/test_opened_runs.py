@@ -176,6 +176,18 @@ def test_what_is_not_as_the_lock_says(project: Path, muse: Callable) -> None:
     assert refused.returncode == 3 and "muse.lock.toml" in refused.stderr
 
 
+def test_a_run_of_a_device_that_is_not_here_is_opened_on_another(project: Path, muse: Callable) -> None:
+    run, text = project / "run", ("--text", "the quick brown fox")
+    edit(run, lambda table: table["train"].update(device="cuda:99"))
+    for command in (("diagnose", run, *text), ("report", run, "--model")):
+        refused = muse(*command)
+        assert refused.returncode == 2 and "train.device: 'cuda:99'" in refused.stderr
+        opened = muse(*command, "--device", "cpu")
+        assert opened.returncode == 0, opened.stderr
+    refused = muse("report", run, "--device", "cpu")
+    assert refused.returncode == 2 and "--device: a report opens a model with --model or --cost alone" in refused.stderr
+
+
 def damage(run: Path, *generations: int) -> None:
     for number in generations:
         path = run / "checkpoints" / f"gen-{number:08d}" / "model.safetensors"

@@ -213,6 +213,8 @@ def test_a_text_that_is_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RecipeError, match="'book.txt' is a file: --text-file reads it"):
         given_text("book.txt", None, "--text", "the text")
     assert given_text(None, Path("book.txt"), "--text", "the text") == "contents"
+    (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert given_text(None, Path("book.txt"), "--text", "the text") == "one\ntwo\nthree\n"
     for plain in ("The", "no.txt", "a" * 5000, "x\0.y"):
         assert given_text(plain, None, "--text", "the text") == plain
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
+import attrs
 import pytest
 
 from muse_core.testing import warm
-from muse_core.testing.cases import cases_of, installed
+from muse_core.testing.cases import alternatives, cases_of, installed
 
 MODULE = """
 from muse_core.testing import Suite
@@ -58,3 +60,18 @@ def test_a_suite_without_a_case_is_an_error(tmp_path: Path) -> None:
     status, printed = outcome(tmp_path, exclude=tuple(row.name for row in installed().rows("stage")))
     assert status == pytest.ExitCode.INTERRUPTED, printed
     assert "no stage to test is installed" in printed
+
+
+def test_every_option_of_few_values_makes_its_cases() -> None:
+    """A mode that ``in_`` states was never run; of hundreds of sizes none is a mode."""
+
+    @attrs.frozen(kw_only=True)
+    class Options:
+        bias: bool = True
+        form: Literal["plain", "gated"] = "plain"
+        gate: str = attrs.field(default="none", validator=attrs.validators.in_(["none", "scalar", "full"]))
+        taps: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.in_((2, 4))))
+        size: int = attrs.field(default=1, validator=attrs.validators.in_(range(1, 100)))
+
+    assert list(alternatives(Options)) == [
+        {"bias": False}, {"form": "gated"}, {"gate": "scalar"}, {"gate": "full"}, {"taps": 2}, {"taps": 4}]

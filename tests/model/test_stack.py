@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from muse_core.building import build_model
+from muse_core.building import build_model, initialize
+from muse_core.component import Use
 from muse_core.contracts import Tokens
 from muse_core.errors import PluginError, RecipeError
 from muse_core.model.plan import periods
 from muse_core.model.roles import ROLES, parameter_roles
 from muse_core.plugins import load_plugins
 from muse_core.recipe import check_table
+from muse_core.recipe.schema import Matched
 
 V, N, B = 19, 45, 3
 
@@ -196,6 +199,24 @@ def test_initializers_act_where_they_match_and_say_where_they_do_not(build: Call
     assert differs == {name for name in plain if name.startswith("blocks.1.feed-forward.")}
     with pytest.raises(RecipeError, match="matches no parameter"):
         build([{"use": "feed-forward"}], initializers=[{"use": "orthogonal", "match": "nowhere.*"}])
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (None, "returned None where a new tensor is due for "),
+        (torch.ones(3, 3), "returned shape (3, 3) where (5, 4) is due for "),
+        (torch.full((5, 4), math.nan), "returned NaN or infinity for "),
+        (torch.ones(5, 4, dtype=torch.complex64), "returned torch.complex64 where real numbers are due for "),
+    ],
+)
+def test_what_an_initializer_returns_is_held_to_its_contract(returned: Any, words: str) -> None:
+    use = Use(kind="initializer", name="odd", distribution="d", version="1", implementation="", options=None)
+    matched = [Matched(initializer=use, match="*.weight")]
+    model = nn.Sequential(nn.Linear(4, 5))
+    with pytest.raises(PluginError) as caught:
+        initialize(model, matched, seed=0, make=lambda use, context: lambda tensor, **told: returned)
+    assert str(caught.value) == f"initializers[0]: initializer 'odd' of d 1 {words}0.weight"
 
 
 def test_periods_count_only_where_something_acts(registry: Any) -> None:

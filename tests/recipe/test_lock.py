@@ -145,6 +145,17 @@ def test_a_run_means_the_plugins_that_made_it_where_another_has_their_names(chec
         read_recipe(file, registry=both, made_with=names)
 
 
+def test_a_run_that_names_a_distribution_is_what_its_lock_says(checked, install, layer_source):
+    install("example-twin", layer_source("wave", "example_twin_plugin"))
+    both = load_plugins(strict=False, allow=["example-pages", "example-wave", "example-twin"])
+    for named in ("wave@example-wave", "wave@example-twin"):
+        begun = check_table({**TABLE, "model": {"block": [named]}}, both)
+        lock = make_lock(begun, device="cpu")
+        again = lock.check(registry=both)
+        assert again.resolved["model"]["block"][0]["use"] == named and again.recipe == begun.recipe
+        assert differences(lock, make_lock(again, device="cpu")) == ()
+
+
 def test_a_run_whose_tokenizer_is_of_a_plugin_that_is_not_here_names_the_plugin(checked, tmp_path):
     described = '{"kind": "syllables"}'
     lock = lock_of(checked, digests={"data": "abc", "tokenizer": hashlib.sha256(described.encode()).hexdigest()})

@@ -168,6 +168,32 @@ class TestOverrides:
         source = self.overridden("[train]\nsteps = 3", "train={}")
         assert source.locate(("train", "steps")) == "--set train={}"
 
+    @pytest.mark.parametrize(
+        "override, expected",
+        [
+            ("train={steps=3}", {"steps": 3, "warmup_steps": 5, "optimizer": {"use": "muon", "momentum": 0.9}}),
+            ("train={optimizer={momentum=0.8}}",
+             {"steps": 9, "warmup_steps": 5, "optimizer": {"use": "muon", "momentum": 0.8}}),
+            ("train.optimizer={use='muon', nesterov=false}",
+             {"steps": 9, "warmup_steps": 5, "optimizer": {"use": "muon", "nesterov": False}}),
+            ("train={}", {}),
+        ],
+    )
+    def test_a_table_changes_its_keys_and_one_with_use_takes_the_place(self, override, expected):
+        """``muse_core.train(recipe, {"train": {"steps": 3}})`` lost all else that the recipe says of training."""
+        text = "[train]\nsteps = 9\nwarmup_steps = 5\noptimizer = { use = 'muon', momentum = 0.9 }\n"
+        source = self.overridden(text, override)
+        assert source.table == {"train": expected}
+        if "steps=3" in override:
+            assert source.place(("train", "steps"))[0] == f"--set {override}"
+            assert source.place(("train", "warmup_steps"))[1] == 3
+
+    def test_a_table_goes_into_a_bare_name_and_into_an_item_of_a_list(self):
+        text = "[model]\nblock = ['attention', { use = 'feed-forward', hidden = 3 }]\n"
+        source = self.overridden(text, "model.block[0]={heads=2}", "model.block[1]={bias=true}")
+        assert source.table["model"]["block"] == [
+            {"use": "attention", "heads": 2}, {"use": "feed-forward", "hidden": 3, "bias": True}]
+
     def test_all_wrong_overrides_are_said(self):
         with pytest.raises(RecipeError) as caught:
             self.overridden("", "a", "b")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from muse_core.component import Use
-from muse_core.contracts import Action, Verdict
+from muse_core.contracts import Action, Remedy, Verdict
 from muse_core.errors import PluginError
 from muse_core.model.precision import choose_precision
 from muse_core.training.monitors import MonitorGroup
@@ -116,6 +116,12 @@ def test_measures_carry_the_monitors_name() -> None:
         ("measure", {"norm": torch.ones(3)}, "returned a tensor of shape (3,) from measure as 'norm' where"),
         ("judge", None, "returned NoneType from judge where a Verdict is due"),
         ("judge", Action.HALT, "returned Action from judge where a Verdict is due"),
+        ("judge", Verdict("halt", "x"), "a Verdict whose action is 'halt' where an Action, such as Action.HALT, is"),
+        ("judge", Verdict(2, "x"), "whose action is 2 where an Action"),
+        ("judge", Verdict(Action.SKIP, None), "whose reason is None where a text is due"),
+        ("judge", Verdict(Action.ROLLBACK, "x", "", "3"), "whose onset is '3' where a step or None is due"),
+        ("judge", Verdict(Action.ROLLBACK, "x", remedy={"rate": 0.5}), "remedy is {'rate': 0.5} where a Remedy is"),
+        ("judge", Verdict(Action.ROLLBACK, "x", remedy=Remedy(rate="half")), "remedy.rate is 'half' where a number is"),
         ("state_dict", {"best": math.nan}, "its state_dict cannot be kept in a checkpoint: best: nan has no JSON form"),
         ("state_dict", {"seen": torch.ones(2)}, "its state_dict cannot be kept in a checkpoint: seen: Tensor has no"),
         ("state_dict", (1, 2), "its state_dict cannot be kept in a checkpoint: value: tuple has no JSON form"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,33 +13,7 @@ from muse_core.data.batches import documents_of, evaluation_batches, evaluation_
 from muse_core.data.token_files import Split
 from muse_core.data.tokenizer import Tokenizer
 from muse_core.data.tokenizers import Numbers
-from muse_core.errors import DataError, StorageError
-from muse_core.storage.disk import read_file
-
-MAX_TEXT = 2**30
-"""Bytes of a text file at most."""
-DOCUMENTS = ("file", "paragraph", "line")
-"""What a document of a text file may be."""
-
-
-def read_texts(files: Sequence[Path], documents: str) -> list[str]:
-    """The documents of text files. Raises DataError for a file that cannot be read, is not UTF-8 or holds no text."""
-    found: list[str] = []
-    for file in files:
-        try:
-            text = read_file(file, limit=MAX_TEXT).decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: is not UTF-8 text ({error}) - write it in UTF-8") from None
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-        except StorageError as error:
-            raise DataError(f"{file}: cannot be read ({error})") from None
-        parts = {"file": [text], "line": text.splitlines(), "paragraph": re.split(r"\n\s*\n", text)}[documents]
-        parts = [part for part in parts if part.strip()]
-        if not parts:
-            raise DataError(f"{file}: holds no text; give a file with at least one character that is no space")
-        found += parts
-    return found
+from muse_core.errors import DataError
 
 
 def split_of(texts: Sequence[str], tokenizer: Tokenizer) -> Split:

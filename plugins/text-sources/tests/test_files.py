@@ -8,9 +8,10 @@ import lzma
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from muse_core.data.plain_text import read_texts
 from muse_core.errors import DataError
 from muse_core.testing import build_component
 
@@ -41,11 +42,24 @@ def test_plain_text_is_cut_as_asked(tmp_path):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1))
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\ufeff"), min_size=1))
 def test_any_text_comes_through_unchanged(tmp_path, text):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
     (tmp_path / "a.json").write_text(json.dumps([{"text": text}]))
     assert read(tmp_path / "a.txt", tmp_path / "a.json") == [text, text]
+
+
+@pytest.mark.parametrize("documents", ["file", "paragraph", "line"])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.sampled_from("ab \n\n\r\f\x85\u2028\ufeff"), min_size=1))
+@example(text="\ufeffone\r\ntwo\r\n\r\n\r\nthree \n \nfour\rfive\ffive")
+def test_commands_read_plain_text_as_training_does(tmp_path, documents, text):
+    """``muse eval --text`` kept Windows' line ends and cut at form feeds, and gave other bits per byte."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode())
+    trained_on = [part for part in read(file, documents=documents) if part]
+    if "".join(trained_on).strip():
+        assert read_texts([file], documents) == trained_on
 
 
 def test_tables_are_read_by_column(tmp_path):

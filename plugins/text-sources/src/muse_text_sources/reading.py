@@ -107,7 +107,8 @@ def _lines(file: IO[bytes], encoding: str, newline: str | None) -> io.TextIOWrap
 
 
 def _text(path: Path, place: _Place, documents: str) -> Texts:
-    with _bytes(path) as file, _lines(file, "utf-8", None) as text:
+    """``muse_core.data.plain_text`` reads what a command is given in the same way."""
+    with _bytes(path) as file, _lines(file, "utf-8-sig", None) as text:
         if documents == "file":
             yield str(path), text.read()
             return
