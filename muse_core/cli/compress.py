@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.process import outlive_output, refuse_several_processes
 from muse_core.cli.run_arguments import run_argument
@@ -28,7 +29,8 @@ from muse_core.cli.threads import prepare_torch
               help="Directory of the new run [default: runs/<name>-<method>-<time>].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key of the new run's recipe.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
+@click.option("--device", type=GivenDevice(),
+              help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--report/--no-report", default=True, envvar="MUSE_REPORT", show_envvar=True,
               help="Draw report.html and pictures at the end [default: report].")
 def compress(

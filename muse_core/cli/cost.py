@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import columns, console, paragraph, print_table
 from muse_core.cli.run_arguments import run_argument
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--reach", type=click.IntRange(min=2), metavar="N",
               help="Also the gradient of the last of N tokens' loss with respect to the first one's embedding.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of every recipe.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
+@click.option("--device", type=GivenDevice(), help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Steps of which the median "
               "counts, after three that do not.")
 @click.option("--json", "output", type=GivenPath(path_type=Path, dir_okay=False), help="Write the numbers here too.")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.given_text import given_text
 from muse_core.cli.printed import console, print_table
@@ -27,7 +28,8 @@ NUMBERS = 20
               help="UTF-8 file with the text to read; - is the standard input.")
 @click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=2), help="Tokens to read at most.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
+@click.option("--device", type=GivenDevice(),
+              help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
 def diagnose(
     run: Path, text: str | None, text_file: Path | None, tokens: int, step: int | None, device: str | None,

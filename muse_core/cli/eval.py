@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import MEMORY, guarded, warn
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
@@ -35,7 +36,8 @@ from muse_core.out_of_memory import told
               help="Rows of text in each of the five depths of a needle map; mqar has eight times as many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of what is drawn.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
+@click.option("--device", type=GivenDevice(),
+              help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of rows, for scripts and data frames.")
 def evaluate(
     runs: tuple[Path, ...], names: str | None, texts: tuple[Path, ...], documents: str | None, tokens: int,

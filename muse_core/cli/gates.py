@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from muse_core.cli.errors import guarded
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import paragraph
 from muse_core.cli.threads import prepare_torch
@@ -22,7 +23,7 @@ COLOURS = {"PASS": "green", "FAIL": "red", "NOT APPLICABLE": "dim"}
               help="Steps of the training run that the gates look at; every one is recorded.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key, as train.batch_size=8. May be repeated.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
+@click.option("--device", type=GivenDevice(), help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
 @click.option("--dir", "folder", type=GivenPath(path_type=Path),
               help="New folder for the runs and the report [default: runs/gates-<name>-<time>].")
 def gates(recipe: Path, steps: int, overrides: tuple[str, ...], device: str | None, folder: Path | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import guarded, warn
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.given_text import given_text
 from muse_core.cli.run_arguments import run_argument
@@ -41,7 +42,8 @@ from muse_core.cli.threads import prepare_torch
               help="Run the layers' own code for every token; by default steps that recur are recorded and replayed.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the draws.")
 @click.option("--step", type=click.IntRange(min=0), help="Take the weights of this step's checkpoint.")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
+@click.option("--device", type=GivenDevice(),
+              help="auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 def generate(
     run: Path, prompt: str | None, prompt_file: Path | None, tokens: int, samples: int, temperature: float,
     top_k: int | None, top_p: float, stop: tuple[str, ...], lookup: int | None, eager: bool, seed: int,

@@ -11,9 +11,12 @@ from typing import Any
 import click
 
 from muse_core.cli.errors import ended_by_signals, guarded, warn
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.threads import prepare_torch
+
+PORT = 8765
 
 
 @click.command()
@@ -23,13 +26,14 @@ from muse_core.cli.threads import prepare_torch
 @click.option("--model", is_flag=True,
               help="Open the newest checkpoint of each run: count parameters and draw a sample anew.")
 @click.option("--cost", is_flag=True, help="As --model, and measure the time of each component in a forward pass.")
-@click.option("--device",
+@click.option("--device", type=GivenDevice(),
               help="With --model or --cost: auto, cpu, cuda or cuda:<index> [default: as the run's recipe says].")
 @click.option("--serve", is_flag=True, help="Write nothing; serve the report on this machine and follow the runs.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535),
-              help="With --serve: the port on 127.0.0.1; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535),
+              help=f"With --serve: the port on 127.0.0.1; 0 takes a free one [default: {PORT}].")
 def report(
-    runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool, device: str | None, serve: bool, port: int,
+    runs: tuple[Path, ...], output: Path | None, model: bool, cost: bool, device: str | None, serve: bool,
+    port: int | None,
 ) -> None:
     """Draw RUNS, run directories, finished or in progress: one page that needs no network, and a PNG of each picture.
 
@@ -48,6 +52,8 @@ def report(
 
         if serve and (output or model or cost):
             raise RecipeError("--serve writes nothing: leave --output, --model and --cost out")
+        if port is not None and not serve:
+            raise RecipeError("--port is that of --serve: add --serve, or leave --port out")
         if device is not None and not (model or cost):
             raise RecipeError("--device: a report opens a model with --model or --cost alone - add one of them")
         folder = output or (runs[0] if len(runs) == 1 else Path("report"))
@@ -55,7 +61,7 @@ def report(
             refuse_run(folder)
         read = read_runs(runs)
         if serve:
-            _serve(runs, port)
+            _serve(runs, PORT if port is None else port)
             return
         if model or cost:
             for run in runs:

@@ -10,6 +10,7 @@ import click
 
 from muse_core.cli import Answering
 from muse_core.cli.errors import ended_by_signals, guarded
+from muse_core.cli.given_device import GivenDevice
 from muse_core.cli.given_path import GivenPath
 from muse_core.cli.process import outlive_output
 from muse_core.cli.threads import prepare_torch
@@ -23,7 +24,7 @@ from muse_core.storage.run_directory import require_directory
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Override one key, as train.steps=100 or model.block[0].heads=32. May be repeated.")
 @click.option("--run-dir", type=GivenPath(path_type=Path), help="Directory of the run [default: runs/<name>-<time>].")
-@click.option("--device", help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
+@click.option("--device", type=GivenDevice(), help="auto, cpu, cuda or cuda:<index>; the same as --set train.device=…")
 @click.option("--dry-run", is_flag=True, help="Show what would be built; no run is begun. Encoded text is cached.")
 @click.option("--resume", type=GivenPath(path_type=Path), metavar="RUN_DIR",
               help="Go on with an interrupted run from its newest good checkpoint.")

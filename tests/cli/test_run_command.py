@@ -312,7 +312,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "sizes that do not divide": ([good, "--set", "model.block=[{use='attention', heads=5}]"], 2, "heads"),
         "period never reached": (
             [good, "--set", "model.block=[{use='fast-weights', period=32, filters=['snr']}]"], 2, "period"),
-        "unknown device": ([good, "--device", "tpu"], 2, "not the text 'tpu' - auto, cpu, cuda or cuda:<index>"),
+        "unknown device": ([good, "--device", "tpu"], 2, "'tpu' is no device: give auto, cpu, cuda or cuda:<index>"),
         "run directory is a file": ([good, "--run-dir", folder / "file"], 3, "file"),
         "unwritable run directory": ([good, "--run-dir", "/proc/run"], 3, "/proc/run"),
         "resume without a run": (["--resume", folder], 3, "holds no run"),

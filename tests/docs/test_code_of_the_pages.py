@@ -68,7 +68,7 @@ PLACEHOLDERS = {
     "RECIPE": "recipes/phase2_base.toml", "RECIPE…": "recipes/phase2_base.toml", "FILE": "recipes/phase2_base.toml",
     "PLAN": "recipes/experiments/mqar.plan.toml", "PLAN.toml": "recipes/experiments/mqar.plan.toml",
     "recipe.toml": "recipes/phase2_base.toml", "NAME": "fast-weights", "NAME|PATH": "fast-weights",
-    "a.b=c": "train.steps=2", "cpu|cuda|cuda:1": "cpu",
+    "a.b=c": "train.steps=2", "cpu|cuda|cuda:1": "cpu", "DEVICE": "cpu",
     "N": "4", "S": "1", "SEED": "1", "seed=S": "seed=1", "NATS": "0.3", "KIND": "layer",
 }
 
