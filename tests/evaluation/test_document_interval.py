@@ -70,9 +70,10 @@ def test_losses_that_are_no_numbers_are_not_taken_for_one_window() -> None:
 
 
 def test_muse_eval_tells_few_documents_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    for few in (True, False):
-        _show({"run": "r", "step": 1, "suites": {"held-out": [{"length": 8, "few_documents": few}]}})
-        assert (FEW in capsys.readouterr().out) == few
+    for few, low, told in ((True, 0.5, True), (True, None, False), (False, 0.5, False)):
+        row = {"length": 8, "few_documents": few, "low": low, "high": 1.0}
+        _show({"run": "r", "step": 1, "suites": {"held-out": [row]}})
+        assert (FEW in capsys.readouterr().out) == told
 
 
 def test_a_terminal_is_told_which_suite_is_measured_and_a_pipe_nothing(
