@@ -186,7 +186,7 @@ def _set_up(checked: Checked, display: Display, kept: Kept | None, ranks: Ranks 
     require_recordable(checked.recipe, ranks.size)
     for change in checked.renamed:
         display.say(f"{checked.locate(change.path)}: {change}", "yellow")
-    for problem in checked.registry.problems:
+    for problem in checked.registry.broken:
         display.say(f"plugin {problem}", "yellow")
     console = display.console
     if not console.is_terminal:

@@ -94,8 +94,13 @@ class Registry:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong with the installed plugins, by distribution; clashes of names last."""
-        own = tuple(problem for loaded in self.plugins if not loaded.excluded for problem in loaded.problems)
-        return own + tuple(self._clashes())
+        return self.broken + tuple(self._clashes())
+
+    @property
+    def broken(self) -> tuple[Problem, ...]:
+        """What is wrong with plugins themselves. A clash of names is none: a recipe that could mean either of two is
+        refused, and one that says which is right."""
+        return tuple(problem for loaded in self.plugins if not loaded.excluded for problem in loaded.problems)
 
     def rows(self, kind: str | None = None) -> tuple[Registered, ...]:
         """Components of a kind, or of all kinds, in the order of kinds, names and distributions."""

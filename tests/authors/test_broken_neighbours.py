@@ -196,6 +196,7 @@ def test_a_run_that_uses_one_says_which_and_why(outputs, name) -> None:
     code, printed, said = outputs[name]
     assert code == expected_code, printed + said
     assert sentence in said
+    assert "offers a layer 'attention'" not in printed + said, "names are clear in a recipe that is read"
     assert ("Traceback" in said) == (expected_code == 1)
     if name.startswith(("raises", "slow")) and expected_code == 5:
         assert re.search(r": \w+: '?[\w ]+'? at \S+_implementation\.py:\d+$", said, re.MULTILINE), said

@@ -39,7 +39,8 @@ def test_a_clash_names_both_distributions_with_their_versions():
         "b 3 and a 1.2 both offer a layer 'wave' - write use = 'wave@b' or 'wave@a'")
     assert registry.find("layer", "wave@b").version == "3"
     assert registry.reference("layer", "wave", "b") == "wave@b"
-    (clash,) = registry.problems
+    (clash,), broken = registry.problems, registry.broken
+    assert broken == (), "a run whose recipe is clear is none the worse for it"
     assert "offers a layer 'wave' like b 3" in str(clash)
 
 
