@@ -41,6 +41,16 @@ def test_plain_text_is_cut_as_asked(tmp_path):
     assert read(tmp_path / "a.txt", documents="line") == ["one", "two", "", "three"]
 
 
+@pytest.mark.parametrize("documents", ["file", "paragraph", "line"])
+@pytest.mark.parametrize("text", ["", "\n\n\n\n"])
+def test_a_file_without_text_is_an_empty_document_of_its_name(tmp_path, documents, text):
+    """So that what says that there is no text, or how many were left out, can name it."""
+    file = tmp_path / "a.txt"
+    file.write_text(text)
+    found = list(source(file, documents=documents).documents())
+    assert found and not "".join(one.text for one in found).strip() and str(file) in found[0].name
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\ufeff"), min_size=1))
 def test_any_text_comes_through_unchanged(tmp_path, text):

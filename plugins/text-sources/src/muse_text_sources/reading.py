@@ -113,8 +113,11 @@ def _text(path: Path, place: _Place, documents: str) -> Texts:
             yield str(path), text.read()
             return
         pieces = (line.rstrip("\n") for line in text) if documents == "line" else _paragraphs(text)
+        row = -1
         for row, piece in enumerate(pieces):
             yield f"{path}, row {row}", piece
+        if row < 0:
+            yield str(path), ""  # as of a file that is one document, so that the empty one is named
 
 
 def _paragraphs(text: IO[str]) -> Iterator[str]:
