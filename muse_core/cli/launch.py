@@ -102,7 +102,13 @@ def resumed(
         longer = None
         if steps is not None or extend is not None:
             longer = Longer.of(directory, checked.recipe, steps=steps, extend=extend)
-            checked = read_recipe(directory.recipe, [*longer.overrides, *overrides], checked.registry)
+            if longer is None:
+                display.say(
+                    f"on the way to {checked.recipe.train.steps} steps, as --extend {extend} asked before; "
+                    "for a longer run name all of its steps with --steps"
+                )
+            else:
+                checked = read_recipe(directory.recipe, [*longer.overrides, *overrides], checked.registry)
         check_sizes(checked.recipe, ranks.size)
         kept = read_kept(directory.path) if (directory.path / TOKENIZER).exists() else None
         setup = _set_up(checked, display, kept, ranks)

@@ -9,6 +9,7 @@ import attrs
 from muse_core.building import construct
 from muse_core.data.kept import newest_folder
 from muse_core.errors import RecipeError
+from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe.lock import read_lock
 from muse_core.recipe.schema import Recipe
 from muse_core.recipe.writing import to_toml
@@ -31,10 +32,12 @@ class Longer:
     """Steps that the schedule spans; None for all."""
 
     @classmethod
-    def of(cls, directory: RunDirectory, recipe: Recipe, *, steps: int | None, extend: int | None) -> Longer:
+    def of(cls, directory: RunDirectory, recipe: Recipe, *, steps: int | None, extend: int | None) -> Longer | None:
         """``steps`` in all, with the schedule of a run of that length from here on; or ``extend`` steps more. These
         have the rate of the last step of the present schedule, unless the run has done only steps whose rates a longer
-        schedule shares (the stable phase of wsd): then the schedule is that of the longer run, and no rate jumps.
+        schedule shares (the stable phase of wsd): then the schedule is that of the longer run, and no rate jumps. None
+        where the run is still on the way to the end of ``extend`` steps that were asked for before: a command that is
+        repeated, as by a queue, asks for no more.
         Raises RecipeError for a length that the run has passed and for a run of several stages."""
         if len(recipe.stages) > 1:
             raise RecipeError("--steps, --extend: this run has several stages, each with its own steps, and cannot be "
@@ -42,6 +45,8 @@ class Longer:
         train = recipe.train
         done = next((one.step for one in Checkpoints(directory.path).generations() if not one.abandoned), 0)
         if extend is not None:
+            if done < train.steps and _asked_before(directory, train.steps) == extend:
+                return None
             longer = train.steps + extend
             span = train.schedule_steps or train.steps
             unchanged = Rates(train).unchanged_until
@@ -90,3 +95,9 @@ class Longer:
             else f"after step {self.schedule_steps} the learning rate stays at that of the last planned step"
         )
         return f"{self.steps} steps instead of {self.before}; {schedule}"
+
+
+def _asked_before(directory: RunDirectory, steps: int) -> int | None:
+    """By how many steps the run was made as long as it is; None for one that has the length it began with."""
+    rows = [row for row in read_rows(directory.events) if row.get("event") == "longer"]
+    return rows[-1]["steps"] - rows[-1]["planned"] if rows and rows[-1]["steps"] == steps else None

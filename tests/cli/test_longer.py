@@ -103,6 +103,22 @@ def test_a_run_in_the_stable_phase_of_wsd_is_made_longer_as_if_it_had_been_plann
     assert longer.exit_code == 0 and said in longer.output.replace("\n", " ")
 
 
+def test_the_same_command_again_asks_for_no_more_until_its_steps_are_done(recipe: Path, tmp_path: Path) -> None:
+    """As a queue repeats the command of a job that was ended before its time."""
+    run, slow = tmp_path / "run", ("--set", "train.max_seconds=1e-9")  # a step an attempt
+    assert invoke(recipe, "--run-dir", run, "--set", "train.steps=1", *slow).exit_code == 0
+    for again in (False, True, True):
+        ended = invoke("--resume", run, "--extend", 3)
+        assert ended.exit_code == 0
+        assert ("on the way to 4 steps, as --extend 3 asked before" in " ".join(ended.output.split())) == again
+    assert [row["steps"] for row in read_rows(run / "events.jsonl") if row["event"] == "longer"] == [4]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 4
+    further = invoke("--resume", run, "--extend", 3)
+    assert further.exit_code == 0 and "7 steps instead of 4" in further.output
+    other = invoke("--resume", run, "--extend", 2)
+    assert other.exit_code == 0 and "9 steps instead of 7" in other.output, "another number is another wish"
+
+
 def test_a_run_whose_only_stage_trains_nothing_cannot_be_made_longer(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert invoke(recipe, "--run-dir", run, "--set", 'stages=["evaluate"]').exit_code == 0
