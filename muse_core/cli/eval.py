@@ -16,6 +16,7 @@ from muse_core.cli.given_path import GivenPath
 from muse_core.cli.printed import console, print_table
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
+from muse_core.data.plain_text import DOCUMENTS
 from muse_core.errors import MuseError
 from muse_core.out_of_memory import told
 
@@ -25,7 +26,7 @@ from muse_core.out_of_memory import told
 @click.option("--suite", "names", help="Suites apart by commas [default: all that the run allows].")
 @click.option("--text", "texts", multiple=True, type=GivenPath(path_type=Path, dir_okay=False),
               help="Read this UTF-8 file in place of the run's own held-out text. May be repeated.")
-@click.option("--documents", type=click.Choice(["file", "paragraph", "line"]),
+@click.option("--documents", type=click.Choice(list(DOCUMENTS)),
               help="What a document of --text is; intervals resample documents [default: file].")
 @click.option("--tokens", default=65_536, show_default=True, type=click.IntRange(min=2),
               help="Tokens of text to read at most, in each suite that does.")

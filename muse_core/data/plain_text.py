@@ -9,8 +9,8 @@ from muse_core.errors import DataError
 
 MAX_TEXT = 2**30
 """Bytes of a text file at most."""
-DOCUMENTS = ("file", "paragraph", "line")
-"""What a document of a text file may be."""
+DOCUMENTS = {"file": None, "paragraph": "\n\n", "line": "\n"}
+"""What a document of a text file may be → what ends it; None for the whole file."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """How compressed files begin."""
 
@@ -33,8 +33,8 @@ def unicode_of(data: bytes) -> str:
 
 def cut(text: str, documents: str) -> list[str]:
     """The documents of a plain text, one of ``DOCUMENTS``; those without any character are left out."""
-    ends = {"file": None, "paragraph": "\n\n", "line": "\n"}[documents]
-    return [part for part in ([text] if ends is None else text.split(ends)) if part]
+    end = DOCUMENTS[documents]
+    return [part for part in ([text] if end is None else text.split(end)) if part]
 
 
 def read_texts(files: Sequence[Path], documents: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import time
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ STARTED = (
 )
 """What a run writes before its first checkpoint."""
 
-ENDED = ("summary.json", "held_out.json", "report.html", "report.json", "pictures")
-"""What it writes at its end."""
+ENDED = ("summary.json", "held_out.json", "evaluation-*.json", "report.html", "report.json", "pictures")
+"""What it writes at the end of a stage or its own; patterns."""
 
 
 class RunDirectory:
@@ -236,10 +237,12 @@ class RunDirectory:
 
     def _refuse_files_of_others(self) -> None:
         """Where no start has been: nothing here may have a name that a run gives to its own files."""
-        found = next((name for name in (*STARTED, *ENDED) if os.path.lexists(self.path / name)), None)
-        if found is not None:
+        with storage_errors("look into the run directory", self.path):
+            there = sorted(os.listdir(self.path))
+        found = [name for name in there if any(fnmatch.fnmatchcase(name, own) for own in (*STARTED, *ENDED))]
+        if found:
             raise StorageError(
-                f"{self.path}: has {found}, which is of no run and which one would write over - choose another run "
+                f"{self.path}: has {found[0]}, which is of no run and which one would write over - choose another run "
                 "directory"
             )
 

@@ -56,13 +56,6 @@ def _surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         STARTED.pop().kill()
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
 invoke = partial(called, main)
 
 

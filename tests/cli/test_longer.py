@@ -37,14 +37,6 @@ final_tokens = 64
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(cache))
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
 invoke = partial(called, main)
 
 

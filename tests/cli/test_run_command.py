@@ -62,13 +62,6 @@ def _cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture
 def invoke() -> Callable[..., Result]:
     """The command in this process."""
 

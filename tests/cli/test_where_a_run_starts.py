@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import threading
 from functools import partial
@@ -11,8 +12,9 @@ import pytest
 
 from muse_core.cli.run import main
 from muse_core.errors import StorageError
+from muse_core.storage.directory_lock import HOLDER, LOCK
 from muse_core.storage.disk import Disk, make_directory
-from muse_core.storage.run_directory import RunDirectory
+from muse_core.storage.run_directory import ENDED, STARTED, RunDirectory
 from tests.commands import called
 
 RECIPE = """\
@@ -23,14 +25,6 @@ train = { steps = 1, batch_size = 2, sequence_length = 32, warmup_steps = 0, dev
 """
 
 invoke = partial(called, main)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MUSE_CACHE", str(cache))
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
 
 
 def test_runs_started_in_one_second_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +66,20 @@ def test_a_parent_made_at_the_same_moment_is_accepted(tmp_path: Path) -> None:
     assert not failures
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "metrics.jsonl", "report.html", "pictures", "tensorboard"])
+def test_the_names_of_a_runs_own_files_are_known(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stages = ("--set", 'stages=["train", {use="evaluate", suites=["held-out"], tokens=64}]')
+    ended = invoke(recipe, "--run-dir", run, "--report", *stages, "--set", "evaluate.final_tokens=64")
+    assert ended.exit_code == 0 and (run / "evaluation-1.json").is_file(), ended.output
+    unknown = {
+        name for name in os.listdir(run) if not any(fnmatch.fnmatchcase(name, own) for own in (*STARTED, *ENDED))
+    }
+    assert unknown == {LOCK, HOLDER}
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "metrics.jsonl", "evaluation-1.json", "report.html", "pictures", "tensorboard"]
+)
 @pytest.mark.parametrize("wrong", ["train.steps=1", "init.from=nowhere"])
 def test_a_run_takes_nobodys_files_for_its_own(recipe: Path, tmp_path: Path, name: str, wrong: str) -> None:
     folder = tmp_path / "mine"
