@@ -237,10 +237,11 @@ def own_precision_leak(
     halves = max(2, min(ROUTED_RUNS, vocabulary_size)) if routed else 2  # equal ones would agree
     with as_compared(model, training), precision():
         first = hidden(0, 0)
-        floor = (first - hidden(0, 0)).abs().max().item()
+        again = hidden(0, 0)
+        floor = (first - again).abs().max().item()
         for place in places:
             runs = [first, *(hidden(place, shift) for shift in range(1, halves))]
-            if not judges_diverged and agreed(not all(bool(one.isfinite().all()) for one in runs)):
+            if not judges_diverged and agreed(not all(bool(one.isfinite().all()) for one in (again, *runs))):
                 raise FloatingPointError("outputs are no finite numbers")
             pairs = [(a - b)[:, :place].abs().amax((0, 2)) for a, b in combinations(runs, 2)]
             difference = torch.stack(pairs).amin(0)
@@ -248,7 +249,7 @@ def own_precision_leak(
                 # What differs from pass to pass once in a while need not have done so in two.
                 floor = max(floor, *((first - hidden(0, 0)).abs().max().item() for _ in range(REPEATS)))
             allowed = floor + (2**-7 * first.abs().max().item() if routed or floor > 0 else 0.0)
-            if agreed(math.isnan(difference.max().item()) or difference.max().item() > allowed):
+            if agreed(not math.isfinite(floor) or not difference.max().item() <= allowed):
                 break
         else:
             return None
@@ -256,7 +257,8 @@ def own_precision_leak(
     with as_compared(model, training), precision():
         said = [_observe(model, _later(ids, place, shift, vocabulary_size), state, tokens)[1] for shift in (0, 1)]
     kind = ", ".join(["own precision", *["in training"] * training, *["with carried state"] * (period is not None)])
-    broken = not_finite(first[:, :place], {name: one.values for name, one in said[0].items()}, kind)
+    broken = not_finite(first, {name: one.values for name, one in said[0].items()}, kind)
+    broken = broken or not_finite(again, {}, f"{kind}, in one of two equal passes", "the model")
     return broken or Leak(
         kind=kind,
         layer=_first_layer(

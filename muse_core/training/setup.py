@@ -31,6 +31,7 @@ from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, ex
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
+from muse_core.evaluation.limited_gpu import limited_gpu
 from muse_core.evaluation.not_finite import NotFinite
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
@@ -188,7 +189,7 @@ class Setup:
             batch = self.first_batch()
             leak = self._own_leak(batch) or self._gradient_leak(batch)
         if leak is not None:
-            raise Halted(f"{leak}. {leak.consequence}; nothing was trained.")
+            raise Halted(f"{leak}. {leak.consequence}; nothing was trained.{limited_gpu(self.precision.device)}")
         device, dtype = self.exact_check
         passed = "causality gate: no output depends on a later token or on another row"
         if (device.type, dtype) == ("cpu", torch.float64):

@@ -80,7 +80,7 @@ class FlaLayer(ExternalLayerSuite):
             convolution = given.get("convolution")
             cache.update(
                 recurrent_state=given["recurrent"].clone(),
-                conv_state=None if convolution is None else tuple(part.clone() for part in parts(convolution)),
+                conv_state=convolution and tuple(part.to(x.dtype, copy=True) for part in parts(convolution)),
                 layer_idx=0, offset=int(tokens.positions[0, 0]),
             )
         extra: dict[str, Any] = {}
@@ -96,7 +96,7 @@ class FlaLayer(ExternalLayerSuite):
         if found.get("conv_state") is not None:
             pieces = found["conv_state"]
             pieces = pieces if isinstance(pieces, (tuple, list)) else (pieces,)
-            after["convolution"] = {str(index): part for index, part in enumerate(pieces)}
+            after["convolution"] = {str(index): part.float() for index, part in enumerate(pieces)}
         if packed is not None:
             after = {name: chosen(value, packed.last) for name, value in after.items()}
         return y, after

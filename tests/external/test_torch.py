@@ -58,3 +58,15 @@ class TestGRU(ExternalLayerSuite):
     def step(self, layer: nn.Module, x: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, State]:
         y, hidden = layer(x, None if state is None else state["hidden"].transpose(0, 1).contiguous())
         return y, {"hidden": hidden.transpose(0, 1)}
+
+
+class TestGRUInBfloat16(TestGRU):
+    """With weights, and activations of half the width, as of a layer that has no other."""
+
+    supports: ClassVar[frozenset[str]] = frozenset({"state"})
+    precision = torch.bfloat16
+
+    def step(self, layer: nn.Module, x: Tensor, state: State, tokens: Tokens) -> tuple[Tensor, State]:
+        assert x.dtype == torch.bfloat16
+        y, after = super().step(layer, x, None if state is None else {"hidden": state["hidden"].to(x.dtype)}, tokens)
+        return y, {"hidden": after["hidden"].float()}

@@ -13,6 +13,7 @@ from muse_core.contracts import LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import Cut, _wrong, gradient_leak
+from muse_core.evaluation.limited_gpu import limited_gpu
 from muse_core.evaluation.not_finite import NotFinite
 from muse_core.training import setup as module
 from muse_core.training.setup import Setup
@@ -26,6 +27,10 @@ BROKEN: dict[str, tuple[Seen, int]] = {
     "times NaN": (lambda layer, x, state, tokens: x * torch.nan, 0),
     "infinity": (
         lambda layer, x, state, tokens: torch.where(torch.arange(x.shape[1])[:, None] == 3, torch.inf, x), 3,
+    ),
+    "late in a row": (
+        lambda layer, x, state, tokens: torch.where(torch.arange(x.shape[1])[:, None] == x.shape[1] - 2, torch.nan, x),
+        22,
     ),
     "in training": (lambda layer, x, state, tokens: x * torch.nan if layer.training else None, 0),
     "with carried state": (lambda layer, x, state, tokens: None if state is None else x * torch.nan, 0),
@@ -72,6 +77,41 @@ def test_so_do_the_checks_one_by_one(setup: Setup, title: str) -> None:
     assert isinstance(own, NotFinite) and (own.layer, own.position) == ("blocks.1.attention", position)
     exact = exact_leak(model.double(), 32, ())
     assert isinstance(exact, NotFinite) and (exact.layer, exact.position) == ("blocks.1.attention", position)
+
+
+@pytest.mark.parametrize(
+    "device,share,said",
+    [("cuda", "20", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE is 20 here"), ("cuda", None, ""), ("cpu", "20", "")],
+)
+def test_a_limited_gpu_is_named(device: str, share: str | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if share is None:
+        monkeypatch.delenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", share)
+    found = limited_gpu(torch.device(device))
+    assert said in found and bool(found) == bool(said)
+
+
+class EverySecond(nn.Module):
+    """Gives no numbers in every second call, as arithmetic that goes wrong once in a while does."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.calls = 0
+
+    def forward(self, x: Tensor, state: Any, signals: Any, tokens: Tokens) -> LayerOutput:
+        step = self.inner(x, state, signals, tokens)
+        self.calls += 1
+        return step if self.calls % 2 else step._replace(update=step.update * torch.nan)
+
+
+def test_one_of_two_equal_passes_without_numbers_is_named(setup: Setup) -> None:
+    block = setup.model.blocks[1]
+    block.add_module("attention", EverySecond(block.get_submodule("attention")))
+    found = own_precision_leak(setup.model, 257, 24, setup.precision)
+    assert isinstance(found, NotFinite) and (found.layer, found.position) == ("the model", 0)
+    assert "(check: own precision, in one of two equal passes)" in str(found)
 
 
 class Rooted(nn.Module):
