@@ -12,17 +12,20 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from muse_core.cli.errors import guarded
+from muse_core.component import Kind
 from muse_core.errors import PluginError
 from muse_core.kinds import BY_NAME, KINDS, ROWS
 from muse_core.model.precision import choose_device
-from muse_core.options.describe import options_of
+from muse_core.options.describe import annotation_marker, options_of
 from muse_core.plugins import Loaded, Registered
 from muse_core.plugins.discovery import normalised
 from muse_core.plugins.near import suggestion
@@ -90,6 +93,33 @@ def caseless(row: Registered) -> str | None:
     return f"{title}: nothing to build, since {options.__name__}.examples returns no table"
 
 
+def composed(row: Registered) -> str | None:
+    """That a component is made of others which a recipe chooses, in a sentence, where it says of none which they are:
+    what one case of it did would say as much of them."""
+    options = row.component.options
+    needed = [option for option in options_of(options) if option.required]
+    made = sorted({kind for option in needed for kind in kinds_in(option.type)})
+    if not made or hasattr(options, "examples"):
+        return None
+    suite = BY_NAME[row.kind].suite.partition(":")[2]
+    return (
+        f"{row.kind} {row.name}: is made of {' and '.join(f'{kind}s' for kind in made)} that a recipe chooses - to "
+        f"check it with some, make a test class of muse_core.testing.{suite} with options"
+    )
+
+
+def kinds_in(annotation: Any) -> Iterator[str]:
+    """Kinds of the components that an option of this type chooses, in nested tables too."""
+    if (kind := annotation_marker(annotation, Kind)) is not None:
+        yield kind.name
+    elif isinstance(annotation, type) and attrs.has(annotation):
+        for option in options_of(annotation):
+            yield from kinds_in(option.type)
+    else:
+        for part in typing.get_args(annotation):
+            yield from kinds_in(part)
+
+
 def module_of(chosen: tuple[Chosen, ...], titles: dict[str, str], device: str) -> str:
     """A test module with one class for each plugin and component, layers on ``device``; ``titles`` gets what to call
     them."""
@@ -149,10 +179,15 @@ def main() -> None:
         for one in chosen:
             if (given.kind or device != "cpu") and not one.rows:
                 raise PluginError(f"{one.title} has no {' or '.join(given.kind or LAYERS)} to check")
-        faults = {row: sentence for one in chosen for row in one.rows if (sentence := caseless(row))}
-        chosen = tuple(attrs.evolve(one, rows=tuple(row for row in one.rows if row not in faults)) for one in chosen)
+        rows = [row for one in chosen for row in one.rows]
+        skipped = {row: sentence for row in rows if (sentence := composed(row))}
+        faults = {row: sentence for row in rows if row not in skipped and (sentence := caseless(row))}
+        without = skipped.keys() | faults.keys()
+        chosen = tuple(attrs.evolve(one, rows=tuple(row for row in one.rows if row not in without)) for one in chosen)
         with stream:
             reporter = run(chosen, stream, device)
+            for sentence in skipped.values():
+                reporter.skip(sentence)
             for sentence in faults.values():
                 reporter.fail(sentence)
             reporter.sum_up()

@@ -76,6 +76,11 @@ class ResultReporter:
         self.failed += 1
         self._say(f"\nFAILED  {sentence}")
 
+    def skip(self, sentence: str) -> None:
+        """Something was not checked that is not a test."""
+        self.skipped += 1
+        self._say(f"\nskipped {sentence}")
+
     def sum_up(self) -> None:
         """One line about everything."""
         seconds = time.perf_counter() - self.started

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from muse_core.cli import muse
 from muse_core.testing import reporter
-from muse_core.testing.check import choose, module_of
+from muse_core.testing.cases import installed
+from muse_core.testing.check import choose, composed, module_of
 from muse_core.testing.reporter import ResultReporter
 
 BROKEN = {
@@ -173,3 +174,15 @@ def test_one_cause_of_many_failures_is_told_once(monkeypatch):
         "layer one", "  FAILED  a", "          cannot be imported", "  FAILED  b, for a reason told above",
         "  FAILED  c", "          differs by 3", "", "layer two", "  FAILED  a", "          cannot be imported"]
     assert told.failed == 4
+
+
+def test_what_a_recipe_makes_of_other_components_is_skipped_and_not_failed(checked, tmp_path: Path) -> None:
+    ended = checked("stack", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    assert "skipped model stack: is made of layers that a recipe chooses - to check it with some, " in ended.stdout
+    assert "muse_core.testing.ModelSuite with options" in ended.stdout and "0 failed, 1 skipped" in ended.stdout
+
+
+def test_components_with_options_of_their_own_are_built() -> None:
+    composed_ones = {row.name for row in installed().rows() if composed(row)}
+    assert composed_ones == {"stack", "compressed"}
