@@ -28,8 +28,8 @@ from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.given import path as path_of
 from muse_core.report.forms import markdown, write_forms
-from muse_core.report.reading import RunRead, read_runs
-from muse_core.report.tables import Table, bits_unit, of_task, recipe_differences
+from muse_core.report.reading import RunRead, of_task, read_runs
+from muse_core.report.tables import Table, bits_unit, recipe_differences
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
