@@ -10,7 +10,8 @@ from muse_core.errors import typed
 from muse_core.evaluation.references import MEANING
 from muse_core.metrics.console import Display, shown
 from muse_core.model.kernels import NOT_OFFERED
-from muse_core.report.tables import interval_over, of_task, told_interval
+from muse_core.report.reading import of_task
+from muse_core.report.tables import interval_over, told_interval
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.setup import Setup
 

@@ -21,6 +21,8 @@ from muse_core.errors import RecipeError
 
 MINUTES = 24 * 60
 """Time limit of a job that none is given for; submitit's own is five minutes. What it ends goes on in a further job."""
+COPIES = ("nodes", "tasks_per_node", "ntasks_per_node")
+"""Parameters, also behind the name of a scheduler, by which a job would begin its run more than once."""
 LEFT = 128 + signal.SIGTERM
 """Exit code of a job that was told to stop before its run began."""
 
@@ -45,7 +47,7 @@ class Cluster:
             raise RecipeError(f"--cluster {name}: {_first_line(error)} - start it where jobs are submitted") from error
         try:
             self.executor.update_parameters(**{"timeout_min": MINUTES, "name": "muse"} | _given(parameters))
-        except (NameError, TypeError, ValueError) as error:
+        except (NameError, TypeError, ValueError, AssertionError) as error:  # of a value of another type the last
             raise RecipeError(f"--job: {_first_line(error)}") from error
 
     def __call__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Job:
@@ -140,10 +142,15 @@ def _given(parameters: Sequence[str]) -> dict[str, Any]:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise RecipeError(f"--job {text}: write KEY=VALUE, as timeout_min=600")
+        key = key.strip()
         try:
-            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+            found[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            found[key.strip()] = value.strip()
+            found[key] = value.strip()
+        if key.removeprefix("slurm_").removeprefix("local_") in COPIES and found[key] != 1:
+            raise RecipeError(
+                f"--job {text}: a run is one task of one node; every further one would begin it again - leave it out"
+            )
     return found
 
 

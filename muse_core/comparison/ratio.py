@@ -179,8 +179,14 @@ def paired_by_source(variant: dict[int, Measured], base: dict[int, Measured], *,
 
 
 def told_interval(found: Mapping[str, Any]) -> str:
-    """The interval of ``Paired``, as a table, in words; nothing where one document and one seed give none."""
-    return "" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
+    """The interval of ``Paired``, as a table, in words; nothing where one document and one seed give none. Four digits,
+    and more for a bound that they would round to 1 or 0: on which side of it a bound lies is what a verdict says."""
+    return "" if found["low"] is None else f"{_bound(found['low'])} to {_bound(found['high'])}"
+
+
+def _bound(value: float) -> str:
+    told = (f"{value:.{digits}f}" for digits in range(4, 10))
+    return next((one for one in told if value in (0, 1) or float(one) not in (0, 1)), f"{value:.4f}")
 
 
 def with_interval(found: Mapping[str, Any]) -> str:

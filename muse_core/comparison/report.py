@@ -30,7 +30,8 @@ from muse_core.metrics.finished import read_summary
 from muse_core.metrics.jsonl import own_rows as records_of
 from muse_core.metrics.standing import standing
 from muse_core.report.forms import markdown, write_forms
-from muse_core.report.tables import Table, bits_unit, of_task
+from muse_core.report.reading import of_task
+from muse_core.report.tables import Table, bits_unit
 from muse_core.storage.canonical_json import numbers
 
 OTHER_SECONDS = 0.1

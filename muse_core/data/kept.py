@@ -123,5 +123,12 @@ class OfRun(Bytes):
         return given(self.make(()))
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
-        """Reads the run alone. StorageError where there is no such run."""
-        return tokenizer_of(Path(self.options.from_), asked_by=ASKED_BY)
+        """Reads the run alone. StorageError where there is no such run, RecipeError where it is one on a task."""
+        run = Path(self.options.from_)
+        found = tokenizer_of(run, asked_by=ASKED_BY)
+        if found.separator < 0:
+            raise RecipeError(
+                f"{ASKED_BY}: {run} is a run on a task, whose tokens stand for no text - name another one, as "
+                'data.tokenizer = "bytes"'
+            )
+        return found

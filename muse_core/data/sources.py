@@ -13,7 +13,7 @@ import attrs
 
 from muse_core.component import Use, load
 from muse_core.contracts import Batch, Document, Source
-from muse_core.errors import DataError, PluginError
+from muse_core.errors import DataError, PluginError, RecipeError
 from muse_core.model.signatures import mismatch
 from muse_core.plugins.raised import asked, raised
 from muse_core.storage.disk import read_file
@@ -96,7 +96,12 @@ class CheckedSource:
         return found
 
     def documents(self) -> Iterator[Document]:
-        """See ``contracts.Source``."""
+        """See ``contracts.Source``. Raises RecipeError for a task, as one among the sources of a mixture."""
+        if hasattr(self._source, "examples") and not hasattr(self._source, "documents"):
+            raise RecipeError(
+                f"{self._use.path or 'data'}: {self._use.title} is a task, which makes examples and has no documents: "
+                "it cannot stand among sources of text - leave it out, or give it a [data] of its own"
+            )
         documents = asked(self._use, "asked for documents", lambda: iter(self._source.documents()))
         end = object()
         for number in itertools.count():

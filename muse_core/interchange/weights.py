@@ -125,7 +125,7 @@ def matched(
     """Weights for the model by our names, and those of theirs that nothing asked for.
 
     A name without a rule is looked for as it is, then as ``muse export`` writes it. Raises StorageError with every
-    weight that is missing (unless ``partial``), does not fit, or that a rule names in vain.
+    weight that is missing (unless ``partial``), does not fit or is not finite, or that a rule names in vain.
     """
     own = model.state_dict()
     found: dict[str, Tensor] = {}
@@ -152,6 +152,10 @@ def matched(
             problems.append(f"{name}: {source!r} has shape {tuple(given.shape)} where {tuple(value.shape)} is due")
         elif value.is_floating_point() != given.is_floating_point():
             problems.append(f"{name}: {source!r} is {given.dtype} where {value.dtype} is due")
+        elif odd := int((~torch.isfinite(given.to(value.dtype))).sum()):
+            # A checkpoint with one would be written and never opened again.
+            problems.append(f"{name}: {source!r} has {odd:,} of {given.numel():,} numbers that are not finite in "
+                            f"{value.dtype}")
         else:
             found[name] = given.to(value.dtype)
     problems += [f"names: {rule.ours!r} is no weight of this model" for rule in rules if rule.ours not in applied]

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from muse_core.report.reading import SILENT, RunRead, finite, plain
-from muse_core.report.tables import bits_unit, of_task
+from muse_core.report.tables import bits_unit
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 MOST_POINTS = 400
@@ -217,7 +217,11 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         parts.append(shares(times.get("rows", []), "seconds", _file("time", run, runs),
                             f"Time by component, forward pass of {times.get('tokens', 0):,} tokens{who}",
                             "seconds"))
-    unit = bits_unit(all(run.summary and of_task(run.summary) for run in runs))
+    tasks = {run.on_task for run in runs}
+    mixed = len(tasks) > 1
+    unit = f"{bits_unit(False)}, of a task per token" if mixed else bits_unit(True in tasks)
+    counted = "tokens per second, of a task counted ones" if mixed else \
+        "counted tokens per second" if True in tasks else "tokens per second"
     return {
         "curves": there(
             curves(runs, "bits_per_byte", "bits-per-byte", unit.capitalize(), unit),
@@ -233,7 +237,7 @@ def all_charts(runs: Sequence[RunRead]) -> dict[str, list[Chart]]:
         ],
         "needles": needles(runs),
         "throughput": there(
-            lines(runs, "tokens_per_second", "throughput", "Throughput", "tokens per second", zero=True)
+            lines(runs, "tokens_per_second", "throughput", "Throughput", counted, zero=True)
         ),
         "components": there(*parts),
     }

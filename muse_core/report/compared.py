@@ -28,8 +28,8 @@ from muse_core.errors import RecipeError, StorageError, typed
 from muse_core.evaluation.references import MEANING, weakest_not_reached
 from muse_core.given import path as path_of
 from muse_core.report.forms import markdown, write_forms
-from muse_core.report.reading import RunRead, read_runs
-from muse_core.report.tables import Table, bits_unit, of_task, recipe_differences
+from muse_core.report.reading import RunRead, of_task, read_runs
+from muse_core.report.tables import Table, bits_unit, recipe_differences
 
 TEST = (
     "two-sided test at the 5 % level: better or worse where the 95 % interval of the ratio, the jackknife over "
@@ -146,10 +146,12 @@ def _require_comparable(run: RunRead, base: RunRead) -> list[str]:
 def _require_same_documents(run: RunRead, base: RunRead, own: Measured, theirs: Measured) -> None:
     """Raises RecipeError unless both read as many bytes of every document: then it is the same text."""
     if read := other_text(own, theirs):
+        one, other = (r.lock["digests"]["tokenizer"] for r in (run, base))
+        advice = "give both one evaluate.final_tokens" if one == other else \
+            "set evaluate.final_tokens so that both read all of the text, or give both one tokenizer"
         raise RecipeError(
             f"{run.path} and {base.path} cannot be compared: they were evaluated on different stretches of text "
-            f"({read}, in bytes) - set evaluate.final_tokens so that both read all of the text, or give both one "
-            "tokenizer"
+            f"({read}, in bytes) - {advice}"
         )
 
 

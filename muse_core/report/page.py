@@ -16,7 +16,6 @@ from muse_core.report.tables import (
     events_table,
     key_numbers,
     monitors_table,
-    of_task,
     recipe_differences,
     runs_table,
 )
@@ -155,7 +154,7 @@ def _note(name: str, runs: Iterable[RunRead]) -> str:
 def _sample(run: RunRead, runs: Sequence[RunRead]) -> str:
     sample = run.made.get("sample")
     if not sample:
-        said = "No sample: a task has no text." if run.summary and of_task(run.summary) else \
+        said = "No sample: a task has no text." if run.on_task else \
             "No sample: a run draws one at its end, and muse report --model draws one from its newest checkpoint."
         return f"{_headed(run, runs)}<p>{_text(said)}</p>"
     about = f"Step {sample['step']:,}, temperature {sample['temperature']}, seed {sample['seed']}. " \

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ MADE = "report.json"
 """File with what the report shows and no other file of a run holds; see ``contents``."""
 SILENT = ("gate", "notice", "incident", "schema", "weights", "drift")
 """Events that interrupt nothing: they are listed, and not marked in curves."""
+TOKENIZER = "tokenizer.json"
+NUMBERS = b'{"kind": "numbers"'
+"""How the description of a task's tokens begins; see ``muse_core.data.tokenizers.Numbers``."""
 SAMPLE = ("step", "prompt", "text", "temperature", "seed")
 """Keys of a sample."""
 MAX_BYTES = 64 * 2**20
@@ -55,6 +58,8 @@ class RunRead:
     """Content of ``report.json``."""
     needle_maps: list[dict[str, Any]]
     """Rows of the suite ``needles`` in evaluation files: ``form``, ``length``, ``by_depth``."""
+    on_task: bool
+    """Whether it is a run on a task, whose bits are per counted token."""
 
     @property
     def name(self) -> str:
@@ -111,7 +116,22 @@ def read_run(path: Path, label: str | None = None, *, own: bool = False) -> RunR
         events=[row | ({"x": _x(row, starts)} if "step" in row else {}) for row in events],
         made=_content(path / MADE),
         needle_maps=_needle_maps(path),
+        on_task=of_task(summary) if summary else _has_numbers(path),
     )
+
+
+def of_task(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary is of a task, in which what is called bits per byte is bits per counted token."""
+    return "unigram" not in summary.get("references", {"unigram": {}})  # runs of an earlier version have none
+
+
+def _has_numbers(path: Path) -> bool:
+    """Whether the tokens of a run that has no summary yet are the numbers of a task, by the tokenizer that it keeps."""
+    file = path / TOKENIZER
+    if not file.is_file():
+        return False
+    with storage_errors("read", file), file.open("rb") as opened:  # of byte pairs it has megabytes
+        return opened.read(len(NUMBERS)) == NUMBERS
 
 
 def read_runs(paths: Iterable[Path]) -> list[RunRead]:

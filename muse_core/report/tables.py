@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from muse_core.comparison.ratio import FEW_DOCUMENTS
-from muse_core.report.reading import RunRead, finite
+from muse_core.report.reading import RunRead, finite, of_task
 
 MOST_EVENTS = 200
 """Rows of the table of events; events.jsonl has all."""
@@ -48,11 +48,6 @@ def told_interval(summary: Mapping[str, Any]) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}{weighs_as(summary)}"
 
 
-def of_task(summary: Mapping[str, Any]) -> bool:
-    """Whether it is of a task, in which what is called bits per byte is bits per counted token."""
-    return "unigram" not in summary.get("references", {"unigram": {}})  # runs of an earlier version have none
-
-
 def bits_unit(task: bool) -> str:
     """What bits are counted by, in words."""
     return "bits per token" if task else "bits per byte"
@@ -84,7 +79,8 @@ def key_numbers(run: RunRead) -> list[tuple[str, str]]:
     if not summary:
         newest = run.train[-1] if run.train else {}
         numbers.append(("steps", _of_planned(run)))
-        for key, name in (("bits_per_byte", "bits per byte of training"), ("tokens_per_second", "tokens per second")):
+        unit, counted = bits_unit(run.on_task), "counted tokens" if run.on_task else "tokens"
+        for key, name in (("bits_per_byte", f"{unit} of training"), ("tokens_per_second", f"{counted} per second")):
             value = finite(newest, key)
             if value is not None:
                 numbers.append((name, f"{value:,.4g}"))

@@ -172,15 +172,17 @@ def weights_of_init(setup: Setup, *, say: Say = silent) -> tuple[dict[str, Tenso
         weights = renamed(snapshot.model, init.rename)
         weights = without(weights, init.fresh, "init.fresh")
         check_fit(setup.model, weights)
-        theirs = read_kept(folder).tokenizer_digest
+        theirs = read_kept(folder)
     except StorageError as error:
         raise StorageError(f"init.from: {init.from_}: {error}") from error
     embeddings = embeddings_among(setup.model, weights)
-    if embeddings and theirs != setup.corpus.tokenizer.digest:
+    if embeddings and theirs.tokenizer_digest != setup.corpus.tokenizer.digest:
+        of_task = min(theirs.tokenizer.separator, setup.corpus.tokenizer.separator) < 0
+        take_it = "leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its tokenizer, or "
         raise RecipeError(
-            f"init.from: {init.from_}: that run has another tokenizer, so that its {' and '.join(embeddings)} stand "
-            "for other tokens - leave data.tokenizer out or write data.tokenizer = { from = RUN } to take its "
-            f"tokenizer, or start the embeddings afresh with init.fresh = {embeddings}"
+            f"init.from: {init.from_}: that run has {'other tokens' if of_task else 'another tokenizer'}, so that its "
+            f"{' and '.join(embeddings)} stand for other tokens - {'' if of_task else take_it}start the "
+            f"embeddings afresh with init.fresh = {embeddings}"
         )
     return weights, snapshot.step
 

@@ -3,6 +3,7 @@ kind; all in one environment."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from muse_core.cli import muse
 from muse_core.kinds import KINDS
-from muse_core.scaffold import TEMPLATES
+from muse_core.scaffold import TEMPLATES, class_name, rendered
 
 TOGETHER = """
 format = 1
@@ -104,6 +105,22 @@ def test_installed_they_pass_their_own_tests_and_train(written, python, tmp_path
     assert [line.split(",")[1] for line in csv] == ["step", "1", "2"]
 
 
+@pytest.mark.parametrize("name", ["none", "true", "layer-output", "tensor", "lion", "characters", "monitor", "wave"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_has_a_name_of_its_own(name: str, kind: str) -> None:
+    """``None`` is no name of a class, and a class ``LayerOutput`` hid the one that it returns."""
+    package = "muse_" + name.replace("-", "_")
+    for path, text in rendered(name, kind).items():
+        bound: list[str] = []
+        for node in ast.parse(text).body if path.endswith(".py") else ():
+            if isinstance(node, ast.ClassDef):
+                bound.append(node.name)
+            elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith(package):
+                bound += [alias.asname or alias.name for alias in node.names]
+        assert len(bound) == len(set(bound)), f"{path}: {sorted(bound)}"
+    assert class_name("wave", kind) == "Wave"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_template_is_left(written, kind) -> None:
     for path in written[kind].rglob("*"):
@@ -125,6 +142,9 @@ def test_every_kind_has_a_template_and_nothing_else_has() -> None:
         (["muse-wave", "--kind", "layer"], 2, "leave out 'muse-': the distribution of 'wave' is named muse-wave"),
         (["wave", "--kind", "layers"], 2, "there is no kind 'layers' - did you mean 'layer'?"),
         (["fast-weights", "--kind", "layer"], 2, "is a memory layer of muse-fast-weights 0.2.0 - choose another name"),
+        (["core", "--kind", "layer"], 2, "the distribution muse-core, which this one would replace"),
+        (["kernels", "--kind", "filter"], 2, "the distribution muse-kernels, which this one would replace"),
+        (["baseline", "--kind", "sink"], 2, "the distribution muse-baseline, which this one would replace"),
         (["there", "--kind", "layer"], 3, "muse-there exists already - choose another name"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

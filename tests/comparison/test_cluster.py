@@ -98,6 +98,10 @@ def test_a_job_that_is_lost_is_begun_again_and_one_that_fails_says_why(plan: Pat
     [
         ("local", ["timeout_min"], "--job timeout_min: write KEY=VALUE"),
         ("local", ["slurm_partiton=gpu"], "--job: "),
+        ("local", ["timeout_min=soon"], "--job: Parameter \"timeout_min\" expected type"),
+        ("local", ["name=5"], "--job: Parameter \"name\" expected type"),
+        ("local", ["tasks_per_node=2"], "--job tasks_per_node=2: a run is one task of one node"),
+        ("local", ["slurm_nodes=2"], "--job slurm_nodes=2: a run is one task of one node"),
         ("slurm", [], "--cluster slurm: "),
     ],
 )

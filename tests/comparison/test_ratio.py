@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from muse_core.comparison.ratio import Measured, paired, paired_by_source, student, with_interval
+from muse_core.comparison.ratio import Measured, paired, paired_by_source, student, told_interval, with_interval
 
 
 def run(generator: np.random.Generator, *, level: float, text: np.ndarray, noise: float) -> Measured:
@@ -95,6 +95,21 @@ def test_by_source_each_has_the_ratio_of_its_own_documents() -> None:
     alone = Measured(document=document, above=below, below=below, sources=dict.fromkeys(range(20), "code"))
     assert paired_by_source({1: own}, {1: untold}, ratio=True) == {}
     assert paired_by_source({1: alone}, {1: alone}, ratio=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.94, 0.97, "0.9400 to 0.9700"),
+        (0.99989, 0.99997, "0.9999 to 0.99997"),  # better, which 0.9999 to 1.0000 does not say
+        (1.0000004, 1.00011, "1.0000004 to 1.0001"),
+        (1.0, 1.0, "1.0000 to 1.0000"),
+        (-0.00002, 0.0, "-0.00002 to 0.0000"),
+        (1 - 1e-15, math.nan, "1.0000 to nan"),
+    ],
+)
+def test_an_interval_tells_on_which_side_of_equal_its_bounds_lie(low: float, high: float, told: str) -> None:
+    assert told_interval({"low": low, "high": high}) == told
 
 
 @pytest.mark.parametrize("ratio", [True, False])

@@ -14,7 +14,7 @@ from muse_core.component import Use
 from muse_core.contracts import Batch, Document, Tokens
 from muse_core.data.documents import spool
 from muse_core.data.sources import open_source
-from muse_core.errors import DataError, PluginError
+from muse_core.errors import DataError, PluginError, RecipeError
 
 USE = Use(
     kind="source", name="odd", distribution="odd-texts", version="1.0", implementation=f"{__name__}:Odd", options={}
@@ -131,3 +131,26 @@ def test_a_label_that_does_not_count_may_be_anything(tmp_path: Path) -> None:
     source: Any = open_source(Use(**TASK, options={"change": change}), tmp_path)
     assert source.vocabulary_size == 7
     assert source.examples("train", np.arange(3), 5).inputs.shape == (3, 5)
+
+
+class OnlyTask:
+    """A task as its contract has it: without documents."""
+
+    vocabulary_size = 7
+
+    def __init__(self, options: dict[str, Any], context: Any):
+        pass
+
+    def fingerprint(self) -> str:
+        return "v1"
+
+    def examples(self, split: str, indices: Any, length: int) -> Any:
+        raise AssertionError("nobody asks for examples here")
+
+
+def test_a_task_that_is_asked_for_text_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
+    """As one among the sources of a mixture, where its plugin was blamed for an AttributeError."""
+    named = {**vars_of(USE), "implementation": f"{__name__}:OnlyTask"}
+    source = open_source(Use(**named, options={}, path="data.sources[1]"), tmp_path)
+    with pytest.raises(RecipeError, match=r"^data\.sources\[1\]: source 'odd' of odd-texts 1\.0 is a task, which"):
+        spool(source, tmp_path / "text", lambda *arguments: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,23 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_left(given: Any, 
     save_file(short, tmp_path / "short.safetensors")
     done = called("import", recipe, tmp_path / "short.safetensors", tmp_path / "run", "--partial")
     assert done.exit_code == 0 and f"{len(short)} of {len(weights)}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(math.nan, torch.float32), (math.inf, torch.bfloat16), (1e300, torch.float64)]
+)
+def test_numbers_that_are_not_finite_in_the_model_are_refused(
+    given: Any, tmp_path: Path, number: float, dtype: torch.dtype
+) -> None:
+    """They were written into a checkpoint that no command opens."""
+    recipe, _, weights = given
+    odd = weights["embedding.weight"].to(dtype)
+    odd[0, :2] = number
+    save_file(weights | {"embedding.weight": odd}, tmp_path / "odd.safetensors")
+    done = called("import", recipe, tmp_path / "odd.safetensors", tmp_path / "run")
+    assert done.exit_code == 3, done.output
+    assert f"'embedding.weight' has 2 of {odd.numel():,} numbers that are not finite in torch.float32" in done.output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from click.testing import CliRunner
 
 import muse_core
 from muse_core.cli import muse
+from muse_core.data.tokenizers import ByteTokenizer, Numbers
 from muse_core.errors import RecipeError, StorageError
 from muse_core.metrics.jsonl import Records
 from muse_core.report.charts import all_charts
 from muse_core.report.compared import compare_runs
 from muse_core.report.reading import read_runs
-from muse_core.report.tables import runs_table
+from muse_core.report.tables import key_numbers, runs_table
 from muse_core.report.writing import write_report
 
 WORSE = (1.21, 1.20, 1.19, 1.20)
@@ -84,8 +85,8 @@ def test_a_run_whose_loss_is_no_number_is_not_called_equal(made_run):
     ({"data": "other"}, "their text differs"),
     ({"split": "test"}, "evaluate.split is test and validation"),
     ({"length": 64}, "length of the evaluated rows is 64 and 32"),
-    ({"sizes": [400.0, 300.0, 500.0, 100.0]}, "different stretches of text"),
-    ({"tokenizer": "other", "data": "other", "sizes": [1.0, 2.0, 3.0, 4.0]}, "different stretches of text"),
+    ({"sizes": [400.0, 300.0, 500.0, 100.0]}, "stretches of text .* - give both one evaluate.final_tokens$"),
+    ({"tokenizer": "other", "data": "other", "sizes": [1.0, 2.0, 3.0, 4.0]}, "stretches of text .* one tokenizer$"),
 ])
 def test_what_is_not_comparable_is_refused_in_one_sentence(made_run, changed, said):
     with pytest.raises(RecipeError, match=said) as refused:
@@ -139,8 +140,28 @@ def test_a_list_of_runs_says_what_is_of_counted_tokens(made_run):
 
 def test_curves_of_tasks_are_titled_per_token(made_run):
     task, text = of_task(made_run("task")), made_run("text")
-    for runs, title in (([task], "Bits per token"), ([text], "Bits per byte"), ([task, text], "Bits per byte")):
+    mixed = "Bits per byte, of a task per token"
+    for runs, title in (([task], "Bits per token"), ([text], "Bits per byte"), ([task, text], mixed)):
         assert all_charts(read_runs(runs))["curves"][0].title == title
+
+
+def test_a_run_on_a_task_that_goes_on_is_told_per_counted_token(made_run):
+    """It has no summary yet; the tokenizer that it keeps is that of numbers."""
+    text, task = made_run("text", finished=False), made_run("task", finished=False)
+    (text / "tokenizer.json").write_text(ByteTokenizer().to_json())
+    (task / "tokenizer.json").write_text(Numbers(64).to_json())
+    for run, unit, tokens in ((text, "bits per byte", "tokens per second"), (task, "bits per token", "counted tokens")):
+        records = Records(run)
+        row = {"event": "train", "stage": 0, "step": 41, "loss": 1.0, "perplexity": 2.0}
+        records.metrics(row | {"bits_per_byte": 1.4, "tokens_per_second": 9.0})
+        records.close()
+        (read,) = read_runs([run])
+        charts = all_charts([read])
+        assert charts["curves"][0].title.lower() == unit
+        axes = json.dumps([chart.spec for chart in charts["throughput"]])
+        assert axes.count("counted tokens per second") == 2 * (run == task)
+        told = dict(key_numbers(read))
+        assert f"{unit} of training" in told and any(name.startswith(tokens) for name in told), told
 
 
 def test_an_unfinished_run_is_refused(made_run):

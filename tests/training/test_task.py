@@ -105,6 +105,20 @@ def test_what_a_task_does_not_have_is_said(task: Any, prepare: Any) -> None:
         prepare(task | {"data": task["data"] | {"order": "streams"}})
 
 
+def test_weights_of_a_run_on_a_task_bring_no_tokenizer(
+    task: Any, table: Any, go: Any, prepare: Any, tmp_path: Path
+) -> None:
+    """The tokenizer of the core was said to break its contract, and to take that tokenizer was the advice."""
+    go(task | {"train": task["train"] | {"steps": 1}}, "task")
+    start = {"init": {"from": str(tmp_path / "task")}, "train": {"steps": 1}}
+    text = table(**start)
+    with pytest.raises(RecipeError, match="is a run on a task, whose tokens stand for no text - name another one"):
+        prepare(text | {"data": text["data"] | {"tokenizer": {"use": "run", "from": str(tmp_path / "task")}}})
+    with pytest.raises(RecipeError, match="other tokens - start the embeddings afresh with init.fresh"):
+        go(text, "afresh")
+    go(table(**start | {"init": start["init"] | {"fresh": ["embedding.*"]}}), "right")
+
+
 def test_the_tokens_of_a_task_are_numbers() -> None:
     numbers = Numbers(32)
     assert numbers.decode(numbers.encode("3 31 0")) == "3 31 0 " and numbers.vocabulary_size == 32

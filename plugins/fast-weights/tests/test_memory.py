@@ -244,6 +244,16 @@ def test_the_largest_rate_scales_and_keeps_the_first_rate():
     assert wide.dynamics(x, None)[1].max() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("rule", ["hebbian", "delta"])
+@pytest.mark.parametrize("most", [1e-3, 0.5, 0.8])
+@torch.no_grad()
+def test_rates_with_a_small_largest_one_start_at_its_half_at_most(rule, most):
+    layer = make_layer(rule=rule, most_rate=most, initial_decay=(0.3, 3.0))
+    layer.dynamics.rate.weight.zero_()
+    rates = layer.dynamics(make_input(5), None)[1]
+    assert rates.min() > 0 and rates.max() == pytest.approx(min(most / 2, 0.5))
+
+
 @pytest.mark.parametrize("kind", ["identity", "uniform", "the default"])
 def test_first_taps(kind):
     given, kind = ({}, "uniform") if kind == "the default" else ({"taps": kind}, kind)

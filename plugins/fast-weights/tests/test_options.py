@@ -33,6 +33,11 @@ def test_the_initial_rate_lies_strictly_between_zero_and_one(rate):
     assert "initial_rate" in problems(initial_rate=rate)
 
 
+def test_the_initial_rate_lies_below_the_largest():
+    """No β of the sigmoid reaches it: the bias was infinite, or not a number."""
+    assert "initial_rate = 0.4 must be below most_rate = 0.4" in problems(initial_rate=0.4, most_rate=0.4)
+
+
 def test_heads_must_divide_the_width():
     assert "heads is 5, which does not divide the width 48" in problems(heads=5)
 

@@ -133,6 +133,10 @@ def test_later_layers_of_rwkv7_mix_in_the_first_values():
         ("gla", {"heads": 5}, "heads is 5, which does not divide 24"),
         ("mamba2", {"head_size": 40}, "head_size is 40, which does not divide 96"),
         ("mamba3", {"head_size": 40}, "head_size is 40, which does not divide 96"),
+        ("gla", {"expand_key": 0.01}, "expand_key is 0.01, which leaves nothing of the width 48"),
+        ("gla", {"expand_value": 0.01}, "expand_value is 0.01, which leaves nothing of the width 48"),
+        ("mamba2", {"expand": 0.01}, "expand is 0.01, which leaves nothing of the width 48"),
+        ("mamba3", {"expand": 0.01}, "expand is 0.01, which leaves nothing of the width 48"),
         ("mamba3", {"states": 3}, "rotated is 0.5, which leaves no pair of 3 states to turn - choose more"),
     ],
 )

@@ -244,9 +244,10 @@ class Dynamics(nn.Module):
     """log-decay g = −(base_decay + softplus(w·x + c)) ≤ 0 and rate β = σ(u·x + b) in [0, 1], in fp32 at least.
 
     c is set so that softplus(c) is log-spaced over the heads between the two ``initial_decay`` bounds; β starts
-    around ``initial_rate``, or ``first_rate``. With ``own_decay`` false only the rate is learned here and Γ comes from
-    a signal. With ``amplified`` g = −(base_decay + A softplus(w·x + c)): A starts even in (0, 16) and softplus(c)
-    log-even in (0.001, 0.1), both learned (Mamba's Δ, as in Gated DeltaNet). β = most_rate σ(u·x + b).
+    around ``initial_rate``, or ``first_rate`` and at most half of ``most_rate``. With ``own_decay`` false only the rate
+    is learned here and Γ comes from a signal. With ``amplified`` g = −(base_decay + A softplus(w·x + c)): A starts even
+    in (0, 16) and softplus(c) log-even in (0.001, 0.1), both learned (Mamba's Δ, as in Gated DeltaNet). β = most_rate
+    σ(u·x + b).
     Source: mathematics §2, §3.
     """
 
@@ -279,7 +280,7 @@ class Dynamics(nn.Module):
             start = amplitude * learned
         if initial_rate is None:
             # The Γ of a signal is not known here.
-            rate = first_rate(start + base_decay, replaced if own_decay else None)
+            rate = first_rate(start + base_decay, replaced if own_decay else None).clamp_max(most_rate / 2)
         else:
             rate = torch.full_like(start, initial_rate)
         with torch.no_grad():

@@ -52,8 +52,9 @@ class FastWeightsOptions:
     initial_rate: float | None = field(
         default=None, validator=validators.optional([validators.gt(0.0), validators.lt(1.0)])
     )
-    """Mean β at the start, of every head. Default: 1/2, and under the delta rule with a Γ of its own K times the head's
-    first Γ where that is less, so that what others write erases an association no sooner than it decays."""
+    """Mean β at the start, of every head, below ``most_rate``. Default: 1/2, half of ``most_rate`` where that is less,
+    and under the delta rule with a Γ of its own K times the head's first Γ where that is less, so that what others
+    write erases an association no sooner than it decays."""
     strength: Literal["own", "theta"] = "own"
     """own: β is of the token alone. theta: β times (Γ + η) Im θ of an earlier resolvent (its signals ``broadening`` and
     ``theta``, means over equal groups of its heads), from 0 to 1: tokens at a resonance write, others hardly."""
@@ -120,6 +121,8 @@ class FastWeightsOptions:
         slow, fast = self.initial_decay
         if not 0.0 < slow <= fast <= 10.0:
             raise ValueError(f"initial_decay must be two rates with 0 < slowest ≤ fastest ≤ 10, got {[slow, fast]}")
+        if self.initial_rate is not None and self.initial_rate >= self.most_rate:
+            raise ValueError(f"initial_rate = {self.initial_rate:g} must be below most_rate = {self.most_rate:g}")
         if self.writes > 1 and (self.rotation != "none" or self.filters):
             raise ValueError("writes = 2 takes neither a rotation nor filters - leave them out, or writes at 1")
         if self.gate_activation != "silu" and not self.gate:

@@ -124,8 +124,11 @@ class GlaOptions:
 
     def problems(self, recipe: Any) -> Iterable[str]:
         width = getattr(recipe.model.options, "width", None)
-        for share in () if width is None else (self.expand_key, self.expand_value):
-            if round(share * width) % self.heads:
+        for name in () if width is None else ("expand_key", "expand_value"):
+            share = getattr(self, name)
+            if not round(share * width):
+                yield nothing_left(name, share, width)
+            elif round(share * width) % self.heads:
                 yield f"heads is {self.heads}, which does not divide {round(share * width)}, {share:g} of the width"
 
 
@@ -237,8 +240,15 @@ class RgLruOptions:
 def indivisible_heads(recipe: Any, options: StateSpaceOptions) -> Iterable[str]:
     """What is wrong where the width of a head does not divide that of all."""
     width = getattr(recipe.model.options, "width", None)
-    if width is not None and options.inner(width) % options.head_width(width):
+    if width is not None and not options.inner(width):
+        yield nothing_left("expand", options.expand, width)
+    elif width is not None and options.inner(width) % options.head_width(width):
         yield f"head_size is {options.head_size}, which does not divide {options.inner(width)}, expand times the width"
+
+
+def nothing_left(name: str, share: float, width: int) -> str:
+    """What is wrong where a multiple of the width rounds to none."""
+    return f"{name} is {share:g}, which leaves nothing of the width {width} - choose more"
 
 
 def divided(whole: int, parts: int) -> int:
