@@ -25,7 +25,7 @@ from muse_core.evaluation.runs import table
 from muse_core.evaluation.scoring import Reader, score
 from muse_core.evaluation.suites import chosen, evaluate
 from muse_core.evaluation.suites.subject import Subject, split_of
-from muse_core.given import at_least, number, told, whole
+from muse_core.given import at_least, at_most, number, told, whole
 from muse_core.given import path as path_of
 from muse_core.given import texts as strings
 from muse_core.given import tokens as tokens_of
@@ -48,8 +48,12 @@ from muse_core.training.objectives import NextToken
 from muse_core.training.setup import Setup, set_up
 from muse_core.training.trained import Say, initial_weights, open_trained, silent
 
+MOST_STEPS = 2**40
+"""Steps whose first token has a number in 64 bits, however many tokens they have."""
+
 Recipe = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe file, or its table."""
+
 
 class Opened:
     """A model with its tokenizer; ``model, tokenizer = muse_core.load(run)`` takes the two apart."""
@@ -104,7 +108,8 @@ class Opened:
         one ends it. Raises ValueError for numbers out of range, TypeError for what is none.
         """
         at_least(1, tokens=tokens)
-        whole("seed", seed)
+        at_least(0, seed=seed)
+        at_most(2**63 - 1, seed=seed)
         if top_k is not None:
             whole("top_k", top_k)
         for name, value in (("temperature", temperature), ("top_p", top_p)):
@@ -177,6 +182,7 @@ class Opened:
         from muse_core.data.batches import to_device
 
         at_least(0, step=step)
+        at_most(MOST_STEPS, step=step)
         return to_device(self.setup.training_data().batch(step), self.setup.precision.device)
 
     @own_defaults()

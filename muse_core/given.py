@@ -26,6 +26,13 @@ def at_least(least: int, **given: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def at_most(most: int, **given: Any) -> None:
+    """Raises ValueError for a number above ``most``, TypeError for one that is not whole."""
+    for name, value in given.items():
+        if whole(name, value) > most:
+            raise ValueError(f"{name} must be at most {most}, not {value}")
+
+
 def number(name: str, value: Any) -> None:
     """Raises TypeError for what is no real number."""
     if not isinstance(value, Real):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,9 @@ class Tune:
     """Seeds of these runs; the value with the best mean is taken."""
 
     def __attrs_post_init__(self) -> None:
+        endless = next((one for one in self.values if isinstance(one, float) and not math.isfinite(one)), None)
+        if endless is not None:
+            raise ValueError(f"values: {endless} is no finite number, and no option takes another")
         _once("value", [value_name(value) for value in self.values])
         _once("seed", self.seeds)
 

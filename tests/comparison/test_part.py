@@ -77,6 +77,8 @@ def test_one_value_is_taken_without_a_sweep(plan, tmp_path: Path) -> None:
         ({"values": "[1]"}, "--values [1]: must be numbers"),
         ({"values": "a b"}, "--values: 'a b' is not a TOML value"),
         ({"values": "1e-3,0.001"}, "0.001 is there twice"),
+        ({"values": "1e-3,nan"}, "--values: values: nan is no finite number"),
+        ({"values": "inf,1e-3"}, "--values: values: inf is no finite number"),
     ],
 )
 def test_what_is_no_part_of_a_plan_is_refused_in_a_sentence(plan, given: dict[str, str], says: str) -> None:
