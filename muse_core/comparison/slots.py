@@ -206,8 +206,10 @@ class Slots:
         """An attempt that is to go on, unless several in turn brought nothing."""
         cell, code = one.cell, one.process.returncode
         self._tries[cell.path] = 0 if cell.newest() != one.newest else self._tries[cell.path] + 1
+        lost = "was killed, as for want of memory" if self.launch is begin_here else \
+            "was ended by the scheduler, as for its time or memory, or lost its host"
         how = (
-            "was killed, as for want of memory" if code in KILLED
+            lost if code in KILLED
             else "ended without a summary" if code == 0 else f"was stopped from outside (exit code {code})"
         )
         if self._tries[cell.path] >= MOST_TRIES:

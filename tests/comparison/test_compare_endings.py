@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -212,6 +213,21 @@ def test_attempts_that_bring_nothing_are_bounded(
     Slots(count=1, gpus=[], say=said.append).work(lambda: [] if cell.settled() else [cell], lambda: None)
     assert sum("begins" in text for text in said) == MOST_TRIES
     assert reason in (cell.failure() or "") and f"{MOST_TRIES} times without a new checkpoint" in (cell.failure() or "")
+
+
+def test_a_job_that_the_scheduler_ended_is_told_as_that(plan: Path, tmp_path: Path) -> None:
+    def launch(command: list[str], log: Path, environment: dict[str, str]) -> SimpleNamespace:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(returncode=-signal.SIGKILL, poll=lambda: -signal.SIGKILL)
+
+    said: list[str] = []
+    (cell,) = reported_cells(read_plan(plan), tmp_path / "out", {"rotary": None})
+    Slots(count=1, gpus=[], say=said.append, launch=launch).work(
+        lambda: [] if cell.settled() else [cell], lambda: None
+    )
+    told = "was ended by the scheduler, as for its time or memory, or lost its host, "
+    assert (cell.failure() or "").startswith(told)
+    assert not any("want of memory" in text for text in said)
 
 
 def test_runs_after_a_change_of_the_text_are_refused(plan: Path, tmp_path: Path) -> None:
