@@ -13,7 +13,8 @@ def limited_gpu(device: torch.device) -> str:
     """A sentence with a space before it, or nothing where the limit of CUDA's multi-process service is not set.
 
     With 20 % of an H200 (torch 2.11.0+cu130), beside two runs without a limit, the gate refused 40 runs of 40, for
-    feed-forward and attention layers too; none of the same 40 without it (docs/guide/how-to/compare.md).
+    feed-forward and attention layers too; 37 of the same 40 passed it without the limit, and three ran out of memory
+    (docs/guide/how-to/compare.md).
     """
     share = os.environ.get(SHARE)
     if device.type != "cuda" or share is None:
