@@ -258,7 +258,7 @@ def own_precision_leak(
         said = [_observe(model, _later(ids, place, shift, vocabulary_size), state, tokens)[1] for shift in (0, 1)]
     kind = ", ".join(["own precision", *["in training"] * training, *["with carried state"] * (period is not None)])
     broken = not_finite(first, {name: one.values for name, one in said[0].items()}, kind)
-    broken = broken or not_finite(again, {}, f"{kind}, in one of two equal passes", "the model")
+    broken = broken or not_finite(again, {"the model": {"hidden": again}}, f"{kind}, in one of two equal passes")
     return broken or Leak(
         kind=kind,
         layer=_first_layer(

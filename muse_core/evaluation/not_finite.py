@@ -17,7 +17,7 @@ class NotFinite:
     consequence = "Nothing can be said of what they depend on, and training could not use them"
 
     layer: str
-    """The first layer or router that gave them, or ``the head`` when none did, or ``the model``."""
+    """The first layer or router that gave them, ``the head`` when none did, ``the model`` where none was asked."""
     position: int
     """Earliest token whose outputs have them, or that a gradient belongs to."""
     how: str
@@ -33,16 +33,14 @@ class NotFinite:
         )
 
 
-def not_finite(
-    outputs: Tensor, said: Mapping[str, Mapping[str, Tensor]], how: str, otherwise: str = "the head"
-) -> NotFinite | None:
+def not_finite(outputs: Tensor, said: Mapping[str, Mapping[str, Tensor]], how: str) -> NotFinite | None:
     """Of outputs (B, N, …) and the tensors that each layer gave for them, by name and in order; None where all outputs
-    are finite numbers. ``otherwise`` is named where all that layers gave is finite."""
+    are finite numbers."""
     broken = (~outputs.isfinite()).flatten(2).any(-1).any(0)
     if not broken.any():
         return None
     layer = next(
         (name for name, values in said.items() if not all(bool(torch.isfinite(one).all()) for one in values.values())),
-        otherwise,
+        "the head",
     )
     return NotFinite(layer=layer, position=int(broken.int().argmax()), how=how)

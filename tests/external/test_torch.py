@@ -61,7 +61,7 @@ class TestGRU(ExternalLayerSuite):
 
 
 class TestGRUInBfloat16(TestGRU):
-    """With weights, and activations of half the width, as of a layer that has no other."""
+    """With weights and activations in bfloat16, as a layer has them that takes nothing wider."""
 
     supports: ClassVar[frozenset[str]] = frozenset({"state"})
     precision = torch.bfloat16
