@@ -1,7 +1,7 @@
 """A recipe's tokens a second beside those of Gated DeltaNet by flash-linear-attention, in one process on a GPU.
 
     python tests/benchmarks/against_fla.py recipes/experiments/phase2_512x6.toml \
-        recipes/experiments/gated_deltanet_28m.toml --length 2048 [--compile] [--lift]
+        recipes/experiments/gated_deltanet_28m.toml --length 2048 [--compile] [--recorded] [--lift]
 
 The second recipe is measured as it is, and with fla's layer of the same sizes (flash-linear-attention 0.6.0) in place
 of every ``gated-deltanet``; all else of the model, the loss and the optimiser stay the same. A row each of the forward
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from step_launches import measured, show
 from torch import nn
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--length", dest="lengths", type=int, action="append", help="may be repeated [default: 2048]")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recorded", action="store_true", help="training steps as CUDA graphs (train.cuda_graph)")
     parser.add_argument("--lift", action="store_true", help="run the backward pass that fla-core refuses")
     parser.add_argument("--repeats", type=int, default=20)
     given = parser.parse_args()
@@ -79,13 +81,16 @@ def main() -> None:
 
         chunk_o.TRITON_ABOVE_3_7_1 = True
     settings = ["train.compile=true"] if given.compile else []
+    recorded = ["train.cuda_graph=true"] if given.recorded else []
+    print(f"torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name()}", flush=True)
     for length in given.lengths or [2048]:
         rows = given.tokens // length
         for name, path, own in (("", given.recipe, True), ("", given.peer, True), (" by fla", given.peer, False)):
             for what in ("forward", "step"):
-                target = open_target(path, settings, 257)
+                told = [*settings, *(recorded if what == "step" else [])]
+                target = open_target(path, told, 257)
                 target = target if own else by_fla(target)
-                label = f"{path.stem}{name} {target.parameters:,} {rows} x {length} {' '.join(settings)} {what}"
+                label = f"{path.stem}{name} {target.parameters:,} {rows} x {length} {' '.join(told)} {what}"
                 try:
                     if what == "forward":
                         torch.compiler.reset()
