@@ -1,14 +1,14 @@
 """A recipe's tokens a second beside those of Gated DeltaNet by flash-linear-attention, in one process on a GPU.
 
     python tests/benchmarks/against_fla.py recipes/experiments/phase2_512x6.toml \
-        recipes/experiments/gated_deltanet_28m.toml --length 2048 [--compile] [--recorded] [--lift]
+        recipes/experiments/gated_deltanet_28m.toml --length 2048 [--compile] [--recorded]
 
 The second recipe is measured as it is, and with fla's layer of the same sizes (flash-linear-attention 0.6.0) in place
 of every ``gated-deltanet``; all else of the model, the loss and the optimiser stay the same. A row each of the forward
 pass of the model without gradients and of the training step of ``muse cost``.
 
 fla-core refuses the backward pass of its gated rule on Hopper under Triton 3.4 to 3.7.0, where its gradients would be
-wrong. ``--lift`` takes the refusal away, to see what that pass takes; what it computes then is good for nothing else.
+wrong; a later Triton may stand beside the torch that came with another one.
 """
 
 from __future__ import annotations
@@ -73,13 +73,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recorded", action="store_true", help="training steps as CUDA graphs (train.cuda_graph)")
-    parser.add_argument("--lift", action="store_true", help="run the backward pass that fla-core refuses")
     parser.add_argument("--repeats", type=int, default=20)
     given = parser.parse_args()
-    if given.lift:
-        from fla.ops.common import chunk_o
-
-        chunk_o.TRITON_ABOVE_3_7_1 = True
     settings = ["train.compile=true"] if given.compile else []
     recorded = ["train.cuda_graph=true"] if given.recorded else []
     print(f"torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name()}", flush=True)

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -31,10 +31,7 @@ def section() -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparisons")
-    with tarfile.open(ROOT / "docs" / "results" / "data" / "peers-muon.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "peers-muon"
+    return unpacked("peers-muon", tmp_path_factory.mktemp("comparisons"))
 
 
 def computed(section: str, runs: Path, *more: str) -> dict[str, Any]:
@@ -88,11 +85,76 @@ def test_first_decays_of_another_scale_give_what_the_page_says(section: str, run
     assert f"| {row}, decays of fla's scale | 0.02 | {by_seed} | {shown(found['against_baseline'])} |" in section
 
 
-def test_every_run_has_its_recipe_and_figures_and_nothing_of_the_machine(runs: Path) -> None:
-    found = sorted(path.parent for path in runs.rglob("summary.json"))
-    assert len(found) == 38
+class Archive(NamedTuple):
+    """Runs of an archive, by a page whose command computes figures from them."""
+
+    page: str
+    runs: int
+    steps: int
+    arm: str
+    """Of which the page shows the ratio to the baseline,"""
+    shown: str
+    """so."""
+    rows: dict[str, str]
+    """Of each variant, what its row has before its bits by seed, its name first."""
+
+
+ARCHIVES = {
+    "peers-muon": Archive("peers.md", 38, 400, "", "", {}),  # computed above
+    "peers-28m-muon": Archive(
+        "peers.md", 18, 400, "phase5-wide", "0.966, 0.956 to 0.976",
+        {"gated-deltanet-hybrid": "the hybrid | 0.04", "phase5-wide": "`phase5_wide_28m` | 0.02"},
+    ),
+    "embedding": Archive(
+        "peers.md", 11, 400, "gated-convolution-1", "0.996, 0.992 to 1.001",
+        {"phase2-1": "`phase2_10m` | 115,712 | 4e-3",
+         "gated-convolution-1": "a gated convolution in the resolvent's place | 118,272 | 4e-3"},
+    ),
+    "tokens-6104": Archive(
+        "tokens-and-seconds.md", 4, 6104, "phase5-wide", "0.982, 0.961 to 1.003",
+        {"gated-deltanet-hybrid": "200,015,872 | the hybrid", "phase5-wide": "`phase5` with windows of 512"},
+    ),
+}
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    with tarfile.open(ROOT / "docs" / "results" / "data" / f"{name}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / name
+
+
+def test_every_archive_is_one_that_is_tested() -> None:
+    assert {path.name.partition(".")[0] for path in (ROOT / "docs" / "results" / "data").iterdir()} == set(ARCHIVES)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_every_run_has_its_recipe_and_figures_and_nothing_of_the_machine(name: str, tmp_path: Path) -> None:
+    found = sorted(path.parent for path in unpacked(name, tmp_path).rglob("summary.json"))
+    assert len(found) == ARCHIVES[name].runs
     for run in found:
-        assert {"recipe.toml", "summary.json", "held_out.json"} <= {path.name for path in run.iterdir()}
+        assert {"recipe.toml", "summary.json", "held_out.json"} >= {path.name for path in run.iterdir()}
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        assert summary["accepted_steps"] == 400 and summary["held_out_split"] == "test"
+        assert summary["accepted_steps"] == ARCHIVES[name].steps
+        assert summary["held_out_split"] == ("test" if run.name.startswith("test-") else "validation")
         assert not any("/tmp" in path.read_text(encoding="utf-8") for path in run.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("name", [name for name, archive in ARCHIVES.items() if archive.arm])
+def test_the_command_beside_an_archive_gives_what_its_page_shows(name: str, tmp_path: Path) -> None:
+    archive = ARCHIVES[name]
+    text = (PAGE.parent / archive.page).read_text(encoding="utf-8")
+    unpacking = f"    mkdir -p comparisons && tar -xJf docs/results/data/{name}.tar.xz -C comparisons\n"
+    command = text.partition(unpacking)[2]
+    report = computed(command.partition("\n\n")[0], unpacked(name, tmp_path))
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    assert shown(arms[archive.arm]["against_baseline"]) == archive.shown and archive.shown in text
+    for arm, before in archive.rows.items():
+        by_seed = " | ".join(f"{bits:.4f}" for _, bits in sorted(arms[arm]["by_seed"].items()))
+        assert f"| {before} | {by_seed} |" in text, arm
+    plain = text.replace("**", "")
+    for arm, swept in report["sweep"].items():
+        if not swept:  # the command names one value
+            continue
+        values = " | ".join(f"{bits:.4f}" for bits in swept.values())
+        assert f"| {archive.rows[arm].partition(' | ')[0]} | {values} |" in plain, arm
+    assert not report["at_the_edge"]
