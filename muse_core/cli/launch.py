@@ -29,10 +29,10 @@ from muse_core.storage.checkpoint import Checkpoints
 from muse_core.storage.run_directory import RunDirectory
 from muse_core.training import preview
 from muse_core.training.compilation import require_compiler
-from muse_core.training.cuda_graph import require_recordable
 from muse_core.training.locking import input_digests, lock_of, own_digests
 from muse_core.training.longer import LENGTH, Longer
 from muse_core.training.ranks import agree_on_lock, divided, held_by_first, join, records_of, shown_by
+from muse_core.training.recordable import require_recordable
 from muse_core.training.run import Run
 from muse_core.training.schedules import Rates
 from muse_core.training.setup import Setup, memory_errors, set_up

@@ -25,10 +25,11 @@ from muse_core.model.kernels import operation_of
 from muse_core.model.precision import Precision
 from muse_core.recipe.schema import Recipe
 from muse_core.training.compilation import compiled, forget_others
-from muse_core.training.cuda_graph import Passes, RecordedPasses, require_recordable, require_steady
+from muse_core.training.cuda_graph import Passes, RecordedPasses
 from muse_core.training.forward import detached
 from muse_core.training.objectives import NextToken
 from muse_core.training.optimizers import clip, gradient_numbers, make_optimizers, norms
+from muse_core.training.recordable import require_recordable, require_steady
 from muse_core.training.rounding import rounding_of
 
 

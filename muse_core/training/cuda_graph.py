@@ -14,20 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from muse_core.component import walk
 from muse_core.contracts import Batch, State
 from muse_core.errors import MuseError, RecipeError
 from muse_core.metrics.accumulator import Key, Packed
-from muse_core.model.precision import choose_device
 from muse_core.out_of_memory import ran_out
 from muse_core.parallel.one import ONE, Ranks
-from muse_core.parallel.sizes import sizes_of
-from muse_core.recipe.schema import Recipe
-from muse_core.training.objectives import NextToken
+from muse_core.training.recordable import DRAWN
 from muse_core.training.recorded_gradients import LOOKS, OFF, found_same
 from muse_core.training.rounding import NEAR, apart, moved
 
@@ -39,10 +36,9 @@ PLAIN = 2
 """Steps of one form that run as they are before one is recorded: kernels are compiled and tuned in them."""
 MOST = 4
 """Forms of a step that a run may have; each recording keeps the memory of its gradients."""
-DRAWN = (
-    "train.activation_checkpointing computes blocks once more with the random numbers of the first time, whose state a "
-    "recording cannot take back, and this model draws some"
-)
+AGAIN, EACH = (10, 100), 1000
+"""Launches of a recording that are compared with the plain pass once more, and each so many of them: what Python
+decides may have changed since."""
 
 
 class Form(NamedTuple):
@@ -72,17 +68,36 @@ class Recording(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+@attrs.define
+class Comparisons:
+    """Of one recording with the plain pass."""
+
+    left: int = 0
+    """That it has yet to come through, if none tells it to be the same before."""
+    launches: int = 0
+    agreed: int = 0
+    """Launches when it was last told to be the same."""
+
+    def due(self) -> bool:
+        """Whether the next launch is to be compared."""
+        launch = self.launches + 1
+        if not self.left and (launch in AGAIN or not launch % EACH):
+            self.left = LOOKS
+        return self.left > 0
+
+
 class RecordedPasses:
     """Passes that are recorded at the third step of their form and replayed from then on.
 
     The first replay is compared with the plain pass from the same inputs, and the next ones until one is told to be the
-    same; the gradients are the plain pass's until then. Weights are read where they are, so that whatever changes them
+    same; the gradients are the plain pass's until then. So are the tenth, the hundredth and each thousandth, where
+    memory holds a plain pass beside the recording. Weights are read where they are, so that whatever changes them
     in place, as a restored checkpoint, is seen. Raises RecipeError for a step that cannot be recorded, and for one
     whose recording computes other gradients.
 
     ``rounding``: the spacing of numbers at 1 in the precision of products. ``recomputes``: activations are computed
     once more in the backward pass. What draws random numbers would draw others then in a recording, and is refused in
-    the first step.
+    the first step. ``warn`` is told of a comparison for which there is no memory.
     """
 
     def __init__(
@@ -93,18 +108,19 @@ class RecordedPasses:
         *,
         rounding: float,
         recomputes: bool = False,
+        warn: Callable[[str], None] = lambda told: None,
     ):
         self.compute = compute
         self.parameters = parameters
         self.ranks = ranks
         self.rounding = rounding
         self.recomputes = recomputes
+        self.warn = warn
         self.forms: list[Form] = []
         self.seen: list[int] = []
         """Plain steps of each form."""
         self.recordings: dict[int, Recording] = {}
-        self.looks: dict[int, int] = {}
-        """Comparisons that each recording has yet to come through with one told to be the same."""
+        self.comparisons: dict[int, Comparisons] = {}
         self.replayed = False
         """Whether the last step was a recording's, with its gradients where the recording has them."""
 
@@ -116,29 +132,31 @@ class RecordedPasses:
             self.seen[number] += 1
             return self._plain(pieces, carried, whole)
         own = None
-        if number not in self.recordings or self.looks[number]:
+        compared = self.comparisons.setdefault(number, Comparisons(LOOKS))
+        if compared.due():
             random = torch.cuda.get_rng_state()
-            plain = self._plain(pieces, carried, whole)
-            own = self._taken()
-            if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
-                return self._left(own, plain)
-            if number not in self.recordings:
-                with self.ranks.at_work("the recording of a step"):
-                    self._require_all_record(number)
-                    self.recordings[number] = self._record(self.forms[number], leaves)
-                self.looks[number] = LOOKS
+            plain = self._beside(pieces, carried, whole, compared)
+            own = self._taken() if plain is not None else None
+            if plain is not None and own is not None:
+                if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
+                    return self._left(own, plain)
+                if number not in self.recordings:
+                    with self.ranks.at_work("the recording of a step"):
+                        self._require_all_record(number)
+                        self.recordings[number] = self._record(self.forms[number], leaves)
             torch.cuda.set_rng_state(random)
         recording = self.recordings[number]
+        compared.launches += 1
         self.ranks.mark("the recorded forward and backward pass")
         tensors = [place for place, there in enumerate(recording.given) if isinstance(there, Tensor)]
         torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
-            self.looks[number] -= 1
+            compared.left -= 1
             again = self._again(pieces, carried, whole, random)
-            if not found_same(own, recording.gradients, again, self.ranks, last=not self.looks[number]):
+            if not self._same(own, recording.gradients, again, compared):
                 return self._left(own, plain)
-            self.looks[number] = 0
+            compared.left, compared.agreed = 0, compared.launches
         self.replayed = True
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
@@ -155,6 +173,41 @@ class RecordedPasses:
         for recording in self.recordings.values():
             recording.graph.reset()
         self.recordings.clear()
+
+    def _same(
+        self, own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], again: Iterator[Mapping[str, Tensor]],
+        compared: Comparisons,
+    ) -> bool:
+        """``found_same``; what it raises says since when, if it was the same before."""
+        try:
+            return found_same(own, recorded, again, self.ranks, last=not compared.left)
+        except RecipeError as error:
+            if not compared.agreed:
+                raise
+            raise RecipeError(
+                f"{error}. It was the plain one's {compared.launches - compared.agreed} launches before, since when "
+                "something in Python has changed what a step computes, which a recording does not see: what was "
+                "trained meanwhile is not what the recipe says"
+            ) from error
+
+    def _beside(
+        self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor, compared: Comparisons
+    ) -> tuple[Packed, list[State]] | None:
+        """The plain pass, to compare a launch with; None where a recording that was told to be the same before leaves
+        no memory for it. Several processes end there, since those that have the memory would wait for the others."""
+        try:
+            return self._plain(pieces, carried, whole)
+        except Exception as error:
+            if not compared.agreed or self.ranks.size > 1 or not ran_out(error):
+                raise
+        self._taken()
+        compared.left = 0
+        torch.cuda.empty_cache()
+        self.warn(
+            f"train.cuda_graph: there is no memory for a plain pass beside the recorded one, so that launch "
+            f"{compared.launches + 1} of this recording is not compared with it"
+        )
+        return None
 
     def _plain(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
         if not self.recomputes:
@@ -307,44 +360,3 @@ def finite(gradients: Mapping[Any, Tensor]) -> bool:
 
 def _told(leaf: Any) -> Any:
     return (tuple(leaf.shape), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
-
-
-def require_recordable(recipe: Recipe, processes: int) -> None:
-    """Raises RecipeError with every reason why ``train.cuda_graph`` cannot be had that the recipe alone gives."""
-    train = recipe.train
-    if not train.cuda_graph:
-        return
-    found = []
-    if choose_device(train.device).type != "cuda":
-        gloo = f", whose {processes} processes exchange through gloo, which nothing records" if processes > 1 else ""
-        found.append(f"it is for a GPU, and this run's device is the CPU{gloo}")
-    if processes > 1 and sizes_of(recipe.parallel, processes).shard > 1:
-        found.append(
-            "parallel.shard: FSDP2 gathers weights into memory that it takes and gives back in every step, on streams "
-            "of its own, and a recording of that was never shown to be right"
-        )
-    if train.activation_checkpointing and getattr(recipe.model.options, "dropout", 0.0):
-        found.append(f"model.dropout: {DRAWN}")
-    routers = [use for use in walk(recipe.model.options) if use.kind == "router"]
-    if routers:
-        found.append(f"{routers[0].path}: which tokens an expert computes is decided by values of tensors")
-    if getattr(recipe.model.options, "exit", None) is not None:
-        found.append("model.exit: which tokens leave is decided by values of tensors")
-    if found:
-        raise RecipeError([f"train.cuda_graph: {reason} - {OFF}" for reason in found])
-
-
-def require_steady(model: nn.Module, objective: Any) -> None:
-    """Raises RecipeError where Python changes from step to step what the model or the objective computes."""
-    if type(objective) is not NextToken:
-        raise RecipeError(
-            f"train.cuda_graph: it is for next-token training, and the objective {type(objective).__name__} may "
-            f"compute another thing in every step - {OFF}"
-        )
-    for name, module in model.named_modules():
-        # What fills buffers alone changes memory that the recording reads.
-        if module is not model and hasattr(module, "update_statistics") and not getattr(module, "fills_buffers", False):
-            raise RecipeError(
-                f"train.cuda_graph: {name} ({type(module).__name__}) changes with update_statistics what it computes, "
-                f"which a recording does not see - {OFF}"
-            )

@@ -92,7 +92,7 @@ class Loop:
             return self._pass
         return RecordedPasses(
             self._pass, self.state.optimizers.names, self.forward.ranks, rounding=rounding_of(self.state.precision),
-            recomputes=self.recipe.train.activation_checkpointing,
+            recomputes=self.recipe.train.activation_checkpointing, warn=self._warn,
         )
 
     @property

@@ -29,12 +29,12 @@ from muse_core.storage.run_directory import RunDirectory
 from muse_core.training.architectures import adopt, latest
 from muse_core.training.checkpointer import Checkpointer
 from muse_core.training.conversion import Conversion
-from muse_core.training.cuda_graph import require_recordable, require_steady
 from muse_core.training.forward import make_forward
 from muse_core.training.loop import Loop, evaluates, evaluation_row
 from muse_core.training.monitors import MonitorGroup
 from muse_core.training.optimizers import make_optimizers
 from muse_core.training.ranks import agree_on_weights
+from muse_core.training.recordable import require_recordable, require_steady
 from muse_core.training.results import held_out_table, summary_table
 from muse_core.training.setup import Setup, settle_process
 from muse_core.training.stop import Interrupted, Stop

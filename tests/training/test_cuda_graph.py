@@ -21,16 +21,10 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training import loop as training_loop
-from muse_core.training.cuda_graph import (
-    MOST,
-    PLAIN,
-    RecordedCalls,
-    form_of,
-    require_recordable,
-    require_steady,
-)
+from muse_core.training.cuda_graph import MOST, PLAIN, RecordedCalls, form_of
 from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
+from muse_core.training.recordable import require_recordable, require_steady
 
 Table = Callable[..., dict[str, Any]]
 Go = Callable[..., dict[str, Any]]

@@ -159,3 +159,84 @@ def test_a_replay_that_stays_doubtful_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_replay_beyond_doubt_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="another gradient"):
         looks(monkeypatch, 1.25)
+
+
+class Layer:
+    """A gradient with a factor of Python's, which a recording keeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.weight, self.factor, self.plain, self.full, self.told = nn.Parameter(torch.ones(2)), 1.0, 0, False, []
+        without_a_gpu(monkeypatch, self.weight)
+        substitute = cuda_graph.captured
+
+        def captured(function: Callable[[], Any], refusal: str) -> Any:
+            kept = self.factor
+
+            def computed() -> Any:
+                now, self.factor, full, self.full = self.factor, kept, self.full, False
+                found = function()
+                self.factor, self.full = now, full
+                self.plain -= 1
+                return found
+
+            return substitute(computed, refusal)
+
+        monkeypatch.setattr(cuda_graph, "captured", captured)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        self.passes = RecordedPasses(self.compute, {"weight": self.weight}, rounding=2.0**-7, warn=self.told.append)
+
+    def compute(self, pieces: Any, carried: Any, whole: Tensor) -> tuple[Packed, list[Any]]:
+        self.plain += 1
+        (self.weight * self.factor).sum().backward()
+        if self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Packed((), torch.ones(1)), []
+
+    def launches(self, number: int) -> list[int]:
+        """Which of so many launches were compared with a plain pass."""
+        found = []
+        for launch in range(self.passes.comparisons[0].launches + 1 if self.passes.comparisons else 1, number + 1):
+            before, self.weight.grad = self.plain, None
+            self.passes([torch.ones(2)], [None], torch.tensor(1.0))
+            if self.plain > before:
+                found.append(launch)
+        return found
+
+
+@pytest.fixture
+def layer(monkeypatch: pytest.MonkeyPatch) -> Layer:
+    found = Layer(monkeypatch)
+    for _ in range(PLAIN):
+        found.passes([torch.ones(2)], [None], torch.tensor(1.0))
+    return found
+
+
+def test_a_recording_is_compared_again_at_times(layer: Layer) -> None:
+    assert layer.launches(2100) == [1, 10, 100, 1000, 2000]
+    assert layer.passes.replayed and layer.weight.grad.tolist() == [1.0, 1.0] and not layer.told
+
+
+def test_what_python_changes_after_the_recording_ends_the_run_at_the_next_comparison(layer: Layer) -> None:
+    """A layer that counts steps by itself: the recording has the number that it had, and nobody is told by torch."""
+    layer.launches(12)
+    layer.factor = 2.0
+    assert layer.launches(99) == []
+    with pytest.raises(RecipeError, match=r"gives weight another gradient .*the plain one's 90 launches before"):
+        layer.launches(100)
+
+
+def test_where_no_memory_is_left_for_a_comparison_the_run_goes_on_and_says_so(layer: Layer) -> None:
+    layer.launches(9)
+    layer.full = True
+    assert layer.launches(10) == [10]
+    assert layer.passes.replayed and layer.weight.grad.tolist() == [1.0, 1.0]
+    (told,) = layer.told
+    assert "no memory for a plain pass beside the recorded one, so that launch 10" in told
+    layer.full = False
+    assert layer.launches(100) == [100] and len(layer.told) == 1
+
+
+def test_a_first_comparison_without_memory_ends_the_run(layer: Layer) -> None:
+    layer.full = True
+    with pytest.raises(torch.OutOfMemoryError):
+        layer.launches(1)
