@@ -309,3 +309,26 @@ def test_a_layer_that_reads_a_value_is_said_to_be_so(table: Table, prepare: Any,
     monkeypatch.setattr(FeedForward, "forward", reading)
     with pytest.raises(RecipeError, match=r"this step cannot be recorded.*set train\.cuda_graph = false"):
         go(on_gpu(table, True))
+
+
+@GPU
+def test_a_layer_that_counts_steps_in_python_ends_the_run_at_the_tenth_launch(
+    table: Table, go: Go, losses: Any, monkeypatch: Any
+) -> None:
+    """The recording keeps the factor of the third step; torch sees nothing of it."""
+    from muse_baseline.feed_forward import FeedForward
+
+    forward, updates = FeedForward.forward, []
+
+    def counting(self: Any, x: Any, *more: Any) -> Any:
+        return forward(self, x if len(updates) < 5 else 3 * x, *more)
+
+    def count(model: torch.nn.Module) -> torch.nn.Module:
+        updates.append(1)
+        return model
+
+    monkeypatch.setattr(FeedForward, "forward", counting)
+    with fault_injection.installed({"post_step": count}):
+        with pytest.raises(RecipeError, match=r"another gradient .* the plain one's 9 launches before"):
+            go(on_gpu(table, True, train={"steps": 40}))
+    assert len(losses()) == PLAIN + 9
