@@ -72,7 +72,7 @@ class Recording(NamedTuple):
 class Comparisons:
     """Of one recording with the plain pass."""
 
-    left: int = 0
+    left: int = LOOKS
     """That it has yet to come through, if none tells it to be the same before."""
     launches: int = 0
     agreed: int = 0
@@ -132,12 +132,12 @@ class RecordedPasses:
             self.seen[number] += 1
             return self._plain(pieces, carried, whole)
         own = None
-        compared = self.comparisons.setdefault(number, Comparisons(LOOKS))
+        compared = self.comparisons.setdefault(number, Comparisons())
         if compared.due():
             random = torch.cuda.get_rng_state()
             plain = self._beside(pieces, carried, whole, compared)
-            own = self._taken() if plain is not None else None
-            if plain is not None and own is not None:
+            if plain is not None:
+                own = self._taken()
                 if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
                     return self._left(own, plain)
                 if number not in self.recordings:

@@ -132,7 +132,7 @@ def test_every_run_has_its_recipe_and_figures_and_nothing_of_the_machine(name: s
     found = sorted(path.parent for path in unpacked(name, tmp_path).rglob("summary.json"))
     assert len(found) == ARCHIVES[name].runs
     for run in found:
-        assert {"recipe.toml", "summary.json", "held_out.json"} >= {path.name for path in run.iterdir()}
+        assert {"recipe.toml", "summary.json", "held_out.json"} == {path.name for path in run.iterdir()}
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         assert summary["accepted_steps"] == ARCHIVES[name].steps
         assert summary["held_out_split"] == ("test" if run.name.startswith("test-") else "validation")
