@@ -139,11 +139,23 @@ def _devices() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        found[f"cuda:{index}"] = f"{properties.name}, {memory}, {bf16(torch.device('cuda', index))}"
+        device = torch.device("cuda", index)
+        found[f"cuda:{index}"] = f"{properties.name}, {memory}, {bf16(device)}{_products(device)}"
     if len(found) == 1:
         found["cuda"] = "none; " + (
             "torch sees no GPU" if torch.version.cuda or torch.version.hip else "this torch is built for the CPU only")
     return found
+
+
+def _products(device: Any) -> str:
+    """What is wrong with matrix products of a GPU, behind a semicolon; nothing where they are right."""
+    from muse_core.model import products
+
+    try:
+        wrong = products.wrong_product(device)
+    except RuntimeError as error:  # as where others have its memory
+        return f"; products could not be tried ({str(error).splitlines()[0]})"
+    return f"; {wrong}" if wrong else ""
 
 
 def _processes() -> dict[str, str]:

@@ -59,13 +59,15 @@ class Cost:
 
 
 def training_cost(
-    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, warmup: int = 3, repeats: int = 5
+    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, warmup: int = 3,
+    repeats: int = 5, kernels: Any = None,
 ) -> Cost:
     """Train ``model`` for a few steps on random tokens, ``rows`` documents of ``length`` tokens; its weights change.
 
     Compiled where the recipe says so, for this length alone; what memory layers hold is not measured then.
+    ``kernels``: what ``build_model`` bound.
     """
-    step, states = training_step(model, recipe, precision, rows=rows, length=length)
+    step, states = training_step(model, recipe, precision, rows=rows, length=length, kernels=kernels)
     device, compiles = precision.device, recipe.train.compile
     held: list[int] = []
     for _ in range(warmup):
@@ -95,10 +97,11 @@ def training_cost(
 
 
 def training_step(
-    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int
+    model: nn.Module, recipe: Recipe, precision: Precision, *, rows: int, length: int, kernels: Any = None
 ) -> tuple[Callable[[], None], list[Any]]:
     """One step of training on random tokens, ``rows`` documents of ``length`` tokens, and a list in which each step
-    leaves the state after the last token. Compiled where the recipe says so, for this length alone."""
+    leaves the state after the last token. Compiled where the recipe says so, for this length alone. ``kernels``: what
+    ``build_model`` bound."""
     vocabulary: int = model.vocabulary_size  # type: ignore[assignment]
     device = precision.device
     ids = torch.randint(vocabulary, (rows, length + 1), generator=torch.Generator().manual_seed(0))
@@ -111,7 +114,7 @@ def training_step(
         device,
     )
     model.to(device)
-    optimizers = make_optimizers(model, recipe.train, lambda name: True)
+    optimizers = make_optimizers(model, recipe.train, lambda name: True, kernels)
     objective, parameters = NextToken(), list(optimizers.names.values())
     if recipe.train.compile:
         forget_others(model, rows, length)

@@ -16,7 +16,9 @@ from muse_core.comparison.cost import training_cost
 from muse_core.errors import RecipeError
 from muse_core.evaluation.reach import gradient_reach
 from muse_core.model.flops import parameter_count
+from muse_core.model.kernels import BoundKernels
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.model.products import require_products
 from muse_core.out_of_memory import ran_out
 from muse_core.recipe import read_recipe
 from muse_core.recipe.schema import Recipe
@@ -34,6 +36,7 @@ class Target:
     recipe: Recipe
     model: nn.Module
     precision: Precision
+    kernels: BoundKernels
     weights: str
     """Where they come from."""
     held_out: Callable[[], np.ndarray] | None
@@ -66,16 +69,19 @@ def open_target(path: Path, overrides: Sequence[str], vocabulary: int, say: Say 
         setup, step = open_trained(path, device=device, say=say)
         return Target(
             path=path, recipe=setup.recipe, model=setup.model.cpu(), precision=setup.precision,
-            weights=f"weights of step {step}", held_out=lambda: setup.corpus.split("validation").tokens,
+            kernels=setup.kernels, weights=f"weights of step {step}",
+            held_out=lambda: setup.corpus.split("validation").tokens,
         )
     checked = read_recipe(path, overrides)
     device = choose_device(checked.recipe.train.device)
+    require_products(device)
     precision = choose_precision(device, checked.recipe.train.precision)
-    model, _ = build_model(
+    model, kernels = build_model(
         checked.recipe, checked.registry, vocabulary_size=vocabulary, device=device, dtype=precision.dtype
     )
     return Target(
-        path=path, recipe=checked.recipe, model=model.cpu(), precision=precision, weights="fresh weights", held_out=None
+        path=path, recipe=checked.recipe, model=model.cpu(), precision=precision, kernels=kernels,
+        weights="fresh weights", held_out=None,
     )
 
 
@@ -84,7 +90,10 @@ def measure_step(target: Target, length: int, tokens: int | None, repeats: int) 
     rows = max(1, (tokens or length) // length)
     try:
         target.model.to(target.precision.device)
-        found = training_cost(target.model, target.recipe, target.precision, rows=rows, length=length, repeats=repeats)
+        found = training_cost(
+            target.model, target.recipe, target.precision, rows=rows, length=length, repeats=repeats,
+            kernels=target.kernels,
+        )
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

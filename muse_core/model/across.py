@@ -161,7 +161,7 @@ def _first_tied(found: Any, tied: Callable[[Tensor], Tensor]) -> Any:
 
 
 def unchanged(kernel: Callable[..., Any], gather: Gather, rank: int, *given: Any, **options: Any) -> Any:
-    """An operation on every token by itself."""
+    """An operation on every token by itself, or on no tokens."""
     return kernel(*given, **options)
 
 
@@ -172,6 +172,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "causal_convolution": convolution,
     "short_convolution": convolution,
     "gated_norm": unchanged,
+    "newton_schulz": unchanged,
 }
 
 

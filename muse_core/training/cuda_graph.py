@@ -277,7 +277,7 @@ def captured(function: Callable[[], T], refusal: str) -> tuple[torch.cuda.CUDAGr
     graph = torch.cuda.CUDAGraph()
     try:
         # Other threads may write a checkpoint meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with draws_as_before(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             return graph, function()
     except RuntimeError as error:
         if ran_out(error):  # or the end of the capture complains of what it was told before
@@ -287,6 +287,20 @@ def captured(function: Callable[[], T], refusal: str) -> tuple[torch.cuda.CUDAGr
             f"train.cuda_graph: {refusal}: something in it waits for the GPU, or lets a value of a tensor decide what "
             f"is computed ({what}) - {OFF}"
         ) from error
+
+
+@contextlib.contextmanager
+def draws_as_before() -> Iterator[None]:
+    """Where a capture within fails, the device's generator is as it was before. torch leaves it to the capture, and
+    everything that draws in the process raises "Offset increment outside graph capture" from then on (2.11.0)."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = torch.cuda.get_rng_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(generator.clone_state().graphsafe_get_state())
+        torch.cuda.set_rng_state(state)
+        raise
 
 
 class RecordedCalls:

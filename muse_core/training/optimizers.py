@@ -118,15 +118,19 @@ class Optimizers:
             self._owners[id(parameter)].state[parameter][key] = moved
 
 
-def make_optimizers(model: nn.Module, train: Train, trainable: Callable[[str], bool]) -> Optimizers:
-    """The update rule of a recipe over the parameters that are trained. Raises RecipeError where there are none, and
-    PluginError for an optimizer that does not keep its contract."""
+def make_optimizers(
+    model: nn.Module, train: Train, trainable: Callable[[str], bool], kernels: Any = None
+) -> Optimizers:
+    """The update rule of a recipe over the parameters that are trained, with the run's ``BoundKernels``. Raises
+    RecipeError where there are none, and PluginError for an optimizer that does not keep its contract."""
     roles = parameter_roles(model)
     names = {name: p for name, p in model.named_parameters() if p.requires_grad and trainable(name)}
     if not names:
         raise RecipeError("stages: nothing to train; no parameter is trainable in this stage")
     use: Use = train.optimizer
-    rule = construct(use, OptimizerContext(learning_rate=train.learning_rate, weight_decay=train.weight_decay))
+    rule = construct(use, OptimizerContext(
+        learning_rate=train.learning_rate, weight_decay=train.weight_decay, kernels=kernels
+    ))
     given = {name: TrainedParameter(parameter, roles[name]) for name, parameter in names.items()}
     parts = list(asked(use, "given the parameters", lambda: rule.build(given)))
     for part in parts:

@@ -49,7 +49,7 @@ def memory_rows(setup: Setup) -> dict[str, int]:
     on a shorter sequence and scaled."""
     train = setup.recipe.train
     weights = sum(p.numel() * p.element_size() for p in setup.model.parameters())
-    optimizers = make_optimizers(setup.model, train, lambda name: True)
+    optimizers = make_optimizers(setup.model, train, lambda name: True, setup.kernels)
     moments = sum(like.numel() * like.element_size() for like in optimizers.expected_tensors().values())
     length = min(PROBE_TOKENS, train.sequence_length) if setup.corpus.is_text else train.sequence_length
     per_token = saved_bytes(setup, length) / length

@@ -26,6 +26,8 @@ class OptimizerContext:
     """Peak rate, ``train.learning_rate``."""
     weight_decay: float
     """Decoupled decay of the roles that are decayed, ``train.weight_decay``."""
+    kernels: Any = None
+    """The run's ``BoundKernels``, to ``bind`` an operation as layers do; None where an optimizer is built by itself."""
 
     def decays(self, role: str) -> bool:
         """Whether parameters of this role are decayed."""

@@ -227,7 +227,7 @@ class Run:
             stage=number,
             train=recipe.train,
             model=setup.model,
-            optimizers=make_optimizers(setup.model, recipe.train, stage.trainable),
+            optimizers=make_optimizers(setup.model, recipe.train, stage.trainable, setup.kernels),
             monitors=MonitorGroup(setup.monitors()),
             objective=objective,
             precision=setup.precision,

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,11 @@ from muse_core.evaluation.causality import TOLERANCES, Leak, document_tokens, ex
 from muse_core.evaluation.causality_gradients import gradient_leak
 from muse_core.evaluation.causality_trained import trained_leak
 from muse_core.evaluation.held_out import HeldOut, held_out, undisturbed
-from muse_core.evaluation.limited_gpu import limited_gpu
 from muse_core.evaluation.not_finite import NotFinite
 from muse_core.model.kernels import BoundKernels
 from muse_core.model.plan import periods
 from muse_core.model.precision import Precision, choose_device, choose_precision
+from muse_core.model.products import limited_gpu, repeatable_products, require_products
 from muse_core.out_of_memory import told
 from muse_core.parallel.one import ONE, Ranks
 from muse_core.plugins.raised import asked, failure
@@ -363,8 +362,7 @@ def settle_process(recipe: Recipe) -> None:
     without a deterministic implementation are refused."""
     torch.manual_seed(recipe.seed)
     if recipe.deterministic:
-        # cuBLAS reads it when it starts; without it every product of matrices on a GPU would be refused.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        repeatable_products()
     torch.use_deterministic_algorithms(recipe.deterministic)
 
 
@@ -372,14 +370,16 @@ def set_up(
     recipe: Recipe, registry: Any, *, report: Report | None = None, kept: Kept | None = None, read: bool = True,
     ranks: Ranks = ONE, corpus: Corpus | TaskCorpus | None = None,
 ) -> Setup:
-    """Prepare text and build the model. Changes nothing of the process, as its seed. Raises RecipeError, DataError or
-    PluginError.
+    """Prepare text and build the model. Changes nothing of the process, as its seed. Raises RecipeError (where matrix
+    products on the GPU are wrong, too), DataError or PluginError.
 
     ``kept``: what a run of this recipe keeps; text is encoded by its tokenizer, and without ``read`` not opened before
     it is asked for. ``corpus``: that of the recipe's [data], where it is open already.
     """
     device = choose_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
+    with memory_errors():
+        require_products(device, deterministic=recipe.deterministic)
     text: Corpus | TaskCorpus | KeptCorpus
     if corpus is not None:
         text = corpus

@@ -23,7 +23,10 @@ STEPS = 5
 SMALLEST = 1e-7
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
+def newton_schulz(
+    matrix: Tensor, *, coefficients: tuple[float, float, float] = COEFFICIENTS, steps: int = STEPS,
+    smallest: float = SMALLEST,
+) -> Tensor:
     """(…, rows, columns), of two or three axes → the same shape with singular values near 1 and the same singular
     vectors.
 
@@ -35,11 +38,11 @@ def newton_schulz(matrix: Tensor) -> Tensor:
     x = x.mT if tall else x
     single = x.ndim == 2
     size = x.norm() if single else torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = x / size.clamp_min(SMALLEST)
+    x = x / size.clamp_min(smallest)
     # Of matrices alike by the operation itself: `@` first expands and views each of them.
     times, product = (torch.mm, torch.addmm) if single else (torch.bmm, torch.baddbmm)
-    a, b, c = COEFFICIENTS
-    for _ in range(STEPS):
+    a, b, c = coefficients
+    for _ in range(steps):
         gram = times(x, x.mT)
         x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     # Contiguous, for a tall one, so that many of them are added in one pass.
@@ -54,10 +57,9 @@ NUMBERS = 2**24
 model are some thousand launches that the host cannot give as quickly as the device is done with them."""
 
 
-def bundles(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters that have gradients, some of one shape at a time: on a GPU up to ``NUMBERS`` numbers, on a CPU
-    with bf16 instructions up to ``TOGETHER`` matrices, otherwise one. In fp32 a CPU's product of a batch takes longer
-    than products one by one, and no more than one divided matrix is to be whole."""
+def bundles(parameters: Iterable[Tensor], together: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:
+    """The parameters that have gradients, up to ``together(matrix)`` of one shape at a time; no more than one divided
+    matrix is to be whole."""
     alike: dict[tuple[torch.device, tuple[int, ...]], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is None:
@@ -71,11 +73,28 @@ def bundles(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield from (some[first : first + most] for first in range(0, len(some), most))
 
 
-def together(matrix: Tensor) -> int:
-    """How many matrices of this shape are orthogonalised by one call."""
+def as_many_as_fit(matrix: Tensor) -> int:
+    """How many matrices of this shape have ``NUMBERS`` numbers."""
+    return max(1, NUMBERS // max(1, matrix.numel()))
+
+
+def by_torch(matrix: Tensor) -> int:
+    """How many matrices of this shape torch orthogonalises by one call. In fp32 a CPU's product of a batch takes longer
+    than products one by one."""
     if matrix.device.type == "cpu":
         return TOGETHER if computes_bf16(matrix.device) else 1
-    return max(1, NUMBERS // max(1, matrix.numel()))
+    return as_many_as_fit(matrix)
+
+
+def orthogonalization(kernels: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], int]]:
+    """How matrices are orthogonalised, and how many of a shape by one call. On a CPU that computes in fp32 a kernel
+    backend may have ``newton_schulz``, which then takes half the time; bf16 products take less still."""
+    if kernels is None or kernels.device != "cpu" or computes_bf16(torch.device("cpu")):
+        return newton_schulz, by_torch
+    bound = kernels.bind("newton_schulz", needs=(), otherwise=f"{__name__}:newton_schulz")
+    if kernels.selections["newton_schulz"].backend == "core":
+        return newton_schulz, by_torch
+    return functools.partial(bound, coefficients=COEFFICIENTS, steps=STEPS, smallest=SMALLEST), as_many_as_fit
 
 
 class Muon(torch.optim.Optimizer):
@@ -85,15 +104,19 @@ class Muon(torch.optim.Optimizer):
     layers in neural networks", 2024.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float):
+    def __init__(
+        self, parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float,
+        orthogonalize: Callable[[Tensor], Tensor] = newton_schulz, together: Callable[[Tensor], int] = by_torch,
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.orthogonalize, self.together = orthogonalize, together
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update from the gradients as they are; ``closure`` is not used."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
-            for some in bundles(group["params"]):
+            for some in bundles(group["params"], self.together):
                 if is_divided(some[0].grad):
                     self._step_divided(some[0], group)
                     continue
@@ -107,7 +130,7 @@ class Muon(torch.optim.Optimizer):
         with every step, and a recording would keep the number that it had."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
-            split = list(bundles(group["params"]))
+            split = list(bundles(group["params"], self.together))
             matrices = [p for some in split for p in some]
             if not matrices:
                 continue
@@ -125,7 +148,9 @@ class Muon(torch.optim.Optimizer):
         gradients, means = [p.grad for p in some], [self._mean(p) for p in some]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         wanted = torch._foreach_lerp(gradients, means, momentum)
-        return [newton_schulz(wanted[0])] if len(some) == 1 else newton_schulz(torch.stack(wanted)).unbind()
+        if len(some) == 1:
+            return [self.orthogonalize(wanted[0])]
+        return self.orthogonalize(torch.stack(wanted)).unbind()
 
     def _length(self, matrix: Tensor, rate: float) -> float:
         """By which an orthogonalised update is added."""
@@ -135,7 +160,7 @@ class Muon(torch.optim.Optimizer):
     def _step_divided(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Singular vectors are those of the whole matrix: one that is divided is gathered, its update divided again."""
         mean = self._mean(parameter).lerp_(parameter.grad, 1 - group["momentum"])
-        update = newton_schulz(whole(parameter.grad.lerp(mean, group["momentum"])))
+        update = self.orthogonalize(whole(parameter.grad.lerp(mean, group["momentum"])))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(divided_as(update, parameter.grad), alpha=self._length(parameter, group["lr"]))
 
@@ -203,11 +228,14 @@ class MuonWithAdamW:
         matrices = {name for name, one in parameters.items() if one.role == MATRIX and one.tensor.ndim == 2}
         parts: list[torch.optim.Optimizer] = []
         if matrices:
+            orthogonalize, together = orthogonalization(self.context.kernels)
             parts.append(Muon(
                 [parameters[name].tensor for name in parameters if name in matrices],
                 lr=self.options.learning_rate,
                 momentum=self.options.momentum,
                 weight_decay=self.context.weight_decay,
+                orthogonalize=orthogonalize,
+                together=together,
             ))
         rest = {name: one for name, one in parameters.items() if name not in matrices}
         return parts + adam_of(rest, self.options, self.context)

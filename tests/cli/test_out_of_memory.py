@@ -161,6 +161,7 @@ def test_a_recording_without_memory_is_not_one_that_waits_for_the_gpu(
 ) -> None:
     monkeypatch.setattr(cuda_graph.torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(cuda_graph.torch.cuda, "graph", Capture.graph)
+    monkeypatch.setattr(cuda_graph, "draws_as_before", contextlib.nullcontext)
     monkeypatch.setattr(Capture, "failure", end)
     with pytest.raises(OutOfMemory, match="does not fit into the memory") as caught, memory_errors():
         captured(plainly(GONE[name]), "this step cannot be recorded")

@@ -242,7 +242,8 @@ def test_memory_of_the_processor_that_ran_out_is_a_row_of_the_table(monkeypatch:
     model = nn.Linear(2, 2)
     place = type("Precision", (), {"device": torch.device("cpu")})()
     target = targets.Target(
-        path=Path("x"), recipe=None, model=model, precision=place, weights="fresh weights", held_out=None)
+        path=Path("x"), recipe=None, model=model, precision=place, kernels=None, weights="fresh weights",
+        held_out=None)
     assert targets.measure_step(target, 8, None, 1) == {"length": 8, "failed": "does not fit with 1 rows"}
     monkeypatch.setattr(targets, "training_cost", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):

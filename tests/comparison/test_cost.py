@@ -71,7 +71,9 @@ def test_fast_weights_keep_their_inputs_at_least() -> None:
 
 def test_the_median_of_an_even_number_of_reaches_lies_between_the_two_in_the_middle(monkeypatch) -> None:
     recipe, model = build("feed-forward")
-    target = Target(path=Path("x"), recipe=recipe, model=model, precision=PRECISION, weights="", held_out=None)
+    target = Target(
+        path=Path("x"), recipe=recipe, model=model, precision=PRECISION, kernels=None, weights="", held_out=None
+    )
     assert DOCUMENTS % 2 == 0
     found = iter(torch.arange(1.0, DOCUMENTS + 1, dtype=torch.float64))
     monkeypatch.setattr("muse_core.comparison.targets.gradient_reach", lambda *_: next(found)[None])

@@ -21,7 +21,7 @@ from muse_core.metrics.jsonl import read_rows
 from muse_core.recipe import check_table
 from muse_core.storage.checkpoint import Checkpoints
 from muse_core.training import loop as training_loop
-from muse_core.training.cuda_graph import MOST, PLAIN, RecordedCalls, form_of
+from muse_core.training.cuda_graph import MOST, PLAIN, RecordedCalls, captured, form_of
 from muse_core.training.loop import Loop
 from muse_core.training.objectives import NextToken
 from muse_core.training.recordable import require_recordable, require_steady
@@ -322,7 +322,6 @@ def test_a_layer_that_counts_steps_in_python_ends_the_run_at_the_tenth_launch(
 
 @GPU
 def test_a_layer_that_reads_a_value_is_said_to_be_so(table: Table, prepare: Any, go: Go, monkeypatch: Any) -> None:
-    """The last test on a GPU: after a recording that failed torch draws no more random numbers in the process."""
     from muse_baseline.feed_forward import FeedForward
 
     forward = FeedForward.forward
@@ -333,3 +332,26 @@ def test_a_layer_that_reads_a_value_is_said_to_be_so(table: Table, prepare: Any,
     monkeypatch.setattr(FeedForward, "forward", reading)
     with pytest.raises(RecipeError, match=r"this step cannot be recorded.*set train\.cuda_graph = false"):
         go(on_gpu(table, True))
+
+
+@GPU
+@pytest.mark.parametrize("ending", ["a value is read", "something else is raised"])
+def test_after_a_recording_that_fails_random_numbers_go_on_as_if_it_had_not_been(ending: str) -> None:
+    def function() -> torch.Tensor:
+        drawn = torch.rand(4, device="cuda")
+        if ending == "a value is read":
+            return drawn * float(drawn.sum())
+        raise KeyError("another")
+
+    torch.cuda.manual_seed(3)
+    expected = [torch.rand(4, device="cuda") for _ in range(2)]
+    torch.cuda.manual_seed(3)
+    first = torch.rand(4, device="cuda")
+    with pytest.raises((RecipeError, KeyError)):
+        captured(function, "this step cannot be recorded")
+    assert all(map(torch.equal, expected, [first, torch.rand(4, device="cuda")]))
+    graph, drawn = captured(lambda: torch.rand(4, device="cuda"), "this step cannot be recorded")
+    graph.replay()
+    once = drawn.clone()
+    graph.replay()
+    assert not torch.equal(once, drawn)

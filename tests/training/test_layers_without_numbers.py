@@ -13,8 +13,8 @@ from muse_core.contracts import LayerOutput, ModelOutput, Tokens
 from muse_core.errors import Halted
 from muse_core.evaluation.causality import Leak, exact_leak, own_precision_leak
 from muse_core.evaluation.causality_gradients import Cut, _wrong, gradient_leak
-from muse_core.evaluation.limited_gpu import limited_gpu
 from muse_core.evaluation.not_finite import NotFinite
+from muse_core.model.products import limited_gpu
 from muse_core.training import setup as module
 from muse_core.training.setup import Setup
 from tests.training.test_leaky_layers import Called, Leaky, shifted

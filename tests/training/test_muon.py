@@ -76,7 +76,7 @@ def test_matrices_of_one_shape_are_updated_as_they_are_alone(monkeypatch, half):
             one.grad = other.grad = None if number == step else torch.randn(one.shape, generator=generator)
         for stepper in steppers:
             stepper.step()
-    assert len(list(update_rules.bundles(together))) == (4 if half else len(shapes) - 1)
+    assert len(list(update_rules.bundles(together, update_rules.by_torch))) == (4 if half else len(shapes) - 1)
     for one, other, start in zip(together, alone, starts, strict=True):
         assert torch.equal(one, other) and not torch.equal(one, start)
 
@@ -88,19 +88,20 @@ def test_a_gpu_takes_as_many_of_one_shape_as_its_memory_is_to_hold():
     matrices = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     for matrix in matrices[:-1]:
         matrix.grad = torch.empty_like(matrix)
-    found = [[tuple(matrix.shape) for matrix in some] for some in update_rules.bundles(matrices)]
+    found = [[tuple(matrix.shape) for matrix in some] for some in update_rules.bundles(matrices, update_rules.by_torch)]
     assert found == [[(side, side)] * 4, [(side, side)] * 2, [(8, 12)] * 2, [(2 * side, 4 * side)]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_matrices_together_are_near_those_alone(monkeypatch):
+def test_on_a_gpu_matrices_together_are_near_those_alone():
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(shape, generator=generator) for shape in [(48, 96), (96, 48), (48, 96), (96, 48), (48, 48)]]
     found = []
     for most in (1, 8):
-        monkeypatch.setattr(update_rules, "together", lambda matrix, most=most: most)
         parameters = [torch.nn.Parameter(start.cuda()) for start in starts]
-        stepper = update_rules.Muon(parameters, lr=0.02, momentum=0.9, weight_decay=0.1)
+        stepper = update_rules.Muon(
+            parameters, lr=0.02, momentum=0.9, weight_decay=0.1, together=lambda matrix, most=most: most
+        )
         drawn = torch.Generator().manual_seed(1)
         for _ in range(3):
             for parameter in parameters:
@@ -110,3 +111,34 @@ def test_on_a_gpu_matrices_together_are_near_those_alone(monkeypatch):
     for start, alone, with_others in zip(starts, *found, strict=True):
         moved = (alone.cpu() - start).norm()
         assert moved > 0.1 and (alone - with_others).norm().cpu() < 0.02 * moved
+
+
+@pytest.mark.parametrize("device,half,expected", [
+    ("cpu", False, "native"), ("cpu", True, "core"), ("cuda", False, "core"), (None, False, "core"),
+])
+def test_a_kernel_backend_orthogonalises_where_a_cpu_computes_in_fp32(
+    device, half, expected, prepare, table, monkeypatch
+):
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: half)
+    kernels = prepare(table()).kernels
+    kernels.device = device
+    found, together = update_rules.orthogonalization(None if device is None else kernels)
+    if expected == "core":
+        assert found is update_rules.newton_schulz and together is update_rules.by_torch
+        assert "newton_schulz" not in kernels.selections
+        return
+    assert kernels.selections["newton_schulz"].backend == "native"
+    assert together(torch.empty(192, 192)) == update_rules.NUMBERS // 192**2
+    x = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
+        plain = torch.stack([update_rules.newton_schulz(one.to(dtype)) for one in x])
+        ours = found(x.to(dtype))
+        assert ours.dtype == dtype and 0 < (ours - plain).norm() < tolerance * plain.norm()
+
+
+def test_without_a_backend_that_has_it_the_core_orthogonalises(prepare, table, monkeypatch):
+    monkeypatch.setattr(update_rules, "computes_bf16", lambda device: False)
+    kernels = prepare(table()).kernels
+    kernels.backends = [(name, one) for name, one in kernels.backends if name != "native"]
+    assert update_rules.orthogonalization(kernels) == (update_rules.newton_schulz, update_rules.by_torch)
+    assert kernels.selections["newton_schulz"].backend == "core"

@@ -50,7 +50,9 @@ def refuse_torch(request) -> str | None:
 
 
 NATIVE = ("causal_resolvent_apply", "causal_resolvent_diagonal", "fast_weights", "gated_norm", "short_convolution")
-"""What there is in C."""
+"""What there is in C of ``request.OPERATIONS``."""
+NATIVE_ALONE = ("newton_schulz",)
+"""What there is in C and nowhere else in this package."""
 
 
 def refuse_native(request) -> str | None:
@@ -58,7 +60,7 @@ def refuse_native(request) -> str | None:
     float32."""
     if "group" in request.needs:
         return ONE_PROCESS
-    if request.operation not in NATIVE:
+    if request.operation not in (*NATIVE, *NATIVE_ALONE):
         return f"it has no {request.operation}"
     if request.device != "cpu":
         return f"it computes on a CPU, the tensors are on {request.device}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from muse_core.contracts import KernelRequest
-from muse_kernels.refusals import NATIVE, refuse_native, refuse_reference, refuse_torch
+from muse_kernels.refusals import NATIVE, NATIVE_ALONE, refuse_native, refuse_reference, refuse_torch
 from muse_kernels.request import OPERATIONS
 from muse_torch_bk.options import NativeOptions, ReferenceOptions, TorchOptions
 
@@ -19,7 +19,7 @@ class Native:
         pass
 
     def operations(self) -> dict[str, str]:
-        return {name: f"muse_kernels.native:{name}" for name in NATIVE}
+        return {name: f"muse_kernels.native:{name}" for name in (*NATIVE, *NATIVE_ALONE)}
 
     def refuse(self, request: KernelRequest) -> str | None:
         return refuse_native(request)
