@@ -15,9 +15,11 @@ from muse_core.errors import RecipeError
 from muse_core.model.precision import computes_bf16
 
 SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
-SHAPES = ((64, 8192, 384), (1024, 8192, 384), (16, 65536, 512))
-"""(rows, terms, columns): long sums for few entries, which cuBLAS divides among multiprocessors, as it does the
-gradients of weights."""
+SHAPES = (
+    (64, 8192, 384), (16, 65536, 512), (192, 1024, 192), (512, 512, 512), (1024, 1024, 1024), (8192, 512, 1152),
+)
+"""(rows, terms, columns), such that of every share of an H200 with wrong products that was found one is wrong here:
+gradients of weights, long sums for few entries, and plain products."""
 NEAR = 2**-6
 
 

@@ -1,7 +1,4 @@
-#include "common.h"
-#if defined(__AVX512F__) || defined(__FMA__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 /* Newton-Schulz steps of matrices x (B, R, C), contiguous, to o: singular values near 1, the same singular vectors.
 
@@ -16,33 +13,12 @@ typedef struct {
     real *o;
 } newton_schulz_call;
 
-#if defined(__AVX512F__)
-#define BYTES 64
+#if BYTES == 64
 enum { TALL = 12 }; /* rows of a tile; with WIDE vectors a row its sums fill three quarters of the registers */
 #else
-#define BYTES 32
 enum { TALL = 6 };
 #endif
-enum { WIDE = 2, V = BYTES / sizeof(real), EDGE = 16, PART = TALL / 3 };
-typedef real vec __attribute__((vector_size(BYTES)));
-typedef real anywhere __attribute__((vector_size(BYTES), aligned(sizeof(real))));
-
-INLINE vec load(const real *p) { return *(const anywhere *)p; }
-
-/* s + a b, rounded once where the processor can. */
-INLINE vec add_product(vec s, real a, vec b) {
-#if defined(__AVX512F__) && BITS == 32
-    return (vec)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)s);
-#elif defined(__AVX512F__)
-    return (vec)_mm512_fmadd_pd(_mm512_set1_pd(a), (__m512d)b, (__m512d)s);
-#elif defined(__FMA__) && BITS == 32
-    return (vec)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)s);
-#elif defined(__FMA__)
-    return (vec)_mm256_fmadd_pd(_mm256_set1_pd(a), (__m256d)b, (__m256d)s);
-#else
-    return s + a * b;
-#endif
-}
+enum { WIDE = 2, EDGE = 16, PART = TALL / 3 };
 
 /* A rectangle of a product: c = alpha sum_k a[k][i] b[k][j] + beta d, of M rows and N vectors; `ka` numbers from one row
    of a to the next, and so on. */
@@ -61,7 +37,7 @@ INLINE void tile(const int M, const int N, num K, const real *a, num ka, const r
         for (int j = 0; j < N; j++) {
             vec sum = alpha * s[i][j];
             if (d) sum += beta * load(d + i * kc + j * V);
-            *(anywhere *)(c + i * kc + j * V) = sum;
+            store(sum, c + i * kc + j * V);
         }
 }
 
@@ -118,8 +94,8 @@ INLINE num whole(num n) { return (n + EDGE - 1) / EDGE * EDGE; }
 
 int newton_schulz(const newton_schulz_call *call, num first, num last) {
     num R = call->R, C = call->C, n = R < C ? R : C, m = R < C ? C : R, N = whole(n), M = whole(m), width = R < C ? M : N;
-    real *memory = NULL;
-    if (posix_memalign((void **)&memory, BYTES, sizeof(real) * (4 * N * N + 2 * M * N))) return 1;
+    real *memory = numbers(4 * N * N + 2 * M * N);
+    if (!memory) return 1;
     real *own = memory + 4 * N * N, *other = own + M * N; /* x as it lies, and transposed */
     real *across = R < C ? own : other, *down = R < C ? other : own; /* (n, M) and (m, N) */
     for (num row = first; row < last; row++) {
