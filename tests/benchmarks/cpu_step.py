@@ -1,16 +1,17 @@
 """Training steps of two recipes on one CPU thread, in turns, here and in another checkout.
 
     python tests/benchmarks/cpu_step.py [--steps 12] [--against CHECKOUT [--python PYTHON]] [--set KEY=VALUE]
-        [RECIPE OTHER]
+        [--set-here KEY=VALUE] [RECIPE OTHER]
 
 Defaults: recipes/phase2_base.toml against recipes/transformer_base.toml. A step is one turn of the loop itself: batch,
 forward, backward, monitors, clip, update, the numbers read; no probe, evaluation or checkpoint. Both recipes are
 trained by one process, one step each in turns, so that other load on the machine reaches both. With ``--against``
 further processes, one for a recipe, do the same with the code of another checkout and its recipes of these names, in
 turns with this one: with the plugins that are installed here, or by ``--python``, the interpreter of an environment in
-which that checkout is installed with its own plugins, which may be of any version since 0.1. Printed are medians of
-wall clock and of processor time, and the median, the smallest and the largest of the ratios of neighbouring steps.
-Processor time leaves out the time that other processes have the core.
+which that checkout is installed with its own plugins, which may be of any version since 0.1; ``--set-here`` is for this
+checkout alone. Printed are medians of wall clock and of processor time, and the median, the smallest and the largest of
+the ratios of neighbouring steps. Processor time leaves out the time that other processes have the core. Two recipes in
+one process can slow each other down: name one to compare checkouts.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ def main() -> None:
     given.add_argument("--against", type=Path, metavar="CHECKOUT")
     given.add_argument("--python", type=Path, metavar="PYTHON")
     given.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given.add_argument("--set-here", action="append", default=[], metavar="KEY=VALUE")
     given.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = given.parse_args()
     default = [str(ROOT / "recipes" / f"{name}.toml") for name in ("phase2_base", "transformer_base")]
@@ -141,7 +143,7 @@ def main() -> None:
         return
     names = [Path(recipe).stem for recipe in recipes]
     with contextlib.ExitStack() as stack:
-        tokens, here = stack.enter_context(stepper(recipes, options.set))
+        tokens, here = stack.enter_context(stepper(recipes, [*options.set, *options.set_here]))
         sides: dict[str, Callable[[int], Step]] = {"here": here}
         sizes = {"here": tokens}
         if options.against is not None:
