@@ -21,6 +21,9 @@ from muse_core.cli.given_text import given_text
 from muse_core.cli.run_arguments import run_argument
 from muse_core.cli.threads import prepare_torch
 
+MOST_SAMPLES = 16_384
+"""Texts that are drawn together, each with its own state."""
+
 
 @click.command()
 @run_argument()
@@ -28,7 +31,7 @@ from muse_core.cli.threads import prepare_torch
 @click.option("--prompt-file", type=GivenPath(path_type=Path, allow_dash=True),
               help="File with the text to continue, in UTF-8; - is the standard input.")
 @click.option("--tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Tokens to draw.")
-@click.option("--samples", default=1, show_default=True, type=click.IntRange(min=1),
+@click.option("--samples", default=1, show_default=True, type=click.IntRange(1, MOST_SAMPLES),
               help="Texts to draw, together; their seeds are --seed and those that follow it.")
 @click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0.0),
               help="Spread of the draws; 0 takes the most likely token.")

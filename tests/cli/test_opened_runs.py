@@ -301,6 +301,9 @@ def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     twice = said("--prompt", "the quick", "--temperature", "0", "--stop", stop, "--samples", "2", "--tokens", "1000000")
     assert twice == f"--- sample 1, seed 0\n{ended}--- sample 2, seed 1\n{ended}"
     assert said("--prompt", "", "--temperature", "0")
+    for number in ("0", "16385", "100000000"):
+        refused = CliRunner().invoke(muse_command, ["generate", str(trained / "run"), "--prompt", "a", "--samples", number])
+        assert refused.exit_code == 2 and f"{number} is not in the range 1<=x<=16384" in refused.stderr
 
 
 def test_a_warning_stands_behind_the_text_that_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
