@@ -302,7 +302,8 @@ def test_prompts_samples_and_stops_of_generate(trained: Path) -> None:
     assert twice == f"--- sample 1, seed 0\n{ended}--- sample 2, seed 1\n{ended}"
     assert said("--prompt", "", "--temperature", "0")
     for number in ("0", "16385", "100000000"):
-        refused = CliRunner().invoke(muse_command, ["generate", str(trained / "run"), "--prompt", "a", "--samples", number])
+        line = ["generate", str(trained / "run"), "--prompt", "a", "--samples", number]
+        refused = CliRunner().invoke(muse_command, line)
         assert refused.exit_code == 2 and f"{number} is not in the range 1<=x<=16384" in refused.stderr
 
 
