@@ -69,11 +69,17 @@ class Recording(NamedTuple):
 
 
 @attrs.define
-class Comparisons:
-    """Of one recording with the plain pass."""
+class OfOneForm:
+    """Steps of one form: plain ones, their recording, and its comparisons with the plain pass."""
 
+    form: Form
+    number: int
+    """Which one of those that have been."""
+    plain: int = 0
+    """Steps that ran as they are before the recording."""
+    recording: Recording | None = None
     left: int = LOOKS
-    """That it has yet to come through, if none tells it to be the same before."""
+    """Comparisons that the recording has yet to come through, if none tells it to be the same before."""
     launches: int = 0
     agreed: int = 0
     """Launches when it was last told to be the same."""
@@ -116,47 +122,43 @@ class RecordedPasses:
         self.rounding = rounding
         self.recomputes = recomputes
         self.warn = warn
-        self.forms: list[Form] = []
-        self.seen: list[int] = []
-        """Plain steps of each form."""
-        self.recordings: dict[int, Recording] = {}
-        self.comparisons: dict[int, Comparisons] = {}
+        self.forms: list[OfOneForm] = []
         self.replayed = False
         """Whether the last step was a recording's, with its gradients where the recording has them."""
 
     def __call__(self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor) -> tuple[Packed, list[State]]:
         self.replayed = False
         leaves, form = form_of(list(pieces), list(carried), whole)
-        number = self._number_of(form)
-        if self.seen[number] < PLAIN:
-            self.seen[number] += 1
+        steps = self._steps_of(form)
+        if steps.plain < PLAIN:
+            steps.plain += 1
             return self._plain(pieces, carried, whole)
         own = None
-        compared = self.comparisons.setdefault(number, Comparisons())
-        if compared.due():
+        if steps.due():
             random = torch.cuda.get_rng_state()
-            plain = self._beside(pieces, carried, whole, compared)
+            plain = self._beside(pieces, carried, whole, steps)
             if plain is not None:
                 own = self._taken()
                 if not finite(own):  # nothing to compare a recording with; sums over processes, so that all see it
                     return self._left(own, plain)
-                if number not in self.recordings:
+                if steps.recording is None:
                     with self.ranks.at_work("the recording of a step"):
-                        self._require_all_record(number)
-                        self.recordings[number] = self._record(self.forms[number], leaves)
+                        self._require_all_record(steps.number)
+                        steps.recording = self._record(form, leaves)
             torch.cuda.set_rng_state(random)
-        recording = self.recordings[number]
-        compared.launches += 1
+        recording = steps.recording
+        assert recording is not None  # of the first comparison, which no step goes past
+        steps.launches += 1
         self.ranks.mark("the recorded forward and backward pass")
         tensors = [place for place, there in enumerate(recording.given) if isinstance(there, Tensor)]
         torch._foreach_copy_([recording.given[place] for place in tensors], [leaves[place] for place in tensors])
         recording.graph.replay()
         if own is not None:
-            compared.left -= 1
+            steps.left -= 1
             again = self._again(pieces, carried, whole, random)
-            if not self._same(own, recording.gradients, again, compared):
+            if not self._same(own, recording.gradients, again, steps):
                 return self._left(own, plain)
-            compared.left, compared.agreed = 0, compared.launches
+            steps.left, steps.agreed = 0, steps.launches
         self.replayed = True
         # What is carried to the next step must not be where that step writes.
         proposed = pytree.tree_map_only(Tensor, torch.Tensor.clone, recording.proposed)
@@ -170,42 +172,43 @@ class RecordedPasses:
 
     def release(self) -> None:
         """Forget what was recorded: NCCL ends a communicator when no graph that uses it is left."""
-        for recording in self.recordings.values():
-            recording.graph.reset()
-        self.recordings.clear()
+        for steps in self.forms:
+            if steps.recording is not None:
+                steps.recording.graph.reset()
+                steps.recording = None
 
     def _same(
         self, own: Mapping[str, Tensor], recorded: Mapping[str, Tensor], again: Iterator[Mapping[str, Tensor]],
-        compared: Comparisons,
+        steps: OfOneForm,
     ) -> bool:
         """``found_same``; what it raises says since when, if it was the same before."""
         try:
-            return found_same(own, recorded, again, self.ranks, last=not compared.left)
+            return found_same(own, recorded, again, self.ranks, last=not steps.left)
         except RecipeError as error:
-            if not compared.agreed:
+            if not steps.agreed:
                 raise
             raise RecipeError(
-                f"{error}. It was the plain one's {compared.launches - compared.agreed} launches before, since when "
+                f"{error}. It was the plain one's {steps.launches - steps.agreed} launches before, since when "
                 "something in Python has changed what a step computes, which a recording does not see: what was "
                 "trained meanwhile is not what the recipe says"
             ) from error
 
     def _beside(
-        self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor, compared: Comparisons
+        self, pieces: Sequence[Batch], carried: Sequence[State], whole: Tensor, steps: OfOneForm
     ) -> tuple[Packed, list[State]] | None:
         """The plain pass, to compare a launch with; None where a recording that was told to be the same before leaves
         no memory for it. Several processes end there, since those that have the memory would wait for the others."""
         try:
             return self._plain(pieces, carried, whole)
         except Exception as error:
-            if not compared.agreed or self.ranks.size > 1 or not ran_out(error):
+            if not steps.agreed or self.ranks.size > 1 or not ran_out(error):
                 raise
         self._taken()
-        compared.left = 0
+        steps.left = 0
         torch.cuda.empty_cache()
         self.warn(
             f"train.cuda_graph: there is no memory for a plain pass beside the recorded one, so that launch "
-            f"{compared.launches + 1} of this recording is not compared with it"
+            f"{steps.launches + 1} of this recording is not compared with it"
         )
         return None
 
@@ -241,18 +244,18 @@ class RecordedPasses:
                 f"waits for the others' - {OFF}"
             )
 
-    def _number_of(self, form: Form) -> int:
-        """Which form this is, of those that have been."""
-        if form not in self.forms:
-            if len(self.forms) == MOST:
-                raise RecipeError(
-                    f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches and of the state that they "
-                    f"start from, shares of targets by halves, places in the filters' period) cannot all be recorded "
-                    f"- {OFF}"
-                )
-            self.forms.append(form)
-            self.seen.append(0)
-        return self.forms.index(form)
+    def _steps_of(self, form: Form) -> OfOneForm:
+        for steps in self.forms:
+            if steps.form == form:
+                return steps
+        if len(self.forms) == MOST:
+            raise RecipeError(
+                f"train.cuda_graph: steps of more than {MOST} forms (shapes of batches and of the state that they "
+                f"start from, shares of targets by halves, places in the filters' period) cannot all be recorded "
+                f"- {OFF}"
+            )
+        self.forms.append(OfOneForm(form, len(self.forms)))
+        return self.forms[-1]
 
     def _taken(self) -> dict[str, Tensor]:
         """The gradients that a pass left at the weights, which have none afterwards."""

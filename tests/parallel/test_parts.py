@@ -216,9 +216,10 @@ def test_ranks_come_to_a_new_form_of_recorded_steps_in_the_same_step() -> None:
             own = list(micro_batches(forward.own_rows(batch), 1))
             room = forward.target_room(batch, own, 1)
             pieces = [to_device(piece, torch.device("cpu"), room) for piece in own]
-            recorder.seen = [0] * len(recorder.seen)  # nothing is recorded here
+            for steps in recorder.forms:
+                steps.plain = 0  # nothing is recorded here
             recorder(pieces, [None] * 2, torch.tensor(1.0))
-            found.append(recorder.seen.index(1))
+            found.append([steps.plain for steps in recorder.forms].index(1))
             for piece in pieces:
                 scored = piece.loss_mask.flatten() if piece.target_places is None else piece.loss_mask.flatten()[
                     piece.target_places

@@ -195,7 +195,7 @@ class Layer:
     def launches(self, number: int) -> list[int]:
         """Which of so many launches were compared with a plain pass."""
         found = []
-        for launch in range(self.passes.comparisons[0].launches + 1 if self.passes.comparisons else 1, number + 1):
+        for launch in range(self.passes.forms[0].launches + 1 if self.passes.forms else 1, number + 1):
             before, self.weight.grad = self.plain, None
             self.passes([torch.ones(2)], [None], torch.tensor(1.0))
             if self.plain > before:
