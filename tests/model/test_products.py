@@ -49,7 +49,7 @@ def test_right_products_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("value", [0.5, 2.0, torch.inf, -torch.inf, torch.nan, 0.0])
 @pytest.mark.parametrize("share,said", [
     ("20", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE is 20 here, with which cuBLAS does so - unset it"),
-    (None, "set_default_active_thread_percentage of its control program"),
+    (None, "take such a limit off; without one the GPU or its libraries are at fault"),
 ])
 def test_one_wrong_entry_is_found(
     value: float, share: str | None, said: str, monkeypatch: pytest.MonkeyPatch
