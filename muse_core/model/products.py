@@ -69,8 +69,8 @@ def _cause() -> str:
     if share is not None:
         return f" {SHARE} is {share} here, with which cuBLAS does so - unset it"
     return (
-        f" cuBLAS does so where CUDA's multi-process service gives a process a part of the GPU, as {SHARE} asks it to - "
-        "take such a limit off; without one the GPU or its libraries are at fault"
+        f" cuBLAS does so where CUDA's multi-process service gives a process a part of the GPU, as {SHARE} asks it "
+        "to - take such a limit off; without one the GPU or its libraries are at fault"
     )
 
 
